@@ -1,0 +1,74 @@
+"""What a stage core asks of its device, and what comes back. Plain data: no tensor library here.
+
+The device thread (``roles/``) takes a :class:`Work`, runs the span (``engine/``) and returns an
+:class:`Outcome`. The engine keeps nothing about a sequence but the KV rows in its slots: pages, positions
+and the history that penalties need all arrive with the work, so a crash of the core's bookkeeping
+and of the device's memory cannot disagree.
+"""
+
+from __future__ import annotations
+
+
+from bloombee.types import Epoch, Phase, PipelineId, SequenceId
+from bloombee.wire.messages import Pick, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The rows of one sequence in one microbatch.
+
+    Args:
+        position: absolute position of the first row; everything before it is in the KV pages.
+        tokens: [num_rows] little-endian uint32, the rows' token ids.
+        num_picks: sample a token after each of the last ``num_picks`` rows (last stage only).
+        pages: page ids that hold positions [0, position + num_rows); position q lives in slot
+            ``pages[q // page_size] * page_size + q % page_size``.
+        sampling: of the request; None on all but the last stage.
+        num_prompt_tokens: history before this index is prompt, from it on output.
+        history: [position + num_rows] little-endian uint32, all token ids so far, this segment's rows included;
+            empty unless the request has a penalty.
+    """
+
+    sequence: SequenceId
+    generation: int
+    position: int
+    tokens: bytes
+    num_picks: int
+    pages: tuple[int, ...]
+    sampling: Sampling | None = None
+    num_prompt_tokens: int = 0
+    history: bytes = b""
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.tokens) // 4
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One microbatch for the device: ``segments`` packed in order, rows [t, d] likewise."""
+
+    pipeline: PipelineId
+    epoch: Epoch
+    number: int
+    phase: Phase
+    segments: tuple[Segment, ...]
+    hidden: object | None = field(default=None, compare=False)
+    """Handle of the activations' frame as the transport gave it, still encoded; None on stage 0. It covers the
+    rows of ``hidden_rows``, which may be more than the segments' (rows already held are skipped)."""
+    hidden_rows: tuple[tuple[int, int], ...] = ()
+    """Per segment: [start, stop) of its rows in the frame."""
+
+    @property
+    def num_rows(self) -> int:
+        return sum(segment.num_rows for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Exactly one of: activations for the next stage, or (last stage) picks."""
+
+    number: int
+    hidden: object | None = field(default=None, compare=False)
+    """Encoded frame to send; opaque to the core."""
+    picks: tuple[Pick, ...] = ()

@@ -1,0 +1,141 @@
+"""The nouns that every layer shares. Imports nothing of ours.
+
+Shapes use one alphabet everywhere: b sequences, t new tokens (rows), d hidden size, h attention
+heads, k KV heads, e head dim, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+WorkerId = int
+"""Number a head gives a worker when it joins; 0 is the head itself."""
+PipelineId = int
+Epoch = int
+SequenceId = int
+"""Grows by one with each sequence a scheduler opens; never used again."""
+
+HEAD: WorkerId = 0
+
+
+class Dtype(enum.StrEnum):
+    """Element type of weights and activations."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
+    @property
+    def num_bytes(self) -> int:
+        return 4 if self is Dtype.FLOAT32 else 2
+
+
+class Phase(enum.IntEnum):
+    """What a microbatch is made of; decode overtakes prefill."""
+
+    DECODE = 0
+    PREFILL = 1
+
+
+class Lane(enum.IntEnum):
+    """The two connections of a link. Nothing overtakes inside one TCP stream, so there are two."""
+
+    CONTROL = 0
+    BULK = 1
+
+
+class FinishReason(enum.StrEnum):
+    STOP = "stop"
+    """An end token or a stop string; the stop string itself is not part of the text."""
+    LENGTH = "length"
+    """``max_new_tokens`` reached."""
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """Contiguous layers [start, stop)."""
+
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop:
+            raise ValueError(f"span [{self.start}, {self.stop}) is empty or negative")
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __contains__(self, layer: object) -> bool:
+        return isinstance(layer, int) and self.start <= layer < self.stop
+
+    def __str__(self) -> str:
+        return f"[{self.start}, {self.stop})"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one request turns logits into tokens. Order: penalties, temperature, top-k, top-p, min-p, pick.
+
+    Args:
+        max_new_tokens: >= 1.
+        temperature: >= 0; 0 is greedy (no noise, lowest id wins a tie).
+        top_k: keep the k best; 0 keeps all.
+        top_p: keep the smallest set whose probabilities reach p, in (0, 1]; 1 keeps all.
+        min_p: keep what has at least this share of the best probability, in [0, 1]; 0 keeps all.
+        repetition_penalty: > 0; divides positive, multiplies negative logits of every token seen
+            in prompt or output; 1 is off. Source: arXiv 1909.05858.
+        presence_penalty: subtracted once from logits of tokens in the output; 0 is off.
+        frequency_penalty: subtracted per occurrence in the output; 0 is off.
+        seed: of the noise, an unsigned 64-bit integer; None draws one when the request is made.
+        stop: strings that end the text; not part of it.
+        logprobs: None, or how many most likely tokens to report per position besides the picked one
+            (0: the picked one only), <= 20. Of the model's own distribution: before penalties and filters.
+        ignore_eos: go on past end tokens.
+
+    Raises:
+        ValueError: a value outside its range; the message names the field and what is allowed.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        elif not isinstance(self.stop, tuple):
+            object.__setattr__(self, "stop", tuple(self.stop))
+        for ok, field, allowed in (
+            (_whole(self.max_new_tokens) and 1 <= self.max_new_tokens < 2**31, "max_new_tokens", "a whole number >= 1"),
+            (_finite(self.temperature) and 0 <= self.temperature <= 1e4, "temperature", "a number from 0 to 10000"),
+            (_whole(self.top_k) and 0 <= self.top_k < 2**31, "top_k", "a whole number >= 0 (0: all)"),
+            (_finite(self.top_p) and 0 < self.top_p <= 1, "top_p", "a number in (0, 1] (1: all)"),
+            (_finite(self.min_p) and 0 <= self.min_p <= 1, "min_p", "a number in [0, 1] (0: all)"),
+            (_finite(self.repetition_penalty) and 0 < self.repetition_penalty <= 1e4, "repetition_penalty", "a number in (0, 10000] (1: off)"),
+            (_finite(self.presence_penalty) and abs(self.presence_penalty) <= 1e4, "presence_penalty", "a number from -10000 to 10000 (0: off)"),
+            (_finite(self.frequency_penalty) and abs(self.frequency_penalty) <= 1e4, "frequency_penalty", "a number from -10000 to 10000 (0: off)"),
+            (self.seed is None or (_whole(self.seed) and 0 <= self.seed < 2**64), "seed", "a whole number from 0 to 2**64 - 1"),
+            (len(self.stop) <= 16 and all(isinstance(s, str) and s for s in self.stop), "stop", "at most 16 non-empty strings"),
+            (self.logprobs is None or (_whole(self.logprobs) and 0 <= self.logprobs <= 20), "logprobs", "a whole number from 0 to 20, or None"),
+        ):
+            if not ok:
+                raise ValueError(f"{field} = {getattr(self, field)!r}: must be {allowed}")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")

@@ -1,0 +1,304 @@
+"""Every message of the protocol: the one list of what may be on the network.
+
+A message is a frozen struct; on the wire it is a msgpack array ``[tag, field, ...]`` with an integer
+tag. The decoder is closed and bounded: an unknown tag, a missing, surplus or out-of-range field gives
+:class:`~bloombee.errors.RemoteProtocolError` with the path of the field (``wire/schema.py``). Tensors are
+never inside a message: they are frames of their own, described in the envelope (``wire/envelope.py``).
+
+Who says what to whom (docs/wire.md has the rules of each)::
+
+    worker -> head      Join Hello Progress Ready StageFailed Heartbeat Closed Goodbye
+    head -> worker      Joined Refused Welcome Assign Retire Close Heartbeat Goodbye
+    along the ring      Forward (scheduler -> stage 0 -> ... -> last stage), Verdict (last stage -> scheduler)
+    against the ring    Ack Gap
+    worker -> worker    Hello Welcome Refused, then the ring's
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+PROTOCOL_VERSION = 1
+
+MAX_HEADER_BYTES = 1 << 20
+"""Largest header frame; checked before it is parsed."""
+MAX_ROWS = 1 << 16
+"""Most rows (new tokens) in one frame."""
+MAX_ITEMS = 4096
+"""Most sequences in one frame."""
+
+U8 = Annotated[int, Meta(ge=0, le=2**8 - 1)]
+U16 = Annotated[int, Meta(ge=0, le=2**16 - 1)]
+U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+U63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+U64 = Annotated[int, Meta(ge=0, le=2**64 - 1)]
+Real = Annotated[float, Meta(ge=-1e18, le=1e18)]
+Name = Annotated[str, Meta(max_length=256)]
+Path = Annotated[str, Meta(max_length=4096)]
+Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
+LinkId = Annotated[bytes, Meta(min_length=16, max_length=16)]
+"""Unguessable routing id of one link; lane n of it is the id + one byte n."""
+Text = Annotated[str, Meta(max_length=8192)]
+Facts = Annotated[dict[Name, Text | int | float | bool | None], Meta(max_length=32)]
+
+
+class Message(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of all messages."""
+
+
+class Part(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of what messages are made of."""
+
+
+# -- membership and handshake ------------------------------------------------------------------
+
+
+class Join(Message, frozen=True, tag=1):
+    """The only message that a head reads from an unknown key."""
+
+    protocol: U16
+    secret: Annotated[bytes, Meta(min_length=16, max_length=64)]
+    name: Name
+    software: Name
+    endpoint: Path
+    """Where other workers reach this one (``tcp://host:port``); empty if they cannot."""
+    device: Name
+    memory_bytes: U63
+    """What a span (weights + KV) may use on this worker."""
+    codecs: Annotated[tuple[U16, ...], Meta(max_length=64)]
+
+
+class Joined(Message, frozen=True, tag=2):
+    worker: U32
+    swarm: U64
+    heartbeat_s: Real
+    silence_s: Real
+    """A side that hears nothing for this long declares the other gone."""
+
+
+class Refused(Message, frozen=True, tag=3):
+    """A typed error (errors.to_wire) in answer to whatever the peer sent."""
+
+    code: Name
+    fields: Facts
+
+
+class Hello(Message, frozen=True, tag=4):
+    """First message on each lane, from the side that dialled."""
+
+    protocol: U16
+    swarm: U64
+    worker: U32
+    software: Name
+    codecs: Annotated[tuple[U16, ...], Meta(max_length=64)]
+    sent_ns: U63
+
+
+class Welcome(Message, frozen=True, tag=5):
+    """Answer to Hello; with the dialler's receive time the four stamps give the clock offset."""
+
+    protocol: U16
+    codecs: Annotated[tuple[U16, ...], Meta(max_length=64)]
+    hello_sent_ns: U63
+    received_ns: U63
+    sent_ns: U63
+
+
+class Heartbeat(Message, frozen=True, tag=6):
+    count: U63
+
+
+class Goodbye(Message, frozen=True, tag=7):
+    reason: Text
+
+
+# -- plans -------------------------------------------------------------------------------------
+
+
+class Peer(Part, frozen=True):
+    """One end of a worker -> worker link, as the head tells it to the other end."""
+
+    worker: U32
+    endpoint: Path
+    key: Key
+    link: LinkId
+
+
+class Assign(Message, frozen=True, tag=16):
+    """Become stage ``stage`` of ``pipeline`` in plan ``epoch``."""
+
+    pipeline: U32
+    epoch: U32
+    stage: U16
+    num_stages: U16
+    start: U16
+    stop: U16
+    num_layers: U16
+    model: Path
+    config_digest: Annotated[bytes, Meta(min_length=16, max_length=32)]
+    dtype: Name
+    num_pages: U32
+    page_size: U16
+    num_microbatches: U16
+    """Credits this stage grants its predecessor."""
+    predecessor: Peer | None
+    """None: the scheduler feeds this stage over the head's link."""
+    successor: Peer | None
+    """None: this stage sends verdicts over the head's link."""
+    trace: bool
+
+
+class Progress(Message, frozen=True, tag=17):
+    pipeline: U32
+    epoch: U32
+    loaded_bytes: U63
+    total_bytes: U63
+
+
+class Ready(Message, frozen=True, tag=18):
+    pipeline: U32
+    epoch: U32
+    weight_bytes: U63
+    kv_bytes: U63
+
+
+class StageFailed(Message, frozen=True, tag=19):
+    """A stage cannot go on: loading failed, the device failed, a link of its own is gone."""
+
+    pipeline: U32
+    epoch: U32
+    code: Name
+    fields: Facts
+
+
+class Retire(Message, frozen=True, tag=20):
+    """Refuse every frame of this epoch from now on and free what only it used."""
+
+    pipeline: U32
+    epoch: U32
+
+
+# -- the ring ----------------------------------------------------------------------------------
+
+
+class Sampling(Part, frozen=True):
+    """What the last stage needs of a request; see types.SamplingParams."""
+
+    temperature: Real
+    top_k: U32
+    top_p: Real
+    min_p: Real
+    repetition_penalty: Real
+    presence_penalty: Real
+    frequency_penalty: Real
+    seed: U64
+    logprobs: Annotated[int, Meta(ge=-1, le=20)]
+    """-1: none wanted."""
+
+
+class Opening(Part, frozen=True):
+    """Travels with the rows at position 0, so that a replay from 0 needs nothing else."""
+
+    num_prompt_tokens: U32
+    sampling: Sampling
+
+
+class Item(Part, frozen=True):
+    """The rows of one sequence in a Forward, at positions ``position ..``."""
+
+    sequence: U63
+    generation: U32
+    position: U32
+    tokens: Annotated[bytes, Meta(min_length=4, max_length=4 * MAX_ROWS)]
+    """[num_rows] little-endian uint32."""
+    num_picks: U32
+    """How many of the last rows get a token sampled (0: a chunk of a prompt that is not its last)."""
+    opening: Opening | None
+    """Present iff ``position`` is 0."""
+    parents: Annotated[tuple[U16, ...], Meta(max_length=MAX_ROWS)] | None
+    """Rows as a tree: row i hangs on row ``parents[i] - 1``, 0 being the sequence's last confirmed
+    row. None: a chain. Refused until drafts travel as trees."""
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.tokens) // 4
+
+
+class Forward(Message, frozen=True, tag=32):
+    """One microbatch on its way. Carries one tensor frame [rows, d] except on the link to stage 0."""
+
+    pipeline: U32
+    epoch: U32
+    frame: U63
+    """Counts the frames of this link in this epoch from 0; a resent frame keeps its number."""
+    phase: U8
+    items: Annotated[tuple[Item, ...], Meta(min_length=1, max_length=MAX_ITEMS)]
+
+
+class Pick(Part, frozen=True):
+    """A sampled token and the absolute position it takes."""
+
+    sequence: U63
+    generation: U32
+    position: U32
+    token: U32
+    logprob: Real | None
+    top: Annotated[tuple[tuple[U32, Real], ...], Meta(max_length=20)]
+
+
+class Verdict(Message, frozen=True, tag=33):
+    pipeline: U32
+    epoch: U32
+    frame: U63
+    picks: Annotated[tuple[Pick, ...], Meta(max_length=MAX_ROWS)]
+
+
+class Ack(Message, frozen=True, tag=34):
+    """What the receiver has and may still get; says the same thing however often it is said."""
+
+    pipeline: U32
+    epoch: U32
+    upto: U63
+    """Every frame < upto is held."""
+    extra: Annotated[tuple[U63, ...], Meta(max_length=256)]
+    """Frames >= upto that are held too."""
+    limit: U63
+    """The sender may send frames < limit (credit)."""
+
+
+class Gap(Message, frozen=True, tag=35):
+    """Rows came that start beyond what is held; resend from ``have``."""
+
+    pipeline: U32
+    epoch: U32
+    sequence: U63
+    generation: U32
+    have: U32
+
+
+class Close(Message, frozen=True, tag=36):
+    """Free the KV of ``sequences`` and of every sequence < floor; late frames of them are dropped."""
+
+    pipeline: U32
+    epoch: U32
+    sequences: Annotated[tuple[U63, ...], Meta(max_length=MAX_ITEMS)]
+    floor: U63
+
+
+class Closed(Message, frozen=True, tag=37):
+    """Answer to Close; ``pages_free`` lets the head see a leak."""
+
+    pipeline: U32
+    epoch: U32
+    sequences: Annotated[tuple[U63, ...], Meta(max_length=MAX_ITEMS)]
+    floor: U63
+    pages_free: U32
+
+
+AnyMessage = (
+    Join | Joined | Refused | Hello | Welcome | Heartbeat | Goodbye
+    | Assign | Progress | Ready | StageFailed | Retire
+    | Forward | Verdict | Ack | Gap | Close | Closed
+)  # fmt: skip
