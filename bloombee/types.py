@@ -122,12 +122,28 @@ class SamplingParams:
             (_whole(self.top_k) and 0 <= self.top_k < 2**31, "top_k", "a whole number >= 0 (0: all)"),
             (_finite(self.top_p) and 0 < self.top_p <= 1, "top_p", "a number in (0, 1] (1: all)"),
             (_finite(self.min_p) and 0 <= self.min_p <= 1, "min_p", "a number in [0, 1] (0: all)"),
-            (_finite(self.repetition_penalty) and 0 < self.repetition_penalty <= 1e4, "repetition_penalty", "a number in (0, 10000] (1: off)"),
-            (_finite(self.presence_penalty) and abs(self.presence_penalty) <= 1e4, "presence_penalty", "a number from -10000 to 10000 (0: off)"),
-            (_finite(self.frequency_penalty) and abs(self.frequency_penalty) <= 1e4, "frequency_penalty", "a number from -10000 to 10000 (0: off)"),
+            (
+                _finite(self.repetition_penalty) and 0 < self.repetition_penalty <= 1e4,
+                "repetition_penalty",
+                "a number in (0, 10000] (1: off)",
+            ),
+            (
+                _finite(self.presence_penalty) and abs(self.presence_penalty) <= 1e4,
+                "presence_penalty",
+                "a number from -10000 to 10000 (0: off)",
+            ),
+            (
+                _finite(self.frequency_penalty) and abs(self.frequency_penalty) <= 1e4,
+                "frequency_penalty",
+                "a number from -10000 to 10000 (0: off)",
+            ),
             (self.seed is None or (_whole(self.seed) and 0 <= self.seed < 2**64), "seed", "a whole number from 0 to 2**64 - 1"),
             (len(self.stop) <= 16 and all(isinstance(s, str) and s for s in self.stop), "stop", "at most 16 non-empty strings"),
-            (self.logprobs is None or (_whole(self.logprobs) and 0 <= self.logprobs <= 20), "logprobs", "a whole number from 0 to 20, or None"),
+            (
+                self.logprobs is None or (_whole(self.logprobs) and 0 <= self.logprobs <= 20),
+                "logprobs",
+                "a whole number from 0 to 20, or None",
+            ),
         ):
             if not ok:
                 raise ValueError(f"{field} = {getattr(self, field)!r}: must be {allowed}")

@@ -8,7 +8,6 @@ and of the device's memory cannot disagree.
 
 from __future__ import annotations
 
-
 from bloombee.types import Epoch, Phase, PipelineId, SequenceId
 from bloombee.wire.messages import Pick, Sampling
 
@@ -51,6 +50,9 @@ class Work:
     pipeline: PipelineId
     epoch: Epoch
     number: int
+    """Counts the works of one stage."""
+    microbatch: int
+    """The scheduler's number, for traces."""
     phase: Phase
     segments: tuple[Segment, ...]
     hidden: object | None = field(default=None, compare=False)

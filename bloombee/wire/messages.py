@@ -33,7 +33,8 @@ U8 = Annotated[int, Meta(ge=0, le=2**8 - 1)]
 U16 = Annotated[int, Meta(ge=0, le=2**16 - 1)]
 U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 U63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-U64 = Annotated[int, Meta(ge=0, le=2**64 - 1)]
+U64 = Annotated[int, Meta(ge=0)]
+"""msgpack has no integer above 2**64 - 1, and msgspec takes no bound that exceeds an int64."""
 Real = Annotated[float, Meta(ge=-1e18, le=1e18)]
 Name = Annotated[str, Meta(max_length=256)]
 Path = Annotated[str, Meta(max_length=4096)]
@@ -233,8 +234,11 @@ class Forward(Message, frozen=True, tag=32):
     epoch: U32
     frame: U63
     """Counts the frames of this link in this epoch from 0; a resent frame keeps its number."""
+    microbatch: U63
+    """The scheduler's number; the same all the way round, so that every microbatch comes home."""
     phase: U8
-    items: Annotated[tuple[Item, ...], Meta(min_length=1, max_length=MAX_ITEMS)]
+    items: Annotated[tuple[Item, ...], Meta(max_length=MAX_ITEMS)]
+    """Empty once every sequence of the microbatch has been closed; then there is no tensor."""
 
 
 class Pick(Part, frozen=True):
@@ -252,6 +256,7 @@ class Verdict(Message, frozen=True, tag=33):
     pipeline: U32
     epoch: U32
     frame: U63
+    microbatch: U63
     picks: Annotated[tuple[Pick, ...], Meta(max_length=MAX_ROWS)]
 
 

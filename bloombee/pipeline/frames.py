@@ -1,0 +1,152 @@
+"""Frames of one directed link in one epoch: numbering, credit, keeping until acknowledged, resending.
+
+The two ends are pure and symmetric: :class:`FrameSender` on one side, :class:`FrameReceiver` on the other. What an
+acknowledgement says is absolute (everything below a number, and a limit), so it may be lost, doubled or
+late without harm. Source: docs/wire.md, "Frames, acknowledgements, credit".
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from bloombee.errors import RemoteProtocolError
+from bloombee.pipeline.commands import Send
+from bloombee.wire.messages import Ack, Forward
+
+MAX_EXTRA = 256
+MAX_RESEND_FACTOR = 16
+
+
+@dataclass(slots=True)
+class _Kept:
+    send: Send
+    sent_at: float
+    tries: int = 1
+
+
+@dataclass(slots=True)
+class FrameSender:
+    """Sends at most up to the receiver's limit; the rest waits here in order.
+
+    Args:
+        limit: frames < limit may be sent before the first acknowledgement arrives.
+        resend_after_s: silence after which a kept frame is sent again; doubles with every try.
+    """
+
+    limit: int
+    resend_after_s: float
+    _next: int = 0
+    _kept: dict[int, _Kept] = field(default_factory=dict)
+    _backlog: deque[Callable[[int], Send]] = field(default_factory=deque)
+
+    @property
+    def num_backlog(self) -> int:
+        """Frames made but not allowed out yet."""
+        return len(self._backlog)
+
+    @property
+    def num_kept(self) -> int:
+        """Frames sent and not acknowledged."""
+        return len(self._kept)
+
+    def can_send(self) -> bool:
+        return self._next < self.limit and not self._backlog
+
+    def push(self, make: Callable[[int], Send], now: float) -> list[Send]:
+        """Number and send a frame if credit allows, else keep it back. ``make`` gets its number."""
+        self._backlog.append(make)
+        return self._drain(now)
+
+    def acknowledge(self, ack: Ack, now: float) -> list[Send]:
+        """Forget what the receiver holds, take its limit, send what now may go.
+
+        Raises:
+            RemoteProtocolError: it acknowledges a frame that was never sent; nothing changed.
+        """
+        if ack.upto > self._next or any(number >= self._next for number in ack.extra):
+            raise RemoteProtocolError(f"frames up to {ack.upto} acknowledged, {self._next} were sent", path="$.upto")
+        extra = set(ack.extra)
+        for number in [n for n in self._kept if n < ack.upto or n in extra]:
+            del self._kept[number]
+        self.limit = max(self.limit, ack.limit)
+        return self._drain(now)
+
+    def resend(self, now: float, wanted: Callable[[Send], bool]) -> list[Send]:
+        """Again every kept frame that ``wanted`` says, in order."""
+        again = [kept for kept in self._kept.values() if wanted(kept.send)]
+        for kept in again:
+            kept.sent_at = now
+            kept.tries += 1
+        return [kept.send for kept in again]
+
+    def tick(self, now: float) -> list[Send]:
+        """Again every kept frame that has been silent too long."""
+        overdue = {
+            id(kept.send)
+            for kept in self._kept.values()
+            if now - kept.sent_at >= self.resend_after_s * min(MAX_RESEND_FACTOR, 2 ** (kept.tries - 1))
+        }
+        return self.resend(now, lambda send: id(send) in overdue) if overdue else []
+
+    def resend_rows(self, sequence: int, have: int, now: float) -> list[Send]:
+        """Again every kept frame with rows of ``sequence`` at positions >= ``have``."""
+
+        def has_rows(send: Send) -> bool:
+            message = send.message
+            return isinstance(message, Forward) and any(
+                item.sequence == sequence and item.position + item.num_rows > have for item in message.items
+            )
+
+        return self.resend(now, has_rows)
+
+    def _drain(self, now: float) -> list[Send]:
+        sends = []
+        while self._backlog and self._next < self.limit:
+            send = self._backlog.popleft()(self._next)
+            self._kept[self._next] = _Kept(send, now)
+            self._next += 1
+            sends.append(send)
+        return sends
+
+
+@dataclass(slots=True)
+class FrameReceiver:
+    """Knows which frames are held and grants credit for ``window`` frames that are not done yet."""
+
+    window: int
+    _upto: int = 0
+    _extra: set[int] = field(default_factory=set)
+    _open: set[int] = field(default_factory=set)
+
+    @property
+    def limit(self) -> int:
+        """Frames < limit have credit: ``window`` from the lowest that is not done. Never falls."""
+        return min(self._upto, min(self._open, default=self._upto)) + self.window
+
+    def holds(self, number: int) -> bool:
+        return number < self._upto or number in self._extra
+
+    def check(self, number: int) -> None:
+        """Raises RemoteProtocolError if the sender has no credit for this frame."""
+        if number >= self.limit:
+            raise RemoteProtocolError(f"frame {number} sent without credit (limit {self.limit})", path="$.frame")
+
+    def hold(self, number: int) -> None:
+        """The frame was taken in; its credit stays in use until :meth:`retire`."""
+        if self.holds(number):
+            return
+        self._extra.add(number)
+        self._open.add(number)
+        while self._upto in self._extra:
+            self._extra.discard(self._upto)
+            self._upto += 1
+
+    def retire(self, numbers: Iterable[int]) -> None:
+        """The frames are done with; their credit goes back to the sender with the next acknowledgement."""
+        self._open.difference_update(numbers)
+
+    def acknowledgement(self, pipeline: int, epoch: int) -> Ack:
+        extra = tuple(sorted(self._extra)[:MAX_EXTRA])
+        return Ack(pipeline=pipeline, epoch=epoch, upto=self._upto, extra=extra, limit=self.limit)

@@ -1,0 +1,331 @@
+"""The head: who is in the swarm, who runs what, which requests the application has. Pure.
+
+Life of a swarm: workers join until the asked number is there; the plan is made and assigned; each stage reports
+progress, then Ready; when all are ready the scheduler starts. From then on a lost worker ends the pipeline and every
+request with it (recovery comes later; the protocol allows for it already).
+Requests may be submitted at any time; they wait in the scheduler.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bloombee.errors import (
+    BloomBeeError,
+    ConfigError,
+    DeadlineExceeded,
+    LinkDown,
+    LocalProtocolError,
+    QueueFull,
+    RemoteProtocolError,
+    from_wire,
+)
+from bloombee.pipeline.commands import (
+    Command,
+    Conclude,
+    Deliver,
+    Dismiss,
+    PipelineDown,
+    PipelineUp,
+    PlanMade,
+    ReportProgress,
+    Send,
+    TellScheduler,
+)
+from bloombee.pipeline.events import (
+    Cancel,
+    CancelRequest,
+    Emitted,
+    Ended,
+    Open,
+    PipelineLost,
+    PlanReady,
+    SchedulerFailed,
+    SchedulerSaid,
+    Submit,
+    Tick,
+    WorkerGone,
+    WorkerJoined,
+    WorkerSaid,
+)
+from bloombee.plan.plan import Plan, StagePlan, check_memory, split_layers
+from bloombee.types import Dtype, Lane, SequenceId, Span, WorkerId
+from bloombee.wire.messages import Assign, Heartbeat, Peer, Progress, Ready, StageFailed
+
+PIPELINE = 1
+Event = WorkerJoined | WorkerSaid | WorkerGone | Submit | CancelRequest | SchedulerSaid | Tick
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What the head is asked to build; facts of the model come from its card (engine/describe.py)."""
+
+    model: str
+    config_digest: bytes
+    dtype: Dtype
+    num_workers: int
+    split: tuple[int, ...] | None
+    span_bytes: tuple[int, ...]
+    """Weights of each layer in the run's dtype."""
+    first_bytes: int
+    """What stage 0 has besides: the embedding."""
+    last_bytes: int
+    """What the last stage has besides: norm and LM head."""
+    kv_bytes_per_token: tuple[int, ...]
+    """KV of each layer."""
+    num_pages: int
+    page_size: int
+    num_microbatches: int
+    trace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLimits:
+    max_waiting: int
+    """Requests that may be open or waiting at once."""
+    heartbeat_s: float
+    silence_s: float
+    load_deadline_s: float
+
+
+@dataclass(slots=True)
+class _Worker:
+    id: WorkerId
+    name: str
+    endpoint: str
+    key: bytes
+    memory_bytes: int
+    heard_at: float
+    spoke_at: float = 0.0
+    stage: int | None = None
+    ready: bool = False
+
+
+@dataclass(slots=True)
+class HeadCore:
+    """events: see ``Event``. commands: all but Compute and TellHead; Send goes to a worker id."""
+
+    request: PlanRequest
+    limits: HeadLimits
+    links: list[bytes]
+    """Fresh unguessable link ids for worker -> worker links, one a hop; the core itself has no randomness."""
+    plan: Plan | None = None
+    error: BloomBeeError | None = None
+    """Why the pipeline is down for good."""
+    is_up: bool = False
+    _workers: dict[WorkerId, _Worker] = field(default_factory=dict)
+    _requests: dict[int, SequenceId] = field(default_factory=dict)
+    _sequences: dict[SequenceId, int] = field(default_factory=dict)
+    _next_sequence: SequenceId = 1
+    _beats: int = 0
+    _assigned_at: float = 0.0
+
+    def handle(self, event: Event) -> list[Command]:
+        """Raises RemoteProtocolError for a message that its sender must not send; the state is as it was."""
+        match event:
+            case WorkerJoined():
+                return self._joined(event)
+            case WorkerSaid(worker=worker, message=message, now=now):
+                return self._said(worker, message, now)
+            case WorkerGone(worker=worker, reason=reason):
+                return self._gone(worker, reason, event.now)
+            case Submit():
+                return self._submit(event)
+            case CancelRequest(request=request, now=now):
+                sequence = self._requests.get(request)
+                return [] if sequence is None else [TellScheduler(Cancel(sequence, now))]
+            case SchedulerSaid(message=message, now=now):
+                return self._scheduler_said(message, now)
+            case Tick(now=now):
+                return self._tick(now)
+        raise LocalProtocolError(f"{event!r} is not an event of the head")
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._requests)
+
+    def stage_of(self, worker: WorkerId) -> int | None:
+        known = self._workers.get(worker)
+        return known.stage if known else None
+
+    def num_joined(self) -> int:
+        return len(self._workers)
+
+    # -- workers ---------------------------------------------------------------------------
+
+    def _joined(self, event: WorkerJoined) -> list[Command]:
+        if event.worker in self._workers:
+            raise LocalProtocolError(f"worker {event.worker} joined twice")
+        self._workers[event.worker] = _Worker(
+            event.worker, event.name, event.endpoint, event.key, event.memory_bytes, heard_at=event.now
+        )
+        if self.plan is None and self.error is None and len(self._workers) == self.request.num_workers:
+            return self._make_plan(event.now)
+        return []
+
+    def _make_plan(self, now: float) -> list[Command]:
+        request = self.request
+        try:
+            workers = list(self._workers.values())
+            spans = split_layers(len(request.span_bytes), request.num_workers, request.split)
+            stages = tuple(self._stage(index, workers[index], span.start, span.stop) for index, span in enumerate(spans))
+            for stage, worker in zip(stages, workers, strict=True):
+                check_memory(stage, worker.memory_bytes)
+                if stage.index > 0 and not worker.endpoint:
+                    raise ConfigError(
+                        f"worker {worker.name!r} cannot be reached by the worker before it: start it with --listen and --advertise",
+                        worker=worker.name,
+                    )
+        except BloomBeeError as error:
+            return self._down(error, now)
+        self.plan = Plan(
+            pipeline=PIPELINE,
+            epoch=1,
+            model=request.model,
+            dtype=request.dtype,
+            num_layers=len(request.span_bytes),
+            num_pages=request.num_pages,
+            page_size=request.page_size,
+            num_microbatches=request.num_microbatches,
+            stages=stages,
+        )
+        self._assigned_at = now
+        for stage in stages:
+            self._workers[stage.worker].stage = stage.index
+        return [PlanMade(self.plan), *(self._assign(self.plan, stage.index) for stage in stages)]
+
+    def _stage(self, index: int, worker: _Worker, start: int, stop: int) -> StagePlan:
+        request = self.request
+        weights = sum(request.span_bytes[start:stop])
+        if start == 0:
+            weights += request.first_bytes
+        if stop == len(request.span_bytes):
+            weights += request.last_bytes
+        tokens = request.num_pages * request.page_size
+        kv = tokens * sum(request.kv_bytes_per_token[start:stop])
+        return StagePlan(index, worker.id, worker.name, Span(start, stop), weights, kv)
+
+    def _assign(self, plan: Plan, index: int) -> Send:
+        stage = plan.stages[index]
+        message = Assign(
+            pipeline=plan.pipeline,
+            epoch=plan.epoch,
+            stage=index,
+            num_stages=len(plan.stages),
+            start=stage.span.start,
+            stop=stage.span.stop,
+            num_layers=plan.num_layers,
+            model=plan.model,
+            config_digest=self.request.config_digest,
+            dtype=str(plan.dtype),
+            num_pages=plan.num_pages,
+            page_size=plan.page_size,
+            num_microbatches=plan.num_microbatches,
+            predecessor=self._peer(plan, index - 1, index - 1),
+            successor=self._peer(plan, index + 1, index),
+            trace=self.request.trace,
+        )
+        return Send(stage.worker, Lane.CONTROL, message)
+
+    def _peer(self, plan: Plan, index: int, hop: int) -> Peer | None:
+        """The worker at ``index`` as its neighbour over hop ``hop`` gets to know it."""
+        if not 0 <= index < len(plan.stages):
+            return None
+        worker = self._workers[plan.stages[index].worker]
+        return Peer(worker=worker.id, endpoint=worker.endpoint, key=worker.key, link=self.links[hop])
+
+    def _said(self, worker_id: WorkerId, message: object, now: float) -> list[Command]:
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            raise RemoteProtocolError(f"worker {worker_id} is not in the swarm")
+        worker.heard_at = now
+        match message:
+            case Heartbeat():
+                return []
+            case Progress(loaded_bytes=loaded, total_bytes=total) if worker.stage is not None:
+                return [ReportProgress(worker_id, worker.stage, loaded, total)]
+            case Ready() if self.plan is not None and worker.stage is not None:
+                worker.ready = True
+                if self.is_up or self.error or not all(self._workers[s.worker].ready for s in self.plan.stages):
+                    return []
+                self.is_up = True
+                return [PipelineUp(self.plan), TellScheduler(PlanReady(self.plan, now))]
+            case StageFailed(code=code, fields=fields):
+                cause = from_wire(code, fields)
+                error = type(cause)(f"worker {worker.name!r}: {cause.message}", **{**cause.fields, "worker": worker.name})
+                return self._down(error, now)
+        raise RemoteProtocolError(f"{type(message).__name__} from worker {worker.name!r} is not expected now")
+
+    def _gone(self, worker_id: WorkerId, reason: str, now: float) -> list[Command]:
+        worker = self._workers.pop(worker_id, None)
+        if worker is None:
+            return []
+        if self.plan is None or worker.stage is None:
+            return []
+        error = LinkDown(f"worker {worker.name!r} is gone ({reason}); restart it and the Runtime", worker=worker.name)
+        return self._down(error, now)
+
+    def _down(self, error: BloomBeeError, now: float) -> list[Command]:
+        if self.error is not None:
+            return []
+        self.error = error
+        self.is_up = False
+        return [PipelineDown(error), TellScheduler(PipelineLost(error, now))]
+
+    def _tick(self, now: float) -> list[Command]:
+        commands: list[Command] = []
+        for worker in list(self._workers.values()):
+            if now - worker.heard_at > self.limits.silence_s:
+                error = LinkDown(f"worker {worker.name!r} has been silent for {now - worker.heard_at:.1f} s", worker=worker.name)
+                commands += [Dismiss(worker.id, error), *self._gone(worker.id, f"silent for {now - worker.heard_at:.1f} s", now)]
+            elif now - worker.spoke_at >= self.limits.heartbeat_s:
+                worker.spoke_at = now
+                self._beats += 1
+                commands.append(Send(worker.id, Lane.CONTROL, Heartbeat(count=self._beats)))
+        if self.plan and not self.is_up and not self.error and now - self._assigned_at > self.limits.load_deadline_s:
+            late = [w.name for w in self._workers.values() if w.stage is not None and not w.ready]
+            error = DeadlineExceeded(
+                f"loading took longer than load_deadline_s = {self.limits.load_deadline_s:g} on {', '.join(late)}",
+                workers=", ".join(late),
+            )
+            commands += self._down(error, now)
+        return commands
+
+    # -- requests --------------------------------------------------------------------------
+
+    def _submit(self, event: Submit) -> list[Command]:
+        if self.error is not None:
+            return [Conclude(event.request, self.error)]
+        if len(self._requests) >= self.limits.max_waiting:
+            error = QueueFull(
+                f"{len(self._requests)} requests are open or waiting (max_waiting = {self.limits.max_waiting}): try again later",
+                waiting=len(self._requests),
+            )
+            return [Conclude(event.request, error)]
+        sequence = self._next_sequence
+        self._next_sequence += 1
+        self._requests[event.request] = sequence
+        self._sequences[sequence] = event.request
+        opened = Open(sequence, event.prompt, event.sampling, event.max_new_tokens, event.end_tokens, event.now)
+        return [TellScheduler(opened)]
+
+    def _scheduler_said(self, message: Emitted | Ended | SchedulerFailed, now: float) -> list[Command]:
+        match message:
+            case Emitted(pick=pick, finish=finish):
+                request = self._sequences.get(pick.sequence)
+                if request is None:
+                    return []
+                if finish is not None:
+                    self._forget(pick.sequence)
+                return [Deliver(request, pick, finish)]
+            case Ended(sequence=sequence, error=error):
+                request = self._sequences.get(sequence)
+                if request is None:
+                    return []
+                self._forget(sequence)
+                return [Conclude(request, error)]
+            case SchedulerFailed(error=error):
+                return self._down(error, now)
+
+    def _forget(self, sequence: SequenceId) -> None:
+        del self._requests[self._sequences.pop(sequence)]

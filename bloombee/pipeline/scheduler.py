@@ -1,0 +1,419 @@
+"""The scheduler: what enters the next step. Pure; speaks with the head core in messages only.
+
+Sequences are opened by the head, admitted when every stage has KV pages for their whole length, cut into rows and
+packed into microbatches for stage 0; verdicts come back from the last stage. At most ``num_microbatches`` microbatches
+are under way, and the decoding sequences are spread evenly over them, so that with several in flight
+every stage has work while others travel. Admission is first come, first served.
+
+A token is believed once: a pick counts iff its sequence is open, its generation is the current one and its
+position is the next. So repeated, late or stale verdicts change nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from bloombee.errors import BloomBeeError, DeadlineExceeded, Infeasible, LocalProtocolError, RemoteProtocolError, StalePlan
+from bloombee.kv.pool import pages_for
+from bloombee.pipeline.commands import Command, Send, TellHead
+from bloombee.pipeline.events import (
+    Cancel,
+    Emitted,
+    Ended,
+    FromStage,
+    Open,
+    PipelineLost,
+    PlanReady,
+    SchedulerFailed,
+    StageRestored,
+    Tick,
+)
+from bloombee.pipeline.frames import FrameReceiver, FrameSender
+from bloombee.plan.plan import Plan
+from bloombee.types import FinishReason, Lane, Phase, SequenceId
+from bloombee.wire.messages import MAX_ITEMS, Ack, Close, Closed, Forward, Gap, Item, Opening, Pick, Sampling, Verdict
+
+VERDICT_WINDOW = 1 << 20
+"""Verdicts are tiny and the scheduler never makes the last stage wait."""
+Event = Open | Cancel | PlanReady | PipelineLost | FromStage | StageRestored | Tick
+
+
+@dataclass(slots=True)
+class _Sequence:
+    id: SequenceId
+    tokens: bytearray
+    """[num_tokens] little-endian uint32: prompt, then output."""
+    num_prompt_tokens: int
+    sampling: Sampling
+    max_new_tokens: int
+    end_tokens: frozenset[int]
+    num_pages: int
+    num_sent: int = 0
+    """Rows given to stage 0."""
+    generation: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens) // 4
+
+    @property
+    def num_output(self) -> int:
+        return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def in_prefill(self) -> bool:
+        return self.num_sent < self.num_prompt_tokens
+
+
+@dataclass(slots=True)
+class _Flight:
+    phase: Phase
+    sent_at: float
+
+
+@dataclass(slots=True)
+class _Closing:
+    num_pages: int
+    waiting: set[int]
+    """Stages that have not confirmed."""
+    asked_at: float
+
+
+@dataclass(slots=True)
+class _Pipeline:
+    """Everything that belongs to one epoch of a plan."""
+
+    plan: Plan
+    sender: FrameSender
+    receiver: FrameReceiver
+    pages_free: int
+    flights: dict[int, _Flight] = field(default_factory=dict)
+    closing: dict[SequenceId, _Closing] = field(default_factory=dict)
+
+    @property
+    def last(self) -> int:
+        return len(self.plan.stages) - 1
+
+
+class SchedulerCore:
+    """events: see ``Event``. commands: Send (to a stage index), TellHead.
+
+    Args:
+        max_rows: most rows of one microbatch; longer prompts go in chunks.
+        resend_after_s: silence after which a frame or a Close is repeated.
+        step_deadline_s: a microbatch that has not come home by then fails the pipeline.
+    """
+
+    def __init__(self, *, max_rows: int, resend_after_s: float, step_deadline_s: float) -> None:
+        self._max_rows = max_rows
+        self._resend_after_s = resend_after_s
+        self._step_deadline_s = step_deadline_s
+        self._pipe: _Pipeline | None = None
+        self._waiting: deque[_Sequence] = deque()
+        self._open: dict[SequenceId, _Sequence] = {}
+        self._prefill: deque[_Sequence] = deque()
+        self._decode: deque[_Sequence] = deque()
+        self._num_microbatches = 0
+        self._next_sequence = 0
+        self._last_phase = Phase.DECODE
+
+    def handle(self, event: Event) -> list[Command]:
+        """Raises RemoteProtocolError for a message that its sender must not send; the state is as it was."""
+        match event:
+            case PlanReady(plan=plan):
+                self._start(plan)
+                return self._schedule(event.now)
+            case Open():
+                return self._admit_later(event)
+            case Cancel(sequence=sequence, now=now):
+                return self._cancel(sequence, now)
+            case FromStage(stage=stage, message=message, now=now):
+                return self._from_stage(stage, message, now)
+            case StageRestored(stage=stage, now=now):
+                return self._restored(stage, now)
+            case PipelineLost(error=error):
+                return self._lose(error)
+            case Tick(now=now):
+                return self._tick(now)
+        raise LocalProtocolError(f"{event!r} is not an event of the scheduler")
+
+    # -- what people ask -------------------------------------------------------------------
+
+    @property
+    def num_sequences(self) -> int:
+        """Open or waiting."""
+        return len(self._open) + len(self._waiting)
+
+    @property
+    def is_idle(self) -> bool:
+        pipe = self._pipe
+        return not self.num_sequences and not (pipe and (pipe.flights or pipe.closing or pipe.sender.num_kept))
+
+    # -- sequences -------------------------------------------------------------------------
+
+    def _admit_later(self, event: Open) -> list[Command]:
+        if event.sequence < self._next_sequence:
+            raise LocalProtocolError(f"sequence {event.sequence} was opened before")
+        self._next_sequence = event.sequence + 1
+        num_prompt_tokens = len(event.prompt) // 4
+        sequence = _Sequence(
+            id=event.sequence,
+            tokens=bytearray(event.prompt),
+            num_prompt_tokens=num_prompt_tokens,
+            sampling=event.sampling,
+            max_new_tokens=event.max_new_tokens,
+            end_tokens=event.end_tokens,
+            num_pages=0,
+        )
+        self._waiting.append(sequence)
+        return self._schedule(event.now)
+
+    def _admit(self, pipe: _Pipeline) -> list[Command]:
+        """Move sequences from waiting to open while every stage has pages for their whole length."""
+        commands: list[Command] = []
+        while self._waiting:
+            sequence = self._waiting[0]
+            # The last token is never fed back, so it needs no slot.
+            need = pages_for(sequence.num_prompt_tokens + sequence.max_new_tokens - 1, pipe.plan.page_size)
+            if need > pipe.plan.num_pages:
+                self._waiting.popleft()
+                commands.append(TellHead(Ended(sequence.id, _too_long(sequence, pipe.plan))))
+                continue
+            if need > pipe.pages_free:
+                break
+            pipe.pages_free -= need
+            sequence.num_pages = need
+            self._open[sequence.id] = self._waiting.popleft()
+            self._prefill.append(sequence)
+        return commands
+
+    def _cancel(self, sequence_id: SequenceId, now: float) -> list[Command]:
+        for sequence in self._waiting:
+            if sequence.id == sequence_id:
+                self._waiting.remove(sequence)
+                return [TellHead(Ended(sequence_id, None))]
+        if sequence_id not in self._open:
+            return []  # it ended by itself meanwhile
+        return [TellHead(Ended(sequence_id, None)), *self._close(self._open[sequence_id], now), *self._schedule(now)]
+
+    def _close(self, sequence: _Sequence, now: float) -> list[Command]:
+        del self._open[sequence.id]
+        for queue in (self._prefill, self._decode):
+            if sequence in queue:
+                queue.remove(sequence)
+        pipe = self._pipe
+        if pipe is None:
+            return []
+        stages = range(len(pipe.plan.stages))
+        pipe.closing[sequence.id] = _Closing(sequence.num_pages, set(stages), now)
+        return [self._ask_close(pipe, stage, (sequence.id,)) for stage in stages]
+
+    def _ask_close(self, pipe: _Pipeline, stage: int, sequences: tuple[SequenceId, ...]) -> Send:
+        floor = min([*self._open, *(s.id for s in self._waiting), *pipe.closing], default=self._next_sequence)
+        message = Close(pipeline=pipe.plan.pipeline, epoch=pipe.plan.epoch, sequences=sequences, floor=floor)
+        return Send(stage, Lane.CONTROL, message)
+
+    # -- the pipeline ----------------------------------------------------------------------
+
+    def _start(self, plan: Plan) -> None:
+        if self._pipe is not None:
+            raise LocalProtocolError("a pipeline is running; hand-over between epochs is not spoken yet")
+        sender = FrameSender(limit=plan.num_microbatches, resend_after_s=self._resend_after_s)
+        self._pipe = _Pipeline(plan, sender, FrameReceiver(window=VERDICT_WINDOW), plan.num_pages)
+
+    def _lose(self, error: BloomBeeError) -> list[Command]:
+        ended = [*self._open, *(sequence.id for sequence in self._waiting)]
+        self._open.clear()
+        for queue in (self._waiting, self._prefill, self._decode):
+            queue.clear()
+        self._pipe = None
+        return [TellHead(Ended(sequence, error)) for sequence in ended]
+
+    def _schedule(self, now: float) -> list[Command]:
+        """Admit what fits, then send microbatches while there are rows and credit."""
+        pipe = self._pipe
+        if pipe is None:
+            return []
+        commands = self._admit(pipe)
+        while pipe.sender.can_send() and len(pipe.flights) < pipe.plan.num_microbatches:
+            phase = self._next_phase(pipe)
+            if phase is None:
+                break
+            items = self._prefill_items() if phase is Phase.PREFILL else self._decode_items(pipe)
+            commands += self._send(pipe, phase, items, now)
+        return commands
+
+    def _next_phase(self, pipe: _Pipeline) -> Phase | None:
+        """Decode first, but prefill gets every other turn, and one place in flight at least."""
+        if not self._prefill:
+            return Phase.DECODE if self._decode else None
+        if not self._decode:
+            return Phase.PREFILL
+        return Phase.PREFILL if self._last_phase is Phase.DECODE else Phase.DECODE
+
+    def _prefill_items(self) -> list[Item]:
+        items, rows = [], self._max_rows
+        while self._prefill and rows > 0:
+            sequence = self._prefill[0]
+            count = min(rows, sequence.num_prompt_tokens - sequence.num_sent)
+            items.append(self._item(sequence, count))
+            rows -= count
+            if not sequence.in_prefill:
+                self._prefill.popleft()
+        return items
+
+    def _decode_items(self, pipe: _Pipeline) -> list[Item]:
+        """An even share of the decoding sequences for each microbatch that may be in flight."""
+        num_decoding = sum(not sequence.in_prefill for sequence in self._open.values())
+        share = min(self._max_rows, -(-num_decoding // pipe.plan.num_microbatches))
+        return [self._item(self._decode.popleft(), 1) for _ in range(min(share, len(self._decode)))]
+
+    def _item(self, sequence: _Sequence, count: int) -> Item:
+        start = sequence.num_sent
+        sequence.num_sent += count
+        opening = Opening(num_prompt_tokens=sequence.num_prompt_tokens, sampling=sequence.sampling) if start == 0 else None
+        return Item(
+            sequence=sequence.id,
+            generation=sequence.generation,
+            position=start,
+            tokens=bytes(sequence.tokens[4 * start : 4 * sequence.num_sent]),
+            num_picks=0 if sequence.in_prefill else 1,
+            opening=opening,
+            parents=None,
+        )
+
+    def _send(self, pipe: _Pipeline, phase: Phase, items: list[Item], now: float) -> list[Command]:
+        microbatch = self._num_microbatches
+        self._num_microbatches += 1
+        self._last_phase = phase
+        pipe.flights[microbatch] = _Flight(phase, now)
+        lane = Lane.BULK if phase is Phase.PREFILL else Lane.CONTROL
+
+        def make(number: int) -> Send:
+            message = Forward(
+                pipeline=pipe.plan.pipeline,
+                epoch=pipe.plan.epoch,
+                frame=number,
+                microbatch=microbatch,
+                phase=phase,
+                items=tuple(items),
+            )
+            return Send(0, lane, message)
+
+        return list(pipe.sender.push(make, now))
+
+    # -- from the stages -------------------------------------------------------------------
+
+    def _from_stage(self, stage: int, message: object, now: float) -> list[Command]:
+        pipe = self._pipe
+        if pipe is None or not isinstance(message, Verdict | Ack | Gap | Closed):
+            raise RemoteProtocolError(f"{type(message).__name__} from stage {stage} is not expected")
+        if (message.pipeline, message.epoch) != (pipe.plan.pipeline, pipe.plan.epoch):
+            raise StalePlan(f"pipeline {message.pipeline} epoch {message.epoch} is not running", epoch=message.epoch)
+        allowed = {Verdict: pipe.last, Ack: 0, Gap: 0, Closed: stage}[type(message)]
+        if stage != allowed:
+            raise RemoteProtocolError(f"{type(message).__name__} comes from stage {allowed}, not {stage}")
+        match message:
+            case Verdict():
+                return self._verdict(pipe, message, now)
+            case Ack():
+                return [*pipe.sender.acknowledge(message, now), *self._schedule(now)]
+            case Gap(sequence=sequence, have=have):
+                return list(pipe.sender.resend_rows(sequence, have, now))
+            case Closed():
+                return self._closed(pipe, stage, message, now)
+
+    def _verdict(self, pipe: _Pipeline, verdict: Verdict, now: float) -> list[Command]:
+        if pipe.receiver.holds(verdict.frame):
+            return [self._acknowledge(pipe)]
+        pipe.receiver.check(verdict.frame)
+        pipe.receiver.hold(verdict.frame)
+        pipe.receiver.retire([verdict.frame])
+        pipe.flights.pop(verdict.microbatch, None)
+        told: list[Command] = []
+        for pick in verdict.picks:
+            told += self._pick(pick, now)
+        return [*self._schedule(now), *told, self._acknowledge(pipe)]
+
+    def _acknowledge(self, pipe: _Pipeline) -> Send:
+        return Send(pipe.last, Lane.CONTROL, pipe.receiver.acknowledgement(pipe.plan.pipeline, pipe.plan.epoch))
+
+    def _pick(self, pick: Pick, now: float) -> list[Command]:
+        sequence = self._open.get(pick.sequence)
+        if sequence is None or pick.generation != sequence.generation or pick.position != sequence.num_tokens:
+            return []
+        sequence.tokens += pick.token.to_bytes(4, "little")
+        finish = None
+        if pick.token in sequence.end_tokens:
+            finish = FinishReason.STOP
+        elif sequence.num_output >= sequence.max_new_tokens:
+            finish = FinishReason.LENGTH
+        told: list[Command] = [TellHead(Emitted(pick, finish))]
+        if finish is None:
+            self._decode.append(sequence)
+            return told
+        return [*told, *self._close(sequence, now)]
+
+    def _closed(self, pipe: _Pipeline, stage: int, message: Closed, now: float) -> list[Command]:
+        for sequence_id in message.sequences:
+            closing = pipe.closing.get(sequence_id)
+            if closing is None:
+                continue
+            closing.waiting.discard(stage)
+            if not closing.waiting:
+                pipe.pages_free += closing.num_pages
+                del pipe.closing[sequence_id]
+        return self._schedule(now)
+
+    # -- time ------------------------------------------------------------------------------
+
+    def _restored(self, stage: int, now: float) -> list[Command]:
+        pipe = self._pipe
+        if pipe is None:
+            return []
+        commands: list[Command] = []
+        if stage == 0:
+            commands += pipe.sender.resend(now, lambda _: True)
+        return commands + self._repeat_closes(pipe, {stage}, now, older_than_s=0.0)
+
+    def _repeat_closes(self, pipe: _Pipeline, stages: set[int], now: float, older_than_s: float) -> list[Command]:
+        commands: list[Command] = []
+        overdue = {s: c for s, c in pipe.closing.items() if now - c.asked_at >= older_than_s}
+        for stage in sorted(stages):
+            sequences = tuple(s for s, closing in overdue.items() if stage in closing.waiting)
+            if sequences:
+                commands.append(self._ask_close(pipe, stage, sequences[:MAX_ITEMS]))
+        for closing in overdue.values():
+            closing.asked_at = now
+        return commands
+
+    def _tick(self, now: float) -> list[Command]:
+        pipe = self._pipe
+        if pipe is None:
+            return []
+        oldest = min((flight.sent_at for flight in pipe.flights.values()), default=now)
+        if now - oldest > self._step_deadline_s:
+            error = DeadlineExceeded(
+                f"a microbatch is under way for {now - oldest:.1f} s (step_deadline_s = {self._step_deadline_s:g}):"
+                " a worker or a link hangs",
+                waited_s=now - oldest,
+            )
+            return [*self._lose(error), TellHead(SchedulerFailed(error))]
+        stages = set(range(len(pipe.plan.stages)))
+        return [
+            *pipe.sender.tick(now),
+            *self._repeat_closes(pipe, stages, now, older_than_s=self._resend_after_s),
+            *self._schedule(now),
+        ]
+
+
+def _too_long(sequence: _Sequence, plan: Plan) -> Infeasible:
+    want = sequence.num_prompt_tokens + sequence.max_new_tokens
+    return Infeasible(
+        f"a prompt of {sequence.num_prompt_tokens} tokens and max_new_tokens = {sequence.max_new_tokens} need {want} KV tokens;"
+        f" a stage has {plan.num_tokens}: shorten them or raise kv_tokens",
+        constraint="kv_tokens",
+        wanted=want,
+        allowed=plan.num_tokens,
+    )

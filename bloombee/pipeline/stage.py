@@ -1,0 +1,351 @@
+"""One stage of a pipeline as a pure state machine: rows in, work for the device, rows out.
+
+Theory of operation. A Forward frame addresses rows by (sequence, generation, position). What the stage holds of a
+sequence is a prefix [0, have) within a generation, so each item of a frame is one of
+
+    generation older, or closed            dropped
+    generation newer                       rolled back to the item's position, then taken
+    ends at or before ``have``             held already, ignored
+    starts at or before ``have``           its rows from ``have`` on are taken
+    starts beyond ``have``                 Gap(have): the frame is not taken as held and will come again
+
+Every frame that is taken in becomes exactly one work and exactly one frame for the next stage, whatever became
+of its sequences, so that a microbatch always comes home. A frame is acknowledged when its work is done: from
+then on the next link is responsible for it. An illegal message leaves the state as it was.
+Source: docs/wire.md; the tests in tests/sim run this very code.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from bloombee.errors import BloomBeeError, LocalProtocolError, PoolExhausted, RemoteProtocolError, StalePlan, to_wire
+from bloombee.kv.pool import PagePool, PageTable
+from bloombee.pipeline.commands import Command, Compute, Send
+from bloombee.pipeline.events import Computed, ComputeFailed, LinkRestored, Port, StageReceived, Tick
+from bloombee.pipeline.frames import FrameReceiver, FrameSender
+from bloombee.pipeline.work import Outcome, Segment, Work
+from bloombee.types import Lane, Phase, SequenceId
+from bloombee.wire.messages import Ack, Assign, Close, Closed, Forward, Gap, Item, Opening, Retire, StageFailed, Verdict
+
+DEVICE_DEPTH = 2
+"""Works given to the device at once: it never waits for the event loop, and little is committed early."""
+
+
+@dataclass(slots=True)
+class _Sequence:
+    generation: int
+    opening: Opening
+    table: PageTable
+    have: int = 0
+    tokens: bytearray = field(default_factory=bytearray)
+    """All token ids at [0, have), kept on the last stage for penalties."""
+    num_works: int = 0
+    """Works, queued or on the device, that touch its pages."""
+    num_prefill: int = 0
+    """Those of them in the prefill queue: decode of the same sequence must not overtake them."""
+
+
+@dataclass(slots=True)
+class _Job:
+    """A work and what its outgoing frame must say."""
+
+    work: Work
+    queue: Phase
+    frame: int
+    items: tuple[Item, ...]
+
+
+class StageCore:
+    """events: StageReceived, Computed, ComputeFailed, LinkRestored, Tick. commands: Send, Compute."""
+
+    def __init__(self, assign: Assign, *, resend_after_s: float) -> None:
+        self.assign = assign
+        self.is_last = assign.stage == assign.num_stages - 1
+        self.pool = PagePool(assign.num_pages, assign.page_size)
+        self.upstream = FrameReceiver(window=assign.num_microbatches)
+        self.downstream = FrameSender(limit=assign.num_microbatches, resend_after_s=resend_after_s)
+        self._sequences: dict[SequenceId, _Sequence] = {}
+        self._zombies: dict[SequenceId, _Sequence] = {}
+        self._closed: set[SequenceId] = set()
+        self._floor = 0
+        self._queues: dict[Phase, deque[_Job]] = {Phase.DECODE: deque(), Phase.PREFILL: deque()}
+        self._on_device: deque[_Job] = deque()
+        self._num_works = 0
+        self.retired = False
+        self.failed = False
+
+    # -- the one door ----------------------------------------------------------------------
+
+    def handle(self, event: StageReceived | Computed | ComputeFailed | LinkRestored | Tick) -> list[Command]:
+        """Raises RemoteProtocolError or StalePlan for a message the peer must not send; the state is as it was."""
+        match event:
+            case StageReceived(message=Forward() as forward, payload=payload, now=now):
+                self._check_address(forward.pipeline, forward.epoch)
+                return self._forward(forward, payload, now)
+            case StageReceived(message=Ack() as ack, now=now):
+                self._check_address(ack.pipeline, ack.epoch)
+                return [*self.downstream.acknowledge(ack, now), *self._start()]
+            case StageReceived(message=Gap() as gap, now=now):
+                self._check_address(gap.pipeline, gap.epoch)
+                return list(self.downstream.resend_rows(gap.sequence, gap.have, now))
+            case StageReceived(message=Close() as close):
+                self._check_address(close.pipeline, close.epoch)
+                return self._close(close)
+            case StageReceived(message=Retire() as retire):
+                self._check_address(retire.pipeline, retire.epoch)
+                self.retired = True
+                return []
+            case StageReceived(message=message):
+                raise RemoteProtocolError(f"{type(message).__name__} is not for a stage", message_type=type(message).__name__)
+            case Computed(outcome=outcome, now=now):
+                return self._computed(outcome, now)
+            case ComputeFailed(error=error):
+                self.failed = True
+                return [self._fail(error)]
+            case LinkRestored(port=Port.DOWNSTREAM, now=now):
+                return list(self.downstream.resend(now, lambda _: True))
+            case LinkRestored(port=Port.UPSTREAM):
+                return [self._acknowledge()]
+            case LinkRestored():
+                return []
+            case Tick(now=now):
+                return list(self.downstream.tick(now))
+        raise LocalProtocolError(f"{event!r} is not an event of a stage")
+
+    # -- what people ask -------------------------------------------------------------------
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self._sequences)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing queued, on the device, held back or unacknowledged."""
+        return not (any(self._queues.values()) or self._on_device or self.downstream.num_backlog or self.downstream.num_kept)
+
+    # -- rows in ---------------------------------------------------------------------------
+
+    def _check_address(self, pipeline: int, epoch: int) -> None:
+        if pipeline != self.assign.pipeline or epoch != self.assign.epoch or self.retired:
+            raise StalePlan(
+                f"pipeline {pipeline} epoch {epoch}: this stage serves pipeline {self.assign.pipeline} epoch {self.assign.epoch}"
+                + (", retired" if self.retired else ""),
+                pipeline=pipeline,
+                epoch=epoch,
+            )
+
+    def _forward(self, forward: Forward, payload: object | None, now: float) -> list[Command]:
+        if self.upstream.holds(forward.frame):
+            return [self._acknowledge()]
+        self.upstream.check(forward.frame)
+        phase = Phase(forward.phase) if forward.phase in (0, 1) else None
+        if phase is None or len({item.sequence for item in forward.items}) != len(forward.items):
+            raise RemoteProtocolError("a phase that is none, or a sequence twice in one frame", path="$.items")
+        if any(item.parents is not None for item in forward.items):
+            raise RemoteProtocolError("rows in a tree are not spoken in this version", path="$.items[...].parents")
+        live = [item for item in forward.items if not self._is_closed(item.sequence)]
+        gaps = [gap for item in live if (gap := self._gap(item)) is not None]
+        if gaps:
+            return [Send(Port.UPSTREAM, Lane.CONTROL, gap) for gap in gaps]
+        missing = self._pages_missing(live)
+        if not self.pool.can_take(missing):
+            error = PoolExhausted(
+                f"stage {self.assign.stage}: {missing} KV pages wanted, {self.pool.num_free} free", wanted=missing
+            )
+            self.failed = True
+            return [self._fail(error)]
+        self.upstream.hold(forward.frame)
+        queue = self._queue_for(phase, live)
+        self._queues[queue].append(self._take(forward, phase, queue, live, payload))
+        return self._start()
+
+    def _is_closed(self, sequence: SequenceId) -> bool:
+        return sequence < self._floor or sequence in self._closed
+
+    def _gap(self, item: Item) -> Gap | None:
+        """What to answer if the item starts beyond what is held."""
+        held = self._sequences.get(item.sequence)
+        if held is None:
+            have, generation = 0, item.generation
+        elif item.generation < held.generation:
+            return None
+        else:
+            have, generation = held.have, item.generation
+        if item.position <= have and (held is not None or item.opening is not None):
+            return None
+        return Gap(
+            pipeline=self.assign.pipeline, epoch=self.assign.epoch, sequence=item.sequence, generation=generation, have=have
+        )
+
+    def _pages_missing(self, items: list[Item]) -> int:
+        missing = 0
+        for item in items:
+            held = self._sequences.get(item.sequence)
+            table = held.table if held else PageTable(self.pool)
+            if held is None or item.generation >= held.generation:
+                missing += table.pages_missing(item.position + item.num_rows)
+        return missing
+
+    def _take(self, forward: Forward, phase: Phase, queue: Phase, live: list[Item], payload: object | None) -> _Job:
+        """Update the sequences and make the work; every check has been passed."""
+        rows: dict[SequenceId, tuple[int, int]] = {}
+        start = 0
+        for item in forward.items:
+            rows[item.sequence] = (start, start + item.num_rows)
+            start += item.num_rows
+        segments, items, spans = [], [], []
+        for item in live:
+            held = self._sequences.get(item.sequence)
+            if held is None:
+                assert item.opening is not None
+                held = self._sequences[item.sequence] = _Sequence(item.generation, item.opening, PageTable(self.pool))
+            if item.generation < held.generation:
+                continue
+            if item.generation > held.generation:
+                held.generation = item.generation
+                held.have = item.position
+                del held.tokens[4 * item.position :]
+            skip = held.have - item.position
+            if skip >= item.num_rows:
+                continue
+            begin, end = rows[item.sequence]
+            segments.append(self._segment(held, item, skip, queue))
+            items.append(_tail(item, skip))
+            spans.append((begin + skip, end))
+        work = Work(
+            pipeline=self.assign.pipeline,
+            epoch=self.assign.epoch,
+            number=self._num_works,
+            microbatch=forward.microbatch,
+            phase=phase,
+            segments=tuple(segments),
+            hidden=payload,
+            hidden_rows=tuple(spans),
+        )
+        self._num_works += 1
+        return _Job(work, queue, forward.frame, tuple(items))
+
+    def _segment(self, held: _Sequence, item: Item, skip: int, queue: Phase) -> Segment:
+        stop = item.position + item.num_rows
+        tokens = item.tokens[4 * skip :]
+        held.table.grow(stop)
+        held.have = stop
+        held.num_works += 1
+        held.num_prefill += queue is Phase.PREFILL
+        sampling = held.opening.sampling if self.is_last else None
+        history = b""
+        if sampling is not None and _has_penalty(held.opening):
+            held.tokens += tokens
+            history = bytes(held.tokens)
+        return Segment(
+            sequence=item.sequence,
+            generation=held.generation,
+            position=stop - len(tokens) // 4,
+            tokens=tokens,
+            num_picks=min(item.num_picks, len(tokens) // 4) if self.is_last else 0,
+            pages=held.table.first(stop),
+            sampling=sampling,
+            num_prompt_tokens=held.opening.num_prompt_tokens,
+            history=history,
+        )
+
+    # -- the device ------------------------------------------------------------------------
+
+    def _queue_for(self, phase: Phase, items: list[Item]) -> Phase:
+        """Decode goes ahead of prefill, but not ahead of prefill of its own sequences."""
+        held = (self._sequences.get(item.sequence) for item in items)
+        return Phase.PREFILL if any(h.num_prefill for h in held if h) else phase
+
+    def _start(self) -> list[Command]:
+        """Give the device its next works unless the next stage holds us back."""
+        commands: list[Command] = []
+        while len(self._on_device) < DEVICE_DEPTH and not self.downstream.num_backlog and not self.failed:
+            queue = self._queues[Phase.DECODE] or self._queues[Phase.PREFILL]
+            if not queue:
+                break
+            job = queue.popleft()
+            self._on_device.append(job)
+            commands.append(Compute(job.work))
+        return commands
+
+    def _computed(self, outcome: Outcome, now: float) -> list[Command]:
+        if not self._on_device or self._on_device[0].work.number != outcome.number:
+            raise LocalProtocolError(f"work {outcome.number} came back out of turn")
+        job = self._on_device.popleft()
+        for item in job.items:
+            self._release(item.sequence, job.queue)
+        self.upstream.retire([job.frame])
+        sends = self.downstream.push(lambda number: self._outgoing(job, outcome, number), now)
+        return [*sends, *self._start(), self._acknowledge()]
+
+    def _outgoing(self, job: _Job, outcome: Outcome, number: int) -> Send:
+        work = job.work
+        lane = Lane.CONTROL if self.is_last or work.phase is Phase.DECODE else Lane.BULK
+        head = {"pipeline": work.pipeline, "epoch": work.epoch, "frame": number, "microbatch": work.microbatch}
+        if self.is_last:
+            return Send(Port.DOWNSTREAM, lane, Verdict(**head, picks=outcome.picks))
+        return Send(Port.DOWNSTREAM, lane, Forward(**head, phase=work.phase, items=job.items), outcome.hidden)
+
+    def _release(self, sequence: SequenceId, queue: Phase) -> None:
+        held = self._sequences.get(sequence) or self._zombies.get(sequence)
+        if held is None:
+            raise LocalProtocolError(f"sequence {sequence} was freed while a work used it")
+        held.num_works -= 1
+        held.num_prefill -= queue is Phase.PREFILL
+        if sequence in self._zombies and held.num_works == 0:
+            self._zombies.pop(sequence).table.truncate(0)
+
+    # -- the head --------------------------------------------------------------------------
+
+    def _close(self, close: Close) -> list[Command]:
+        """Free at once what no work uses, the rest when its last work is done."""
+        self._floor = max(self._floor, close.floor)
+        self._closed = {s for s in self._closed.union(close.sequences) if s >= self._floor}
+        for sequence in [s for s in self._sequences if self._is_closed(s)]:
+            held = self._sequences.pop(sequence)
+            if held.num_works:
+                self._zombies[sequence] = held
+            else:
+                held.table.truncate(0)
+        answer = Closed(
+            pipeline=self.assign.pipeline,
+            epoch=self.assign.epoch,
+            sequences=close.sequences,
+            floor=close.floor,
+            pages_free=self.pool.num_free,
+        )
+        return [Send(Port.HEAD, Lane.CONTROL, answer)]
+
+    def _acknowledge(self) -> Send:
+        return Send(Port.UPSTREAM, Lane.CONTROL, self.upstream.acknowledgement(self.assign.pipeline, self.assign.epoch))
+
+    def _fail(self, error: BloomBeeError) -> Send:
+        code, fields = to_wire(error)
+        return Send(
+            Port.HEAD,
+            Lane.CONTROL,
+            StageFailed(pipeline=self.assign.pipeline, epoch=self.assign.epoch, code=code, fields=fields),
+        )
+
+
+def _tail(item: Item, skip: int) -> Item:
+    """The item without its first ``skip`` rows."""
+    if skip == 0:
+        return item
+    num_rows = item.num_rows - skip
+    return Item(
+        sequence=item.sequence,
+        generation=item.generation,
+        position=item.position + skip,
+        tokens=item.tokens[4 * skip :],
+        num_picks=min(item.num_picks, num_rows),
+        opening=None,
+        parents=None,
+    )
+
+
+def _has_penalty(opening: Opening) -> bool:
+    s = opening.sampling
+    return s.repetition_penalty != 1.0 or s.presence_penalty != 0.0 or s.frequency_penalty != 0.0

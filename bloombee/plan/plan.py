@@ -1,0 +1,103 @@
+"""Who runs what: the plan that a head assigns and every frame's epoch refers to. Pure data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bloombee.errors import ConfigError, Infeasible
+from bloombee.types import Dtype, Epoch, PipelineId, Span, WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One position of a plan."""
+
+    index: int
+    worker: WorkerId
+    name: str
+    span: Span
+    weight_bytes: int
+    kv_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A pipeline: its stages in ring order and what they share."""
+
+    pipeline: PipelineId
+    epoch: Epoch
+    model: str
+    dtype: Dtype
+    num_layers: int
+    num_pages: int
+    page_size: int
+    num_microbatches: int
+    stages: tuple[StagePlan, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """KV slots of every stage: what all open sequences together may hold."""
+        return self.num_pages * self.page_size
+
+    def summary(self) -> dict[str, object]:
+        """JSON-able facts for people and for ``--json``."""
+        return {
+            "epoch": self.epoch,
+            "model": self.model,
+            "dtype": str(self.dtype),
+            "microbatches": self.num_microbatches,
+            "kv_tokens": self.num_tokens,
+            "stages": [
+                {"worker": s.worker, "name": s.name, "layers": [s.span.start, s.span.stop], "weight_bytes": s.weight_bytes}
+                for s in self.stages
+            ],
+        }
+
+
+def split_layers(num_layers: int, num_stages: int, asked: Sequence[int] | None = None) -> list[Span]:
+    """Spans of ``num_stages`` stages: as ``asked`` (layers of each), else as even as can be.
+
+    When it does not come out even the first stages get one more, except that the last never gets more
+    than another: it has the LM head to run as well.
+
+    Raises:
+        ConfigError: more stages than layers, or ``asked`` does not add up; says what would.
+    """
+    if num_stages > num_layers:
+        raise ConfigError(
+            f"{num_stages} workers for {num_layers} layers: at most one worker a layer, so ask for {num_layers} or fewer",
+            workers=num_stages,
+            num_layers=num_layers,
+        )
+    if asked is not None:
+        if len(asked) != num_stages or sum(asked) != num_layers or min(asked) < 1:
+            raise ConfigError(
+                f"split {','.join(map(str, asked))}: must be {num_stages} numbers >= 1 (one a worker)"
+                f" that add up to the model's {num_layers} layers",
+                split=",".join(map(str, asked)),
+                num_layers=num_layers,
+            )
+        counts = list(asked)
+    else:
+        least, extra = divmod(num_layers, num_stages)
+        counts = [least + (index < extra) for index in range(num_stages)]
+    spans, start = [], 0
+    for count in counts:
+        spans.append(Span(start, start + count))
+        start += count
+    return spans
+
+
+def check_memory(stage: StagePlan, memory_bytes: int) -> None:
+    """Raises Infeasible unless the span's weights and KV fit ``memory_bytes``; says short by how much."""
+    need = stage.weight_bytes + stage.kv_bytes
+    if need > memory_bytes:
+        raise Infeasible(
+            f"layers {stage.span} need {need / 1e6:.0f} MB on worker {stage.name!r} (weights {stage.weight_bytes / 1e6:.0f},"
+            f" KV {stage.kv_bytes / 1e6:.0f}) and it offers {memory_bytes / 1e6:.0f} MB:"
+            f" short by {(need - memory_bytes) / 1e6:.0f} MB; use more workers, another split, or fewer KV tokens",
+            constraint="memory",
+            worker=stage.name,
+            short_bytes=need - memory_bytes,
+        )
