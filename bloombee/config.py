@@ -1,0 +1,295 @@
+"""What can be set, its default, and what is allowed: one frozen tree of dataclasses.
+
+A value comes from, weakest first: the default here, a TOML file (tables ``[runtime]`` and ``[worker]``), the
+command line or the caller's keyword arguments. :func:`load_config` reads the file, :func:`merge` lays values over a
+config; both refuse unknown names. The command line's options are generated from these fields.
+
+This is the only module that reads the environment, and it reads three names (:class:`Environment`)::
+
+    BLOOMBEE_CONFIG   a TOML file to start from                 (as --config)
+    BLOOMBEE_JOIN     the join token of ``bloombee worker``     (as --join; keeps it out of the process list)
+    BLOOMBEE_DEBUG    1: errors with their traceback            (as --debug)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bloombee.errors import ConfigError
+from bloombee.types import Dtype
+
+_ENDPOINT = re.compile(r"tcp://(?:\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+_DTYPES = ("auto", *(str(dtype) for dtype in Dtype))
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+_ENDPOINT_RULE = "tcp://HOST:PORT (port 0: any free one)"
+
+
+def option(default: Any, help: str, *, name: str | None = None) -> Any:
+    """A config field with its help text; ``name`` is its option on the command line if not the field's own."""
+    return dataclasses.field(default=default, metadata={"help": help, "name": name})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeConfig:
+    """Of one head and its swarm.
+
+    Raises:
+        ConfigError: a value outside its range; the message names the field, the value and what is allowed.
+    """
+
+    model: str = option("demo", "A checkpoint's directory or hub id; 'demo' is the packaged one.")
+    workers: int = option(3, "How many worker processes to start on this machine; one stage each.")
+    split: tuple[int, ...] | None = option(None, "Layers of each stage, as 3,3,2; default: as even as can be.")
+    dtype: str = option("auto", "auto (the checkpoint's own), bfloat16, float16 or float32.")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N; of the workers started here.")
+    listen: str = option("tcp://127.0.0.1:0", "Where the head listens for workers; port 0: any free one.")
+    advertise: str | None = option(None, "How workers on other machines reach that address; default: the address itself.")
+    remote_workers: int = option(0, "Wait for this many workers to join from elsewhere instead of starting any.")
+    microbatches: int | None = option(None, "Microbatches under way at once; default: the plan's choice.")
+    max_microbatch_rows: int = option(512, "Most tokens in one microbatch; longer prompts go in chunks.")
+    page_size: int = option(16, "Tokens in a page of KV memory.")
+    kv_tokens: int | None = option(None, "Tokens of KV memory on every stage; default: what the workers' memory allows.")
+    max_waiting: int = option(1024, "Most requests that may wait to be admitted; one more is refused.")
+    heartbeat_s: float = option(0.5, "Seconds between heartbeats.")
+    silence_s: float = option(3.0, "Seconds without a word after which a peer counts as gone.")
+    step_deadline_s: float = option(60.0, "Seconds that one step through all stages may take.")
+    load_deadline_s: float = option(600.0, "Seconds that joining and loading the model may take.")
+    curve: bool = option(True, "Encrypt and authenticate every connection.")
+    threads: int | None = option(None, "Compute threads of each worker started here; default: the cores shared out.")
+    trace: str | None = option(None, "Write a trace of every step to this file.")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.split, list):
+            object.__setattr__(self, "split", tuple(self.split))
+        _check(self, "model", _text(self.model), "a directory or a hub id")
+        _check(self, "workers", _whole(self.workers, 1, 1000), "a whole number from 1 to 1000")
+        _check(self, "dtype", self.dtype in _DTYPES, _one_of(_DTYPES))
+        _check(self, "device", _text(self.device) and bool(_DEVICE.fullmatch(self.device)), "auto, cpu, cuda or cuda:N")
+        _check(self, "listen", _endpoint(self.listen), _ENDPOINT_RULE)
+        _check(self, "advertise", self.advertise is None or _endpoint(self.advertise), _ENDPOINT_RULE)
+        _check(self, "remote_workers", _whole(self.remote_workers, 0, 1000), "a whole number from 0 to 1000")
+        _check(self, "microbatches", self.microbatches is None or _whole(self.microbatches, 1, 64), "a whole number from 1 to 64")
+        _check(self, "max_microbatch_rows", _whole(self.max_microbatch_rows, 1, 2**16), "a whole number from 1 to 65536")
+        _check(self, "page_size", _whole(self.page_size, 1, 1024), "a whole number from 1 to 1024")
+        _check(
+            self,
+            "kv_tokens",
+            self.kv_tokens is None or _whole(self.kv_tokens, self.page_size, 2**31),
+            f"a whole number from {self.page_size} (one page)",
+        )
+        _check(self, "max_waiting", _whole(self.max_waiting, 1, 10**6), "a whole number from 1 to 1000000")
+        _check(self, "heartbeat_s", _seconds(self.heartbeat_s), "seconds > 0")
+        _check(
+            self,
+            "silence_s",
+            _seconds(self.silence_s) and self.silence_s >= 2 * self.heartbeat_s,
+            f"seconds, at least two heartbeats ({2 * self.heartbeat_s:g})",
+        )
+        _check(self, "step_deadline_s", _seconds(self.step_deadline_s), "seconds > 0")
+        _check(self, "load_deadline_s", _seconds(self.load_deadline_s), "seconds > 0")
+        _check(self, "curve", isinstance(self.curve, bool), "true or false")
+        _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")
+        _check(self, "trace", self.trace is None or _text(self.trace), "a file name")
+        _check(
+            self,
+            "split",
+            self.split is None or (len(self.split) == self.num_stages and all(_whole(n, 1, 2**16) for n in self.split)),
+            f"{self.num_stages} whole numbers >= 1, one a worker, as 3,3,2",
+        )
+
+    @property
+    def num_stages(self) -> int:
+        """One stage a worker, wherever the workers are."""
+        return self.remote_workers or self.workers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """Of one worker process.
+
+    Raises:
+        ConfigError: as :class:`RuntimeConfig`.
+    """
+
+    join: str = option("", "The token that the head printed.")
+    listen: str | None = option(
+        None, "Where other workers reach this one; default: loopback if the head is there, else all interfaces."
+    )
+    advertise: str | None = option(None, "How other machines reach that address, if it differs (NAT, containers).")
+    name: str = option("", "What to call this worker in plans and progress; default: the host's name.")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    memory_bytes: int | None = option(None, "Memory for weights and KV, as 8GiB; default: most of what is free.", name="memory")
+    model: str | None = option(None, "Where the checkpoint is on this machine, if not where the head says.")
+    threads: int | None = option(None, "Compute threads; default: one a core.")
+    join_deadline_s: float = option(60.0, "Seconds that the head may take to answer.")
+    key: str | None = option(None, "A key file made by 'bloombee keygen'; default: a new key for this run.")
+    log_level: str = option("warning", "debug, info, warning or error; to stderr.")
+
+    def __post_init__(self) -> None:
+        _check(self, "listen", self.listen is None or _endpoint(self.listen), _ENDPOINT_RULE)
+        _check(self, "advertise", self.advertise is None or _endpoint(self.advertise), _ENDPOINT_RULE)
+        _check(self, "name", isinstance(self.name, str) and len(self.name) <= 256, "at most 256 characters")
+        _check(self, "device", _text(self.device) and bool(_DEVICE.fullmatch(self.device)), "auto, cpu, cuda or cuda:N")
+        _check(
+            self,
+            "memory_bytes",
+            self.memory_bytes is None or _whole(self.memory_bytes, 2**20, 2**60),
+            "at least 1 MiB, as 8GiB or a number of bytes",
+        )
+        _check(self, "model", self.model is None or _text(self.model), "a directory or a hub id")
+        _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")
+        _check(self, "join_deadline_s", _seconds(self.join_deadline_s), "seconds > 0")
+        _check(self, "key", self.key is None or _text(self.key), "a file name")
+        _check(self, "log_level", self.log_level in _LOG_LEVELS, _one_of(_LOG_LEVELS))
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole tree, as a file holds it."""
+
+    runtime: RuntimeConfig = dataclasses.field(default_factory=RuntimeConfig)
+    worker: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What the environment says; every name of ours that is read, and nothing else is."""
+
+    config: str | None = None
+    join: str | None = None
+    debug: bool = False
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str] = os.environ) -> Environment:
+        """From ``variables``; empty is unset.
+
+        Raises:
+            ConfigError: BLOOMBEE_DEBUG is neither 0 nor 1.
+        """
+        debug = variables.get("BLOOMBEE_DEBUG") or "0"
+        if debug not in ("0", "1"):
+            raise ConfigError(f"BLOOMBEE_DEBUG = {debug!r}: must be 0 or 1", field="BLOOMBEE_DEBUG")
+        return cls(variables.get("BLOOMBEE_CONFIG") or None, variables.get("BLOOMBEE_JOIN") or None, debug == "1")
+
+
+C = TypeVar("C", RuntimeConfig, WorkerConfig)
+
+
+def merge(config: C, values: Mapping[str, Any]) -> C:
+    """``config`` with ``values`` laid over it by field name.
+
+    A ``split`` without a number of workers says how many there are.
+
+    Raises:
+        ConfigError: an unknown name (with the nearest known one) or a value that is not allowed.
+    """
+    known = [f.name for f in dataclasses.fields(config)]
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{name}: no such setting{_nearest(name, known)}", field=name)
+    given = dict(values)
+    split = given.get("split")
+    if (
+        isinstance(config, RuntimeConfig)
+        and isinstance(split, (list, tuple))
+        and split
+        and not {"workers", "remote_workers"} & given.keys()
+    ):
+        given["remote_workers" if config.remote_workers else "workers"] = len(split)
+    return dataclasses.replace(config, **given)
+
+
+def load_config(path: str | os.PathLike[str] | None) -> Config:
+    """The defaults, or what the TOML file at ``path`` lays over them.
+
+    Raises:
+        ConfigError: no such file, not TOML, an unknown table or name, or a value that is not allowed;
+            the message starts with the file's name.
+    """
+    if path is None:
+        return Config()
+    try:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read this config file: {error.strerror}", path=str(path)) from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}", path=str(path)) from error
+    for name, table in tables.items():
+        if name not in ("runtime", "worker") or not isinstance(table, dict):
+            raise ConfigError(f"{path}: {name}: settings stand in the tables [runtime] and [worker]", path=str(path), field=name)
+    try:
+        worker = dict(tables.get("worker", {}))
+        if isinstance(worker.get("memory_bytes"), str):
+            worker["memory_bytes"] = parse_size(worker["memory_bytes"])
+        return Config(merge(RuntimeConfig(), tables.get("runtime", {})), merge(WorkerConfig(), worker))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}", **{**error.fields, "path": str(path)}) from error
+
+
+def parse_size(text: str) -> int:
+    """Bytes in ``text``: 1048576, 512MB (powers of 1000), 8GiB (powers of 1024).
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"{text!r} is no size: write it as 8GiB, 512MB or a number of bytes", value=text)
+    number, prefix, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
+
+
+def parse_split(text: str) -> tuple[int, ...]:
+    """Layers of each stage from ``3,3,2``.
+
+    Raises:
+        ConfigError: not whole numbers with commas between them.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise ConfigError(
+            f"split = {text!r}: must be whole numbers with commas between them, as 3,3,2", field="split", value=text
+        )
+    return tuple(int(part) for part in parts)
+
+
+def _check(config: object, field: str, ok: bool, allowed: str) -> None:
+    if not ok:
+        value = getattr(config, field)
+        raise ConfigError(f"{field} = {value!r}: must be {allowed}", field=field, value=str(value), allowed=allowed)
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _whole(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _seconds(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e9
+
+
+def _endpoint(value: object) -> bool:
+    match = _ENDPOINT.fullmatch(value) if isinstance(value, str) else None
+    return match is not None and int(match[1]) < 2**16
+
+
+def _one_of(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"

@@ -1,0 +1,148 @@
+"""Settings: what is refused and how it says so, and what overrides what."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from bloombee.config import Config, Environment, RuntimeConfig, WorkerConfig, load_config, merge, parse_size, parse_split
+from bloombee.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", " "),
+        ("workers", 0),
+        ("workers", True),
+        ("workers", 1.5),
+        ("dtype", "int8"),
+        ("device", "tpu"),
+        ("listen", "127.0.0.1:5000"),
+        ("listen", "tcp://host:99999"),
+        ("advertise", "tcp://host"),
+        ("remote_workers", -1),
+        ("microbatches", 0),
+        ("max_microbatch_rows", 0),
+        ("page_size", 0),
+        ("kv_tokens", 15),
+        ("max_waiting", 0),
+        ("heartbeat_s", float("nan")),
+        ("silence_s", 0.9),
+        ("step_deadline_s", float("inf")),
+        ("load_deadline_s", "60"),
+        ("curve", 1),
+        ("threads", 0),
+        ("trace", ""),
+        ("split", (3, 3)),
+        ("split", (3, 3, 0)),
+    ],
+)
+def test_a_bad_value_names_the_field_the_value_and_the_rule(field: str, value: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        dataclasses.replace(RuntimeConfig(), **{field: value})
+    assert caught.value.fields["field"] == field
+    assert caught.value.message.startswith(f"{field} = {value!r}: must be ")
+    assert caught.value.fields["allowed"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("listen", "udp://h:1"),
+        ("device", ""),
+        ("memory_bytes", 10),
+        ("threads", 0),
+        ("log_level", "loud"),
+        ("name", "n" * 257),
+        ("key", ""),
+    ],
+)
+def test_a_bad_worker_value_is_refused(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^{field} = "):
+        dataclasses.replace(WorkerConfig(), **{field: value})
+
+
+def test_endpoints_may_be_names_addresses_and_ipv6() -> None:
+    for endpoint in ("tcp://127.0.0.1:0", "tcp://*:5000", "tcp://gpu-1.lan:65535", "tcp://[::1]:5000"):
+        assert RuntimeConfig(listen=endpoint).listen == endpoint
+
+
+def test_configs_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RuntimeConfig().workers = 2  # type: ignore[misc]
+
+
+def test_split_alone_says_how_many_workers() -> None:
+    assert merge(RuntimeConfig(), {"split": [4, 4]}).workers == 2
+    assert merge(RuntimeConfig(remote_workers=3), {"split": (4, 4)}).num_stages == 2
+    with pytest.raises(ConfigError, match="3 whole numbers"):
+        merge(RuntimeConfig(), {"split": (4, 4), "workers": 3})
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean workers"):
+        merge(RuntimeConfig(), {"worker": 3})
+
+
+def test_a_file_lies_under_the_callers_values(tmp_path: Path) -> None:
+    path = tmp_path / "bloombee.toml"
+    path.write_text('[runtime]\nworkers = 2\ndtype = "float32"\n[worker]\nmemory_bytes = "2GiB"\n')
+    config = load_config(path)
+    assert config.runtime == RuntimeConfig(workers=2, dtype="float32")
+    assert config.worker.memory_bytes == 2 << 30
+    assert merge(config.runtime, {"workers": 4}) == RuntimeConfig(workers=4, dtype="float32")
+    assert load_config(None) == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("workers = 2", "tables"),
+        ("[runtime]\nworkerz = 2", "did you mean workers"),
+        ("[runtime]\nworkers = 0", "workers = 0"),
+        ("[runtime", "not a TOML file"),
+        ('[worker]\nmemory_bytes = "lots"', "no size"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=says) as caught:
+        load_config(path)
+    assert caught.value.message.startswith(str(path))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml: cannot read"):
+        load_config(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1048576", 1 << 20), ("512MB", 512 * 10**6), ("8GiB", 8 << 30), ("1.5 gib", 3 << 29), ("2k", 2000)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "8 apples", "1e9"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_size(text)
+
+
+def test_split_text() -> None:
+    assert parse_split("3, 3,2") == (3, 3, 2)
+    for text in ("3,,2", "a", "", "-1,2"):
+        with pytest.raises(ConfigError, match="split"):
+            parse_split(text)
+
+
+def test_environment_reads_three_names() -> None:
+    assert Environment.read({}) == Environment()
+    everything = {"BLOOMBEE_CONFIG": "c.toml", "BLOOMBEE_JOIN": "token", "BLOOMBEE_DEBUG": "1", "BLOOMBEE_WORKERS": "9"}
+    assert Environment.read(everything) == Environment("c.toml", "token", True)
+    with pytest.raises(ConfigError, match="BLOOMBEE_DEBUG"):
+        Environment.read({"BLOOMBEE_DEBUG": "yes"})
