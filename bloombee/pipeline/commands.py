@@ -90,5 +90,15 @@ class ReportProgress:
 
 
 Command = (
-    Send | Compute | TellHead | TellScheduler | PlanMade | PipelineUp | PipelineDown | Dismiss | Deliver | Conclude | ReportProgress
-)  # fmt: skip
+    Send
+    | Compute
+    | TellHead
+    | TellScheduler
+    | PlanMade
+    | PipelineUp
+    | PipelineDown
+    | Dismiss
+    | Deliver
+    | Conclude
+    | ReportProgress
+)

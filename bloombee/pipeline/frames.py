@@ -67,10 +67,12 @@ class FrameSender:
         """
         if ack.upto > self._next or any(number >= self._next for number in ack.extra):
             raise RemoteProtocolError(f"frames up to {ack.upto} acknowledged, {self._next} were sent", path="$.upto")
-        extra = set(ack.extra)
-        for number in [n for n in self._kept if n < ack.upto or n in extra]:
-            del self._kept[number]
         self.limit = max(self.limit, ack.limit)
+        extra = set(ack.extra)
+        # With the window closed the newest frame stays: sending it again is how a lost limit is asked for.
+        probe = self._next - 1 if self.limit == self._next else -1
+        for number in [n for n in self._kept if (n < ack.upto or n in extra) and n != probe]:
+            del self._kept[number]
         return self._drain(now)
 
     def resend(self, now: float, wanted: Callable[[Send], bool]) -> list[Send]:

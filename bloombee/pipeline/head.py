@@ -173,7 +173,7 @@ class HeadCore:
                 check_memory(stage, worker.memory_bytes)
                 if stage.index > 0 and not worker.endpoint:
                     raise ConfigError(
-                        f"worker {worker.name!r} cannot be reached by the worker before it: start it with --listen and --advertise",
+                        f"worker {worker.name!r} cannot be reached by its predecessor: start it with --listen and --advertise",
                         worker=worker.name,
                     )
         except BloomBeeError as error:
@@ -284,11 +284,11 @@ class HeadCore:
                 commands.append(Send(worker.id, Lane.CONTROL, Heartbeat(count=self._beats)))
         if self.plan and not self.is_up and not self.error and now - self._assigned_at > self.limits.load_deadline_s:
             late = [w.name for w in self._workers.values() if w.stage is not None and not w.ready]
-            error = DeadlineExceeded(
+            overdue = DeadlineExceeded(
                 f"loading took longer than load_deadline_s = {self.limits.load_deadline_s:g} on {', '.join(late)}",
                 workers=", ".join(late),
             )
-            commands += self._down(error, now)
+            commands += self._down(overdue, now)
         return commands
 
     # -- requests --------------------------------------------------------------------------

@@ -8,6 +8,8 @@ and of the device's memory cannot disagree.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from bloombee.types import Epoch, Phase, PipelineId, SequenceId
 from bloombee.wire.messages import Pick, Sampling
 

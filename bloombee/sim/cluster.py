@@ -1,0 +1,285 @@
+"""A whole swarm of the real cores under a virtual clock: the test cluster and the simulator.
+
+There is no second implementation of the protocol here: messages are made and read by the same cores that run over
+ZeroMQ; this file only carries them, and runs works on :class:`~bloombee.sim.device.SimDevice`.
+Same arguments and seed, same trace, byte for byte.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from bloombee.errors import BloomBeeError, RemoteProtocolError, StalePlan
+from bloombee.pipeline.commands import (
+    Command,
+    Compute,
+    Conclude,
+    Deliver,
+    PipelineDown,
+    PipelineUp,
+    PlanMade,
+    Send,
+    TellHead,
+    TellScheduler,
+)
+from bloombee.pipeline.events import (
+    CancelRequest,
+    Computed,
+    FromStage,
+    Port,
+    SchedulerSaid,
+    StageReceived,
+    StageRestored,
+    Submit,
+    Tick,
+    WorkerJoined,
+    WorkerSaid,
+)
+from bloombee.pipeline.head import HeadCore, HeadLimits, PlanRequest
+from bloombee.pipeline.scheduler import SchedulerCore
+from bloombee.pipeline.stage import StageCore
+from bloombee.pipeline.work import Work
+from bloombee.plan.plan import Plan
+from bloombee.sim.clock import VirtualClock
+from bloombee.sim.device import Pace, SimDevice
+from bloombee.sim.network import Faults, LinkShape, SimLink
+from bloombee.types import Dtype, FinishReason
+from bloombee.wire.messages import AnyMessage, Assign, Forward, Ready, Sampling, Verdict
+
+TICK_S = 0.1
+HEADER_BYTES = 160
+"""What a frame costs besides its rows: envelope, ZeroMQ, CURVE, TCP/IP."""
+
+
+@dataclass(slots=True)
+class SimRequest:
+    """A request and what became of it."""
+
+    prompt: list[int]
+    seed: int
+    max_new_tokens: int
+    tokens: list[int] = field(default_factory=list)
+    finish: FinishReason | None = None
+    ended: bool = False
+    error: BloomBeeError | None = None
+    submitted_at: float = 0.0
+    token_times: list[float] = field(default_factory=list)
+
+
+class SimCluster:
+    """Head, scheduler and ``num_stages`` workers.
+
+    Args:
+        pace: seconds of a work on every stage.
+        shape: of every directed link; ``row_bytes`` is what a hidden row weighs on it.
+        faults: met by the ring's frames, their acknowledgements, Close and Closed. Membership messages are carried
+            reliably: TCP does that, and a worker whose connection breaks is out.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        num_stages: int,
+        num_microbatches: int = 2,
+        num_pages: int = 64,
+        page_size: int = 4,
+        max_rows: int = 16,
+        pace: Pace | None = None,
+        shape: LinkShape | None = None,
+        faults: Faults | None = None,
+        row_bytes: int = 8192,
+        resend_after_s: float = 0.5,
+        step_deadline_s: float = 600.0,
+    ) -> None:
+        self.clock = VirtualClock()
+        self.trace: list[str] = []
+        self.requests: dict[int, SimRequest] = {}
+        self.plan: Plan | None = None
+        self.down: BloomBeeError | None = None
+        self.up = False
+        self.stages: dict[int, StageCore] = {}
+        self.busy_s = [0.0] * num_stages
+        self._rng = random.Random(seed)
+        self._pace = pace or Pace()
+        self._shape = shape or LinkShape()
+        self._faults = faults or Faults()
+        self._row_bytes = row_bytes
+        self._resend_after_s = resend_after_s
+        self._devices: dict[int, SimDevice] = {}
+        self._device_free_at = [0.0] * num_stages
+        self._links: dict[tuple[str, str], SimLink] = {}
+        request = PlanRequest(
+            model="sim",
+            config_digest=bytes(16),
+            dtype=Dtype.FLOAT32,
+            num_workers=num_stages,
+            split=None,
+            span_bytes=(1,) * num_stages,
+            first_bytes=0,
+            last_bytes=0,
+            kv_bytes_per_token=(1,) * num_stages,
+            num_pages=num_pages,
+            page_size=page_size,
+            num_microbatches=num_microbatches,
+        )
+        limits = HeadLimits(max_waiting=10_000, heartbeat_s=1e9, silence_s=1e9, load_deadline_s=1e9)
+        self.head = HeadCore(request, limits, links=[bytes([hop]) * 16 for hop in range(num_stages)])
+        self.scheduler = SchedulerCore(max_rows=max_rows, resend_after_s=resend_after_s, step_deadline_s=step_deadline_s)
+        for worker in range(1, num_stages + 1):
+            joined = WorkerJoined(worker, f"w{worker}", f"sim://{worker}", bytes(32), 1 << 40, self.clock.now)
+            self._do_head(self.head.handle(joined))
+        self.clock.call_later(TICK_S, self._tick)
+
+    # -- for tests and benchmarks ----------------------------------------------------------
+
+    def submit(self, prompt: list[int], *, max_new_tokens: int, seed: int = 0, at: float = 0.0) -> int:
+        """A request at virtual time ``at``; its number."""
+        number = len(self.requests)
+        self.requests[number] = SimRequest(prompt, seed, max_new_tokens, submitted_at=at)
+        sampling = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, seed, -1)
+        packed = b"".join(token.to_bytes(4, "little") for token in prompt)
+
+        def act() -> None:
+            event = Submit(number, packed, sampling, max_new_tokens, frozenset(), self.clock.now)
+            self._do_head(self.head.handle(event))
+
+        self.clock.call_at(at, act)
+        return number
+
+    def cancel(self, number: int, *, at: float) -> None:
+        self.clock.call_at(at, lambda: self._do_head(self.head.handle(CancelRequest(number, self.clock.now))))
+
+    def run(self, *, deadline_s: float = 3600.0) -> bool:
+        """Until every request has ended and nothing is under way; False if virtual time ran out first."""
+        return self.clock.run(self._is_quiet, deadline_s=deadline_s)
+
+    def _is_quiet(self) -> bool:
+        ended = all(request.ended for request in self.requests.values())
+        return ended and self.scheduler.is_idle and all(stage.is_idle for stage in self.stages.values())
+
+    # -- carrying --------------------------------------------------------------------------
+
+    def _link(self, source: str, target: str) -> SimLink:
+        key = (source, target)
+        if key not in self._links:
+            self._links[key] = SimLink(self.clock, self._rng, self._shape, self._faults)
+        return self._links[key]
+
+    def _carry(self, source: str, target: str, message: AnyMessage, deliver: Callable[[], None], *, reliable: bool) -> None:
+        num_bytes = HEADER_BYTES
+        if isinstance(message, Forward) and source != "scheduler":
+            num_bytes += self._row_bytes * sum(item.num_rows for item in message.items)
+        elif isinstance(message, Verdict):
+            num_bytes += 16 * len(message.picks)
+
+        def arrive() -> None:
+            self.trace.append(f"{self.clock.now:.9f} {source}->{target} {message!r}")
+            deliver()
+
+        self._link(source, target).send(num_bytes, arrive, reliable=reliable)
+
+    def _tick(self) -> None:
+        now = self.clock.now
+        self._do_scheduler(self.scheduler.handle(Tick(now)))
+        for index, stage in self.stages.items():
+            self._do_stage(index, stage.handle(Tick(now)))
+        self.clock.call_later(TICK_S, self._tick)
+
+    def restore_links(self) -> None:
+        """Every connection broke and came back: all ends resend."""
+        now = self.clock.now
+        for index in self.stages:
+            self._do_scheduler(self.scheduler.handle(StageRestored(index, now)))
+
+    def _do_head(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case Send(to=int(worker), message=Assign() as assign):
+                    self._carry("head", f"stage{assign.stage}", assign, partial(self._load, assign, worker), reliable=True)
+                case TellScheduler(message=message):
+                    self._do_scheduler(self.scheduler.handle(message))
+                case PlanMade(plan=plan):
+                    self.plan = plan
+                case PipelineUp():
+                    self.up = True
+                case PipelineDown(error=error):
+                    self.down = error
+                case Deliver(request=number, pick=pick, finish=finish):
+                    request = self.requests[number]
+                    request.tokens.append(pick.token)
+                    request.token_times.append(self.clock.now)
+                    request.finish = finish
+                    request.ended = finish is not None
+                case Conclude(request=number, error=error):
+                    self.requests[number].ended = True
+                    self.requests[number].error = error
+                case _:
+                    raise AssertionError(f"the head asks for {command!r}")
+
+    def _load(self, assign: Assign, worker: int) -> None:
+        index = assign.stage
+        self.stages[index] = StageCore(assign, resend_after_s=self._resend_after_s)
+        self._devices[index] = SimDevice(
+            stage=index,
+            is_last=index == assign.num_stages - 1,
+            num_pages=assign.num_pages,
+            page_size=assign.page_size,
+        )
+        ready = Ready(pipeline=assign.pipeline, epoch=assign.epoch, weight_bytes=0, kv_bytes=0)
+
+        def tell() -> None:
+            self._do_head(self.head.handle(WorkerSaid(worker, ready, self.clock.now)))
+
+        self._carry(f"stage{index}", "head", ready, tell, reliable=True)
+
+    def _do_scheduler(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case Send(to=int(stage), message=message):
+                    deliver = partial(self._to_stage, stage, message, None)
+                    self._carry("scheduler", f"stage{stage}", message, deliver, reliable=False)
+                case TellHead(message=message):
+                    self._do_head(self.head.handle(SchedulerSaid(message, self.clock.now)))
+                case _:
+                    raise AssertionError(f"the scheduler asks for {command!r}")
+
+    def _to_stage(self, index: int, message: AnyMessage, payload: object | None) -> None:
+        try:
+            commands = self.stages[index].handle(StageReceived(message, self.clock.now, payload))
+        except (RemoteProtocolError, StalePlan) as error:
+            raise AssertionError(f"stage {index} refused {message!r}: {error}") from error
+        self._do_stage(index, commands)
+
+    def _do_stage(self, index: int, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case Compute(work=work):
+                    seconds = self._pace.seconds(work)
+                    self.busy_s[index] += seconds
+                    done = max(self.clock.now, self._device_free_at[index]) + seconds
+                    self._device_free_at[index] = done
+                    self.clock.call_at(done, partial(self._computed, index, work))
+                case Send(to=Port() as port, message=message, payload=payload):
+                    self._from_stage(index, port, message, payload)
+                case _:
+                    raise AssertionError(f"stage {index} asks for {command!r}")
+
+    def _computed(self, index: int, work: Work) -> None:
+        outcome = self._devices[index].run(work)
+        self._do_stage(index, self.stages[index].handle(Computed(outcome, self.clock.now)))
+
+    def _from_stage(self, index: int, port: Port, message: AnyMessage, payload: object | None) -> None:
+        target = {Port.HEAD: None, Port.UPSTREAM: index - 1, Port.DOWNSTREAM: index + 1}[port]
+        source = f"stage{index}"
+        if target is None or not 0 <= target < len(self.stages):
+
+            def tell() -> None:
+                self._do_scheduler(self.scheduler.handle(FromStage(index, message, self.clock.now)))
+
+            self._carry(source, "scheduler", message, tell, reliable=False)
+        else:
+            self._carry(source, f"stage{target}", message, lambda: self._to_stage(target, message, payload), reliable=False)

@@ -1,0 +1,94 @@
+"""A device that computes digests instead of layers, so that a wrong row, slot or order shows at once.
+
+The hidden row of position p after a stage is a hash of the row that came in and of every row that the stage's KV holds for
+positions [0, p], read through the pages it was given: a page shared by mistake, a stale row after a rollback or a
+missing row changes every later token of the sequence. :func:`oracle` gives the tokens that a pipeline must produce.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+
+from bloombee.pipeline.work import Outcome, Segment, Work
+from bloombee.wire.messages import Pick
+
+VOCAB = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds of a work: ``fixed_s + decode_row_s * rows`` (decode) or ``+ prefill_row_s * rows``."""
+
+    fixed_s: float = 0.001
+    decode_row_s: float = 0.0001
+    prefill_row_s: float = 0.00002
+
+    def seconds(self, work: Work) -> float:
+        return self.fixed_s + (self.prefill_row_s if work.phase else self.decode_row_s) * work.num_rows
+
+
+def _digest(*parts: bytes) -> bytes:
+    return hashlib.blake2b(b"".join(parts), digest_size=8).digest()
+
+
+class SimDevice:
+    """One stage's KV and forward. ``hidden`` payloads are lists of 8-byte rows."""
+
+    def __init__(self, *, stage: int, is_last: bool, num_pages: int, page_size: int) -> None:
+        self._stage = stage.to_bytes(2, "little")
+        self._is_last = is_last
+        self._page_size = page_size
+        self._kv: list[bytes] = [b""] * (num_pages * page_size)
+
+    def run(self, work: Work) -> Outcome:
+        rows_out: list[bytes] = []
+        picks: list[Pick] = []
+        hidden = work.hidden
+        for index, segment in enumerate(work.segments):
+            if hidden is None:
+                rows_in = [segment.tokens[4 * i : 4 * i + 4] for i in range(segment.num_rows)]
+            else:
+                assert isinstance(hidden, list)
+                start, stop = work.hidden_rows[index]
+                rows_in = hidden[start:stop]
+            rows = [self._row(segment, i, row) for i, row in enumerate(rows_in)]
+            rows_out += rows
+            if self._is_last:
+                picks += [_pick(segment, i, rows[i]) for i in range(segment.num_rows - segment.num_picks, segment.num_rows)]
+        return Outcome(work.number, picks=tuple(picks)) if self._is_last else Outcome(work.number, hidden=rows_out)
+
+    def _row(self, segment: Segment, index: int, row: bytes) -> bytes:
+        position = segment.position + index
+        slots = [segment.pages[q // self._page_size] * self._page_size + q % self._page_size for q in range(position + 1)]
+        self._kv[slots[-1]] = row
+        return _digest(self._stage, *(self._kv[slot] for slot in slots))
+
+
+def _pick(segment: Segment, index: int, row: bytes) -> Pick:
+    assert segment.sampling is not None
+    position = segment.position + index + 1
+    token = _token(row, segment.sampling.seed, position)
+    return Pick(segment.sequence, segment.generation, position, token, None, ())
+
+
+def _token(row: bytes, seed: int, position: int) -> int:
+    return int.from_bytes(_digest(row, struct.pack("<QI", seed, position))[:4], "little") % VOCAB
+
+
+def oracle(prompt: list[int], seed: int, num_stages: int, num_tokens: int) -> list[int]:
+    """The ``num_tokens`` tokens that follow ``prompt``, computed densely without pages, frames or stages."""
+    tokens = list(prompt)
+    kv: list[list[bytes]] = [[] for _ in range(num_stages)]
+    done = 0
+    while len(tokens) < len(prompt) + num_tokens:
+        row = b""
+        for position in range(done, len(tokens)):
+            row = struct.pack("<I", tokens[position])
+            for stage in range(num_stages):
+                kv[stage].append(row)
+                row = _digest(stage.to_bytes(2, "little"), *kv[stage])
+        done = len(tokens)
+        tokens.append(_token(row, seed, len(tokens)))
+    return tokens[len(prompt) :]
