@@ -307,9 +307,9 @@ class SchedulerCore:
 
     def _from_stage(self, stage: int, message: object, now: float) -> list[Command]:
         pipe = self._pipe
-        if pipe is None or not isinstance(message, Verdict | Ack | Gap | Closed):
+        if not isinstance(message, Verdict | Ack | Gap | Closed):
             raise RemoteProtocolError(f"{type(message).__name__} from stage {stage} is not expected")
-        if (message.pipeline, message.epoch) != (pipe.plan.pipeline, pipe.plan.epoch):
+        if pipe is None or (message.pipeline, message.epoch) != (pipe.plan.pipeline, pipe.plan.epoch):
             raise StalePlan(f"pipeline {message.pipeline} epoch {message.epoch} is not running", epoch=message.epoch)
         allowed = {Verdict: pipe.last, Ack: 0, Gap: 0, Closed: stage}[type(message)]
         if stage != allowed:

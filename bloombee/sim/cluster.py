@@ -29,6 +29,7 @@ from bloombee.pipeline.events import (
     CancelRequest,
     Computed,
     FromStage,
+    LinkRestored,
     Port,
     SchedulerSaid,
     StageReceived,
@@ -194,6 +195,8 @@ class SimCluster:
         now = self.clock.now
         for index in self.stages:
             self._do_scheduler(self.scheduler.handle(StageRestored(index, now)))
+            for port in (Port.UPSTREAM, Port.DOWNSTREAM):
+                self._do_stage(index, self.stages[index].handle(LinkRestored(port, now)))
 
     def _do_head(self, commands: list[Command]) -> None:
         for command in commands:
