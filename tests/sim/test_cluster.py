@@ -120,5 +120,5 @@ def test_microbatches_fill_a_long_loop() -> None:
         tokens = len(times)
         return tokens / (times[-1] - times[0])
 
-    assert throughput(0.02, 1) < 0.5 * throughput(0.0002, 1)
-    assert throughput(0.02, 32) > 0.6 * throughput(0.0002, 32)
+    assert throughput(0.008, 1) < 0.5 * throughput(0.0002, 1)
+    assert throughput(0.008, 32) > 0.85 * throughput(0.0002, 32)
