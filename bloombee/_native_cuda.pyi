@@ -1,0 +1,13 @@
+"""CUDA kernels on raw device pointers. There only when the package was built with nvcc; importing it needs no
+driver. Nothing here allocates or waits: work is queued on ``stream`` (a cudaStream_t as an integer, 0: the
+default stream) and the caller keeps the memory alive until it is done. Errors: ValueError (``element_bytes``),
+RuntimeError with CUDA's own words (no driver, a wrong pointer, an earlier failure)."""
+
+def device_count() -> int:
+    """CUDA devices this process can use; 0 without a driver."""
+
+def split_planes(data: int, out: int, num_elements: int, element_bytes: int, stream: int = 0) -> None:
+    """data [num_elements, element_bytes] bytes -> out [element_bytes, num_elements] bytes."""
+
+def join_planes(planes: int, out: int, num_elements: int, element_bytes: int, stream: int = 0) -> None:
+    """planes [element_bytes, num_elements] bytes -> out [num_elements, element_bytes] bytes."""

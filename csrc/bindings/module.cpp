@@ -1,0 +1,8 @@
+#include "bindings/bindings.h"
+
+PYBIND11_MODULE(_native, m, pybind11::mod_gil_not_used()) {
+    m.doc() = "Native parts of bloombee; the signatures are in _native.pyi.";
+    bloombee::bind_isa(m);
+    bloombee::bind_planes(m);
+    bloombee::bind_checksum(m);
+}
