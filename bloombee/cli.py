@@ -1,0 +1,316 @@
+"""The command line: subcommands, their options, exit codes.
+
+Exit 0 when it worked, 2 for bad input (:class:`~bloombee.errors.ConfigError`, a bad option), 1 for any other failure,
+130 and 143 for Ctrl-C and SIGTERM. An error is one sentence on stderr; ``--debug`` adds the traceback. Nothing heavy is
+imported before a command needs it: ``--help`` must be quick.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from bloombee import __version__
+from bloombee.config import Config, Environment, RuntimeConfig, WorkerConfig, load_config, merge
+from bloombee.errors import BloomBeeError, ConfigError
+from bloombee.options import Given, Options, command
+from bloombee.types import SamplingParams
+
+if TYPE_CHECKING:
+    from bloombee.runtime import Runtime
+
+SWARM = ("workers", "split", "dtype", "device", "kv_tokens", "microbatches", "max_microbatch_rows", "threads", "curve", "trace")
+HEAD_ONLY = ("listen", "advertise", "page_size", "max_waiting", "heartbeat_s", "silence_s", "step_deadline_s", "load_deadline_s")
+SAMPLING = Options(
+    SamplingParams,
+    "Sampling",
+    tuple(f.name for f in dataclasses.fields(SamplingParams)),
+    {"max_new_tokens": "Most tokens to generate.", "stop": "A string that ends the text and is no part of it; may be repeated."},
+)
+
+Json = Annotated[bool, Parameter(negative=(), help="Print one line of JSON on stdout and nothing else.")]
+Chat = Annotated[bool, Parameter(negative=(), help="Wrap the prompt as a user's turn in the model's chat template.")]
+ConfigFile = Annotated[str | None, Parameter(help="A TOML file with the tables [runtime] and [worker].")]
+
+app = App(
+    name="bloombee",
+    help="Run one large language model over several ordinary machines joined by the internet.",
+    version=__version__,
+    help_format="plaintext",
+    help_epilogue="--debug adds the traceback to an error. BLOOMBEE_CONFIG, BLOOMBEE_JOIN and BLOOMBEE_DEBUG stand for"
+    " --config, --join and --debug.",
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+
+
+@command(app, [Options(RuntimeConfig, "Swarm", ("workers", "split", "threads"))])
+def demo(given: Given, *, json: Json = False) -> int:
+    """Stream text from the packaged model, cut over three worker processes.
+
+    Examples:
+      bloombee demo
+      bloombee demo --split 2,4,2 --json
+    """
+    from bloombee import demo as demo_command
+
+    return _run(demo_command.run(merge(demo_command.DEFAULTS, given), json=json))
+
+
+@command(app, [Options(RuntimeConfig, "Swarm", ("model", *SWARM)), SAMPLING])
+def generate(
+    swarm: Given,
+    sampling: Given,
+    *,
+    prompt: Annotated[
+        str, Parameter(allow_leading_hyphen=True, help="The text to go on from, taken as it is; - reads all of stdin.")
+    ],
+    chat: Chat = False,
+    json: Json = False,
+    config: ConfigFile = None,
+) -> int:
+    """Answer one prompt with a model cut over worker processes of this machine.
+
+    Text goes to stdout as it comes, everything else to stderr.
+
+    Examples:
+      bloombee generate --prompt 'import os'
+      bloombee generate --model ./Qwen3-0.6B --workers 2 --chat --prompt 'Why is the sky blue?' --temperature 0.7 --seed 1
+      cat file.py | bloombee generate --prompt - --max-new-tokens 64 --json
+    """
+    runtime = merge(_config(config).runtime, swarm)
+    params, text = _sampling(sampling), _prompt(prompt)
+    return _run(_answer_once(runtime, _conversation(text, chat), params, json=json))
+
+
+@command(app, [Options(WorkerConfig, "Worker", tuple(f.name for f in dataclasses.fields(WorkerConfig)))])
+def worker(given: Given, *, config: ConfigFile = None) -> int:
+    """Serve a span of layers to the head that printed the token. Ends when the head does.
+
+    The token may also stand in the environment as BLOOMBEE_JOIN, where the process list does not show it.
+
+    Examples:
+      bloombee worker --join TOKEN
+      bloombee worker --join TOKEN --listen tcp://0.0.0.0:7701 --advertise tcp://203.0.113.5:7701 --memory 8GiB
+    """
+    base = _config(config).worker
+    settings = merge(base, {"join": given.get("join") or Environment.read().join or base.join, **given})
+    if not settings.join:
+        raise ConfigError(
+            "join is empty: give the token that 'bloombee head' printed, with --join or in BLOOMBEE_JOIN", field="join"
+        )
+    from bloombee.roles.worker import run
+
+    run(settings)
+    return 0
+
+
+@command(
+    app,
+    [
+        Options(
+            RuntimeConfig,
+            "Swarm",
+            ("model", *(name for name in SWARM if name not in ("device", "threads")), *HEAD_ONLY),
+            {"workers": "How many workers on other machines to wait for; one stage each."},
+        ),
+        SAMPLING,
+    ],
+)
+def head(swarm: Given, sampling: Given, *, chat: Chat = False, json: Json = False, config: ConfigFile = None) -> int:
+    """Wait for workers to join from other machines, then answer each line of stdin.
+
+    Prints the command that joins a worker. To be reached from other machines it must listen on an address of theirs.
+
+    Examples:
+      bloombee head --workers 2 --listen tcp://0.0.0.0:7700 --advertise tcp://203.0.113.5:7700
+      bloombee head --model ./Qwen3-0.6B --workers 3 --chat < questions.txt
+    """
+    base = _config(config).runtime
+    wanted = swarm.pop("workers", len(swarm.get("split", ())) or base.num_stages)
+    if wanted < 1:
+        raise ConfigError(f"workers = {wanted}: must be a whole number from 1", field="workers", value=wanted)
+    runtime = merge(base, {**swarm, "remote_workers": wanted})
+    return _run(_answer_lines(runtime, _sampling(sampling), chat=chat, json=json))
+
+
+@command(app)
+def doctor(*, json: Json = False) -> int:
+    """Say what was found on this machine and what to do about what was not.
+
+    Examples:
+      bloombee doctor
+    """
+    from bloombee.doctor import examine, healthy, table
+
+    findings = examine()
+    if json:
+        import msgspec
+
+        print(msgspec.json.encode(findings).decode())
+    else:
+        print(table(findings))
+    return 0 if healthy(findings) else 1
+
+
+@command(app)
+def keygen(*, out: Annotated[str, Parameter(help="The file to write, readable by you alone; must not exist.")]) -> int:
+    """Make a CURVE key pair for a worker that should keep its identity from run to run.
+
+    Examples:
+      bloombee keygen --out worker.key
+    """
+    from bloombee.transport import keys
+
+    keys.save(out, keys.generate())
+    print(out)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn whatever happened into an exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        debug = debug or Environment.read().debug
+        result = app(words, exit_on_error=False, print_error=False)
+        return result if isinstance(result, int) else 0
+    except (CycloptsError, ConfigError) as error:
+        return _fail(error, 2, debug)
+    except KeyboardInterrupt:
+        return 130
+    except asyncio.CancelledError:
+        return 143
+    except BrokenPipeError:
+        # The reader of stdout went away. Python flushes stdout once more at exit: give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # the last door: whatever it was, a person gets a sentence and not a traceback
+        return _fail(error, 1, debug)
+
+
+def _fail(error: Exception, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, BloomBeeError):
+        text = error.message
+    elif isinstance(error, CycloptsError):
+        text = f"{' '.join(str(error).split())} (see bloombee --help)"
+    else:
+        text = f"{type(error).__name__}: {error}" + ("" if debug else " (--debug shows where)")
+    print(f"bloombee: {text}", file=sys.stderr, flush=True)
+    return code
+
+
+def _run(work: Coroutine[Any, Any, None]) -> int:
+    """Run ``work`` to its end; SIGTERM cancels it as Ctrl-C does, so that workers are ended in order."""
+
+    async def until_done() -> None:
+        task = asyncio.current_task()
+        if task is not None and sys.platform != "win32":
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        await work
+
+    asyncio.run(until_done())
+    return 0
+
+
+def _config(path: str | None) -> Config:
+    return load_config(path or Environment.read().config)
+
+
+def _sampling(given: Given) -> SamplingParams:
+    try:
+        return SamplingParams(**given)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _prompt(text: str) -> str:
+    if text == "-":
+        try:
+            text = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"the prompt on stdin is not {error.encoding} text: {error.reason} at byte {error.start}"
+            ) from error
+    if not text:
+        raise ConfigError("prompt is empty: give at least one character", field="prompt")
+    if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise ConfigError("prompt is not UTF-8 text", field="prompt")
+    return text
+
+
+def _conversation(text: str, chat: bool) -> Any:
+    return [{"role": "user", "content": text}] if chat else text
+
+
+async def _answer_once(config: RuntimeConfig, prompt: Any, params: SamplingParams, *, json: bool) -> None:
+    from bloombee.terminal import open_runtime
+
+    async with open_runtime(config) as runtime:
+        await _answer(runtime, prompt, params, json=json)
+
+
+async def _answer(runtime: Runtime, prompt: Any, params: SamplingParams, *, json: bool) -> None:
+    from bloombee.terminal import say, stream, write, write_json
+
+    if json:
+        write_json(await runtime.generate(prompt, params), runtime.plan.summary())
+        return
+    tally = await stream(runtime.stream(prompt, params))
+    write("\n")
+    say(str(tally))
+
+
+async def _answer_lines(config: RuntimeConfig, params: SamplingParams, *, chat: bool, json: bool) -> None:
+    from bloombee.terminal import open_runtime, say
+
+    def announce(token: str) -> None:
+        say(f"waiting for {config.remote_workers} workers; on each machine run:\n\n    bloombee worker --join {token}\n")
+
+    async with open_runtime(config, on_listening=announce) as runtime:
+        async for line in _lines():
+            try:
+                await _answer(runtime, _conversation(line, chat), params, json=json)
+            except ConfigError as error:  # of this line alone: the next may be better
+                say(f"bloombee: {error.message}")
+
+
+async def _lines() -> AsyncIterator[str]:
+    """Lines of stdin without their ends, blank ones left out; asks for each on a terminal.
+
+    A daemon thread reads, with a file object of its own: a read that nobody ends must hold up neither the loop nor
+    the interpreter's exit, which takes the lock of sys.stdin.
+    """
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+
+    def read() -> None:
+        with open(sys.stdin.fileno(), encoding="utf-8", errors="replace", closefd=False) as source:
+            for line in source:
+                loop.call_soon_threadsafe(queue.put_nowait, line.rstrip("\r\n"))
+        loop.call_soon_threadsafe(queue.put_nowait, None)
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = await queue.get()
+        if line is None:
+            return
+        if line.strip():
+            yield line
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""``bloombee doctor``: what was found on this machine, and what to do about what was not.
+
+Each check is a function that returns a :class:`Finding`; none raises, and none needs another to have passed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+State = Literal["ok", "optional", "missing"]
+"""``optional``: not there, and the program works without it. ``missing``: it does not."""
+
+REINSTALL = "reinstall the package with a C++20 compiler on the path: pip install --force-reinstall --no-deps ."
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One row: what was looked for, what was found, what to do (empty when nothing is)."""
+
+    name: str
+    state: State
+    found: str
+    advice: str = ""
+
+
+def examine() -> list[Finding]:
+    """Every check, in the order in which their advice is best followed."""
+    return [check() for check in CHECKS]
+
+
+def healthy(findings: Sequence[Finding]) -> bool:
+    """Nothing that is needed is missing."""
+    return all(finding.state != "missing" for finding in findings)
+
+
+def check_machine() -> Finding:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Finding(
+        "machine", "ok", f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}"
+    )
+
+
+def check_memory() -> Finding:
+    psutil = _module("psutil")
+    if isinstance(psutil, str):
+        return Finding("memory", "optional", psutil, "pip install psutil, or say --memory where it is asked for")
+    memory = psutil.virtual_memory()
+    found = f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}"
+    if memory.available < 2 << 30:
+        return Finding(
+            "memory", "optional", found, "three workers of the demo take about 1.5 GiB; use fewer workers or end something"
+        )
+    return Finding("memory", "ok", found)
+
+
+def check_extension() -> Finding:
+    native = _module("bloombee._native")
+    if isinstance(native, str):
+        return Finding("native extension", "missing", native, REINSTALL)
+    isas = list(native.available_isas())
+    return Finding("native extension", "ok", f"SIMD levels: {', '.join(isas)}; {isas[-1]} is used" if isas else "scalar")
+
+
+def check_cuda_extension() -> Finding:
+    cuda = _module("bloombee._cuda")
+    if isinstance(cuda, str):
+        return Finding(
+            "CUDA extension", "optional", cuda, "only of use with an NVIDIA GPU: install again where nvcc is on the path"
+        )
+    return Finding("CUDA extension", "ok", "built")
+
+
+def check_torch() -> Finding:
+    torch = _module("torch")
+    if isinstance(torch, str):
+        return Finding("torch", "missing", torch, "pip install 'torch>=2.8'")
+    return Finding("torch", "ok", f"{torch.__version__}; {_devices(torch)}")
+
+
+def check_transformers() -> Finding:
+    return _package("transformers", "transformers>=5.20")
+
+
+def check_zmq() -> Finding:
+    zmq = _module("zmq")
+    if isinstance(zmq, str):
+        return Finding("pyzmq", "missing", zmq, "pip install 'pyzmq>=27'")
+    found = f"{zmq.__version__}, libzmq {zmq.zmq_version()}"
+    if not zmq.has("curve"):
+        return Finding(
+            "pyzmq", "missing", f"{found}, without CURVE", "install pyzmq from a wheel: its libzmq can encrypt; yours cannot"
+        )
+    return Finding("pyzmq", "ok", f"{found}, with CURVE")
+
+
+def check_uvloop() -> Finding:
+    uvloop = _module("uvloop")
+    if isinstance(uvloop, str):
+        return Finding("uvloop", "optional", uvloop, "pip install uvloop; without it the event loop is slower")
+    return Finding("uvloop", "ok", str(uvloop.__version__))
+
+
+def check_loopback() -> Finding:
+    """Listen, dial and be answered, as the head and its workers do."""
+    try:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_connection(server.getsockname(), timeout=2) as client,
+        ):
+            server.settimeout(2)
+            accepted, _ = server.accept()
+            accepted.close()
+            return Finding("loopback TCP", "ok", f"listened and connected on 127.0.0.1:{client.getpeername()[1]}")
+    except OSError as error:
+        return Finding(
+            "loopback TCP",
+            "missing",
+            str(error),
+            "let processes of this machine connect to 127.0.0.1: look at the firewall or sandbox",
+        )
+
+
+def check_demo_model(folder: Path | None = None) -> Finding:
+    folder = folder or Path(__file__).parent / "demo_model" / "target"
+    absent = [name for name in ("config.json", "model.safetensors", "tokenizer.json") if not (folder / name).is_file()]
+    if absent:
+        return Finding(
+            "demo model",
+            "missing",
+            f"{folder} lacks {', '.join(absent)}",
+            "reinstall the package; make another with tools/train_demo_model.py",
+        )
+    return Finding("demo model", "ok", f"{(folder / 'model.safetensors').stat().st_size / 1e6:.1f} MB in {folder}")
+
+
+CHECKS: tuple[Callable[[], Finding], ...] = (
+    check_machine,
+    check_memory,
+    check_extension,
+    check_cuda_extension,
+    check_torch,
+    check_transformers,
+    check_zmq,
+    check_uvloop,
+    check_loopback,
+    check_demo_model,
+)
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """For people: a row each, the advice under its row."""
+    width = max(len(finding.name) for finding in findings)
+    rows = []
+    for finding in findings:
+        rows.append(f"{finding.state:<8}  {finding.name:<{width}}  {finding.found}")
+        if finding.advice:
+            rows.append(f"{'':<8}  {'':<{width}}  -> {finding.advice}")
+    return "\n".join(rows)
+
+
+def _module(name: str) -> ModuleType | Any | str:
+    """The module, or why it cannot be had. A broken shared library raises OSError, a missing one ImportError."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _package(name: str, requirement: str) -> Finding:
+    try:
+        return Finding(name, "ok", importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, "missing", "not installed", f"pip install '{requirement}'")
+
+
+def _devices(torch: Any) -> str:
+    if not torch.cuda.is_available():
+        return "no CUDA device: workers run on the CPU"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"CUDA {torch.version.cuda}: {', '.join(names)}"

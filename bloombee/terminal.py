@@ -1,0 +1,158 @@
+"""What a person sees: loading progress on stderr, text on stdout as it comes, plain wherever nobody looks."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+import msgspec
+
+from bloombee.config import RuntimeConfig
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from bloombee.runtime import Generation, LoadProgress, Runtime, Token
+
+_CONTROLS = {code: "\ufffd" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
+
+
+def say(text: str) -> None:
+    """One line to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def write(text: str) -> None:
+    """Generated text to stdout at once. A terminal gets no control characters: a model must not move its cursor."""
+    sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def write_dim(text: str) -> None:
+    """As :func:`write`, set back where a terminal can show it."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console(highlight=False).out(text.translate(_CONTROLS), style="dim", end="")
+    else:
+        write(text)
+
+
+def write_json(answer: Generation, plan: dict[str, object]) -> None:
+    """One line: the answer and the plan that gave it. Numbers that JSON lacks (a log-probability of -inf) are null."""
+    fields: dict[str, Any] = {
+        "text": answer.text,
+        "token_ids": list(answer.token_ids),
+        "prompt_token_ids": list(answer.prompt_token_ids),
+        "finish_reason": answer.finish_reason,
+        "time_to_first_token_s": answer.time_to_first_token_s,
+        "tokens_per_s": answer.tokens_per_s,
+        "plan": plan,
+    }
+    if answer.logprobs is not None:
+        fields["logprobs"] = answer.logprobs
+    sys.stdout.write(msgspec.json.encode(fields).decode() + "\n")
+    sys.stdout.flush()
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one stream came to, timed where its reader sits."""
+
+    num_tokens: int = 0
+    first_s: float = 0.0
+    last_s: float = 0.0
+    finish_reason: str = ""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """After the first token; 0 when there is no second."""
+        return (self.num_tokens - 1) / (self.last_s - self.first_s) if self.last_s > self.first_s else 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_tokens} tokens, the first after {self.first_s:.2f} s, then {self.tokens_per_s:.0f} tokens/s;"
+            f" ended by {self.finish_reason}"
+        )
+
+
+async def stream(tokens: AsyncIterator[Token]) -> Tally:
+    """Write tokens as they come. Cancelled in the middle, what was written stays."""
+    tally, start = Tally(), time.perf_counter()
+    async for token in tokens:
+        tally.last_s = time.perf_counter() - start
+        tally.first_s = tally.first_s or tally.last_s
+        tally.num_tokens += 1
+        tally.finish_reason = str(token.finish_reason or "")
+        if token.text:
+            write(token.text)
+    return tally
+
+
+@asynccontextmanager
+async def open_runtime(config: RuntimeConfig, **more: Any) -> AsyncIterator[Runtime]:
+    """A Runtime whose loading is shown; however the block ends, it leaves no worker behind."""
+    from bloombee.runtime import Runtime
+
+    loading = Loading()
+    try:
+        async with Runtime(config=config, on_progress=loading, **more) as runtime:
+            loading.close()
+            yield runtime
+    finally:
+        loading.close()
+
+
+class Loading:
+    """Progress of every worker on stderr: bars on a terminal, else a line whenever a worker's phase changes.
+
+    It is the ``on_progress`` of a Runtime and may be called from any thread. :meth:`close` wipes the bars.
+    """
+
+    def __init__(self, out: IO[str] | None = None) -> None:
+        self._out = out or sys.stderr
+        self._bars = _bars(self._out) if self._out.isatty() else None
+        self._tasks: dict[int, TaskID] = {}
+        self._phases: dict[int, str] = {}
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, progress: LoadProgress) -> None:
+        if self._bars is not None:
+            self._draw(self._bars, progress)
+        elif self._phases.get(progress.worker) != progress.phase:
+            self._phases[progress.worker] = progress.phase
+            size = f", {progress.total_bytes / 1e6:.1f} MB of weights" if progress.total_bytes else ""
+            print(f"{_label(progress)}: {progress.phase}{size}", file=self._out, flush=True)
+
+    def _draw(self, bars: Progress, progress: LoadProgress) -> None:
+        if progress.worker not in self._tasks:
+            self._tasks[progress.worker] = bars.add_task(_label(progress), total=None, phase="")
+        bars.update(
+            self._tasks[progress.worker],
+            description=_label(progress),
+            completed=progress.loaded_bytes,
+            total=progress.total_bytes or None,
+            phase=progress.phase,
+        )
+
+
+def _bars(out: IO[str]) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    name, phase = TextColumn("{task.description:<28}", markup=False), TextColumn("{task.fields[phase]}", markup=False)
+    bars = Progress(name, BarColumn(), DownloadColumn(), phase, console=Console(file=out), transient=True)
+    bars.start()
+    return bars
+
+
+def _label(progress: LoadProgress) -> str:
+    return f"{progress.name} (stage {progress.stage})" if progress.stage >= 0 else progress.name

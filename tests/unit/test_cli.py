@@ -1,0 +1,349 @@
+"""The command line over a Runtime that is a fake: parsing, streams, exit codes. Processes are the integration tests' part."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import subprocess
+import sys
+import types
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+
+from bloombee.cli import main
+from bloombee.config import RuntimeConfig, WorkerConfig
+from bloombee.errors import ConfigError, LinkDown
+from bloombee.plan.plan import Plan, StagePlan
+from bloombee.types import Dtype, FinishReason, SamplingParams, Span
+
+TEXT = ["one", " two", "", " th\x1b[2Jree"]
+
+
+@dataclass(frozen=True)
+class Token:
+    text: str
+    token_id: int
+    logprob: float | None
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True)
+class Generation:
+    text: str
+    token_ids: list[int]
+    prompt_token_ids: list[int]
+    finish_reason: FinishReason
+    logprobs: list[float] | None
+    time_to_first_token_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True)
+class LoadProgress:
+    worker: int
+    name: str
+    stage: int
+    loaded_bytes: int
+    total_bytes: int
+    phase: str
+
+
+class FakeRuntime:
+    """Answers every prompt with TEXT; ``failure`` is raised instead, from where a test says."""
+
+    made: ClassVar[list[FakeRuntime]]
+    failure: ClassVar[BaseException | None] = None
+    fail_on_open: ClassVar[bool] = False
+
+    def __init__(self, *, config: RuntimeConfig, on_progress: Callable[[LoadProgress], None], on_listening: Any = None) -> None:
+        self.config, self._on_progress, self._on_listening = config, on_progress, on_listening
+        self.asked: list[tuple[Any, SamplingParams]] = []
+        self.closed = False
+        FakeRuntime.made.append(self)
+
+    async def __aenter__(self) -> FakeRuntime:
+        if self._on_listening is not None:
+            self._on_listening("bb1-token")
+        if self.fail_on_open and self.failure is not None:
+            raise self.failure
+        for stage in range(self.config.num_stages):
+            for phase in ("loading", "loading", "ready"):
+                self._on_progress(LoadProgress(stage + 1, f"w{stage}", stage, 2_000_000, 2_000_000, phase))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.closed = True
+
+    @property
+    def plan(self) -> Plan:
+        spans = [Span(0, 3), Span(3, 6), Span(6, 8)][: self.config.num_stages]
+        stages = tuple(StagePlan(i, i + 1, f"w{i}", span, 4_000_000, 1) for i, span in enumerate(spans))
+        return Plan(0, 0, self.config.model, Dtype.FLOAT32, 8, 4, 16, 2, stages)
+
+    async def generate(self, prompt: Any, params: SamplingParams) -> Generation:
+        self.asked.append((prompt, params))
+        if self.failure is not None:
+            raise self.failure
+        return Generation("".join(TEXT), [1, 2, 3, 4], [9], FinishReason.STOP, None, 0.5, 10.0)
+
+    async def stream(self, prompt: Any, params: SamplingParams) -> AsyncIterator[Token]:
+        self.asked.append((prompt, params))
+        for i, text in enumerate(TEXT):
+            if self.failure is not None and i == 2:
+                raise self.failure
+            yield Token(text, i, None, FinishReason.LENGTH if i == 3 else None)
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeRuntime]:
+    module = types.ModuleType("bloombee.runtime")
+    module.Runtime = FakeRuntime  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "bloombee.runtime", module)
+    monkeypatch.setattr(FakeRuntime, "made", [], raising=False)
+    for name in ("BLOOMBEE_CONFIG", "BLOOMBEE_JOIN", "BLOOMBEE_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    return FakeRuntime
+
+
+def test_generate_streams_text_to_stdout_and_the_rest_to_stderr(
+    capsys: pytest.CaptureFixture[str], fake: type[FakeRuntime]
+) -> None:
+    arguments = (
+        "generate --workers 2 --split 4,4 --dtype float32 --max-new-tokens 7 --temperature 0.5 --seed 3 --stop a --stop -b"
+    )
+    assert main([*arguments.split(), "--prompt", "hello"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "".join(TEXT) + "\n"
+    assert "w0 (stage 0): loading, 2.0 MB of weights\nw0 (stage 0): ready" in err
+    assert err.count("loading") == 2, "a line for each phase of each worker, not for each report"
+    assert "4 tokens" in err
+    assert "ended by length" in err
+    (runtime,) = fake.made
+    assert runtime.config == RuntimeConfig(workers=2, split=(4, 4), dtype="float32")
+    assert runtime.asked == [("hello", SamplingParams(max_new_tokens=7, temperature=0.5, seed=3, stop=("a", "-b")))]
+    assert runtime.closed
+
+
+def test_generate_json_is_one_line_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--prompt", "x", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    answer = json.loads(out)
+    assert list(answer) == [
+        "text",
+        "token_ids",
+        "prompt_token_ids",
+        "finish_reason",
+        "time_to_first_token_s",
+        "tokens_per_s",
+        "plan",
+    ]
+    assert answer["text"] == "".join(TEXT)
+    assert answer["finish_reason"] == "stop"
+    assert [stage["layers"] for stage in answer["plan"]["stages"]] == [[0, 3], [3, 6], [6, 8]]
+
+
+def test_prompt_comes_from_stdin_unchanged(monkeypatch: pytest.MonkeyPatch, fake: type[FakeRuntime]) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("two\nlines\n"))
+    assert main(["generate", "--prompt", "-", "--json"]) == 0
+    assert fake.made[0].asked[0][0] == "two\nlines\n"
+
+
+def test_chat_wraps_the_prompt(fake: type[FakeRuntime]) -> None:
+    assert main(["generate", "--prompt", "hi", "--chat"]) == 0
+    assert fake.made[0].asked[0][0] == [{"role": "user", "content": "hi"}]
+
+
+def test_a_terminal_gets_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["generate", "--prompt", "x"]) == 0
+    assert out.getvalue() == "one two th\ufffd[2Jree\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("generate", "--prompt"),
+        ("generate --prompt x --workers many", "--workers"),
+        ("generate --prompt x --wurkers 3", "--wurkers"),
+        ("generate --prompt x --workers 0", "workers = 0: must be"),
+        ("generate --prompt x --split 4,a", "split = '4,a': must be"),
+        ("generate --prompt x --split 4,4 --workers 3", "3 whole numbers"),
+        ("generate --prompt x --temperature -1", "temperature = -1.0: must be"),
+        ("generate --prompt x --top-p 0", "top_p = 0.0: must be"),
+        ("generate --prompt x --dtype int8", "dtype = 'int8': must be"),
+        ("generate --prompt x --config none.toml", "none.toml: cannot read"),
+        ("worker", "join is empty"),
+        ("worker --join t --memory lots", "'lots' is no size"),
+        ("head --workers 0", "workers = 0: must be"),
+        ("frobnicate", "frobnicate"),
+    ],
+)
+def test_bad_input_is_exit_2_and_one_sentence(
+    arguments: str, says: str, capsys: pytest.CaptureFixture[str], fake: type[FakeRuntime]
+) -> None:
+    assert main(arguments.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("bloombee: ")
+    assert err.count("\n") == 1
+    assert says in err
+    assert fake.made == [], "bad input must be found before anything starts"
+
+
+@pytest.mark.parametrize("prompt", ["", "caf\udce9"])
+def test_a_prompt_that_is_no_text_is_exit_2(prompt: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--prompt", prompt]) == 2
+    assert "prompt is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("json_flag", [[], ["--json"]])
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [(LinkDown("worker 2 is gone"), 1), (ConfigError("the prompt is too long"), 2), (RuntimeError("surprise"), 1)],
+)
+def test_a_failure_in_the_middle(
+    failure: Exception,
+    code: int,
+    json_flag: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fake: type[FakeRuntime],
+) -> None:
+    monkeypatch.setattr(fake, "failure", failure)
+    assert main(["generate", "--prompt", "x", *json_flag]) == code
+    out, err = capsys.readouterr()
+    assert out == ("" if json_flag else "one two")
+    assert str(failure) in err
+    assert "Traceback" not in err
+    assert fake.made[0].closed
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_debug_shows_the_traceback(
+    how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fake: type[FakeRuntime]
+) -> None:
+    monkeypatch.setattr(fake, "failure", LinkDown("worker 2 is gone"))
+    if how == "environment":
+        monkeypatch.setenv("BLOOMBEE_DEBUG", "1")
+    assert main(["generate", "--prompt", "x", *(["--debug"] if how == "option" else [])]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("failure", "code"), [(KeyboardInterrupt(), 130), (asyncio.CancelledError(), 143)])
+def test_interrupts_have_their_own_codes(
+    failure: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, fake: type[FakeRuntime]
+) -> None:
+    monkeypatch.setattr(fake, "failure", failure)
+    monkeypatch.setattr(fake, "fail_on_open", True)
+    assert main(["generate", "--prompt", "x"]) == code
+
+
+def test_a_config_file_lies_under_the_options(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, fake: type[FakeRuntime]) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('[runtime]\nworkers = 2\ndtype = "float16"\n')
+    assert main(["generate", "--prompt", "x", "--dtype", "float32", "--config", str(path)]) == 0
+    monkeypatch.setenv("BLOOMBEE_CONFIG", str(path))
+    assert main(["generate", "--prompt", "x", "--workers", "1"]) == 0
+    assert [runtime.config for runtime in fake.made] == [
+        RuntimeConfig(workers=2, dtype="float32"),
+        RuntimeConfig(workers=1, dtype="float16"),
+    ]
+
+
+def test_demo_prints_what_runs_where(capsys: pytest.CaptureFixture[str], fake: type[FakeRuntime]) -> None:
+    assert main(["demo"]) == 0
+    out = capsys.readouterr().out
+    assert "3 worker processes" in out
+    assert "def decode_bytes(data, encoding='utf-8'):one two" in out
+    assert "stage 0 on w0: embedding, layers 0-2 (4.0 MB)" in out
+    assert "stage 2 on w2: layers 6-7, norm, LM head, sampler (4.0 MB)" in out
+    assert fake.made[0].config == RuntimeConfig(model="demo", workers=3, dtype="float32")
+
+
+def test_demo_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--json", "--split", "4,4"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["plan"]["stages"]) == 2
+
+
+def test_head_says_how_to_join_and_answers_each_line(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fake: type[FakeRuntime]
+) -> None:
+    lines = tmp_path / "lines"
+    lines.write_text("first\n\nsecond\n")
+    with lines.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main(["head", "--workers", "2", "--json", "--chat", "--listen", "tcp://127.0.0.1:7700"]) == 0
+    out, err = capsys.readouterr()
+    assert "bloombee worker --join bb1-token" in err
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["".join(TEXT)] * 2
+    assert fake.made[0].config == RuntimeConfig(remote_workers=2, listen="tcp://127.0.0.1:7700")
+    assert [prompt[0]["content"] for prompt, _ in fake.made[0].asked] == ["first", "second"]
+
+
+def test_head_goes_on_after_a_line_it_cannot_answer(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fake: type[FakeRuntime]
+) -> None:
+    lines = tmp_path / "lines"
+    lines.write_text("first\nsecond\n")
+    monkeypatch.setattr(fake, "failure", ConfigError("the prompt is too long"))
+    with lines.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main(["head", "--workers", "2", "--json"]) == 0
+    assert capsys.readouterr().err.count("the prompt is too long") == 2
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_worker_hands_its_settings_on(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[WorkerConfig] = []
+    module = types.ModuleType("bloombee.roles.worker")
+    module.run = ran.append  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "bloombee.roles.worker", module)
+    arguments = ["worker", "--memory", "2GiB", "--threads", "2", "--listen", "tcp://0.0.0.0:7701"]
+    if how == "environment":
+        monkeypatch.setenv("BLOOMBEE_JOIN", "t")
+    else:
+        monkeypatch.setenv("BLOOMBEE_JOIN", "weaker")
+        arguments += ["--join", "t"]
+    assert main(arguments) == 0
+    assert ran == [WorkerConfig(join="t", memory_bytes=2 << 30, threads=2, listen="tcp://0.0.0.0:7701")]
+
+
+def test_keygen_makes_a_private_file_and_overwrites_nothing(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "worker.key"
+    assert main(["keygen", "--out", str(path)]) == 0
+    assert path.stat().st_mode & 0o777 == 0o600
+    first = path.read_text()
+    assert main(["keygen", "--out", str(path)]) == 2
+    assert f"{path} exists" in capsys.readouterr().err
+    assert path.read_text() == first
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"]])
+def test_help_is_exit_0_on_stdout(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert out
+    assert err == ""
+
+
+def test_every_command_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("demo", "generate", "worker", "head", "doctor", "keygen"):
+        assert main([name, "--help"]) == 0
+        assert f"Examples:\n  bloombee {name}" in capsys.readouterr().out
+
+
+def test_starting_imports_nothing_heavy() -> None:
+    heavy = ("torch", "transformers", "zmq", "numpy")
+    program = f"import sys, bloombee.cli as c; c.main(['--help']); print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]"

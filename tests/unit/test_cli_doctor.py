@@ -1,0 +1,88 @@
+"""What doctor finds, and what it advises where it does not."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bloombee import doctor
+from bloombee.cli import main
+from bloombee.doctor import Finding
+
+
+def _without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def test_a_missing_module_is_a_finding_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    _without(monkeypatch, "bloombee._native", "bloombee._cuda", "torch", "zmq", "uvloop", "psutil")
+    for check, state in (
+        (doctor.check_extension, "missing"),
+        (doctor.check_cuda_extension, "optional"),
+        (doctor.check_torch, "missing"),
+        (doctor.check_zmq, "missing"),
+        (doctor.check_uvloop, "optional"),
+        (doctor.check_memory, "optional"),
+    ):
+        finding = check()
+        assert finding.state == state
+        assert finding.advice
+
+
+def test_a_library_that_does_not_load_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> types.ModuleType:
+        raise OSError("libgomp.so.1: cannot open shared object file\nmore")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", refuse)
+    assert doctor.check_torch().found == "libgomp.so.1: cannot open shared object file"
+
+
+def test_zmq_without_curve_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    zmq = types.SimpleNamespace(__version__="27", zmq_version=lambda: "4.3", has=lambda what: False)
+    monkeypatch.setitem(sys.modules, "zmq", zmq)  # type: ignore[arg-type]
+    finding = doctor.check_zmq()
+    assert finding.state == "missing"
+    assert "without CURVE" in finding.found
+
+
+def test_extension_names_its_simd_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = types.SimpleNamespace(available_isas=lambda: ["scalar", "avx2"])
+    monkeypatch.setitem(sys.modules, "bloombee._native", native)  # type: ignore[arg-type]
+    assert doctor.check_extension() == Finding("native extension", "ok", "SIMD levels: scalar, avx2; avx2 is used")
+
+
+def test_loopback_works_here_and_a_refusal_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.check_loopback().state == "ok"
+
+    def refuse(*_: Any, **__: Any) -> socket.socket:
+        raise PermissionError("not allowed")
+
+    monkeypatch.setattr(doctor.socket, "create_server", refuse)
+    assert doctor.check_loopback().state == "missing"
+
+
+def test_demo_model_is_shipped_and_its_absence_seen(tmp_path: Path) -> None:
+    assert doctor.check_demo_model().state == "ok"
+    (tmp_path / "config.json").touch()
+    finding = doctor.check_demo_model(tmp_path)
+    assert finding.state == "missing"
+    assert "model.safetensors, tokenizer.json" in finding.found
+
+
+@pytest.mark.parametrize(("state", "code"), [("ok", 0), ("optional", 0), ("missing", 1)])
+def test_exit_code_is_whether_something_needed_is_missing(
+    state: doctor.State, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: Finding("thing", state, "found", "do this"),))
+    assert main(["doctor"]) == code
+    out = capsys.readouterr().out
+    assert out == f"{state:<8}  thing  found\n{'':<8}         -> do this\n"
+    assert main(["doctor", "--json"]) == code
+    assert json.loads(capsys.readouterr().out) == [{"name": "thing", "state": state, "found": "found", "advice": "do this"}]
