@@ -74,8 +74,10 @@ class PlanRequest:
     kv_bytes_per_token: tuple[int, ...]
     """KV of each layer."""
     num_pages: int
+    """As wished; fewer if a worker's memory holds fewer, unless ``pages_fixed``."""
     page_size: int
     num_microbatches: int
+    pages_fixed: bool = True
     trace: bool = False
 
 
@@ -119,6 +121,7 @@ class HeadCore:
     _next_sequence: SequenceId = 1
     _beats: int = 0
     _assigned_at: float = 0.0
+    _ticked_at: float = 0.0
 
     def handle(self, event: Event) -> list[Command]:
         """Raises RemoteProtocolError for a message that its sender must not send; the state is as it was."""
@@ -168,7 +171,10 @@ class HeadCore:
         try:
             workers = list(self._workers.values())
             spans = split_layers(len(request.span_bytes), request.num_workers, request.split)
-            stages = tuple(self._stage(index, workers[index], span.start, span.stop) for index, span in enumerate(spans))
+            num_pages = request.num_pages
+            if not request.pages_fixed:
+                num_pages = max(1, min(num_pages, *(self._pages_that_fit(w, s) for w, s in zip(workers, spans, strict=True))))
+            stages = tuple(self._stage(index, workers[index], span, num_pages) for index, span in enumerate(spans))
             for stage, worker in zip(stages, workers, strict=True):
                 check_memory(stage, worker.memory_bytes)
                 if stage.index > 0 and not worker.endpoint:
@@ -184,7 +190,7 @@ class HeadCore:
             model=request.model,
             dtype=request.dtype,
             num_layers=len(request.span_bytes),
-            num_pages=request.num_pages,
+            num_pages=num_pages,
             page_size=request.page_size,
             num_microbatches=request.num_microbatches,
             stages=stages,
@@ -194,16 +200,20 @@ class HeadCore:
             self._workers[stage.worker].stage = stage.index
         return [PlanMade(self.plan), *(self._assign(self.plan, stage.index) for stage in stages)]
 
-    def _stage(self, index: int, worker: _Worker, start: int, stop: int) -> StagePlan:
+    def _weights(self, span: Span) -> int:
         request = self.request
-        weights = sum(request.span_bytes[start:stop])
-        if start == 0:
-            weights += request.first_bytes
-        if stop == len(request.span_bytes):
-            weights += request.last_bytes
-        tokens = request.num_pages * request.page_size
-        kv = tokens * sum(request.kv_bytes_per_token[start:stop])
-        return StagePlan(index, worker.id, worker.name, Span(start, stop), weights, kv)
+        first = request.first_bytes if span.start == 0 else 0
+        last = request.last_bytes if span.stop == len(request.span_bytes) else 0
+        return sum(request.span_bytes[span.start : span.stop]) + first + last
+
+    def _page_bytes(self, span: Span) -> int:
+        return self.request.page_size * sum(self.request.kv_bytes_per_token[span.start : span.stop])
+
+    def _pages_that_fit(self, worker: _Worker, span: Span) -> int:
+        return max(0, worker.memory_bytes - self._weights(span)) // max(1, self._page_bytes(span))
+
+    def _stage(self, index: int, worker: _Worker, span: Span, num_pages: int) -> StagePlan:
+        return StagePlan(index, worker.id, worker.name, span, self._weights(span), num_pages * self._page_bytes(span))
 
     def _assign(self, plan: Plan, index: int) -> Send:
         stage = plan.stages[index]
@@ -274,6 +284,11 @@ class HeadCore:
 
     def _tick(self, now: float) -> list[Command]:
         commands: list[Command] = []
+        if self._ticked_at and now - self._ticked_at > 2 * self.limits.heartbeat_s:
+            # It was this process that stood still: what the workers said meanwhile has yet to be read.
+            for worker in self._workers.values():
+                worker.heard_at = now
+        self._ticked_at = now
         for worker in list(self._workers.values()):
             if now - worker.heard_at > self.limits.silence_s:
                 error = LinkDown(f"worker {worker.name!r} has been silent for {now - worker.heard_at:.1f} s", worker=worker.name)

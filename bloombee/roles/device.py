@@ -1,0 +1,200 @@
+"""The device thread: loads a span, runs works in order, never touches a socket or a core.
+
+What it does is handed to it through one queue and what came of it is posted back to the event loop, so that
+nothing slow ever runs on the loop and the device never waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from bloombee.codec.checksum import crc32c
+from bloombee.errors import BloomBeeError, CorruptPayload, DeviceError, RemoteProtocolError
+from bloombee.pipeline.work import Outcome, Work
+from bloombee.types import Dtype, Span
+from bloombee.wire.envelope import TensorHeader
+from bloombee.wire.messages import Assign
+
+log = logging.getLogger(__name__)
+RAW_CODEC = 0
+PROGRESS_EVERY_S = 0.1
+
+Payload = tuple[TensorHeader, Any]
+"""A tensor as it travels: header and a buffer of ``header.encoded_bytes`` bytes."""
+
+
+class DeviceThread:
+    """One thread, one span.
+
+    Args:
+        model: overrides the assignment's model reference (a checkpoint that lies elsewhere on this machine).
+        post: runs a function on the event loop; callable from any thread.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, *, device: str = "auto", threads: int | None = None, model: str | None = None
+    ) -> None:
+        self._loop = loop
+        self._device = device
+        self._threads = threads
+        self._override = model
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._model: Any = None
+        self._dtype = Dtype.FLOAT32
+        self._hidden_size = 0
+        self.busy_s = 0.0
+        """Seconds spent in forwards since the start."""
+        self._thread = threading.Thread(target=self._main, name="bloombee-device", daemon=True)
+        self._thread.start()
+
+    # -- from the event loop ---------------------------------------------------------------
+
+    def load(
+        self,
+        assign: Assign,
+        *,
+        on_progress: Callable[[int, int], None],
+        on_done: Callable[[int, int], None],
+        on_error: Callable[[BloomBeeError], None],
+    ) -> None:
+        """Load the span; ``on_done(weight_bytes, kv_bytes)``. All three are called on the event loop."""
+        self._queue.put(lambda: self._load(assign, on_progress, on_done, on_error))
+
+    def run(self, work: Work, *, on_done: Callable[[Outcome], None], on_error: Callable[[BloomBeeError], None]) -> None:
+        """Run ``work`` after everything asked before."""
+        self._queue.put(lambda: self._run(work, on_done, on_error))
+
+    def stop(self) -> None:
+        """End the thread after what it is doing now; does not wait."""
+        self._queue.put(None)
+
+    # -- on the thread ---------------------------------------------------------------------
+
+    def _main(self) -> None:
+        while (task := self._queue.get()) is not None:
+            task()
+
+    def _post(self, action: Callable[..., None], *args: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(action, *args)
+        except RuntimeError:
+            log.debug("the event loop has ended; result dropped")
+
+    def _load(
+        self,
+        assign: Assign,
+        on_progress: Callable[[int, int], None],
+        on_done: Callable[[int, int], None],
+        on_error: Callable[[BloomBeeError], None],
+    ) -> None:
+        try:
+            self._model = self._build(assign, on_progress)
+            self._post(on_done, self._model.weight_bytes, self._model.kv_bytes)
+        except BloomBeeError as error:
+            self._post(on_error, error)
+        except Exception as error:
+            log.debug("loading failed", exc_info=True)
+            self._post(on_error, DeviceError(f"loading layers [{assign.start}, {assign.stop}) failed: {_say(error)}"))
+
+    def _build(self, assign: Assign, on_progress: Callable[[int, int], None]) -> Any:
+        from bloombee.engine.checkpoint import resolve
+        from bloombee.engine.model import SpanModel, set_threads
+
+        if self._threads:
+            set_threads(self._threads)
+        checkpoint = resolve(self._override or assign.model)
+        if checkpoint.config_digest != assign.config_digest:
+            raise DeviceError(
+                f"the checkpoint at {self._override or assign.model!r} on this machine is not the head's: its configuration"
+                " or tensors differ; copy the same files here or name them with --model",
+                model=assign.model,
+            )
+        self._dtype = Dtype(assign.dtype)
+        last = 0.0
+
+        def progress(loaded: int, total: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if loaded >= total or now - last >= PROGRESS_EVERY_S:
+                last = now
+                self._post(on_progress, loaded, total)
+
+        return SpanModel.load(
+            checkpoint,
+            Span(assign.start, assign.stop),
+            num_layers=assign.num_layers,
+            dtype=self._dtype,
+            device=self._device,
+            num_pages=assign.num_pages,
+            page_size=assign.page_size,
+            progress=progress,
+        )
+
+    def _run(self, work: Work, on_done: Callable[[Outcome], None], on_error: Callable[[BloomBeeError], None]) -> None:
+        try:
+            outcome = self._forward(work) if work.segments else Outcome(work.number)
+            self._post(on_done, outcome)
+        except BloomBeeError as error:
+            self._post(on_error, error)
+        except Exception as error:
+            log.debug("a forward failed", exc_info=True)
+            self._post(on_error, DeviceError(f"a forward of {work.num_rows} rows failed: {_say(error)}", rows=work.num_rows))
+
+    def _forward(self, work: Work) -> Outcome:
+        hidden = self._decode(work) if work.hidden is not None else None
+        start = time.perf_counter()
+        result = self._model.run(work, hidden)
+        self.busy_s += time.perf_counter() - start
+        if isinstance(result, list):
+            return Outcome(work.number, picks=tuple(result))
+        return Outcome(work.number, hidden=self._encode(result))
+
+    def _decode(self, work: Work) -> Any:
+        """[rows, d] of the segments' rows from the frame that came in.
+
+        Raises:
+            CorruptPayload: the checksum does not match.
+            RemoteProtocolError: another dtype or width than this model's.
+        """
+        import torch
+
+        from bloombee.engine.buffers import from_buffer
+
+        header, buffer = work.hidden  # type: ignore[misc]
+        if header.codec != RAW_CODEC or header.dtype != self._dtype or header.shape[1] != self._model.hidden_size:
+            raise RemoteProtocolError(
+                f"activations of {header.dtype} {list(header.shape)}, codec {header.codec}: this stage takes"
+                f" {self._dtype} [rows, {self._model.hidden_size}], codec {RAW_CODEC}",
+                path="tensors[0]",
+            )
+        if crc32c(buffer) != header.checksum:
+            raise CorruptPayload(f"activations of microbatch {work.microbatch} arrived damaged (checksum)")
+        rows = from_buffer(buffer, header.shape[0], header.shape[1], self._dtype)
+        if work.num_rows != header.shape[0]:
+            rows = torch.cat([rows[start:stop] for start, stop in work.hidden_rows])
+        return rows
+
+    def _encode(self, hidden: Any) -> Payload:
+        from bloombee.engine.buffers import to_buffer
+
+        buffer = to_buffer(hidden)
+        header = TensorHeader(
+            dtype=self._dtype,
+            shape=tuple(hidden.shape),
+            codec=RAW_CODEC,
+            raw_bytes=len(buffer),
+            encoded_bytes=len(buffer),
+            checksum=crc32c(buffer),
+        )
+        return header, buffer
+
+
+def _say(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -1,0 +1,197 @@
+"""A helper process that has imported torch and transformers: describes models and forks workers.
+
+The head's own process never imports either: they take seconds and hold the interpreter's lock for
+hundreds of milliseconds, which the application's event loop would feel. Forking from here makes the second and
+third worker free of that cost.
+
+Protocol: JSON lines. In: ``{"id", "do", ...}``; out: ``{"id", "ok"}`` or ``{"id", "error": [code, fields]}``, and
+``{"exited": pid, "status": wait status}`` on its own. Standard input is the lifeline: when it closes, or the parent is no
+longer the parent, every worker is killed and the spawner ends. So nothing outlives a killed application.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import json
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Any, BinaryIO
+
+from bloombee.errors import BloomBeeError, DeviceError, to_wire
+
+LOOK_EVERY_S = 0.5
+GRACE_S = 2.0
+PR_SET_PDEATHSIG = 1
+
+
+class Spawner:
+    """The loop of the process."""
+
+    def __init__(self, orders: BinaryIO, answers: BinaryIO) -> None:
+        self._orders = orders
+        self._answers = answers
+        self._parent = os.getppid()
+        self._workers: dict[int, int] = {}
+        """pid -> write end of its lifeline."""
+
+    def run(self) -> None:
+        wake, self._wake = socket.socketpair()
+        wake.setblocking(False)
+        self._wake.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        os.set_blocking(self._orders.fileno(), False)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._orders, selectors.EVENT_READ)
+            selector.register(wake, selectors.EVENT_READ)
+            pending = b""
+            while os.getppid() == self._parent:
+                for key, _ in selector.select(timeout=LOOK_EVERY_S):
+                    if key.fileobj is wake:
+                        wake.recv(4096)
+                        continue
+                    chunk = self._orders.read()
+                    if chunk == b"":
+                        return
+                    pending += chunk or b""
+                    *lines, pending = pending.split(b"\n")
+                    for line in lines:
+                        self._obey(json.loads(line))
+                self._reap()
+
+    def end(self) -> None:
+        """Kill whatever still runs: asked first, then not asked."""
+        for pid, lifeline in self._workers.items():
+            os.close(lifeline)
+            _signal(pid, signal.SIGTERM)
+            _signal(pid, signal.SIGCONT)
+        deadline = time.monotonic() + GRACE_S
+        while self._workers and time.monotonic() < deadline:
+            self._reap(tell=False)
+            time.sleep(0.01)
+        for pid in self._workers:
+            _signal(pid, signal.SIGKILL)
+
+    def _reap(self, *, tell: bool = True) -> None:
+        for pid in list(self._workers):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                lifeline = self._workers.pop(pid)
+                if tell:
+                    os.close(lifeline)
+                    self._say({"exited": pid, "status": status})
+
+    def _say(self, answer: dict[str, Any]) -> None:
+        self._answers.write(json.dumps(answer).encode() + b"\n")
+        self._answers.flush()
+
+    def _obey(self, order: dict[str, Any]) -> None:
+        try:
+            answer = getattr(self, "_do_" + order["do"])(**order.get("with", {}))
+            self._say({"id": order["id"], "ok": answer})
+        except BloomBeeError as error:
+            self._say({"id": order["id"], "error": to_wire(error)})
+        except Exception as error:
+            logging.getLogger(__name__).debug("order failed", exc_info=True)
+            failure = DeviceError(f"{order['do']} failed: {type(error).__name__}: {error}")
+            self._say({"id": order["id"], "error": to_wire(failure)})
+
+    # -- orders ----------------------------------------------------------------------------
+
+    def _do_warm(self) -> None:
+        """Import what every worker needs, so that forks share it."""
+        import bloombee.engine.describe
+        import bloombee.engine.model
+        import bloombee.roles.worker  # noqa: F401
+
+    def _do_describe(self, model: str, dtype: str) -> dict[str, Any]:
+        from bloombee.engine.describe import describe
+
+        return dataclasses.asdict(describe(model, None if dtype == "auto" else dtype))
+
+    def _do_chat(self, model: str, messages: list[dict[str, Any]]) -> str:
+        from bloombee.engine.describe import render_chat
+
+        return render_chat(model, messages)
+
+    def _do_spawn(self, config: dict[str, Any]) -> int:
+        readable, writable = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                os.close(writable)
+                for lifeline in self._workers.values():
+                    os.close(lifeline)
+                os.close(self._orders.fileno())
+                os.close(self._answers.fileno())
+                _die_with_parent(readable)
+                code = _worker_main(config)
+            except BaseException:
+                logging.getLogger(__name__).exception("worker failed to start")
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        os.close(readable)
+        self._workers[pid] = writable
+        return pid
+
+
+def _worker_main(config: dict[str, Any]) -> int:
+    from bloombee.config import WorkerConfig
+    from bloombee.roles.worker import run
+
+    try:
+        run(WorkerConfig(**config))
+    except KeyboardInterrupt:
+        return 130
+    except BloomBeeError as error:
+        print(f"bloombee worker {config.get('name', '')}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _die_with_parent(lifeline: int) -> None:
+    """End this process when the spawner does, however that happens; stopped processes included on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.read(lifeline, 1):
+            pass
+        os._exit(0)
+
+    threading.Thread(target=watch, name="bloombee-lifeline", daemon=True).start()
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def main() -> None:
+    orders = os.fdopen(os.dup(0), "rb", buffering=0)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever prints by accident goes to stderr, not into the protocol
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    spawner = Spawner(orders, answers)
+    try:
+        spawner.run()
+    finally:
+        spawner.end()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""One assignment on a worker: its core, its device thread, its links to the neighbours."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from bloombee import __version__
+from bloombee.errors import BloomBeeError, LinkDown, RemoteProtocolError, to_wire
+from bloombee.pipeline.commands import Command, Compute, Send
+from bloombee.pipeline.events import Computed, ComputeFailed, LinkRestored, Port, StageReceived, Tick
+from bloombee.pipeline.stage import StageCore
+from bloombee.pipeline.work import Outcome
+from bloombee.roles.device import DeviceThread
+from bloombee.roles.greeting import Greeter
+from bloombee.transport.endpoint import Endpoint
+from bloombee.transport.events import LinkEvent, LinkEventKind
+from bloombee.types import Lane, WorkerId
+from bloombee.wire.handshake import ClockEstimate, Dialler, Listener
+from bloombee.wire.messages import (
+    PROTOCOL_VERSION,
+    Ack,
+    AnyMessage,
+    Assign,
+    Close,
+    Forward,
+    Gap,
+    Hello,
+    Progress,
+    Ready,
+    Refused,
+    Retire,
+    StageFailed,
+    Welcome,
+)
+
+log = logging.getLogger(__name__)
+CODECS = (0,)
+RESEND_AFTER_S = 30.0
+"""TCP loses nothing while it stands; what a broken connection lost is resent when it is back."""
+
+_PORT_OF: dict[type, Port] = {
+    Forward: Port.UPSTREAM,
+    Ack: Port.DOWNSTREAM,
+    Gap: Port.DOWNSTREAM,
+    Close: Port.HEAD,
+    Retire: Port.HEAD,
+}
+
+
+class StageHost:
+    """Runs one stage from its Assign until :meth:`close`.
+
+    Args:
+        head_link: the worker's link to the head; stands in for a neighbour that this stage does not have.
+        grace_s: how long a neighbour's broken connection may take to come back.
+    """
+
+    def __init__(
+        self,
+        assign: Assign,
+        *,
+        worker: WorkerId,
+        swarm: int,
+        endpoint: Endpoint,
+        head_link: bytes,
+        device: DeviceThread,
+        grace_s: float,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.assign = assign
+        self.core = StageCore(assign, resend_after_s=RESEND_AFTER_S)
+        self.clocks: dict[Port, ClockEstimate] = {}
+        self._endpoint = endpoint
+        self._device = device
+        self._grace_s = grace_s
+        self._now = now
+        self._broken_at: dict[Port, float] = {}
+        self._loaded: tuple[int, int] | None = None
+        self._ready_said = False
+        self._failed = False
+        upstream, downstream = assign.predecessor, assign.successor
+        self._links = {
+            Port.HEAD: head_link,
+            Port.UPSTREAM: upstream.link if upstream else head_link,
+            Port.DOWNSTREAM: downstream.link if downstream else head_link,
+        }
+        self._greeters: dict[Port, Greeter] = {}
+        if upstream is not None:
+            endpoint.allow(upstream.link, upstream.key, upstream.worker)
+            listener = Listener(swarm=swarm, worker=upstream.worker, codecs=CODECS)
+            self._greet(Port.UPSTREAM, listener)
+        if downstream is not None:
+            endpoint.dial(downstream.link, downstream.endpoint, downstream.key)
+            hello = Hello(protocol=PROTOCOL_VERSION, swarm=swarm, worker=worker, software=__version__, codecs=CODECS, sent_ns=0)
+            self._greet(Port.DOWNSTREAM, Dialler(hello, peer=f"worker {downstream.worker} at {downstream.endpoint}"))
+        device.load(assign, on_progress=self._progress, on_done=self._load_done, on_error=self.fail)
+
+    def port_of(self, link: bytes) -> Port | None:
+        """Which neighbour of this stage ``link`` leads to, the head excepted."""
+        for port in (Port.UPSTREAM, Port.DOWNSTREAM):
+            if self._links[port] == link and link != self._links[Port.HEAD]:
+                return port
+        return None
+
+    def close(self) -> None:
+        """Hang up on the neighbours and end the device thread; nothing is sent any more."""
+        self._failed = True
+        for port in (Port.UPSTREAM, Port.DOWNSTREAM):
+            link = self._links[port]
+            if link != self._links[Port.HEAD]:
+                self._endpoint.forbid(link) if port is Port.UPSTREAM else self._endpoint.hang_up(link)
+        self._device.stop()
+
+    # -- messages --------------------------------------------------------------------------
+
+    def received(self, link: bytes, lane: Lane, message: AnyMessage, payload: Any) -> None:
+        """A message of the ring, of this stage's plan, or of a neighbour's handshake.
+
+        Raises:
+            RemoteProtocolError: it came over a link that has no business saying it.
+            StalePlan: it is of another epoch.
+        """
+        port = self.port_of(link)
+        if isinstance(message, Hello | Welcome | Refused) and port is not None:
+            self._greeted(port, lane, message)
+            return
+        expected = _PORT_OF.get(type(message))
+        if expected is None or self._links[expected] != link:
+            raise RemoteProtocolError(f"{type(message).__name__} came over a link that may not say it", path="message.tag")
+        self._handle(StageReceived(message, self._now(), payload))
+
+    def link_event(self, port: Port, event: LinkEvent) -> None:
+        if event.kind is LinkEventKind.CONNECTED:
+            if self._broken_at.pop(port, None) is not None:
+                self._handle(LinkRestored(port, self._now()))
+        elif event.kind is LinkEventKind.REFUSED:
+            self.fail(event.error or RemoteProtocolError(f"the {port.value} link was refused"))
+        elif self._greeters[port].is_open:
+            self._broken_at.setdefault(port, self._now())
+
+    def head_restored(self) -> None:
+        """The connection to the head came back: frames that go over it may have been lost."""
+        for port in (Port.UPSTREAM, Port.DOWNSTREAM):
+            if self._links[port] == self._links[Port.HEAD]:
+                self._handle(LinkRestored(port, self._now()))
+
+    def tick(self) -> None:
+        now = self._now()
+        for greeter in self._greeters.values():
+            greeter.tick()
+        self._handle(Tick(now))
+        for port, since in list(self._broken_at.items()):
+            if now - since > self._grace_s:
+                peer = self.assign.predecessor if port is Port.UPSTREAM else self.assign.successor
+                assert peer is not None
+                self.fail(
+                    LinkDown(
+                        f"the link to worker {peer.worker} at {peer.endpoint} is down for {now - since:.1f} s",
+                        peer=peer.worker,
+                        endpoint=peer.endpoint,
+                    )
+                )
+
+    # -- inside ----------------------------------------------------------------------------
+
+    def _greet(self, port: Port, machine: Dialler | Listener) -> None:
+        def opened(clock: ClockEstimate | None) -> None:
+            if clock is not None:
+                self.clocks[port] = clock
+            # The greeter itself is not in the table yet if it opens at once.
+            asyncio.get_running_loop().call_soon(self._say_ready)
+
+        self._greeters[port] = Greeter(self._endpoint, self._links[port], machine, on_open=opened, on_error=self.fail)
+
+    def _greeted(self, port: Port, lane: Lane, message: AnyMessage) -> None:
+        greeter = self._greeters[port]
+        if isinstance(message, Refused) and greeter.is_open:
+            log.warning("%s link refused a message: %s %s", port.value, message.code, message.fields.get("message", ""))
+            return
+        greeter.received(lane, message)
+
+    def _handle(self, event: Any) -> None:
+        if self._failed:
+            return
+        self._do(self.core.handle(event))
+
+    def _do(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case Compute(work=work):
+                    self._device.run(work, on_done=self._computed, on_error=self._compute_failed)
+                case Send(to=Port() as port, lane=lane, message=message, payload=payload):
+                    self._send(port, lane, message, payload)
+
+    def _send(self, port: Port, lane: Lane, message: AnyMessage, payload: Any = None) -> None:
+        if payload is None:
+            self._endpoint.send(self._links[port], lane, message)
+        else:
+            header, buffer = payload
+            self._endpoint.send(self._links[port], lane, message, (header,), (buffer,))
+
+    def _computed(self, outcome: Outcome) -> None:
+        self._handle(Computed(outcome, self._now()))
+
+    def _compute_failed(self, error: BloomBeeError) -> None:
+        self._handle(ComputeFailed(error, self._now()))
+
+    def _progress(self, loaded: int, total: int) -> None:
+        if not self._failed:
+            message = Progress(pipeline=self.assign.pipeline, epoch=self.assign.epoch, loaded_bytes=loaded, total_bytes=total)
+            self._send(Port.HEAD, Lane.CONTROL, message)
+
+    def _load_done(self, weight_bytes: int, kv_bytes: int) -> None:
+        self._loaded = (weight_bytes, kv_bytes)
+        self._say_ready()
+
+    def _say_ready(self) -> None:
+        """Ready once the span is loaded and both neighbours have been greeted."""
+        if self._loaded is None or self._ready_said or self._failed or not all(g.is_open for g in self._greeters.values()):
+            return
+        self._ready_said = True
+        weight_bytes, kv_bytes = self._loaded
+        message = Ready(pipeline=self.assign.pipeline, epoch=self.assign.epoch, weight_bytes=weight_bytes, kv_bytes=kv_bytes)
+        self._send(Port.HEAD, Lane.CONTROL, message)
+
+    def fail(self, error: BloomBeeError) -> None:
+        """Tell the head why this stage cannot go on; said once."""
+        if self._failed:
+            return
+        self._failed = True
+        log.debug("stage %d failed: %s", self.assign.stage, error)
+        code, fields = to_wire(error)
+        failed = StageFailed(pipeline=self.assign.pipeline, epoch=self.assign.epoch, code=code, fields=fields)
+        self._send(Port.HEAD, Lane.CONTROL, failed)

@@ -1,0 +1,299 @@
+"""The worker process: joins a head, takes an assignment, serves until the head says goodbye or is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+from typing import Any
+
+import psutil
+import uvloop
+
+from bloombee import __version__
+from bloombee.config import WorkerConfig
+from bloombee.errors import (
+    BloomBeeError,
+    ConfigError,
+    LinkDown,
+    ProtocolError,
+    RemoteProtocolError,
+    StalePlan,
+    to_wire,
+)
+from bloombee.roles.device import DeviceThread
+from bloombee.roles.greeting import Greeter
+from bloombee.roles.stage_host import CODECS, StageHost
+from bloombee.transport.endpoint import Endpoint
+from bloombee.transport.events import LinkEvent, LinkEventKind
+from bloombee.transport.keys import generate, load
+from bloombee.types import Lane
+from bloombee.wire.handshake import ClockEstimate, Dialler
+from bloombee.wire.join import Joiner
+from bloombee.wire.messages import (
+    PROTOCOL_VERSION,
+    AnyMessage,
+    Assign,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Join,
+    Joined,
+    Refused,
+    Retire,
+    Welcome,
+)
+from bloombee.wire.token import JoinToken, decode_token
+
+log = logging.getLogger(__name__)
+TICK_S = 0.1
+HEAD_GRACE_S = 3.0
+"""A broken connection to the head may take this long to come back."""
+HEAD_SILENCE_FACTOR = 7
+"""The head lives inside an application that may hold the interpreter's lock: it gets more patience than it has."""
+
+
+def run(config: WorkerConfig) -> None:
+    """Serve until the head ends the swarm. Blocks.
+
+    Raises:
+        ConfigError, AuthenticationError, TransportError: it could not join; the message says what to do.
+        LinkDown: the head went away.
+    """
+    logging.basicConfig(level=config.log_level.upper(), format=f"bloombee worker {config.name or os.getpid()}: %(message)s")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(WorkerRole(config).serve())
+
+
+class WorkerRole:
+    """All of one worker process."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+        self._token: JoinToken = decode_token(config.join)
+        self._head_link = secrets.token_bytes(16)
+        self._stages: dict[tuple[int, int], StageHost] = {}
+        self._joined: Joined | None = None
+        self._endpoint: Endpoint
+        self._greeter: Greeter | None = None
+        self._joiner: Greeter | None = None
+        self._head_broken_at: float | None = None
+        self._heard_at = time.monotonic()
+        self._beats = 0
+        self.head_clock: ClockEstimate | None = None
+
+    async def serve(self) -> None:
+        """As :func:`run`. Cancelled: everything is closed, the head sees the connection end."""
+        loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = loop.create_future()
+        keys = load(self._config.key) if self._config.key else generate()
+        self._endpoint = Endpoint(keys, swarm=0, on_message=self._received, on_event=self._link_event, curve=_curve(self._token))
+        try:
+            bound = await self._endpoint.bind(self._config.listen or _default_listen(self._token.endpoints[0]))
+            await self._join(bound)
+            ticker = loop.create_task(self._tick(), name="bloombee-worker-tick")
+            try:
+                await asyncio.wait([ticker, self._over], return_when=asyncio.FIRST_COMPLETED)
+                await (ticker if ticker.done() else self._over)
+            finally:
+                ticker.cancel()
+                await asyncio.gather(ticker, return_exceptions=True)
+        finally:
+            for stage in self._stages.values():
+                stage.close()
+            await self._endpoint.close(linger_s=0.2)
+
+    # -- joining ---------------------------------------------------------------------------
+
+    async def _join(self, bound: str) -> None:
+        config = self._config
+        peer = self._token.endpoints[0]
+        join = Join(
+            protocol=PROTOCOL_VERSION,
+            secret=self._token.secret,
+            name=config.name or f"{socket.gethostname()}-{os.getpid()}",
+            software=__version__,
+            endpoint=config.advertise or _advertise(bound, peer),
+            device=config.device,
+            memory_bytes=config.memory_bytes or int(0.8 * psutil.virtual_memory().available),
+            codecs=CODECS,
+        )
+        self._endpoint.dial(self._head_link, peer, self._token.key)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        joiner = Joiner(join, peer=peer, deadline_ns=int(config.join_deadline_s * 1e9))
+        self._joiner = Greeter(
+            self._endpoint,
+            self._head_link,
+            joiner,
+            on_open=lambda _: done.set_result(None),
+            on_error=done.set_exception,
+        )
+        while not done.done():
+            await asyncio.wait([done, self._over], timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
+            if self._over.done():
+                self._over.result()
+            self._joiner.tick()
+        done.result()
+        assert joiner.joined is not None
+        self._joined = joiner.joined
+        self._endpoint.swarm = joiner.joined.swarm
+        self._heard_at = time.monotonic()
+        hello = Hello(
+            protocol=PROTOCOL_VERSION,
+            swarm=joiner.joined.swarm,
+            worker=joiner.joined.worker,
+            software=__version__,
+            codecs=CODECS,
+            sent_ns=0,
+        )
+        self._greeter = Greeter(
+            self._endpoint, self._head_link, Dialler(hello, peer=f"the head at {peer}"), on_open=self._greeted, on_error=self._end
+        )
+
+    def _greeted(self, clock: ClockEstimate | None) -> None:
+        self.head_clock = clock
+
+    def _end(self, error: BloomBeeError | None) -> None:
+        if not self._over.done():
+            if error is None:
+                self._over.set_result(None)
+            else:
+                self._over.set_exception(error)
+
+    # -- messages --------------------------------------------------------------------------
+
+    def _received(self, link: bytes, lane: Lane, message: AnyMessage, payload: Any) -> None:
+        try:
+            if link == self._head_link:
+                self._from_head(lane, message, payload)
+            else:
+                self._from_neighbour(link, lane, message, payload)
+        except (StalePlan, ProtocolError) as error:
+            log.debug("refused %s: %s", type(message).__name__, error)
+            self._endpoint.send(link, Lane.CONTROL, Refused(*to_wire(error)))
+        except BloomBeeError as error:
+            self._end(error)
+
+    def _from_head(self, lane: Lane, message: AnyMessage, payload: Any) -> None:
+        self._heard_at = time.monotonic()
+        match message:
+            case Joined() | Refused() if self._joined is None and self._joiner is not None:
+                self._joiner.received(lane, message)
+            case Welcome() | Refused() if self._greeter is not None and not self._greeter.is_open:
+                self._greeter.received(lane, message)
+            case Heartbeat() | Joined() | Welcome():
+                pass
+            case Goodbye():
+                self._end(None)
+            case Refused(code=code, fields=fields):
+                log.warning("the head refused a message: %s %s", code, fields.get("message", ""))
+            case Assign():
+                self._assigned(message)
+            case _:
+                self._stage_of(message).received(self._head_link, lane, message, payload)
+                if isinstance(message, Retire):
+                    self._stages.pop((message.pipeline, message.epoch)).close()
+
+    def _from_neighbour(self, link: bytes, lane: Lane, message: AnyMessage, payload: Any) -> None:
+        for stage in self._stages.values():
+            if stage.port_of(link) is not None:
+                stage.received(link, lane, message, payload)
+                return
+        raise RemoteProtocolError("a link of no stage")
+
+    def _stage_of(self, message: Any) -> StageHost:
+        key = (getattr(message, "pipeline", None), getattr(message, "epoch", None))
+        if None in key:
+            raise RemoteProtocolError(f"{type(message).__name__} is not for a worker", path="message.tag")
+        stage = self._stages.get(key)  # type: ignore[arg-type]
+        if stage is None:
+            raise StalePlan(f"pipeline {key[0]} epoch {key[1]} is not served here", pipeline=key[0], epoch=key[1])
+        return stage
+
+    def _assigned(self, assign: Assign) -> None:
+        key = (assign.pipeline, assign.epoch)
+        if key in self._stages:
+            return
+        assert self._joined is not None
+        device = DeviceThread(
+            asyncio.get_running_loop(), device=self._config.device, threads=self._config.threads, model=self._config.model
+        )
+        self._stages[key] = StageHost(
+            assign,
+            worker=self._joined.worker,
+            swarm=self._joined.swarm,
+            endpoint=self._endpoint,
+            head_link=self._head_link,
+            device=device,
+            grace_s=self._joined.silence_s,
+        )
+
+    def _link_event(self, event: LinkEvent) -> None:
+        if event.link == self._head_link:
+            if event.kind is LinkEventKind.HANDSHAKE_FAILED and self._joined is None:
+                self._end(event.error)
+            elif event.kind is LinkEventKind.CONNECTED:
+                if self._head_broken_at is not None:
+                    self._head_broken_at = None
+                    for stage in self._stages.values():
+                        stage.head_restored()
+            elif event.kind is LinkEventKind.DISCONNECTED and self._head_broken_at is None:
+                self._head_broken_at = time.monotonic()
+            return
+        for stage in self._stages.values():
+            port = stage.port_of(event.link) if event.link else None
+            if port is not None:
+                stage.link_event(port, event)
+
+    # -- time ------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        assert self._joined is not None
+        beat_at = 0.0
+        while True:
+            now = time.monotonic()
+            if now - beat_at >= self._joined.heartbeat_s:
+                beat_at = now
+                self._beats += 1
+                self._endpoint.send(self._head_link, Lane.CONTROL, Heartbeat(count=self._beats))
+            if self._greeter is not None:
+                self._greeter.tick()
+            for stage in self._stages.values():
+                stage.tick()
+            silent = now - self._heard_at
+            if self._head_broken_at is not None and now - self._head_broken_at > HEAD_GRACE_S:
+                self._end(LinkDown(f"the head at {self._token.endpoints[0]} has closed the connection"))
+            elif silent > HEAD_SILENCE_FACTOR * self._joined.silence_s:
+                self._end(LinkDown(f"the head at {self._token.endpoints[0]} has been silent for {silent:.1f} s"))
+            await asyncio.sleep(TICK_S)
+
+
+def _curve(token: JoinToken) -> bool:
+    """A head without encryption says so with a key of zeros."""
+    return token.key != bytes(32)
+
+
+def _default_listen(head: str) -> str:
+    return "tcp://127.0.0.1:0" if _host(head) in ("127.0.0.1", "localhost", "[::1]") else "tcp://0.0.0.0:0"
+
+
+def _host(endpoint: str) -> str:
+    return endpoint.removeprefix("tcp://").rpartition(":")[0]
+
+
+def _advertise(bound: str, head: str) -> str:
+    """``bound`` with a wildcard address replaced by the one from which this machine reaches the head."""
+    if _host(bound) not in ("0.0.0.0", "*", "[::]"):
+        return bound
+    host, port = _host(head).strip("[]"), int(head.rpartition(":")[2])
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)
+            own = probe.getsockname()[0]
+    except OSError as error:
+        raise ConfigError(f"the head's address {head} cannot be resolved here ({error}); pass --advertise") from error
+    return f"tcp://{f'[{own}]' if ':' in own else own}:{bound.rpartition(':')[2]}"
