@@ -23,7 +23,7 @@ from bloombee.wire.messages import MAX_HEADER_BYTES, U16, U32, U63, U64, AnyMess
 from bloombee.wire.schema import SCHEMA_ERRORS, Buffer, check_message, refuse, schema_error
 
 HEADER_VERSION = 1
-MAX_TENSOR_BYTES = 1 << 28
+MAX_TENSOR_BYTES = 1 << 26
 """Most bytes of one tensor, raw or encoded; also the largest ZeroMQ frame a socket takes."""
 MAX_TENSORS = 1
 """Most payload frames of one multipart."""

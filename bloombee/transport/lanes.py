@@ -1,0 +1,132 @@
+"""One direction-pair of a link at this end: its socket, its own bounded queue, its counters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import zmq
+
+from bloombee.errors import QueueFull
+from bloombee.transport.events import Counters
+from bloombee.transport.sockets import Reader
+from bloombee.types import Lane, WorkerId
+from bloombee.wire.schema import Buffer
+
+COPY_BELOW_BYTES = 1 << 16
+"""pyzmq's own threshold: below it a copy is cheaper than telling Python when ZeroMQ is done with the buffer."""
+
+
+class Unreachable(Exception):
+    """ROUTER has no connection of that routing id."""
+
+
+@dataclass(slots=True, eq=False)
+class LanePort:
+    """
+    Args:
+        routing_id: link + one byte lane; prefixed to what is sent on accepted lanes.
+        accepted: the peer dialled; the socket is the ROUTER, shared by all.
+        key: the peer's public key.
+        user_id: what ZAP must have attached to this peer's messages; None where nothing is checked.
+        endpoint: where a dialled lane goes; "" on accepted ones.
+        fd: of the connection that the last message came on, accepted lanes only; see Endpoint._monitor_router.
+    """
+
+    link: bytes
+    lane: Lane
+    accepted: bool
+    key: bytes
+    user_id: str | None = None
+    worker: WorkerId = 0
+    endpoint: str = ""
+    routing_id: bytes = b""
+    reader: Reader | None = None
+    monitor: Reader | None = None
+    up: bool = False
+    outage_told: bool = False
+    fd: int = -1
+    retry_s: float = 0.1
+    retry: asyncio.TimerHandle | None = None
+    queue: deque[tuple[bytes, Sequence[Buffer], int]] = field(default_factory=deque)
+    pending_bytes: int = 0
+    counters: Counters = field(default_factory=Counters)
+
+    def __post_init__(self) -> None:
+        self.routing_id = self.link + bytes([self.lane])
+
+    def enqueue(self, header: bytes, payloads: Sequence[Buffer], num_bytes: int, *, max_messages: int, max_bytes: int) -> None:
+        """Keep a multipart until ZeroMQ takes it.
+
+        Raises:
+            QueueFull: the bound is reached; nothing was kept.
+        """
+        if len(self.queue) >= max_messages or self.pending_bytes + num_bytes > max_bytes:
+            raise QueueFull(
+                f"the {self.lane.name.lower()} lane of link {self.link.hex()[:8]} has {len(self.queue)} messages "
+                f"({self.pending_bytes} bytes) waiting: at most {max_messages} ({max_bytes} bytes) may",
+                link=self.link.hex(),
+                num_messages=len(self.queue),
+                pending_bytes=self.pending_bytes,
+            )
+        self.queue.append((header, payloads, num_bytes))
+        self.pending_bytes += num_bytes
+
+    def write(self, header: bytes, payloads: Sequence[Buffer], num_bytes: int) -> bool:
+        """Hand one multipart to ZeroMQ; False: it is at its high-water mark.
+
+        The first part decides: once ZeroMQ has taken it, it takes the rest.
+
+        Raises:
+            Unreachable: an accepted lane whose peer is not connected.
+        """
+        assert self.reader is not None
+        socket = self.reader.socket
+        try:
+            if self.accepted:
+                socket.send(self.routing_id, zmq.SNDMORE | zmq.NOBLOCK)
+            if not payloads:
+                socket.send(header, zmq.NOBLOCK)
+            else:
+                socket.send(header, zmq.SNDMORE | zmq.NOBLOCK)
+                for payload in payloads[:-1]:
+                    _send_payload(socket, payload, zmq.SNDMORE | zmq.NOBLOCK)
+                _send_payload(socket, payloads[-1], zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                raise Unreachable from None
+            raise
+        self.counters.messages_out += 1
+        self.counters.bytes_out += num_bytes
+        return True
+
+    def clear(self) -> None:
+        """Forget what waits."""
+        self.counters.dropped += len(self.queue)
+        self.queue.clear()
+        self.pending_bytes = 0
+
+    def close(self, linger_ms: int) -> None:
+        """Close what is this lane's own; the ROUTER is not."""
+        if self.retry is not None:
+            self.retry.cancel()
+            self.retry = None
+        if self.accepted:
+            return
+        if self.monitor is not None:
+            if self.reader is not None and not self.reader.socket.closed:
+                self.reader.socket.disable_monitor()
+            self.monitor.close()
+        if self.reader is not None:
+            self.reader.close(linger_ms)
+
+
+def _send_payload(socket: zmq.Socket[bytes], payload: Buffer, flags: int) -> None:
+    if len(payload) < COPY_BELOW_BYTES:
+        socket.send(payload, flags)
+    else:
+        socket.send(payload, flags, copy=False)
