@@ -1,0 +1,211 @@
+"""Keys and values by slots, and where one step's rows find theirs.
+
+One slot holds one token of one sequence, in every layer of the span. Pages say which slots a sequence
+has; nothing here knows sequences beyond the step at hand, so rolling back and forking are index changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from bloombee.errors import LocalProtocolError, ModelUnsupported
+from bloombee.pipeline.work import Segment
+
+Index = slice | torch.Tensor
+
+
+class SlotCache:
+    """Two tensors a layer, [num_slots, k, e], made when the layer first writes: shapes come from the model.
+
+    On the CPU the memory is reserved, and becomes resident page by page as slots are first written.
+    On a GPU it is taken at the first step.
+    """
+
+    def __init__(self, num_slots: int, device: torch.device) -> None:
+        self.num_slots = num_slots
+        self.device = device
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def write(self, layer: int, slots: Index, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store rows.
+
+        Args:
+            slots: one a row.
+            keys, values: [t, k, e]; the two may differ in e.
+        """
+        pair = self._layers.get(layer)
+        if pair is None:
+            pair = self._layers[layer] = (self._reserve(keys), self._reserve(values))
+        pair[0][slots] = keys
+        pair[1][slots] = values
+
+    def rows(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layer's keys and values, [num_slots, k, e] each."""
+        return self._layers[layer]
+
+    @property
+    def reserved_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for pair in self._layers.values() for t in pair)
+
+    def _reserve(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.empty((self.num_slots, *rows.shape[1:]), dtype=rows.dtype, device=self.device)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One segment's place in a step: rows [start, stop) of the batch, positions ``position ..``."""
+
+    start: int
+    stop: int
+    position: int
+    slots: np.ndarray[Any, np.dtype[np.int64]]
+    """[position + rows] the slot of every token so far, these rows' included."""
+
+    @property
+    def num_rows(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def length(self) -> int:
+        return self.position + self.num_rows
+
+    def first_key(self, window: int | None) -> int:
+        """The oldest position that any of these rows sees: a row sees itself and ``window - 1`` before it."""
+        return 0 if window is None else max(0, self.position + 1 - window)
+
+    def is_causal(self, window: int | None) -> bool:
+        """Whether the mask is the plain triangle: a prompt from its start, within one window."""
+        return self.position == 0 and self.num_rows > 1 and (window is None or window >= self.length)
+
+
+class Step:
+    """Everything attention needs to know of one forward; indices are built once and shared by all layers.
+
+    Args:
+        batched: attend all one-row segments in one padded call instead of one by one. Fewer kernels, more
+            arithmetic: right for a GPU, wrong for a CPU.
+    """
+
+    def __init__(self, cache: SlotCache, segments: Sequence[Segment], page_size: int, *, batched: bool) -> None:
+        self.cache = cache
+        self.layer = -1
+        self._fresh = False
+        self.rows: list[Rows] = []
+        start = 0
+        for segment in segments:
+            rows = Rows(start, start + segment.num_rows, segment.position, _slots(segment, page_size, cache.num_slots))
+            self.rows.append(rows)
+            start = rows.stop
+        self.num_rows = start
+        singles = [rows for rows in self.rows if rows.num_rows == 1]
+        self.together = singles if batched and len(singles) > 1 else []
+        self.alone = [rows for rows in self.rows if not (self.together and rows.num_rows == 1)]
+        self._indices: dict[tuple[int, int | None], Index] = {}
+        self._masks: dict[tuple[int, int | None], torch.Tensor] = {}
+        self._padded: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @cached_property
+    def new_slots(self) -> Index:
+        """[t] where this step's own rows go."""
+        return self._index(np.concatenate([rows.slots[rows.position :] for rows in self.rows]))
+
+    @cached_property
+    def position_ids(self) -> torch.Tensor:
+        """[1, t] absolute positions."""
+        flat = np.concatenate([np.arange(rows.position, rows.length) for rows in self.rows])
+        return self._tensor(flat)[None]
+
+    @cached_property
+    def together_rows(self) -> torch.Tensor:
+        """[b] batch rows of the segments attended together."""
+        return self._tensor(np.array([rows.start for rows in self.together], dtype=np.int64))
+
+    def keys_of(self, number: int, window: int | None) -> Index:
+        """Slots of the keys that ``alone[number]`` sees, oldest first: a slice (no copy) where they are adjacent."""
+        index = self._indices.get((number, window))
+        if index is None:
+            rows = self.alone[number]
+            index = self._indices[number, window] = self._index(rows.slots[rows.first_key(window) :])
+        return index
+
+    def mask_of(self, number: int, window: int | None) -> torch.Tensor | None:
+        """[n, l] bool: what each row of ``alone[number]`` may see of those keys; None if its one row sees all of them."""
+        rows = self.alone[number]
+        if rows.num_rows == 1:
+            return None
+        mask = self._masks.get((number, window))
+        if mask is None:
+            queries = torch.arange(rows.position, rows.length, device=self.cache.device)[:, None]
+            positions = torch.arange(rows.first_key(window), rows.length, device=self.cache.device)[None]
+            mask = positions <= queries
+            if window is not None:
+                mask &= positions > queries - window
+            self._masks[number, window] = mask
+        return mask
+
+    def padded_keys(self, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """For ``together``: slots [b, l] and which of them count, [b, l] bool. Padding repeats a slot of the same
+        sequence: uninitialised memory may hold NaN, which no mask removes."""
+        pair = self._padded.get(window)
+        if pair is None:
+            runs = [rows.slots[rows.first_key(window) :] for rows in self.together]
+            longest = max(len(run) for run in runs)
+            slots = np.stack([np.pad(run, (0, longest - len(run)), mode="edge") for run in runs])
+            valid = np.arange(longest)[None] < np.array([len(run) for run in runs])[:, None]
+            pair = self._padded[window] = (self._tensor(slots), self._tensor(valid))
+        return pair
+
+    # -- what transformers calls a cache -------------------------------------------------------
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Called by a layer with this step's keys and values, [1, k, t, e]; attention follows at once."""
+        self.cache.write(layer, self.new_slots, keys[0].transpose(0, 1), values[0].transpose(0, 1))
+        self.layer, self._fresh = layer, True
+        return keys, values
+
+    def take_layer(self) -> int:
+        """The layer whose attention is being computed.
+
+        Raises:
+            ModelUnsupported: it stored no keys of its own since the last attention (it shares another layer's).
+        """
+        if not self._fresh:
+            raise ModelUnsupported("a layer attends to keys that it did not store: shared keys cannot be split", unsupported="shared_kv")
+        self._fresh = False
+        return self.layer
+
+    def get_seq_length(self, *_: Any, **__: Any) -> int:
+        return 0
+
+    # -- helpers -------------------------------------------------------------------------------
+
+    def _index(self, slots: np.ndarray[Any, np.dtype[np.int64]]) -> Index:
+        first, count = int(slots[0]), len(slots)
+        if slots[-1] == first + count - 1 and (count < 3 or bool((np.diff(slots) == 1).all())):
+            return slice(first, first + count)
+        return self._tensor(slots)
+
+    def _tensor(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.cache.device, non_blocking=True)
+
+
+def _slots(segment: Segment, page_size: int, num_slots: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    length = segment.position + segment.num_rows
+    pages = np.asarray(segment.pages, dtype=np.int64)
+    if not segment.num_rows or len(pages) * page_size < length:
+        raise LocalProtocolError(
+            f"sequence {segment.sequence}: {len(pages)} pages of {page_size} for {length} positions, {segment.num_rows} of them new",
+            sequence=segment.sequence,
+        )
+    if pages.min() < 0 or (int(pages.max()) + 1) * page_size > num_slots:
+        raise LocalProtocolError(
+            f"sequence {segment.sequence}: pages up to {pages.max()} in a pool of {num_slots // page_size}", sequence=segment.sequence
+        )
+    slots: np.ndarray[Any, np.dtype[np.int64]] = (pages[:, None] * page_size + np.arange(page_size)).reshape(-1)[:length]
+    return slots

@@ -1,0 +1,59 @@
+"""Files of a hub checkpoint, fetched one by one: a worker downloads the shards of its span and no other."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+from bloombee.errors import ConfigError
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
+"""Config, index, tokenizer, chat template: everything about a model but its weights."""
+
+
+def is_id(name: str) -> bool:
+    """Whether ``name`` could be a hub id at all (``owner/name``, or one of the few without owner)."""
+    return _ID.fullmatch(name) is not None and not name.endswith((".json", ".safetensors", ".gguf"))
+
+
+@dataclass(frozen=True, slots=True)
+class Repo:
+    """One revision of a hub repository; ``directory`` is its snapshot in the hub's cache."""
+
+    id: str
+    directory: Path
+
+    def fetch(self, name: str) -> Path:
+        """The local path of file ``name``, downloaded if the cache lacks it.
+
+        Raises:
+            ConfigError: the hub cannot be reached (or HF_HUB_OFFLINE is set) and the cache lacks it.
+        """
+        try:
+            return Path(huggingface_hub.hf_hub_download(self.id, name, revision=self.directory.name))
+        except (OSError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
+            raise ConfigError(f"{self.id}: cannot fetch {name}: {_first_line(error)}", model=self.id, path=name) from error
+
+
+def open_repo(repo_id: str) -> Repo:
+    """The newest revision of ``repo_id`` with its small files present, from the hub or from its cache.
+
+    Raises:
+        ConfigError: no such repository, no access to it, or no network and not in the cache.
+    """
+    try:
+        return Repo(repo_id, Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=SMALL_FILES)))
+    except (OSError, HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, ValueError) as error:
+        raise ConfigError(
+            f"no model {repo_id!r}: there is no such directory, and the hub (or its local cache) has no such repository: {_first_line(error)}",
+            model=repo_id,
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

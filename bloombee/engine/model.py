@@ -1,0 +1,220 @@
+"""One stage's model: a transformers model with only a span's layers, run on packed rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from bloombee.engine.attention import STEP
+from bloombee.engine.buffers import TORCH_DTYPES
+from bloombee.engine.cache import SlotCache, Step
+from bloombee.engine.checkpoint import Checkpoint
+from bloombee.engine.sampler import SamplerRow, sample
+from bloombee.engine.skeleton import Skeleton, build, splice
+from bloombee.engine.synthetic import fill_random
+from bloombee.engine.weights import Loading, LoadProgress, fill, materialize, plan_loading
+from bloombee.errors import ConfigError, DeviceError, LocalProtocolError, RemoteProtocolError
+from bloombee.pipeline.work import Segment, Work
+from bloombee.types import Dtype, Span
+from bloombee.wire.messages import Pick
+
+
+def set_threads(count: int) -> None:
+    """How many cores torch may use in this process. For worker processes; never called at import."""
+    torch.set_num_threads(max(1, count))
+
+
+class SpanModel:
+    """A stage's weights and KV memory. Use :meth:`load`; one thread at a time may :meth:`run`.
+
+    Attributes:
+        span, num_layers, dtype, device, hidden_size, vocab_size: of what was loaded. ``dtype`` is that of weights
+            and activations alike.
+        weight_bytes: resident, in ``dtype``.
+        disk_bytes, requested_bytes: the span's tensors in the checkpoint, and what was asked of its files for them.
+    """
+
+    def __init__(self, skeleton: Skeleton, span: Span, dtype: Dtype, device: torch.device, num_pages: int, page_size: int) -> None:
+        config = skeleton.base.config
+        self.span = span
+        self.num_layers = skeleton.num_layers
+        self.dtype = dtype
+        self.device = device
+        self.page_size = page_size
+        self.hidden_size: int = config.hidden_size
+        self.vocab_size: int = skeleton.model.get_input_embeddings().weight.shape[0]
+        self.weight_bytes = self.disk_bytes = self.requested_bytes = 0
+        self.kv = SlotCache(num_pages * page_size, device)
+        self.batched_decode = device.type != "cpu"
+        self._skeleton = skeleton
+        self._arrived: torch.Tensor | None = None
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Checkpoint,
+        span: Span,
+        *,
+        num_layers: int | None = None,
+        dtype: Dtype | None = None,
+        device: str = "cpu",
+        num_pages: int,
+        page_size: int,
+        progress: LoadProgress | None = None,
+    ) -> SpanModel:
+        """Build the stage of ``span`` and read its weights, and no others.
+
+        Args:
+            num_layers: what the plan believes the model has; None skips the check.
+            dtype: of the run; None: the checkpoint's.
+            num_pages, page_size: of the KV pool, in pages and tokens.
+            progress: called with (loaded bytes, total bytes) while weights are read.
+
+        Raises:
+            ModelUnsupported: the family cannot be split.
+            ConfigError: the span, the plan and the checkpoint disagree, or files are missing or corrupt.
+            DeviceError: the device lacks the memory.
+
+        Memory: the span's weights once, in ``dtype``; KV memory as slots are used.
+        """
+        dtype = dtype or checkpoint.dtype
+        skeleton = build(checkpoint, dtype)
+        if span.stop > skeleton.num_layers or (num_layers is not None and num_layers != skeleton.num_layers):
+            raise ConfigError(
+                f"{checkpoint.ref} has {skeleton.num_layers} layers; the plan has {num_layers} and this stage {span}", model=checkpoint.ref
+            )
+        model = cls(skeleton, span, dtype, torch.device(device), num_pages, page_size)
+        try:
+            model._fill(checkpoint, progress)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise DeviceError(f"no memory on {device} for {span} of {checkpoint.ref}", device=device) from error
+        return model
+
+    def run(self, work: Work, hidden: torch.Tensor | None) -> torch.Tensor | list[Pick]:
+        """One microbatch through the span; its rows' keys and values are stored in their slots.
+
+        Args:
+            hidden: [rows, d] in this model's dtype, the rows of ``work.segments`` in order; None on the first stage.
+
+        Returns:
+            [rows, d] activations for the next stage, on this model's device; or, from the last, a pick for each
+            of the last ``num_picks`` rows of each segment, in order.
+
+        Raises:
+            RemoteProtocolError: token ids outside the vocabulary, or activations of another shape or dtype.
+            LocalProtocolError: pages that do not hold the rows, or no sampling parameters for a row to be sampled.
+            DeviceError: the device failed; KV of the rows may be partly written, which a repeat overwrites.
+        """
+        step = Step(self.kv, work.segments, self.page_size, batched=self.batched_decode)
+        try:
+            with torch.inference_mode():
+                return self._forward(step, work.segments, hidden)
+        except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+            raise DeviceError(f"{self.device}: {error}", device=str(self.device)) from error
+
+    @property
+    def is_first(self) -> bool:
+        return self.span.start == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.span.stop == self.num_layers
+
+    # -- loading -------------------------------------------------------------------------------
+
+    def _fill(self, checkpoint: Checkpoint, progress: LoadProgress | None) -> None:
+        skeleton = self._skeleton
+        if checkpoint.is_random:
+            loading = Loading([], {name: name for name in skeleton.parameters if skeleton.is_in(name, self.span)})
+        else:
+            loading = plan_loading(skeleton, checkpoint, self.span)
+        splice(skeleton, self.span)
+        memory = materialize(skeleton, loading.stored, self.dtype, self.device)
+        if checkpoint.is_random:
+            self.disk_bytes = fill_random(memory, progress)
+        else:
+            self.disk_bytes, self.requested_bytes = fill(skeleton, checkpoint, loading, memory, progress)
+        self.weight_bytes = sum(t.numel() * t.element_size() for t in memory.values())
+        skeleton.model.eval().requires_grad_(False)
+        if not self.is_first:
+            layers = getattr(skeleton.base, skeleton.layers)
+            layers[0].register_forward_pre_hook(self._substitute, with_kwargs=True)
+
+    def _substitute(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Hand the first layer what arrived, whatever the base model made of it: some scale their input embeddings
+        or add positions to them, which the first stage has done already."""
+        assert self._arrived is not None
+        if args:
+            return (self._arrived, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": self._arrived}
+
+    # -- running -------------------------------------------------------------------------------
+
+    def _forward(self, step: Step, segments: Sequence[Segment], hidden: torch.Tensor | None) -> torch.Tensor | list[Pick]:
+        inputs = self._inputs(step, segments, hidden)
+        picked = _picked_rows(step, segments) if self.is_last else []
+        token = STEP.set(step)
+        try:
+            if not picked:
+                rows = self._skeleton.base(**inputs).last_hidden_state[0]
+                return [] if self.is_last else rows
+            keep = torch.tensor([one.row for one in picked], device=self.device)
+            logits = self._skeleton.model(**inputs, logits_to_keep=keep).logits[0]
+        finally:
+            STEP.reset(token)
+            self._arrived = None
+        return _sample(logits.float().cpu().numpy(), picked)
+
+    def _inputs(self, step: Step, segments: Sequence[Segment], hidden: torch.Tensor | None) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"position_ids": step.position_ids, self._skeleton.cache_argument: step, "use_cache": True}
+        if self.is_first:
+            tokens = np.frombuffer(b"".join(segment.tokens for segment in segments), dtype="<u4")
+            if int(tokens.max()) >= self.vocab_size:
+                raise RemoteProtocolError(f"token id {tokens.max()} in a vocabulary of {self.vocab_size}", token=int(tokens.max()))
+            return inputs | {"input_ids": torch.from_numpy(tokens.astype(np.int64)).to(self.device, non_blocking=True)[None]}
+        expected = (step.num_rows, self.hidden_size)
+        if hidden is None or tuple(hidden.shape) != expected or hidden.dtype != TORCH_DTYPES[self.dtype]:
+            got = "none" if hidden is None else f"{list(hidden.shape)} {hidden.dtype}"
+            raise RemoteProtocolError(f"activations are {got}; this stage takes {list(expected)} {self.dtype.value}")
+        self._arrived = hidden.to(self.device, non_blocking=True)[None]
+        return inputs | {"inputs_embeds": self._arrived}
+
+
+@dataclass(frozen=True, slots=True)
+class _Picked:
+    """A row that gets a token: row ``row`` of the batch, which takes absolute position ``position``."""
+
+    segment: Segment
+    row: int
+    position: int
+
+
+def _picked_rows(step: Step, segments: Sequence[Segment]) -> list[_Picked]:
+    found = []
+    for segment, rows in zip(segments, step.rows, strict=True):
+        if segment.num_picks and segment.sampling is None:
+            raise LocalProtocolError(f"sequence {segment.sequence}: rows to sample and no sampling parameters", sequence=segment.sequence)
+        first = rows.stop - min(segment.num_picks, rows.num_rows)
+        found += [_Picked(segment, row, segment.position + row - rows.start + 1) for row in range(first, rows.stop)]
+    return found
+
+
+def _sample(logits: np.ndarray[Any, np.dtype[np.float32]], picked: list[_Picked]) -> list[Pick]:
+    rows = [
+        SamplerRow(
+            sampling=one.segment.sampling,
+            position=one.position,
+            history=np.frombuffer(one.segment.history, dtype="<u4")[: one.position],
+            num_prompt_tokens=one.segment.num_prompt_tokens,
+        )
+        for one in picked
+        if one.segment.sampling is not None
+    ]
+    return [
+        Pick(one.segment.sequence, one.segment.generation, one.position, got.token, got.logprob, got.top)
+        for one, got in zip(picked, sample(logits, rows), strict=True)
+    ]
