@@ -71,7 +71,7 @@ def check_extension() -> Finding:
 
 
 def check_cuda_extension() -> Finding:
-    cuda = _module("bloombee._cuda")
+    cuda = _module("bloombee._native_cuda")
     if isinstance(cuda, str):
         return Finding(
             "CUDA extension", "optional", cuda, "only of use with an NVIDIA GPU: install again where nvcc is on the path"

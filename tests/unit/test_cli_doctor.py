@@ -22,7 +22,7 @@ def _without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 
 
 def test_a_missing_module_is_a_finding_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
-    _without(monkeypatch, "bloombee._native", "bloombee._cuda", "torch", "zmq", "uvloop", "psutil")
+    _without(monkeypatch, "bloombee._native", "bloombee._native_cuda", "torch", "zmq", "uvloop", "psutil")
     for check, state in (
         (doctor.check_extension, "missing"),
         (doctor.check_cuda_extension, "optional"),
