@@ -1,0 +1,140 @@
+"""Any legal message survives the wire, and no bytes give anything but a message or RemoteProtocolError."""
+
+import math
+from typing import Any
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bloombee.errors import RemoteProtocolError
+from bloombee.types import Dtype
+from bloombee.wire import messages as m
+from bloombee.wire.envelope import Envelope, TensorHeader, decode_envelope, encode_envelope
+from bloombee.wire.schema import decode_message, encode_message
+
+inspect = msgspec.inspect
+
+
+def any_of(info: Any) -> st.SearchStrategy[Any]:
+    """Values of a msgspec type within its bounds."""
+    if isinstance(info, inspect.IntType):
+        return st.integers(info.ge if info.ge is not None else -(2**63), info.le if info.le is not None else 2**64 - 1)
+    if isinstance(info, inspect.FloatType):
+        return st.floats(info.ge, info.le, allow_nan=False, allow_infinity=False)
+    if isinstance(info, inspect.StrType):
+        return st.text(max_size=min(info.max_length or 20, 20))
+    if isinstance(info, inspect.BytesType):
+        return st.binary(min_size=info.min_length or 0, max_size=min(info.max_length or 32, 64))
+    if isinstance(info, inspect.VarTupleType):
+        return st.lists(any_of(info.item_type), max_size=4).map(tuple)
+    if isinstance(info, inspect.TupleType):
+        return st.tuples(*map(any_of, info.item_types))
+    if isinstance(info, inspect.DictType):
+        return st.dictionaries(any_of(info.key_type), any_of(info.value_type), max_size=4)
+    if isinstance(info, inspect.UnionType):
+        return st.one_of(*map(any_of, info.types))
+    if isinstance(info, inspect.StructType):
+        special = SPECIAL.get(info.cls)
+        return special if special is not None else st.builds(info.cls, **{f.name: any_of(f.type) for f in info.fields})
+    return {inspect.BoolType: st.booleans(), inspect.NoneType: st.none()}[type(info)]
+
+
+u16, u32, u63 = st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**63 - 1)
+endpoint = st.sampled_from(["", "tcp://10.0.0.1:4100", "tcp://[::1]:1"])
+peer = st.builds(m.Peer, u32, endpoint, st.binary(min_size=32, max_size=32), st.binary(min_size=16, max_size=16))
+sampling = st.builds(
+    m.Sampling, st.floats(0, 1e4), u32, st.floats(1e-6, 1), st.floats(0, 1), st.floats(1e-3, 1e4),
+    st.floats(-1e4, 1e4), st.floats(-1e4, 1e4), st.integers(0, 2**64 - 1), st.integers(-1, 20),
+)  # fmt: skip
+
+
+@st.composite
+def items(draw: st.DrawFn) -> m.Item:
+    rows = draw(st.integers(1, 6))
+    position = draw(st.one_of(st.just(0), st.integers(1, 2**32 - 1 - rows)))
+    opening = m.Opening(draw(st.integers(1, 2**32 - 1)), draw(sampling)) if position == 0 else None
+    parents = draw(st.one_of(st.none(), st.tuples(*(st.integers(0, row) for row in range(rows)))))
+    tokens = draw(st.binary(min_size=4 * rows, max_size=4 * rows))
+    return m.Item(draw(u63), draw(u32), position, tokens, draw(st.integers(0, rows)), opening, parents)
+
+
+@st.composite
+def assigns(draw: st.DrawFn) -> m.Assign:
+    num_layers = draw(st.integers(1, 200))
+    start = draw(st.integers(0, num_layers - 1))
+    num_stages = draw(st.integers(1, num_layers))
+    base = draw(st.builds(dict, pipeline=u32, epoch=u32, num_pages=st.integers(1, 2**32 - 1), model=st.text(max_size=9)))
+    return m.Assign(
+        **base, stage=draw(st.integers(0, num_stages - 1)), num_stages=num_stages, start=start,
+        stop=draw(st.integers(start + 1, num_layers)), num_layers=num_layers, config_digest=draw(st.binary(min_size=16, max_size=32)),
+        dtype=str(draw(st.sampled_from(Dtype))), page_size=draw(st.integers(1, 2**16 - 1)), num_microbatches=1,
+        predecessor=draw(peer), successor=draw(peer), trace=draw(st.booleans()),
+    )  # fmt: skip
+
+
+def _ack(pipeline: int, upto: int, extra: list[int]) -> m.Ack:
+    return m.Ack(pipeline, 1, upto, tuple(upto + e for e in extra), upto + 4)
+
+
+SPECIAL: dict[type, st.SearchStrategy[Any]] = {
+    m.Item: items(),
+    m.Assign: assigns(),
+    m.Ack: st.builds(_ack, u32, st.integers(0, 2**62), st.lists(st.integers(0, 2**61), max_size=5)),
+    m.Progress: st.builds(lambda p, a, b: m.Progress(p, 1, min(a, b), max(a, b)), u32, u63, u63),
+    m.Joined: st.builds(m.Joined, st.integers(1, 2**32 - 1), st.integers(0, 2**64 - 1), st.floats(0.01, 1), st.floats(1.1, 9)),
+}
+SPECIAL[m.Join] = st.builds(
+    m.Join, u16, st.binary(min_size=16, max_size=64), st.text(max_size=9), st.just("x"), endpoint, st.just("cpu"), u63,
+    st.lists(u16, max_size=4).map(tuple),
+)  # fmt: skip
+SPECIAL[m.Forward] = st.builds(
+    m.Forward, u32, u32, u63, u63, st.integers(0, 1), st.lists(items(), max_size=4).map(tuple)
+)  # fmt: skip
+
+MESSAGE = any_of(inspect.type_info(m.AnyMessage))
+
+
+@given(MESSAGE)
+@settings(max_examples=400, deadline=None)
+def test_any_message_survives(message: Any) -> None:
+    data = encode_message(message)
+    again = decode_message(data)
+    assert again == message
+    assert encode_message(again) == data
+
+
+@given(st.integers(0, 2**64 - 1), SPECIAL[m.Forward], st.sampled_from(Dtype), st.integers(1, 8), st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_any_envelope_survives(swarm: int, forward: m.Forward, dtype: Dtype, d: int, checksum: int) -> None:
+    rows = sum(item.num_rows for item in forward.items)
+    shape = (rows, d)
+    size = math.prod(shape) * dtype.num_bytes
+    tensors = (TensorHeader(dtype, shape, 0, size, size, checksum),) if rows else ()
+    payload = bytes(size)
+    header = encode_envelope(swarm, forward, tensors)
+    envelope = decode_envelope([header, memoryview(payload)] if rows else [header])
+    assert envelope == Envelope(swarm, forward, tensors)
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=500, deadline=None)
+def test_noise_is_refused_or_read(data: bytes) -> None:
+    for decode in (decode_message, lambda b: decode_envelope([b]), lambda b: decode_envelope([b"\x94\x01" + b])):
+        try:
+            decode(data)
+        except RemoteProtocolError as error:
+            assert error.fields["path"]
+
+
+@given(MESSAGE, st.integers(0, 10**6), st.integers(0, 7))
+@settings(max_examples=600, deadline=None)
+def test_a_flipped_bit_is_refused_or_read(message: Any, where: int, bit: int) -> None:
+    data = bytearray(encode_message(message))
+    data[where % len(data)] ^= 1 << bit
+    try:
+        decoded = decode_message(data)
+    except RemoteProtocolError as error:
+        assert error.fields["path"]
+    else:
+        assert type(decoded) in m.AnyMessage.__args__
