@@ -240,17 +240,17 @@ def schema_error(error: Exception, data: Buffer, root: Any) -> RemoteProtocolErr
     text = str(error)
     if len(text) > 400:  # msgspec quotes the value of an enum
         text = text[:200] + " ... " + text[-200:]
-    match = _PATH.search(text)
-    if match is None:
+    if not isinstance(error, msgspec.ValidationError):
         return RemoteProtocolError(f"the bytes do not parse: {text}", path="message")
-    path = _named_path(_STEP.findall(match["path"]), data, root)
-    return RemoteProtocolError(f"{path}: {text[: match.start()]}", path=path)
+    match = _PATH.search(text)  # none: it is the array as a whole
+    path = _named_path(_STEP.findall(match["path"]) if match else [], data, root)
+    return RemoteProtocolError(f"{path}: {text[: match.start()] if match else text}", path=path)
 
 
 def _named_path(steps: list[str], data: Buffer, root: Any) -> str:
     info: Any = msgspec.inspect.type_info(root)
     raw: Buffer | None = data
-    path = ""
+    path = "message"
     for step in steps:
         info, raw = _resolve(info, raw)
         index = int(step) if step.isdigit() else 0
@@ -268,7 +268,7 @@ def _named_path(steps: list[str], data: Buffer, root: Any) -> str:
     info, _ = _resolve(info, raw)
     if isinstance(info, msgspec.inspect.StructType) and info.tag is not None:
         path = info.cls.__name__
-    return path.removeprefix("Envelope.").removeprefix(".") or "message"
+    return "header" if path == "Envelope" else path.removeprefix("Envelope.")
 
 
 def _resolve(info: Any, raw: Buffer | None) -> tuple[Any, Buffer | None]:

@@ -1,0 +1,107 @@
+"""Damaged bytes of every message: truncated at each byte, a bit flipped at each place, surplus, nested, oversized."""
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from bloombee.errors import RemoteProtocolError
+from bloombee.wire.envelope import decode_envelope
+from bloombee.wire.messages import MAX_HEADER_BYTES, MAX_ROWS
+from bloombee.wire.schema import decode_message
+
+VECTORS = json.loads((Path(__file__).resolve().parents[1] / "golden" / "wire.json").read_text())
+MESSAGES = [bytes.fromhex(vector["message"]) for vector in VECTORS]
+HEADERS = [bytes.fromhex(vector["header"]) for vector in VECTORS]
+each_message = pytest.mark.parametrize("data", MESSAGES, ids=[f"tag{v['tag']}-{i}" for i, v in enumerate(VECTORS)])
+each_header = pytest.mark.parametrize("data", HEADERS, ids=[f"tag{v['tag']}-{i}" for i, v in enumerate(VECTORS)])
+
+
+def refusal(header: bytes | bytearray) -> RemoteProtocolError | None:
+    """The error, if it is refused; any other error is the test's failure."""
+    try:
+        decode_envelope([header])
+    except RemoteProtocolError as error:
+        return error
+    return None
+
+
+@each_message
+def test_truncated_at_every_byte(data: bytes) -> None:
+    for length in range(len(data)):
+        with pytest.raises(RemoteProtocolError):
+            decode_message(data[:length])
+
+
+@each_header
+def test_header_truncated_at_every_byte(data: bytes) -> None:
+    for length in range(len(data)):
+        with pytest.raises(RemoteProtocolError):
+            decode_envelope([data[:length], bytes(24)])
+
+
+@each_header
+def test_every_bit_flipped(data: bytes) -> None:
+    refused = 0
+    for index in range(len(data)):
+        for bit in range(8):
+            damaged = bytearray(data)
+            damaged[index] ^= 1 << bit
+            error = refusal(damaged)
+            assert error is None or error.fields["path"]
+            refused += error is not None
+    assert refused > len(data)  # the structure bytes, at least, do not survive a flip
+
+
+@each_message
+def test_trailing_bytes(data: bytes) -> None:
+    for tail in (b"\x00", b"\xc1", data):
+        with pytest.raises(RemoteProtocolError):
+            decode_message(data + tail)
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        b"\xdd\xff\xff\xff\xff\x20",  # an array that says it has 4 G elements
+        b"\x92\x01\xc6\xff\xff\xff\xff",  # 4 GB of bytes
+        b"\x97\x20\x00\x01\x05\x09\x00\xdd\xff\xff\xff\xff",  # a Forward with 4 G items
+        b"\x93\x03\xa1x\xdf\xff\xff\xff\xff",  # a map with 4 G facts
+        b"\x91" * MAX_HEADER_BYTES,  # nesting
+        b"\x97\x20" + b"\x91" * (MAX_HEADER_BYTES - 2),
+        b"\x97\x20\x00\x01\x05\x09\x00" + b"\xdc\xff\xff" + b"\xc0" * 65535,
+        msgpack.packb([34, 0, 1, 5, list(range(5, 200_000)), 9]),
+        msgpack.packb([7, "x" * (MAX_HEADER_BYTES - 10)]),
+        msgpack.packb([0x63] + [None] * 900_000),
+    ],
+    ids=lambda b: f"{bytes(b[:4]).hex()}-{len(b)}",
+)
+def test_bombs_cost_no_more_than_their_size(bomb: bytes) -> None:
+    tracemalloc.start()
+    try:
+        for data in (bomb, b"\x94\x01\x07" + bomb):
+            with pytest.raises(RemoteProtocolError):
+                decode_message(data)
+            with pytest.raises(RemoteProtocolError):
+                decode_envelope([data])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 * MAX_HEADER_BYTES
+
+
+def test_oversized_is_refused_by_its_length_alone() -> None:
+    big = msgpack.packb([7, "x" * 2 * MAX_HEADER_BYTES])
+    for decode in (decode_message, lambda data: decode_envelope([data])):
+        with pytest.raises(RemoteProtocolError, match=r"at most|must be"):
+            decode(big)
+
+
+def test_most_rows_in_one_item() -> None:
+    item = [1, 0, 5, bytes(4 * MAX_ROWS), 1, None, None]
+    assert decode_message(msgpack.packb([32, 0, 1, 0, 0, 1, [item]])).items[0].num_rows == MAX_ROWS
+    item[3] = bytes(4 * MAX_ROWS + 4)
+    with pytest.raises(RemoteProtocolError):
+        decode_message(msgpack.packb([32, 0, 1, 0, 0, 1, [item]]))

@@ -1,0 +1,186 @@
+"""Rules between fields: each broken in turn, and the error names the field."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import msgspec
+import pytest
+
+from bloombee.errors import LocalProtocolError, RemoteProtocolError, VersionMismatch
+from bloombee.types import Dtype
+from bloombee.wire import messages as m
+from bloombee.wire.envelope import MAX_TENSOR_BYTES, TensorHeader, decode_envelope, encode_envelope
+from bloombee.wire.schema import decode_message, encode_message
+
+GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden" / "wire.json").read_text())
+SAMPLING = m.Sampling(0.5, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 7, -1)
+ITEM = m.Item(1, 0, 5, bytes(8), 1, None, None)
+FIRST = m.Item(1, 0, 0, bytes(8), 1, m.Opening(2, SAMPLING), None)
+FORWARD = m.Forward(0, 1, 5, 9, 0, (ITEM, FIRST))
+PEER = m.Peer(1, "tcp://h:1", bytes(32), bytes(16))
+ASSIGN = m.Assign(0, 1, 1, 3, 4, 8, 12, "demo", bytes(16), "float32", 10, 16, 2, PEER, PEER, False)
+
+replace = msgspec.structs.replace
+
+
+def with_item(**fields: Any) -> m.Forward:
+    return replace(FORWARD, items=(FIRST, replace(ITEM, **fields)))
+
+
+def with_sampling(**fields: Any) -> m.Forward:
+    return replace(FORWARD, items=(replace(FIRST, opening=m.Opening(2, replace(SAMPLING, **fields))),))
+
+
+BROKEN: list[tuple[str, Any]] = [
+    ("Join.endpoint", m.Join(1, bytes(16), "n", "s", "http://x", "cpu", 1, ())),
+    ("Joined.worker", m.Joined(0, 1, 0.5, 3.0)),
+    ("Joined.heartbeat_s", m.Joined(1, 1, 3.0, 3.0)),
+    ("Joined.heartbeat_s", m.Joined(1, 1, 0.0, 3.0)),
+    ("Refused.fields", m.Refused("X", {"a": math.nan})),
+    ("StageFailed.fields", m.StageFailed(0, 1, "X", {"a": math.inf})),
+    ("Assign.stop", replace(ASSIGN, stop=4)),
+    ("Assign.stop", replace(ASSIGN, stop=13)),
+    ("Assign.stage", replace(ASSIGN, stage=3)),
+    ("Assign.num_stages", replace(ASSIGN, num_stages=13)),
+    ("Assign.num_pages", replace(ASSIGN, num_pages=0)),
+    ("Assign.page_size", replace(ASSIGN, page_size=0)),
+    ("Assign.num_microbatches", replace(ASSIGN, num_microbatches=0)),
+    ("Assign.dtype", replace(ASSIGN, dtype="int8")),
+    ("Assign.predecessor", replace(ASSIGN, predecessor=None)),
+    ("Assign.successor", replace(ASSIGN, successor=None)),
+    ("Assign.successor.endpoint", replace(ASSIGN, successor=replace(PEER, endpoint="ipc:///x"))),
+    ("Progress.loaded_bytes", m.Progress(0, 1, 5, 4)),
+    ("Forward.phase", replace(FORWARD, phase=2)),
+    ("Forward.items", replace(FORWARD, items=(replace(ITEM, tokens=bytes(4 * m.MAX_ROWS)), ITEM))),
+    ("Forward.items[1].tokens", with_item(tokens=bytes(7))),
+    ("Forward.items[1].num_picks", with_item(num_picks=3)),
+    ("Forward.items[1].opening", with_item(position=0)),
+    ("Forward.items[1].opening", with_item(opening=FIRST.opening)),
+    ("Forward.items[1].position", with_item(position=2**32 - 2)),
+    ("Forward.items[1].parents", with_item(parents=(0,))),
+    ("Forward.items[1].parents[1]", with_item(parents=(0, 2))),
+    ("Forward.items[0].opening.num_prompt_tokens", replace(FORWARD, items=(replace(FIRST, opening=m.Opening(0, SAMPLING)),))),
+    ("Forward.items[0].opening.sampling.temperature", with_sampling(temperature=-0.1)),
+    ("Forward.items[0].opening.sampling.top_p", with_sampling(top_p=0.0)),
+    ("Forward.items[0].opening.sampling.min_p", with_sampling(min_p=1.5)),
+    ("Forward.items[0].opening.sampling.repetition_penalty", with_sampling(repetition_penalty=0.0)),
+    ("Forward.items[0].opening.sampling.presence_penalty", with_sampling(presence_penalty=1e5)),
+    ("Forward.items[0].opening.sampling.frequency_penalty", with_sampling(frequency_penalty=-1e5)),
+    ("Forward.items[0].opening.sampling.temperature", with_sampling(temperature=math.nan)),
+    ("Ack.extra[1]", m.Ack(0, 1, 5, (6, 4), 9)),
+    ("Pick.logprob", m.Verdict(0, 1, 1, 1, (m.Pick(1, 0, 1, 1, -math.inf, ()),))),
+]
+
+
+@pytest.mark.parametrize(("path", "message"), BROKEN, ids=[f"{i}-{path}" for i, (path, _) in enumerate(BROKEN)])
+def test_a_broken_rule_names_its_field(path: str, message: Any) -> None:
+    data = encode_message(message)
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode_message(data)
+    assert str(caught.value.fields["path"]).endswith(path.removeprefix("Pick"))
+    assert len(caught.value.message) < 500
+
+
+def test_the_unbroken_ones_are_read() -> None:
+    for message in (FORWARD, ASSIGN, with_item(parents=(0, 1)), with_item(position=2**32 - 3)):
+        assert decode_message(encode_message(message)) == message
+
+
+@pytest.mark.parametrize("vector", GOLDEN, ids=lambda v: f"tag{v['tag']}")
+def test_missing_and_surplus_fields(vector: dict[str, Any]) -> None:
+    fields = msgpack.unpackb(bytes.fromhex(vector["message"]), strict_map_key=False)
+    name = type(decode_message(bytes.fromhex(vector["message"]))).__name__
+    for wrong in (fields[:-1], [*fields, 0]):
+        with pytest.raises(RemoteProtocolError) as caught:
+            decode_message(msgpack.packb(wrong))
+        assert caught.value.fields["path"] == name
+
+
+@pytest.mark.parametrize("vector", GOLDEN, ids=lambda v: f"tag{v['tag']}")
+def test_a_field_of_another_type_is_named(vector: dict[str, Any]) -> None:
+    fields = msgpack.unpackb(bytes.fromhex(vector["message"]), strict_map_key=False)
+    kind = type(decode_message(bytes.fromhex(vector["message"])))
+    for index, name in enumerate(kind.__struct_fields__, start=1):
+        wrong = list(fields)
+        wrong[index] = msgpack.ExtType(5, b"x")
+        with pytest.raises(RemoteProtocolError) as caught:
+            decode_message(msgpack.packb(wrong))
+        assert caught.value.fields["path"] == f"{kind.__name__}.{name}"
+
+
+def test_unknown_tag() -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode_message(msgpack.packb([99, 1]))
+    assert caught.value.fields["path"] == "message.tag"
+
+
+# -- envelope ----------------------------------------------------------------------------------
+
+ROWS = sum(item.num_rows for item in FORWARD.items)
+TENSOR = TensorHeader(Dtype.BFLOAT16, (ROWS, 4), 0, ROWS * 8, ROWS * 8, 1)
+PAYLOAD = bytes(ROWS * 8)
+
+
+def packed(*, message: Any = FORWARD, tensors: Any = (TENSOR,), version: int = 1) -> bytes:
+    """A header that encode_envelope would refuse to make."""
+    return msgspec.msgpack.encode([version, 7, msgspec.Raw(encode_message(message)), tensors])
+
+
+@pytest.mark.parametrize(
+    ("path", "frames"),
+    [
+        ("header", []),
+        ("header", [b""]),
+        ("header", [bytes(m.MAX_HEADER_BYTES + 1)]),
+        ("header", [b"\x93\x01\x00\x00\x00"]),
+        ("tensors", [packed()]),
+        ("tensors", [packed(), PAYLOAD, PAYLOAD]),
+        ("tensors", [packed(tensors=()), PAYLOAD]),
+        ("tensors", [packed(tensors=(TENSOR, TENSOR)), PAYLOAD, PAYLOAD]),
+        ("tensors", [packed(message=m.Heartbeat(1)), PAYLOAD]),
+        ("tensors[0].encoded_bytes", [packed(), PAYLOAD[:-1]]),
+        ("tensors[0].raw_bytes", [packed(tensors=(replace(TENSOR, raw_bytes=1),)), PAYLOAD]),
+        ("tensors[0].shape", [packed(tensors=(replace(TENSOR, shape=(ROWS + 1, 4)),)), PAYLOAD]),
+        ("tensors[0].shape", [packed(tensors=(replace(TENSOR, shape=(ROWS, 2, 2)),)), PAYLOAD]),
+        ("tensors[0].shape", [packed(tensors=(replace(TENSOR, shape=(1, 1, 1, 1, 1)),)), PAYLOAD]),
+        ("tensors[0].shape[1]", [packed(tensors=(replace(TENSOR, shape=(ROWS, 0)),)), b""]),
+        ("tensors[0].dtype", [packed(tensors=(["int8", *msgspec.to_builtins(TENSOR)[1:]],)), PAYLOAD]),
+        ("tensors[0].encoded_bytes", [packed(tensors=(replace(TENSOR, codec=1, encoded_bytes=0),)), b""]),
+        ("tensors[0].encoded_bytes", [packed(tensors=(replace(TENSOR, encoded_bytes=8),)), bytes(8)]),
+        (
+            "tensors[0].raw_bytes",
+            [packed(tensors=(replace(TENSOR, shape=(ROWS, 2**30), raw_bytes=ROWS * 2**31, codec=1),)), PAYLOAD],
+        ),
+        ("tensors[0].encoded_bytes", [packed(tensors=(replace(TENSOR, codec=1, encoded_bytes=MAX_TENSOR_BYTES + 1),)), PAYLOAD]),
+    ],
+)
+def test_a_lying_envelope_is_refused(path: str, frames: list[bytes]) -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode_envelope(frames)
+    assert caught.value.fields["path"] == path
+
+
+def test_an_honest_envelope_is_read_and_its_payload_left_alone() -> None:
+    envelope = decode_envelope([memoryview(packed()), memoryview(PAYLOAD)])
+    assert envelope.tensors == (TENSOR,)
+    assert envelope.swarm == 7
+
+
+def test_another_version_is_told_apart_from_noise() -> None:
+    with pytest.raises(VersionMismatch) as caught:
+        decode_envelope([packed(version=2)])
+    assert caught.value.fields["theirs"] == 2
+
+
+def test_what_the_peer_would_refuse_is_not_sent() -> None:
+    with pytest.raises(LocalProtocolError):
+        encode_envelope(7, m.Heartbeat(1), (TENSOR,))
+    with pytest.raises(LocalProtocolError):
+        encode_envelope(7, m.Heartbeat(2**70))
+    with pytest.raises(LocalProtocolError):
+        encode_envelope(7, m.Goodbye("x" * m.MAX_HEADER_BYTES))
+    with pytest.raises(LocalProtocolError):
+        encode_message(m.Goodbye("x" * m.MAX_HEADER_BYTES))
