@@ -276,10 +276,11 @@ async def _answer(runtime: Runtime, prompt: Any, params: SamplingParams, *, json
 async def _answer_lines(config: RuntimeConfig, params: SamplingParams, *, chat: bool, json: bool) -> None:
     from bloombee.terminal import open_runtime, say
 
-    def announce(token: str) -> None:
-        say(f"waiting for {config.remote_workers} workers; on each machine run:\n\n    bloombee worker --join {token}\n")
+    def announce(tokens: Sequence[str]) -> None:
+        joins = "\n".join(f"    bloombee worker --join {token}" for token in tokens)
+        say(f"waiting for {len(tokens)} worker{'s' * (len(tokens) > 1)}; run each of these once, on any machine:\n\n{joins}\n")
 
-    async with open_runtime(config, on_listening=announce) as runtime:
+    async with open_runtime(config, announce=announce) as runtime:
         async for line in _lines():
             try:
                 await _answer(runtime, _conversation(line, chat), params, json=json)

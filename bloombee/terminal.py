@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
@@ -12,11 +12,12 @@ from typing import IO, TYPE_CHECKING, Any
 import msgspec
 
 from bloombee.config import RuntimeConfig
+from bloombee.types import Generation, LoadProgress, Token
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from bloombee.runtime import Generation, LoadProgress, Runtime, Token
+    from bloombee.runtime import Runtime
 
 _CONTROLS = {code: "\ufffd" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
 
@@ -94,17 +95,28 @@ async def stream(tokens: AsyncIterator[Token]) -> Tally:
 
 
 @asynccontextmanager
-async def open_runtime(config: RuntimeConfig, **more: Any) -> AsyncIterator[Runtime]:
-    """A Runtime whose loading is shown; however the block ends, it leaves no worker behind."""
+async def open_runtime(
+    config: RuntimeConfig, *, announce: Callable[[Sequence[str]], None] | None = None
+) -> AsyncIterator[Runtime]:
+    """A Runtime whose loading is shown; however the block ends, it leaves no worker behind.
+
+    Args:
+        announce: called with the join tokens, one a worker, before any worker is waited for.
+    """
     from bloombee.runtime import Runtime
 
     loading = Loading()
+    runtime = Runtime(config=config, on_progress=loading)
     try:
-        async with Runtime(config=config, on_progress=loading, **more) as runtime:
-            loading.close()
-            yield runtime
+        await runtime.prepare()
+        if announce is not None:
+            announce(runtime.join_tokens)
+        await runtime.ready()
+        loading.close()
+        yield runtime
     finally:
         loading.close()
+        await runtime.close()
 
 
 class Loading:
@@ -115,7 +127,7 @@ class Loading:
 
     def __init__(self, out: IO[str] | None = None) -> None:
         self._out = out or sys.stderr
-        self._bars = _bars(self._out) if self._out.isatty() else None
+        self._bars: Progress | None = None
         self._tasks: dict[int, TaskID] = {}
         self._phases: dict[int, str] = {}
 
@@ -125,7 +137,8 @@ class Loading:
             self._bars.stop()
 
     def __call__(self, progress: LoadProgress) -> None:
-        if self._bars is not None:
+        if self._out.isatty():
+            self._bars = self._bars or _bars(self._out)
             self._draw(self._bars, progress)
         elif self._phases.get(progress.worker) != progress.phase:
             self._phases[progress.worker] = progress.phase

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import types
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
@@ -18,38 +17,9 @@ from bloombee.cli import main
 from bloombee.config import RuntimeConfig, WorkerConfig
 from bloombee.errors import ConfigError, LinkDown
 from bloombee.plan.plan import Plan, StagePlan
-from bloombee.types import Dtype, FinishReason, SamplingParams, Span
+from bloombee.types import Dtype, FinishReason, Generation, LoadProgress, SamplingParams, Span, Token
 
 TEXT = ["one", " two", "", " th\x1b[2Jree"]
-
-
-@dataclass(frozen=True)
-class Token:
-    text: str
-    token_id: int
-    logprob: float | None
-    finish_reason: FinishReason | None
-
-
-@dataclass(frozen=True)
-class Generation:
-    text: str
-    token_ids: list[int]
-    prompt_token_ids: list[int]
-    finish_reason: FinishReason
-    logprobs: list[float] | None
-    time_to_first_token_s: float
-    tokens_per_s: float
-
-
-@dataclass(frozen=True)
-class LoadProgress:
-    worker: int
-    name: str
-    stage: int
-    loaded_bytes: int
-    total_bytes: int
-    phase: str
 
 
 class FakeRuntime:
@@ -59,23 +29,24 @@ class FakeRuntime:
     failure: ClassVar[BaseException | None] = None
     fail_on_open: ClassVar[bool] = False
 
-    def __init__(self, *, config: RuntimeConfig, on_progress: Callable[[LoadProgress], None], on_listening: Any = None) -> None:
-        self.config, self._on_progress, self._on_listening = config, on_progress, on_listening
+    def __init__(self, *, config: RuntimeConfig, on_progress: Callable[[LoadProgress], None]) -> None:
+        self.config, self._on_progress = config, on_progress
         self.asked: list[tuple[Any, SamplingParams]] = []
+        self.join_tokens = tuple(f"bb1-token{i}" for i in range(config.num_stages))
         self.closed = False
         FakeRuntime.made.append(self)
 
-    async def __aenter__(self) -> FakeRuntime:
-        if self._on_listening is not None:
-            self._on_listening("bb1-token")
+    async def prepare(self) -> None:
+        pass
+
+    async def ready(self) -> None:
         if self.fail_on_open and self.failure is not None:
             raise self.failure
         for stage in range(self.config.num_stages):
             for phase in ("loading", "loading", "ready"):
                 self._on_progress(LoadProgress(stage + 1, f"w{stage}", stage, 2_000_000, 2_000_000, phase))
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def close(self) -> None:
         self.closed = True
 
     @property
@@ -88,14 +59,14 @@ class FakeRuntime:
         self.asked.append((prompt, params))
         if self.failure is not None:
             raise self.failure
-        return Generation("".join(TEXT), [1, 2, 3, 4], [9], FinishReason.STOP, None, 0.5, 10.0)
+        return Generation("".join(TEXT), (1, 2, 3, 4), (9,), FinishReason.STOP, None, 0.5, 10.0)
 
     async def stream(self, prompt: Any, params: SamplingParams) -> AsyncIterator[Token]:
         self.asked.append((prompt, params))
         for i, text in enumerate(TEXT):
             if self.failure is not None and i == 2:
                 raise self.failure
-            yield Token(text, i, None, FinishReason.LENGTH if i == 3 else None)
+            yield Token(text, i, finish_reason=FinishReason.LENGTH if i == 3 else None)
 
 
 @pytest.fixture(autouse=True)
@@ -284,7 +255,7 @@ def test_head_says_how_to_join_and_answers_each_line(
         monkeypatch.setattr(sys, "stdin", stdin)
         assert main(["head", "--workers", "2", "--json", "--chat", "--listen", "tcp://127.0.0.1:7700"]) == 0
     out, err = capsys.readouterr()
-    assert "bloombee worker --join bb1-token" in err
+    assert "bloombee worker --join bb1-token0\n    bloombee worker --join bb1-token1\n" in err
     assert [json.loads(line)["text"] for line in out.splitlines()] == ["".join(TEXT)] * 2
     assert fake.made[0].config == RuntimeConfig(remote_workers=2, listen="tcp://127.0.0.1:7700")
     assert [prompt[0]["content"] for prompt, _ in fake.made[0].asked] == ["first", "second"]
