@@ -155,3 +155,53 @@ def _whole(value: object) -> bool:
 
 def _finite(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One step of a stream.
+
+    Args:
+        text: what this token adds to the text; may be empty (an incomplete character, the start of a stop string).
+        logprob: of this token under the model's own distribution, if asked for.
+        top_logprobs: (token id, logprob) of the most likely tokens, if asked for.
+        finish_reason: set on the last step only.
+    """
+
+    text: str
+    token_id: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A finished request.
+
+    Args:
+        token_ids: of the output, an end token included.
+        logprobs: one a token, None if not asked for.
+        time_to_first_token_s: from the call to the first token.
+        tokens_per_s: of the tokens after the first; of all if there is only one.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    logprobs: tuple[float, ...] | None
+    time_to_first_token_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far a worker is with its span. ``phase``: "joined", "loading" or "ready"."""
+
+    worker: WorkerId
+    name: str
+    stage: int
+    loaded_bytes: int
+    total_bytes: int
+    phase: str

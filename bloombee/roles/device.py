@@ -95,7 +95,7 @@ class DeviceThread:
     ) -> None:
         try:
             self._model = self._build(assign, on_progress)
-            self._post(on_done, self._model.weight_bytes, self._model.kv_bytes)
+            self._post(on_done, self._model.weight_bytes, 0)
         except BloomBeeError as error:
             self._post(on_error, error)
         except Exception as error:
@@ -130,7 +130,7 @@ class DeviceThread:
             Span(assign.start, assign.stop),
             num_layers=assign.num_layers,
             dtype=self._dtype,
-            device=self._device,
+            device=_pick_device(self._device),
             num_pages=assign.num_pages,
             page_size=assign.page_size,
             progress=progress,
@@ -193,6 +193,16 @@ class DeviceThread:
             checksum=crc32c(buffer),
         )
         return header, buffer
+
+
+def _pick_device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise DeviceError(f"device = {name!r}: torch sees no CUDA device here; use --device cpu", device=name)
+    return name
 
 
 def _say(error: Exception) -> str:

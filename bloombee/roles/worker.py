@@ -31,6 +31,7 @@ from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.events import LinkEvent, LinkEventKind
 from bloombee.transport.keys import generate, load
 from bloombee.types import Lane
+from bloombee.wire.envelope import Envelope
 from bloombee.wire.handshake import ClockEstimate, Dialler
 from bloombee.wire.join import Joiner
 from bloombee.wire.messages import (
@@ -165,7 +166,9 @@ class WorkerRole:
 
     # -- messages --------------------------------------------------------------------------
 
-    def _received(self, link: bytes, lane: Lane, message: AnyMessage, payload: Any) -> None:
+    def _received(self, link: bytes, lane: Lane, envelope: Envelope, payloads: list[memoryview]) -> None:
+        message = envelope.message
+        payload = (envelope.tensors[0], payloads[0]) if payloads else None
         try:
             if link == self._head_link:
                 self._from_head(lane, message, payload)

@@ -1,0 +1,523 @@
+"""The head's process: admits workers, runs the head and scheduler cores, turns tokens into text.
+
+Everything here lives on one event loop (the Runtime's own). Nothing of torch or transformers is imported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from bloombee.config import RuntimeConfig, WorkerConfig
+from bloombee.errors import (
+    BloomBeeError,
+    ConfigError,
+    DeviceError,
+    Infeasible,
+    ProtocolError,
+    RemoteProtocolError,
+    RuntimeClosed,
+    StalePlan,
+    from_wire,
+    to_wire,
+)
+from bloombee.kv.pool import pages_for
+from bloombee.pipeline.commands import (
+    Command,
+    Conclude,
+    Deliver,
+    Dismiss,
+    PipelineDown,
+    PipelineUp,
+    PlanMade,
+    ReportProgress,
+    Send,
+    TellHead,
+    TellScheduler,
+)
+from bloombee.pipeline.events import (
+    CancelRequest,
+    FromStage,
+    SchedulerSaid,
+    StageRestored,
+    Submit,
+    Tick,
+    WorkerGone,
+    WorkerJoined,
+    WorkerSaid,
+)
+from bloombee.pipeline.head import HeadCore, HeadLimits, PlanRequest
+from bloombee.pipeline.scheduler import Event as SchedulerEvent
+from bloombee.pipeline.scheduler import SchedulerCore
+from bloombee.plan.plan import Plan
+from bloombee.roles.card import Card
+from bloombee.roles.greeting import Greeter
+from bloombee.roles.spawner_client import SpawnerClient
+from bloombee.roles.stage_host import CODECS, RESEND_AFTER_S
+from bloombee.roles.text import TextCodec, TextStream
+from bloombee.transport.endpoint import Endpoint
+from bloombee.transport.events import LinkEvent, LinkEventKind
+from bloombee.transport.keys import generate
+from bloombee.types import Dtype, FinishReason, Lane, LoadProgress, SamplingParams, Token, WorkerId
+from bloombee.wire.envelope import Envelope
+from bloombee.wire.handshake import Listener
+from bloombee.wire.join import Admitted, Door
+from bloombee.wire.messages import (
+    Ack,
+    AnyMessage,
+    Closed,
+    Gap,
+    Goodbye,
+    Hello,
+    Join,
+    Pick,
+    Refused,
+    Sampling,
+    Verdict,
+)
+from bloombee.wire.token import JoinToken, encode_token
+
+log = logging.getLogger(__name__)
+TICK_S = 0.1
+GRACE_S = 0.75
+"""A worker that could not be reached may take this long to come back."""
+SECRET_BYTES = 24
+MAX_TOKENS_BY_DEFAULT = 32_768
+
+
+class Sink(Protocol):
+    """Where the tokens of a request go; called on the head's loop, must not block."""
+
+    def token(self, token: Token) -> None: ...
+    def end(self, error: BloomBeeError | None) -> None: ...
+
+
+class _Request:
+    def __init__(self, sink: Sink, text: TextStream) -> None:
+        self.sink = sink
+        self.text = text
+
+
+class HeadRole:
+    """events of the network, the spawner and the application -> cores -> the same, back."""
+
+    def __init__(self, config: RuntimeConfig, *, on_progress: Callable[[LoadProgress], None] | None = None) -> None:
+        self.config = config
+        self.card: Card
+        self.text: TextCodec
+        self.plan: Plan | None = None
+        self.join_tokens: tuple[str, ...] = ()
+        self._on_progress = on_progress or (lambda _: None)
+        self._keys = generate()
+        self._endpoint = Endpoint(
+            self._keys,
+            swarm=int.from_bytes(secrets.token_bytes(8), "little"),
+            on_message=self._received,
+            on_event=self._link_event,
+            on_join=self._knocked,
+            curve=config.curve,
+        )
+        self._door = Door(self._endpoint.swarm, config.heartbeat_s, config.silence_s)
+        self._spawner = SpawnerClient(on_exit=self._process_ended, on_lost=self._spawner_lost)
+        self._scheduler = SchedulerCore(
+            max_rows=config.max_microbatch_rows, resend_after_s=RESEND_AFTER_S, step_deadline_s=config.step_deadline_s
+        )
+        self._core: HeadCore
+        self._links: dict[WorkerId, bytes] = {}
+        self._workers: dict[bytes, WorkerId] = {}
+        self._greeters: dict[bytes, Greeter] = {}
+        self._names: dict[WorkerId, str] = {}
+        self._processes: dict[int, str] = {}
+        self._suspects: dict[WorkerId, float] = {}
+        self._requests: dict[int, _Request] = {}
+        self._pages_free: dict[int, int] = {}
+        self._ticker: asyncio.Task[None] | None = None
+        self._closed = False
+
+    # -- life ------------------------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        """Bind, describe the model, make the join tokens. Then :meth:`start_workers` or wait for remote ones.
+
+        Raises:
+            ConfigError, ModelUnsupported: the model or an option; AddressInUse: the port.
+        """
+        loop = asyncio.get_running_loop()
+        self._up: asyncio.Future[Plan] = loop.create_future()
+        bound = await self._endpoint.bind(self.config.listen)
+        self._spawner.start()
+        described = await self._spawner.ask("describe", model=self.config.model, dtype=self.config.dtype)
+        self.card = Card.from_wire(described)
+        self.text = TextCodec(self.card.tokenizer_json)
+        self._core = HeadCore(
+            self._plan_request(),
+            HeadLimits(self.config.max_waiting, self.config.heartbeat_s, self.config.silence_s, self.config.load_deadline_s),
+            links=[secrets.token_bytes(16) for _ in range(self.config.num_stages)],
+        )
+        address = self.config.advertise or bound
+        key = self._keys.public if self.config.curve else bytes(32)
+        tokens = []
+        for _ in range(self.config.num_stages):
+            secret = secrets.token_bytes(SECRET_BYTES)
+            self._door.issue(secret)
+            tokens.append(encode_token(JoinToken(key=key, secret=secret, endpoints=(address,))))
+        self.join_tokens = tuple(tokens)
+        self._ticker = loop.create_task(self._tick(), name="bloombee-head-tick")
+
+    async def start_workers(self) -> None:
+        """Start the local workers, unless remote ones are awaited, and wait until the pipeline is up.
+
+        Raises:
+            BloomBeeError: whatever keeps it from coming up.
+        """
+        if not self.config.remote_workers:
+            await self._spawner.ask("warm")
+            share = self._memory_share()
+            for index, token in enumerate(self.join_tokens):
+                name = f"local-{index}"
+                config = WorkerConfig(
+                    join=token,
+                    name=name,
+                    device=self.config.device,
+                    threads=self.config.threads or max(1, (os.cpu_count() or 1) // self.config.num_stages),
+                    memory_bytes=share,
+                )
+                self._processes[await self._spawner.spawn(config)] = name
+        self.plan = await asyncio.shield(self._up)
+
+    async def close(self) -> None:
+        """End the swarm: requests fail with RuntimeClosed, workers and spawner are gone when this returns."""
+        if self._closed:
+            return
+        self._closed = True
+        closed = RuntimeClosed("the Runtime was closed")
+        for request in list(self._requests.values()):
+            request.sink.end(closed)
+        self._requests.clear()
+        if self._ticker is not None:
+            self._ticker.cancel()
+            await asyncio.gather(self._ticker, return_exceptions=True)
+        for worker in list(self._links):
+            self._send(worker, Lane.CONTROL, Goodbye(reason="the head closes"))
+        await self._endpoint.close(linger_s=0.5)
+        await self._spawner.close()
+        if hasattr(self, "_up") and self._up.done() and not self._up.cancelled():
+            self._up.exception()  # seen, so that nothing warns of it
+
+    # -- requests --------------------------------------------------------------------------
+
+    def submit(self, number: int, prompt: list[int], params: SamplingParams, sink: Sink) -> None:
+        """Start request ``number`` (of the caller's choice, never used before); tokens and the end go to ``sink``.
+
+        Raises:
+            ConfigError: an empty or over-long prompt, or a token id that the model does not have.
+            Infeasible: it can never fit the KV memory.
+            RuntimeClosed: the Runtime was closed.
+        """
+        if self._closed:
+            raise RuntimeClosed("the Runtime was closed")
+        self._check_prompt(prompt, params)
+        self._requests[number] = _Request(sink, self.text.stream(params.stop))
+        packed = b"".join(token.to_bytes(4, "little") for token in prompt)
+        ends = frozenset() if params.ignore_eos else frozenset(self.card.eos_token_ids)
+        now = time.monotonic()
+        self._do(self._core.handle(Submit(number, packed, _sampling(params), params.max_new_tokens, ends, now)))
+
+    def cancel(self, number: int) -> None:
+        """End a request and free its KV on every stage; nothing more goes to its sink."""
+        if self._requests.pop(number, None) is not None and not self._closed:
+            self._do(self._core.handle(CancelRequest(number, time.monotonic())))
+
+    async def render_chat(self, messages: list[dict[str, Any]]) -> str:
+        """The prompt of a conversation by the model's chat template. Raises ConfigError if it has none."""
+        return str(await self._spawner.ask("chat", model=self.config.model, messages=messages))
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._requests)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing open, under way or being closed."""
+        return not self._requests and self._scheduler.is_idle
+
+    @property
+    def pages_free(self) -> dict[int, int]:
+        """Stage -> free KV pages as it last reported with Closed."""
+        return dict(self._pages_free)
+
+    def _check_prompt(self, prompt: list[int], params: SamplingParams) -> None:
+        card = self.card
+        if not prompt:
+            raise ConfigError("the prompt is empty: give at least one token", field="prompt")
+        bad = next((token for token in prompt if not 0 <= token < card.vocab_size), None)
+        if bad is not None:
+            raise ConfigError(f"token id {bad} in the prompt: the model has 0 to {card.vocab_size - 1}", field="prompt")
+        total = len(prompt) + params.max_new_tokens
+        if card.max_positions and total > card.max_positions:
+            raise ConfigError(
+                f"the prompt has {len(prompt)} tokens and max_new_tokens = {params.max_new_tokens}: {total} positions,"
+                f" but the model has {card.max_positions}; shorten one of them",
+                field="max_new_tokens",
+                prompt_tokens=len(prompt),
+                max_positions=card.max_positions,
+            )
+        if self.plan is not None and pages_for(total - 1, self.plan.page_size) > self.plan.num_pages:
+            raise Infeasible(
+                f"prompt and max_new_tokens need {total} KV tokens, a stage has {self.plan.num_tokens}: raise kv_tokens or"
+                " use more workers",
+                constraint="kv_tokens",
+                wanted=total,
+                allowed=self.plan.num_tokens,
+            )
+
+    # -- the plan --------------------------------------------------------------------------
+
+    def _plan_request(self) -> PlanRequest:
+        card, config = self.card, self.config
+        wish = config.kv_tokens or max(4 * min(card.max_positions or 4096, 8192), 8192)
+        wish = min(wish, MAX_TOKENS_BY_DEFAULT) if config.kv_tokens is None else wish
+        return PlanRequest(
+            model=card.model,
+            config_digest=bytes.fromhex(card.config_digest),
+            dtype=Dtype(card.run_dtype),
+            num_workers=config.num_stages,
+            split=config.split,
+            span_bytes=card.layer_bytes,
+            first_bytes=card.first_bytes,
+            last_bytes=card.last_bytes,
+            kv_bytes_per_token=card.kv_bytes_per_token,
+            num_pages=pages_for(wish, config.page_size),
+            page_size=config.page_size,
+            num_microbatches=config.microbatches or config.num_stages,
+            pages_fixed=config.kv_tokens is not None,
+            trace=config.trace is not None,
+        )
+
+    def _memory_share(self) -> int:
+        import psutil
+
+        return int(0.85 * psutil.virtual_memory().available) // self.config.num_stages
+
+    # -- the network -----------------------------------------------------------------------
+
+    def _received(self, link: bytes, lane: Lane, envelope: Envelope, _: list[memoryview]) -> None:
+        worker = self._workers.get(link)
+        message = envelope.message
+        if worker is None:
+            return
+        try:
+            greeter = self._greeters[link]
+            if isinstance(message, Hello) or not greeter.is_open:
+                greeter.received(lane, message)
+                return
+            if self._suspects.pop(worker, None) is not None:
+                self._restored(worker)
+            if isinstance(message, Refused):
+                log.warning(
+                    "worker %s refused a message: %s %s", self._names[worker], message.code, message.fields.get("message")
+                )
+                return
+            self._from_worker(worker, message)
+        except (ProtocolError, StalePlan) as error:
+            log.debug("refused %s: %s", type(message).__name__, error)
+            self._endpoint.send(link, Lane.CONTROL, Refused(*to_wire(error)))
+
+    def _knocked(self, link: bytes, key: bytes, join: Join) -> None:
+        answer = self._door.knock(key, join)
+        if isinstance(answer, Refused):
+            self._endpoint.refuse(link, from_wire(answer.code, answer.fields))
+            return
+        if answer.worker not in self._links:
+            self._let_in(link, answer)
+        self._endpoint.send(link, Lane.CONTROL, answer.joined)
+
+    def _let_in(self, link: bytes, answer: Admitted) -> None:
+        self._endpoint.allow(link, answer.key, answer.worker)
+        self._links[answer.worker] = link
+        self._workers[link] = answer.worker
+        self._names[answer.worker] = answer.join.name
+        self._greeters[link] = Greeter(
+            self._endpoint,
+            link,
+            Listener(swarm=self._endpoint.swarm, worker=answer.worker, codecs=CODECS),
+            on_open=lambda _: self._worker_in(answer),
+            on_error=lambda error: self._gone(answer.worker, str(error)),
+        )
+
+    def _worker_in(self, admitted: Admitted) -> None:
+        join = admitted.join
+        event = WorkerJoined(admitted.worker, join.name, join.endpoint, admitted.key, join.memory_bytes, time.monotonic())
+        self._on_progress(LoadProgress(admitted.worker, join.name, -1, 0, 0, "joined"))
+        # The greeter that calls this is about to be used: let it return first.
+        asyncio.get_running_loop().call_soon(lambda: self._do(self._core.handle(event)))
+
+    def _from_worker(self, worker: WorkerId, message: AnyMessage) -> None:
+        now = time.monotonic()
+        if isinstance(message, Verdict | Ack | Gap | Closed):
+            stage = self._core.stage_of(worker)
+            if stage is None:
+                raise RemoteProtocolError(f"{type(message).__name__} from a worker without a stage")
+            if isinstance(message, Closed):
+                self._pages_free[stage] = message.pages_free
+            self._schedule(FromStage(stage, message, now))
+        elif isinstance(message, Goodbye):
+            self._gone(worker, f"it said goodbye: {message.reason}")
+        else:
+            self._do(self._core.handle(WorkerSaid(worker, message, now)))
+
+    def _send(self, worker: WorkerId, lane: Lane, message: AnyMessage) -> None:
+        link = self._links.get(worker)
+        if link is not None:
+            self._endpoint.send(link, lane, message)
+
+    def _link_event(self, event: LinkEvent) -> None:
+        worker = self._workers.get(event.link) if event.link else None
+        if worker is None:
+            if event.error is not None:
+                log.debug("%s: %s", event.kind, event.error)
+            return
+        if event.kind is LinkEventKind.CONNECTED:
+            if self._suspects.pop(worker, None) is not None:
+                self._restored(worker)
+        elif event.kind is LinkEventKind.REFUSED:
+            self._gone(worker, f"it broke the protocol: {event.error}")
+        else:
+            self._suspects.setdefault(worker, time.monotonic())
+
+    def _restored(self, worker: WorkerId) -> None:
+        stage = self._core.stage_of(worker)
+        if stage is not None:
+            self._schedule(StageRestored(stage, time.monotonic()))
+
+    # -- workers that end ------------------------------------------------------------------
+
+    def _process_ended(self, pid: int, status: int) -> None:
+        name = self._processes.pop(pid, None)
+        if name is None or self._closed:
+            return
+        code = os.waitstatus_to_exitcode(status)
+        reason = (
+            f"its process was killed by {signal.Signals(-code).name}" if code < 0 else f"its process ended with status {code}"
+        )
+        worker = next((number for number, known in self._names.items() if known == name), None)
+        if worker is None:
+            self._fail(DeviceError(f"worker {name!r} could not start: {reason}", worker=name))
+        else:
+            self._gone(worker, reason)
+
+    def _spawner_lost(self) -> None:
+        if not self._closed:
+            self._fail(DeviceError("the process that starts workers has ended; start the Runtime again"))
+
+    def _gone(self, worker: WorkerId, reason: str) -> None:
+        self._do(self._core.handle(WorkerGone(worker, reason, time.monotonic())))
+        self._hang_up(worker)
+
+    def _hang_up(self, worker: WorkerId) -> None:
+        link = self._links.pop(worker, None)
+        self._suspects.pop(worker, None)
+        if link is not None:
+            self._workers.pop(link, None)
+            self._greeters.pop(link, None)
+            self._endpoint.forbid(link)
+
+    # -- commands --------------------------------------------------------------------------
+
+    def _do(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case TellScheduler(message=message):
+                    self._schedule(message)
+                case Send(to=int(worker), lane=lane, message=message):
+                    self._send(worker, lane, message)
+                case Deliver(request=number, pick=pick, finish=finish):
+                    self._deliver(number, pick, finish)
+                case Conclude(request=number, error=error):
+                    request = self._requests.pop(number, None)
+                    if request is not None:
+                        request.sink.end(error)
+                case PlanMade(plan=plan):
+                    self.plan = plan
+                case PipelineUp(plan=plan):
+                    for stage in plan.stages:
+                        size = stage.weight_bytes
+                        self._on_progress(LoadProgress(stage.worker, stage.name, stage.index, size, size, "ready"))
+                    if not self._up.done():
+                        self._up.set_result(plan)
+                case PipelineDown(error=error):
+                    self._fail(error)
+                case Dismiss(worker=worker):
+                    self._send(worker, Lane.CONTROL, Goodbye(reason="dismissed"))
+                    self._hang_up(worker)
+                case ReportProgress(worker=worker, stage=index, loaded_bytes=loaded, total_bytes=total):
+                    self._on_progress(LoadProgress(worker, self._names[worker], index, loaded, total, "loading"))
+                case _:
+                    raise AssertionError(f"no core of the head asks for {command!r}")
+
+    def _schedule(self, event: SchedulerEvent) -> None:
+        """The scheduler's core sends to stages and tells the head."""
+        for command in self._scheduler.handle(event):
+            match command:
+                case Send(to=int(stage), lane=lane, message=message) if self.plan is not None:
+                    self._send(self.plan.stages[stage].worker, lane, message)
+                case TellHead(message=told):
+                    self._do(self._core.handle(SchedulerSaid(told, time.monotonic())))
+                case _:
+                    raise AssertionError(f"the scheduler asks for {command!r}")
+
+    def _fail(self, error: BloomBeeError) -> None:
+        if not self._up.done():
+            self._up.set_exception(error)
+        for request in list(self._requests.values()):
+            request.sink.end(error)
+        self._requests.clear()
+
+    def _deliver(self, number: int, pick: Pick, finish: FinishReason | None) -> None:
+        request = self._requests.get(number)
+        if request is None:
+            return
+        is_end = finish is FinishReason.STOP
+        piece = request.text.push(pick.token)
+        if request.text.stopped:
+            finish = FinishReason.STOP
+        elif finish is not None:
+            piece += request.text.finish()
+            finish = FinishReason.STOP if request.text.stopped or is_end else finish
+        request.sink.token(Token(piece, pick.token, pick.logprob, tuple(pick.top), finish))
+        if finish is not None:
+            request.sink.end(None)
+            self.cancel(number)
+
+    # -- time ------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            self._do(self._core.handle(Tick(now)))
+            self._schedule(Tick(now))
+            for worker, since in list(self._suspects.items()):
+                if now - since > GRACE_S:
+                    self._gone(worker, "its connection is broken")
+
+
+def _sampling(params: SamplingParams) -> Sampling:
+    seed = params.seed if params.seed is not None else int.from_bytes(secrets.token_bytes(8), "little")
+    return Sampling(
+        temperature=float(params.temperature),
+        top_k=params.top_k,
+        top_p=float(params.top_p),
+        min_p=float(params.min_p),
+        repetition_penalty=float(params.repetition_penalty),
+        presence_penalty=float(params.presence_penalty),
+        frequency_penalty=float(params.frequency_penalty),
+        seed=seed,
+        logprobs=-1 if params.logprobs is None else params.logprobs,
+    )

@@ -1,0 +1,403 @@
+"""The embedding API: a swarm behind an async context manager, a synchronous face on top.
+
+The Runtime's transport and cores run on an event loop and a thread of their own; calls cross with
+``call_soon_threadsafe``, tokens come back the same way. So the caller's loop, of whatever kind, is never blocked,
+and a caller that blocks its loop costs the swarm nothing. No policy, signal handler or other
+global state is touched; several Runtimes live side by side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import itertools
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+import uvloop
+
+from bloombee.config import RuntimeConfig, merge
+from bloombee.errors import BloomBeeError, ConfigError, RuntimeClosed
+from bloombee.plan.plan import Plan
+from bloombee.roles.card import Card
+from bloombee.roles.head import HeadRole
+from bloombee.types import FinishReason, Generation, LoadProgress, SamplingParams, Token
+
+T = TypeVar("T")
+Prompt = str | list[int] | list[dict[str, Any]]
+"""Text (encoded as it is), token ids, or a conversation for the model's chat template."""
+_END = object()
+
+
+class _Channel:
+    """Tokens of one request on their way from the Runtime's thread to whoever reads them.
+
+    Args:
+        notify: called from the Runtime's thread after each item; must wake the reader.
+    """
+
+    def __init__(self, notify: Callable[[], None]) -> None:
+        self._items: collections.deque[Token | BloomBeeError | object] = collections.deque()
+        self._notify = notify
+
+    def token(self, token: Token) -> None:
+        self._items.append(token)
+        self._notify()
+
+    def end(self, error: BloomBeeError | None) -> None:
+        self._items.append(_END if error is None else error)
+        self._notify()
+
+    def take(self) -> Token | BloomBeeError | object | None:
+        """The next item, None if there is none now."""
+        return self._items.popleft() if self._items else None
+
+
+class _Home:
+    """The Runtime's thread and loop."""
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop
+        started = threading.Event()
+
+        def main() -> None:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                self.loop = runner.get_loop()
+                self.loop.call_soon(started.set)
+                with contextlib.suppress(asyncio.CancelledError):
+                    runner.run(self._serve())
+
+        self._thread = threading.Thread(target=main, name="bloombee-runtime", daemon=True)
+        self._thread.start()
+        started.wait()
+
+    async def _serve(self) -> None:
+        self._over = asyncio.Event()
+        await self._over.wait()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
+    def soon(self, action: Callable[..., None], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended: so has everything on it
+            self.loop.call_soon_threadsafe(action, *args)
+
+    def end(self) -> None:
+        """Let the thread end; does not wait."""
+        self.soon(lambda: self._over.set())
+
+
+class Runtime:
+    """One model over a swarm of workers.
+
+    ::
+
+        async with bloombee.Runtime("demo", workers=3) as rt:
+            print((await rt.generate("def add(a, b):", max_new_tokens=32)).text)
+            async for token in rt.stream("import ", temperature=0.8, seed=7):
+                print(token.text, end="")
+
+    Args:
+        model: a checkpoint's directory, a hub id, or ``demo``.
+        config: settings to start from; the keyword arguments are laid over it.
+        on_progress: called with :class:`~bloombee.types.LoadProgress` while workers join and load, on the Runtime's
+            own thread: it must be quick and thread-safe.
+        fields: any field of :class:`~bloombee.config.RuntimeConfig`, for example ``workers``, ``split``, ``dtype``.
+
+    Raises:
+        ConfigError: a field that does not exist or a value that is not allowed.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        config: RuntimeConfig | None = None,
+        on_progress: Callable[[LoadProgress], None] | None = None,
+        **fields: Any,
+    ) -> None:
+        if model is not None:
+            fields["model"] = model
+        self.config = merge(config or RuntimeConfig(), fields)
+        self._on_progress = on_progress
+        self._home: _Home | None = None
+        self._head: HeadRole
+        self._numbers = itertools.count(1)
+
+    # -- life ------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Runtime:
+        """Start the swarm and wait until it can generate.
+
+        Cancelled or failed: everything that was started is ended before the exception leaves.
+
+        Raises:
+            ConfigError, ModelUnsupported, AddressInUse, Infeasible, DeviceError, TransportError: see errors.py.
+        """
+        await self.prepare()
+        try:
+            await self.ready()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def prepare(self) -> None:
+        """First half of starting: listen, look at the model, make the join tokens; no worker is started.
+
+        For heads of remote workers, who need :attr:`join_tokens` before :meth:`ready` can return. Cancelled
+        or failed: everything that was started is ended.
+        """
+        if self._home is not None:
+            raise ConfigError("this Runtime has been started before; make a new one")
+        self._home = _Home()
+        try:
+            await self._there(self._prepare())
+        except BaseException:
+            await self.close()
+            raise
+
+    async def ready(self) -> None:
+        """Second half: start the local workers or await the remote ones; returns when the pipeline is up."""
+        await self._there(self._head.start_workers())
+
+    async def close(self) -> None:
+        """End the swarm; running requests fail with RuntimeClosed. Closing twice changes nothing.
+
+        Cancelled: the end goes on in the Runtime's thread.
+        """
+        home = self._home
+        if home is None:
+            return
+        if hasattr(self, "_head"):
+            closing = home.run(self._head.close())
+            closing.add_done_callback(lambda _: home.end())
+            with contextlib.suppress(RuntimeError, concurrent.futures.CancelledError):
+                await asyncio.shield(asyncio.wrap_future(closing))
+        else:
+            home.end()
+
+    async def _prepare(self) -> None:
+        self._head = HeadRole(self.config, on_progress=self._on_progress)
+        await self._head.prepare()
+
+    async def _there(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        assert self._home is not None
+        return await asyncio.wrap_future(self._home.run(coroutine))
+
+    # -- facts -----------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> Plan:
+        """Who runs what. Raises RuntimeClosed before the pipeline is up."""
+        plan = self._started().plan
+        if plan is None:
+            raise RuntimeClosed("the pipeline is not up yet")
+        return plan
+
+    @property
+    def card(self) -> Card:
+        """Facts of the model."""
+        return self._started().card
+
+    @property
+    def join_tokens(self) -> tuple[str, ...]:
+        """One a worker; for ``bloombee worker --join``."""
+        return self._started().join_tokens
+
+    @property
+    def join_token(self) -> str:
+        """The first of :attr:`join_tokens`."""
+        return self.join_tokens[0]
+
+    # -- requests --------------------------------------------------------------------------
+
+    async def generate(self, prompt: Prompt, params: SamplingParams | None = None, **fields: Any) -> Generation:
+        """The whole answer to ``prompt``.
+
+        Args:
+            params: how to sample; ``fields`` are laid over it (``max_new_tokens=64, temperature=0.7, ...``).
+
+        Cancelled: the request ends and its KV is freed on every stage.
+
+        Raises:
+            ConfigError: an empty or over-long prompt, a bad parameter, no chat template.
+            QueueFull, Infeasible, LinkDown, DeadlineExceeded, DeviceError, RuntimeClosed: see errors.py.
+        """
+        started = time.monotonic()
+        params = _params(params, fields)
+        ids = await self._there(self._encode(prompt))
+        collected = _Collected(ids, started)
+        async with contextlib.aclosing(self._tokens(ids, params)) as tokens:
+            async for token in tokens:
+                collected.add(token)
+        return collected.generation(params)
+
+    async def stream(self, prompt: Prompt, params: SamplingParams | None = None, **fields: Any) -> AsyncIterator[Token]:
+        """Tokens as they come; the last has a ``finish_reason``. Arguments and errors as :meth:`generate`.
+
+        Cancelled, or the iteration left early: the request ends and its KV is freed on every stage.
+        """
+        params = _params(params, fields)
+        ids = await self._there(self._encode(prompt))
+        async with contextlib.aclosing(self._tokens(ids, params)) as tokens:
+            async for token in tokens:
+                yield token
+
+    async def _tokens(self, ids: list[int], params: SamplingParams) -> AsyncIterator[Token]:
+        caller = asyncio.get_running_loop()
+        arrived = asyncio.Event()
+
+        def notify() -> None:
+            with contextlib.suppress(RuntimeError):  # the caller's loop has ended
+                caller.call_soon_threadsafe(arrived.set)
+
+        channel = _Channel(notify)
+        assert self._home is not None
+        number = next(self._numbers)
+        self._home.soon(self._submit, number, ids, params, channel)
+        ended = False
+        try:
+            while True:
+                item = channel.take()
+                if item is None:
+                    await arrived.wait()
+                    arrived.clear()
+                elif isinstance(item, Token):
+                    yield item
+                else:
+                    ended = True
+                    if isinstance(item, BloomBeeError):
+                        raise item
+                    return
+        finally:
+            if not ended:
+                self._home.soon(self._head.cancel, number)
+
+    def _submit(self, number: int, ids: list[int], params: SamplingParams, channel: _Channel) -> None:
+        try:
+            self._head.submit(number, ids, params, channel)
+        except BloomBeeError as error:
+            channel.end(error)
+
+    async def _encode(self, prompt: Prompt) -> list[int]:
+        head = self._started()
+        if isinstance(prompt, str):
+            if not prompt:
+                raise ConfigError("the prompt is empty: give at least one character", field="prompt")
+            return head.text.encode(prompt)
+        if not isinstance(prompt, list) or not prompt:
+            raise ConfigError("the prompt is empty: give text, token ids or chat messages", field="prompt")
+        if all(isinstance(item, dict) for item in prompt):
+            return head.text.encode(await head.render_chat(prompt), add_special_tokens=False)  # type: ignore[arg-type]
+        if not all(isinstance(item, int) for item in prompt):
+            raise ConfigError("the prompt must be text, a list of token ids or a list of chat messages", field="prompt")
+        return [int(item) for item in prompt]  # type: ignore[call-overload]
+
+    def _started(self) -> HeadRole:
+        if self._home is None or not hasattr(self, "_head"):
+            raise RuntimeClosed("the Runtime has not been started: use 'async with bloombee.Runtime(...)'")
+        return self._head
+
+    # -- the synchronous face --------------------------------------------------------------
+
+    @classmethod
+    def sync(cls, model: str | None = None, **arguments: Any) -> SyncRuntime:
+        """The same for scripts: ``with bloombee.Runtime.sync("demo") as rt: rt.generate(...)``."""
+        return SyncRuntime(cls(model, **arguments))
+
+
+class SyncRuntime:
+    """A :class:`Runtime` for scripts without an event loop. Same methods, blocking. Not inside a running loop."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._runner = asyncio.Runner()
+
+    def __enter__(self) -> SyncRuntime:
+        """As :meth:`Runtime.__aenter__`."""
+        self._runner.run(self._runtime.__aenter__())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.run(self._runtime.close())
+        self._runner.close()
+
+    @property
+    def plan(self) -> Plan:
+        return self._runtime.plan
+
+    @property
+    def card(self) -> Card:
+        return self._runtime.card
+
+    def generate(self, prompt: Prompt, params: SamplingParams | None = None, **fields: Any) -> Generation:
+        """As :meth:`Runtime.generate`."""
+        return self._runner.run(self._runtime.generate(prompt, params, **fields))
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **fields: Any) -> Iterator[Token]:
+        """As :meth:`Runtime.stream`."""
+        tokens = self._runtime.stream(prompt, params, **fields)
+        try:
+            while (token := self._runner.run(_next(tokens))) is not None:
+                yield token
+        finally:
+            self._runner.run(_close(tokens))
+
+
+async def _next(tokens: AsyncIterator[Token]) -> Token | None:
+    return await anext(tokens, None)
+
+
+async def _close(tokens: AsyncIterator[Token]) -> None:
+    if isinstance(tokens, AsyncGenerator):
+        await tokens.aclose()
+
+
+class _Collected:
+    """Tokens of one request, becoming a Generation."""
+
+    def __init__(self, prompt: list[int], started: float) -> None:
+        self._prompt = prompt
+        self._started = started
+        self._tokens: list[Token] = []
+        self._first = self._last = started
+
+    def add(self, token: Token) -> None:
+        self._last = time.monotonic()
+        if not self._tokens:
+            self._first = self._last
+        self._tokens.append(token)
+
+    def generation(self, params: SamplingParams) -> Generation:
+        tokens = self._tokens
+        count = len(tokens)
+        seconds = self._last - (self._first if count > 1 else self._started)
+        return Generation(
+            text="".join(token.text for token in tokens),
+            token_ids=tuple(token.token_id for token in tokens),
+            prompt_token_ids=tuple(self._prompt),
+            finish_reason=tokens[-1].finish_reason or FinishReason.CANCELLED,
+            logprobs=tuple(t.logprob for t in tokens if t.logprob is not None) if params.logprobs is not None else None,
+            time_to_first_token_s=self._first - self._started,
+            tokens_per_s=max(1, count - 1) / max(seconds, 1e-9),
+        )
+
+
+def _params(params: SamplingParams | None, fields: dict[str, Any]) -> SamplingParams:
+    known = {field.name for field in dataclasses.fields(SamplingParams)}
+    for name in fields:
+        if name not in known:
+            raise ConfigError(f"{name}: no such sampling parameter; there are {', '.join(sorted(known))}", field=name)
+    try:
+        return dataclasses.replace(params or SamplingParams(), **fields)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+
+from bloombee.errors import RemoteProtocolError
+from bloombee.pipeline.commands import Send
+from bloombee.pipeline.frames import FrameReceiver, FrameSender
+from bloombee.types import Lane
+from bloombee.wire.messages import Ack, Forward, Item, Opening, Sampling
+
+SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
+
+
+def _make(sequence: int = 1, position: int = 0, rows: int = 1):
+    item = Item(sequence, 0, position, bytes(4 * rows), 1, Opening(rows, SAMPLING) if position == 0 else None, None)
+
+    def make(number: int) -> Send:
+        return Send(0, Lane.CONTROL, Forward(1, 1, number, number, 0, (item,)))
+
+    return make
+
+
+def _numbers(sends: list[Send]) -> list[int]:
+    return [send.message.frame for send in sends]  # type: ignore[union-attr]
+
+
+def _ack(upto: int, limit: int, extra: tuple[int, ...] = ()) -> Ack:
+    return Ack(1, 1, upto, extra, limit)
+
+
+def test_sender_keeps_to_its_credit_and_goes_on_in_order() -> None:
+    sender = FrameSender(limit=2, resend_after_s=1.0)
+    sent = [number for _ in range(4) for number in _numbers(sender.push(_make(), now=0.0))]
+    assert sent == [0, 1]
+    assert sender.num_backlog == 2
+    assert _numbers(sender.acknowledge(_ack(1, 3), now=0.1)) == [2]
+    assert _numbers(sender.acknowledge(_ack(3, 5), now=0.2)) == [3]
+    assert sender.num_kept == 1
+
+
+def test_stale_acknowledgement_changes_nothing() -> None:
+    sender = FrameSender(limit=4, resend_after_s=1.0)
+    for _ in range(3):
+        sender.push(_make(), now=0.0)
+    sender.acknowledge(_ack(3, 7), now=0.1)
+    sender.acknowledge(_ack(1, 5), now=0.2)
+    assert sender.limit == 7
+    assert sender.num_kept == 0
+
+
+def test_acknowledging_what_was_never_sent_is_refused() -> None:
+    sender = FrameSender(limit=4, resend_after_s=1.0)
+    sender.push(_make(), now=0.0)
+    for bad in (_ack(2, 9), _ack(0, 9, (1,))):
+        with pytest.raises(RemoteProtocolError):
+            sender.acknowledge(bad, now=0.1)
+    assert sender.limit == 4
+    assert sender.num_kept == 1
+
+
+def test_silence_resends_with_growing_patience() -> None:
+    sender = FrameSender(limit=4, resend_after_s=1.0)
+    sender.push(_make(), now=0.0)
+    times = [t / 10 for t in range(1, 80) if sender.tick(t / 10)]
+    assert times == [1.0, 3.0, 7.0]
+
+
+def test_lost_credit_is_asked_for() -> None:
+    """Every frame is acknowledged, the window is shut, and the acknowledgement that opened it was lost."""
+    sender = FrameSender(limit=1, resend_after_s=1.0)
+    sender.push(_make(), now=0.0)
+    sender.push(_make(), now=0.0)
+    assert sender.acknowledge(_ack(1, 1), now=0.1) == []
+    assert _numbers(sender.tick(2.0)) == [0]
+    assert _numbers(sender.acknowledge(_ack(1, 2), now=2.1)) == [1]
+
+
+def test_gap_resends_only_frames_with_missing_rows() -> None:
+    sender = FrameSender(limit=9, resend_after_s=1.0)
+    for sequence, position in ((1, 0), (1, 1), (2, 0), (1, 2)):
+        sender.push(_make(sequence, position), now=0.0)
+    assert _numbers(sender.resend_rows(1, 1, now=0.1)) == [1, 3]
+    assert _numbers(sender.resend_rows(3, 0, now=0.1)) == []
+
+
+def test_receiver_grants_from_the_lowest_frame_that_is_not_done() -> None:
+    receiver = FrameReceiver(window=2)
+    assert receiver.acknowledgement(1, 1) == _ack(0, 2)
+    receiver.hold(1)
+    assert receiver.acknowledgement(1, 1) == _ack(0, 2, (1,))
+    receiver.hold(0)
+    assert receiver.acknowledgement(1, 1) == _ack(2, 2)
+    with pytest.raises(RemoteProtocolError):
+        receiver.check(2)
+    receiver.retire([0])
+    assert receiver.acknowledgement(1, 1) == _ack(2, 3)
+    receiver.check(2)
+    receiver.retire([1])
+    assert receiver.acknowledgement(1, 1) == _ack(2, 4)
+    assert receiver.holds(0)
+    assert receiver.holds(1)
+    assert not receiver.holds(2)

@@ -1,0 +1,202 @@
+"""The stage's core, event by event: rollback, gaps, closing under work, illegal messages."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from bloombee.errors import LocalProtocolError, RemoteProtocolError, StalePlan
+from bloombee.pipeline.commands import Command, Compute, Send
+from bloombee.pipeline.events import Computed, ComputeFailed, Port, StageReceived
+from bloombee.pipeline.stage import StageCore
+from bloombee.pipeline.work import Outcome, Work
+from bloombee.types import Lane, Phase
+from bloombee.wire.messages import Ack, Assign, Close, Closed, Forward, Gap, Item, Opening, Retire, Sampling, StageFailed, Verdict
+
+SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.2, 0.0, 0.0, 5, -1)
+
+
+def _core(*, stage: int = 0, num_stages: int = 2, num_pages: int = 8, credits_: int = 4) -> StageCore:
+    assign = Assign(
+        1, 1, stage, num_stages, stage, stage + 1, num_stages, "m", bytes(16), "float32", num_pages, 4, credits_, None, None, False
+    )
+    return StageCore(assign, resend_after_s=1.0)
+
+
+def _item(sequence: int, position: int, rows: int, *, generation: int = 0, picks: int = 1, first_token: int = 0) -> Item:
+    tokens = b"".join((first_token + position + i).to_bytes(4, "little") for i in range(rows))
+    return Item(sequence, generation, position, tokens, picks, Opening(rows, SAMPLING) if position == 0 else None, None)
+
+
+def _forward(frame: int, *items: Item, phase: Phase = Phase.DECODE, epoch: int = 1) -> StageReceived:
+    return StageReceived(Forward(1, epoch, frame, 100 + frame, phase, items), now=0.0)
+
+
+def _works(commands: list[Command]) -> list[Work]:
+    return [command.work for command in commands if isinstance(command, Compute)]
+
+
+def _messages(commands: list[Command], kind: type) -> list[object]:
+    return [command.message for command in commands if isinstance(command, Send) and isinstance(command.message, kind)]
+
+
+def _done(core: StageCore, work: Work) -> list[Command]:
+    return core.handle(Computed(Outcome(work.number, hidden=b"rows"), now=0.0))
+
+
+def test_rows_go_to_the_device_and_on_with_the_same_address() -> None:
+    core = _core()
+    (work,) = _works(core.handle(_forward(0, _item(7, 0, 5), phase=Phase.PREFILL)))
+    assert work.microbatch == 100
+    (segment,) = work.segments
+    assert (segment.sequence, segment.position, segment.num_rows, segment.num_picks) == (7, 0, 5, 0)
+    assert segment.pages == (0, 1)
+    commands = _done(core, work)
+    send = commands[0]
+    assert isinstance(send, Send)
+    assert (send.to, send.lane, send.payload) == (Port.DOWNSTREAM, Lane.BULK, b"rows")
+    assert send.message == Forward(1, 1, 0, 100, Phase.PREFILL, (_item(7, 0, 5),))
+    assert _messages(commands, Ack) == [Ack(1, 1, 1, (), 5)]
+
+
+def test_last_stage_sends_verdicts_and_keeps_history_for_penalties() -> None:
+    core = _core(stage=1)
+    (work,) = _works(core.handle(_forward(0, _item(7, 0, 3), phase=Phase.PREFILL)))
+    assert work.segments[0].num_picks == 1
+    assert work.segments[0].history == work.segments[0].tokens
+    commands = core.handle(Computed(Outcome(work.number), now=0.0))
+    assert _messages(commands, Verdict) == [Verdict(1, 1, 0, 100, ())]
+    (work,) = _works(core.handle(_forward(1, _item(7, 3, 1))))
+    assert len(work.segments[0].history) == 16
+
+
+def test_doubled_frame_is_only_acknowledged() -> None:
+    core = _core()
+    (work,) = _works(core.handle(_forward(0, _item(7, 0, 2))))
+    commands = core.handle(_forward(0, _item(7, 0, 2)))
+    assert _works(commands) == []
+    assert _messages(commands, Ack) == [Ack(1, 1, 1, (), 4)]
+    _done(core, work)
+
+
+def test_rows_beyond_what_is_held_ask_for_the_gap_and_are_taken_after_it() -> None:
+    core = _core()
+    late = _forward(1, _item(7, 2, 1))
+    assert _messages(core.handle(late), Gap) == [Gap(1, 1, 7, 0, 0)]
+    assert core.num_sequences == 0
+    assert _works(core.handle(_forward(0, _item(7, 0, 2))))
+    assert _works(core.handle(late))
+
+
+def test_overlapping_rows_are_cut_to_the_new_ones() -> None:
+    core = _core()
+    core.handle(_forward(0, _item(7, 0, 4)))
+    (work,) = _works(core.handle(_forward(1, _item(7, 2, 5))))
+    assert (work.segments[0].position, work.segments[0].num_rows) == (4, 3)
+    assert work.hidden_rows == ((2, 5),)
+
+
+def test_a_higher_generation_rolls_back_and_a_lower_one_is_dropped() -> None:
+    core = _core(credits_=9)
+    for work in _works(core.handle(_forward(0, _item(7, 0, 6)))):
+        _done(core, work)
+    (work,) = _works(core.handle(_forward(1, _item(7, 4, 2, generation=1, first_token=50))))
+    assert (work.segments[0].position, work.segments[0].generation) == (4, 1)
+    assert len(work.segments[0].pages) == 2
+    _done(core, work)
+    (empty,) = _works(core.handle(_forward(2, _item(7, 6, 1, generation=0))))
+    assert empty.segments == ()
+    commands = _done(core, empty)
+    (onward,) = _messages(commands, Forward)
+    assert onward.items == ()  # type: ignore[attr-defined]
+
+
+def test_closing_frees_pages_only_after_the_last_work_that_uses_them() -> None:
+    core = _core()
+    (work,) = _works(core.handle(_forward(0, _item(7, 0, 5))))
+    closed = _messages(core.handle(StageReceived(Close(1, 1, (7,), 0), 0.0)), Closed)
+    assert closed == [Closed(1, 1, (7,), 0, 6)]
+    assert core.num_sequences == 0
+    _done(core, work)
+    assert core.pool.num_free == 8
+
+
+@pytest.mark.parametrize("close", [Close(1, 1, (7,), 0), Close(1, 1, (), 8)])
+def test_late_frames_of_closed_sequences_open_nothing(close: Close) -> None:
+    core = _core()
+    core.handle(StageReceived(close, 0.0))
+    (work,) = _works(core.handle(_forward(0, _item(7, 0, 2), _item(9, 0, 1))))
+    assert [segment.sequence for segment in work.segments] == [9]
+    assert work.hidden_rows == ((2, 3),)
+    assert core.num_sequences == 1
+
+
+def test_decode_overtakes_prefill_but_not_its_own() -> None:
+    core = _core(credits_=9)
+    for frame in range(2):
+        core.handle(_forward(frame, _item(frame, 0, 1)))
+    core.handle(_forward(2, _item(10, 0, 2, picks=0), phase=Phase.PREFILL))
+    core.handle(_forward(3, _item(10, 2, 1)))
+    core.handle(_forward(4, _item(0, 1, 1)))
+    order = []
+    number = 0
+    while not order or len(order) < 5:
+        commands = core.handle(Computed(Outcome(number, hidden=b""), now=0.0))
+        order += [m.microbatch for m in _messages(commands, Forward)]  # type: ignore[attr-defined]
+        number = core._on_device[0].work.number if core._on_device else -1
+    assert order == [100, 101, 104, 102, 103]
+
+
+def test_the_next_stage_holds_the_device_back() -> None:
+    core = _core(credits_=1)
+    core.downstream.limit = 0
+    (work,) = _works(core.handle(_forward(0, _item(7, 0, 1))))
+    _done(core, work)
+    assert core.downstream.num_backlog == 1
+    assert _works(core.handle(_forward(1, _item(7, 1, 1)))) == []
+    assert _works(core.handle(StageReceived(Ack(1, 1, 0, (), 1), 0.0)))
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        _forward(4, _item(7, 0, 1)),
+        _forward(0, _item(7, 0, 1), _item(7, 1, 1)),
+        _forward(0, Item(7, 0, 0, bytes(4), 1, Opening(1, SAMPLING), (0,))),
+        StageReceived(Ack(1, 1, 3, (), 9), 0.0),
+        StageReceived(Verdict(1, 1, 0, 0, ()), 0.0),
+    ],
+    ids=["no credit", "sequence twice", "tree", "ack of nothing", "not for a stage"],
+)
+def test_illegal_messages_are_refused_and_change_nothing(event: StageReceived) -> None:
+    core = _core()
+    before = copy.deepcopy(vars(core))
+    with pytest.raises(RemoteProtocolError):
+        core.handle(event)
+    after = vars(core)
+    assert before["upstream"] == after["upstream"]
+    assert before["downstream"] == after["downstream"]
+    assert after["_sequences"] == {}
+    assert after["pool"].num_free == 8
+
+
+@pytest.mark.parametrize("event", [_forward(0, _item(7, 0, 1), epoch=2), StageReceived(Close(2, 1, (), 0), 0.0)])
+def test_other_epochs_and_pipelines_are_stale(event: StageReceived) -> None:
+    with pytest.raises(StalePlan):
+        _core().handle(event)
+
+
+def test_a_retired_stage_refuses_everything() -> None:
+    core = _core()
+    core.handle(StageReceived(Retire(1, 1), 0.0))
+    with pytest.raises(StalePlan):
+        core.handle(_forward(0, _item(7, 0, 1)))
+
+
+def test_a_failed_device_is_told_to_the_head_once_and_stops_the_stage() -> None:
+    core = _core()
+    core.handle(_forward(0, _item(7, 0, 1)))
+    (failed,) = _messages(core.handle(ComputeFailed(LocalProtocolError("broken"), 0.0)), StageFailed)
+    assert failed.code == "LocalProtocolError"  # type: ignore[attr-defined]
+    assert _works(core.handle(_forward(1, _item(8, 0, 1)))) == []
