@@ -1,0 +1,386 @@
+"""Emulated long links between processes on one machine, usable by itself.
+
+Each link is a TCP port that relays to a target with the delay, bandwidth, jitter, losses and outages asked for; the
+two directions are shaped apart. All connections of a link share its wire, and at most one bandwidth-delay product
+(or 64 KB) is queued before the relay stops reading, so a sender feels what it would feel on the real path. docs/wan.md
+has the model, its limits and its accuracy.
+
+From Python::
+
+    link = Link("a->b", target="127.0.0.1:7000", forward=Shape(bandwidth_bits_per_s=100e6, delay_s=0.030))
+    with Wan([link]) as wan:
+        connect_to(wan.address("a->b"))
+        wan.set("a->b", forward=Shape(bandwidth_bits_per_s=10e6, delay_s=0.030))
+        wan.stats()["a->b"].forward.busy_s
+
+From a shell: ``python tools/wan.py --help``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+if __package__ in (None, ""):  # run as a program: the repository's root is where the imports below live
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.profiles import LinkProfile, Profile, ProfileError, load_profile, profile_names
+from bench.schedules import Schedule, ScheduleError, read_schedule
+from bench.shapes import UNSHAPED, Shape, ShapeError
+from tools.wan_native import PortInUse, Relay, WanError
+
+__all__ = ["DirectionStats", "Link", "LinkStats", "PortInUse", "Schedule", "Shape", "Wan", "WanError"]
+
+EXAMPLES = """
+examples:
+  # what listens on 7000 is reached through port 7001: 100 Mbit/s each way, 60 ms round trip
+  python tools/wan.py --link 7001=127.0.0.1:7000 --profile 100M-60ms
+
+  # a ring of three links, counters every 5 s
+  python tools/wan.py --link 7001=:7000 --link 8001=:8000 --link 9001=:9000 --profile three-regions --stats 5
+
+  # a trace file over a profile; bench/schedules.py has the grammar
+  python tools/wan.py --link 7001=:7000 --profile 125M-60ms --schedule drop.txt --json counters.json
+
+  # is the emulator exact on this machine? about a minute, best on an idle one
+  python tools/wan.py --self-test
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One link: connections to ``listen_host:listen_port`` go on to ``target``.
+
+    Args:
+        name: unique among the links of one :class:`Wan`.
+        target: ``host:port``; it need not listen yet.
+        listen_port: 0 takes any free port; see :meth:`Wan.address`.
+        forward: the way from whoever dials to the target; ``backward``: the way back, None: the same.
+        schedule: changes over time, counted from :meth:`Wan.start`.
+    """
+
+    name: str
+    target: str
+    listen_port: int = 0
+    forward: Shape = UNSHAPED
+    backward: Shape | None = None
+    schedule: Schedule | None = None
+    listen_host: str = "127.0.0.1"
+
+    @classmethod
+    def of(cls, name: str, target: str, profile: LinkProfile, *, listen_port: int = 0) -> Link:
+        return cls(name, target, listen_port, profile.forward, profile.backward, profile.schedule)
+
+    @property
+    def shapes(self) -> tuple[Shape, Shape]:
+        return self.forward, self.backward or self.forward
+
+
+@dataclass(frozen=True, slots=True)
+class DirectionStats:
+    """Counters of one direction since the start, and what it is at this moment."""
+
+    bytes_in: int
+    """Read from senders."""
+    bytes_out: int
+    """Handed to receivers' sockets."""
+    busy_s: float
+    """Time the wire spent on bytes; bytes over busy time is the bandwidth. 0 where there is no limit."""
+    losses: int
+    queued_bytes: int
+    """In the relay: waiting for the wire, on their way, or due and not taken by the receiver."""
+    waiting_bytes: int
+    """Of these, not on the wire yet."""
+    max_queued_bytes: int
+    limit_bytes: int
+    """What ``queued_bytes`` may reach before the relay stops reading."""
+    kernel_bytes: int
+    """In the relay's own socket buffers besides."""
+    stopped_s: float
+    """Time the relay did not read although there was something to read."""
+    late_mean_s: float
+    """How long after their time bytes were handed over: the emulator's own error."""
+    late_max_s: float
+    bandwidth_bits_per_s: float | None
+    delay_s: float
+    is_up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStats:
+    name: str
+    connections: int
+    """Accepted since the start."""
+    open: int
+    failed: int
+    """Accepted, but the target did not answer."""
+    forward: DirectionStats
+    backward: DirectionStats
+
+
+class Wan:
+    """Links that exist from ``with`` to the end of its block. Thread-safe.
+
+    Raises:
+        WanError: a name twice, a bad address, no compiler; on entry :class:`PortInUse` for a busy port.
+        ScheduleError: a schedule that cannot be followed from its link's shapes.
+    """
+
+    def __init__(self, links: Sequence[Link]) -> None:
+        self._links = {link.name: link for link in links}
+        if not links or len(self._links) != len(links):
+            raise WanError(f"links need distinct names, at least one: {[link.name for link in links]}")
+        self._numbers = {name: number for number, name in enumerate(self._links)}
+        self._shapes = {link.name: link.shapes for link in links}
+        self._steps = [
+            (d, step, link)
+            for link in links
+            if link.schedule is not None
+            for d, shape in enumerate(link.shapes)
+            for step in link.schedule.steps(shape, "forward" if d == 0 else "backward")
+        ]
+        self._endpoints = {
+            link.name: (_numeric(link.listen_host, link.listen_port), _numeric(*split_address(link.target))) for link in links
+        }
+        self._ports: list[int] = []
+        self._relay: Relay | None = None
+        self._last: dict[str, LinkStats] = {}
+        self.scheduler = ""
+        """How the relay is scheduled: ``SCHED_RR`` where it may, else ``SCHED_OTHER``."""
+
+    def __enter__(self) -> Self:
+        self._relay = Relay()
+        try:
+            for number, (name, (listen, target)) in enumerate(self._endpoints.items()):
+                self._relay.ask("link", number, *listen, *target)
+                self._send_shapes(name)
+                schedule = self._links[name].schedule
+                if schedule is not None and schedule.period_s is not None:
+                    self._relay.ask("period", number, round(schedule.period_s * 1e9))
+            for d, step, link in self._steps:
+                self._relay.ask(
+                    "step", self._numbers[link.name], d, round(step.at_s * 1e9), *_words(step.shape, link.shapes, step.is_up)
+                )
+            answer = self._listen(self._relay)
+        except BaseException:
+            self._relay.close()
+            raise
+        self._ports, self.scheduler = answer["ports"], answer["scheduler"]
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends all links; :meth:`stats` then answers with the last counters. May be called twice."""
+        if self._relay is None:
+            return
+        try:
+            self._last = self._parse(self._relay.ask("quit"))
+        finally:
+            self._relay.close()
+            self._relay = None
+
+    @property
+    def pid(self) -> int:
+        """Of the relay process, to account for its CPU time."""
+        return self._running.pid
+
+    def address(self, name: str) -> str:
+        """``host:port`` to dial instead of the target."""
+        return f"{self._links[name].listen_host}:{self._ports[self._number(name)]}"
+
+    def start(self) -> None:
+        """All links take their first shapes again, and their schedules begin now."""
+        for name, link in self._links.items():
+            self._shapes[name] = link.shapes
+            self._send_shapes(name)
+        self._running.ask("start")
+
+    def set(self, name: str, *, forward: Shape | None = None, backward: Shape | None = None, is_up: bool = True) -> None:
+        """Changes a link from now on, until its schedule's next step; None leaves a direction's shape as it was set.
+
+        Args:
+            is_up: False is an outage of both directions: nothing enters the wire until the next change.
+        """
+        self._number(name)
+        before = self._shapes[name]
+        self._shapes[name] = (forward or before[0], backward or before[1])
+        self._send_shapes(name, is_up)
+
+    def stats(self) -> dict[str, LinkStats]:
+        """Counters by link name; after the end, the last ones."""
+        return self._last if self._relay is None else self._parse(self._relay.ask("stats"))
+
+    @property
+    def _running(self) -> Relay:
+        if self._relay is None:
+            raise WanError("the links are not up: use `with Wan(...)`")
+        return self._relay
+
+    def _number(self, name: str) -> int:
+        if name not in self._numbers:
+            raise WanError(f"no link {name!r}; there are {', '.join(self._numbers)}")
+        return self._numbers[name]
+
+    def _send_shapes(self, name: str, is_up: bool = True) -> None:
+        shapes = self._shapes[name]
+        for d, shape in enumerate(shapes):
+            self._running.ask("shape", self._numbers[name], d, *_words(shape, shapes, is_up))
+
+    def _listen(self, relay: Relay) -> dict[str, Any]:
+        try:
+            return relay.ask("listen")
+        except WanError as error:
+            number = re.match(r"link (\d+): (.*)", str(error))
+            if number is None:
+                raise
+            link = list(self._links.values())[int(number[1])]
+            kind = PortInUse if getattr(error, "errno", 0) == errno.EADDRINUSE else WanError
+            raise kind(f"link {link.name!r} cannot listen on {link.listen_host}:{link.listen_port}: {number[2]}") from error
+
+    def _parse(self, answer: dict[str, Any]) -> dict[str, LinkStats]:
+        return {
+            name: LinkStats(name, facts["connections"], facts["open"], facts["failed"], *map(_direction, facts["directions"]))
+            for name, facts in zip(self._links, answer["links"], strict=True)
+        }
+
+
+def _direction(facts: dict[str, Any]) -> DirectionStats:
+    return DirectionStats(
+        bytes_in=facts["bytes_in"],
+        bytes_out=facts["bytes_out"],
+        busy_s=facts["busy_ns"] / 1e9,
+        losses=facts["losses"],
+        queued_bytes=facts["queued_bytes"],
+        waiting_bytes=facts["waiting_bytes"],
+        max_queued_bytes=facts["max_queued_bytes"],
+        limit_bytes=facts["limit_bytes"],
+        kernel_bytes=facts["kernel_bytes"],
+        stopped_s=facts["full_ns"] / 1e9,
+        late_mean_s=facts["late_sum_ns"] / 1e9 / max(1, facts["late_chunks"]),
+        late_max_s=facts["late_max_ns"] / 1e9,
+        bandwidth_bits_per_s=facts["bits_per_s"] or None,
+        delay_s=facts["delay_ns"] / 1e9,
+        is_up=facts["up"],
+    )
+
+
+def _words(shape: Shape, both: tuple[Shape, Shape], is_up: bool) -> tuple[object, ...]:
+    """A shape as the relay reads it."""
+    stall_s = both[0].delay_s + both[1].delay_s if shape.stall_s is None else shape.stall_s
+    times = [round(seconds * 1e9) for seconds in (shape.delay_s, shape.jitter_s, stall_s)]
+    return (repr(shape.bandwidth_bits_per_s or 0.0), times[0], times[1], repr(shape.loss), times[2], int(is_up))
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """``host:port``, ``:port`` or ``port`` (host 127.0.0.1).
+
+    Raises:
+        WanError: no port from 0 to 65535.
+    """
+    host, _, port = text.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535:
+        raise WanError(f"address {text!r}: must be HOST:PORT with a port from 0 to 65535")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def _numeric(host: str, port: int) -> tuple[str, int]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, OverflowError) as error:
+        raise WanError(f"address {host}:{port}: {error}") from error
+    return str(found[0][4][0]), port
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        if options.self_test:
+            from tools.wan_selftest import self_test  # it imports this module
+
+            return self_test()
+        if not options.link:
+            parser.error("give at least one --link, or --self-test")
+        return _serve(options, _links(options))
+    except (WanError, ProfileError, ScheduleError, ShapeError) as error:
+        print(f"wan: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wan.py", description=__doc__.split("\n")[0], epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--link",
+        action="append",
+        default=[],
+        metavar="[HOST:]PORT=[HOST:]PORT",
+        help="listen on the first, relay to the second; once per link, in ring order",
+    )
+    parser.add_argument(
+        "--profile",
+        default="lan",
+        help=f"BANDWIDTH-RTT (100M-60ms), scaled:NAME, or one of {', '.join(profile_names())}; default lan",
+    )
+    parser.add_argument("--hidden", type=int, help="hidden size of the model, for scaled: profiles")
+    parser.add_argument("--schedule", metavar="FILE", help="changes over time for every link, instead of the profile's own")
+    parser.add_argument("--json", metavar="FILE", help="write the counters there at the end ('-': standard output)")
+    parser.add_argument("--stats", type=float, metavar="SECONDS", help="print the counters this often")
+    parser.add_argument(
+        "--self-test", action="store_true", help="measure the emulator itself: a table of asked and measured, about a minute"
+    )
+    return parser
+
+
+def _links(options: argparse.Namespace) -> list[Link]:
+    profile: Profile = load_profile(options.profile, hidden=options.hidden)
+    schedule = None if options.schedule is None else read_schedule(options.schedule)
+    links = []
+    for number, text in enumerate(options.link):
+        listen, equals, target = text.partition("=")
+        if not equals:
+            raise WanError(f"--link {text!r}: must be [HOST:]PORT=[HOST:]PORT")
+        host, port = split_address(listen)
+        link = Link.of(listen, target, profile.link(number), listen_port=port)
+        links.append(replace(link, listen_host=host, schedule=schedule or link.schedule))
+    return links
+
+
+def _serve(options: argparse.Namespace, links: list[Link]) -> int:
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with Wan(links) as wan:
+        for link in links:
+            forward, backward = link.shapes
+            print(f"{wan.address(link.name)} -> {link.target}   forward {forward}; backward {backward}", flush=True)
+        while not stop.wait(options.stats):
+            print(json.dumps(_as_json(wan)), flush=True)
+    if options.json == "-":
+        print(json.dumps(_as_json(wan)))
+    elif options.json:
+        Path(options.json).write_text(json.dumps(_as_json(wan), indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _as_json(wan: Wan) -> dict[str, Any]:
+    return {name: asdict(stats) for name, stats in wan.stats().items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
