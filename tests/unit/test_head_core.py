@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from bloombee.errors import ConfigError, DeadlineExceeded, DeviceError, Infeasible, LinkDown, QueueFull, RemoteProtocolError
+from bloombee.pipeline.commands import (
+    Command,
+    Conclude,
+    Deliver,
+    Dismiss,
+    PipelineDown,
+    PipelineUp,
+    PlanMade,
+    ReportProgress,
+    Send,
+    TellScheduler,
+)
+from bloombee.pipeline.events import (
+    Cancel,
+    CancelRequest,
+    Emitted,
+    Ended,
+    Open,
+    PipelineLost,
+    PlanReady,
+    SchedulerSaid,
+    Submit,
+    Tick,
+    WorkerGone,
+    WorkerJoined,
+    WorkerSaid,
+)
+from bloombee.pipeline.head import HeadCore, HeadLimits, PlanRequest
+from bloombee.types import Dtype, FinishReason
+from bloombee.wire.messages import Assign, Heartbeat, Pick, Progress, Ready, Sampling, StageFailed, Verdict
+
+SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
+LINKS = [bytes([n]) * 16 for n in range(3)]
+
+
+def _core(*, memory: int = 10_000, endpoint: str = "tcp://127.0.0.1:1", join: int = 3, **request: object) -> HeadCore:
+    base = PlanRequest(
+        model="m",
+        config_digest=bytes(16),
+        dtype=Dtype.FLOAT32,
+        num_workers=3,
+        split=None,
+        span_bytes=(100,) * 8,
+        first_bytes=50,
+        last_bytes=60,
+        kv_bytes_per_token=(2,) * 8,
+        num_pages=10,
+        page_size=16,
+        num_microbatches=2,
+    )
+    limits = HeadLimits(max_waiting=2, heartbeat_s=0.5, silence_s=3.0, load_deadline_s=60.0)
+    core = HeadCore(dataclasses.replace(base, **request), limits, LINKS)  # type: ignore[arg-type]
+    for worker in range(1, join + 1):
+        core.handle(WorkerJoined(worker, f"w{worker}", endpoint, bytes([worker]) * 32, memory, 0.0))
+    return core
+
+
+def _joined(**arguments: object) -> tuple[HeadCore, list[Command]]:
+    core = _core(join=2, **arguments)  # type: ignore[arg-type]
+    last = WorkerJoined(
+        3, "w3", str(arguments.get("endpoint", "tcp://127.0.0.1:1")), b"\3" * 32, int(arguments.get("memory", 10_000)), 0.0
+    )  # type: ignore[call-overload]
+    return core, core.handle(last)
+
+
+def _up() -> HeadCore:
+    core, _ = _joined()
+    for worker in (1, 2, 3):
+        core.handle(WorkerSaid(worker, Ready(1, 1, 0, 0), 0.0))
+    assert core.is_up
+    return core
+
+
+def _submit(number: int) -> Submit:
+    return Submit(number, bytes(8), SAMPLING, 4, frozenset(), 0.0)
+
+
+def test_the_last_worker_to_join_gets_everybody_assigned() -> None:
+    core, commands = _joined()
+    made = commands[0]
+    assert isinstance(made, PlanMade)
+    assert [(s.span.start, s.span.stop, s.weight_bytes, s.kv_bytes) for s in made.plan.stages] == [
+        (0, 3, 350, 960),
+        (3, 6, 300, 960),
+        (6, 8, 260, 640),
+    ]
+    assigns = [c.message for c in commands if isinstance(c, Send) and isinstance(c.message, Assign)]
+    assert [a.predecessor.link if a.predecessor else None for a in assigns] == [None, LINKS[0], LINKS[1]]
+    assert [a.successor.link if a.successor else None for a in assigns] == [LINKS[0], LINKS[1], None]
+    assert assigns[0].successor is not None
+    assert assigns[0].successor.key == b"\2" * 32
+    assert core.stage_of(2) == 1
+
+
+def test_it_is_up_when_every_stage_is_ready() -> None:
+    core, _ = _joined()
+    assert core.handle(WorkerSaid(1, Progress(1, 1, 5, 10), 0.0)) == [ReportProgress(1, 0, 5, 10)]
+    for worker in (1, 2):
+        assert core.handle(WorkerSaid(worker, Ready(1, 1, 0, 0), 0.0)) == []
+    up, tell = core.handle(WorkerSaid(3, Ready(1, 1, 0, 0), 0.0))
+    assert isinstance(up, PipelineUp)
+    assert isinstance(tell, TellScheduler)
+    assert isinstance(tell.message, PlanReady)
+    assert core.handle(WorkerSaid(3, Ready(1, 1, 0, 0), 0.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "says"),
+    [
+        ({"split": (3, 3, 3)}, ConfigError, "add up to the model's 8 layers"),
+        ({"num_workers": 3, "span_bytes": (1, 1), "kv_bytes_per_token": (1, 1)}, ConfigError, "at most one worker a layer"),
+        ({"memory": 500}, Infeasible, "short by"),
+        ({"endpoint": ""}, ConfigError, "--advertise"),
+    ],
+)
+def test_a_plan_that_cannot_be(arguments: dict[str, object], kind: type[Exception], says: str) -> None:
+    core, commands = _joined(**arguments)
+    (down, lost) = commands
+    assert isinstance(down, PipelineDown)
+    assert isinstance(down.error, kind)
+    assert says in str(down.error)
+    assert isinstance(lost, TellScheduler)
+    assert isinstance(lost.message, PipelineLost)
+    assert core.handle(_submit(1)) == [Conclude(1, down.error)]
+
+
+def test_kv_shrinks_to_the_smallest_worker_unless_asked_for() -> None:
+    _, commands = _joined(memory=700, pages_fixed=False)
+    made = commands[0]
+    assert isinstance(made, PlanMade)
+    assert made.plan.num_pages == (700 - 350) // (16 * 6)
+
+
+def test_requests_go_to_the_scheduler_and_tokens_back() -> None:
+    core = _up()
+    (tell,) = core.handle(_submit(7))
+    assert isinstance(tell, TellScheduler)
+    assert isinstance(tell.message, Open)
+    sequence = tell.message.sequence
+    pick = Pick(sequence, 0, 2, 5, None, ())
+    assert core.handle(SchedulerSaid(Emitted(pick, None), 0.0)) == [Deliver(7, pick, None)]
+    assert core.handle(CancelRequest(7, 0.0)) == [TellScheduler(Cancel(sequence, 0.0))]
+    assert core.handle(SchedulerSaid(Emitted(pick, FinishReason.LENGTH), 0.0)) == [Deliver(7, pick, FinishReason.LENGTH)]
+    assert core.num_requests == 0
+    assert core.handle(SchedulerSaid(Emitted(pick, None), 0.0)) == []
+    assert core.handle(CancelRequest(7, 0.0)) == []
+
+
+def test_an_ended_sequence_concludes_its_request() -> None:
+    core = _up()
+    core.handle(_submit(7))
+    error = DeviceError("x")
+    assert core.handle(SchedulerSaid(Ended(1, error), 0.0)) == [Conclude(7, error)]
+
+
+def test_the_queue_is_bounded() -> None:
+    core = _up()
+    core.handle(_submit(1))
+    core.handle(_submit(2))
+    (refused,) = core.handle(_submit(3))
+    assert isinstance(refused, Conclude)
+    assert isinstance(refused.error, QueueFull)
+
+
+def test_a_lost_worker_ends_the_pipeline_once() -> None:
+    core = _up()
+    down, lost = core.handle(WorkerGone(2, "killed", 0.0))
+    assert isinstance(down, PipelineDown)
+    assert isinstance(down.error, LinkDown)
+    assert "killed" in str(down.error)
+    assert isinstance(lost, TellScheduler)
+    assert core.handle(WorkerGone(3, "killed", 0.0)) == []
+    assert core.handle(WorkerGone(3, "killed", 0.0)) == []
+
+
+def test_silence_dismisses_a_worker_but_not_after_our_own_standstill() -> None:
+    core = _up()
+    for tick in range(1, 29):
+        core.handle(Tick(tick / 10))
+        for worker in (1, 3):
+            core.handle(WorkerSaid(worker, Heartbeat(1), tick / 10))
+    assert core.error is None
+    commands = [c for tick in (29, 30, 31) for c in core.handle(Tick(tick / 10))]
+    assert [c.worker for c in commands if isinstance(c, Dismiss)] == [2]
+    assert isinstance(core.error, LinkDown)
+
+    stalled = _up()
+    stalled.handle(Tick(0.1))
+    commands = stalled.handle(Tick(60.0))
+    assert not any(isinstance(c, Dismiss) for c in commands)
+    assert stalled.error is None
+
+
+def test_heartbeats_go_to_everybody_at_their_pace() -> None:
+    core = _up()
+    beats = [
+        (tick, c.to)
+        for tick in range(1, 12)
+        for c in core.handle(Tick(tick / 10))
+        if isinstance(c, Send) and isinstance(c.message, Heartbeat)
+    ]
+    assert beats == [(5, 1), (5, 2), (5, 3), (10, 1), (10, 2), (10, 3)]
+
+
+def test_loading_has_a_deadline_and_says_who_is_late() -> None:
+    core, _ = _joined()
+    core.handle(WorkerSaid(1, Ready(1, 1, 0, 0), 0.0))
+    for tick in range(1, 70):
+        for worker in (1, 2, 3):
+            core.handle(WorkerSaid(worker, Heartbeat(1), float(tick)))
+        core.handle(Tick(float(tick)))
+    assert isinstance(core.error, DeadlineExceeded)
+    assert "w2, w3" in str(core.error)
+
+
+def test_a_failed_stage_is_named() -> None:
+    core = _up()
+    (down, _) = core.handle(WorkerSaid(2, StageFailed(1, 1, "DeviceError", {"message": "out of memory"}), 0.0))
+    assert isinstance(down, PipelineDown)
+    assert isinstance(down.error, DeviceError)
+    assert str(down.error) == "worker 'w2': out of memory"
+
+
+def test_strangers_and_surprises_are_refused() -> None:
+    core = _up()
+    with pytest.raises(RemoteProtocolError):
+        core.handle(WorkerSaid(9, Heartbeat(1), 0.0))
+    with pytest.raises(RemoteProtocolError):
+        core.handle(WorkerSaid(1, Verdict(1, 1, 0, 0, ()), 0.0))

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import pytest
+
+from bloombee.errors import DeadlineExceeded, Infeasible, LinkDown, RemoteProtocolError, StalePlan
+from bloombee.pipeline.commands import Command, Send, TellHead
+from bloombee.pipeline.events import (
+    Cancel,
+    Emitted,
+    Ended,
+    FromStage,
+    Open,
+    PipelineLost,
+    PlanReady,
+    SchedulerFailed,
+    Tick,
+)
+from bloombee.pipeline.scheduler import SchedulerCore
+from bloombee.plan.plan import Plan, StagePlan
+from bloombee.types import Dtype, FinishReason, Phase, Span
+from bloombee.wire.messages import Ack, Close, Closed, Forward, Pick, Sampling, Verdict
+
+SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
+
+
+def _plan(*, microbatches: int = 2, num_pages: int = 8) -> Plan:
+    stages = tuple(StagePlan(i, i + 1, f"w{i}", Span(i, i + 1), 0, 0) for i in range(2))
+    return Plan(1, 1, "m", Dtype.FLOAT32, 2, num_pages, 4, microbatches, stages)
+
+
+def _core(**plan: int) -> SchedulerCore:
+    core = SchedulerCore(max_rows=8, resend_after_s=1.0, step_deadline_s=10.0)
+    assert core.handle(PlanReady(_plan(**plan), 0.0)) == []
+    return core
+
+
+def _open(sequence: int, num_prompt: int = 2, max_new: int = 4, ends: frozenset[int] = frozenset()) -> Open:
+    return Open(sequence, bytes(4 * num_prompt), SAMPLING, max_new, ends, 0.0)
+
+
+def _forwards(commands: list[Command]) -> list[Forward]:
+    return [c.message for c in commands if isinstance(c, Send) and isinstance(c.message, Forward)]
+
+
+def _told(commands: list[Command]) -> list[object]:
+    return [c.message for c in commands if isinstance(c, TellHead)]
+
+
+def _closes(commands: list[Command]) -> list[tuple[int, Close]]:
+    return [(c.to, c.message) for c in commands if isinstance(c, Send) and isinstance(c.message, Close)]  # type: ignore[misc]
+
+
+class _Ring:
+    """Plays both stages: acknowledges at once and answers each microbatch with given tokens."""
+
+    def __init__(self, core: SchedulerCore) -> None:
+        self.core = core
+        self.frames = 0
+
+    def home(self, forward: Forward, token: int = 9, now: float = 0.0) -> list[Command]:
+        picks = tuple(
+            Pick(item.sequence, item.generation, item.position + item.num_rows, token, None, ())
+            for item in forward.items
+            if item.num_picks
+        )
+        commands = self.core.handle(FromStage(0, Ack(1, 1, forward.frame + 1, (), forward.frame + 3), now))
+        self.frames += 1
+        return commands + self.core.handle(FromStage(1, Verdict(1, 1, self.frames - 1, forward.microbatch, picks), now))
+
+
+def test_one_request_from_prompt_to_length() -> None:
+    core = _core()
+    ring = _Ring(core)
+    (forward,) = _forwards(core.handle(_open(1)))
+    assert forward.phase is Phase.PREFILL or forward.phase == Phase.PREFILL
+    assert [(i.position, i.num_rows, i.num_picks, i.opening is not None) for i in forward.items] == [(0, 2, 1, True)]
+    told: list[object] = []
+    for expected in (2, 3, 4):
+        commands = ring.home(forward)
+        told += _told(commands)
+        (forward,) = _forwards(commands)
+        assert [(i.position, i.num_rows) for i in forward.items] == [(expected, 1)]
+    commands = ring.home(forward)
+    told += _told(commands)
+    assert [(t.pick.position, t.finish) for t in told] == [(2, None), (3, None), (4, None), (5, FinishReason.LENGTH)]  # type: ignore[attr-defined]
+    assert _closes(commands) == [(0, Close(1, 1, (1,), 1)), (1, Close(1, 1, (1,), 1))]
+    for stage in (0, 1):
+        assert not core.is_idle
+        core.handle(FromStage(stage, Closed(1, 1, (1,), 1, 8), 0.0))
+    assert core.is_idle
+
+
+def test_an_end_token_stops() -> None:
+    core = _core()
+    (forward,) = _forwards(core.handle(_open(1, ends=frozenset({9}))))
+    assert [t.finish for t in _told(_Ring(core).home(forward))] == [FinishReason.STOP]  # type: ignore[attr-defined]
+
+
+def test_a_long_prompt_goes_in_chunks_of_which_only_the_last_is_sampled() -> None:
+    core = _core(microbatches=4)
+    forwards = _forwards(core.handle(_open(1, num_prompt=20, max_new=1)))
+    items = [item for forward in forwards for item in forward.items]
+    assert [(i.position, i.num_rows, i.num_picks) for i in items] == [(0, 8, 0), (8, 8, 0), (16, 4, 1)]
+
+
+def test_decoding_sequences_are_spread_over_the_microbatches() -> None:
+    core = _core(num_pages=64)
+    ring = _Ring(core)
+    waiting = [f for n in range(6) for f in _forwards(core.handle(_open(n, num_prompt=1, max_new=8)))]
+    shapes = []
+    for _ in range(40):
+        if not waiting:
+            break
+        forward = waiting.pop(0)
+        if forward.phase == Phase.DECODE:
+            shapes.append(len(forward.items))
+        waiting += _forwards(ring.home(forward))
+        assert len(waiting) <= 2
+    assert set(shapes[6:12]) == {3}
+
+
+def test_stale_and_doubled_verdicts_change_nothing() -> None:
+    core = _core()
+    (forward,) = _forwards(core.handle(_open(1)))
+    verdict = Verdict(1, 1, 0, forward.microbatch, (Pick(1, 0, 2, 9, None, ()),))
+    assert len(_told(core.handle(FromStage(1, verdict, 0.0)))) == 1
+    assert _told(core.handle(FromStage(1, verdict, 0.0))) == []
+    wrong = (Pick(1, 0, 2, 9, None, ()), Pick(1, 1, 3, 9, None, ()), Pick(5, 0, 3, 9, None, ()), Pick(1, 0, 4, 9, None, ()))
+    assert _told(core.handle(FromStage(1, Verdict(1, 1, 1, 77, wrong), 0.0))) == []
+
+
+def test_admission_waits_for_pages_and_closing_gives_them_back() -> None:
+    core = _core(num_pages=2)
+    (first,) = _forwards(core.handle(_open(1, num_prompt=4, max_new=5)))
+    assert _forwards(core.handle(_open(2, num_prompt=4, max_new=5))) == []
+    commands = core.handle(Cancel(1, 0.0))
+    assert _told(commands) == [Ended(1, None)]
+    assert _forwards(commands) == []
+    assert _forwards(core.handle(FromStage(0, Closed(1, 1, (1,), 1, 2), 0.0))) == []
+    (second,) = _forwards(core.handle(FromStage(1, Closed(1, 1, (1,), 1, 2), 0.0)))
+    assert [item.sequence for item in second.items] == [2]
+    assert first.microbatch != second.microbatch
+
+
+def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
+    core = _core(num_pages=2)
+    (ended,) = _told(core.handle(_open(1, num_prompt=6, max_new=4)))
+    assert isinstance(ended, Ended)
+    assert isinstance(ended.error, Infeasible)
+    assert (ended.error.fields["wanted"], ended.error.fields["allowed"]) == (10, 8)
+
+
+def test_cancelling_one_that_waits_or_has_ended() -> None:
+    core = _core(num_pages=2)
+    core.handle(_open(1, num_prompt=4, max_new=5))
+    core.handle(_open(2, num_prompt=4, max_new=5))
+    assert _told(core.handle(Cancel(2, 0.0))) == [Ended(2, None)]
+    assert core.handle(Cancel(2, 0.0)) == []
+
+
+def test_close_is_repeated_until_every_stage_confirms() -> None:
+    core = _core()
+    core.handle(_open(1))
+    core.handle(Cancel(1, 0.0))
+    core.handle(FromStage(0, Closed(1, 1, (1,), 1, 8), 0.1))
+    assert _closes(core.handle(Tick(0.5))) == []
+    assert _closes(core.handle(Tick(1.5))) == [(1, Close(1, 1, (1,), 1))]
+
+
+def test_a_microbatch_that_does_not_come_home_fails_the_pipeline() -> None:
+    core = _core()
+    core.handle(_open(1))
+    told = _told(core.handle(Tick(11.0)))
+    assert isinstance(told[0], Ended)
+    assert isinstance(told[0].error, DeadlineExceeded)
+    assert isinstance(told[1], SchedulerFailed)
+
+
+def test_a_lost_pipeline_ends_every_sequence() -> None:
+    core = _core(num_pages=2)
+    for sequence in (1, 2):
+        core.handle(_open(sequence, num_prompt=4, max_new=5))
+    error = LinkDown("gone")
+    assert _told(core.handle(PipelineLost(error, 0.0))) == [Ended(1, error), Ended(2, error)]
+    assert core.is_idle
+
+
+@pytest.mark.parametrize(
+    ("stage", "message", "kind"),
+    [
+        (0, Verdict(1, 1, 0, 0, ()), RemoteProtocolError),
+        (1, Ack(1, 1, 0, (), 9), RemoteProtocolError),
+        (0, Ack(1, 1, 5, (), 9), RemoteProtocolError),
+        (0, Forward(1, 1, 0, 0, 0, ()), RemoteProtocolError),
+        (1, Verdict(1, 2, 0, 0, ()), StalePlan),
+    ],
+)
+def test_messages_from_the_wrong_stage_or_epoch_are_refused(stage: int, message: object, kind: type[Exception]) -> None:
+    core = _core()
+    core.handle(_open(1))
+    with pytest.raises(kind):
+        core.handle(FromStage(stage, message, 0.0))  # type: ignore[arg-type]
+
+
+def test_tokens_are_told_before_the_end_and_in_order() -> None:
+    core = _core()
+    ring = _Ring(core)
+    (forward,) = _forwards(core.handle(_open(1, max_new=2)))
+    first = _told(ring.home(forward, token=3))
+    assert [type(t) for t in first] == [Emitted]
