@@ -2,7 +2,34 @@
 
 from __future__ import annotations
 
-from bloombee.types import Dtype, SamplingParams
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["Dtype", "SamplingParams", "__version__"]
+from bloombee.errors import BloomBeeError
+from bloombee.plan.plan import Plan
+from bloombee.types import VERSION as __version__
+from bloombee.types import Dtype, FinishReason, Generation, LoadProgress, SamplingParams, Token
+
+if TYPE_CHECKING:
+    from bloombee.runtime import Runtime
+
+__all__ = [
+    "BloomBeeError",
+    "Dtype",
+    "FinishReason",
+    "Generation",
+    "LoadProgress",
+    "Plan",
+    "Runtime",
+    "SamplingParams",
+    "Token",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Runtime on first use: the cores can be imported without its event loop and sockets."""
+    if name == "Runtime":
+        from bloombee.runtime import Runtime
+
+        return Runtime
+    raise AttributeError(f"module 'bloombee' has no attribute {name!r}")

@@ -23,8 +23,8 @@ import uvloop
 
 from bloombee.config import RuntimeConfig, merge
 from bloombee.errors import BloomBeeError, ConfigError, RuntimeClosed
+from bloombee.plan.card import ModelCard
 from bloombee.plan.plan import Plan
-from bloombee.roles.card import Card
 from bloombee.roles.head import HeadRole
 from bloombee.types import FinishReason, Generation, LoadProgress, SamplingParams, Token
 
@@ -204,7 +204,7 @@ class Runtime:
         return plan
 
     @property
-    def card(self) -> Card:
+    def card(self) -> ModelCard:
         """Facts of the model."""
         return self._started().card
 
@@ -336,7 +336,7 @@ class SyncRuntime:
         return self._runtime.plan
 
     @property
-    def card(self) -> Card:
+    def card(self) -> ModelCard:
         return self._runtime.card
 
     def generate(self, prompt: Prompt, params: SamplingParams | None = None, **fields: Any) -> Generation:

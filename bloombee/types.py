@@ -9,6 +9,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+VERSION = "0.1.0"
+
 WorkerId = int
 """Number a head gives a worker when it joins; 0 is the head itself."""
 PipelineId = int

@@ -48,6 +48,7 @@ from bloombee.pipeline.events import (
     WorkerJoined,
     WorkerSaid,
 )
+from bloombee.plan.card import ModelCard
 from bloombee.plan.plan import Plan, StagePlan, check_memory, split_layers
 from bloombee.types import Dtype, Lane, SequenceId, Span, WorkerId
 from bloombee.wire.messages import Assign, Heartbeat, Peer, Progress, Ready, StageFailed
@@ -58,21 +59,12 @@ Event = WorkerJoined | WorkerSaid | WorkerGone | Submit | CancelRequest | Schedu
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What the head is asked to build; facts of the model come from its card (engine/describe.py)."""
+    """What the head is asked to build."""
 
-    model: str
-    config_digest: bytes
+    card: ModelCard
     dtype: Dtype
     num_workers: int
     split: tuple[int, ...] | None
-    span_bytes: tuple[int, ...]
-    """Weights of each layer in the run's dtype."""
-    first_bytes: int
-    """What stage 0 has besides: the embedding."""
-    last_bytes: int
-    """What the last stage has besides: norm and LM head."""
-    kv_bytes_per_token: tuple[int, ...]
-    """KV of each layer."""
     num_pages: int
     """As wished; fewer if a worker's memory holds fewer, unless ``pages_fixed``."""
     page_size: int
@@ -170,7 +162,7 @@ class HeadCore:
         request = self.request
         try:
             workers = list(self._workers.values())
-            spans = split_layers(len(request.span_bytes), request.num_workers, request.split)
+            spans = split_layers(request.card.num_layers, request.num_workers, request.split)
             num_pages = request.num_pages
             if not request.pages_fixed:
                 num_pages = max(1, min(num_pages, *(self._pages_that_fit(w, s) for w, s in zip(workers, spans, strict=True))))
@@ -187,9 +179,9 @@ class HeadCore:
         self.plan = Plan(
             pipeline=PIPELINE,
             epoch=1,
-            model=request.model,
+            model=request.card.model,
             dtype=request.dtype,
-            num_layers=len(request.span_bytes),
+            num_layers=request.card.num_layers,
             num_pages=num_pages,
             page_size=request.page_size,
             num_microbatches=request.num_microbatches,
@@ -200,20 +192,16 @@ class HeadCore:
             self._workers[stage.worker].stage = stage.index
         return [PlanMade(self.plan), *(self._assign(self.plan, stage.index) for stage in stages)]
 
-    def _weights(self, span: Span) -> int:
-        request = self.request
-        first = request.first_bytes if span.start == 0 else 0
-        last = request.last_bytes if span.stop == len(request.span_bytes) else 0
-        return sum(request.span_bytes[span.start : span.stop]) + first + last
-
     def _page_bytes(self, span: Span) -> int:
-        return self.request.page_size * sum(self.request.kv_bytes_per_token[span.start : span.stop])
+        return self.request.page_size * self.request.card.kv_bytes_per_token(span, self.request.dtype)
 
     def _pages_that_fit(self, worker: _Worker, span: Span) -> int:
-        return max(0, worker.memory_bytes - self._weights(span)) // max(1, self._page_bytes(span))
+        weights = self.request.card.weight_bytes(span, self.request.dtype)
+        return max(0, worker.memory_bytes - weights) // max(1, self._page_bytes(span))
 
     def _stage(self, index: int, worker: _Worker, span: Span, num_pages: int) -> StagePlan:
-        return StagePlan(index, worker.id, worker.name, span, self._weights(span), num_pages * self._page_bytes(span))
+        weights = self.request.card.weight_bytes(span, self.request.dtype)
+        return StagePlan(index, worker.id, worker.name, span, weights, num_pages * self._page_bytes(span))
 
     def _assign(self, plan: Plan, index: int) -> Send:
         stage = plan.stages[index]
@@ -226,7 +214,7 @@ class HeadCore:
             stop=stage.span.stop,
             num_layers=plan.num_layers,
             model=plan.model,
-            config_digest=self.request.config_digest,
+            config_digest=bytes.fromhex(self.request.card.config_digest),
             dtype=str(plan.dtype),
             num_pages=plan.num_pages,
             page_size=plan.page_size,

@@ -55,8 +55,8 @@ from bloombee.pipeline.events import (
 from bloombee.pipeline.head import HeadCore, HeadLimits, PlanRequest
 from bloombee.pipeline.scheduler import Event as SchedulerEvent
 from bloombee.pipeline.scheduler import SchedulerCore
+from bloombee.plan.card import ModelCard
 from bloombee.plan.plan import Plan
-from bloombee.roles.card import Card
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.spawner_client import SpawnerClient
 from bloombee.roles.stage_host import CODECS, RESEND_AFTER_S
@@ -109,7 +109,7 @@ class HeadRole:
 
     def __init__(self, config: RuntimeConfig, *, on_progress: Callable[[LoadProgress], None] | None = None) -> None:
         self.config = config
-        self.card: Card
+        self.card: ModelCard
         self.text: TextCodec
         self.plan: Plan | None = None
         self.join_tokens: tuple[str, ...] = ()
@@ -152,8 +152,8 @@ class HeadRole:
         self._up: asyncio.Future[Plan] = loop.create_future()
         bound = await self._endpoint.bind(self.config.listen)
         self._spawner.start()
-        described = await self._spawner.ask("describe", model=self.config.model, dtype=self.config.dtype)
-        self.card = Card.from_wire(described)
+        described = await self._spawner.ask("describe", model=self.config.model)
+        self.card = ModelCard.from_json(described)
         self.text = TextCodec(self.card.tokenizer_json)
         self._core = HeadCore(
             self._plan_request(),
@@ -284,15 +284,10 @@ class HeadRole:
         wish = config.kv_tokens or max(4 * min(card.max_positions or 4096, 8192), 8192)
         wish = min(wish, MAX_TOKENS_BY_DEFAULT) if config.kv_tokens is None else wish
         return PlanRequest(
-            model=card.model,
-            config_digest=bytes.fromhex(card.config_digest),
-            dtype=Dtype(card.run_dtype),
+            card=card,
+            dtype=card.dtype if config.dtype == "auto" else Dtype(config.dtype),
             num_workers=config.num_stages,
             split=config.split,
-            span_bytes=card.layer_bytes,
-            first_bytes=card.first_bytes,
-            last_bytes=card.last_bytes,
-            kv_bytes_per_token=card.kv_bytes_per_token,
             num_pages=pages_for(wish, config.page_size),
             page_size=config.page_size,
             num_microbatches=config.microbatches or config.num_stages,

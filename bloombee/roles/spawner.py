@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import json
 import logging
 import os
@@ -112,10 +111,10 @@ class Spawner:
         import bloombee.engine.model
         import bloombee.roles.worker  # noqa: F401
 
-    def _do_describe(self, model: str, dtype: str) -> dict[str, Any]:
+    def _do_describe(self, model: str) -> dict[str, Any]:
         from bloombee.engine.describe import describe
 
-        return dataclasses.asdict(describe(model, None if dtype == "auto" else dtype))
+        return describe(model).to_json()
 
     def _do_chat(self, model: str, messages: list[dict[str, Any]]) -> str:
         from bloombee.engine.describe import render_chat

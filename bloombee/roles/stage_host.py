@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from bloombee import __version__
 from bloombee.errors import BloomBeeError, LinkDown, RemoteProtocolError, to_wire
 from bloombee.pipeline.commands import Command, Compute, Send
 from bloombee.pipeline.events import Computed, ComputeFailed, LinkRestored, Port, StageReceived, Tick
@@ -18,7 +17,7 @@ from bloombee.roles.device import DeviceThread
 from bloombee.roles.greeting import Greeter
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.events import LinkEvent, LinkEventKind
-from bloombee.types import Lane, WorkerId
+from bloombee.types import VERSION, Lane, WorkerId
 from bloombee.wire.handshake import ClockEstimate, Dialler, Listener
 from bloombee.wire.messages import (
     PROTOCOL_VERSION,
@@ -95,7 +94,7 @@ class StageHost:
             self._greet(Port.UPSTREAM, listener)
         if downstream is not None:
             endpoint.dial(downstream.link, downstream.endpoint, downstream.key)
-            hello = Hello(protocol=PROTOCOL_VERSION, swarm=swarm, worker=worker, software=__version__, codecs=CODECS, sent_ns=0)
+            hello = Hello(protocol=PROTOCOL_VERSION, swarm=swarm, worker=worker, software=VERSION, codecs=CODECS, sent_ns=0)
             self._greet(Port.DOWNSTREAM, Dialler(hello, peer=f"worker {downstream.worker} at {downstream.endpoint}"))
         device.load(assign, on_progress=self._progress, on_done=self._load_done, on_error=self.fail)
 

@@ -13,7 +13,6 @@ from typing import Any
 import psutil
 import uvloop
 
-from bloombee import __version__
 from bloombee.config import WorkerConfig
 from bloombee.errors import (
     BloomBeeError,
@@ -30,7 +29,7 @@ from bloombee.roles.stage_host import CODECS, StageHost
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.events import LinkEvent, LinkEventKind
 from bloombee.transport.keys import generate, load
-from bloombee.types import Lane
+from bloombee.types import VERSION, Lane
 from bloombee.wire.envelope import Envelope
 from bloombee.wire.handshake import ClockEstimate, Dialler
 from bloombee.wire.join import Joiner
@@ -116,7 +115,7 @@ class WorkerRole:
             protocol=PROTOCOL_VERSION,
             secret=self._token.secret,
             name=config.name or f"{socket.gethostname()}-{os.getpid()}",
-            software=__version__,
+            software=VERSION,
             endpoint=config.advertise or _advertise(bound, peer),
             device=config.device,
             memory_bytes=config.memory_bytes or int(0.8 * psutil.virtual_memory().available),
@@ -146,7 +145,7 @@ class WorkerRole:
             protocol=PROTOCOL_VERSION,
             swarm=joiner.joined.swarm,
             worker=joiner.joined.worker,
-            software=__version__,
+            software=VERSION,
             codecs=CODECS,
             sent_ns=0,
         )

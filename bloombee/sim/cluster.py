@@ -43,9 +43,10 @@ from bloombee.pipeline.head import HeadCore, HeadLimits, PlanRequest
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Work
+from bloombee.plan.card import ModelCard
 from bloombee.plan.plan import Plan
 from bloombee.sim.clock import VirtualClock
-from bloombee.sim.device import Pace, SimDevice
+from bloombee.sim.device import VOCAB, Pace, SimDevice
 from bloombee.sim.network import Faults, LinkShape, SimLink
 from bloombee.types import Dtype, FinishReason
 from bloombee.wire.messages import AnyMessage, Assign, Forward, Ready, Sampling, Verdict
@@ -114,15 +115,10 @@ class SimCluster:
         self._device_free_at = [0.0] * num_stages
         self._links: dict[tuple[str, str], SimLink] = {}
         request = PlanRequest(
-            model="sim",
-            config_digest=bytes(16),
+            card=sim_card(num_stages),
             dtype=Dtype.FLOAT32,
             num_workers=num_stages,
             split=None,
-            span_bytes=(1,) * num_stages,
-            first_bytes=0,
-            last_bytes=0,
-            kv_bytes_per_token=(1,) * num_stages,
             num_pages=num_pages,
             page_size=page_size,
             num_microbatches=num_microbatches,
@@ -286,3 +282,27 @@ class SimCluster:
             self._carry(source, "scheduler", message, tell, reliable=False)
         else:
             self._carry(source, f"stage{target}", message, lambda: self._to_stage(target, message, payload), reliable=False)
+
+
+def sim_card(num_layers: int) -> ModelCard:
+    """A model of one parameter a layer, for swarms that compute digests."""
+    return ModelCard(
+        model="sim",
+        config_digest="00" * 16,
+        architecture="sim",
+        num_layers=num_layers,
+        hidden_size=1,
+        vocab_size=VOCAB,
+        max_positions=0,
+        dtype=Dtype.FLOAT32,
+        eos_token_ids=(),
+        bos_token_id=None,
+        layer_parameters=(1,) * num_layers,
+        embed_parameters=0,
+        tail_parameters=0,
+        tied_parameters=0,
+        layer_kv_elements=(1,) * num_layers,
+        layer_windows=(0,) * num_layers,
+        tokenizer_json=None,
+        has_chat_template=False,
+    )

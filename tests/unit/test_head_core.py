@@ -33,6 +33,7 @@ from bloombee.pipeline.events import (
     WorkerSaid,
 )
 from bloombee.pipeline.head import HeadCore, HeadLimits, PlanRequest
+from bloombee.sim.cluster import sim_card
 from bloombee.types import Dtype, FinishReason
 from bloombee.wire.messages import Assign, Heartbeat, Pick, Progress, Ready, Sampling, StageFailed, Verdict
 
@@ -40,17 +41,21 @@ SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
 LINKS = [bytes([n]) * 16 for n in range(3)]
 
 
-def _core(*, memory: int = 10_000, endpoint: str = "tcp://127.0.0.1:1", join: int = 3, **request: object) -> HeadCore:
+def _core(
+    *, memory: int = 10_000, endpoint: str = "tcp://127.0.0.1:1", join: int = 3, num_layers: int = 8, **request: object
+) -> HeadCore:
+    card = dataclasses.replace(
+        sim_card(num_layers),
+        layer_parameters=(25,) * num_layers,
+        embed_parameters=12,
+        tail_parameters=15,
+        layer_kv_elements=(2,) * num_layers,
+    )
     base = PlanRequest(
-        model="m",
-        config_digest=bytes(16),
+        card=card,
         dtype=Dtype.FLOAT32,
         num_workers=3,
         split=None,
-        span_bytes=(100,) * 8,
-        first_bytes=50,
-        last_bytes=60,
-        kv_bytes_per_token=(2,) * 8,
         num_pages=10,
         page_size=16,
         num_microbatches=2,
@@ -87,9 +92,9 @@ def test_the_last_worker_to_join_gets_everybody_assigned() -> None:
     made = commands[0]
     assert isinstance(made, PlanMade)
     assert [(s.span.start, s.span.stop, s.weight_bytes, s.kv_bytes) for s in made.plan.stages] == [
-        (0, 3, 350, 960),
-        (3, 6, 300, 960),
-        (6, 8, 260, 640),
+        (0, 3, 348, 3840),
+        (3, 6, 300, 3840),
+        (6, 8, 260, 2560),
     ]
     assigns = [c.message for c in commands if isinstance(c, Send) and isinstance(c.message, Assign)]
     assert [a.predecessor.link if a.predecessor else None for a in assigns] == [None, LINKS[0], LINKS[1]]
@@ -115,7 +120,7 @@ def test_it_is_up_when_every_stage_is_ready() -> None:
     ("arguments", "kind", "says"),
     [
         ({"split": (3, 3, 3)}, ConfigError, "add up to the model's 8 layers"),
-        ({"num_workers": 3, "span_bytes": (1, 1), "kv_bytes_per_token": (1, 1)}, ConfigError, "at most one worker a layer"),
+        ({"num_layers": 2}, ConfigError, "at most one worker a layer"),
         ({"memory": 500}, Infeasible, "short by"),
         ({"endpoint": ""}, ConfigError, "--advertise"),
     ],
@@ -132,10 +137,10 @@ def test_a_plan_that_cannot_be(arguments: dict[str, object], kind: type[Exceptio
 
 
 def test_kv_shrinks_to_the_smallest_worker_unless_asked_for() -> None:
-    _, commands = _joined(memory=700, pages_fixed=False)
+    _, commands = _joined(memory=1700, pages_fixed=False)
     made = commands[0]
     assert isinstance(made, PlanMade)
-    assert made.plan.num_pages == (700 - 350) // (16 * 6)
+    assert made.plan.num_pages == (1700 - 348) // (16 * 24)
 
 
 def test_requests_go_to_the_scheduler_and_tokens_back() -> None:

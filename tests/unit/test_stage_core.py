@@ -19,7 +19,22 @@ SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.2, 0.0, 0.0, 5, -1)
 
 def _core(*, stage: int = 0, num_stages: int = 2, num_pages: int = 8, credits_: int = 4) -> StageCore:
     assign = Assign(
-        1, 1, stage, num_stages, stage, stage + 1, num_stages, "m", bytes(16), "float32", num_pages, 4, credits_, None, None, False
+        1,
+        1,
+        stage,
+        num_stages,
+        stage,
+        stage + 1,
+        num_stages,
+        "m",
+        bytes(16),
+        "float32",
+        num_pages,
+        4,
+        credits_,
+        None,
+        None,
+        False,
     )
     return StageCore(assign, resend_after_s=1.0)
 

@@ -1,0 +1,75 @@
+"""A model as plain data: what a head knows of it without ever importing torch. Made by ``engine/describe.py``."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from bloombee.types import Dtype, Span
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Everything a head needs to know of a model. JSON-able: see :meth:`to_json`.
+
+    Args:
+        model: the name it was asked for by; what workers are told.
+        config_digest: 32 hex digits, compared before anything runs.
+        max_positions: the longest sequence it is served for; below the config's where the rotary frequencies would
+            otherwise depend on the other sequences of a batch (dynamic and longrope scaling).
+        dtype: of the checkpoint.
+        eos_token_ids: as configured (generation_config.json, else config.json); empty if nothing is.
+        layer_parameters: elements of each layer. embed_parameters: before the layers. tail_parameters: after them, head
+            included. tied_parameters: those of the head that are the embedding's, which one stage with both holds once.
+        layer_kv_elements: of one token in each layer. layer_windows: positions each layer sees; 0 for all.
+        tokenizer_json: for ``tokenizers.Tokenizer.from_str``; None if the checkpoint has none.
+    """
+
+    model: str
+    config_digest: str
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+    dtype: Dtype
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    layer_parameters: tuple[int, ...]
+    embed_parameters: int
+    tail_parameters: int
+    tied_parameters: int
+    layer_kv_elements: tuple[int, ...]
+    layer_windows: tuple[int, ...]
+    tokenizer_json: str | None
+    has_chat_template: bool
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(self.layer_parameters) + self.embed_parameters + self.tail_parameters - self.tied_parameters
+
+    @property
+    def layer_bytes(self) -> tuple[int, ...]:
+        """Bytes of each layer's weights in the checkpoint's dtype."""
+        return tuple(count * self.dtype.num_bytes for count in self.layer_parameters)
+
+    def weight_bytes(self, span: Span, dtype: Dtype | None = None) -> int:
+        """What the stage of ``span`` holds in ``dtype`` (None: the checkpoint's), embedding, norm and head included."""
+        first, last = span.start == 0, span.stop == self.num_layers
+        count = sum(self.layer_parameters[span.start : span.stop])
+        count += self.embed_parameters * first + self.tail_parameters * last - self.tied_parameters * (first and last)
+        return count * (dtype or self.dtype).num_bytes
+
+    def kv_bytes_per_token(self, span: Span, dtype: Dtype | None = None) -> int:
+        """KV memory of one token in the layers of ``span``."""
+        return sum(self.layer_kv_elements[span.start : span.stop]) * (dtype or self.dtype).num_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "dtype": self.dtype.value}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ModelCard:
+        """Inverse of :meth:`to_json`, also after a round through JSON text."""
+        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        return cls(**{**plain, "dtype": Dtype(data["dtype"])})
