@@ -37,7 +37,7 @@ from bloombee.errors import (
 from bloombee.transport.events import Counters, LinkEvent, LinkEventKind
 from bloombee.transport.keys import KeyPair
 from bloombee.transport.lanes import LanePort, Unreachable
-from bloombee.transport.sockets import Reader, has_input, new_dealer, new_monitor, new_router, use_ipv6_for
+from bloombee.transport.sockets import Reader, has_input, has_room, new_dealer, new_monitor, new_router, use_ipv6_for
 from bloombee.transport.zap import ZapHandler
 from bloombee.types import Lane, WorkerId
 from bloombee.wire.envelope import MAX_TENSORS, Envelope, TensorHeader, check_payloads, decode_header, encode_envelope
@@ -57,6 +57,7 @@ _TURN_BYTES = 1 << 23
 """A reader gives the loop back after so much."""
 _TURN_SKIPPED_FRAMES = 256
 _MAX_RETRY_S = 2.0
+_ROUTER_RETRY_S = 0.002
 _REFUSED_LINGER_MS = 500
 _ANY_SWARM = (Join, Joined, Refused)
 """What is said before both ends know the swarm's number."""
@@ -130,6 +131,7 @@ class Endpoint:
         self._skipping: set[zmq.Socket[bytes]] = set()
         self._bucket = Bucket(50, self._loop.time())
         self._flushed: asyncio.Event | None = None
+        self._router_retry: asyncio.TimerHandle | None = None
         self._closed = False
 
     # -- being dialled -------------------------------------------------------------------------
@@ -308,6 +310,8 @@ class Endpoint:
             linger_ms = max(0, int((deadline - self._loop.time()) * 1000))
             for link in list(self._links):
                 self._drop(link, linger_ms)
+            if self._router_retry is not None:
+                self._router_retry.cancel()
             if self._router is not None and self._router_monitor is not None:
                 self._router.socket.disable_monitor()
                 self._router_monitor.close()
@@ -356,9 +360,26 @@ class Endpoint:
                 break
         if socket.closed:
             return False
-        for waiting in [port] if port is not None else [p for p in self._backlog if p.accepted]:
+        if port is not None:
+            self._flush(port)
+            if socket.closed:
+                return False
+            return has_input(socket) or (bool(port.queue) and port.up and has_room(socket))
+        for waiting in [waiting for waiting in self._backlog if waiting.accepted]:
             self._flush(waiting)
+        if any(waiting.accepted for waiting in self._backlog):
+            self._retry_router()
         return not socket.closed and has_input(socket)
+
+    def _retry_router(self) -> None:
+        """ROUTER does not say which peer has room again, and the signal that one has may have been spent: look again."""
+        if self._router_retry is None and self._router is not None:
+            self._router_retry = self._loop.call_later(_ROUTER_RETRY_S, self._router_again)
+
+    def _router_again(self) -> None:
+        self._router_retry = None
+        if self._router is not None and not self._router.socket.closed:
+            self._router.again()
 
     def _receive(self, socket: zmq.Socket[bytes], port: LanePort | None) -> int:
         """Take one multipart off the socket and deliver or refuse it; returns its bytes."""

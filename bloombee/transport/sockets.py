@@ -94,6 +94,11 @@ def has_input(socket: zmq.Socket[bytes]) -> bool:
     return int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN != 0
 
 
+def has_room(socket: zmq.Socket[bytes]) -> bool:
+    """Whether a DEALER would take a message now (of a ROUTER it says only that some peer has room)."""
+    return int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT != 0
+
+
 class Reader:
     """Runs ``ready`` whenever ``socket`` may have something, on the loop it was made on.
 
