@@ -10,6 +10,7 @@ rows of one query (decode), over the same memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -18,18 +19,48 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bloombee.engine.cache import Step
+from bloombee.errors import ModelUnsupported
 
 ATTENTION = "bloombee"
-STEP: ContextVar[Step] = ContextVar("bloombee_step")
-"""The forward under way in this thread: layers hand attention no cache, and not every family hands on keywords."""
+OPTIONS = {"scaling", "sliding_window", "softcap", "s_aux"}
+WITHOUT_EFFECT = {"dropout", "position_ids", "use_cache", "cache_position"}
+"""Keywords that families hand on and that mean nothing here (nor does ``output_*``): dropout is for training, positions
+are the step's."""
+
+Attender = Callable[..., tuple[torch.Tensor, None]]
+ATTENDER: ContextVar[Attender] = ContextVar("bloombee_attender")
+"""Attention of the forward under way in this thread: layers hand it no cache, and not every family hands on keywords."""
 
 
-def attend(
+def dispatch(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls: the attention of the step under way.
+
+    Raises:
+        ModelUnsupported: the layer asks for what we would have to ignore: a mask of its own, or an unknown option.
+    """
+    known = OPTIONS | WITHOUT_EFFECT
+    strange = [n for n, value in options.items() if value is not None and n not in known and not n.startswith("output_")]
+    if attention_mask is not None or strange:
+        raise ModelUnsupported(
+            f"{type(module).__name__} asks attention for {', '.join(strange) or 'a mask of its own'}, which is not supported",
+            unsupported="attention_options",
+        )
+    return ATTENDER.get()(query, key, value, **options)
+
+
+def attend(
+    step: Step,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -39,7 +70,7 @@ def attend(
     """Causal attention of packed rows over the slots of their own sequences.
 
     Args:
-        query: [1, h, t, e]. key, value: [1, k, t, e], already stored by the cache's ``update``.
+        query: [1, h, t, e]. key, value: [1, k, t, e], as the step's ``update`` has stored and returned them.
         scaling: of the scores; e ** -0.5 if None.
         sliding_window: a row sees itself and this many positions before it, less one.
         softcap: scores become ``softcap * tanh(score / softcap)``.
@@ -48,10 +79,12 @@ def attend(
     Returns:
         [1, t, h, e of the values], None.
 
+    Raises:
+        ModelUnsupported: the keys are not what was stored.
+
     Time: reads each sequence's keys once. One call a segment, or on a GPU one for all one-row segments.
     """
-    step = STEP.get()
-    keys, values = step.cache.rows(step.take_layer())
+    keys, values = step.cache.rows(step.take_layer(key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     plain = softcap is None and s_aux is None
     out = query.new_empty(1, query.shape[2], query.shape[1], values.shape[-1])
@@ -72,7 +105,9 @@ def attend(
     return out, None
 
 
-def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, allowed: torch.Tensor | None, causal: bool, scale: float) -> torch.Tensor:
+def _fused(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, allowed: torch.Tensor | None, causal: bool, scale: float
+) -> torch.Tensor:
     """[h, n, e], [k, l, e], [k, l, e'] -> [h, n, e'] by torch's own kernel."""
     heads, n, e = q.shape
     groups = heads // k.shape[0]
@@ -112,7 +147,9 @@ def _one_row_each(
     return torch.matmul(weights.view(grouped.shape[:3] + scores.shape[-1:]), v).reshape(b, heads, -1)
 
 
-def _softmax(scores: torch.Tensor, allowed: torch.Tensor | None, softcap: float | None, sinks: torch.Tensor | None) -> torch.Tensor:
+def _softmax(
+    scores: torch.Tensor, allowed: torch.Tensor | None, softcap: float | None, sinks: torch.Tensor | None
+) -> torch.Tensor:
     """Capped, masked, with sinks; in float32. scores: [..., h, n, l]; sinks: [h]."""
     scores = scores.float()
     if softcap is not None:
@@ -125,4 +162,4 @@ def _softmax(scores: torch.Tensor, allowed: torch.Tensor | None, softcap: float 
     return torch.cat([scores, column], dim=-1).softmax(-1)[..., :-1]
 
 
-ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, dispatch)

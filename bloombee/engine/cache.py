@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ import torch
 from bloombee.errors import LocalProtocolError, ModelUnsupported
 from bloombee.pipeline.work import Segment
 
-Index = slice | torch.Tensor
+Index: TypeAlias = slice | torch.Tensor
 
 
 class SlotCache:
@@ -95,7 +95,7 @@ class Step:
     def __init__(self, cache: SlotCache, segments: Sequence[Segment], page_size: int, *, batched: bool) -> None:
         self.cache = cache
         self.layer = -1
-        self._fresh = False
+        self._stored: tuple[torch.Tensor, torch.Tensor] | None = None
         self.rows: list[Rows] = []
         start = 0
         for segment in segments:
@@ -163,21 +163,22 @@ class Step:
 
     # -- what transformers calls a cache -------------------------------------------------------
 
-    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Called by a layer with this step's keys and values, [1, k, t, e]; attention follows at once."""
         self.cache.write(layer, self.new_slots, keys[0].transpose(0, 1), values[0].transpose(0, 1))
-        self.layer, self._fresh = layer, True
+        self.layer, self._stored = layer, (keys, values)
         return keys, values
 
-    def take_layer(self) -> int:
-        """The layer whose attention is being computed.
+    def take_layer(self, keys: torch.Tensor, values: torch.Tensor) -> int:
+        """The layer whose attention is being computed, with ``keys`` and ``values``.
 
         Raises:
-            ModelUnsupported: it stored no keys of its own since the last attention (it shares another layer's).
+            ModelUnsupported: these are not what it has just stored.
         """
-        if not self._fresh:
-            raise ModelUnsupported("a layer attends to keys that it did not store: shared keys cannot be split", unsupported="shared_kv")
-        self._fresh = False
+        require_stored(self._stored, keys, values)
+        self._stored = None
         return self.layer
 
     def get_seq_length(self, *_: Any, **__: Any) -> int:
@@ -195,17 +196,29 @@ class Step:
         return torch.from_numpy(array).to(self.cache.device, non_blocking=True)
 
 
+def require_stored(stored: tuple[torch.Tensor, torch.Tensor] | None, keys: torch.Tensor, values: torch.Tensor) -> None:
+    """Attention reads the cache, so what a layer attends to must be what it stored.
+
+    Raises:
+        ModelUnsupported: it attends to another layer's keys, or caches something smaller that it expands each time.
+    """
+    if stored is None or stored[0] is not keys or stored[1] is not values:
+        how = "another layer's keys" if stored is None else "keys it computes from what it caches (latent attention)"
+        raise ModelUnsupported(f"a layer attends to {how}; it must attend to what it caches", unsupported="kv_cache")
+
+
 def _slots(segment: Segment, page_size: int, num_slots: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     length = segment.position + segment.num_rows
     pages = np.asarray(segment.pages, dtype=np.int64)
     if not segment.num_rows or len(pages) * page_size < length:
         raise LocalProtocolError(
-            f"sequence {segment.sequence}: {len(pages)} pages of {page_size} for {length} positions, {segment.num_rows} of them new",
+            f"sequence {segment.sequence}: {len(pages)} pages of {page_size} for {length} positions, {segment.num_rows} new",
             sequence=segment.sequence,
         )
     if pages.min() < 0 or (int(pages.max()) + 1) * page_size > num_slots:
         raise LocalProtocolError(
-            f"sequence {segment.sequence}: pages up to {pages.max()} in a pool of {num_slots // page_size}", sequence=segment.sequence
+            f"sequence {segment.sequence}: pages up to {pages.max()} in a pool of {num_slots // page_size}",
+            sequence=segment.sequence,
         )
     slots: np.ndarray[Any, np.dtype[np.int64]] = (pages[:, None] * page_size + np.arange(page_size)).reshape(-1)[:length]
     return slots

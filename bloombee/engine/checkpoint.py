@@ -105,7 +105,9 @@ class Checkpoint:
         try:
             return Dtype(named)
         except ValueError:
-            raise ModelUnsupported(f"{self.ref}: weights of type {named}; supported are {', '.join(Dtype)}", dtype=named) from None
+            raise ModelUnsupported(
+                f"{self.ref}: weights of type {named}; supported are {', '.join(Dtype)}", dtype=named
+            ) from None
 
     def _stored_dtype(self) -> Dtype:
         if self.is_random or (self.index is None and self.repo is not None):
@@ -114,7 +116,7 @@ class Checkpoint:
             kinds = [entry.dtype for entry in shard.entries.values()]
         kind = max(set(kinds), key=kinds.count, default="F32")
         if kind not in _FLOATS:
-            raise ModelUnsupported(f"{self.ref}: weights of type {kind}; supported are {', '.join(_FLOATS)}", dtype=kind)
+            raise ModelUnsupported(f"{self.ref}: weights of type {kind}; supported are {', '.join(_FLOATS)}", unsupported=kind)
         return _FLOATS[kind]
 
     @cached_property
@@ -147,7 +149,9 @@ def resolve(model: str) -> Checkpoint:
         directory = Path(model).expanduser()
     if not directory.is_dir():
         if not hub.is_id(model):
-            raise ConfigError(f"no model {model!r}: it is no directory, no hub id (owner/name) and none of demo, demo:draft", model=model)
+            raise ConfigError(
+                f"no model {model!r}: it is no directory, no hub id (owner/name) and none of demo, demo:draft", model=model
+            )
         repo = hub.open_repo(model)
         directory = repo.directory
     if not (directory / "config.json").is_file():
@@ -163,7 +167,9 @@ def _refuse_foreign(model: str, raw: dict[str, Any]) -> None:
     kind = raw.get("model_type")
     if "quantization_config" in raw or "compression_config" in raw:
         method = (raw.get("quantization_config") or {}).get("quant_method", "unknown")
-        raise ModelUnsupported(f"{model}: quantised weights (quant_method {method}) are not supported", unsupported="quantization_config")
+        raise ModelUnsupported(
+            f"{model}: quantised weights (quant_method {method}) are not supported", unsupported="quantization_config"
+        )
     code = str((raw.get("auto_map") or {}).get("AutoModelForCausalLM", "")).split(".")[-1]
     known = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind))
     if raw.get("auto_map") and code != known:
@@ -173,10 +179,10 @@ def _refuse_foreign(model: str, raw: dict[str, Any]) -> None:
             unsupported="trust_remote_code",
         )
     if kind not in CONFIG_MAPPING_NAMES:
-        raise ModelUnsupported(f"{model}: transformers has no model_type {kind!r}", unsupported="model_type", model_type=str(kind))
+        raise ModelUnsupported(f"{model}: transformers has no model_type {kind!r}", unsupported="model_type")
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or raw.get("is_encoder_decoder"):
-        what = "encoder-decoder models are" if raw.get("is_encoder_decoder") else f"model_type {kind!r} has no causal language model and is"
-        raise ModelUnsupported(f"{model}: {what} not supported", unsupported="causal_lm")
+        what = "an encoder-decoder model" if raw.get("is_encoder_decoder") else "no causal language model"
+        raise ModelUnsupported(f"{model}: {kind} is {what}, which is not supported", unsupported="causal_lm")
 
 
 def _require_safetensors(model: str, directory: Path, repo: hub.Repo | None) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from bloombee.errors import ConfigError
 
@@ -50,7 +50,7 @@ def open_repo(repo_id: str) -> Repo:
         return Repo(repo_id, Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=SMALL_FILES)))
     except (OSError, HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, ValueError) as error:
         raise ConfigError(
-            f"no model {repo_id!r}: there is no such directory, and the hub (or its local cache) has no such repository: {_first_line(error)}",
+            f"no model {repo_id!r}: there is no such directory, and the hub (or its cache here) gave none: {_first_line(error)}",
             model=repo_id,
         ) from error
 

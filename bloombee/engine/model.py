@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from bloombee.engine.attention import STEP
+from bloombee.engine.attention import ATTENDER, attend
 from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.cache import SlotCache, Step
 from bloombee.engine.checkpoint import Checkpoint
@@ -38,7 +39,9 @@ class SpanModel:
         disk_bytes, requested_bytes: the span's tensors in the checkpoint, and what was asked of its files for them.
     """
 
-    def __init__(self, skeleton: Skeleton, span: Span, dtype: Dtype, device: torch.device, num_pages: int, page_size: int) -> None:
+    def __init__(
+        self, skeleton: Skeleton, span: Span, dtype: Dtype, device: torch.device, num_pages: int, page_size: int
+    ) -> None:
         config = skeleton.base.config
         self.span = span
         self.num_layers = skeleton.num_layers
@@ -85,7 +88,8 @@ class SpanModel:
         skeleton = build(checkpoint, dtype)
         if span.stop > skeleton.num_layers or (num_layers is not None and num_layers != skeleton.num_layers):
             raise ConfigError(
-                f"{checkpoint.ref} has {skeleton.num_layers} layers; the plan has {num_layers} and this stage {span}", model=checkpoint.ref
+                f"{checkpoint.ref} has {skeleton.num_layers} layers; the plan has {num_layers} and this stage {span}",
+                model=checkpoint.ref,
             )
         model = cls(skeleton, span, dtype, torch.device(device), num_pages, page_size)
         try:
@@ -144,7 +148,9 @@ class SpanModel:
             layers = getattr(skeleton.base, skeleton.layers)
             layers[0].register_forward_pre_hook(self._substitute, with_kwargs=True)
 
-    def _substitute(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _substitute(
+        self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Hand the first layer what arrived, whatever the base model made of it: some scale their input embeddings
         or add positions to them, which the first stage has done already."""
         assert self._arrived is not None
@@ -157,7 +163,7 @@ class SpanModel:
     def _forward(self, step: Step, segments: Sequence[Segment], hidden: torch.Tensor | None) -> torch.Tensor | list[Pick]:
         inputs = self._inputs(step, segments, hidden)
         picked = _picked_rows(step, segments) if self.is_last else []
-        token = STEP.set(step)
+        token = ATTENDER.set(partial(attend, step))
         try:
             if not picked:
                 rows = self._skeleton.base(**inputs).last_hidden_state[0]
@@ -165,7 +171,7 @@ class SpanModel:
             keep = torch.tensor([one.row for one in picked], device=self.device)
             logits = self._skeleton.model(**inputs, logits_to_keep=keep).logits[0]
         finally:
-            STEP.reset(token)
+            ATTENDER.reset(token)
             self._arrived = None
         return _sample(logits.float().cpu().numpy(), picked)
 
@@ -174,7 +180,9 @@ class SpanModel:
         if self.is_first:
             tokens = np.frombuffer(b"".join(segment.tokens for segment in segments), dtype="<u4")
             if int(tokens.max()) >= self.vocab_size:
-                raise RemoteProtocolError(f"token id {tokens.max()} in a vocabulary of {self.vocab_size}", token=int(tokens.max()))
+                raise RemoteProtocolError(
+                    f"token id {tokens.max()} in a vocabulary of {self.vocab_size}", token=int(tokens.max())
+                )
             return inputs | {"input_ids": torch.from_numpy(tokens.astype(np.int64)).to(self.device, non_blocking=True)[None]}
         expected = (step.num_rows, self.hidden_size)
         if hidden is None or tuple(hidden.shape) != expected or hidden.dtype != TORCH_DTYPES[self.dtype]:
@@ -197,7 +205,9 @@ def _picked_rows(step: Step, segments: Sequence[Segment]) -> list[_Picked]:
     found = []
     for segment, rows in zip(segments, step.rows, strict=True):
         if segment.num_picks and segment.sampling is None:
-            raise LocalProtocolError(f"sequence {segment.sequence}: rows to sample and no sampling parameters", sequence=segment.sequence)
+            raise LocalProtocolError(
+                f"sequence {segment.sequence}: rows to sample and no sampling parameters", sequence=segment.sequence
+            )
         first = rows.stop - min(segment.num_picks, rows.num_rows)
         found += [_Picked(segment, row, segment.position + row - rows.start + 1) for row in range(first, rows.stop)]
     return found

@@ -49,7 +49,9 @@ class Entry:
     def torch_dtype(self) -> torch.dtype:
         """Raises ConfigError for an element type that no weight of ours may have (8-bit floats, say)."""
         if self.dtype not in DTYPES:
-            raise ConfigError(f"tensor {self.name} has element type {self.dtype}; allowed are {', '.join(DTYPES)}", tensor=self.name)
+            raise ConfigError(
+                f"tensor {self.name} has element type {self.dtype}; allowed are {', '.join(DTYPES)}", tensor=self.name
+            )
         return DTYPES[self.dtype]
 
 
@@ -93,7 +95,8 @@ class ShardReader:
         """
         if tuple(out.shape) != entry.shape:
             raise ConfigError(
-                f"tensor {entry.name} of {self.path.name} is {list(entry.shape)}; the model wants {list(out.shape)}", tensor=entry.name
+                f"tensor {entry.name} of {self.path.name} is {list(entry.shape)}; the model wants {list(out.shape)}",
+                tensor=entry.name,
             )
         flat = out.view(-1)
         source = entry.torch_dtype
@@ -137,7 +140,9 @@ class ShardReader:
         self.requested_bytes += 8 + length
         try:
             header = json.loads(raw)
-            return {name: self._entry(name, item, 8 + length, file_bytes) for name, item in header.items() if name != "__metadata__"}
+            return {
+                name: self._entry(name, item, 8 + length, file_bytes) for name, item in header.items() if name != "__metadata__"
+            }
         except (ValueError, AttributeError, TypeError, KeyError) as error:
             raise self._corrupt(str(error)) from error
 

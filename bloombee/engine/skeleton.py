@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +70,7 @@ class Skeleton:
     meta: dict[str, torch.Tensor]
     parameters: dict[str, tuple[nn.Module, str]]
 
-    def home(self, name: str) -> int | None:
+    def home(self, name: str) -> int:
         """Where a parameter lives: its layer's number, -1 before the layers, ``num_layers`` after (norm, head)."""
         if not name.startswith(self.prefix):
             return self.num_layers
@@ -136,12 +137,14 @@ def _dissect(ref: str, model: PreTrainedModel, plan: dict[str, Any]) -> Skeleton
     loose = [name for name, _ in base.named_parameters(recurse=False)]
     if base is model or len(lists) != 1 or outside or loose:
         what = ", ".join(outside + loose) or f"layer lists {lists}"
-        raise ModelUnsupported(f"{ref}: the pipeline plan of {type(base).__name__} does not place {what}", unsupported="base_model_pp_plan")
+        raise ModelUnsupported(
+            f"{ref}: the pipeline plan of {type(base).__name__} does not place {what}", unsupported="base_model_pp_plan"
+        )
     layers = children[lists[0]]
     foreign = {name for layer in layers for name in _inputs(type(layer))} - LAYER_INPUTS
     if foreign:
         raise ModelUnsupported(
-            f"{ref}: layers of {type(base).__name__} take more than hidden states ({', '.join(sorted(foreign))}), which cannot cross a cut",
+            f"{ref}: layers of {type(base).__name__} take more than hidden states: {', '.join(sorted(foreign))}",
             unsupported="layer_inputs",
         )
     names = [name for name in plan if name in children]
@@ -172,7 +175,7 @@ def _inputs(module: type[nn.Module]) -> set[str]:
     return set(inspect.signature(module.forward).parameters) - {"self"}
 
 
-class _Absent(nn.Module):
+class _Absent(nn.Module):  # type: ignore[misc]
     """Stands where another stage has the embedding: adds nothing, and its output is thrown away in any case."""
 
     def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
@@ -186,7 +189,6 @@ def splice(skeleton: Skeleton, span: Span) -> None:
     norm that a later stage has, and per-layer lists (``layer_types`` and the like) cut to the span.
     """
     base, last = skeleton.base, span.stop == skeleton.num_layers
-    total = skeleton.num_layers
     if span.start > 0:
         for name in skeleton.before:
             setattr(base, name, _Absent())
@@ -196,10 +198,30 @@ def splice(skeleton: Skeleton, span: Span) -> None:
         for name, child in list(skeleton.model.named_children()):
             if child is not base:
                 setattr(skeleton.model, name, _Absent())
+    _keep_layers(skeleton, span)
+
+
+@contextmanager
+def isolated(skeleton: Skeleton, layer: int) -> Iterator[None]:
+    """The whole model with only one of its layers, for the length of the block."""
+    base = skeleton.base
+    before = {name: vars(base)[name] for name, _ in _per_layer_lists(base, skeleton.num_layers)}
+    layers, config = getattr(base, skeleton.layers), base.config
+    _keep_layers(skeleton, Span(layer, layer + 1))
+    try:
+        yield
+    finally:
+        setattr(base, skeleton.layers, layers)
+        base.config = config
+        vars(base).update(before)
+
+
+def _keep_layers(skeleton: Skeleton, span: Span) -> None:
+    base = skeleton.base
     config = copy.copy(base.config)
     for owner in (config, base):
-        for name, value in _per_layer_lists(owner, total):
-            owner.__dict__[name] = value[span.start : span.stop]
+        for name, value in _per_layer_lists(owner, skeleton.num_layers):
+            vars(owner)[name] = value[span.start : span.stop]
     config.num_hidden_layers = len(span)
     base.config = config
     setattr(base, skeleton.layers, nn.ModuleList(list(getattr(base, skeleton.layers))[span.start : span.stop]))

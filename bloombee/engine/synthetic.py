@@ -19,7 +19,7 @@ def fill_random(memory: dict[str, torch.Tensor], progress: LoadProgress | None =
     Returns:
         Bytes filled.
     """
-    total = sum(t.numel() * t.element_size() for t in memory.values())
+    total: int = sum(t.numel() * t.element_size() for t in memory.values())
     done = 0
     for name, tensor in memory.items():
         if tensor.dim() < 2:

@@ -116,7 +116,9 @@ def plan_loading(skeleton: Skeleton, checkpoint: Checkpoint, span: Span) -> Load
             continue
         source = name if name in unit_of else twins.get(name, name)
         if source not in unit_of:
-            raise ConfigError(f"{checkpoint.ref}: the checkpoint has no weights for {name} of {type(skeleton.model).__name__}", tensor=name)
+            raise ConfigError(
+                f"{checkpoint.ref}: the checkpoint has no weights for {name} of {type(skeleton.model).__name__}", tensor=name
+            )
         stored[name] = source
         chosen[id(unit_of[source])] = unit_of[source]
     return Loading(list(chosen.values()), stored)
@@ -156,14 +158,18 @@ def _compute_buffers(model: nn.Module, device: torch.device) -> None:
     for module in list(model.modules()):
         names = [name for name in module._non_persistent_buffers_set if module._buffers.get(name) is not None]
         for name in names:
-            module._buffers[name] = torch.empty_like(module._buffers[name], device=device)  # type: ignore[arg-type]
+            module._buffers[name] = torch.empty_like(module._buffers[name], device=device)
         if names:
             with torch.no_grad():
-                model._init_weights(module)  # type: ignore[operator]
+                model._init_weights(module)
 
 
 def fill(
-    skeleton: Skeleton, checkpoint: Checkpoint, loading: Loading, memory: dict[str, torch.Tensor], progress: LoadProgress | None = None
+    skeleton: Skeleton,
+    checkpoint: Checkpoint,
+    loading: Loading,
+    memory: dict[str, torch.Tensor],
+    progress: LoadProgress | None = None,
 ) -> tuple[int, int]:
     """Read ``loading`` into ``memory``.
 
@@ -202,8 +208,15 @@ def fill(
         return total, sum(shard.requested_bytes for shard in shards.values())
 
 
+Locate = Callable[[str], tuple[ShardReader, Entry]]
+
+
 def _fill_unit(
-    unit: Unit, places: dict[str, torch.Tensor], locate: Callable[[str], tuple[ShardReader, Entry]], advance: Progress, skeleton: Skeleton
+    unit: Unit,
+    places: dict[str, torch.Tensor],
+    locate: Locate,
+    advance: Progress,
+    skeleton: Skeleton,
 ) -> None:
     if unit.converter is None:
         shard, entry = locate(next(iter(unit.names())))
@@ -227,23 +240,24 @@ def _fill_unit(
         value = values[target]
         value = value[0] if isinstance(value, list) else value
         if value.shape != place.shape:
-            raise ConfigError(f"{target} is {list(value.shape)} in the checkpoint; the model wants {list(place.shape)}", tensor=target)
+            raise ConfigError(
+                f"{target} is {list(value.shape)} in the checkpoint; the model wants {list(place.shape)}", tensor=target
+            )
         place.copy_(value)
 
 
-def _stacked_views(
-    unit: Unit, out: torch.Tensor, locate: Callable[[str], tuple[ShardReader, Entry]]
-) -> list[tuple[str, torch.Tensor]] | None:
+def _stacked_views(unit: Unit, out: torch.Tensor, locate: Locate) -> list[tuple[str, torch.Tensor]] | None:
     """The part of ``out`` that each source fills, if the conversion is "stack experts, then join along rows".
 
     Experts are most of a mixture model's bytes: read into place, a layer of them is never held twice.
     """
-    kinds = [type(op) for op in unit.converter.operations] if unit.converter is not None else []
-    if kinds not in ([MergeModulelist], [MergeModulelist, Concatenate]) or any(op.dim != i for i, op in enumerate(unit.converter.operations)):  # type: ignore[union-attr]
+    assert unit.converter is not None
+    operations = [(type(op), getattr(op, "dim", None)) for op in unit.converter.operations]
+    if operations not in ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)]):
         return None
     views: list[tuple[str, torch.Tensor]] = []
     row = 0
-    for pattern in unit.converter.source_patterns:  # type: ignore[union-attr]
+    for pattern in unit.converter.source_patterns:
         names = unit.sources.get(pattern, [])
         shapes = {locate(name)[1].shape for name in names}
         if len(names) != out.shape[0] or len(shapes) != 1:

@@ -1,0 +1,115 @@
+"""A model as plain data, for processes that plan and speak with users and never import torch.
+
+Call these in a process that may (``roles/`` has one), and send the result where it is needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import AutoTokenizer
+from transformers.configuration_utils import PreTrainedConfig
+
+from bloombee.engine.checkpoint import Checkpoint, resolve
+from bloombee.engine.probe import probe
+from bloombee.engine.skeleton import ROPE_BY_LENGTH, Skeleton, build
+from bloombee.errors import ConfigError
+from bloombee.plan.card import ModelCard
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "tekken.json")
+
+
+def describe(model: str) -> ModelCard:
+    """Read everything about ``model`` but its weights.
+
+    Raises:
+        ConfigError: no such model, or its files are broken.
+        ModelUnsupported: it cannot be split; the message says why.
+
+    Time: about a second, most of it imports; no weights are read or fetched.
+    """
+    checkpoint = resolve(model)
+    skeleton = build(checkpoint, checkpoint.dtype)
+    caches = probe(skeleton, model)
+    counts = _count(skeleton)
+    config = checkpoint.config
+    tokenizer = _tokenizer(checkpoint)
+    return ModelCard(
+        model=model,
+        config_digest=checkpoint.config_digest.hex(),
+        architecture=type(skeleton.model).__name__,
+        num_layers=skeleton.num_layers,
+        hidden_size=config.hidden_size,
+        vocab_size=skeleton.model.get_input_embeddings().weight.shape[0],
+        max_positions=_max_positions(config),
+        dtype=checkpoint.dtype,
+        eos_token_ids=_eos(checkpoint),
+        bos_token_id=_first_configured(checkpoint, "bos_token_id"),
+        layer_parameters=tuple(counts[layer] for layer in range(skeleton.num_layers)),
+        embed_parameters=counts[-1],
+        tail_parameters=counts[skeleton.num_layers],
+        tied_parameters=sum(skeleton.meta[name].numel() for name in skeleton.tied()),
+        layer_kv_elements=tuple(cache.elements for cache in caches),
+        layer_windows=tuple(cache.window for cache in caches),
+        tokenizer_json=tokenizer.backend_tokenizer.to_str() if tokenizer is not None and tokenizer.is_fast else None,
+        has_chat_template=tokenizer is not None and bool(tokenizer.chat_template),
+    )
+
+
+def render_chat(model: str, messages: list[dict[str, str]]) -> str:
+    """The text a chat model was trained to see for ``messages``, up to where its answer starts.
+
+    Args:
+        messages: ``{"role": ..., "content": ...}`` each.
+
+    Raises:
+        ConfigError: the model has no tokenizer or no chat template, or the template refuses the messages.
+    """
+    tokenizer = _tokenizer(resolve(model))
+    if tokenizer is None or not tokenizer.chat_template:
+        raise ConfigError(f"{model} has no chat template; give a raw prompt instead", model=model)
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except (TemplateError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{model}: its chat template refuses these messages: {error}", model=model) from error
+
+
+def _count(skeleton: Skeleton) -> list[int]:
+    """Elements by home: [0, num_layers) the layers, num_layers the tail, -1 (the last entry) the embedding."""
+    counts = [0] * (skeleton.num_layers + 2)
+    for name, tensor in skeleton.meta.items():
+        counts[skeleton.home(name)] += tensor.numel()
+    return counts
+
+
+def _max_positions(config: PreTrainedConfig) -> int:
+    limit = int(getattr(config, "max_position_embeddings", None) or 2**31 - 1)
+    rope = getattr(config, "rope_parameters", None) or {}
+    for one in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if one.get("rope_type") in ROPE_BY_LENGTH:
+            limit = min(limit, int(one.get("original_max_position_embeddings") or limit))
+    return limit
+
+
+def _first_configured(checkpoint: Checkpoint, key: str) -> Any:
+    """``key`` as written in generation_config.json, else in config.json; a class's default does not count."""
+    places = (checkpoint.json_file("generation_config.json"), checkpoint.raw_config)
+    return next((place[key] for place in places if place.get(key) is not None), None)
+
+
+def _eos(checkpoint: Checkpoint) -> tuple[int, ...]:
+    value = _first_configured(checkpoint, "eos_token_id")
+    found = value if isinstance(value, list) else [value]
+    return tuple(token for token in found if isinstance(token, int))
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    """transformers' tokenizer of the checkpoint; None if it has none."""
+    directory = checkpoint.directory
+    if directory is None or not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        raise ConfigError(f"{checkpoint.ref}: its tokenizer cannot be loaded: {error}", model=checkpoint.ref) from error
