@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import uvloop
@@ -241,7 +241,7 @@ class Runtime:
                 collected.add(token)
         return collected.generation(params)
 
-    async def stream(self, prompt: Prompt, params: SamplingParams | None = None, **fields: Any) -> AsyncIterator[Token]:
+    async def stream(self, prompt: Prompt, params: SamplingParams | None = None, **fields: Any) -> AsyncGenerator[Token, None]:
         """Tokens as they come; the last has a ``finish_reason``. Arguments and errors as :meth:`generate`.
 
         Cancelled, or the iteration left early: the request ends and its KV is freed on every stage.
@@ -252,7 +252,7 @@ class Runtime:
             async for token in tokens:
                 yield token
 
-    async def _tokens(self, ids: list[int], params: SamplingParams) -> AsyncIterator[Token]:
+    async def _tokens(self, ids: list[int], params: SamplingParams) -> AsyncGenerator[Token, None]:
         caller = asyncio.get_running_loop()
         arrived = asyncio.Event()
 
@@ -296,11 +296,13 @@ class Runtime:
             return head.text.encode(prompt)
         if not isinstance(prompt, list) or not prompt:
             raise ConfigError("the prompt is empty: give text, token ids or chat messages", field="prompt")
-        if all(isinstance(item, dict) for item in prompt):
-            return head.text.encode(await head.render_chat(prompt), add_special_tokens=False)  # type: ignore[arg-type]
-        if not all(isinstance(item, int) for item in prompt):
+        ids = [item for item in prompt if isinstance(item, int)]
+        messages = [item for item in prompt if isinstance(item, dict)]
+        if len(messages) == len(prompt):
+            return head.text.encode(await head.render_chat(messages), add_special_tokens=False)
+        if len(ids) != len(prompt):
             raise ConfigError("the prompt must be text, a list of token ids or a list of chat messages", field="prompt")
-        return [int(item) for item in prompt]  # type: ignore[call-overload]
+        return ids
 
     def _started(self) -> HeadRole:
         if self._home is None or not hasattr(self, "_head"):
@@ -350,16 +352,11 @@ class SyncRuntime:
             while (token := self._runner.run(_next(tokens))) is not None:
                 yield token
         finally:
-            self._runner.run(_close(tokens))
+            self._runner.run(tokens.aclose())
 
 
-async def _next(tokens: AsyncIterator[Token]) -> Token | None:
+async def _next(tokens: AsyncGenerator[Token, None]) -> Token | None:
     return await anext(tokens, None)
-
-
-async def _close(tokens: AsyncIterator[Token]) -> None:
-    if isinstance(tokens, AsyncGenerator):
-        await tokens.aclose()
 
 
 class _Collected:

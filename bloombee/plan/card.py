@@ -71,5 +71,6 @@ class ModelCard:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelCard:
         """Inverse of :meth:`to_json`, also after a round through JSON text."""
-        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-        return cls(**{**plain, "dtype": Dtype(data["dtype"])})
+        plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        plain["dtype"] = Dtype(data["dtype"])
+        return cls(**plain)

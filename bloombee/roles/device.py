@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from bloombee.codec.checksum import crc32c
 from bloombee.errors import BloomBeeError, CorruptPayload, DeviceError, RemoteProtocolError
@@ -166,7 +166,7 @@ class DeviceThread:
 
         from bloombee.engine.buffers import from_buffer
 
-        header, buffer = work.hidden  # type: ignore[misc]
+        header, buffer = cast(Payload, work.hidden)
         if header.codec != RAW_CODEC or header.dtype != self._dtype or header.shape[1] != self._model.hidden_size:
             raise RemoteProtocolError(
                 f"activations of {header.dtype} {list(header.shape)}, codec {header.codec}: this stage takes"
@@ -183,7 +183,7 @@ class DeviceThread:
     def _encode(self, hidden: Any) -> Payload:
         from bloombee.engine.buffers import to_buffer
 
-        buffer = to_buffer(hidden)
+        buffer = to_buffer(hidden).data
         header = TensorHeader(
             dtype=self._dtype,
             shape=tuple(hidden.shape),

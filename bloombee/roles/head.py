@@ -350,8 +350,7 @@ class HeadRole:
         join = admitted.join
         event = WorkerJoined(admitted.worker, join.name, join.endpoint, admitted.key, join.memory_bytes, time.monotonic())
         self._on_progress(LoadProgress(admitted.worker, join.name, -1, 0, 0, "joined"))
-        # The greeter that calls this is about to be used: let it return first.
-        asyncio.get_running_loop().call_soon(lambda: self._do(self._core.handle(event)))
+        self._do(self._core.handle(event))
 
     def _from_worker(self, worker: WorkerId, message: AnyMessage) -> None:
         now = time.monotonic()

@@ -42,11 +42,18 @@ class Spawner:
         """pid -> write end of its lifeline."""
 
     def run(self) -> None:
+        """Obey until standard input closes or the parent is gone."""
         wake, self._wake = socket.socketpair()
         wake.setblocking(False)
         self._wake.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        try:
+            self._loop(wake)
+        finally:
+            signal.set_wakeup_fd(-1)
+
+    def _loop(self, wake: socket.socket) -> None:
         os.set_blocking(self._orders.fileno(), False)
         with selectors.DefaultSelector() as selector:
             selector.register(self._orders, selectors.EVENT_READ)
