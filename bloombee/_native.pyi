@@ -1,12 +1,15 @@
 """Native core. Every function releases the GIL, allocates nothing that lasts, and gives the same result at
 every instruction-set level. Errors are ValueError (sizes, ranges), TypeError and BufferError (not a buffer)."""
 
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
-from typing_extensions import Buffer
+import typing_extensions
+from numpy.typing import NDArray
 
-WritableBuffer = Buffer
-"""A buffer that is not read-only; contiguous, as all buffers here."""
+Buffer: TypeAlias = typing_extensions.Buffer | NDArray[Any]
+"""Anything with the buffer protocol, contiguous (NumPy's stubs say it of their arrays only from Python 3.12 on)."""
+WritableBuffer: TypeAlias = Buffer
+"""A buffer that is not read-only."""
 
 Isa = Literal["scalar", "avx2", "avx512"]
 
@@ -33,3 +36,57 @@ def join_planes(planes: Buffer, out: WritableBuffer, element_bytes: int) -> None
 
 def crc32c(data: Buffer, initial: int = 0) -> int:
     """CRC-32C of ``data``, continuing from ``initial``; see bloombee.codec.checksum."""
+
+# -- csrc/codec/rans.h
+
+class CodecTable:
+    """A table in the form that the kernels use; immutable. See bloombee.codec.table."""
+
+    def __init__(self, blob: Buffer, digest: Buffer) -> None: ...
+
+def codec_encode(
+    data: Buffer, rows: int, channels: int, dtype: int, table: CodecTable | None, out: WritableBuffer, unit_log2: int = 14
+) -> int:
+    """Encodes into ``out``, returns how many bytes; see bloombee.codec.api. ``data`` need not be contiguous."""
+
+def codec_decode(
+    message: Buffer, out: WritableBuffer, rows: int, channels: int, dtype: int, table: CodecTable | None
+) -> str | None:
+    """Decodes into ``out``; None, or what is wrong with the message. The rows of ``out`` may lie apart."""
+
+def codec_isa() -> Isa:
+    """The kernels in use; below :func:`current_isa` where AVX-512 comes without VBMI."""
+
+# -- csrc/sampler/sample.h
+
+def sample_rows(
+    logits: Buffer,
+    out: WritableBuffer,
+    *,
+    temperature: Buffer,
+    top_k: Buffer,
+    top_p: Buffer,
+    min_p: Buffer,
+    seed: Buffer,
+    position: Buffer,
+) -> None:
+    """One token per row; see bloombee.engine.sampler and the oracle bloombee.engine.sampler_reference.
+
+    logits [b, v] float32, 1 <= v <= 2^23; out [b] uint32; temperature [b] float64 in [0, 1e18], 0: greedy; top_k [b]
+    uint32, 0: all; top_p [b] float64 in (0, 1], 1: all; min_p [b] float64 in [0, 1], 0: all; seed, position [b] uint64.
+    """
+
+def log_softmax(logits: Buffer, ids: Buffer, out: WritableBuffer) -> None:
+    """log softmax of logits [v] float32 at ids [m] uint32 into out [m] float64; -inf where a logit is NaN or -inf."""
+
+def top_tokens(logits: Buffer, out: WritableBuffer) -> int:
+    """The first n tokens of logits [v] float32 by (logit descending, id ascending) into out [n] uint32; returns how
+    many there were (NaN and -inf are left out)."""
+
+# -- csrc/sampler/noise.h
+
+def gumbel_noise(ids: Buffer, out: WritableBuffer, *, seed: int, position: int) -> None:
+    """Noise of ids [n] uint32 into out [n] float64; see bloombee.engine.noise. For tests: the kernels make their own."""
+
+def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """One call of Philox4x32-10. For tests."""

@@ -12,7 +12,7 @@ from bloombee import _native
 from bloombee.errors import CorruptPayload
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from bloombee._native import Buffer
 
 
 def crc32c(data: Buffer, initial: int = 0) -> int:
@@ -40,7 +40,7 @@ def check_crc32c(data: Buffer, expected: int) -> None:
     actual = _native.crc32c(data, 0)
     if actual != expected:
         raise CorruptPayload(
-            f"checksum {actual:#010x} of {memoryview(data).nbytes} bytes: sent was {expected:#010x}",
+            f"checksum of a payload is {actual:#010x}; its sender computed {expected:#010x}",
             expected=expected,
             actual=actual,
         )

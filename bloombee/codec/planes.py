@@ -13,9 +13,7 @@ from bloombee import _native
 from bloombee.errors import CodecError
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
-    from bloombee._native import WritableBuffer
+    from bloombee._native import Buffer, WritableBuffer
 
 
 def split_planes(data: Buffer, out: WritableBuffer, *, element_bytes: int) -> None:
