@@ -111,6 +111,7 @@ class Attacker:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.SNDHWM, 0)
         self.socket.setsockopt(zmq.ROUTING_ID, routing_id)
         if server_key is not None:
             self.socket.setsockopt(zmq.CURVE_PUBLICKEY, z85.encode(self.keys.public))
