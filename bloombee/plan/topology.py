@@ -1,0 +1,156 @@
+"""What exists and how fast it is: devices, links, and which worker reaches which. Pure data.
+
+Times are seconds, sizes bytes. A figure is what a plan may count on; whoever measures decides how careful
+it is (docs: a lower confidence bound, not the mean).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from bloombee.errors import ConfigError, PlanError
+from bloombee.types import HEAD, WorkerId
+
+
+def _check(owner: object, name: str, ok: bool, allowed: str) -> None:
+    if not ok:
+        value = getattr(owner, name)
+        raise ConfigError(f"{type(owner).__name__}.{name} = {value!r}: must be {allowed}", field=name)
+
+
+@dataclass(frozen=True, slots=True)
+class RowTime:
+    """Seconds of one pass of something over a microbatch, linear in its rows.
+
+    Args:
+        fixed_s: whatever the rows (reading the weights, launching kernels).
+        decode_row_s: each row of a decode microbatch.
+        prefill_row_s: each row of a prefill chunk.
+        context_s: each pair of a row and a cached token that it attends to.
+
+    Raises:
+        ConfigError: a figure that is negative or not finite.
+    """
+
+    fixed_s: float = 0.0
+    decode_row_s: float = 0.0
+    prefill_row_s: float = 0.0
+    context_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("fixed_s", "decode_row_s", "prefill_row_s", "context_s"):
+            _check(self, name, math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, "seconds >= 0")
+
+    def decode_s(self, rows: float, context: float = 0.0) -> float:
+        """``rows`` rows, each over ``context`` cached tokens."""
+        return self.fixed_s + rows * (self.decode_row_s + context * self.context_s)
+
+    def prefill_s(self, rows: float, context: float = 0.0) -> float:
+        """A chunk of ``rows`` rows after ``context`` cached tokens; a row also attends to those before it in the chunk."""
+        return self.fixed_s + rows * (self.prefill_row_s + (context + rows / 2) * self.context_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """How fast one worker is.
+
+    Args:
+        memory_bytes: what a span (weights, KV) may use; None: no limit known.
+        stage: of each pass, whatever the number of layers.
+        layer: of each layer of the pass.
+        output: of the last stage besides: final norm, LM head, sampler.
+        encode_bytes_per_s, decode_bytes_per_s: codec, in raw bytes.
+        stream_bytes_per_s: at which weights that are not on the device come to it; None: it cannot stream.
+    """
+
+    name: str
+    memory_bytes: int | None = None
+    stage: RowTime = RowTime()
+    layer: RowTime = RowTime()
+    output: RowTime = RowTime()
+    encode_bytes_per_s: float = math.inf
+    decode_bytes_per_s: float = math.inf
+    stream_bytes_per_s: float | None = None
+
+    def __post_init__(self) -> None:
+        _check(self, "memory_bytes", self.memory_bytes is None or self.memory_bytes >= 0, "bytes >= 0, or None")
+        for name in ("encode_bytes_per_s", "decode_bytes_per_s"):
+            _check(self, name, getattr(self, name) > 0, "bytes per second > 0")
+        _check(self, "stream_bytes_per_s", self.stream_bytes_per_s is None or self.stream_bytes_per_s > 0, "> 0, or None")
+
+    @classmethod
+    def paced(cls, name: str, fixed_s: float, decode_row_s: float, prefill_row_s: float) -> Device:
+        """A device that takes this long a stage, whatever its layers (``--pace F,R,P``, there in milliseconds)."""
+        return cls(name, stage=RowTime(fixed_s, decode_row_s, prefill_row_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One directed way between two workers: how wide and how long. Two separate facts."""
+
+    bandwidth_bytes_per_s: float
+    """inf: no limit."""
+    latency_s: float
+    """One way."""
+
+    def __post_init__(self) -> None:
+        _check(self, "bandwidth_bytes_per_s", self.bandwidth_bytes_per_s > 0, "bytes per second > 0")
+        _check(self, "latency_s", math.isfinite(self.latency_s) and self.latency_s >= 0, "seconds >= 0")
+
+    def wire_s(self, num_bytes: float) -> float:
+        """How long ``num_bytes`` keep the link busy."""
+        return num_bytes / self.bandwidth_bytes_per_s
+
+
+LOCAL = Link(bandwidth_bytes_per_s=math.inf, latency_s=0.0)
+"""Inside one machine, where a link costs nothing that a plan would weigh."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Devices by worker and links by (from, to); :data:`~bloombee.types.HEAD` is where the scheduler is."""
+
+    devices: Mapping[WorkerId, Device]
+    links: Mapping[tuple[WorkerId, WorkerId], Link] = field(default_factory=dict)
+
+    @classmethod
+    def ring(cls, devices: Sequence[Device], links: Sequence[Link]) -> Topology:
+        """Workers 1..N in the order of ``devices``, the head beside the first.
+
+        Args:
+            links: ``links[i]`` leaves the worker of ``devices[i]`` for the next, the last one for the head.
+
+        Raises:
+            ConfigError: not one link a device.
+        """
+        if not devices or len(devices) != len(links):
+            raise ConfigError(
+                f"a ring has one link a device, not {len(links)} for {len(devices)}", links=len(links), devices=len(devices)
+            )
+        workers = range(1, len(devices) + 1)
+        hops = {
+            (worker, worker + 1 if worker < len(devices) else HEAD): link for worker, link in zip(workers, links, strict=True)
+        }
+        return cls(dict(zip(workers, devices, strict=True)), {(HEAD, 1): LOCAL, **hops})
+
+    def device(self, worker: WorkerId) -> Device:
+        """Raises PlanError if there is no such worker."""
+        try:
+            return self.devices[worker]
+        except KeyError:
+            raise PlanError(f"no worker {worker}; there are {sorted(self.devices)}", worker=worker) from None
+
+    def link(self, source: WorkerId, target: WorkerId) -> Link:
+        """Raises PlanError if ``source`` cannot reach ``target``. A worker reaches itself for nothing."""
+        if source == target:
+            return LOCAL
+        try:
+            return self.links[source, target]
+        except KeyError:
+            raise PlanError(f"no link from worker {source} to worker {target}", source=source, target=target) from None
+
+    def with_link(self, source: WorkerId, target: WorkerId, link: Link) -> Topology:
+        """The same with one link replaced or added."""
+        return replace(self, links={**self.links, (source, target): link})
