@@ -66,8 +66,9 @@ def check_extension() -> Finding:
     native = _module("bloombee._native")
     if isinstance(native, str):
         return Finding("native extension", "missing", native, REINSTALL)
-    isas = list(native.available_isas())
-    return Finding("native extension", "ok", f"SIMD levels: {', '.join(isas)}; {isas[-1]} is used" if isas else "scalar")
+    return Finding(
+        "native extension", "ok", f"SIMD level {native.current_isa()}; this CPU has {', '.join(native.available_isas())}"
+    )
 
 
 def check_cuda_extension() -> Finding:

@@ -142,7 +142,8 @@ class Loading:
             self._draw(self._bars, progress)
         elif self._phases.get(progress.worker) != progress.phase:
             self._phases[progress.worker] = progress.phase
-            size = f", {progress.total_bytes / 1e6:.1f} MB of weights" if progress.total_bytes else ""
+            what = "in memory" if progress.phase == "ready" else "to read"
+            size = f", {progress.total_bytes / 1e6:.1f} MB {what}" if progress.total_bytes else ""
             print(f"{_label(progress)}: {progress.phase}{size}", file=self._out, flush=True)
 
     def _draw(self, bars: Progress, progress: LoadProgress) -> None:

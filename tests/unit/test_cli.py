@@ -89,7 +89,7 @@ def test_generate_streams_text_to_stdout_and_the_rest_to_stderr(
     assert main([*arguments.split(), "--prompt", "hello"]) == 0
     out, err = capsys.readouterr()
     assert out == "".join(TEXT) + "\n"
-    assert "w0 (stage 0): loading, 2.0 MB of weights\nw0 (stage 0): ready" in err
+    assert "w0 (stage 0): loading, 2.0 MB to read\nw0 (stage 0): ready, 2.0 MB in memory" in err
     assert err.count("loading") == 2, "a line for each phase of each worker, not for each report"
     assert "4 tokens" in err
     assert "ended by length" in err

@@ -53,9 +53,9 @@ def test_zmq_without_curve_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_extension_names_its_simd_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    native = types.SimpleNamespace(available_isas=lambda: ["scalar", "avx2"])
+    native = types.SimpleNamespace(available_isas=lambda: ["scalar", "avx2"], current_isa=lambda: "avx2")
     monkeypatch.setitem(sys.modules, "bloombee._native", native)  # type: ignore[arg-type]
-    assert doctor.check_extension() == Finding("native extension", "ok", "SIMD levels: scalar, avx2; avx2 is used")
+    assert doctor.check_extension() == Finding("native extension", "ok", "SIMD level avx2; this CPU has scalar, avx2")
 
 
 def test_loopback_works_here_and_a_refusal_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
