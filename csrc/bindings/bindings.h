@@ -14,6 +14,7 @@ namespace py = pybind11;
 void bind_isa(py::module_& m);
 void bind_planes(py::module_& m);
 void bind_checksum(py::module_& m);
+void bind_codec(py::module_& m);
 void bind_sampler(py::module_& m);
 
 // A C-contiguous buffer of a Python object, held until this goes away. Made and destroyed with the GIL held; its

@@ -5,5 +5,6 @@ PYBIND11_MODULE(_native, m, pybind11::mod_gil_not_used()) {
     bloombee::bind_isa(m);
     bloombee::bind_planes(m);
     bloombee::bind_checksum(m);
+    bloombee::bind_codec(m);
     bloombee::bind_sampler(m);
 }

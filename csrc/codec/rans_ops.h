@@ -1,0 +1,78 @@
+// The inner loops of the activation codec, one set per instruction set. Every set gives the same bytes.
+// No pointer needs to be aligned. "Room" is what a function may read or write beyond the items it means.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "codec/rans_lane.h"
+
+namespace bloombee::rans {
+
+constexpr size_t exponent_room = 256;  // bytes after the exponents of a unit
+constexpr size_t symbol_room = 64;     // after the symbols
+constexpr size_t word_room = 64;       // after the words that encode writes
+constexpr size_t words_before = 128;   // before the words that decode reads
+constexpr size_t words_after = 32;     // and after them, for 8 lanes 16
+
+// One row (or piece of one) on its way to symbols or back. Its first channel is a multiple of 256; `shift`, `order`
+// and `inverse` start there.
+struct Row {
+    uint32_t num_channels;
+    bool ordered;
+    const uint8_t* shift;
+    const uint8_t* order;
+    const uint8_t* inverse;
+    const SymbolTable* tables;
+    const uint8_t* table;  // [groups] index of each group's table
+    const uint8_t* base;   // [groups] start of its window, see Position
+};
+
+// The blocks of 64 symbols of one unit.
+struct Blocks {
+    const SymbolTable* tables;
+    const uint8_t* table;  // [num_blocks] index of each block's table
+    size_t num_blocks;
+    int lanes;
+};
+
+struct Ops {
+    const char* name;
+    // [n] values -> exponents and seed plane; returns the sum of the exponents.
+    uint64_t (*split)(int dtype, const uint8_t* values, size_t n, uint8_t* exponents, uint8_t* seeds);
+    // Inverse; bits that neither determines are left 0 (fp16: 3, fp32: 16).
+    void (*join)(int dtype, const uint8_t* exponents, const uint8_t* seeds, size_t n, uint8_t* values);
+    // fp16: bits 8, 9 and 15 of [n] values <-> three bitmaps of ceil(n / 8) bytes. `add` ORs into the values.
+    void (*split_bits)(const uint8_t* values, size_t n, uint8_t* bitmaps);
+    void (*add_bits)(const uint8_t* bitmaps, size_t n, uint8_t* values);
+    // fp32: bytes 1 and 0 of [n] values <-> planes; nullptr: a plane that is not there.
+    void (*split_low)(const uint8_t* values, size_t n, uint8_t* plane1, uint8_t* plane0);
+    void (*add_low)(const uint8_t* plane1, const uint8_t* plane0, size_t n, uint8_t* values);
+    // Exponents (channel order) -> symbols (gathered order, whole groups) and escaped exponents (at most one a channel,
+    // no room); returns where those end.
+    uint8_t* (*to_symbols)(const Row& row, const uint8_t* exponents, uint8_t* symbols, uint8_t* escapes);
+    // Inverse. Takes escapes from `escapes` on; returns where the next one is, nullptr if there are too few.
+    const uint8_t* (*to_exponents)(const Row& row, const uint8_t* symbols, uint8_t* exponents, const uint8_t* escapes,
+                                   const uint8_t* escapes_end);
+    // Encodes a unit, last symbol first. `states` [lanes] in and out; returns the end of the words.
+    uint8_t* (*encode)(const Blocks& blocks, const uint8_t* symbols, uint32_t* states, uint8_t* words);
+    // Decodes it; words are taken from `end` downwards. Returns where that stopped; nullptr: below `begin`.
+    const uint8_t* (*decode)(const Blocks& blocks, uint8_t* symbols, uint32_t* states, const uint8_t* begin,
+                             const uint8_t* end);
+    // The same for two units of 32 lanes and equally many blocks side by side; nullptr where that is no faster.
+    void (*encode2)(const Blocks blocks[2], const uint8_t* const symbols[2], uint32_t* const states[2],
+                    uint8_t* words[2]);
+    void (*decode2)(const Blocks blocks[2], uint8_t* const symbols[2], uint32_t* const states[2],
+                    const uint8_t* const begin[2], const uint8_t* end[2]);
+};
+
+extern const Ops scalar_ops;
+#if BLOOMBEE_X86
+extern const Ops avx2_ops;
+extern const Ops vbmi_ops;
+#endif
+
+// The best set that current_isa() allows on this CPU.
+const Ops& current_ops();
+
+}  // namespace bloombee::rans
