@@ -1,0 +1,208 @@
+"""Small parts, measured alone: python -m bench.micro [--only PART] [--rounds N]
+
+Each probe returns rows (what, value, unit, note); add one by putting a function into ``PROBES``. A hop is half of a
+there-and-back between two processes over loopback; the plain TCP row beneath is its ceiling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import platform
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+import uvloop
+
+from bloombee.transport import Endpoint, KeyPair
+from bloombee.transport.keys import generate
+from bloombee.types import Dtype, Lane
+from bloombee.wire.envelope import Envelope, TensorHeader, decode_envelope, encode_envelope
+from bloombee.wire.messages import Forward, Item, Pick, Verdict
+
+SWARM = 1
+SIZES = (4 << 10, 1 << 20)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    what: str
+    value: float
+    unit: str
+    note: str = ""
+
+
+# -- envelope ----------------------------------------------------------------------------------
+
+
+def forward(num_sequences: int, payload_bytes: int) -> tuple[Forward, tuple[TensorHeader, ...]]:
+    """A decode microbatch of one row a sequence whose activations take ``payload_bytes``."""
+    items = tuple(Item(number, 0, 100, bytes(4), 1, None, None) for number in range(num_sequences))
+    d = payload_bytes // (2 * num_sequences)
+    tensor = TensorHeader(Dtype.BFLOAT16, (num_sequences, d), 0, payload_bytes, payload_bytes, 0)
+    return Forward(0, 1, 1, 1, 0, items), (tensor,)
+
+
+def measure_envelope(rounds: int) -> list[Row]:
+    rows = []
+    for num_sequences in (1, 32):
+        message, tensors = forward(num_sequences, 4096 * num_sequences)
+        header, payload = encode_envelope(SWARM, message, tensors), bytes(4096 * num_sequences)
+        note = f"header {len(header)} bytes"
+        encode = _ns(partial(encode_envelope, SWARM, message, tensors))
+        decode = _ns(partial(decode_envelope, (header, payload)))
+        rows.append(Row(f"encode Forward, {num_sequences} sequences", encode, "ns", note))
+        rows.append(Row(f"decode Forward, {num_sequences} sequences", decode, "ns", note))
+    verdict = Verdict(0, 1, 1, 1, tuple(Pick(n, 0, 101, 5, None, ()) for n in range(32)))
+    header = encode_envelope(SWARM, verdict)
+    rows.append(Row("decode Verdict, 32 picks", _ns(lambda: decode_envelope((header,))), "ns", f"header {len(header)} bytes"))
+    return rows
+
+
+def _ns(call: Callable[[], object]) -> float:
+    """Median over batches of the time of one call."""
+    times = []
+    for _ in range(20):
+        start = time.perf_counter_ns()
+        for _ in range(1000):
+            call()
+        times.append((time.perf_counter_ns() - start) / 1000)
+    return statistics.median(times)
+
+
+# -- one hop -----------------------------------------------------------------------------------
+
+
+def measure_hop(rounds: int) -> list[Row]:
+    rows = []
+    for curve in (True, False):
+        for size, times in uvloop.run(_echo_through_endpoints(curve, rounds)).items():
+            rows.append(_hop_row(f"hop of {size >> 10} KB, {'CURVE' if curve else 'plain'}", times))
+    rows += [_hop_row(f"hop of {size >> 10} KB, TCP socket alone", _echo_through_tcp(size, rounds)) for size in SIZES]
+    return rows
+
+
+def _hop_row(what: str, times: list[float]) -> Row:
+    hops = sorted(t / 2 * 1e6 for t in times)
+    return Row(what, statistics.median(hops), "us p50", f"p99 {hops[int(0.99 * (len(hops) - 1))]:.0f} us")
+
+
+async def _echo_through_endpoints(curve: bool, rounds: int) -> dict[int, list[float]]:
+    keys = generate()
+    link = os.urandom(16)
+    arrived = asyncio.Event()
+    endpoint = Endpoint(keys, swarm=SWARM, on_message=lambda *_: arrived.set(), on_event=lambda _: None, curve=curve)
+    with _child(_serve_endpoint, curve, link, keys) as pipe:
+        address, server_key = await asyncio.to_thread(pipe.recv)
+        endpoint.dial(link, address, server_key)
+        times: dict[int, list[float]] = {}
+        for size in SIZES:
+            message, tensors = forward(1, size)
+            payload = os.urandom(size)
+            times[size] = []
+            for number in range(rounds + 50):
+                arrived.clear()
+                start = time.perf_counter()
+                endpoint.send(link, Lane.CONTROL, message, tensors, (payload,))
+                await arrived.wait()
+                if number >= 50:
+                    times[size].append(time.perf_counter() - start)
+        pipe.send("end")
+    await endpoint.close(0)
+    return times
+
+
+def _serve_endpoint(pipe: Connection, curve: bool, link: bytes, peer: KeyPair) -> None:
+    async def serve() -> None:
+        keys = generate()
+
+        def echo(link: bytes, lane: Lane, envelope: Envelope, payloads: list[memoryview]) -> None:
+            endpoint.send(link, lane, envelope.message, envelope.tensors, payloads)
+
+        endpoint = Endpoint(keys, swarm=SWARM, on_message=echo, on_event=lambda _: None, curve=curve)
+        address = await endpoint.bind()
+        endpoint.allow(link, peer.public, 1)
+        pipe.send((address, keys.public))
+        await asyncio.to_thread(pipe.recv)
+        await endpoint.close(0)
+
+    uvloop.run(serve())
+
+
+def _echo_through_tcp(size: int, rounds: int) -> list[float]:
+    with _child(_serve_tcp, size) as pipe, socket.create_connection(("127.0.0.1", pipe.recv())) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        payload, room = os.urandom(size), bytearray(size)
+        times = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            connection.sendall(payload)
+            _fill(connection, room)
+            times.append(time.perf_counter() - start)
+    return times
+
+
+def _serve_tcp(pipe: Connection, size: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        pipe.send(server.getsockname()[1])
+        connection, _ = server.accept()
+        with connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            room = bytearray(size)
+            while _fill(connection, room):
+                connection.sendall(room)
+
+
+def _fill(connection: socket.socket, room: bytearray) -> bool:
+    view = memoryview(room)
+    while view:
+        received = connection.recv_into(view)
+        if not received:
+            return False
+        view = view[received:]
+    return True
+
+
+@contextlib.contextmanager
+def _child(target: Callable[..., None], *args: Any) -> Iterator[Connection]:
+    """``target(pipe, *args)`` in a process of its own, ended at the end."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=target, args=(theirs, *args), daemon=True)
+    process.start()
+    try:
+        yield ours
+        process.join(5)
+    finally:
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+# -- the table ---------------------------------------------------------------------------------
+
+PROBES: dict[str, Callable[[int], list[Row]]] = {"envelope": measure_envelope, "hop": measure_hop}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=sorted(PROBES), help="one part instead of all")
+    parser.add_argument("--rounds", type=int, default=1000, help="repetitions of each there-and-back (default 1000)")
+    options = parser.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}")
+    for name in [options.only] if options.only else PROBES:
+        for row in PROBES[name](options.rounds):
+            print(f"{row.what:<36} {row.value:>10.1f} {row.unit:<7} {row.note}")
+
+
+if __name__ == "__main__":
+    main()
