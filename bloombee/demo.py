@@ -26,7 +26,7 @@ async def run(config: RuntimeConfig, *, json: bool) -> None:
         write(introduction(runtime.plan))
         write_dim(PROMPT)
         tally = await stream(runtime.stream(PROMPT, PARAMS))
-        write(f"\n\n{describe(runtime.plan)}\n{tally}\n")
+        write(f"\n{describe(runtime.plan)}\n{tally}\n")
 
 
 def introduction(plan: Plan) -> str:
@@ -34,7 +34,7 @@ def introduction(plan: Plan) -> str:
     num = len(plan.stages)
     return (
         f"A small Llama, trained on Python's own library, cut over {num} worker {'processes' if num > 1 else 'process'}"
-        " that pass activations on in a ring.\nIt completes the first line:\n\n"
+        "\nthat pass activations on in a ring. It completes the first line:\n\n"
     )
 
 

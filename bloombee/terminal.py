@@ -105,6 +105,7 @@ async def open_runtime(
     """
     from bloombee.runtime import Runtime
 
+    say(f"loading {config.model}")
     loading = Loading()
     runtime = Runtime(config=config, on_progress=loading)
     try:
