@@ -1,5 +1,6 @@
 #include "relay.hpp"
 
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
@@ -38,6 +39,8 @@ Nanos arrival(msghdr& message, Nanos t) {
     return t;
 }
 
+int open_spare() { return open("/dev/null", O_RDONLY | O_CLOEXEC); }
+
 int queued(int fd, unsigned long request) {
     int bytes = 0;
     return fd >= 0 && ioctl(fd, request, &bytes) == 0 ? bytes : 0;
@@ -46,11 +49,12 @@ int queued(int fd, unsigned long request) {
 }  // namespace
 
 Link::Link(int epoll, std::uint64_t seed)
-    : Watched(Kind::listener), epoll_(epoll), directions_{Direction(2 * seed), Direction(2 * seed + 1)} {}
+    : Watched(Kind::listener), epoll_(epoll), spare_(open_spare()), directions_{Direction(2 * seed), Direction(2 * seed + 1)} {}
 
 Link::~Link() {
     for (auto& connection : connections_) close(*connection, true);
     if (listener_ >= 0) ::close(listener_);
+    if (spare_ >= 0) ::close(spare_);
 }
 
 void Link::target(const sockaddr_storage& address, socklen_t length) {
@@ -102,6 +106,10 @@ void Link::watch(Socket& socket) {
 void Link::accept() {
     for (;;) {
         const int fd = accept4(listener_, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0 && (errno == EMFILE || errno == ENFILE)) {
+            turn_away();
+            return;
+        }
         if (fd < 0) return;
         ++accepted_;
         set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
@@ -114,6 +122,18 @@ void Link::accept() {
         watch(connection.sockets[0]);
         connect_target(connection);
     }
+}
+
+// Out of descriptors: the spare one takes the caller in and shows it out, else epoll would report it for ever.
+void Link::turn_away() {
+    ::close(spare_);
+    const int fd = ::accept(listener_, nullptr, nullptr);
+    if (fd >= 0) {
+        ++accepted_;
+        ++failed_;
+        ::close(fd);
+    }
+    spare_ = open_spare();
 }
 
 void Link::connect_target(Connection& connection) {

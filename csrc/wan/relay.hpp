@@ -80,6 +80,7 @@ class Link : public Watched {
     void report(std::string& out) const;
 
   private:
+    void turn_away();
     void connect_target(Connection& connection);
     void on_connected(Connection& connection);
     bool read(int d);
@@ -92,6 +93,7 @@ class Link : public Watched {
     void small_buffers(int fd) const;
 
     int epoll_;
+    int spare_;
     int listener_ = -1;
     int port_ = 0;
     sockaddr_storage target_{};

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -239,6 +241,20 @@ def test_a_target_that_does_not_listen_resets_the_caller_and_may_come_later() ->
             client.close()
             served.close()
         assert wan.stats()["link"].connections == 2
+
+
+def test_a_relay_out_of_descriptors_turns_callers_away_and_goes_on(server: socket.socket) -> None:
+    with Wan([Link("link", target(server))]) as wan:
+        taken = len(os.listdir(f"/proc/{wan.pid}/fd"))
+        resource.prlimit(wan.pid, resource.RLIMIT_NOFILE, (taken + 2, taken + 2))
+        client, served = pair(wan, "link", server)
+        with dial(wan, "link") as refused:
+            assert refused.recv(1) == b""
+        assert wan.stats()["link"].failed == 1
+        client.sendall(b"x")
+        assert served.recv(1) == b"x"
+        client.close()
+        served.close()
 
 
 def test_links_are_apart_and_change_while_they_run(server: socket.socket) -> None:
