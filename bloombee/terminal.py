@@ -105,7 +105,7 @@ async def open_runtime(
     """
     from bloombee.runtime import Runtime
 
-    say(f"loading {config.model}")
+    say(f"starting with {config.model}")
     loading = Loading()
     runtime = Runtime(config=config, on_progress=loading)
     try:
