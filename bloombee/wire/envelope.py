@@ -31,7 +31,7 @@ MAX_TENSORS = 1
 Dimension = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
-class TensorHeader(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class TensorHeader(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """What one payload frame holds."""
 
     dtype: Dtype
@@ -46,7 +46,7 @@ class TensorHeader(Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     """Of the payload frame as it travels (docs/codec.md)."""
 
 
-class Envelope(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=HEADER_VERSION):
+class Envelope(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False, tag=HEADER_VERSION):
     """A message with its swarm and the headers of its tensors. The struct's tag is the version."""
 
     swarm: U64
@@ -145,9 +145,9 @@ def _check_tensors(message: Message, tensors: tuple[TensorHeader, ...]) -> None:
         raise refuse("tensors", len(tensors), f"absent: {type(message).__name__} carries none")
     if len(tensors) > MAX_TENSORS:
         raise refuse("tensors", len(tensors), f"at most {MAX_TENSORS}")
+    num_rows = sum([len(item.tokens) for item in message.items]) >> 2
     for index, tensor in enumerate(tensors):
         path = f"tensors[{index}]"
-        num_rows = sum(item.num_rows for item in message.items)
         if len(tensor.shape) != 2 or tensor.shape[0] != num_rows:
             raise refuse(f"{path}.shape", tensor.shape, f"[{num_rows} rows, d]")
         expected = math.prod(tensor.shape) * tensor.dtype.num_bytes

@@ -45,11 +45,11 @@ Text = Annotated[str, Meta(max_length=8192)]
 Facts = Annotated[dict[Name, Text | int | float | bool | None], Meta(max_length=32)]
 
 
-class Message(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Base of all messages."""
+class Message(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """Base of all messages. They hold no cycles, so Python's garbage collector is spared them."""
 
 
-class Part(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Part(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """Base of what messages are made of."""
 
 
