@@ -20,17 +20,40 @@ from bloombee.pipeline.work import Segment
 Index: TypeAlias = slice | torch.Tensor
 
 
-class SlotCache:
-    """Two tensors a layer, [num_slots, k, e], made when the layer first writes: shapes come from the model.
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """What one layer stores of a token: keys [k, e] and values [k, e']. ``layer`` is the number it stores under;
+    ``window``: how many positions it sees; 0 for all."""
 
-    On the CPU the memory is reserved, and becomes resident page by page as slots are first written.
-    On a GPU it is taken at the first step.
+    layer: int
+    keys: tuple[int, int]
+    values: tuple[int, int]
+    window: int = 0
+
+    @property
+    def elements(self) -> int:
+        return self.keys[0] * self.keys[1] + self.values[0] * self.values[1]
+
+
+class SlotCache:
+    """Two tensors a layer, [num_slots, k, e]. On the CPU this only reserves addresses: memory becomes resident
+    page by page as slots are first written. On a GPU it is taken here.
+
+    Args:
+        layers: what each layer stores.
+        dtype: of keys and values.
     """
 
-    def __init__(self, num_slots: int, device: torch.device) -> None:
+    def __init__(self, layers: Sequence[LayerCache], num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
         self.num_slots = num_slots
         self.device = device
-        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._layers = {
+            one.layer: (
+                torch.empty((num_slots, *one.keys), dtype=dtype, device=device),
+                torch.empty((num_slots, *one.values), dtype=dtype, device=device),
+            )
+            for one in layers
+        }
 
     def write(self, layer: int, slots: Index, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store rows.
@@ -39,22 +62,18 @@ class SlotCache:
             slots: one a row.
             keys, values: [t, k, e]; the two may differ in e.
         """
-        pair = self._layers.get(layer)
-        if pair is None:
-            pair = self._layers[layer] = (self._reserve(keys), self._reserve(values))
-        pair[0][slots] = keys
-        pair[1][slots] = values
+        held_keys, held_values = self._layers[layer]
+        held_keys[slots] = keys
+        held_values[slots] = values
 
     def rows(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The layer's keys and values, [num_slots, k, e] each."""
         return self._layers[layer]
 
     @property
-    def reserved_bytes(self) -> int:
+    def num_bytes(self) -> int:
+        """Of all slots, used or not."""
         return sum(t.numel() * t.element_size() for pair in self._layers.values() for t in pair)
-
-    def _reserve(self, rows: torch.Tensor) -> torch.Tensor:
-        return torch.empty((self.num_slots, *rows.shape[1:]), dtype=rows.dtype, device=self.device)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from bloombee.engine.probe import probe
 from bloombee.engine.skeleton import ROPE_BY_LENGTH, Skeleton, build
 from bloombee.errors import ConfigError
 from bloombee.plan.card import ModelCard
+from bloombee.types import Span
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "tekken.json")
 
@@ -31,7 +32,7 @@ def describe(model: str) -> ModelCard:
     """
     checkpoint = resolve(model)
     skeleton = build(checkpoint, checkpoint.dtype)
-    caches = probe(skeleton, model)
+    caches = [probe(skeleton, model, Span(layer, layer + 1)) for layer in range(skeleton.num_layers)]
     counts = _count(skeleton)
     config = checkpoint.config
     tokenizer = _tokenizer(checkpoint)
@@ -50,8 +51,8 @@ def describe(model: str) -> ModelCard:
         embed_parameters=counts[-1],
         tail_parameters=counts[skeleton.num_layers],
         tied_parameters=sum(skeleton.meta[name].numel() for name in skeleton.tied()),
-        layer_kv_elements=tuple(cache.elements for cache in caches),
-        layer_windows=tuple(cache.window for cache in caches),
+        layer_kv_elements=tuple(sum(entry.elements for entry in layer) for layer in caches),
+        layer_windows=tuple(0 if any(not entry.window for entry in layer) else max(e.window for e in layer) for layer in caches),
         tokenizer_json=tokenizer.backend_tokenizer.to_str() if tokenizer is not None and tokenizer.is_fast else None,
         has_chat_template=tokenizer is not None and bool(tokenizer.chat_template),
     )

@@ -14,6 +14,7 @@ from bloombee.engine.attention import ATTENDER, attend
 from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.cache import SlotCache, Step
 from bloombee.engine.checkpoint import Checkpoint
+from bloombee.engine.probe import probe
 from bloombee.engine.sampler import SamplerRow, sample
 from bloombee.engine.skeleton import Skeleton, build, splice
 from bloombee.engine.synthetic import fill_random
@@ -39,20 +40,18 @@ class SpanModel:
         disk_bytes, requested_bytes: the span's tensors in the checkpoint, and what was asked of its files for them.
     """
 
-    def __init__(
-        self, skeleton: Skeleton, span: Span, dtype: Dtype, device: torch.device, num_pages: int, page_size: int
-    ) -> None:
+    def __init__(self, skeleton: Skeleton, span: Span, dtype: Dtype, kv: SlotCache, page_size: int) -> None:
         config = skeleton.base.config
         self.span = span
         self.num_layers = skeleton.num_layers
         self.dtype = dtype
-        self.device = device
+        self.kv = kv
+        self.device = kv.device
         self.page_size = page_size
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = skeleton.model.get_input_embeddings().weight.shape[0]
         self.weight_bytes = self.disk_bytes = self.requested_bytes = 0
-        self.kv = SlotCache(num_pages * page_size, device)
-        self.batched_decode = device.type != "cpu"
+        self.batched_decode = kv.device.type != "cpu"
         self._skeleton = skeleton
         self._arrived: torch.Tensor | None = None
 
@@ -91,8 +90,10 @@ class SpanModel:
                 f"{checkpoint.ref} has {skeleton.num_layers} layers; the plan has {num_layers} and this stage {span}",
                 model=checkpoint.ref,
             )
-        model = cls(skeleton, span, dtype, torch.device(device), num_pages, page_size)
+        layers = probe(skeleton, checkpoint.ref, span)
         try:
+            kv = SlotCache(layers, num_pages * page_size, TORCH_DTYPES[dtype], torch.device(device))
+            model = cls(skeleton, span, dtype, kv, page_size)
             model._fill(checkpoint, progress)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise DeviceError(f"no memory on {device} for {span} of {checkpoint.ref}", device=device) from error
@@ -119,6 +120,11 @@ class SpanModel:
                 return self._forward(step, work.segments, hidden)
         except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
             raise DeviceError(f"{self.device}: {error}", device=str(self.device)) from error
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of the whole KV pool. On the CPU it is reserved, and resident only as far as slots have been used."""
+        return self.kv.num_bytes
 
     @property
     def is_first(self) -> bool:
@@ -173,7 +179,7 @@ class SpanModel:
         finally:
             ATTENDER.reset(token)
             self._arrived = None
-        return _sample(logits.float().cpu().numpy(), picked)
+        return _sample(np.ascontiguousarray(logits.float().cpu().numpy()), picked)
 
     def _inputs(self, step: Step, segments: Sequence[Segment], hidden: torch.Tensor | None) -> dict[str, Any]:
         inputs: dict[str, Any] = {"position_ids": step.position_ids, self._skeleton.cache_argument: step, "use_cache": True}

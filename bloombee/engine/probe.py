@@ -7,35 +7,30 @@ before any worker is asked.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from bloombee.engine.attention import ATTENDER
-from bloombee.engine.cache import require_stored
+from bloombee.engine.cache import LayerCache, require_stored
 from bloombee.engine.skeleton import Skeleton, isolated
 from bloombee.errors import ModelUnsupported
-
-
-@dataclass(frozen=True, slots=True)
-class LayerCache:
-    """Per token: elements of keys and values together. ``window``: positions the layer sees; 0 for all."""
-
-    elements: int
-    window: int
+from bloombee.types import Span
 
 
 class _Probe:
     """Stands in for both cache and attention of one layer, and takes notes."""
 
     def __init__(self) -> None:
-        self.elements = 0
-        self.windows: set[int] = set()
+        self.stored: list[LayerCache] = []
+        self.windows: list[int] = []
         self._stored: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        self.elements += sum(t.shape[1] * t.shape[3] for t in (keys, values))
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.stored.append(LayerCache(layer, (keys.shape[1], keys.shape[3]), (values.shape[1], values.shape[3])))
         self._stored = (keys, values)
         return keys, values
 
@@ -44,15 +39,15 @@ class _Probe:
     ) -> tuple[torch.Tensor, None]:
         require_stored(self._stored, keys, values)
         self._stored = None
-        self.windows.add(sliding_window or 0)
+        self.windows.append(sliding_window or 0)
         return query.new_empty(1, query.shape[2], query.shape[1], values.shape[3]), None
 
     def get_seq_length(self, *_: Any, **__: Any) -> int:
         return 0
 
 
-def probe(skeleton: Skeleton, ref: str) -> list[LayerCache]:
-    """One entry a layer.
+def probe(skeleton: Skeleton, ref: str, span: Span | None = None) -> list[LayerCache]:
+    """What the layers of ``span`` (None: all) store, in order; a layer with two attentions has two entries.
 
     Args:
         skeleton: whole, on the meta device; left as it was.
@@ -60,12 +55,13 @@ def probe(skeleton: Skeleton, ref: str) -> list[LayerCache]:
     Raises:
         ModelUnsupported: a layer has no attention of the interface's kind, or does not cache what it attends to.
 
-    Time: about a millisecond a layer.
+    Time: a few milliseconds a layer.
     """
-    return [_probe_layer(skeleton, ref, number) for number in range(skeleton.num_layers)]
+    span = span or Span(0, skeleton.num_layers)
+    return [entry for layer in range(span.start, span.stop) for entry in _probe_layer(skeleton, ref, layer)]
 
 
-def _probe_layer(skeleton: Skeleton, ref: str, number: int) -> LayerCache:
+def _probe_layer(skeleton: Skeleton, ref: str, layer: int) -> list[LayerCache]:
     notes = _Probe()
     inputs = {
         "input_ids": torch.zeros(1, 2, dtype=torch.long, device="meta"),
@@ -76,14 +72,15 @@ def _probe_layer(skeleton: Skeleton, ref: str, number: int) -> LayerCache:
     token = ATTENDER.set(notes.attend)
     failure: Exception | None = None
     try:
-        with isolated(skeleton, number), torch.inference_mode():
+        with isolated(skeleton, layer), torch.inference_mode():
             skeleton.base(**inputs)
     except (RuntimeError, NotImplementedError) as error:
         failure = error  # expert routing asks for values, which meta tensors lack; attention comes before it
+    except ModelUnsupported as error:
+        raise ModelUnsupported(f"{ref}: {error.message}", **error.fields) from error
     finally:
         ATTENDER.reset(token)
-    if not notes.elements or not notes.windows:
-        raise ModelUnsupported(
-            f"{ref}: layer {number} has no attention of the interface's kind ({failure})", unsupported="attention_interface"
-        )
-    return LayerCache(notes.elements, max(notes.windows))
+    if not notes.stored or len(notes.stored) != len(notes.windows):
+        what = f"{ref}: layer {layer} does not attend through the interface to what it caches"
+        raise ModelUnsupported(f"{what} ({failure})" if failure else what, unsupported="attention_interface")
+    return [replace(entry, window=window) for entry, window in zip(notes.stored, notes.windows, strict=True)]
