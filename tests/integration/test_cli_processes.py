@@ -154,6 +154,17 @@ def test_head_and_workers_meet_by_token() -> None:
                     pipe.close()
 
 
+def test_a_program_that_embeds_the_runtime_has_not_imported_torch() -> None:
+    program = (
+        "import sys, bloombee\n"
+        "with bloombee.Runtime.sync('demo', workers=1, dtype='float32') as rt: rt.generate('import', max_new_tokens=2)\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
+
+
 def test_a_wrong_join_token_is_exit_2() -> None:
     done = bloombee("worker", "--join", "bb1-nonsense")
     assert done.returncode == 2, done.stderr
