@@ -11,10 +11,10 @@ namespace {
 
 // -- the order (logit descending, id ascending) ------------------------------------------------
 
-// Grows with the logit; +0 and -0 are one value.
+// Grows with the logit; +0 and -0 are one value. No branch: signs are hard to guess.
 uint32_t ordered(float logit) {
-    const uint32_t bits = std::bit_cast<uint32_t>(logit == 0.0f ? 0.0f : logit);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    const uint32_t bits = std::bit_cast<uint32_t>(logit + 0.0f);
+    return bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
 }
 
 float unordered(uint32_t value) {
@@ -61,23 +61,14 @@ int32_t first_best(const Row& row) {
 
 // -- filters -----------------------------------------------------------------------------------
 
-// A logit that at least `k` tokens reach and not many more (or all do): from the blocks' largest logits, since k blocks
-// hold k such tokens, or else from counts of the logits' leading bits.
-float low_guess(const Row& row, size_t k, Scratch& memory) {
-    const size_t num_blocks = memory.bests.size();
-    if (k <= num_blocks) {
-        memory.sorted_bests = memory.bests;
-        const auto kth = memory.sorted_bests.begin() + static_cast<ptrdiff_t>(k - 1);
-        std::nth_element(memory.sorted_bests.begin(), kth, memory.sorted_bests.end(), std::greater<>());
-        return std::max(*kth, -FLT_MAX);
-    }
-    constexpr int dropped_bits = 18;
-    memory.counts.assign(size_t{1} << (32 - dropped_bits), 0);
-    for (size_t i = 0; i < row.num_tokens; ++i) ++memory.counts[ordered(clean(row.logits[i])) >> dropped_bits];
-    uint32_t bucket = ordered(row.best) >> dropped_bits;
-    const uint32_t last = ordered(-FLT_MAX) >> dropped_bits;
-    for (size_t count = memory.counts[bucket]; count < k && bucket > last; count += memory.counts[bucket]) --bucket;
-    return std::max(unordered(std::max(bucket << dropped_bits, ordered(-FLT_MAX))), -FLT_MAX);
+// A logit that at least `k` tokens reach (or all do), and not many more: k blocks hold k such tokens. Needs
+// k <= number of blocks to be of use.
+float low_guess(size_t k, Scratch& memory) {
+    if (k > memory.bests.size()) return -FLT_MAX;
+    memory.sorted_bests = memory.bests;
+    const auto kth = memory.sorted_bests.begin() + static_cast<ptrdiff_t>(k - 1);
+    std::nth_element(memory.sorted_bests.begin(), kth, memory.sorted_bests.end(), std::greater<>());
+    return std::max(*kth, -FLT_MAX);
 }
 
 // Keys of all tokens with a logit >= least, unsorted.
@@ -93,11 +84,35 @@ void gather(const Row& row, float least, std::vector<uint64_t>& keys) {
     }
 }
 
+// Keys of the tokens among which the k-th is, when k is large: counts by the leading bits of the logits say in which
+// bucket. Returns how many tokens come before that bucket.
+size_t gather_bucket(const Row& row, size_t k, Scratch& memory) {
+    constexpr int dropped_bits = 18;
+    memory.counts.assign(size_t{1} << (32 - dropped_bits), 0);
+    for (size_t i = 0; i < row.num_tokens; ++i) ++memory.counts[ordered(clean(row.logits[i])) >> dropped_bits];
+    const uint32_t last = ordered(-FLT_MAX) >> dropped_bits;
+    uint32_t bucket = ordered(row.best) >> dropped_bits;
+    size_t before = 0;
+    for (; bucket > last && before + memory.counts[bucket] < k; --bucket) before += memory.counts[bucket];
+    memory.keys.resize(memory.counts[bucket] + 1);
+    size_t found = 0;  // every key is written, the next one over it unless it belongs: no branch to guess
+    for (size_t i = 0; i < row.num_tokens; ++i) {
+        const uint64_t key = key_of(clean(row.logits[i]), i);
+        memory.keys[found] = key;
+        found += (key >> (32 + dropped_bits)) == bucket;
+    }
+    memory.keys.resize(found);
+    return before;
+}
+
 Cut cut_top_k(const Row& row, size_t k, Scratch& memory) {
     if (k == 0 || k >= row.num_tokens) return keep_all;
-    gather(row, low_guess(row, k, memory), memory.keys);
-    if (memory.keys.size() < k) return keep_all;
-    const auto kth = memory.keys.begin() + static_cast<ptrdiff_t>(k - 1);
+    constexpr size_t small_row = 4096;
+    size_t before = 0;
+    if (k <= memory.bests.size() || row.num_tokens <= small_row) gather(row, low_guess(k, memory), memory.keys);
+    else before = gather_bucket(row, k, memory);
+    if (before + memory.keys.size() < k) return keep_all;
+    const auto kth = memory.keys.begin() + static_cast<ptrdiff_t>(k - before - 1);
     std::nth_element(memory.keys.begin(), kth, memory.keys.end(), std::greater<>());
     return cut_at(*kth);
 }
@@ -154,7 +169,7 @@ size_t top_tokens(const float* logits, size_t num_tokens, std::span<uint32_t> ou
     const Row row = open_row(logits, num_tokens, 1.0, memory);
     const size_t k = std::min(out.size(), num_tokens);
     if (k == 0 || !(row.best >= -FLT_MAX)) return 0;
-    gather(row, low_guess(row, k, memory), memory.keys);
+    gather(row, low_guess(k, memory), memory.keys);
     const size_t count = std::min(k, memory.keys.size());
     std::partial_sort(memory.keys.begin(), memory.keys.begin() + static_cast<ptrdiff_t>(count), memory.keys.end(),
                       std::greater<>());
