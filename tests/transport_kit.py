@@ -30,6 +30,8 @@ class Side:
         self.events: list[LinkEvent] = []
         self.joins: list[tuple[bytes, bytes, Join]] = []
         self.address = ""
+        self.react: Callable[[Any], None] = lambda message: None
+        """Called with each message after it was noted."""
         self._changed = asyncio.Event()
         self.endpoint = Endpoint(
             self.keys,
@@ -43,6 +45,7 @@ class Side:
     def _on_message(self, link: bytes, lane: Lane, envelope: Envelope, payloads: list[memoryview]) -> None:
         self.messages.append((link, lane, envelope, [bytes(payload) for payload in payloads]))
         self._changed.set()
+        self.react(envelope.message)
 
     def _on_event(self, event: LinkEvent) -> None:
         self.events.append(event)
@@ -103,12 +106,41 @@ def forward(frame: int, num_bytes: int, codec: int = 1) -> tuple[Forward, tuple[
     return Forward(0, 1, frame, frame, 0, (item,)), (tensor,)
 
 
-class Attacker:
+class _Raw:
+    """A raw socket with a context of its own."""
+
+    socket: zmq.Socket[bytes]
+
+    def __init__(self) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+
+    async def hear(self, timeout_s: float = TIMEOUT_S) -> list[bytes] | None:
+        """The next multipart, or None if there is none within the time."""
+        found = await asyncio.to_thread(self.socket.poll, int(timeout_s * 1000))
+        return self.socket.recv_multipart() if found else None
+
+    def close(self) -> None:
+        self._context.destroy(0)
+
+
+class EvilListener(_Raw):
+    """A raw ROUTER with a key of its own, for others to dial."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys = generate()
+        self.socket = self._context.socket(zmq.ROUTER)
+        self.socket.setsockopt(zmq.CURVE_SERVER, 1)
+        self.socket.setsockopt(zmq.CURVE_SECRETKEY, z85.encode(self.keys.secret))
+        self.address = f"tcp://127.0.0.1:{self.socket.bind_to_random_port('tcp://127.0.0.1')}"
+
+
+class Attacker(_Raw):
     """A raw DEALER with a key and routing id of its choice."""
 
     def __init__(self, address: str, server_key: bytes | None, *, routing_id: bytes, keys: KeyPair | None = None) -> None:
+        super().__init__()
         self.keys = keys or generate()
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.SNDHWM, 0)
@@ -124,11 +156,3 @@ class Attacker:
 
     def say_message(self, message: Any, *, swarm: int = SWARM) -> None:
         self.say(encode_envelope(swarm, message))
-
-    async def hear(self, timeout_s: float = TIMEOUT_S) -> list[bytes] | None:
-        """The next multipart, or None if there is none within the time."""
-        found = await asyncio.to_thread(self.socket.poll, int(timeout_s * 1000))
-        return self.socket.recv_multipart() if found else None
-
-    def close(self) -> None:
-        self._context.destroy(0)

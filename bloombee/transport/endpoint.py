@@ -37,6 +37,7 @@ from bloombee.errors import (
 from bloombee.transport.events import Counters, LinkEvent, LinkEventKind
 from bloombee.transport.keys import KeyPair
 from bloombee.transport.lanes import LanePort, Unreachable
+from bloombee.transport.refusals import Bucket, handshake_error, read_join
 from bloombee.transport.sockets import Reader, has_input, has_room, new_dealer, new_monitor, new_router, use_ipv6_for
 from bloombee.transport.zap import ZapHandler
 from bloombee.types import Lane, WorkerId
@@ -48,8 +49,6 @@ OnMessage = Callable[[bytes, Lane, Envelope, list[memoryview]], None]
 OnEvent = Callable[[LinkEvent], None]
 OnJoin = Callable[[bytes, bytes, Join], None]
 
-MAX_JOIN_BYTES = 1 << 14
-"""Largest header of a stranger."""
 MAX_QUEUED_MESSAGES = 4096
 MAX_QUEUED_BYTES = 1 << 28
 _TURN_MESSAGES = 64
@@ -61,22 +60,6 @@ _ROUTER_RETRY_S = 0.002
 _REFUSED_LINGER_MS = 500
 _ANY_SWARM = (Join, Joined, Refused)
 """What is said before both ends know the swarm's number."""
-
-
-class Bucket:
-    """A token bucket: ``rate`` a second, ``rate`` at once."""
-
-    def __init__(self, rate: float, now: float) -> None:
-        self._rate = self._level = rate
-        self._then = now
-
-    def take(self, now: float) -> bool:
-        self._level = min(self._rate, self._level + (now - self._then) * self._rate)
-        self._then = now
-        if self._level < 1:
-            return False
-        self._level -= 1
-        return True
 
 
 class Endpoint:
@@ -319,8 +302,10 @@ class Endpoint:
             if self._zap is not None:
                 self._zap.close()
             ended = self._loop.create_future()
-            threading.Thread(target=self._end_context, args=(ended,), name="zmq-context-end", daemon=True).start()
+            thread = threading.Thread(target=self._end_context, args=(ended,), name="zmq-context-end", daemon=True)
+            thread.start()
         await ended
+        thread.join()  # it has said its last word; only its return is left
 
     def _end_context(self, ended: asyncio.Future[None]) -> None:
         """In a thread: term() blocks until lingering messages are sent or given up."""
@@ -459,15 +444,7 @@ class Endpoint:
         try:
             if self._on_join is None:
                 raise AuthenticationError("no such link here: it was not announced or has been dropped")
-            if len(routing_id) != 17 or routing_id[16] != Lane.CONTROL:
-                raise AuthenticationError("a stranger may say Join on a control lane and nothing else")
-            if not alone or len(header) > MAX_JOIN_BYTES:
-                raise RemoteProtocolError(
-                    f"{num_bytes} bytes from a stranger: at most {MAX_JOIN_BYTES} in one frame", path="header"
-                )
-            message = decode_header(header.buffer).message
-            if type(message) is not Join:
-                raise AuthenticationError(f"{type(message).__name__} from a key that has not joined: say Join first")
+            join = read_join(routing_id, header.buffer, num_bytes, alone=alone)
         except ProtocolError as error:
             self._refuse_stranger(routing_id, error)
             return
@@ -476,7 +453,7 @@ class Endpoint:
             return
         link = routing_id[:16]
         key = z85.decode(str(routing.get("User-Id")).encode("ascii")) if self._keys is not None else link + link
-        self._on_join(link, key, message)
+        self._on_join(link, key, join)
 
     # -- refusing ------------------------------------------------------------------------------
 
@@ -537,9 +514,9 @@ class Endpoint:
                 # ZeroMQ gives up for good after these two; but the peer may hear of our key a moment after us.
                 port.retry = self._loop.call_later(port.retry_s, self._reconnect, port)
                 port.retry_s = min(_MAX_RETRY_S, 2 * port.retry_s)
-                self._tell(LinkEventKind.HANDSHAKE_FAILED, port, _handshake_error(port, event))
+                self._tell(LinkEventKind.HANDSHAKE_FAILED, port, handshake_error(port, event))
             elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-                self._tell(LinkEventKind.HANDSHAKE_FAILED, port, _handshake_error(port, event))
+                self._tell(LinkEventKind.HANDSHAKE_FAILED, port, handshake_error(port, event))
         return False
 
     def _drain_router_monitor(self) -> bool:
@@ -618,13 +595,3 @@ class Endpoint:
 def _end(future: asyncio.Future[None]) -> None:
     if not future.done():  # the waiter may have been cancelled
         future.set_result(None)
-
-
-def _handshake_error(port: LanePort, event: int) -> AuthenticationError:
-    if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-        what = "does not let this key in (yet): join with a token first, or wait until the head has told it of this worker"
-    elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-        what = "does not speak CURVE: one side was started with encryption off, or the port is not a BloomBee process"
-    else:
-        what = "broke off the handshake: it does not have the key this side was told (an old token?), or it is something else"
-    return AuthenticationError(f"{port.endpoint} {what}", endpoint=port.endpoint, key=port.key.hex())

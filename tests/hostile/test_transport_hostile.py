@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 
 import msgpack
 import pytest
-from transport_kit import SWARM, Attacker, Side, forward, linked, sides
+from transport_kit import SWARM, Attacker, EvilListener, Side, forward, linked, sides
 
 from bloombee.errors import AuthenticationError, RemoteProtocolError, VersionMismatch, from_wire
 from bloombee.transport import LinkEventKind
-from bloombee.transport.endpoint import MAX_JOIN_BYTES
+from bloombee.transport.refusals import MAX_JOIN_BYTES
 from bloombee.types import Lane
 from bloombee.wire.envelope import MAX_TENSOR_BYTES, decode_envelope, encode_envelope
 from bloombee.wire.messages import Heartbeat, Hello, Join, Refused
@@ -203,17 +203,23 @@ def test_garbage_from_a_dialled_peer_drops_the_link(name: str) -> None:
     frames, error = GARBAGE[name]
 
     async def main() -> None:
-        async with sides({"bind": True}, {}) as (evil, b):
-            link = await linked(evil, b)
-            b.endpoint.send(link, Lane.CONTROL, Heartbeat(1))
-            await evil.until(lambda: evil.messages, "the way back is known")
-            assert evil.endpoint._router is not None
-            evil.endpoint._router.socket.send_multipart([link + b"\0", *frames])
-            await b.until(lambda: b.event(LinkEventKind.REFUSED), "it is refused")
-            event = b.event(LinkEventKind.REFUSED)
-            assert event is not None
-            assert (event.link, type(event.error)) == (link, error)
-            await evil.until(lambda: evil.said(Refused), "and the peer is told")
+        async with sides({}) as (b,):
+            evil = EvilListener()
+            try:
+                link = os.urandom(16)
+                b.endpoint.dial(link, evil.address, evil.keys.public)
+                b.endpoint.send(link, Lane.CONTROL, Heartbeat(1))
+                assert await evil.hear() == [link + b"\0", HEARTBEAT]
+                evil.socket.send_multipart([link + b"\0", *frames])
+                await b.until(lambda: b.event(LinkEventKind.REFUSED), "it is refused")
+                event = b.event(LinkEventKind.REFUSED)
+                assert event is not None
+                assert (event.link, type(event.error)) == (link, error)
+                refused = await evil.hear()
+                assert refused is not None
+                assert refusal(refused[1:]).code == error.__name__
+            finally:
+                evil.close()
 
     asyncio.run(main())
 

@@ -234,18 +234,16 @@ def test_a_callback_that_raises_loses_nothing_else() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
         async with sides({"bind": True}, {}) as (a, b):
             link = await linked(a, b)
-            seen: list[int] = []
 
-            def picky(link: bytes, lane: Lane, envelope: Any, payloads: list[memoryview]) -> None:
-                seen.append(envelope.message.count)
-                if envelope.message.count == 1:
+            def picky(message: Any) -> None:
+                if message.count == 1:
                     raise RuntimeError("picky")
 
-            a.endpoint._on_message = picky
+            a.react = picky
             for number in range(5):
                 b.endpoint.send(link, Lane.CONTROL, Heartbeat(number))
-            await a.until(lambda: len(seen) == 5, "the others arrive")
-            assert seen == list(range(5))
+            await a.until(lambda: len(a.messages) == 5, "the others arrive")
+            assert [m.count for m in a.said(Heartbeat)] == list(range(5))
             assert [str(problem["exception"]) for problem in problems] == ["picky"]
 
     asyncio.run(main())
