@@ -102,18 +102,20 @@ def test_a_wrong_server_key_is_a_typed_error() -> None:
     asyncio.run(main())
 
 
-def test_joining_over_an_unknown_link() -> None:
+@pytest.mark.parametrize("curve", [True, False], ids=["curve", "plain"])
+def test_joining_over_an_unknown_link(curve: bool) -> None:
     async def main() -> None:
-        async with sides({"bind": True, "head": True}, {}) as (head, worker):
+        async with sides({"bind": True, "head": True, "curve": curve}, {"curve": curve}) as (head, worker):
             worker.endpoint.swarm = 0
             link = os.urandom(16)
             worker.endpoint.dial(link, head.address, head.keys.public)
             join = Join(1, bytes(16), "n", "s", "", "cpu", 1, ())
             worker.endpoint.send(link, Lane.CONTROL, join)
             await head.until(lambda: head.joins, "the head hears it")
-            assert head.joins == [(link, worker.keys.public, join)]
-            head.endpoint.allow(link, worker.keys.public, 1)
-            head.endpoint.allow(link, worker.keys.public, 1)
+            key = worker.keys.public if curve else link + link
+            assert head.joins == [(link, key, join)]
+            head.endpoint.allow(link, key, 1)
+            head.endpoint.allow(link, key, 1)
             head.endpoint.send(link, Lane.CONTROL, Joined(1, SWARM, 0.5, 3.0))
             await worker.until(lambda: worker.said(Joined), "the answer arrives")
             worker.endpoint.swarm = SWARM
