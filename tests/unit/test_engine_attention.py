@@ -1,0 +1,120 @@
+"""Packed attention over slots against the plain formula, one sequence at a time."""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+
+import pytest
+import torch
+
+from bloombee.engine.attention import attend, dispatch
+from bloombee.engine.cache import LayerCache, SlotCache, Step
+from bloombee.errors import LocalProtocolError, ModelUnsupported
+from bloombee.pipeline.work import Segment
+
+HEADS, KV_HEADS, DIM, VALUE_DIM, PAGE, PAGES = 6, 2, 8, 5, 4, 64
+LAYER = 7
+
+
+def make_cache() -> SlotCache:
+    cache = SlotCache(
+        [LayerCache(LAYER, (KV_HEADS, DIM), (KV_HEADS, VALUE_DIM))], PAGE * PAGES, torch.float32, torch.device("cpu")
+    )
+    for tensor in cache.rows(LAYER):
+        tensor.fill_(float("nan"))  # whatever reads a slot that was never written shows
+    return cache
+
+
+def segment(number: int, position: int, rows: int, pages: tuple[int, ...]) -> Segment:
+    return Segment(number, 0, position, bytes(4 * rows), 0, pages)
+
+
+def plain(q, k, v, position, *, scaling, sliding_window, softcap, s_aux):  # type: ignore[no-untyped-def]
+    """[n, h, e], [l, k, e], [l, k, e'] -> [n, h, e'], by loops."""
+    out = torch.empty(q.shape[0], HEADS, v.shape[-1])
+    for row in range(q.shape[0]):
+        for head in range(HEADS):
+            kv = head // (HEADS // KV_HEADS)
+            at = position + row
+            first = 0 if sliding_window is None else max(0, at - sliding_window + 1)
+            scores = (k[first : at + 1, kv] @ q[row, head]) * scaling
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            if s_aux is not None:
+                scores = torch.cat([scores, s_aux[head : head + 1]])
+            weights = scores.softmax(0)[: at + 1 - first]
+            out[row, head] = weights @ v[first : at + 1, kv]
+    return out
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("window", [None, 1, 5, 100])
+@pytest.mark.parametrize("extra", ["none", "softcap", "sinks", "both"])
+def test_packed_rows_equal_the_formula(batched: bool, window: int | None, extra: str) -> None:
+    torch.manual_seed(5)
+    options = {
+        "scaling": 0.37,
+        "sliding_window": window,
+        "softcap": 2.0 if extra in ("softcap", "both") else None,
+        "s_aux": torch.randn(HEADS) if extra in ("sinks", "both") else None,
+    }
+    shuffled = list(range(32, PAGES))
+    random.Random(2).shuffle(shuffled)
+    pages = [tuple(range(0, 6)), tuple(shuffled[:6]), tuple(shuffled[6:12]), (20, 21, 22), (25,)]
+    cache = make_cache()
+    held = [(torch.empty(0, KV_HEADS, DIM), torch.empty(0, KV_HEADS, VALUE_DIM)) for _ in pages]
+    for counts in ((7, 3, 11, 1, 0), (1, 9, 1, 1, 1), (4, 1, 1, 1, 1), (1, 1, 1, 1, 1)):
+        present = [i for i, count in enumerate(counts) if count]
+        before = [held[i][0].shape[0] for i in range(len(pages))]
+        segments = [segment(i, before[i], counts[i], pages[i]) for i in present]
+        total = sum(counts)
+        q, k = torch.randn(total, HEADS, DIM), torch.randn(total, KV_HEADS, DIM)
+        v = torch.randn(total, KV_HEADS, VALUE_DIM)
+        step = Step(cache, segments, PAGE, batched=batched)
+        packed = [x.transpose(0, 1)[None] for x in (q, k, v)]
+        keys, values = step.update(packed[1], packed[2], LAYER)
+        got = attend(step, packed[0], keys, values, **options)[0][0]
+        start = 0
+        for i in present:
+            rows = slice(start, start + counts[i])
+            held[i] = (torch.cat([held[i][0], k[rows]]), torch.cat([held[i][1], v[rows]]))
+            torch.testing.assert_close(got[rows], plain(q[rows], *held[i], before[i], **options), atol=2e-6, rtol=2e-5)
+            start = rows.stop
+
+
+def test_writing_rows_again_replaces_them() -> None:
+    """Positions are overwritten in place: a roll back needs nothing but a lower position."""
+    cache = make_cache()
+    rows = [torch.randn(1, KV_HEADS, 3, d) for d in (DIM, VALUE_DIM)]
+    Step(cache, [segment(0, 0, 3, (2,))], PAGE, batched=False).update(*rows, LAYER)
+    new = [torch.randn(1, KV_HEADS, 2, d) for d in (DIM, VALUE_DIM)]
+    Step(cache, [segment(0, 1, 2, (2,))], PAGE, batched=False).update(*new, LAYER)
+    keys = cache.rows(LAYER)[0][2 * PAGE : 2 * PAGE + 3]
+    assert torch.equal(keys[0], rows[0][0, :, 0])
+    assert torch.equal(keys[1:], new[0][0].transpose(0, 1))
+
+
+def test_attention_refuses_keys_that_were_not_stored() -> None:
+    step = Step(make_cache(), [segment(0, 0, 1, (0,))], PAGE, batched=False)
+    q, k, v = torch.randn(1, HEADS, 1, DIM), torch.randn(1, KV_HEADS, 1, DIM), torch.randn(1, KV_HEADS, 1, VALUE_DIM)
+    with pytest.raises(ModelUnsupported, match="another layer's keys"):
+        attend(step, q, k, v)
+    step.update(k, v, LAYER)
+    with pytest.raises(ModelUnsupported, match="latent"):
+        attend(step, q, k.clone(), v)
+
+
+@pytest.mark.parametrize("options", [{"is_causal": False}, {"position_bias": torch.zeros(1)}])
+def test_unknown_options_are_refused_not_ignored(options: dict[str, object]) -> None:
+    q = torch.zeros(1, 1, 1, 1)
+    with pytest.raises(ModelUnsupported, match=next(iter(options))):
+        partial(dispatch, torch.nn.Identity(), q, q, q, None)(**options)
+    with pytest.raises(ModelUnsupported, match="mask"):
+        dispatch(torch.nn.Identity(), q, q, q, torch.zeros(1))
+
+
+@pytest.mark.parametrize("pages", [(), (0,), (0, PAGES), (0, -1)])
+def test_pages_that_cannot_hold_the_rows_are_our_own_bug(pages: tuple[int, ...]) -> None:
+    with pytest.raises(LocalProtocolError, match="sequence 3"):
+        Step(make_cache(), [segment(3, 0, 5, pages)], PAGE, batched=False)
