@@ -5,10 +5,9 @@ namespace {
 
 class Decoder {
   public:
-    Decoder(const Shape& shape, const uint8_t* message, size_t size, const Table& table, const Layout& layout,
-            uint8_t* values, size_t stride)
+    Decoder(const uint8_t* message, size_t size, const Table& table, const Layout& layout, uint8_t* values,
+            size_t stride)
         : ops_(current_ops()),
-          shape_(shape),
           message_(message),
           size_(size),
           t_(table),
@@ -158,7 +157,6 @@ class Decoder {
     }
 
     const Ops& ops_;
-    const Shape& shape_;
     const uint8_t* message_;
     size_t size_;
     const Table& t_;
@@ -213,7 +211,7 @@ const char* decode(const Shape& shape, const uint8_t* message, size_t size, cons
                                   !(missing & 1), !(missing & 2));
     if (a.units < words_before) return "coded message of too few values";
     if (a.num_units > 1 && message[3] != 0) return "reserved byte is not 0";
-    return Decoder(shape, message, size, *table, a, values, stride).run();
+    return Decoder(message, size, *table, a, values, stride).run();
 }
 
 }  // namespace bloombee::rans

@@ -5,10 +5,8 @@ namespace {
 
 class Encoder {
   public:
-    Encoder(const Shape& shape, const uint8_t* values, size_t stride, const Table& table, const Layout& layout,
-            uint8_t* out)
+    Encoder(const uint8_t* values, size_t stride, const Table& table, const Layout& layout, uint8_t* out)
         : ops_(current_ops()),
-          shape_(shape),
           values_(values),
           stride_(stride),
           t_(table),
@@ -159,7 +157,6 @@ class Encoder {
     }
 
     const Ops& ops_;
-    const Shape& shape_;
     const uint8_t* values_;
     size_t stride_;
     const Table& t_;
@@ -213,7 +210,7 @@ size_t encode(const Shape& shape, const uint8_t* values, size_t stride, const Ta
         Layout::make(shape.rows, shape.channels, shape.dtype, table->row_bits, lanes, unit_log2, low0, low1);
     if (a.units < words_before) return encode_raw(shape, values, stride, out);
     uint8_t escapes = 0;
-    const size_t size = Encoder(shape, values, stride, *table, a, out).run(bound(shape.num_bytes()), escapes);
+    const size_t size = Encoder(values, stride, *table, a, out).run(bound(shape.num_bytes()), escapes);
     if (size == 0) return encode_raw(shape, values, stride, out);
     out[0] = version << 4 | 1;
     out[1] = static_cast<uint8_t>(shape.dtype | lanes_code(lanes) << 2);

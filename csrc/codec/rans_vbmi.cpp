@@ -1,7 +1,8 @@
 // AVX-512 with VBMI and VBMI2 (Ice Lake, Zen 4 and later): all tables in registers, 16 lanes a vector.
-// GCC 12 warns of its own headers (its bug 105593).
+#if !defined(__clang__)  // GCC 12 warns of its own headers (its bug 105593)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 
 #include <immintrin.h>
 #include <string.h>
