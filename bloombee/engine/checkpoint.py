@@ -106,7 +106,7 @@ class Checkpoint:
             return Dtype(named)
         except ValueError:
             raise ModelUnsupported(
-                f"{self.ref}: weights of type {named}; supported are {', '.join(Dtype)}", dtype=named
+                f"{self.ref}: weights of type {named}; supported are {', '.join(Dtype)}", unsupported=named
             ) from None
 
     def _stored_dtype(self) -> Dtype:

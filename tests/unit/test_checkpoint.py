@@ -1,0 +1,168 @@
+"""Finding checkpoints, and refusing by name what cannot be served."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from engine_kit import make_checkpoint
+from safetensors.torch import save_file
+from transformers import AutoConfig
+
+from bloombee.engine.checkpoint import resolve
+from bloombee.engine.describe import describe, render_chat
+from bloombee.errors import ConfigError, ModelUnsupported
+from bloombee.plan.card import ModelCard
+from bloombee.types import Dtype, Span
+
+
+def bare(directory: Path, **config: object) -> str:
+    """A directory with a config and a file of weights that holds nothing of use."""
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    save_file({"x": torch.zeros(1)}, directory / "model.safetensors")
+    return str(directory)
+
+
+def default(directory: Path, family: str, **changes: object) -> str:
+    return bare(directory, **{**AutoConfig.for_model(family).to_dict(), **changes})
+
+
+@pytest.mark.parametrize("name", ["no/such/model/here", "./nothing", "two words", "llama:12x", "demo:other"])
+def test_unknown_names_say_what_was_looked_for(name: str) -> None:
+    with pytest.raises(ConfigError, match="no directory, no hub id") as caught:
+        resolve(name)
+    assert name in caught.value.message
+    assert not isinstance(caught.value, ModelUnsupported)
+
+
+def test_directories_that_hold_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        resolve(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ConfigError, match=r"neither model\.safetensors\.index\.json nor model\.safetensors"):
+        resolve(str(tmp_path))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ModelUnsupported, match="only safetensors"):
+        resolve(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "unsupported"),
+    [
+        ("gpt2", {}, "base_model_pp_plan"),
+        ("qwen3_next", {}, "attention_interface"),
+        ("minimax", {}, "layer_types"),
+        ("deepseek_v3", {}, "kv_cache"),
+        ("gemma4_text", {}, "base_model_pp_plan"),
+        ("t5", {}, "causal_lm"),
+        ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config"),
+        ("llama", {"auto_map": {"AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}}, "trust_remote_code"),
+        ("llama", {"dtype": "float8_e4m3fn"}, "float8_e4m3fn"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "is_causal"),
+    ],
+)
+def test_what_cannot_be_served_is_named(tmp_path: Path, family: str, changes: dict[str, object], unsupported: str) -> None:
+    with pytest.raises(ModelUnsupported) as caught:
+        describe(default(tmp_path, family, **changes))
+    assert caught.value.fields["unsupported"] == unsupported
+
+
+def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnsupported, match="nosuchthing"):
+        resolve(bare(tmp_path, model_type="nosuchthing"))
+    with pytest.raises(ModelUnsupported, match="trust_remote_code"):
+        resolve(bare(tmp_path, model_type="nosuchthing", auto_map={"AutoConfig": "x.Y"}))
+
+
+def test_code_in_the_checkpoint_does_not_matter_where_transformers_has_the_class(tmp_path: Path) -> None:
+    name = default(tmp_path, "llama", auto_map={"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"})
+    assert resolve(name).config.model_type == "llama"
+
+
+def test_the_digest_tells_models_apart_and_copies_alike(tmp_path: Path) -> None:
+    first, copy, other = (tmp_path / name for name in ("first", "copy", "other"))
+    make_checkpoint("llama", first, max_shard_size="20KB")
+    make_checkpoint("llama", copy, max_shard_size="20KB")
+    make_checkpoint("qwen3", other, max_shard_size="20KB")
+    digests = [resolve(str(path)).config_digest for path in (first, copy, other)]
+    assert digests[0] == digests[1] != digests[2]
+    assert len(digests[0]) == 16
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    assert resolve(str(copy)).config_digest != digests[0]
+
+
+def test_an_index_cannot_point_outside_its_directory(tmp_path: Path) -> None:
+    default(tmp_path, "llama")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
+    with pytest.raises(ConfigError, match="weight_map"):
+        _ = resolve(str(tmp_path)).files
+
+
+def test_the_demo_as_a_card() -> None:
+    card = describe("demo")
+    assert card == ModelCard.from_json(json.loads(json.dumps(card.to_json())))
+    assert (card.num_layers, card.hidden_size, card.vocab_size, card.max_positions) == (8, 256, 4096, 2048)
+    assert card.dtype is Dtype.BFLOAT16
+    assert card.eos_token_ids == (0,)
+    assert card.tokenizer_json is not None
+    assert card.num_parameters == 6_951_168
+    whole, parts = card.weight_bytes(Span(0, 8)), [card.weight_bytes(s) for s in (Span(0, 3), Span(3, 8))]
+    assert sum(parts) == whole + 4096 * 256 * 2, "two stages hold the tied embedding twice"
+    assert card.kv_bytes_per_token(Span(2, 4), Dtype.FLOAT32) == 2 * 2 * 2 * 64 * 4
+
+
+def test_a_shape_as_a_card() -> None:
+    card = describe("llama:128x3")
+    assert (card.num_layers, card.hidden_size, card.vocab_size) == (3, 128, 32000)
+    assert card.eos_token_ids == ()
+    assert card.tokenizer_json is None
+    with pytest.raises(ConfigError, match="multiple of 64"):
+        describe("llama:100x2")
+
+
+def test_end_tokens_are_those_configured(tmp_path: Path) -> None:
+    name = default(tmp_path, "llama", vocab_size=64, hidden_size=32, eos_token_id=[5, 7])
+    assert describe(name).eos_token_ids == (5, 7)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 9}')
+    assert describe(name).eos_token_ids == (9,)
+    (tmp_path / "generation_config.json").unlink()
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["eos_token_id"]  # the class has a default; nobody configured it
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert describe(name).eos_token_ids == ()
+
+
+def test_windows_and_lengths_of_a_card(tmp_path: Path) -> None:
+    kinds = ["sliding_attention", "full_attention"] * 2
+    small = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 64}
+    card = describe(
+        default(tmp_path, "gemma3_text", **small, num_key_value_heads=2, head_dim=8, sliding_window=6, layer_types=kinds)
+    )
+    assert card.layer_windows == (6, 0, 6, 0)
+    assert card.layer_kv_elements == (32,) * 4
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    long = default(
+        tmp_path, "phi3", **small, num_key_value_heads=4, pad_token_id=0, max_position_embeddings=512,
+        original_max_position_embeddings=128, rope_parameters={**rope, "original_max_position_embeddings": 128},
+    )  # fmt: skip
+    assert describe(long).max_positions == 128, "past it, frequencies would depend on the rest of the batch"
+
+
+def test_chat_is_rendered_or_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no chat template"):
+        render_chat("demo", [{"role": "user", "content": "hello"}])
+    for file in Path(str(resolve("demo").directory)).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    template = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}<{{ m.role }}>"
+    (tmp_path / "chat_template.jinja").write_text(template + "{{ m.content }}{% endfor %}<answer>")
+    assert describe(str(tmp_path)).has_chat_template
+    assert render_chat(str(tmp_path), [{"role": "user", "content": "hello"}]) == "<user>hello<answer>"
+    with pytest.raises(ConfigError, match="no system"):
+        render_chat(str(tmp_path), [{"role": "system", "content": "x"}])
