@@ -190,7 +190,9 @@ class Runtime:
         await self._head.prepare()
 
     async def _there(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        assert self._home is not None
+        if self._home is None:
+            coroutine.close()
+            raise RuntimeClosed("the Runtime has not been started: use 'async with bloombee.Runtime(...)'")
         return await asyncio.wrap_future(self._home.run(coroutine))
 
     # -- facts -----------------------------------------------------------------------------
@@ -217,6 +219,15 @@ class Runtime:
     def join_token(self) -> str:
         """The first of :attr:`join_tokens`."""
         return self.join_tokens[0]
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that are waiting or running."""
+        return self._started().num_requests
+
+    async def pages_free(self) -> tuple[int, ...]:
+        """Free KV pages of every stage, asked now; all of them when nothing runs."""
+        return await self._there(self._started().pages_free())
 
     # -- requests --------------------------------------------------------------------------
 
@@ -305,7 +316,7 @@ class Runtime:
         return ids
 
     def _started(self) -> HeadRole:
-        if self._home is None or not hasattr(self, "_head"):
+        if not hasattr(self, "_head"):
             raise RuntimeClosed("the Runtime has not been started: use 'async with bloombee.Runtime(...)'")
         return self._head
 

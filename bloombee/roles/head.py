@@ -71,6 +71,7 @@ from bloombee.wire.join import Admitted, Door
 from bloombee.wire.messages import (
     Ack,
     AnyMessage,
+    Close,
     Closed,
     Gap,
     Goodbye,
@@ -136,7 +137,7 @@ class HeadRole:
         self._processes: dict[int, str] = {}
         self._suspects: dict[WorkerId, float] = {}
         self._requests: dict[int, _Request] = {}
-        self._pages_free: dict[int, int] = {}
+        self._page_counts: dict[int, asyncio.Future[int]] = {}
         self._ticker: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -247,10 +248,21 @@ class HeadRole:
         """Nothing open, under way or being closed."""
         return not self._requests and self._scheduler.is_idle
 
-    @property
-    def pages_free(self) -> dict[int, int]:
-        """Stage -> free KV pages as it last reported with Closed."""
-        return dict(self._pages_free)
+    async def pages_free(self) -> tuple[int, ...]:
+        """Free KV pages of every stage, asked now.
+
+        Raises:
+            RuntimeClosed: the pipeline is not up.
+        """
+        plan = self.plan
+        if plan is None or self._closed or not self._core.is_up:
+            raise RuntimeClosed("the pipeline is not up")
+        answers = {stage.index: asyncio.get_running_loop().create_future() for stage in plan.stages}
+        self._page_counts = answers
+        for stage in plan.stages:
+            message = Close(pipeline=plan.pipeline, epoch=plan.epoch, sequences=(), floor=0)
+            self._send(stage.worker, Lane.CONTROL, message)
+        return tuple(await asyncio.gather(*answers.values()))
 
     def _check_prompt(self, prompt: list[int], params: SamplingParams) -> None:
         card = self.card
@@ -358,8 +370,8 @@ class HeadRole:
             stage = self._core.stage_of(worker)
             if stage is None:
                 raise RemoteProtocolError(f"{type(message).__name__} from a worker without a stage")
-            if isinstance(message, Closed):
-                self._pages_free[stage] = message.pages_free
+            if isinstance(message, Closed) and not message.sequences and not self._page_counts[stage].done():
+                self._page_counts[stage].set_result(message.pages_free)
             self._schedule(FromStage(stage, message, now))
         elif isinstance(message, Goodbye):
             self._gone(worker, f"it said goodbye: {message.reason}")

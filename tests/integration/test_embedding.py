@@ -1,0 +1,93 @@
+"""The Runtime inside somebody else's program: any loop, several at once, nothing global touched."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import uvloop
+
+import bloombee
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_it_leaves_the_process_as_it_was(run: Callable[[Any], None]) -> None:
+    async def use() -> None:
+        async with bloombee.Runtime("demo", workers=1, dtype="float32") as runtime:
+            assert (await runtime.generate("x", max_new_tokens=2)).token_ids
+
+    def state() -> tuple[object, ...]:
+        handlers = tuple(signal.getsignal(number) for number in signal.valid_signals())
+        return handlers, signal.set_wakeup_fd(-1), {thread.name for thread in threading.enumerate()}
+
+    policy = asyncio.get_event_loop_policy()
+    before = state()
+    run(use())
+    deadline = time.monotonic() + 10
+    while state() != before and time.monotonic() < deadline:
+        threading.Event().wait(0.02)
+    assert state() == before
+    assert asyncio.get_event_loop_policy() is policy
+
+
+def test_two_runtimes_in_one_process_do_not_meet() -> None:
+    prompt = "class Stack:\n    def __init__"
+    async def use() -> None:
+        async with (
+            bloombee.Runtime("demo", workers=2, dtype="float32") as one,
+            bloombee.Runtime("demo:draft", workers=1, dtype="float32") as two,
+        ):
+            both = await asyncio.gather(*(runtime.generate(prompt, max_new_tokens=16) for runtime in (one, two, one, two)))
+            assert both[0].token_ids == both[2].token_ids != both[1].token_ids == both[3].token_ids
+            await one.close()
+            assert (await two.generate(prompt, max_new_tokens=16)).token_ids == both[1].token_ids
+
+    asyncio.run(use())
+
+
+def test_a_caller_that_blocks_its_loop_costs_the_swarm_nothing() -> None:
+    """Blocked for longer than a worker may be silent; the tokens are all there afterwards."""
+
+    async def use() -> None:
+        async with bloombee.Runtime("demo", workers=2, dtype="float32", silence_s=1.5, heartbeat_s=0.5) as runtime:
+            whole = (await runtime.generate("import os\n", max_new_tokens=30)).token_ids
+            tokens = runtime.stream("import os\n", max_new_tokens=30)
+            first = await anext(tokens)
+            time.sleep(4)  # noqa: ASYNC251
+            rest = [token async for token in tokens]
+            assert (first.token_id, *(token.token_id for token in rest)) == whole
+
+    asyncio.run(use())
+
+
+def test_the_synchronous_face() -> None:
+    with bloombee.Runtime.sync("demo", workers=2, dtype="float32") as runtime:
+        whole = runtime.generate("import os\n", max_new_tokens=12)
+        pieces = list(runtime.stream("import os\n", max_new_tokens=12))
+        assert "".join(token.text for token in pieces) == whole.text
+        for token in runtime.stream("import os\n", max_new_tokens=12):
+            assert token.text == pieces[0].text
+            break
+        assert len(runtime.plan.stages) == 2
+
+
+def test_a_cancelled_start_leaves_no_process() -> None:
+    import psutil
+
+    async def use() -> None:
+        runtime = bloombee.Runtime("demo", workers=2)
+        start = asyncio.ensure_future(runtime.__aenter__())
+        while not psutil.Process().children(recursive=True):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+
+    before = psutil.Process().children(recursive=True)
+    asyncio.run(use())
+    assert psutil.Process().children(recursive=True) == before

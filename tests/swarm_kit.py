@@ -1,0 +1,33 @@
+"""A started Runtime for tests: its application's event loop runs in a thread, tests hand it coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any
+
+import bloombee
+
+
+class Swarm:
+    """A started Runtime and the loop of the application that embeds it."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+        self.runtime = bloombee.Runtime(**arguments)
+        self.run(self.runtime.__aenter__())
+
+    def run(self, coroutine: Coroutine[Any, Any, Any], timeout: float = 120) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
+
+    def generate(self, prompt: Any, **fields: Any) -> bloombee.Generation:
+        return self.run(self.runtime.generate(prompt, **fields))
+
+    def close(self) -> None:
+        self.run(self.runtime.close())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
