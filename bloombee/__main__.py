@@ -1,6 +1,8 @@
 """``python -m bloombee``: the command line."""
 
+import sys
+
 from bloombee.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -81,11 +81,20 @@ class _Home:
         await self._over.wait()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        """Raises RuntimeClosed if the loop has ended."""
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        except RuntimeError:
+            coroutine.close()
+            raise RuntimeClosed("the Runtime was closed") from None
 
-    def soon(self, action: Callable[..., None], *args: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended: so has everything on it
+    def soon(self, action: Callable[..., None], *args: Any) -> bool:
+        """False: the loop has ended, and so has everything on it."""
+        try:
             self.loop.call_soon_threadsafe(action, *args)
+        except RuntimeError:
+            return False
+        return True
 
     def end(self) -> None:
         """Let the thread end; does not wait."""
@@ -127,6 +136,7 @@ class Runtime:
         self._on_progress = on_progress
         self._home: _Home | None = None
         self._head: HeadRole
+        self._closing: concurrent.futures.Future[None] | None = None
         self._numbers = itertools.count(1)
 
     # -- life ------------------------------------------------------------------------------
@@ -177,13 +187,13 @@ class Runtime:
         home = self._home
         if home is None:
             return
-        if hasattr(self, "_head"):
-            closing = home.run(self._head.close())
-            closing.add_done_callback(lambda _: home.end())
-            with contextlib.suppress(RuntimeError, concurrent.futures.CancelledError):
-                await asyncio.shield(asyncio.wrap_future(closing))
-        else:
+        if not hasattr(self, "_head"):
             home.end()
+            return
+        if self._closing is None:
+            self._closing = home.run(self._head.close())
+            self._closing.add_done_callback(lambda _: home.end())
+        await asyncio.shield(asyncio.wrap_future(self._closing))
 
     async def _prepare(self) -> None:
         self._head = HeadRole(self.config, on_progress=self._on_progress)
@@ -274,7 +284,8 @@ class Runtime:
         channel = _Channel(notify)
         assert self._home is not None
         number = next(self._numbers)
-        self._home.soon(self._submit, number, ids, params, channel)
+        if not self._home.soon(self._submit, number, ids, params, channel):
+            raise RuntimeClosed("the Runtime was closed")
         ended = False
         try:
             while True:
