@@ -42,7 +42,7 @@ def fit(samples: Any, dtype: Dtype, *, channels: int | None = None) -> Table:
     exponents = exponents_of(samples, dtype, channels)
     best: tuple[float, Table] | None = None
     for row_bits in (0, 4, 8):
-        bits, table = _fit_rows(exponents, dtype, row_bits)
+        bits, table = fit_rows(exponents, dtype, row_bits)
         if best is None or bits < best[0] - 1e-4:
             best = bits, table
     assert best is not None
@@ -62,17 +62,12 @@ def exponents_of(samples: Any, dtype: Dtype, channels: int | None = None) -> Byt
     return exponents
 
 
-def _fit_rows(exponents: Bytes, dtype: Dtype, row_bits: int) -> tuple[float, Table]:
-    """(bits a value that it would take on the samples, table) for one width of the row offsets."""
-    rows, d = exponents.shape
-    mean = _channel_means(exponents)
-    row_mean = np.floor((8 * exponents.sum(1, dtype=np.int64) + d) / (2 * d)).astype(np.int64)
-    row_base = int(np.clip(np.median(row_mean), 0, 65535))
-    most = 127 if row_bits == 8 else 7
-    offsets = np.clip(row_mean - row_base, -most - 1, most) if row_bits else np.zeros(rows, np.int64)
-
-    order, shifts, phases = _place_channels(mean)
-    position = phases[None, :] + offsets[:, None]  # [rows, groups], quarter octaves
+def fit_rows(exponents: Bytes, dtype: Dtype, row_bits: int) -> tuple[float, Table]:
+    """(bits a value that it would take on the samples, table) for one width of the row offsets, 0, 4 or 8 bits."""
+    d = exponents.shape[1]
+    row_base = int(np.clip(np.median(_row_means(exponents)), 0, 65535))
+    order, shifts, phases = _place_channels(_channel_means(exponents))
+    position = phases[None, :] + _row_offsets(exponents, row_base, row_bits)[:, None]
     counts = _count(exponents, order, shifts, position)
     clusters = _cluster(counts)
     num_clusters = int(clusters.max()) + 1
@@ -91,6 +86,33 @@ def _fit_rows(exponents: Bytes, dtype: Dtype, row_bits: int) -> tuple[float, Tab
     table_bytes = bytes(int(s) & 255 for s in gathered_shift)
     table = Table(dtype, d, row_bits, row_base, groups, table_bytes, order.astype(np.uint8).tobytes(), tuple(symbols))
     return bits / exponents.size + row_bits / d, table
+
+
+def context_counts(exponents: Bytes, table: Table) -> Floats:
+    """[tables, SPAN + 2] how often each exponent, relative to its place, occurs where each table is used (see _count)."""
+    order = np.frombuffer(table.order, np.uint8).astype(np.int64) if table.order else np.arange(table.channels) % TILE
+    shifts = np.frombuffer(table.shifts, np.uint8).astype(np.int64)[_channels(order)]
+    groups = np.frombuffer(table.groups, np.uint8).astype(np.int64)
+    position = (groups & 3)[None, :] + _row_offsets(exponents, table.row_base, table.row_bits)[:, None]
+    counts = _count(exponents, order, shifts, position)
+    clusters = groups >> 2
+    totals: Floats = np.concatenate([counts[clusters == c].sum(0) for c in range(len(table.symbols) // 4)])
+    return totals
+
+
+def _row_means(exponents: Bytes) -> Ints:
+    """[rows] mean exponent in quarter octaves, rounded."""
+    d = exponents.shape[1]
+    means: Ints = (8 * exponents.sum(1, dtype=np.int64) + d) // (2 * d)
+    return means
+
+
+def _row_offsets(exponents: Bytes, row_base: int, row_bits: int) -> Ints:
+    if row_bits == 0:
+        return np.zeros(len(exponents), np.int64)
+    most = 127 if row_bits == 8 else 7
+    offsets: Ints = np.clip(_row_means(exponents) - row_base, -most - 1, most)
+    return offsets
 
 
 def _channel_means(exponents: Bytes) -> Floats:

@@ -28,4 +28,19 @@ uint32_t update(uint32_t crc, const uint8_t* data, size_t size, const CrcShift& 
 
 }  // namespace checksum_sse42
 
+// Factors that move 16 bytes on by a distance: for their lower and their upper half.
+struct CrcFold {
+    uint64_t low, high;
+};
+
+namespace checksum_vbmi {
+
+constexpr size_t block_bytes = 256;
+
+// The register after `blocks` >= 1 blocks, from `crc` (no initial or final xor). `folds` are for distances of 256, 64
+// and 16 bytes.
+uint32_t update(uint32_t crc, const uint8_t* data, size_t blocks, const CrcFold folds[3]);
+
+}  // namespace checksum_vbmi
+
 }  // namespace bloombee

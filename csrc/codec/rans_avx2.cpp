@@ -180,7 +180,7 @@ uint8_t* encode_blocks(const Blocks& blocks, const uint8_t* symbols, uint32_t* s
     return words;
 }
 
-uint8_t* encode(const Blocks& blocks, const uint8_t* symbols, uint32_t* states, uint8_t* words) {
+uint8_t* encode_unit(const Blocks& blocks, const uint8_t* symbols, uint32_t* states, uint8_t* words) {
     if (blocks.lanes == 32) return encode_blocks<4>(blocks, symbols, states, words);
     if (blocks.lanes == 16) return encode_blocks<2>(blocks, symbols, states, words);
     return encode_blocks<1>(blocks, symbols, states, words);
@@ -230,16 +230,25 @@ const uint8_t* decode_blocks(const Blocks& blocks, uint8_t* symbols, uint32_t* s
     return end;
 }
 
-const uint8_t* decode(const Blocks& blocks, uint8_t* symbols, uint32_t* states, const uint8_t* begin,
-                      const uint8_t* end) {
+const uint8_t* decode_unit(const Blocks& blocks, uint8_t* symbols, uint32_t* states, const uint8_t* begin,
+                           const uint8_t* end) {
     if (blocks.lanes == 32) return decode_blocks<4>(blocks, symbols, states, begin, end);
     if (blocks.lanes == 16) return decode_blocks<2>(blocks, symbols, states, begin, end);
     return decode_blocks<1>(blocks, symbols, states, begin, end);
 }
 
+void encode(const Blocks* blocks, int num, const uint8_t* const* symbols, uint32_t* const* states, uint8_t** words) {
+    for (int u = 0; u < num; ++u) words[u] = encode_unit(blocks[u], symbols[u], states[u], words[u]);
+}
+
+void decode(const Blocks* blocks, int num, uint8_t* const* symbols, uint32_t* const* states,
+            const uint8_t* const* begin, const uint8_t** end) {
+    for (int u = 0; u < num; ++u) end[u] = decode_unit(blocks[u], symbols[u], states[u], begin[u], end[u]);
+}
+
 }  // namespace
 
-const Ops avx2_ops = {"avx2",          split_any,         join_any, split_bits, add_bits, split_low, add_low,
-                      to_symbols_fast, to_exponents_fast, encode,   decode,     nullptr,  nullptr};
+const Ops avx2_ops = {"avx2",  split_any,       join_any,          split_bits, add_bits, split_low,
+                      add_low, to_symbols_fast, to_exponents_fast, encode,     decode,   1};
 
 }  // namespace bloombee::rans

@@ -25,10 +25,10 @@ class Decoder {
         const uint8_t* at = message_ + a_.units;
         Scratch* const s = scratch();
         for (uint64_t index = 0; index < a_.num_units;) {
-            Piece pieces[2];
-            int num = 0;
-            do {
-                Piece& p = pieces[num];
+            Piece pieces[max_units];
+            const int num = batch_at(ops_, a_, index);
+            for (int k = 0; k < num; ++k, ++index) {
+                Piece& p = pieces[k];
                 p.unit = a_.unit(index);
                 const uint32_t entry = single ? 0 : load<uint32_t>(directory + index * directory_entry_bytes);
                 const size_t size = single ? static_cast<size_t>(directory - at) : entry & 0x3ffff;
@@ -36,10 +36,9 @@ class Decoder {
                 if (size > static_cast<size_t>(directory - at)) return "unit reaches beyond the message";
                 p.begin = at;
                 p.end = at += size;
-                if (const char* why = prepare(p, s[num])) return why;
-                ++index, ++num;
-            } while (num == 1 && index < a_.num_units && pairs_with(pieces[0], a_.unit(index)));
-            if (const char* why = decode_words(pieces, num, s)) return why;
+                if (const char* why = prepare(p, s[k])) return why;
+            }
+            if (!decode_words(pieces, num, s)) return "words do not end where their unit starts";
             for (int k = 0; k < num; ++k)
                 if (const char* why = finish(pieces[k], s[k])) return why;
         }
@@ -55,10 +54,6 @@ class Decoder {
         uint32_t num_escapes;
         bool raw() const { return num_escapes == raw_unit; }
     };
-
-    bool pairs_with(const Piece& first, const Unit& next) const {
-        return ops_.decode2 && a_.lanes == max_lanes && !first.raw() && next.coded() == first.unit.coded();
-    }
 
     // Finds the parts of a unit, and which table each of its blocks uses.
     const char* prepare(Piece& p, Scratch& s) {
@@ -80,42 +75,43 @@ class Decoder {
         return nullptr;
     }
 
-    const char* decode_words(Piece* p, int num, Scratch* s) {
-        const char* const outside = "words do not end where their unit starts";
-        if (num == 2 && !p[1].raw()) {
-            const Blocks blocks[2] = {blocks_of(a_, t_, s[0], p[0].unit), blocks_of(a_, t_, s[1], p[1].unit)};
-            uint8_t* const symbols[2] = {s[0].symbols, s[1].symbols};
-            uint32_t* const states[2] = {s[0].states, s[1].states};
-            const uint8_t* const begin[2] = {p[0].begin, p[1].begin};
-            const uint8_t* end[2] = {p[0].words_end, p[1].words_end};
-            ops_.decode2(blocks, symbols, states, begin, end);
-            return end[0] == begin[0] && end[1] == begin[1] ? nullptr : outside;
+    bool decode_words(const Piece* p, int num, Scratch* s) {
+        Blocks blocks[max_units];
+        uint8_t* symbols[max_units];
+        uint32_t* states[max_units];
+        const uint8_t *begin[max_units], *end[max_units];
+        int coded = 0;
+        for (int k = 0; k < num; ++k) {
+            if (p[k].raw()) continue;
+            blocks[coded] = blocks_of(a_, t_, s[k], p[k].unit);
+            symbols[coded] = s[k].symbols, states[coded] = s[k].states;
+            begin[coded] = p[k].begin, end[coded] = p[k].words_end;
+            ++coded;
         }
-        if (p[0].raw()) return nullptr;
-        const uint8_t* end =
-            ops_.decode(blocks_of(a_, t_, s[0], p[0].unit), s[0].symbols, s[0].states, p[0].begin, p[0].words_end);
-        return end == p[0].begin ? nullptr : outside;
+        if (coded == 0) return true;
+        ops_.decode(blocks, coded, symbols, states, begin, end);
+        for (int k = 0; k < coded; ++k)
+            if (end[k] != begin[k]) return false;
+        return true;
     }
 
-    // Exponents and values of a unit whose symbols are there.
+    // Values of a unit whose symbols are there, row by row so that a row's exponents stay near.
     const char* finish(const Piece& p, Scratch& s) {
         const Unit& u = p.unit;
-        const uint8_t* exponents = s.exponents;
         if (p.raw()) {
-            exponents = p.begin + u.seeds;
-        } else {
-            if (const char* why = check_states(u, s)) return why;
-            const uint8_t *escapes = p.escapes, *const end = p.escapes + p.num_escapes;
-            for (uint32_t row = 0; row < u.num_rows; ++row) {
-                escapes =
-                    ops_.to_exponents(row_of(view_, s, u, row), s.symbols + size_t{row} * u.groups() * group_values,
-                                      s.exponents + size_t{row} * u.num_channels, escapes, end);
-                if (!escapes) return "too few escapes";
-            }
-            if (escapes != end) return "escapes left over";
+            for (uint32_t row = 0; row < u.num_rows; ++row)
+                join(u, row, p.begin + u.seeds + size_t{row} * u.num_channels, s);
+            return nullptr;
         }
-        for (uint32_t row = 0; row < u.num_rows; ++row) join(u, row, exponents, s);
-        return nullptr;
+        if (const char* why = check_states(u, s)) return why;
+        const uint8_t *escapes = p.escapes, *const end = p.escapes + p.num_escapes;
+        for (uint32_t row = 0; row < u.num_rows; ++row) {
+            escapes = ops_.to_exponents(row_of(view_, s, u, row), s.symbols + size_t{row} * u.groups() * group_values,
+                                        s.exponents, escapes, end);
+            if (!escapes) return "too few escapes";
+            join(u, row, s.exponents, s);
+        }
+        return escapes == end ? nullptr : "escapes left over";
     }
 
     // What the states were seeded with: 1 in bit 16 and two bytes of the seed plane.
@@ -130,13 +126,16 @@ class Decoder {
         return nullptr;
     }
 
+    // `exponents` are the row's own.
     void join(const Unit& u, uint32_t row, const uint8_t* exponents, const Scratch& s) {
         const uint64_t r = u.first_row + row;
         const size_t element = element_size(a_.dtype);
         uint8_t* const values = values_ + r * stride_ + u.first_channel * element;
-        in_pieces(u, row, [&](uint32_t i, uint32_t n, bool seeds) {
-            ops_.join(a_.dtype, exponents + i, seeds ? s.seeds + i : message_ + u.seed_plane + (i - u.seeds), n,
-                      values + (i - row * u.num_channels) * element);
+        const uint32_t start = row * u.num_channels;
+        in_pieces(u, row, [&](uint32_t i, uint32_t n, bool in_states) {
+            ops_.join(a_.dtype, exponents + (i - start),
+                      in_states ? s.seeds + i : message_ + u.seed_plane + (i - u.seeds), n,
+                      values + (i - start) * element);
         });
         if (a_.dtype == code_fp16) {
             add_row_bits(r, u, values);

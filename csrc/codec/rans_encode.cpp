@@ -24,24 +24,20 @@ class Encoder {
         Scratch* const s = scratch();
         std::unique_ptr<uint32_t[]> directory(single ? nullptr : new uint32_t[a_.num_units]);
         for (uint64_t index = 0; index < a_.num_units;) {
-            const Unit first = a_.unit(index);
-            const bool two = ops_.encode2 && a_.lanes == max_lanes && index + 1 < a_.num_units &&
-                             a_.unit(index + 1).coded() == first.coded();
-            const Unit units[2] = {first, a_.unit(two ? index + 1 : index)};
-            uint8_t* ends[2];
-            encode_words(units, two ? 2 : 1, s, ends);
-            for (int k = 0; k < (two ? 2 : 1); ++k, ++index) {
-                const size_t room = limit - trailer - at;
+            Unit units[max_units];
+            uint8_t* ends[max_units];
+            const int num = batch_at(ops_, a_, index);
+            for (int k = 0; k < num; ++k) units[k] = a_.unit(index + k);
+            encode_words(units, num, s, ends);
+            for (int k = 0; k < num; ++k, ++index) {
                 uint32_t num_escapes = escapes_[k];
-                const size_t size = append(units[k], s[k], ends[k], num_escapes, room, out_ + at);
-                if (size == 0) return 0;
+                const size_t size = append(units[k], s[k], ends[k], num_escapes, limit - trailer - at, out_ + at);
+                if (size == 0 || (single && num_escapes > 255)) return 0;
                 at += size;
-                if (!single)
-                    directory[index] = static_cast<uint32_t>(size) | num_escapes << 18;
-                else if (num_escapes > 255)
-                    return 0;
-                else
+                if (single)
                     escapes = static_cast<uint8_t>(num_escapes);
+                else
+                    directory[index] = static_cast<uint32_t>(size) | num_escapes << 18;
             }
         }
         if (!single) std::memcpy(out_ + at, directory.get(), trailer);
@@ -50,36 +46,27 @@ class Encoder {
 
   private:
     void encode_words(const Unit* units, int num, Scratch* s, uint8_t** ends) {
-        Blocks blocks[2];
+        Blocks blocks[max_units];
+        const uint8_t* symbols[max_units];
+        uint32_t* states[max_units];
         for (int k = 0; k < num; ++k) {
-            split(units[k], s[k]);
-            escapes_[k] = symbols(units[k], s[k]);
+            escapes_[k] = split(units[k], s[k]);
             blocks[k] = blocks_of(a_, t_, s[k], units[k]);
+            symbols[k] = s[k].symbols, states[k] = s[k].states, ends[k] = s[k].words;
             for (int lane = 0; lane < a_.lanes; ++lane)
                 s[k].states[lane] = 1u << 16 | s[k].seeds[2 * lane] | uint32_t{s[k].seeds[2 * lane + 1]} << 8;
         }
-        if (num == 2) {
-            const uint8_t* const symbols[2] = {s[0].symbols, s[1].symbols};
-            uint32_t* const states[2] = {s[0].states, s[1].states};
-            ends[0] = s[0].words, ends[1] = s[1].words;
-            ops_.encode2(blocks, symbols, states, ends);
-        } else {
-            ends[0] = ops_.encode(blocks[0], s[0].symbols, s[0].states, s[0].words);
-        }
+        ops_.encode(blocks, num, symbols, states, ends);
     }
 
-    // Values -> exponents and planes, and the row's place in the table.
-    void split(const Unit& u, Scratch& s) {
+    // Values -> planes and symbols, row by row so that a row's exponents stay near. Returns the number of escapes.
+    uint32_t split(const Unit& u, Scratch& s) {
         std::memset(s.seeds, 0, sizeof s.seeds);
-        const size_t element = element_size(a_.dtype);
+        uint8_t* escapes = s.escapes;
         for (uint32_t row = 0; row < u.num_rows; ++row) {
             const uint64_t r = u.first_row + row;
-            const uint8_t* values = values_ + r * stride_ + u.first_channel * element;
-            uint64_t sum = 0;
-            in_pieces(u, row, [&](uint32_t i, uint32_t n, bool seeds) {
-                sum += ops_.split(a_.dtype, values + (i - row * u.num_channels) * element, n, s.exponents + i,
-                                  seeds ? s.seeds + i : out_ + u.seed_plane + (i - u.seeds));
-            });
+            const uint8_t* const values = values_of(u, row);
+            uint64_t sum = split_row(u, row, s.exponents, s.seeds);
             split_rest(values, r, u);
             int offset = 0;
             if (a_.row_bits != 0) {
@@ -88,7 +75,25 @@ class Encoder {
                 if (u.first_channel == 0) write_offset(a_, out_, r, offset);
             }
             place_row(view_, u, row, offset, s);
+            escapes = ops_.to_symbols(row_of(view_, s, u, row), s.exponents,
+                                      s.symbols + size_t{row} * u.groups() * group_values, escapes);
         }
+        return static_cast<uint32_t>(escapes - s.escapes);
+    }
+
+    const uint8_t* values_of(const Unit& u, uint32_t row) const {
+        return values_ + (u.first_row + row) * stride_ + u.first_channel * element_size(a_.dtype);
+    }
+
+    // One row's exponents and its part of the seed plane; returns the sum of the exponents.
+    uint64_t split_row(const Unit& u, uint32_t row, uint8_t* exponents, uint8_t* seeds) {
+        const uint32_t start = row * u.num_channels;
+        uint64_t sum = 0;
+        in_pieces(u, row, [&](uint32_t i, uint32_t n, bool in_states) {
+            sum += ops_.split(a_.dtype, values_of(u, row) + (i - start) * element_size(a_.dtype), n,
+                              exponents + (i - start), in_states ? seeds + i : out_ + u.seed_plane + (i - u.seeds));
+        });
+        return sum;
     }
 
     void split_rest(const uint8_t* values, uint64_t r, const Unit& u) {
@@ -122,16 +127,8 @@ class Encoder {
         return summed_;
     }
 
-    uint32_t symbols(const Unit& u, Scratch& s) {
-        uint8_t* end = s.escapes;
-        for (uint32_t row = 0; row < u.num_rows; ++row)
-            end = ops_.to_symbols(row_of(view_, s, u, row), s.exponents + size_t{row} * u.num_channels,
-                                  s.symbols + size_t{row} * u.groups() * group_values, end);
-        return static_cast<uint32_t>(end - s.escapes);
-    }
-
     // One unit: words, padding, escapes, states; or raw. Returns its size (even), 0 if there is no room.
-    size_t append(const Unit& u, const Scratch& s, const uint8_t* words_end, uint32_t& num_escapes, size_t room,
+    size_t append(const Unit& u, Scratch& s, const uint8_t* words_end, uint32_t& num_escapes, size_t room,
                   uint8_t* to) {
         uint8_t states[max_state_bytes];
         const size_t words = static_cast<size_t>(words_end - s.words), packed = pack_states(s.states, a_.lanes, states);
@@ -147,12 +144,15 @@ class Encoder {
         return size;
     }
 
-    size_t append_raw(const Unit& u, const Scratch& s, uint32_t& num_escapes, size_t size, size_t room, uint8_t* to) {
+    size_t append_raw(const Unit& u, Scratch& s, uint32_t& num_escapes, size_t size, size_t room, uint8_t* to) {
         if (size > room) return 0;
         num_escapes = raw_unit;
         to[size - 1] = 0;
         std::memcpy(to, s.seeds, u.seeds);
-        std::memcpy(to + u.seeds, s.exponents, u.values());
+        for (uint32_t row = 0; row < u.num_rows; ++row) {
+            split_row(u, row, s.exponents, s.seeds);
+            std::memcpy(to + u.seeds + size_t{row} * u.num_channels, s.exponents, u.num_channels);
+        }
         return size;
     }
 
@@ -163,7 +163,7 @@ class Encoder {
     TableView view_;
     const Layout& a_;
     uint8_t* out_;
-    uint32_t escapes_[2] = {};
+    uint32_t escapes_[max_units] = {};
     uint64_t summed_row_ = ~uint64_t{0}, summed_ = 0;
 };
 

@@ -36,9 +36,9 @@ inline uint32_t message_checksum(const uint8_t* message, size_t size, const Tabl
 
 constexpr int lanes_code(int lanes) { return lanes == 8 ? 0 : lanes == 16 ? 1 : 2; }
 
-// Scratch of one unit; one pair a thread, so that nothing is allocated per message.
+// Scratch of one unit; max_units of them a thread, so that nothing is allocated per message.
 struct Scratch {
-    uint8_t exponents[unit_coded + exponent_room];
+    uint8_t exponents[unit_coded + exponent_room];  // of one row
     uint8_t symbols[unit_coded + symbol_room];
     uint8_t words[unit_coded + max_lanes * 2 + word_room];
     uint8_t escapes[unit_coded];
@@ -49,8 +49,20 @@ struct Scratch {
 };
 
 inline Scratch* scratch() {
-    thread_local const std::unique_ptr<Scratch[]> two(new Scratch[2]());
-    return two.get();
+    thread_local const std::unique_ptr<Scratch[]> all(new Scratch[max_units]());
+    return all.get();
+}
+
+// How many of the units from `index` on are coded together: those of the largest number of lanes, and only if alike.
+inline int batch_at(const Ops& ops, const Layout& a, uint64_t index) {
+    const uint64_t left = a.num_units - index;
+    for (int num = a.lanes == max_lanes ? ops.units : 1; num > 1; num /= 2) {
+        if (left < static_cast<uint64_t>(num)) continue;
+        bool alike = true;
+        for (int k = 1; k < num; ++k) alike &= a.unit(index + k).coded() == a.unit(index).coded();
+        if (alike) return num;
+    }
+    return 1;
 }
 
 inline Row row_of(const TableView& t, const Scratch& s, const Unit& u, uint32_t row) {
@@ -75,7 +87,8 @@ inline Blocks blocks_of(const Layout& a, const Table& t, const Scratch& s, const
 
 inline int row_offset(const Table& t, uint64_t sum) {
     // Mean exponent in quarter octaves, rounded.
-    const int64_t mean = static_cast<int64_t>((8 * sum + t.channels) / (2 * uint64_t{t.channels}));
+    // 8 * 255 * max_channels fits into 32 bits, whose division is faster.
+    const int64_t mean = (8 * static_cast<uint32_t>(sum) + t.channels) / (2 * t.channels);
     const int64_t most = t.row_bits == 8 ? 127 : 7;
     return static_cast<int>(std::clamp<int64_t>(mean - t.row_base, -most - 1, most));
 }

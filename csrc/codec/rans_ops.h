@@ -15,6 +15,8 @@ constexpr size_t word_room = 64;       // after the words that encode writes
 constexpr size_t words_before = 128;   // before the words that decode reads
 constexpr size_t words_after = 32;     // and after them, for 8 lanes 16
 
+constexpr int max_units = 4;
+
 // One row (or piece of one) on its way to symbols or back. Its first channel is a multiple of 256; `shift`, `order`
 // and `inverse` start there.
 struct Row {
@@ -54,16 +56,16 @@ struct Ops {
     // Inverse. Takes escapes from `escapes` on; returns where the next one is, nullptr if there are too few.
     const uint8_t* (*to_exponents)(const Row& row, const uint8_t* symbols, uint8_t* exponents, const uint8_t* escapes,
                                    const uint8_t* escapes_end);
-    // Encodes a unit, last symbol first. `states` [lanes] in and out; returns the end of the words.
-    uint8_t* (*encode)(const Blocks& blocks, const uint8_t* symbols, uint32_t* states, uint8_t* words);
-    // Decodes it; words are taken from `end` downwards. Returns where that stopped; nullptr: below `begin`.
-    const uint8_t* (*decode)(const Blocks& blocks, uint8_t* symbols, uint32_t* states, const uint8_t* begin,
-                             const uint8_t* end);
-    // The same for two units of 32 lanes and equally many blocks side by side; nullptr where that is no faster.
-    void (*encode2)(const Blocks blocks[2], const uint8_t* const symbols[2], uint32_t* const states[2],
-                    uint8_t* words[2]);
-    void (*decode2)(const Blocks blocks[2], uint8_t* const symbols[2], uint32_t* const states[2],
-                    const uint8_t* const begin[2], const uint8_t* end[2]);
+    // Encodes `num` units of equally many blocks and lanes, each from its last symbol to its first. states[u] [lanes]
+    // in and out; words[u] in: where its words go, out: where they end.
+    void (*encode)(const Blocks* blocks, int num, const uint8_t* const* symbols, uint32_t* const* states,
+                   uint8_t** words);
+    // Decodes them; words are taken from end[u] downwards. end[u] out: where that stopped; nullptr if it went below
+    // begin[u] in any unit.
+    void (*decode)(const Blocks* blocks, int num, uint8_t* const* symbols, uint32_t* const* states,
+                   const uint8_t* const* begin, const uint8_t** end);
+    // How many units at a time are fastest; at most max_units.
+    int units;
 };
 
 extern const Ops scalar_ops;

@@ -13,7 +13,7 @@ const uint8_t* to_exponents(const Row& row, const uint8_t* symbols, uint8_t* exp
     return to_exponents_from(row, 0, symbols, exponents, escapes, escapes_end);
 }
 
-uint8_t* encode(const Blocks& blocks, const uint8_t* symbols, uint32_t* states, uint8_t* words) {
+uint8_t* encode_unit(const Blocks& blocks, const uint8_t* symbols, uint32_t* states, uint8_t* words) {
     const int lanes = blocks.lanes;
     for (size_t block = blocks.num_blocks; block-- > 0;) {
         const SymbolTable& t = blocks.tables[blocks.table[block]];
@@ -34,8 +34,8 @@ uint8_t* encode(const Blocks& blocks, const uint8_t* symbols, uint32_t* states, 
     return words;
 }
 
-const uint8_t* decode(const Blocks& blocks, uint8_t* symbols, uint32_t* states, const uint8_t* begin,
-                      const uint8_t* end) {
+const uint8_t* decode_unit(const Blocks& blocks, uint8_t* symbols, uint32_t* states, const uint8_t* begin,
+                           const uint8_t* end) {
     const int lanes = blocks.lanes;
     for (size_t block = 0; block < blocks.num_blocks; ++block) {
         const SymbolTable& t = blocks.tables[blocks.table[block]];
@@ -60,10 +60,19 @@ const uint8_t* decode(const Blocks& blocks, uint8_t* symbols, uint32_t* states, 
     return end;
 }
 
+void encode(const Blocks* blocks, int num, const uint8_t* const* symbols, uint32_t* const* states, uint8_t** words) {
+    for (int u = 0; u < num; ++u) words[u] = encode_unit(blocks[u], symbols[u], states[u], words[u]);
+}
+
+void decode(const Blocks* blocks, int num, uint8_t* const* symbols, uint32_t* const* states,
+            const uint8_t* const* begin, const uint8_t** end) {
+    for (int u = 0; u < num; ++u) end[u] = decode_unit(blocks[u], symbols[u], states[u], begin[u], end[u]);
+}
+
 }  // namespace
 
-const Ops scalar_ops = {"scalar",   split,        join,   split_bits, add_bits, split_low, add_low,
-                        to_symbols, to_exponents, encode, decode,     nullptr,  nullptr};
+const Ops scalar_ops = {"scalar", split,      join,         split_bits, add_bits, split_low,
+                        add_low,  to_symbols, to_exponents, encode,     decode,   1};
 
 const Ops& current_ops() {
 #if BLOOMBEE_X86

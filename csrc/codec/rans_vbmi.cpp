@@ -208,9 +208,12 @@ uint8_t* to_symbols(const Row& row, const uint8_t* exponents, uint8_t* symbols, 
             const __m512i index = _mm512_sub_epi8(e, start);
             const __mmask64 inside = _mm512_cmplt_epu8_mask(index, _mm512_set1_epi8(static_cast<char>(t.window)));
             __m512i s = _mm512_maskz_add_epi8(inside, index, one);
-            if (t.has_zero) s = _mm512_mask_mov_epi8(s, _mm512_cmpeq_epi8_mask(e, zero), _mm512_set1_epi8(zero_symbol));
-            const __mmask64 real = first64(row.num_channels - at);
-            s = _mm512_mask_mov_epi8(_mm512_set1_epi8(static_cast<char>(t.fill)), real, s);
+            // No branch: tables with and without a symbol for exponent 0 may alternate.
+            const __mmask64 zeros = _mm512_mask_cmpeq_epi8_mask(0 - uint64_t{t.has_zero}, e, zero);
+            s = _mm512_mask_mov_epi8(s, zeros, _mm512_set1_epi8(zero_symbol));
+            if (__builtin_expect(row.num_channels - at < 64, 0))
+                s = _mm512_mask_mov_epi8(_mm512_set1_epi8(static_cast<char>(t.fill)), first64(row.num_channels - at),
+                                         s);
             _mm512_storeu_si512(symbols + at, s);
             __mmask64 escaped = _mm512_testn_epi8_mask(s, s);
             if (__builtin_expect(escaped != 0, 0)) {
@@ -306,18 +309,18 @@ inline void encode_blocks(const Blocks* blocks, const uint8_t* const* symbols, u
     }
 }
 
-uint8_t* encode(const Blocks& blocks, const uint8_t* symbols, uint32_t* states, uint8_t* words) {
-    if (blocks.lanes == 32)
-        encode_blocks<1, 2, 32>(&blocks, &symbols, &states, &words);
-    else if (blocks.lanes == 16)
-        encode_blocks<1, 1, 16>(&blocks, &symbols, &states, &words);
-    else
-        encode_blocks<1, 1, 8>(&blocks, &symbols, &states, &words);
-    return words;
-}
-
-void encode2(const Blocks blocks[2], const uint8_t* const symbols[2], uint32_t* const states[2], uint8_t* words[2]) {
-    encode_blocks<2, 2, 32>(blocks, symbols, states, words);
+void encode(const Blocks* blocks, int num, const uint8_t* const* symbols, uint32_t* const* states, uint8_t** words) {
+    const int lanes = blocks[0].lanes;
+    if (lanes == 32 && num == 4) return encode_blocks<4, 2, 32>(blocks, symbols, states, words);
+    if (lanes == 32 && num == 2) return encode_blocks<2, 2, 32>(blocks, symbols, states, words);
+    for (int u = 0; u < num; ++u) {
+        if (lanes == 32)
+            encode_blocks<1, 2, 32>(blocks + u, symbols + u, states + u, words + u);
+        else if (lanes == 16)
+            encode_blocks<1, 1, 16>(blocks + u, symbols + u, states + u, words + u);
+        else
+            encode_blocks<1, 1, 8>(blocks + u, symbols + u, states + u, words + u);
+    }
 }
 
 struct DecodeTable {
@@ -350,7 +353,7 @@ inline __m512i refill16(__m512i x, __mmask16 needs, __m256i words) {
 }
 
 template <int units, int vectors, int lanes>
-inline bool decode_blocks(const Blocks* blocks, uint8_t* const* symbols, uint32_t* const* states,
+inline void decode_blocks(const Blocks* blocks, uint8_t* const* symbols, uint32_t* const* states,
                           const uint8_t* const* begin, const uint8_t** end) {
     constexpr __mmask16 active = lanes < 16 ? (1u << lanes) - 1 : 0xffff;
     __m512i x[units][vectors];
@@ -390,28 +393,26 @@ inline bool decode_blocks(const Blocks* blocks, uint8_t* const* symbols, uint32_
         end[u] = ok ? w[u] : nullptr;
         for (int v = 0; v < vectors; ++v) _mm512_mask_storeu_epi32(states[u] + 16 * v, active, x[u][v]);
     }
-    return ok;
 }
 
-const uint8_t* decode(const Blocks& blocks, uint8_t* symbols, uint32_t* states, const uint8_t* begin,
-                      const uint8_t* end) {
-    if (blocks.lanes == 32)
-        decode_blocks<1, 2, 32>(&blocks, &symbols, &states, &begin, &end);
-    else if (blocks.lanes == 16)
-        decode_blocks<1, 1, 16>(&blocks, &symbols, &states, &begin, &end);
-    else
-        decode_blocks<1, 1, 8>(&blocks, &symbols, &states, &begin, &end);
-    return end;
-}
-
-void decode2(const Blocks blocks[2], uint8_t* const symbols[2], uint32_t* const states[2],
-             const uint8_t* const begin[2], const uint8_t* end[2]) {
-    decode_blocks<2, 2, 32>(blocks, symbols, states, begin, end);
+void decode(const Blocks* blocks, int num, uint8_t* const* symbols, uint32_t* const* states,
+            const uint8_t* const* begin, const uint8_t** end) {
+    const int lanes = blocks[0].lanes;
+    if (lanes == 32 && num == 4) return decode_blocks<4, 2, 32>(blocks, symbols, states, begin, end);
+    if (lanes == 32 && num == 2) return decode_blocks<2, 2, 32>(blocks, symbols, states, begin, end);
+    for (int u = 0; u < num; ++u) {
+        if (lanes == 32)
+            decode_blocks<1, 2, 32>(blocks + u, symbols + u, states + u, begin + u, end + u);
+        else if (lanes == 16)
+            decode_blocks<1, 1, 16>(blocks + u, symbols + u, states + u, begin + u, end + u);
+        else
+            decode_blocks<1, 1, 8>(blocks + u, symbols + u, states + u, begin + u, end + u);
+    }
 }
 
 }  // namespace
 
-const Ops vbmi_ops = {"avx512",   split,        join,   split_bits, add_bits, split_low, add_low,
-                      to_symbols, to_exponents, encode, decode,     encode2,  decode2};
+const Ops vbmi_ops = {"avx512", split,      join,         split_bits, add_bits, split_low,
+                      add_low,  to_symbols, to_exponents, encode,     decode,   4};
 
 }  // namespace bloombee::rans

@@ -19,7 +19,7 @@ SOURCES = [
 ]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX2 = ["-mavx2", "-mbmi", "-mbmi2", "-mlzcnt", "-mpopcnt", "-msse4.2", "-mpclmul"]
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi", "-mavx512vbmi2"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi", "-mavx512vbmi2", "-mvpclmulqdq"]
 LEVELS = {"_sse42": ["-msse4.2", "-mpclmul"], "_avx2": AVX2, "_vbmi": AVX512 + AVX2}
 NUM_INPUTS = 20000
 

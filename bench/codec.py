@@ -1,0 +1,320 @@
+"""The activation codec against entropy and against public codecs, on tensors of a safetensors file.
+
+    python bench/codec.py --input FILE.safetensors ... [--peers] [--isa best|all] [--device cuda] [--json PATH]
+
+Every tensor is taken as [rows, d]. The table is fitted to the first half of its rows; what is scored is the second
+half: whole, and cut into messages of whole rows of about 512 B, 8 KB and 16 KB. ``ratio`` = bytes of the second half /
+(all messages + the table, sent once). GB/s are raw bytes over the fastest run of one thread, through Python; times of
+messages are medians. ``--peers`` adds those of zstandard, blosc2, zipnn, lz4 and pcodec that can be imported.
+Tensors come from tools/dump_activations.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bloombee import _native
+from bloombee.codec import api
+from bloombee.codec.fit import SPAN, context_counts, exponents_of, fit, fit_rows
+from bloombee.codec.table import Table
+from bloombee.types import Dtype
+
+MESSAGE_BYTES = (512, 8 << 10, 16 << 10)
+MAX_MESSAGES = 512
+"""Of one size and tensor that are timed; all are counted in the ratio."""
+WORDS = {Dtype.BFLOAT16: np.uint16, Dtype.FLOAT16: np.uint16, Dtype.FLOAT32: np.uint32}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the output."""
+
+    tensor: str
+    dtype: str
+    shape: tuple[int, int]
+    message_bytes: int
+    codec: str
+    isa: str
+    ratio: float
+    encode_gb_per_s: float
+    decode_gb_per_s: float
+    encode_us: float
+    decode_us: float
+    encode_us_p90: float
+    decode_us_p90: float
+    exact: bool
+    entropy_order0_bits: float
+    entropy_context_bits: float
+    table_bytes: int
+
+
+@dataclass(frozen=True)
+class Codec:
+    """``encode`` gives an encoded message, ``decode`` gives something with the bytes of the matrix."""
+
+    name: str
+    isa: str
+    encode: Callable[[np.ndarray], Any]
+    decode: Callable[[Any, np.ndarray], Any]
+    table_bytes: int = 0
+
+
+# -- entropies ---------------------------------------------------------------------------------
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Bits that ``counts`` occurrences take together, each coded with its own share."""
+    counts = counts[counts > 0]
+    return float(-(counts * np.log2(counts / counts.sum())).sum())
+
+
+def raw_bits(x: np.ndarray, dtype: Dtype) -> float:
+    """Bits a value outside the exponent: taken as noise, but for fp32's low bytes that are 0 everywhere."""
+    if dtype is not Dtype.FLOAT32:
+        return 8.0 if dtype is Dtype.BFLOAT16 else 11.0
+    return 8.0 + 8 * bool((x & 0xFF).any()) + 8 * bool((x >> 8 & 0xFF).any())
+
+
+def entropies(train: np.ndarray, test: np.ndarray, dtype: Dtype) -> tuple[float, float]:
+    """(order-0, context) bits a value of ``test``.
+
+    The context is the codec's own kind (channel groups of 64, 4 clusters, 4 phases), with the rows' offsets or without,
+    whichever is less; the offsets are free here and the probabilities are those of ``test`` itself, unrounded.
+    """
+    e_train, e_test = exponents_of(train, dtype), exponents_of(test, dtype)
+    rest = raw_bits(test, dtype)
+    order0 = entropy(np.bincount(e_test.ravel(), minlength=256)) / test.size
+    context = order0
+    for row_bits in (0, 8):
+        counts = context_counts(e_test, fit_rows(e_train, dtype, row_bits)[1])
+        assert counts.shape[1] == SPAN + 2
+        context = min(context, sum(entropy(c) for c in counts) / test.size)
+    return rest + order0, rest + context
+
+
+# -- codecs ------------------------------------------------------------------------------------
+
+
+def ours(table: Table, dtype: Dtype, longest: int, isa: str) -> Codec:
+    """On the CPU. Buffers are the caller's in real use, so they are made once here."""
+    out = bytearray(api.bound(longest, dtype))
+    view = memoryview(out)
+    tables = {table.key: table}
+
+    def encode(x: np.ndarray) -> memoryview:
+        return view[: api.encode(x, shape=x.shape, dtype=dtype, table=table, out=out)]
+
+    def decode(message: Any, into: np.ndarray) -> np.ndarray:
+        api.decode(message, into, shape=into.shape, dtype=dtype, tables=tables)
+        return into
+
+    return Codec("bloombee", isa, encode, decode, len(table.to_bytes()))
+
+
+def peer_codecs(dtype: Dtype) -> Iterator[Codec]:
+    """Those public codecs that are installed, in the settings that suit this data best."""
+    word = np.dtype(WORDS[dtype])
+    for module, make in (
+        ("zstandard", _zstandard), ("blosc2", _blosc2), ("zipnn", _zipnn), ("lz4.frame", _lz4), ("pcodec", _pcodec),
+    ):  # fmt: skip
+        try:
+            found = importlib.import_module(module)
+        except ImportError as error:
+            print(f"peer {module}: {error}", file=sys.stderr)
+            continue
+        yield from make(found, dtype, word)
+
+
+def _zstandard(zstandard: Any, dtype: Dtype, word: np.dtype) -> Iterator[Codec]:
+    for level in (-1, 3):
+        c, d = zstandard.ZstdCompressor(level=level), zstandard.ZstdDecompressor()
+        yield Codec(f"zstd {level}", "", lambda x, c=c: c.compress(x.data), lambda m, _, d=d: d.decompress(m))
+
+
+def _blosc2(blosc2: Any, dtype: Dtype, word: np.dtype) -> Iterator[Codec]:
+    blosc2.set_nthreads(1)
+
+    def encode(x: np.ndarray) -> bytes:
+        return blosc2.compress2(
+            x, codec=blosc2.Codec.ZSTD, clevel=1, typesize=word.itemsize, filters=[blosc2.Filter.SHUFFLE], nthreads=1
+        )
+
+    yield Codec("blosc2 shuffle+zstd1", "", encode, lambda m, _: blosc2.decompress2(m, nthreads=1))
+
+
+def _zipnn(zipnn: Any, dtype: Dtype, word: np.dtype) -> Iterator[Codec]:
+    kind = {Dtype.BFLOAT16: "bfloat16", Dtype.FLOAT16: "float16", Dtype.FLOAT32: "float32"}[dtype]
+    z = zipnn.ZipNN(input_format="byte", bytearray_dtype=kind, threads=1)
+    yield Codec("zipnn", "", lambda x: z.compress(x.tobytes()), lambda m, _: z.decompress(m))
+
+
+def _lz4(lz4: Any, dtype: Dtype, word: np.dtype) -> Iterator[Codec]:
+    yield Codec("lz4", "", lambda x: lz4.compress(x.tobytes()), lambda m, _: lz4.decompress(m))
+
+
+def _pcodec(pcodec: Any, dtype: Dtype, word: np.dtype) -> Iterator[Codec]:
+    config = pcodec.ChunkConfig()
+    simple = pcodec.standalone
+    yield Codec(
+        "pcodec",
+        "",
+        lambda x: simple.simple_compress(np.ascontiguousarray(x).ravel(), config),
+        lambda m, _: simple.simple_decompress(m),
+    )
+
+
+def device_codec(table: Table, dtype: Dtype, longest: int, channels: int) -> Codec:
+    """On the GPU, activations and messages both there; a run ends when the stream is empty."""
+    from bloombee.codec.device import DeviceCodec
+
+    return DeviceCodec.for_benchmark(table, dtype, longest, channels)
+
+
+# -- measuring ---------------------------------------------------------------------------------
+
+
+def timed(function: Callable[[], Any], seconds: float, most: int) -> list[float]:
+    """Durations of repeated runs, for about ``seconds``; the first run is not counted."""
+    function()
+    durations: list[float] = []
+    stop = time.perf_counter() + seconds
+    while len(durations) < most and (len(durations) < 3 or time.perf_counter() < stop):
+        start = time.perf_counter()
+        function()
+        durations.append(time.perf_counter() - start)
+    return durations
+
+
+def as_bytes(x: Any) -> bytes:
+    return x.tobytes() if hasattr(x, "tobytes") else bytes(x)
+
+
+def measure(codec: Codec, messages: list[np.ndarray], seconds: float) -> dict[str, Any]:
+    """Ratio and exactness over all messages; speed over some (one, if there is only one)."""
+    total, exact = codec.table_bytes, True
+    sample = messages[:: max(1, len(messages) // MAX_MESSAGES)]
+    for x in messages:
+        message = codec.encode(x)
+        total += len(message)
+        exact &= as_bytes(codec.decode(message, np.empty_like(x))) == x.tobytes()
+    encode, decode = [], []
+    for x in sample:
+        message, into = bytes(codec.encode(x)), np.empty_like(x)
+        few = 100000 if len(messages) == 1 else 20
+        share = seconds / len(sample)
+        encode.append(timed(lambda x=x: codec.encode(x), share, few))
+        decode.append(timed(lambda m=message, into=into: codec.decode(m, into), share, few))
+    size = sum(x.nbytes for x in messages)
+    out: dict[str, Any] = {"ratio": size / total, "exact": exact, "table_bytes": codec.table_bytes}
+    for name, runs in (("encode", encode), ("decode", decode)):
+        fastest = sum(min(r) for r in runs)
+        every = sorted(t for r in runs for t in r)
+        out[f"{name}_gb_per_s"] = sum(x.nbytes for x in sample) / fastest / 1e9
+        out[f"{name}_us"] = statistics.median(every) * 1e6
+        out[f"{name}_us_p90"] = every[int(0.9 * (len(every) - 1))] * 1e6
+    return out
+
+
+def cut(x: np.ndarray, message_bytes: int) -> list[np.ndarray]:
+    rows = max(1, round(message_bytes / (x.shape[1] * x.itemsize)))
+    return [x[i : i + rows] for i in range(0, len(x) - rows + 1, rows)]
+
+
+def rows_of(name: str, x: np.ndarray, dtype: Dtype, args: argparse.Namespace) -> Iterator[Row]:
+    half = len(x) // 2
+    train, test = x[:half], np.ascontiguousarray(x[half:])
+    table = fit(train, dtype)
+    order0, context = entropies(train, test, dtype)
+    sizes = [(test.nbytes, [test])] + [(size, cut(test, size)) for size in MESSAGE_BYTES if test[0].nbytes < 2 * size]
+    for message_bytes, messages in sizes:
+        for codec in codecs_for(table, dtype, test, args):
+            before = _native.set_isa(codec.isa) if codec.isa in _native.available_isas() else None
+            found = measure(codec, messages, args.seconds)
+            if before:
+                _native.set_isa(before)
+            yield Row(
+                name, dtype.value, (x.shape[0], x.shape[1]), message_bytes, codec.name, codec.isa,
+                entropy_order0_bits=order0, entropy_context_bits=context, **found,
+            )  # fmt: skip
+
+
+def codecs_for(table: Table, dtype: Dtype, test: np.ndarray, args: argparse.Namespace) -> Iterator[Codec]:
+    if args.device == "cuda":
+        yield device_codec(table, dtype, test.size, test.shape[1])
+        return
+    isas = _native.available_isas()
+    for isa in isas if args.isa == "all" else isas[-1:]:
+        yield ours(table, dtype, test.size, isa)
+    if args.peers:
+        yield from peer_codecs(dtype)
+
+
+def tensors_of(path: Path) -> Iterator[tuple[str, np.ndarray, Dtype]]:
+    """(name, [rows, d] bit patterns, dtype) of the floating-point tensors in a file that have two rows."""
+    import torch
+    from safetensors import safe_open
+
+    kinds = {torch.bfloat16: Dtype.BFLOAT16, torch.float16: Dtype.FLOAT16, torch.float32: Dtype.FLOAT32}
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 (not a mapping)
+            tensor = file.get_tensor(name)
+            dtype = kinds.get(tensor.dtype)
+            if dtype is None or tensor.ndim < 1 or tensor.numel() < 2 * tensor.shape[-1]:
+                print(f"{name}: {tensor.dtype} {list(tensor.shape)}: left out", file=sys.stderr)
+                continue
+            bits = tensor.reshape(-1, tensor.shape[-1]).contiguous().view(torch.uint32 if dtype.num_bytes == 4 else torch.uint16)
+            yield name, bits.numpy(), dtype
+
+
+def show(row: Row) -> None:
+    limit = 8 * Dtype(row.dtype).num_bytes / row.entropy_context_bits
+    print(
+        f"{row.tensor:24} {row.message_bytes:>9} {row.codec:20} {row.isa:7} {row.ratio:7.4f} {row.ratio / limit:6.3f} "
+        f"{row.encode_gb_per_s:7.3f} {row.decode_gb_per_s:7.3f} {row.encode_us:10.2f} {row.decode_us:10.2f}"
+        f"{'' if row.exact else '  NOT EXACT'}",
+        flush=True,
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", nargs="+", required=True, type=Path)
+    parser.add_argument("--only", default="", help="tensors whose name contains this")
+    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--isa", choices=["best", "all"], default="best")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--seconds", type=float, default=0.3, help="of timing for each direction of each row")
+    parser.add_argument("--json", type=Path, help="write one JSON line a row")
+    args = parser.parse_args()
+    print(f"{platform.machine()} isa {_native.codec_isa()}; table fitted on the first half, scored on the second")
+    print(
+        f"{'tensor':24} {'message B':>9} {'codec':20} {'isa':7} {'ratio':>7} {'/limit':>6} {'enc GB/s':>7} {'dec':>7} {'enc us':>10} {'dec us':>10}"
+    )
+    rows = []
+    for path in args.input:
+        for name, x, dtype in tensors_of(path):
+            for row in rows_of(name, x, dtype, args) if args.only in name else ():
+                show(row)
+                rows.append(row)
+    if args.json:
+        args.json.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    return 0 if rows and all(row.exact for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
