@@ -48,6 +48,10 @@ FAMILIES: dict[str, dict[str, object]] = {
     "granite": {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.7, "logits_scaling": 2.0},
     "starcoder2": {"sliding_window": 7},
     "gpt_oss": {"num_local_experts": 4, **_EXPERTS, "sliding_window": 6, "layer_types": _ALTERNATE},
+    "olmo": {"clip_qkv": 2.0},  # its final norm has no weights
+    "olmo3": {"sliding_window": 6, "layer_types": _ALTERNATE},
+    "granite_swa": {"sliding_window": 6, "layer_types": _ALTERNATE},  # lists of rotary bases by layer
+    "sarvam_moe": {"num_experts": 4, **_EXPERTS, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},  # fused qkv on disk
     "cohere2": {"sliding_window": 6, "layer_types": _ALTERNATE, "logit_scale": 0.25},
 }  # fmt: skip
 
@@ -86,13 +90,18 @@ def reference_tokens(model: PreTrainedModel, prompts: Sequence[list[int]], new_t
 
 
 def load_chain(
-    directory: Path | str, cuts: Sequence[int], *, num_layers: int = LAYERS, dtype: Dtype = Dtype.FLOAT32
+    directory: Path | str,
+    cuts: Sequence[int],
+    *,
+    num_layers: int = LAYERS,
+    dtype: Dtype = Dtype.FLOAT32,
+    device: str = "cpu",
 ) -> list[SpanModel]:
     """Stages of the spans between ``cuts``."""
     checkpoint = resolve(str(directory))
     edges = [0, *cuts, num_layers]
     return [
-        SpanModel.load(checkpoint, Span(a, b), num_layers=num_layers, dtype=dtype, num_pages=128, page_size=PAGE)
+        SpanModel.load(checkpoint, Span(a, b), num_layers=num_layers, dtype=dtype, device=device, num_pages=128, page_size=PAGE)
         for a, b in itertools.pairwise(edges)
     ]
 

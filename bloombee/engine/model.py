@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -147,7 +147,9 @@ class SpanModel:
         if checkpoint.is_random:
             self.disk_bytes = fill_random(memory, progress)
         else:
-            self.disk_bytes, self.requested_bytes = fill(skeleton, checkpoint, loading, memory, progress)
+            self.disk_bytes, self.requested_bytes = fill(
+                checkpoint, loading, memory, cache(lambda: build(checkpoint, self.dtype).model), progress
+            )
         self.weight_bytes = sum(t.numel() * t.element_size() for t in memory.values())
         skeleton.model.eval().requires_grad_(False)
         if not self.is_first:

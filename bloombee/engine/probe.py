@@ -83,4 +83,10 @@ def _probe_layer(skeleton: Skeleton, ref: str, layer: int) -> list[LayerCache]:
     if not notes.stored or len(notes.stored) != len(notes.windows):
         what = f"{ref}: layer {layer} does not attend through the interface to what it caches"
         raise ModelUnsupported(f"{what} ({failure})" if failure else what, unsupported="attention_interface")
+    kinds = getattr(skeleton.base.config, "layer_types", None)
+    if kinds and kinds[layer] == "sliding_attention" and not all(notes.windows):
+        raise ModelUnsupported(
+            f"{ref}: layer {layer} is of type sliding_attention and is given no window: its config contradicts itself",
+            unsupported="sliding_window",
+        )
     return [replace(entry, window=window) for entry, window in zip(notes.stored, notes.windows, strict=True)]

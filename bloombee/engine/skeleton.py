@@ -51,8 +51,8 @@ class Skeleton:
 
     Args:
         model, base: the whole and its base model (``model.model`` in most families).
-        layers: name of the base model's list of layers; ``before`` and ``after`` name its other children
-            that hold parameters (embeddings; final norm).
+        layers: name of the base model's list of layers. ``before``: the children before it that hold parameters
+            (embeddings). ``after``: all that come after (final norm, which in some families holds none).
         prefix: of the base model's parameters within the model's.
         cache_argument: how the base model's forward calls its cache.
         meta: every parameter and persistent buffer of the whole model by name, tied names included.
@@ -158,7 +158,7 @@ def _dissect(ref: str, model: PreTrainedModel, plan: dict[str, Any]) -> Skeleton
         prefix=next(name for name, module in model.named_modules() if module is base) + ".",
         layers=lists[0],
         before=tuple(name for name in names[:at] if name in weighty),
-        after=tuple(name for name in names[at + 1 :] if name in weighty),
+        after=tuple(names[at + 1 :]),
         cache_argument="cache" if "cache" in arguments else "past_key_values",
         num_layers=len(layers),
         meta=meta,

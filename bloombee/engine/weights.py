@@ -25,6 +25,7 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
+from transformers.modeling_utils import PreTrainedModel
 
 from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.checkpoint import Checkpoint
@@ -165,13 +166,16 @@ def _compute_buffers(model: nn.Module, device: torch.device) -> None:
 
 
 def fill(
-    skeleton: Skeleton,
     checkpoint: Checkpoint,
     loading: Loading,
     memory: dict[str, torch.Tensor],
+    whole: Callable[[], PreTrainedModel],
     progress: LoadProgress | None = None,
 ) -> tuple[int, int]:
     """Read ``loading`` into ``memory``.
+
+    Args:
+        whole: makes the whole model on the meta device, which some conversions look shapes up in.
 
     Returns:
         Bytes of the span's tensors on disk, and bytes asked of the files (those, and the headers of their shards).
@@ -204,7 +208,7 @@ def fill(
 
         for unit in loading.units:
             places = {name: memory[name] for name in unit.targets if name in memory}
-            _fill_unit(unit, places, locate, advance, skeleton)
+            _fill_unit(unit, places, locate, advance, whole)
         return total, sum(shard.requested_bytes for shard in shards.values())
 
 
@@ -216,7 +220,7 @@ def _fill_unit(
     places: dict[str, torch.Tensor],
     locate: Locate,
     advance: Progress,
-    skeleton: Skeleton,
+    whole: Callable[[], PreTrainedModel],
 ) -> None:
     if unit.converter is None:
         shard, entry = locate(next(iter(unit.names())))
@@ -233,7 +237,8 @@ def _fill_unit(
         for name in names:
             shard, entry = locate(name)
             converter.add_tensor(unit.targets[0], name, pattern, shard.read(entry, advance))
-    values = converter.convert(unit.targets[0], model=skeleton.model, config=skeleton.model.config)
+    model = whole()
+    values = converter.convert(unit.targets[0], model=model, config=model.config)
     for target, place in places.items():
         if target not in values:
             raise ConfigError(f"transformers' conversion of {', '.join(unit.names())} gave no {target}", tensor=target)
