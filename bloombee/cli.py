@@ -28,7 +28,7 @@ from bloombee.types import SamplingParams
 if TYPE_CHECKING:
     from bloombee.runtime import Runtime
 
-SWARM = ("workers", "split", "dtype", "device", "kv_tokens", "microbatches", "max_microbatch_rows", "threads", "curve")
+SWARM = ("workers", "split", "dtype", "device", "kv_tokens", "microbatches", "max_microbatch_rows", "threads", "curve", "trace")
 HEAD_ONLY = ("listen", "advertise", "page_size", "max_waiting", "heartbeat_s", "silence_s", "step_deadline_s", "load_deadline_s")
 SAMPLING = Options(
     SamplingParams,
@@ -311,7 +311,3 @@ async def _lines() -> AsyncIterator[str]:
             return
         if line.strip():
             yield line
-
-
-if __name__ == "__main__":
-    sys.exit(main())

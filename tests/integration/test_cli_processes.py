@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bloombee.demo import PARAMS, PROMPT
 
 MODEL = Path(__file__).parents[2] / "bloombee" / "demo_model" / "target"
-BLOOMBEE = [sys.executable, "-m", "bloombee.cli"]
+BLOOMBEE = [sys.executable, "-m", "bloombee"]
 ENVIRONMENT = {**{k: v for k, v in os.environ.items() if not k.startswith("BLOOMBEE_")}, "HF_HUB_OFFLINE": "1"}
 JSON_FIELDS = {"text", "token_ids", "prompt_token_ids", "finish_reason", "time_to_first_token_s", "tokens_per_s", "plan"}
 
