@@ -41,7 +41,7 @@ struct Scratch {
     uint8_t exponents[unit_coded + exponent_room];  // of one row
     uint8_t symbols[unit_coded + symbol_room];
     uint8_t words[unit_coded + max_lanes * 2 + word_room];
-    uint8_t escapes[unit_coded];
+    uint8_t escapes[unit_coded + escape_room];
     uint8_t table[unit_blocks];
     uint8_t base[unit_blocks];
     uint8_t seeds[2 * max_lanes];

@@ -11,6 +11,7 @@ namespace bloombee::rans {
 
 constexpr size_t exponent_room = 256;  // bytes after the exponents of a unit
 constexpr size_t symbol_room = 64;     // after the symbols
+constexpr size_t escape_room = 64;     // after the escapes that to_symbols writes
 constexpr size_t word_room = 64;       // after the words that encode writes
 constexpr size_t words_before = 128;   // before the words that decode reads
 constexpr size_t words_after = 32;     // and after them, for 8 lanes 16
@@ -50,8 +51,8 @@ struct Ops {
     // fp32: bytes 1 and 0 of [n] values <-> planes; nullptr: a plane that is not there.
     void (*split_low)(const uint8_t* values, size_t n, uint8_t* plane1, uint8_t* plane0);
     void (*add_low)(const uint8_t* plane1, const uint8_t* plane0, size_t n, uint8_t* values);
-    // Exponents (channel order) -> symbols (gathered order, whole groups) and escaped exponents (at most one a channel,
-    // no room); returns where those end.
+    // Exponents (channel order) -> symbols (gathered order, whole groups) and escaped exponents (at most one a
+    // channel); returns where those end.
     uint8_t* (*to_symbols)(const Row& row, const uint8_t* exponents, uint8_t* symbols, uint8_t* escapes);
     // Inverse. Takes escapes from `escapes` on; returns where the next one is, nullptr if there are too few.
     const uint8_t* (*to_exponents)(const Row& row, const uint8_t* symbols, uint8_t* exponents, const uint8_t* escapes,

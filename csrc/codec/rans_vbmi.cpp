@@ -215,12 +215,10 @@ uint8_t* to_symbols(const Row& row, const uint8_t* exponents, uint8_t* symbols, 
                 s = _mm512_mask_mov_epi8(_mm512_set1_epi8(static_cast<char>(t.fill)), first64(row.num_channels - at),
                                          s);
             _mm512_storeu_si512(symbols + at, s);
-            __mmask64 escaped = _mm512_testn_epi8_mask(s, s);
-            if (__builtin_expect(escaped != 0, 0)) {
-                alignas(64) uint8_t bytes[64];
-                _mm512_store_si512(bytes, e);
-                for (; escaped; escaped &= escaped - 1) *escapes++ = bytes[_tzcnt_u64(escaped)];
-            }
+            // No branch either: whether a group has an escape is hard to predict.
+            const __mmask64 escaped = _mm512_testn_epi8_mask(s, s);
+            _mm512_storeu_si512(escapes, _mm512_maskz_compress_epi8(escaped, e));
+            escapes += _mm_popcnt_u64(escaped);
         }
     }
     return escapes;
@@ -238,13 +236,12 @@ const uint8_t* to_exponents(const Row& row, const uint8_t* symbols, uint8_t* exp
             const __m512i start = _mm512_add_epi8(_mm512_loadu_si512(row.shift + at),
                                                   _mm512_set1_epi8(static_cast<char>(row.base[at / group_values] - 1)));
             __m512i e = _mm512_maskz_add_epi8(_mm512_cmpneq_epi8_mask(s, zero_symbols), s, start);
-            __mmask64 escaped = _mm512_testn_epi8_mask(s, s) & first64(row.num_channels - at);
+            const __mmask64 escaped = _mm512_testn_epi8_mask(s, s) & first64(row.num_channels - at);
             if (__builtin_expect(escaped != 0, 0)) {
                 if (escapes_end - escapes < __builtin_popcountll(escaped)) return nullptr;
-                alignas(64) uint8_t bytes[64];
-                _mm512_store_si512(bytes, e);
-                for (; escaped; escaped &= escaped - 1) bytes[_tzcnt_u64(escaped)] = *escapes++;
-                e = _mm512_load_si512(bytes);
+                const int num = static_cast<int>(_mm_popcnt_u64(escaped));
+                e = _mm512_mask_expand_epi8(e, escaped, _mm512_maskz_loadu_epi8(first64(num), escapes));
+                escapes += num;
             }
             all[k] = e;
         }
@@ -267,21 +264,43 @@ struct EncodeTable {
     }
 };
 
-inline __m512i encode16(__m512i x, const uint8_t* symbols, __mmask16 active, const EncodeTable& t, uint8_t*& words) {
-    const __m512i s = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(symbols)));
-    const __m512i entry = _mm512_permutex2var_epi32(t.entry[0], s, t.entry[1]);
-    const __m512i reciprocal = _mm512_permutex2var_epi32(t.reciprocal[0], s, t.reciprocal[1]);
-    const __mmask16 k = _mm512_mask_cmpge_epu32_mask(active, x, _mm512_and_si512(entry, _mm512_set1_epi32(0x7f800000)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(words), _mm256_maskz_compress_epi16(k, _mm512_cvtepi32_epi16(x)));
-    words += 2 * _mm_popcnt_u32(k);
-    x = _mm512_mask_srli_epi32(x, k, x, 16);
-    const __m512i even = _mm512_mul_epu32(x, reciprocal);
-    const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), _mm512_srli_epi64(reciprocal, 32));
-    __m512i quotient = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
-    quotient = _mm512_srlv_epi32(quotient, _mm512_and_si512(_mm512_srli_epi32(entry, 9), _mm512_set1_epi32(7)));
-    const __m512i rest = _mm512_sub_epi32(_mm512_set1_epi32(256), _mm512_srli_epi32(entry, 23));
-    return _mm512_add_epi32(_mm512_add_epi32(x, _mm512_and_si512(entry, _mm512_set1_epi32(0x1ff))),
-                            _mm512_mullo_epi32(quotient, rest));
+// A vector's symbols as the table gives them, and the lanes whose state must give off a word first.
+struct Entries {
+    __m512i entry, reciprocal;
+    __mmask16 needs;
+    Entries(__m512i x, const uint8_t* symbols, __mmask16 active, const EncodeTable& t) {
+        const __m512i s = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(symbols)));
+        entry = _mm512_permutex2var_epi32(t.entry[0], s, t.entry[1]);
+        reciprocal = _mm512_permutex2var_epi32(t.reciprocal[0], s, t.reciprocal[1]);
+        const __m512i limit = _mm512_and_si512(entry, _mm512_set1_epi32(0x7f800000));
+        needs = _mm512_mask_cmpge_epu32_mask(active, x, limit);
+    }
+};
+
+inline uint8_t* store_words(uint8_t* words, const __m512i* x, const Entries* e, int vectors) {
+    if (vectors == 2) {  // both at once: one compression, one store
+        const __m512i low_halves = _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30,
+                                                    28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+        const __mmask32 needs = _mm512_kunpackw(e[1].needs, e[0].needs);
+        const __m512i all = _mm512_permutex2var_epi16(x[0], low_halves, x[1]);
+        _mm512_storeu_si512(words, _mm512_maskz_compress_epi16(needs, all));
+        return words + 2 * _mm_popcnt_u32(needs);
+    }
+    const __m256i all = _mm512_cvtepi32_epi16(x[0]);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(words), _mm256_maskz_compress_epi16(e[0].needs, all));
+    return words + 2 * _mm_popcnt_u32(e[0].needs);
+}
+
+// As encode_step, 16 lanes at a time.
+inline __m512i encode16(__m512i x, const Entries& e) {
+    x = _mm512_mask_srli_epi32(x, e.needs, x, 16);
+    const __m512i even = _mm512_mul_epu32(x, e.reciprocal);
+    const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), _mm512_srli_epi64(e.reciprocal, 32));
+    const __m512i high = _mm512_mask_shuffle_epi32(odd, 0x5555, even, static_cast<_MM_PERM_ENUM>(0xf5));
+    const __m512i shift = _mm512_and_si512(_mm512_srli_epi32(e.entry, 9), _mm512_set1_epi32(7));
+    const __m512i rest = _mm512_sub_epi32(_mm512_set1_epi32(256), _mm512_srli_epi32(e.entry, 23));
+    return _mm512_add_epi32(_mm512_add_epi32(x, _mm512_and_si512(e.entry, _mm512_set1_epi32(0x1ff))),
+                            _mm512_mullo_epi32(_mm512_srlv_epi32(high, shift), rest));
 }
 
 // `units` units of `vectors` vectors of 16 lanes each, of which `active` are in use (8 lanes: half a vector).
@@ -298,10 +317,13 @@ inline void encode_blocks(const Blocks* blocks, const uint8_t* const* symbols, u
     for (size_t block = blocks[0].num_blocks; block-- > 0;)
         for (int u = 0; u < units; ++u) {
             const EncodeTable t(blocks[u].tables[blocks[u].table[block]]);
-            for (int step = group_values / lanes; step-- > 0;)
-                for (int v = 0; v < vectors; ++v)
-                    x[u][v] =
-                        encode16(x[u][v], symbols[u] + block * group_values + step * lanes + 16 * v, active, t, w[u]);
+            for (int step = group_values / lanes; step-- > 0;) {
+                const uint8_t* const at = symbols[u] + block * group_values + step * lanes;
+                const Entries e[2] = {{x[u][0], at, active, t},
+                                      {x[u][vectors - 1], at + 16 * (vectors - 1), active, t}};
+                w[u] = store_words(w[u], x[u], e, vectors);
+                for (int v = 0; v < vectors; ++v) x[u][v] = encode16(x[u][v], e[v]);
+            }
         }
     for (int u = 0; u < units; ++u) {
         words[u] = w[u];
