@@ -2,7 +2,7 @@
 
 One rule for every request: penalties, temperature, top-k, top-p, min-p, then the survivor with the largest
 logit / temperature + Gumbel noise, the noise being a function of (seed, position, token id) alone. So a token
-does not depend on what else is in the batch, nor on how the model is cut. docs/adr has why.
+does not depend on what else is in the batch, nor on how the model is cut. docs/adr/0002 has why.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def sample(logits: F32, requests: Sequence[SamplerRow]) -> list[Sampled]:
     Raises:
         ValueError: shapes, dtype or a sampling field out of range.
 
-    Time, 32 rows of 128k tokens on one core with AVX-512: 2 ms unfiltered, 1 to 4 ms with filters; log-probabilities
+    Time, 32 rows of 128k tokens on one core with AVX-512: 2 ms unfiltered, 1 to 4 ms with small filters; log-probabilities
     and penalties come on top for the rows that ask for them.
-    Source: ARCHITECTURE section 6; csrc/sampler/row.h; the oracle is engine/sampler_reference.py.
+    Source: ARCHITECTURE section 6; docs/adr/0021; csrc/sampler/row.h; the oracle is engine/sampler_reference.py.
     """
     if len(logits) != len(requests):
         raise ValueError(f"{len(logits)} rows of logits for {len(requests)} requests")
