@@ -278,7 +278,9 @@ class HeadCore:
                 worker.heard_at = now
         self._ticked_at = now
         for worker in list(self._workers.values()):
-            if now - worker.heard_at > self.limits.silence_s:
+            # A worker that loads may hold its interpreter's lock for long: only load_deadline_s counts then.
+            is_loading = worker.stage is not None and not worker.ready
+            if now - worker.heard_at > self.limits.silence_s and not is_loading:
                 error = LinkDown(f"worker {worker.name!r} has been silent for {now - worker.heard_at:.1f} s", worker=worker.name)
                 commands += [Dismiss(worker.id, error), *self._gone(worker.id, f"silent for {now - worker.heard_at:.1f} s", now)]
             elif now - worker.spoke_at >= self.limits.heartbeat_s:

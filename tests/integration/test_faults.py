@@ -116,7 +116,7 @@ def test_workers_join_from_elsewhere_and_end_with_the_head() -> None:
         runtime = bloombee.Runtime("demo", remote_workers=2, dtype="float32")
         await runtime.prepare()
         workers = [
-            subprocess.Popen([sys.executable, "-m", "bloombee", "worker", "--join", token, "--name", f"far-{n}"])
+            subprocess.Popen([sys.executable, "-m", "bloombee", "worker", "--join", token, "--name", f"far-{n}"])  # noqa: ASYNC220
             for n, token in enumerate(runtime.join_tokens)
         ]
         try:

@@ -203,6 +203,13 @@ def test_silence_dismisses_a_worker_but_not_after_our_own_standstill() -> None:
     assert stalled.error is None
 
 
+def test_silence_while_loading_is_no_reason() -> None:
+    core, _ = _joined()
+    core.handle(WorkerSaid(1, Ready(1, 1, 0, 0), 0.0))
+    dismissed = [c.worker for tick in range(1, 100) for c in core.handle(Tick(tick / 10)) if isinstance(c, Dismiss)]
+    assert dismissed == [1]
+
+
 def test_heartbeats_go_to_everybody_at_their_pace() -> None:
     core = _up()
     beats = [
