@@ -1,0 +1,113 @@
+"""A serving swarm under attack goes on answering with the right tokens, in bounded memory."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import psutil
+import pytest
+from transport_kit import Attacker
+
+import bloombee
+from bloombee.config import WorkerConfig
+from bloombee.roles.worker import WorkerRole
+from bloombee.types import Lane
+from bloombee.wire.envelope import encode_envelope
+from bloombee.wire.messages import Assign, Close, Forward, Item, Pick, Refused, StageFailed, Verdict
+from bloombee.wire.token import decode_token
+
+MAX_GROWTH_BYTES = 64 << 20
+PROMPT = "class Stack:\n    def push(self"
+
+
+def _garbage(rng: random.Random) -> list[bytes]:
+    """A multipart that no peer of ours would send."""
+    item = Item(1, 0, 5, bytes(4), 1, None, None)
+    whole = encode_envelope(rng.getrandbits(63), Forward(1, 1, 0, 0, 0, (item,)))
+    kind = rng.randrange(6)
+    if kind == 0:
+        return [rng.randbytes(rng.randrange(200))]
+    if kind == 1:
+        return [whole[: rng.randrange(len(whole))]]
+    if kind == 2:
+        return [whole, rng.randbytes(1 << 16)]
+    if kind == 3:
+        return [b"\x94\x01" + rng.randbytes(30)]
+    if kind == 4:
+        return [whole] * 50
+    return [rng.randbytes(1 << 20)]
+
+
+def test_strangers_change_nothing() -> None:
+    async def use() -> None:
+        rng = random.Random(1)
+        async with bloombee.Runtime("demo", workers=2, dtype="float32") as runtime:
+            want = (await runtime.generate(PROMPT, max_new_tokens=60)).token_ids
+            token = decode_token(runtime.join_token)
+            before = psutil.Process().memory_info().rss
+            attackers = [Attacker(token.endpoints[0], token.key, routing_id=rng.randbytes(17)) for _ in range(8)]
+            try:
+                for _ in range(6):
+                    serving = asyncio.ensure_future(runtime.generate(PROMPT, max_new_tokens=60))
+                    for attacker in attackers:
+                        for _ in range(100):
+                            attacker.say(*_garbage(rng))
+                    assert (await serving).token_ids == want
+                growth = psutil.Process().memory_info().rss - before
+                assert growth < MAX_GROWTH_BYTES
+            finally:
+                for attacker in attackers:
+                    attacker.close()
+            assert (await runtime.generate(PROMPT, max_new_tokens=60)).token_ids == want
+
+    asyncio.run(use())
+
+
+class _Turncoat(WorkerRole):
+    """A worker that joined with a good token and then says what it must not."""
+
+    def __init__(self, config: WorkerConfig, says: list[Any]) -> None:
+        super().__init__(config)
+        self.says = says
+        self.heard: list[Refused] = []
+
+    def _assigned(self, assign: Assign) -> None:
+        for message in self.says:
+            self._endpoint.send(self._head_link, Lane.CONTROL, message)
+
+    def _from_head(self, lane: Lane, message: Any, payload: Any) -> None:
+        if isinstance(message, Refused):
+            self.heard.append(message)
+        super()._from_head(lane, message, payload)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Verdict(1, 1, 0, 0, (Pick(1, 0, 1, 7, None, ()),)),
+        Verdict(9, 9, 0, 0, ()),
+        Close(1, 1, (1,), 5),
+        Forward(1, 1, 0, 0, 0, ()),
+    ],
+    ids=["verdict before ready", "other pipeline", "close", "forward"],
+)
+def test_a_worker_that_says_what_it_must_not_is_refused_and_the_head_lives(message: Any) -> None:
+    async def use() -> None:
+        runtime = bloombee.Runtime("demo", remote_workers=1, dtype="float32", load_deadline_s=3)
+        await runtime.prepare()
+        turncoat = _Turncoat(
+            WorkerConfig(join=runtime.join_token), [message, StageFailed(1, 1, "DeviceError", {"message": "enough"})]
+        )
+        serving = asyncio.ensure_future(turncoat.serve())
+        try:
+            with pytest.raises(bloombee.BloomBeeError) as caught:
+                await asyncio.wait_for(runtime.ready(), 30)
+            assert "enough" in str(caught.value)
+            assert [refused.code for refused in turncoat.heard] in (["RemoteProtocolError"], ["StalePlan"])
+        finally:
+            await runtime.close()
+            await asyncio.gather(serving, return_exceptions=True)
+
+    asyncio.run(use())
