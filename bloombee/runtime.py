@@ -406,6 +406,7 @@ class _Collected:
             prompt_token_ids=tuple(self._prompt),
             finish_reason=tokens[-1].finish_reason or FinishReason.CANCELLED,
             logprobs=tuple(t.logprob for t in tokens if t.logprob is not None) if params.logprobs is not None else None,
+            top_logprobs=tuple(t.top_logprobs for t in tokens) if params.logprobs else None,
             time_to_first_token_s=self._first - self._started,
             tokens_per_s=max(1, count - 1) / max(seconds, 1e-9),
         )

@@ -184,6 +184,7 @@ class Generation:
     Args:
         token_ids: of the output, an end token included.
         logprobs: one a token, None if not asked for.
+        top_logprobs: (token id, logprob) of the most likely tokens at each position, None if not asked for.
         time_to_first_token_s: from the call to the first token.
         tokens_per_s: of the tokens after the first; of all if there is only one.
     """
@@ -193,6 +194,7 @@ class Generation:
     prompt_token_ids: tuple[int, ...]
     finish_reason: FinishReason
     logprobs: tuple[float, ...] | None
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None
     time_to_first_token_s: float
     tokens_per_s: float
 

@@ -136,6 +136,7 @@ class HeadRole:
         self._names: dict[WorkerId, str] = {}
         self._processes: dict[int, str] = {}
         self._suspects: dict[WorkerId, float] = {}
+        self._to_load: dict[WorkerId, int] = {}
         self._requests: dict[int, _Request] = {}
         self._page_counts: dict[int, asyncio.Future[int]] = {}
         self._ticker: asyncio.Task[None] | None = None
@@ -453,7 +454,7 @@ class HeadRole:
                     self.plan = plan
                 case PipelineUp(plan=plan):
                     for stage in plan.stages:
-                        size = stage.weight_bytes
+                        size = self._to_load.get(stage.worker, stage.weight_bytes)
                         self._on_progress(LoadProgress(stage.worker, stage.name, stage.index, size, size, "ready"))
                     if not self._up.done():
                         self._up.set_result(plan)
@@ -463,6 +464,7 @@ class HeadRole:
                     self._send(worker, Lane.CONTROL, Goodbye(reason="dismissed"))
                     self._hang_up(worker)
                 case ReportProgress(worker=worker, stage=index, loaded_bytes=loaded, total_bytes=total):
+                    self._to_load[worker] = total
                     self._on_progress(LoadProgress(worker, self._names[worker], index, loaded, total, "loading"))
                 case _:
                     raise AssertionError(f"no core of the head asks for {command!r}")

@@ -33,6 +33,7 @@ class SpawnerClient:
         self._count = 0
         self._closing = False
         self._process: subprocess.Popen[bytes] | None = None
+        self._has_workers = False
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -70,6 +71,7 @@ class SpawnerClient:
 
     async def spawn(self, config: WorkerConfig) -> int:
         """Fork a worker; its process id."""
+        self._has_workers = True
         return int(await self.ask("spawn", config=dataclasses.asdict(config)))
 
     async def close(self) -> None:
@@ -81,6 +83,8 @@ class SpawnerClient:
         assert process.stdin is not None
         with contextlib.suppress(OSError):
             process.stdin.close()
+        if not self._has_workers:
+            process.kill()  # it may be in the middle of its imports, and nobody depends on it
         try:
             await asyncio.to_thread(process.wait, END_S)
         except subprocess.TimeoutExpired:
