@@ -56,6 +56,8 @@ def write_json(answer: Generation, plan: dict[str, object]) -> None:
     }
     if answer.logprobs is not None:
         fields["logprobs"] = answer.logprobs
+    if answer.top_logprobs is not None:
+        fields["top_logprobs"] = answer.top_logprobs
     sys.stdout.write(msgspec.json.encode(fields).decode() + "\n")
     sys.stdout.flush()
 

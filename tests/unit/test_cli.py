@@ -59,7 +59,7 @@ class FakeRuntime:
         self.asked.append((prompt, params))
         if self.failure is not None:
             raise self.failure
-        return Generation("".join(TEXT), (1, 2, 3, 4), (9,), FinishReason.STOP, None, 0.5, 10.0)
+        return Generation("".join(TEXT), (1, 2, 3, 4), (9,), FinishReason.STOP, None, None, 0.5, 10.0)
 
     async def stream(self, prompt: Any, params: SamplingParams) -> AsyncIterator[Token]:
         self.asked.append((prompt, params))
