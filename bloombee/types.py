@@ -200,6 +200,37 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """Forwards of one phase since a stage was loaded; ``busy_s`` is their time, the pace of an emulated device included."""
+
+    num_works: int = 0
+    num_rows: int = 0
+    busy_s: float = 0.0
+
+    def __add__(self, other: DeviceUse) -> DeviceUse:
+        return DeviceUse(self.num_works + other.num_works, self.num_rows + other.num_rows, self.busy_s + other.busy_s)
+
+    def __sub__(self, other: DeviceUse) -> DeviceUse:
+        return DeviceUse(self.num_works - other.num_works, self.num_rows - other.num_rows, self.busy_s - other.busy_s)
+
+    @property
+    def mean_s(self) -> float:
+        """Of one forward; 0 if there was none."""
+        return self.busy_s / self.num_works if self.num_works else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StageUse:
+    """What a stage's device has done, by phase."""
+
+    decode: DeviceUse = DeviceUse()
+    prefill: DeviceUse = DeviceUse()
+
+    def __sub__(self, other: StageUse) -> StageUse:
+        return StageUse(self.decode - other.decode, self.prefill - other.prefill)
+
+
+@dataclass(frozen=True, slots=True)
 class LoadProgress:
     """How far a worker is with its span. ``phase``: "joined", "loading" or "ready"."""
 

@@ -16,6 +16,7 @@ from bloombee.engine.probe import probe
 from bloombee.engine.skeleton import ROPE_BY_LENGTH, Skeleton, build
 from bloombee.errors import ConfigError
 from bloombee.plan.card import ModelCard
+from bloombee.plan.standin import is_standin, standin_card
 from bloombee.types import Span
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "tekken.json")
@@ -30,6 +31,8 @@ def describe(model: str) -> ModelCard:
 
     Time: about a second, most of it imports; no weights are read or fetched.
     """
+    if is_standin(model):
+        return standin_card(model)
     checkpoint = resolve(model)
     skeleton = build(checkpoint, checkpoint.dtype)
     caches = [probe(skeleton, model, Span(layer, layer + 1)) for layer in range(skeleton.num_layers)]

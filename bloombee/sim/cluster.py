@@ -8,11 +8,12 @@ Same arguments and seed, same trace, byte for byte.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from bloombee.errors import BloomBeeError, RemoteProtocolError, StalePlan
+from bloombee.pace import Pace
 from bloombee.pipeline.commands import (
     Command,
     Compute,
@@ -46,7 +47,7 @@ from bloombee.pipeline.work import Work
 from bloombee.plan.card import ModelCard
 from bloombee.plan.plan import Plan
 from bloombee.sim.clock import VirtualClock
-from bloombee.sim.device import VOCAB, Pace, SimDevice
+from bloombee.sim.device import VOCAB, SimDevice
 from bloombee.sim.network import Faults, LinkShape, SimLink
 from bloombee.types import Dtype, FinishReason
 from bloombee.wire.messages import AnyMessage, Assign, Forward, Ready, Sampling, Verdict
@@ -54,6 +55,7 @@ from bloombee.wire.messages import AnyMessage, Assign, Forward, Ready, Sampling,
 TICK_S = 0.1
 HEADER_BYTES = 160
 """What a frame costs besides its rows: envelope, ZeroMQ, CURVE, TCP/IP."""
+PACE = Pace(fixed_s=0.001, decode_row_s=0.0001, prefill_row_s=0.00002)
 
 
 @dataclass(slots=True)
@@ -75,8 +77,9 @@ class SimCluster:
     """Head, scheduler and ``num_stages`` workers.
 
     Args:
-        pace: seconds of a work on every stage.
+        pace: of the works on every stage, or one a stage.
         shape: of every directed link; ``row_bytes`` is what a hidden row weighs on it.
+        shapes: of single links, by their ends (``head``, ``scheduler``, ``stage0``, ...), instead of ``shape``.
         faults: met by the ring's frames, their acknowledgements, Close and Closed. Membership messages are carried
             reliably: TCP does that, and a worker whose connection breaks is out.
     """
@@ -90,8 +93,9 @@ class SimCluster:
         num_pages: int = 64,
         page_size: int = 4,
         max_rows: int = 16,
-        pace: Pace | None = None,
+        pace: Pace | Sequence[Pace] = PACE,
         shape: LinkShape | None = None,
+        shapes: Mapping[tuple[str, str], LinkShape] | None = None,
         faults: Faults | None = None,
         row_bytes: int = 8192,
         resend_after_s: float = 0.5,
@@ -106,8 +110,9 @@ class SimCluster:
         self.stages: dict[int, StageCore] = {}
         self.busy_s = [0.0] * num_stages
         self._rng = random.Random(seed)
-        self._pace = pace or Pace()
+        self._paces = (pace,) * num_stages if isinstance(pace, Pace) else tuple(pace)
         self._shape = shape or LinkShape()
+        self._shapes = dict(shapes or {})
         self._faults = faults or Faults()
         self._row_bytes = row_bytes
         self._resend_after_s = resend_after_s
@@ -163,7 +168,7 @@ class SimCluster:
     def _link(self, source: str, target: str) -> SimLink:
         key = (source, target)
         if key not in self._links:
-            self._links[key] = SimLink(self.clock, self._rng, self._shape, self._faults)
+            self._links[key] = SimLink(self.clock, self._rng, self._shapes.get(key, self._shape), self._faults)
         return self._links[key]
 
     def _carry(self, source: str, target: str, message: AnyMessage, deliver: Callable[[], None], *, reliable: bool) -> None:
@@ -257,7 +262,7 @@ class SimCluster:
         for command in commands:
             match command:
                 case Compute(work=work):
-                    seconds = self._pace.seconds(work)
+                    seconds = self._paces[index].seconds(work.phase, work.num_rows)
                     self.busy_s[index] += seconds
                     done = max(self.clock.now, self._device_free_at[index]) + seconds
                     self._device_free_at[index] = done

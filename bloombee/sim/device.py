@@ -9,24 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
 
 from bloombee.pipeline.work import Outcome, Segment, Work
 from bloombee.wire.messages import Pick
 
 VOCAB = 50_000
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """Seconds of a work: ``fixed_s + decode_row_s * rows`` (decode) or ``+ prefill_row_s * rows``."""
-
-    fixed_s: float = 0.001
-    decode_row_s: float = 0.0001
-    prefill_row_s: float = 0.00002
-
-    def seconds(self, work: Work) -> float:
-        return self.fixed_s + (self.prefill_row_s if work.phase else self.decode_row_s) * work.num_rows
 
 
 def _digest(*parts: bytes) -> bytes:

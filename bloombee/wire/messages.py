@@ -7,8 +7,8 @@ never inside a message: they are frames of their own, described in the envelope 
 
 Who says what to whom (docs/wire.md has the rules of each)::
 
-    worker -> head      Join Hello Progress Ready StageFailed Heartbeat Closed Goodbye
-    head -> worker      Joined Refused Welcome Assign Retire Close Heartbeat Goodbye
+    worker -> head      Join Hello Progress Ready StageFailed Measured Heartbeat Closed Goodbye
+    head -> worker      Joined Refused Welcome Assign Retire Measure Close Heartbeat Goodbye
     along the ring      Forward (scheduler -> stage 0 -> ... -> last stage), Verdict (last stage -> scheduler)
     against the ring    Ack Gap
     worker -> worker    Hello Welcome Refused, then the ring's
@@ -181,6 +181,26 @@ class Retire(Message, frozen=True, tag=20):
     epoch: U32
 
 
+class Measure(Message, frozen=True, tag=21):
+    """Say what your device has done in this stage."""
+
+    pipeline: U32
+    epoch: U32
+
+
+class Measured(Message, frozen=True, tag=22):
+    """Answer to Measure: forwards since the stage was loaded, their rows and time, by phase."""
+
+    pipeline: U32
+    epoch: U32
+    decode_works: U63
+    decode_rows: U63
+    decode_ns: U63
+    prefill_works: U63
+    prefill_rows: U63
+    prefill_ns: U63
+
+
 # -- the ring ----------------------------------------------------------------------------------
 
 
@@ -304,6 +324,6 @@ class Closed(Message, frozen=True, tag=37):
 
 AnyMessage = (
     Join | Joined | Refused | Hello | Welcome | Heartbeat | Goodbye
-    | Assign | Progress | Ready | StageFailed | Retire
+    | Assign | Progress | Ready | StageFailed | Retire | Measure | Measured
     | Forward | Verdict | Ack | Gap | Close | Closed
 )  # fmt: skip
