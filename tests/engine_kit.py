@@ -52,6 +52,11 @@ FAMILIES: dict[str, dict[str, object]] = {
     "olmo3": {"sliding_window": 6, "layer_types": _ALTERNATE},
     "granite_swa": {"sliding_window": 6, "layer_types": _ALTERNATE},  # lists of rotary bases by layer
     "sarvam_moe": {"num_experts": 4, **_EXPERTS, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},  # fused qkv on disk
+    "deepseek_v3": {  # caches latents, not keys
+        "num_key_value_heads": 4, "head_dim": 8, "n_routed_experts": 4, **_EXPERTS, "n_group": 2, "topk_group": 1,
+        "first_k_dense_replace": 1, "q_lora_rank": 16,
+        "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12,
+    },
     "cohere2": {"sliding_window": 6, "layer_types": _ALTERNATE, "logit_scale": 0.25},
 }  # fmt: skip
 

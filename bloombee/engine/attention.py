@@ -70,7 +70,8 @@ def attend(
     """Causal attention of packed rows over the slots of their own sequences.
 
     Args:
-        query: [1, h, t, e]. key, value: [1, k, t, e], as the step's ``update`` has stored and returned them.
+        query: [1, h, t, e]. key, value: [1, k, t, e], as the step's ``update`` has stored and returned them; of a latent
+            layer [1, k, l, e], computed from all that the step's sequences hold.
         scaling: of the scores; e ** -0.5 if None.
         sliding_window: a row sees itself and this many positions before it, less one.
         softcap: scores become ``softcap * tanh(score / softcap)``.
@@ -84,18 +85,25 @@ def attend(
 
     Time: reads each sequence's keys once. One call a segment, or on a GPU one for all one-row segments.
     """
-    keys, values = step.cache.rows(step.take_layer(key, value))
+    layer = step.take_layer(key, value)
+    keys, values = step.cache.rows(layer)
+    latent = layer in step.cache.latent
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     plain = softcap is None and s_aux is None
-    out = query.new_empty(1, query.shape[2], query.shape[1], values.shape[-1])
+    out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
     if step.together:
         where = step.together_rows
         slots, valid = step.padded_keys(sliding_window)
         out[0, where] = _one_row_each(query[0].transpose(0, 1)[where], keys[slots], values[slots], valid, scale, softcap, s_aux)
     for number, rows in enumerate(step.alone):
-        index = step.keys_of(number, sliding_window)
         q = query[0, :, rows.start : rows.stop]
-        k, v = keys[index].transpose(0, 1), values[index].transpose(0, 1)
+        if latent:
+            start, stop = step.spans_of_all[number]
+            start += rows.first_key(sliding_window)
+            k, v = key[0, :, start:stop], value[0, :, start:stop]
+        else:
+            index = step.keys_of(number, sliding_window)
+            k, v = keys[index].transpose(0, 1), values[index].transpose(0, 1)
         if plain:
             causal = rows.is_causal(sliding_window)
             got = _fused(q, k, v, None if causal else step.mask_of(number, sliding_window), causal, scale)

@@ -22,13 +22,20 @@ Index: TypeAlias = slice | torch.Tensor
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """What one layer stores of a token: keys [k, e] and values [k, e']. ``layer`` is the number it stores under;
-    ``window``: how many positions it sees; 0 for all."""
+    """What one layer stores of a token: keys [k, e] and values [k, e'].
+
+    Args:
+        layer: the number it stores under.
+        window: how many positions it sees; 0 for all.
+        latent: it stores something smaller than the keys and values it attends to, and computes those from all it has
+            stored, each time (multi-head latent attention).
+    """
 
     layer: int
     keys: tuple[int, int]
     values: tuple[int, int]
     window: int = 0
+    latent: bool = False
 
     @property
     def elements(self) -> int:
@@ -47,6 +54,7 @@ class SlotCache:
     def __init__(self, layers: Sequence[LayerCache], num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
         self.num_slots = num_slots
         self.device = device
+        self.latent = {one.layer for one in layers if one.latent}
         self._layers = {
             one.layer: (
                 torch.empty((num_slots, *one.keys), dtype=dtype, device=device),
@@ -108,7 +116,7 @@ class Step:
 
     Args:
         batched: attend all one-row segments in one padded call instead of one by one. Fewer kernels, more
-            arithmetic: right for a GPU, wrong for a CPU.
+            arithmetic: right for a GPU, wrong for a CPU. Latent layers are never batched.
     """
 
     def __init__(self, cache: SlotCache, segments: Sequence[Segment], page_size: int, *, batched: bool) -> None:
@@ -123,7 +131,7 @@ class Step:
             start = rows.stop
         self.num_rows = start
         singles = [rows for rows in self.rows if rows.num_rows == 1]
-        self.together = singles if batched and len(singles) > 1 else []
+        self.together = singles if batched and len(singles) > 1 and not cache.latent else []
         self.alone = [rows for rows in self.rows if not (self.together and rows.num_rows == 1)]
         self._indices: dict[tuple[int, int | None], Index] = {}
         self._masks: dict[tuple[int, int | None], torch.Tensor] = {}
@@ -187,6 +195,9 @@ class Step:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Called by a layer with this step's keys and values, [1, k, t, e]; attention follows at once."""
         self.cache.write(layer, self.new_slots, keys[0].transpose(0, 1), values[0].transpose(0, 1))
+        if layer in self.cache.latent:
+            held_keys, held_values = self.cache.rows(layer)
+            keys, values = (held[self._all_slots].transpose(0, 1)[None] for held in (held_keys, held_values))
         self.layer, self._stored = layer, (keys, values)
         return keys, values
 
@@ -194,11 +205,22 @@ class Step:
         """The layer whose attention is being computed, with ``keys`` and ``values``.
 
         Raises:
-            ModelUnsupported: these are not what it has just stored.
+            ModelUnsupported: these are not what it has just stored, nor (of a latent layer) as many.
         """
-        require_stored(self._stored, keys, values)
+        require_stored(self._stored, keys, values, latent=self.layer in self.cache.latent)
         self._stored = None
         return self.layer
+
+    @cached_property
+    def _all_slots(self) -> Index:
+        """Slots of everything the step's sequences hold, one sequence after the other."""
+        return self._index(np.concatenate([rows.slots for rows in self.rows]))
+
+    @cached_property
+    def spans_of_all(self) -> list[tuple[int, int]]:
+        """Per entry of ``alone``, where its sequence lies in what a latent layer computes: [start, stop)."""
+        stops = np.cumsum([rows.length for rows in self.rows]).tolist()
+        return [(stop - rows.length, stop) for rows, stop in zip(self.rows, stops, strict=True)]
 
     def get_seq_length(self, *_: Any, **__: Any) -> int:
         return 0
@@ -215,14 +237,18 @@ class Step:
         return torch.from_numpy(array).to(self.cache.device, non_blocking=True)
 
 
-def require_stored(stored: tuple[torch.Tensor, torch.Tensor] | None, keys: torch.Tensor, values: torch.Tensor) -> None:
-    """Attention reads the cache, so what a layer attends to must be what it stored.
+def require_stored(
+    stored: tuple[torch.Tensor, torch.Tensor] | None, keys: torch.Tensor, values: torch.Tensor, *, latent: bool
+) -> None:
+    """Attention reads the cache, so what a layer attends to must be what it stored (or, if latent, one for each stored).
 
     Raises:
-        ModelUnsupported: it attends to another layer's keys, or caches something smaller that it expands each time.
+        ModelUnsupported: it attends to another layer's keys, or to another number of keys than are stored.
     """
-    if stored is None or stored[0] is not keys or stored[1] is not values:
-        how = "another layer's keys" if stored is None else "keys it computes from what it caches (latent attention)"
+    same = stored is not None and stored[0] is keys and stored[1] is values
+    as_many = stored is not None and stored[0].shape[2] == keys.shape[2] == values.shape[2]
+    if not (same or (latent and as_many)):
+        how = "another layer's keys" if stored is None else "other keys than it caches"
         raise ModelUnsupported(f"a layer attends to {how}; it must attend to what it caches", unsupported="kv_cache")
 
 

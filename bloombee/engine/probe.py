@@ -25,6 +25,7 @@ class _Probe:
     def __init__(self) -> None:
         self.stored: list[LayerCache] = []
         self.windows: list[int] = []
+        self.latent: list[bool] = []
         self._stored: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
@@ -37,7 +38,9 @@ class _Probe:
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, sliding_window: int | None = None, **_: Any
     ) -> tuple[torch.Tensor, None]:
-        require_stored(self._stored, keys, values)
+        require_stored(self._stored, keys, values, latent=True)
+        assert self._stored is not None
+        self.latent.append(self._stored[0] is not keys)
         self._stored = None
         self.windows.append(sliding_window or 0)
         return query.new_empty(1, query.shape[2], query.shape[1], values.shape[3]), None
@@ -89,4 +92,5 @@ def _probe_layer(skeleton: Skeleton, ref: str, layer: int) -> list[LayerCache]:
             f"{ref}: layer {layer} is of type sliding_attention and is given no window: its config contradicts itself",
             unsupported="sliding_window",
         )
-    return [replace(entry, window=window) for entry, window in zip(notes.stored, notes.windows, strict=True)]
+    found = zip(notes.stored, notes.windows, notes.latent, strict=True)
+    return [replace(entry, window=window, latent=latent) for entry, window, latent in found]

@@ -58,7 +58,6 @@ def test_directories_that_hold_no_model(tmp_path: Path) -> None:
         ("gpt2", {}, "base_model_pp_plan"),
         ("qwen3_next", {}, "attention_interface"),
         ("minimax", {}, "layer_types"),
-        ("deepseek_v3", {}, "kv_cache"),
         ("gemma4_text", {}, "base_model_pp_plan"),
         ("t5", {}, "causal_lm"),
         ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config"),

@@ -101,7 +101,7 @@ def test_attention_refuses_keys_that_were_not_stored() -> None:
     with pytest.raises(ModelUnsupported, match="another layer's keys"):
         attend(step, q, k, v)
     step.update(k, v, LAYER)
-    with pytest.raises(ModelUnsupported, match="latent"):
+    with pytest.raises(ModelUnsupported, match="other keys than it caches"):
         attend(step, q, k.clone(), v)
 
 
