@@ -82,11 +82,24 @@ class Open:
     max_new_tokens: int
     end_tokens: frozenset[int]
     now: float
+    client: int = 0
+    """Whose request it is; turns are shared out fairly between clients."""
+    priority: int = 0
+    """Higher goes first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
     sequence: SequenceId
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tune:
+    """From now on at most ``num_microbatches`` under way, and prompts in chunks of ``chunk_rows``. Pauses nothing."""
+
+    num_microbatches: int
+    chunk_rows: int
     now: float
 
 
@@ -182,6 +195,8 @@ class Submit:
     max_new_tokens: int
     end_tokens: frozenset[int]
     now: float
+    client: int = 0
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 Sequences are opened by the head, admitted when every stage has KV pages for their whole length, cut into rows and
 packed into microbatches for stage 0; verdicts come back from the last stage. At most ``num_microbatches`` microbatches
 are under way, and the decoding sequences are spread evenly over them, so that with several in flight
-every stage has work while others travel. Admission is first come, first served.
+every stage has work while others travel. Admission and prefill are shared out fairly between clients (``fair.py``).
 
 A token is believed once: a pick counts iff its sequence is open, its generation is the current one and its
 position is the next. So repeated, late or stale verdicts change nothing.
@@ -28,7 +28,9 @@ from bloombee.pipeline.events import (
     SchedulerFailed,
     StageRestored,
     Tick,
+    Tune,
 )
+from bloombee.pipeline.fair import FairQueue
 from bloombee.pipeline.frames import FrameReceiver, FrameSender
 from bloombee.plan.plan import Plan
 from bloombee.types import FinishReason, Lane, Phase, SequenceId
@@ -36,7 +38,7 @@ from bloombee.wire.messages import MAX_ITEMS, Ack, Close, Closed, Forward, Gap, 
 
 VERDICT_WINDOW = 1 << 20
 """Verdicts are tiny and the scheduler never makes the last stage wait."""
-Event = Open | Cancel | PlanReady | PipelineLost | FromStage | StageRestored | Tick
+Event = Open | Cancel | Tune | PlanReady | PipelineLost | FromStage | StageRestored | Tick
 
 
 @dataclass(slots=True)
@@ -48,7 +50,9 @@ class _Sequence:
     sampling: Sampling
     max_new_tokens: int
     end_tokens: frozenset[int]
-    num_pages: int
+    client: int
+    priority: int
+    num_pages: int = 0
     num_sent: int = 0
     """Rows given to stage 0."""
     generation: int = 0
@@ -106,15 +110,16 @@ class SchedulerCore:
     """
 
     def __init__(self, *, max_rows: int, resend_after_s: float, step_deadline_s: float) -> None:
-        self._max_rows = max_rows
+        self._max_rows = self._chunk_rows = max_rows
         self._resend_after_s = resend_after_s
         self._step_deadline_s = step_deadline_s
         self._pipe: _Pipeline | None = None
-        self._waiting: deque[_Sequence] = deque()
+        self._waiting: FairQueue[_Sequence] = FairQueue()
         self._open: dict[SequenceId, _Sequence] = {}
-        self._prefill: deque[_Sequence] = deque()
+        self._prefill: FairQueue[_Sequence] = FairQueue()
         self._decode: deque[_Sequence] = deque()
         self._num_microbatches = 0
+        self._max_flights: int | None = None
         self._next_sequence = 0
         self._last_phase = Phase.DECODE
 
@@ -128,6 +133,9 @@ class SchedulerCore:
                 return self._admit_later(event)
             case Cancel(sequence=sequence, now=now):
                 return self._cancel(sequence, now)
+            case Tune(num_microbatches=num_microbatches, chunk_rows=chunk_rows, now=now):
+                self._max_flights, self._chunk_rows = max(1, num_microbatches), max(1, min(chunk_rows, self._max_rows))
+                return self._schedule(now)
             case FromStage(stage=stage, message=message, now=now):
                 return self._from_stage(stage, message, now)
             case StageRestored(stage=stage, now=now):
@@ -164,28 +172,29 @@ class SchedulerCore:
             sampling=event.sampling,
             max_new_tokens=event.max_new_tokens,
             end_tokens=event.end_tokens,
-            num_pages=0,
+            client=event.client,
+            priority=event.priority,
         )
-        self._waiting.append(sequence)
+        self._waiting.push(sequence)
         return self._schedule(event.now)
 
     def _admit(self, pipe: _Pipeline) -> list[Command]:
         """Move sequences from waiting to open while every stage has pages for their whole length."""
         commands: list[Command] = []
         while self._waiting:
-            sequence = self._waiting[0]
+            sequence = self._waiting.peek()
             # The last token is never fed back, so it needs no slot.
             need = pages_for(sequence.num_prompt_tokens + sequence.max_new_tokens - 1, pipe.plan.page_size)
             if need > pipe.plan.num_pages:
-                self._waiting.popleft()
+                self._waiting.pop(0)
                 commands.append(TellHead(Ended(sequence.id, _too_long(sequence, pipe.plan))))
                 continue
             if need > pipe.pages_free:
                 break
             pipe.pages_free -= need
             sequence.num_pages = need
-            self._open[sequence.id] = self._waiting.popleft()
-            self._prefill.append(sequence)
+            self._open[sequence.id] = self._waiting.pop(sequence.num_prompt_tokens + sequence.max_new_tokens)
+            self._prefill.push(sequence)
         return commands
 
     def _cancel(self, sequence_id: SequenceId, now: float) -> list[Command]:
@@ -199,9 +208,8 @@ class SchedulerCore:
 
     def _close(self, sequence: _Sequence, now: float) -> list[Command]:
         del self._open[sequence.id]
-        for queue in (self._prefill, self._decode):
-            if sequence in queue:
-                queue.remove(sequence)
+        if not self._prefill.remove(sequence) and sequence in self._decode:
+            self._decode.remove(sequence)
         pipe = self._pipe
         if pipe is None:
             return []
@@ -225,8 +233,9 @@ class SchedulerCore:
     def _lose(self, error: BloomBeeError) -> list[Command]:
         ended = [*self._open, *(sequence.id for sequence in self._waiting)]
         self._open.clear()
-        for queue in (self._waiting, self._prefill, self._decode):
-            queue.clear()
+        self._waiting.clear()
+        self._prefill.clear()
+        self._decode.clear()
         self._pipe = None
         return [TellHead(Ended(sequence, error)) for sequence in ended]
 
@@ -236,13 +245,16 @@ class SchedulerCore:
         if pipe is None:
             return []
         commands = self._admit(pipe)
-        while pipe.sender.can_send() and len(pipe.flights) < pipe.plan.num_microbatches:
+        while pipe.sender.can_send() and len(pipe.flights) < self._most_flights(pipe):
             phase = self._next_phase(pipe)
             if phase is None:
                 break
             items = self._prefill_items() if phase is Phase.PREFILL else self._decode_items(pipe)
             commands += self._send(pipe, phase, items, now)
         return commands
+
+    def _most_flights(self, pipe: _Pipeline) -> int:
+        return min(self._max_flights or pipe.plan.num_microbatches, pipe.plan.num_microbatches)
 
     def _next_phase(self, pipe: _Pipeline) -> Phase | None:
         """Decode first, but prefill gets every other turn, and one place in flight at least."""
@@ -253,20 +265,22 @@ class SchedulerCore:
         return Phase.PREFILL if self._last_phase is Phase.DECODE else Phase.DECODE
 
     def _prefill_items(self) -> list[Item]:
-        items, rows = [], self._max_rows
+        items, rows = [], self._chunk_rows
         while self._prefill and rows > 0:
-            sequence = self._prefill[0]
+            sequence = self._prefill.peek()
             count = min(rows, sequence.num_prompt_tokens - sequence.num_sent)
             items.append(self._item(sequence, count))
             rows -= count
-            if not sequence.in_prefill:
-                self._prefill.popleft()
+            if sequence.in_prefill:
+                self._prefill.charge(sequence, count)
+            else:
+                self._prefill.pop(count)
         return items
 
     def _decode_items(self, pipe: _Pipeline) -> list[Item]:
         """An even share of the decoding sequences for each microbatch that may be in flight."""
         num_decoding = sum(not sequence.in_prefill for sequence in self._open.values())
-        share = min(self._max_rows, -(-num_decoding // pipe.plan.num_microbatches))
+        share = min(self._max_rows, -(-num_decoding // self._most_flights(pipe)))
         return [self._item(self._decode.popleft(), 1) for _ in range(min(share, len(self._decode)))]
 
     def _item(self, sequence: _Sequence, count: int) -> Item:

@@ -1,0 +1,90 @@
+"""Whose turn it is: requests of several clients and priorities, shared out by what each client has been given.
+
+Of the highest priority that waits, the client that has been served least goes next, and its requests in their order. A client
+that appears (again) starts level with the least served of those that are active, so that nobody saves up turns.
+This is start-time fair queueing with one flow a client. Source: Goyal, Vin, Cheng, "Start-time Fair Queueing", SIGCOMM 1996.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Generic, Protocol, TypeVar
+
+
+class Claim(Protocol):
+    """What can be queued."""
+
+    @property
+    def client(self) -> int: ...
+
+    @property
+    def priority(self) -> int: ...
+
+
+T = TypeVar("T", bound=Claim)
+
+
+class FairQueue(Generic[T]):
+    """Ordered by priority (higher first), then by service, then by arrival."""
+
+    def __init__(self) -> None:
+        self._queues: dict[tuple[int, int], deque[T]] = {}
+        self._served: dict[int, float] = {}
+        self._floor = 0.0
+
+    def __len__(self) -> int:
+        return sum(len(queue) for queue in self._queues.values())
+
+    def __iter__(self) -> Iterator[T]:
+        return iter([item for queue in self._queues.values() for item in queue])
+
+    def push(self, item: T) -> None:
+        key = (item.priority, item.client)
+        if key not in self._queues:
+            self._queues[key] = deque()
+            self._served[item.client] = max(self._served.get(item.client, 0.0), self._floor)
+        self._queues[key].append(item)
+
+    def peek(self) -> T:
+        """The item whose turn it is. Raises IndexError if there is none."""
+        return self._queues[self._next()][0]
+
+    def pop(self, cost: float) -> T:
+        """Take it; its client has been given ``cost``."""
+        key = self._next()
+        item = self._queues[key].popleft()
+        self.charge(item, cost)
+        self._tidy(key)
+        return item
+
+    def charge(self, item: T, cost: float) -> None:
+        """Its client has been given ``cost`` while the item stays."""
+        self._floor = max(self._floor, self._served.get(item.client, 0.0))
+        self._served[item.client] = self._served.get(item.client, 0.0) + cost
+
+    def remove(self, item: T) -> bool:
+        """Take ``item`` out wherever it stands; False if it is not here."""
+        key = (item.priority, item.client)
+        queue = self._queues.get(key)
+        if queue is None or item not in queue:
+            return False
+        queue.remove(item)
+        self._tidy(key)
+        return True
+
+    def clear(self) -> None:
+        self._queues.clear()
+        self._served.clear()
+
+    def _next(self) -> tuple[int, int]:
+        if not self._queues:
+            raise IndexError("an empty queue")
+        top = max(priority for priority, _ in self._queues)
+        return min((key for key in self._queues if key[0] == top), key=lambda key: self._served[key[1]])
+
+    def _tidy(self, key: tuple[int, int]) -> None:
+        if not self._queues[key]:
+            del self._queues[key]
+            if not any(client == key[1] for _, client in self._queues) and self._served[key[1]] <= self._floor:
+                del self._served[key[1]]
