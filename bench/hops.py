@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import statistics
@@ -28,12 +29,10 @@ import bloombee
 async def round_of(runtime: bloombee.Runtime, tokens: int) -> dict[str, float]:
     """Seconds: between tokens, of the device, and per hop, of one request."""
     before = await runtime.stage_use()
-    times = []
-    async for _ in runtime.stream([1, 2, 3, 4], max_new_tokens=tokens, ignore_eos=True):
-        times.append(time.perf_counter())
+    times = [time.perf_counter() async for _ in runtime.stream([1, 2, 3, 4], max_new_tokens=tokens, ignore_eos=True)]
     after = await runtime.stage_use()
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
-    device = sum((b.decode - a.decode).seconds / (b.decode - a.decode).forwards for a, b in zip(before, after, strict=True))
+    gaps = [b - a for a, b in itertools.pairwise(times)]
+    device = sum((b.decode - a.decode).busy_s / (b.decode - a.decode).num_works for a, b in zip(before, after, strict=True))
     hops = len(runtime.plan.stages)
     return {
         "token_s": statistics.median(gaps),
