@@ -162,6 +162,26 @@ def doctor(*, json: Json = False) -> int:
     return 0 if healthy(findings) else 1
 
 
+@app.command(
+    help_epilogue="Examples:\n  bloombee generate --prompt 'import os' --trace traces && bloombee trace traces --out chrome.json"
+)
+def trace(
+    *files: Annotated[str, Parameter(help="The files of one run, the head's and every worker's, or a directory of them.")],
+    out: Annotated[str | None, Parameter(help="Also write a trace for chrome://tracing or ui.perfetto.dev to this file.")] = None,
+) -> int:
+    """Merge the traces of a run's processes and say where the time of a token goes, per hop and in all."""
+    from bloombee import timeline
+
+    if not files:
+        raise ConfigError("no files: name the directory that --trace wrote to", field="files")
+    merged = timeline.load(files)
+    timeline.show(merged.breakdown())
+    if out is not None:
+        timeline.write_chrome(merged, out)
+        print(out)
+    return 0
+
+
 @command(app)
 def keygen(*, out: Annotated[str, Parameter(help="The file to write, readable by you alone; must not exist.")]) -> int:
     """Make a CURVE key pair for a worker that should keep its identity from run to run.

@@ -66,7 +66,7 @@ class RuntimeConfig:
     load_deadline_s: float = option(600.0, "Seconds that joining and loading the model may take.")
     curve: bool = option(True, "Encrypt and authenticate every connection.")
     threads: int | None = option(None, "Compute threads of each worker started here; default: the cores shared out.")
-    trace: str | None = option(None, "Write a trace of every step to this file.")
+    trace: str | None = option(None, "A directory for traces of every step, one file a process; see bloombee trace.")
 
     def __post_init__(self) -> None:
         if isinstance(self.split, list):
@@ -99,7 +99,7 @@ class RuntimeConfig:
         _check(self, "load_deadline_s", _seconds(self.load_deadline_s), "seconds > 0")
         _check(self, "curve", isinstance(self.curve, bool), "true or false")
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")
-        _check(self, "trace", self.trace is None or _text(self.trace), "a file name")
+        _check(self, "trace", self.trace is None or _text(self.trace), "a directory")
         _check(
             self,
             "split",
@@ -133,6 +133,7 @@ class WorkerConfig:
     threads: int | None = option(None, "Compute threads; default: one a core.")
     join_deadline_s: float = option(60.0, "Seconds that the head may take to answer.")
     key: str | None = option(None, "A key file made by 'bloombee keygen'; default: a new key for this run.")
+    trace: str = option(".", "The directory for this worker's trace, should the head ask for one.")
     log_level: str = option("warning", "debug, info, warning or error; to stderr.")
 
     def __post_init__(self) -> None:
@@ -150,6 +151,7 @@ class WorkerConfig:
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")
         _check(self, "join_deadline_s", _seconds(self.join_deadline_s), "seconds > 0")
         _check(self, "key", self.key is None or _text(self.key), "a file name")
+        _check(self, "trace", _text(self.trace), "a directory")
         _check(self, "log_level", self.log_level in _LOG_LEVELS, _one_of(_LOG_LEVELS))
 
 

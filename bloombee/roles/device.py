@@ -17,6 +17,7 @@ from typing import Any, cast
 from bloombee.codec.checksum import crc32c
 from bloombee.errors import BloomBeeError, CorruptPayload, DeviceError, RemoteProtocolError
 from bloombee.pipeline.work import Outcome, Work
+from bloombee.roles.tracing import StageTrace
 from bloombee.types import Dtype, Span
 from bloombee.wire.envelope import TensorHeader
 from bloombee.wire.messages import Assign
@@ -50,6 +51,9 @@ class DeviceThread:
         self._hidden_size = 0
         self.busy_s = 0.0
         """Seconds spent in forwards since the start."""
+        self.trace: StageTrace | None = None
+        self._forward_ns = (0, 0)
+        """When the last forward began and ended."""
         self._thread = threading.Thread(target=self._main, name="bloombee-device", daemon=True)
         self._thread.start()
 
@@ -137,8 +141,12 @@ class DeviceThread:
         )
 
     def _run(self, work: Work, on_done: Callable[[Outcome], None], on_error: Callable[[BloomBeeError], None]) -> None:
+        began = time.monotonic_ns()
+        self._forward_ns = (began, began)
         try:
             outcome = self._forward(work) if work.segments else Outcome(work.number)
+            if self.trace is not None:
+                self.trace.computed(work.microbatch, began, *self._forward_ns)
             self._post(on_done, outcome)
         except BloomBeeError as error:
             self._post(on_error, error)
@@ -148,9 +156,11 @@ class DeviceThread:
 
     def _forward(self, work: Work) -> Outcome:
         hidden = self._decode(work) if work.hidden is not None else None
-        start = time.perf_counter()
+        start = time.monotonic_ns()
         result = self._model.run(work, hidden)
-        self.busy_s += time.perf_counter() - start
+        stop = time.monotonic_ns()
+        self._forward_ns = (start, stop)
+        self.busy_s += (stop - start) / 1e9
         if isinstance(result, list):
             return Outcome(work.number, picks=tuple(result))
         return Outcome(work.number, hidden=self._encode(result))

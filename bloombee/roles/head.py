@@ -6,6 +6,7 @@ Everything here lives on one event loop (the Runtime's own). Nothing of torch or
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -61,10 +62,11 @@ from bloombee.roles.greeting import Greeter
 from bloombee.roles.spawner_client import SpawnerClient
 from bloombee.roles.stage_host import CODECS, RESEND_AFTER_S
 from bloombee.roles.text import TextCodec, TextStream
+from bloombee.roles.tracing import HeadTrace, open_tracer
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.events import LinkEvent, LinkEventKind
 from bloombee.transport.keys import generate
-from bloombee.types import Dtype, FinishReason, Lane, LoadProgress, SamplingParams, Token, WorkerId
+from bloombee.types import HEAD, Dtype, FinishReason, Lane, LoadProgress, SamplingParams, Token, WorkerId
 from bloombee.wire.envelope import Envelope
 from bloombee.wire.handshake import Listener
 from bloombee.wire.join import Admitted, Door
@@ -73,6 +75,7 @@ from bloombee.wire.messages import (
     AnyMessage,
     Close,
     Closed,
+    Forward,
     Gap,
     Goodbye,
     Hello,
@@ -88,6 +91,8 @@ log = logging.getLogger(__name__)
 TICK_S = 0.1
 GRACE_S = 0.75
 """A worker that could not be reached may take this long to come back."""
+TRACE_END_S = 2.0
+"""Workers that trace may take this long to write the rest when the swarm ends."""
 SECRET_BYTES = 24
 MAX_TOKENS_BY_DEFAULT = 32_768
 
@@ -135,11 +140,13 @@ class HeadRole:
         self._greeters: dict[bytes, Greeter] = {}
         self._names: dict[WorkerId, str] = {}
         self._processes: dict[int, str] = {}
+        self._processes_ended = asyncio.Event()
         self._suspects: dict[WorkerId, float] = {}
         self._to_load: dict[WorkerId, int] = {}
         self._requests: dict[int, _Request] = {}
         self._page_counts: dict[int, asyncio.Future[int]] = {}
         self._ticker: asyncio.Task[None] | None = None
+        self._trace: HeadTrace | None = None
         self._closed = False
 
     # -- life ------------------------------------------------------------------------------
@@ -152,6 +159,10 @@ class HeadRole:
         """
         loop = asyncio.get_running_loop()
         self._up: asyncio.Future[Plan] = loop.create_future()
+        if self.config.trace is not None:
+            process = {"worker": HEAD, "stage": None, "num_stages": self.config.num_stages}
+            self._trace = HeadTrace(open_tracer(self.config.trace, "head", process))
+            self._endpoint.stamps = True
         bound = await self._endpoint.bind(self.config.listen)
         self._spawner.start()
         described = await self._spawner.ask("describe", model=self.config.model)
@@ -189,6 +200,7 @@ class HeadRole:
                     device=self.config.device,
                     threads=self.config.threads or max(1, (os.cpu_count() or 1) // self.config.num_stages),
                     memory_bytes=share,
+                    trace=self.config.trace or ".",
                 )
                 self._processes[await self._spawner.spawn(config)] = name
         self.plan = await asyncio.shield(self._up)
@@ -208,7 +220,12 @@ class HeadRole:
         for worker in list(self._links):
             self._send(worker, Lane.CONTROL, Goodbye(reason="the head closes"))
         await self._endpoint.close(linger_s=0.5)
+        if self._trace is not None and self._processes:
+            with contextlib.suppress(TimeoutError):  # the spawner kills them then; what they have not written is lost
+                await asyncio.wait_for(self._processes_ended.wait(), TRACE_END_S)
         await self._spawner.close()
+        if self._trace is not None:
+            self._trace.tracer.close()
         if hasattr(self, "_up") and self._up.done() and not self._up.cancelled():
             self._up.exception()  # seen, so that nothing warns of it
 
@@ -373,7 +390,12 @@ class HeadRole:
                 raise RemoteProtocolError(f"{type(message).__name__} from a worker without a stage")
             if isinstance(message, Closed) and not message.sequences and not self._page_counts[stage].done():
                 self._page_counts[stage].set_result(message.pages_free)
-            self._schedule(FromStage(stage, message, now))
+            if self._trace is not None and isinstance(message, Verdict):
+                taken, took = self._endpoint.taken_ns, self._trace.now()
+                self._schedule(FromStage(stage, message, now))
+                self._trace.came_home(message.microbatch, taken, took)
+            else:
+                self._schedule(FromStage(stage, message, now))
         elif isinstance(message, Goodbye):
             self._gone(worker, f"it said goodbye: {message.reason}")
         else:
@@ -383,6 +405,14 @@ class HeadRole:
         link = self._links.get(worker)
         if link is not None:
             self._endpoint.send(link, lane, message)
+
+    def _send_ring(self, worker: WorkerId, lane: Lane, message: AnyMessage) -> None:
+        if self._trace is not None and isinstance(message, Forward):
+            sending = self._trace.now()
+            self._send(worker, lane, message)
+            self._trace.sent(message, sending)
+        else:
+            self._send(worker, lane, message)
 
     def _link_event(self, event: LinkEvent) -> None:
         worker = self._workers.get(event.link) if event.link else None
@@ -407,6 +437,8 @@ class HeadRole:
 
     def _process_ended(self, pid: int, status: int) -> None:
         name = self._processes.pop(pid, None)
+        if not self._processes:
+            self._processes_ended.set()
         if name is None or self._closed:
             return
         code = os.waitstatus_to_exitcode(status)
@@ -474,7 +506,7 @@ class HeadRole:
         for command in self._scheduler.handle(event):
             match command:
                 case Send(to=int(stage), lane=lane, message=message) if self.plan is not None:
-                    self._send(self.plan.stages[stage].worker, lane, message)
+                    self._send_ring(self.plan.stages[stage].worker, lane, message)
                 case TellHead(message=told):
                     self._do(self._core.handle(SchedulerSaid(told, time.monotonic())))
                 case _:

@@ -15,6 +15,7 @@ from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Outcome
 from bloombee.roles.device import DeviceThread
 from bloombee.roles.greeting import Greeter
+from bloombee.roles.tracing import StageTrace
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.events import LinkEvent, LinkEventKind
 from bloombee.types import VERSION, Lane, WorkerId
@@ -33,6 +34,7 @@ from bloombee.wire.messages import (
     Refused,
     Retire,
     StageFailed,
+    Verdict,
     Welcome,
 )
 
@@ -56,6 +58,7 @@ class StageHost:
     Args:
         head_link: the worker's link to the head; stands in for a neighbour that this stage does not have.
         grace_s: how long a neighbour's broken connection may take to come back.
+        trace: where the stamps of its microbatches go, if anywhere; closed with the stage.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class StageHost:
         head_link: bytes,
         device: DeviceThread,
         grace_s: float,
+        trace: StageTrace | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.assign = assign
@@ -77,6 +81,8 @@ class StageHost:
         self._device = device
         self._grace_s = grace_s
         self._now = now
+        self._trace = trace
+        device.trace = trace
         self._broken_at: dict[Port, float] = {}
         self._loaded: tuple[int, int] | None = None
         self._ready_said = False
@@ -113,6 +119,8 @@ class StageHost:
             if link != self._links[Port.HEAD]:
                 self._endpoint.forbid(link) if port is Port.UPSTREAM else self._endpoint.hang_up(link)
         self._device.stop()
+        if self._trace is not None:
+            self._trace.tracer.close()
 
     # -- messages --------------------------------------------------------------------------
 
@@ -130,6 +138,8 @@ class StageHost:
         expected = _PORT_OF.get(type(message))
         if expected is None or self._links[expected] != link:
             raise RemoteProtocolError(f"{type(message).__name__} came over a link that may not say it", path="message.tag")
+        if self._trace is not None and isinstance(message, Forward):
+            self._trace.took(message.microbatch, self._endpoint.taken_ns)
         self._handle(StageReceived(message, self._now(), payload))
 
     def link_event(self, port: Port, event: LinkEvent) -> None:
@@ -170,6 +180,8 @@ class StageHost:
         def opened(clock: ClockEstimate | None) -> None:
             if clock is not None:
                 self.clocks[port] = clock
+                if self._trace is not None and self.assign.successor is not None:
+                    self._trace.tracer.clock(self.assign.successor.worker, clock.offset_ns, clock.error_ns)
             # The greeter itself is not in the table yet if it opens at once.
             asyncio.get_running_loop().call_soon(self._say_ready)
 
@@ -196,6 +208,14 @@ class StageHost:
                     self._send(port, lane, message, payload)
 
     def _send(self, port: Port, lane: Lane, message: AnyMessage, payload: Any = None) -> None:
+        if self._trace is not None and isinstance(message, Forward | Verdict):
+            sending = self._trace.now()
+            self._hand_over(port, lane, message, payload)
+            self._trace.sent(message.microbatch, sending)
+        else:
+            self._hand_over(port, lane, message, payload)
+
+    def _hand_over(self, port: Port, lane: Lane, message: AnyMessage, payload: Any) -> None:
         if payload is None:
             self._endpoint.send(self._links[port], lane, message)
         else:

@@ -26,10 +26,11 @@ from bloombee.errors import (
 from bloombee.roles.device import DeviceThread
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.stage_host import CODECS, StageHost
+from bloombee.roles.tracing import StageTrace, open_tracer
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.events import LinkEvent, LinkEventKind
 from bloombee.transport.keys import generate, load
-from bloombee.types import VERSION, Lane
+from bloombee.types import HEAD, VERSION, Lane
 from bloombee.wire.envelope import Envelope
 from bloombee.wire.handshake import ClockEstimate, Dialler
 from bloombee.wire.join import Joiner
@@ -74,6 +75,7 @@ class WorkerRole:
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
         self._token: JoinToken = decode_token(config.join)
+        self._name = config.name or f"{socket.gethostname()}-{os.getpid()}"
         self._head_link = secrets.token_bytes(16)
         self._stages: dict[tuple[int, int], StageHost] = {}
         self._joined: Joined | None = None
@@ -84,6 +86,7 @@ class WorkerRole:
         self._heard_at = time.monotonic()
         self._beats = 0
         self.head_clock: ClockEstimate | None = None
+        self._traces: list[StageTrace] = []
 
     async def serve(self) -> None:
         """As :func:`run`. Cancelled: everything is closed, the head sees the connection end."""
@@ -114,7 +117,7 @@ class WorkerRole:
         join = Join(
             protocol=PROTOCOL_VERSION,
             secret=self._token.secret,
-            name=config.name or f"{socket.gethostname()}-{os.getpid()}",
+            name=self._name,
             software=VERSION,
             endpoint=config.advertise or _advertise(bound, peer),
             device=config.device,
@@ -155,6 +158,9 @@ class WorkerRole:
 
     def _greeted(self, clock: ClockEstimate | None) -> None:
         self.head_clock = clock
+        if clock is not None:
+            for trace in self._traces:
+                trace.tracer.clock(HEAD, clock.offset_ns, clock.error_ns)
 
     def _end(self, error: BloomBeeError | None) -> None:
         if not self._over.done():
@@ -223,6 +229,7 @@ class WorkerRole:
         device = DeviceThread(
             asyncio.get_running_loop(), device=self._config.device, threads=self._config.threads, model=self._config.model
         )
+        trace = self._open_trace(assign) if assign.trace else None
         self._stages[key] = StageHost(
             assign,
             worker=self._joined.worker,
@@ -231,7 +238,26 @@ class WorkerRole:
             head_link=self._head_link,
             device=device,
             grace_s=self._joined.silence_s,
+            trace=trace,
         )
+
+    def _open_trace(self, assign: Assign) -> StageTrace | None:
+        """Of this stage, as the head asked; a worker that cannot write it serves without."""
+        assert self._joined is not None
+        worker, layers = self._joined.worker, [assign.start, assign.stop]
+        name = f"{self._name}-{worker}" if assign.epoch == 1 else f"{self._name}-{worker}-{assign.epoch}"
+        process = {"worker": worker, "stage": assign.stage, "num_stages": assign.num_stages, "layers": layers}
+        try:
+            tracer = open_tracer(self._config.trace, name, process)
+        except ConfigError as error:
+            log.warning("%s", error.message)
+            return None
+        if self.head_clock is not None:
+            tracer.clock(HEAD, self.head_clock.offset_ns, self.head_clock.error_ns)
+        self._endpoint.stamps = True
+        trace = StageTrace(tracer)
+        self._traces.append(trace)
+        return trace
 
     def _link_event(self, event: LinkEvent) -> None:
         if event.link == self._head_link:

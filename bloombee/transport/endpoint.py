@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -92,6 +93,10 @@ class Endpoint:
         max_queued_bytes: int = MAX_QUEUED_BYTES,
     ) -> None:
         self.swarm = swarm
+        self.stamps = False
+        """Whether :attr:`taken_ns` is kept."""
+        self.taken_ns = 0
+        """When the message being delivered was taken off its socket, by the monotonic clock."""
         self.strangers = Counters()
         """Messages of those who have no link, and failed handshakes (``refused``)."""
         self._loop = asyncio.get_running_loop()
@@ -368,6 +373,8 @@ class Endpoint:
 
     def _receive(self, socket: zmq.Socket[bytes], port: LanePort | None) -> int:
         """Take one multipart off the socket and deliver or refuse it; returns its bytes."""
+        if self.stamps:
+            self.taken_ns = time.monotonic_ns()
         routing: zmq.Frame | None = None
         if port is None:
             routing = socket.recv(zmq.NOBLOCK, copy=False)

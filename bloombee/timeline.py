@@ -1,0 +1,367 @@
+"""``bloombee trace``: files of several processes (trace.py) merged on one clock; where the time of a token goes.
+
+A token of a sequence takes from the verdict before it to its own, both by the head's clock. Between them the head
+waits and sends, each stage does its chain of spans, and a wire joins ``sent`` here to ``taken`` there. The chain has no
+holes, so its parts add up to that time by construction, for any clocks: an offset that is off lengthens one wire and
+shortens another round the same ring. What the parts are held against is another measurement, the times at which
+tokens had been delivered.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bloombee.errors import ConfigError
+from bloombee.types import HEAD, Phase
+
+STAGE_PARTS = ("receive", "queue", "decode", "compute", "encode", "wait", "send", "wire")
+HEAD_PARTS = ("receive", "wait", "send", "wire")
+SUFFIX = ".jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Spans of one microbatch in one process, one after the other; nanoseconds on the process's clock."""
+
+    microbatch: int
+    start_ns: int
+    spans: tuple[tuple[str, int], ...]
+    phase: int | None = None
+    sequences: tuple[int, ...] = ()
+
+    @property
+    def stop_ns(self) -> int:
+        return self.start_ns + sum(length for _, length in self.spans)
+
+
+@dataclass(slots=True)
+class ProcessTrace:
+    """One file. ``clocks``: peer -> (offset, error), peer's clock = own clock + offset."""
+
+    name: str
+    worker: int
+    stage: int | None
+    num_stages: int
+    clock: str
+    clocks: dict[int, tuple[int, int]] = field(default_factory=dict)
+    chains: list[Chain] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """Mean milliseconds a token spends at one process and on the wire that leaves it."""
+
+    name: str
+    parts_ms: dict[str, float]
+
+    @property
+    def total_ms(self) -> float:
+        return sum(self.parts_ms.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """Where the time between two tokens of a sequence goes, on average.
+
+    Args:
+        hops: the head, then the stages in order.
+        num_tokens: over how many the mean is; of ``num_seen`` whose verdicts came.
+        measured_ms: the same time, from when tokens had been delivered.
+        clock_error_ms: by as much any wire may be too long and another too short.
+    """
+
+    hops: tuple[Hop, ...]
+    num_tokens: int
+    num_seen: int
+    measured_ms: float
+    clock_error_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        return sum(hop.total_ms for hop in self.hops)
+
+    @property
+    def share(self) -> float:
+        """The parts' sum over the measured time."""
+        return self.total_ms / self.measured_ms if self.measured_ms else 0.0
+
+
+class Timeline:
+    """Several processes' traces on the head's clock.
+
+    Raises:
+        ConfigError: no head among them, a stage missing, or a process whose clock nobody knows.
+    """
+
+    def __init__(self, processes: Sequence[ProcessTrace]) -> None:
+        heads = [p for p in processes if p.worker == HEAD]
+        if len(heads) != 1:
+            raise ConfigError(f"{len(heads)} files of a head: give the files of one run, the head's and every worker's")
+        self.head = heads[0]
+        stages = {p.stage: p for p in processes if p.stage is not None}
+        missing = sorted(set(range(self.head.num_stages)) - stages.keys())
+        if missing or len(stages) != len(processes) - 1:
+            what = f"no file of stage {missing[0]}" if missing else "two files of one stage"
+            raise ConfigError(f"{what}: give the files of one run, the head's and every worker's")
+        self.stages = [stages[index] for index in range(self.head.num_stages)]
+        self.clocks = align(processes)
+        """worker -> (what to add to its clock to have the head's, error)."""
+
+    @property
+    def clock_error_ns(self) -> int:
+        return max(error for _, error in self.clocks.values())
+
+    def on_head_clock(self, process: ProcessTrace, stamp_ns: int) -> int:
+        return stamp_ns + self.clocks[process.worker][0]
+
+    # -- tokens ----------------------------------------------------------------------------
+
+    def breakdown(self) -> Breakdown:
+        """Means over every token that has its whole chain.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        rings = self._rings()
+        visits = self._visits()
+        sums: list[dict[str, int]] = [defaultdict(int) for _ in range(1 + len(self.stages))]
+        num_tokens = num_seen = 0
+        for microbatches in visits.values():
+            for before, now in itertools.pairwise(microbatches):
+                num_seen += 1
+                if now not in rings:
+                    continue
+                num_tokens += 1
+                self._add_head(sums[0], before, now)
+                for total, parts in zip(sums, rings[now], strict=True):
+                    for name, length in parts.items():
+                        total[name] += length
+        if not num_tokens:
+            raise ConfigError("no token has its whole way in these files: trace a run of at least two tokens, end it in order")
+        names = ["head", *(f"stage {p.stage} ({p.name})" for p in self.stages)]
+        hops = tuple(
+            Hop(name, {k: v / num_tokens / 1e6 for k, v in total.items()}) for name, total in zip(names, sums, strict=True)
+        )
+        return Breakdown(hops, num_tokens, num_seen, self._measured_ms(visits), self.clock_error_ns / 1e6)
+
+    def _add_head(self, total: dict[str, int], before: int, now: int) -> None:
+        """From the verdict of ``before`` to the Forward of ``now``."""
+        verdict, forward = self._verdicts[before], self._forwards[now]
+        took = verdict.start_ns + verdict.spans[0][1]
+        total["receive"] += took - verdict.start_ns
+        total["wait"] += forward.start_ns - took
+
+    def _visits(self) -> dict[int, list[int]]:
+        """sequence -> its microbatches from the one that brought its first token, as far as verdicts came."""
+        self._forwards = {c.microbatch: c for c in self.head.chains if c.phase is not None}
+        self._verdicts = {c.microbatch: c for c in self.head.chains if c.phase is None}
+        visits: dict[int, list[int]] = defaultdict(list)
+        for number in sorted(self._forwards):
+            forward = self._forwards[number]
+            if number in self._verdicts:
+                for sequence in forward.sequences:
+                    if forward.phase == Phase.PREFILL:
+                        visits[sequence] = [number]  # of a prompt in chunks, the last one's counts
+                    else:
+                        visits[sequence].append(number)
+        return visits
+
+    def _rings(self) -> dict[int, list[dict[str, int]]]:
+        """microbatch -> parts of each hop from the head's sending to the verdict's arrival, where all of them are known."""
+        chains = [{c.microbatch: c for c in stage.chains} for stage in self.stages]
+        arrivals = {c.microbatch: c.start_ns for c in self.head.chains if c.phase is None}
+        rings = {}
+        for sent in self.head.chains:
+            number = sent.microbatch
+            if sent.phase is None or number not in arrivals or not all(number in known for known in chains):
+                continue
+            hops, left = [dict(sent.spans)], sent.stop_ns
+            for stage, known in zip(self.stages, chains, strict=True):
+                chain = known[number]
+                hops[-1]["wire"] = self.on_head_clock(stage, chain.start_ns) - left
+                hops.append(dict(chain.spans))
+                left = self.on_head_clock(stage, chain.stop_ns)
+            hops[-1]["wire"] = arrivals[number] - left
+            rings[number] = hops
+        return rings
+
+    def _measured_ms(self, visits: dict[int, list[int]]) -> float:
+        """Mean time between the deliveries of two tokens of a sequence."""
+        total_ns = count = 0
+        for microbatches in visits.values():
+            if len(microbatches) > 1:
+                total_ns += self._verdicts[microbatches[-1]].stop_ns - self._verdicts[microbatches[0]].stop_ns
+                count += len(microbatches) - 1
+        return total_ns / count / 1e6 if count else 0.0
+
+    # -- Chrome ----------------------------------------------------------------------------
+
+    def chrome(self) -> dict[str, Any]:
+        """The same as a Chrome trace (chrome://tracing, ui.perfetto.dev): a process each, wires as flights between them.
+
+        Source: the Trace Event Format; spans that may overlap are async events ("b" and "e"), the rest complete ones ("X").
+        """
+        events: list[dict[str, Any]] = []
+        origin = min((c.start_ns for c in self.head.chains), default=0)
+        for pid, process in enumerate((self.head, *self.stages)):
+            name = "head" if process.worker == HEAD else f"stage {process.stage} ({process.name})"
+            events.append({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}})
+            events.append({"ph": "M", "name": "process_sort_index", "pid": pid, "args": {"sort_index": pid}})
+            events += [{"ph": "M", "name": "thread_name", "pid": pid, "tid": t, "args": {"name": n}} for t, n in _TRACKS]
+            for chain in process.chains:
+                start = self.on_head_clock(process, chain.start_ns) - origin
+                for span, length in chain.spans:
+                    events += _events(span, pid, chain.microbatch, start, length)
+                    start += length
+        for number, hops in self._rings().items():
+            start = self._forward_stop(number) - origin
+            for pid, parts in enumerate(hops):
+                if pid:
+                    start += sum(length for name, length in parts.items() if name != "wire")
+                events += _events("wire", pid, number, start, parts["wire"])
+                start += parts["wire"]
+        return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+    def _forward_stop(self, microbatch: int) -> int:
+        return next(c.stop_ns for c in self.head.chains if c.microbatch == microbatch and c.phase is not None)
+
+
+_TRACKS = ((0, "loop"), (1, "device"))
+_ON_DEVICE = frozenset(("decode", "compute", "encode"))
+_OVERLAPPING = frozenset(("queue", "wait", "wire"))
+
+
+def _events(span: str, pid: int, microbatch: int, start_ns: int, length_ns: int) -> list[dict[str, Any]]:
+    base = {"name": span, "cat": span, "pid": pid, "tid": int(span in _ON_DEVICE), "args": {"microbatch": microbatch}}
+    if span not in _OVERLAPPING:
+        return [{**base, "ph": "X", "ts": start_ns / 1e3, "dur": length_ns / 1e3}]
+    ends = (("b", start_ns), ("e", start_ns + max(0, length_ns)))
+    return [{**base, "ph": ph, "id2": {"local": f"{microbatch}"}, "ts": at / 1e3} for ph, at in ends]
+
+
+def align(processes: Iterable[ProcessTrace]) -> dict[int, tuple[int, int]]:
+    """worker -> (offset, error) in nanoseconds: add the offset to its stamps to have them on the head's clock.
+
+    The path of least total error over the handshakes between processes; processes that name the same clock as
+    the head, and whose handshake does not deny it, have the head's.
+
+    Raises:
+        ConfigError: no path leads from the head to a process.
+    """
+    known = {p.worker: p for p in processes}
+    edges: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+    for process in known.values():
+        for peer, (offset, error) in process.clocks.items():
+            # The peer's clock is ours + offset: to go from the peer's to ours is to take it away.
+            edges[peer].append((process.worker, offset, error))
+            edges[process.worker].append((peer, -offset, error))
+    found: dict[int, tuple[int, int]] = {}
+    ways = [(0, HEAD, 0)]
+    while ways:
+        error, worker, offset = heapq.heappop(ways)
+        if worker in found:
+            continue
+        found[worker] = (offset, error)
+        for peer, step, doubt in edges[worker]:
+            if peer in known and peer not in found:
+                heapq.heappush(ways, (error + doubt, peer, offset + step))
+    head = known[HEAD]
+    for worker, process in known.items():
+        offset, error = found.get(worker, (0, 0))
+        if process.clock and process.clock == head.clock and abs(offset) <= error:
+            found[worker] = (0, 0)
+        if worker not in found:
+            raise ConfigError(f"nobody knows the clock of {process.name!r}: its file has no handshake with another one's process")
+    return found
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def load(paths: Iterable[str | Path]) -> Timeline:
+    """Read trace files; of a directory, every file in it whose name ends in .jsonl.
+
+    Raises:
+        ConfigError: no such file, or one that is no trace; names file and line.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        files += sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+    if not files:
+        raise ConfigError(f"no trace files ({SUFFIX}) there: run with --trace DIRECTORY first")
+    return Timeline([read(path) for path in files])
+
+
+def read(path: Path) -> ProcessTrace:
+    """One file. A last line that was cut off (its process was killed) is left out. Raises ConfigError as :func:`load`."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot read this trace: {error}", path=str(path)) from error
+    process: ProcessTrace | None = None
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            record = json.loads(line)
+            if process is None:
+                fields = ("process", "worker", "stage", "num_stages", "clock")
+                process = ProcessTrace(*(record[name] for name in fields))
+            elif "peer" in record:
+                process.clocks[record["peer"]] = (record["offset_ns"], record["error_ns"])
+            else:
+                process.chains.append(_chain(record))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{path}, line {number}: not a line of a trace", path=str(path), line=number) from error
+    if process is None:
+        raise ConfigError(f"{path}: an empty trace", path=str(path))
+    return process
+
+
+def _chain(record: dict[str, Any]) -> Chain:
+    spans = tuple((name, int(length)) for name, length in record["spans"].items())
+    return Chain(record["microbatch"], record["start_ns"], spans, record.get("phase"), tuple(record.get("sequences", ())))
+
+
+def write_chrome(timeline: Timeline, path: str | Path) -> None:
+    """Write :meth:`Timeline.chrome` as JSON. Raises ConfigError if ``path`` cannot be written."""
+    try:
+        Path(path).write_text(json.dumps(timeline.chrome()), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}", field="out", path=str(path)) from error
+
+
+# -- for people --------------------------------------------------------------------------------
+
+
+def show(breakdown: Breakdown) -> None:
+    """Print the table to stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="where the time of a token goes (mean, ms)", title_justify="left")
+    table.add_column("")
+    for name in (*STAGE_PARTS, "in all", "%"):
+        table.add_column(name, justify="right")
+    total = breakdown.total_ms
+    for hop in breakdown.hops:
+        cells = [f"{hop.parts_ms[name]:.3f}" if name in hop.parts_ms else "" for name in STAGE_PARTS]
+        table.add_row(hop.name, *cells, f"{hop.total_ms:.3f}", f"{100 * hop.total_ms / total:.1f}")
+    sums = [sum(hop.parts_ms.get(name, 0.0) for hop in breakdown.hops) for name in STAGE_PARTS]
+    table.add_section()
+    table.add_row("in all", *(f"{value:.3f}" for value in sums), f"{total:.3f}", "100.0")
+    table.add_row("%", *(f"{100 * value / total:.1f}" for value in sums), "100.0", "")
+    console = Console(width=max(110, Console().width))
+    console.print(table)
+    console.print(
+        f"{breakdown.num_tokens} of {breakdown.num_seen} tokens after their sequence's first; measured between deliveries:"
+        f" {breakdown.measured_ms:.3f} ms a token; the parts make {100 * breakdown.share:.1f} % of it.",
+        f"Clocks are known to +- {breakdown.clock_error_ms:.3f} ms: by that a wire may seem longer, another shorter; sums stand.",
+        sep="\n",
+        highlight=False,
+    )

@@ -1,0 +1,166 @@
+"""Traces of several processes, each with a clock of its own, merged; what a token's parts are, and that they add up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bloombee import timeline
+from bloombee.errors import ConfigError
+from bloombee.timeline import Chain, ProcessTrace, Timeline, align
+
+MS = 1_000_000
+STAGE = {"receive": 1, "queue": 2, "decode": 3, "compute": 40, "encode": 4, "wait": 5, "send": 6}
+WIRES = (20, 30, 25)
+"""head -> stage 0 -> stage 1 -> head"""
+HEAD_RECEIVE, HEAD_WAIT, HEAD_SEND, DELIVER = 1, 7, 2, 3
+TOKEN_MS = HEAD_RECEIVE + HEAD_WAIT + HEAD_SEND + sum(WIRES) + 2 * sum(STAGE.values())
+
+
+def run(offsets: tuple[int, int], *, num_tokens: int = 5, clocks: bool = True, same: bool = False) -> list[ProcessTrace]:
+    """Two stages whose clocks are ``offsets`` ahead of the head's; one sequence, a prefill and then decode."""
+    head = ProcessTrace("head", 0, None, 2, "c")
+    stages = [ProcessTrace(f"box-{i}", i + 1, i, 2, "c" if same else f"c{i}") for i in range(2)]
+    if clocks:
+        stages[0].clocks = {0: (-offsets[0], 10)}
+        stages[1].clocks = {0: (-offsets[1] + 50 * MS, 60 * MS)}
+        stages[0].clocks[2] = (offsets[1] - offsets[0], 5)
+    now = 1000 * MS
+    for microbatch in range(num_tokens):
+        phase = 1 if microbatch == 0 else 0
+        head.chains.append(Chain(microbatch, now, (("send", HEAD_SEND * MS),), phase, (9,)))
+        now += HEAD_SEND * MS
+        for stage, offset, wire in zip(stages, offsets, WIRES[:2], strict=True):
+            now += wire * MS
+            stage.chains.append(Chain(microbatch, now + offset, tuple((name, n * MS) for name, n in STAGE.items())))
+            now += sum(STAGE.values()) * MS
+        now += WIRES[2] * MS
+        head.chains.append(Chain(microbatch, now, (("receive", HEAD_RECEIVE * MS), ("deliver", DELIVER * MS))))
+        now += (HEAD_RECEIVE + HEAD_WAIT) * MS
+    return [stages[1], head, stages[0]]
+
+
+def test_every_part_is_found_whatever_the_clocks() -> None:
+    got = Timeline(run((123 * MS, -77_000 * MS))).breakdown()
+    assert [hop.name for hop in got.hops] == ["head", "stage 0 (box-0)", "stage 1 (box-1)"]
+    assert got.hops[0].parts_ms == pytest.approx(
+        {"receive": HEAD_RECEIVE, "wait": HEAD_WAIT, "send": HEAD_SEND, "wire": WIRES[0]}
+    )
+    for hop, wire in zip(got.hops[1:], WIRES[1:], strict=True):
+        assert hop.parts_ms == pytest.approx({**STAGE, "wire": wire})
+    assert got.total_ms == pytest.approx(TOKEN_MS)
+    assert got.measured_ms == pytest.approx(TOKEN_MS)
+    assert (got.num_tokens, got.num_seen) == (4, 4)
+    assert got.clock_error_ms == pytest.approx(15 / MS)
+
+
+@given(st.integers(-(10**12), 10**12), st.integers(-(10**12), 10**12), st.integers(-(10**9), 10**9))
+def test_the_sum_does_not_depend_on_how_well_clocks_are_known(one: int, two: int, mistake: int) -> None:
+    processes = run((one, two))
+    offset, error = processes[0].clocks[0]
+    processes[0].clocks[0] = (offset + mistake, error)
+    got = Timeline(processes).breakdown()
+    assert got.total_ms == pytest.approx(TOKEN_MS)
+
+
+def test_the_surest_way_between_clocks_is_taken() -> None:
+    processes = run((5 * MS, 8 * MS))
+    assert align(processes) == {0: (0, 0), 1: (-5 * MS, 10), 2: (-8 * MS, 15)}
+
+
+def test_one_clock_is_known_exactly_unless_the_handshake_denies_it() -> None:
+    processes = run((0, 0), same=True)
+    processes[2].clocks[0] = (40, 60)
+    assert align(processes)[1] == (0, 0)
+    denied = run((0, 0), same=True)
+    denied[2].clocks = {0: (40, 30)}
+    assert align(denied)[1] == (40, 30)
+
+
+def test_a_clock_that_nobody_knows_is_named() -> None:
+    with pytest.raises(ConfigError, match="clock of 'box-"):
+        Timeline(run((0, 0), clocks=False))
+    assert Timeline(run((0, 0), clocks=False, same=True)).breakdown().share == pytest.approx(1)
+
+
+def test_tokens_without_their_whole_way_are_counted_and_left_out() -> None:
+    processes = run((0, 0))
+    processes[0].chains = [chain for chain in processes[0].chains if chain.microbatch != 2]
+    got = Timeline(processes).breakdown()
+    assert (got.num_tokens, got.num_seen) == (3, 4)
+    assert got.total_ms == pytest.approx(TOKEN_MS)
+    for process in processes:
+        process.chains = process.chains[:2]
+    with pytest.raises(ConfigError, match="no token"):
+        Timeline(processes).breakdown()
+
+
+@pytest.mark.parametrize(
+    ("keep", "says"), [((0, 2), "0 files of a head"), ((0, 1), "no file of stage 0"), ((0, 0, 1, 2), "two files")]
+)
+def test_files_that_are_not_one_run_are_refused(keep: tuple[int, ...], says: str) -> None:
+    processes = run((0, 0))
+    with pytest.raises(ConfigError, match=says):
+        Timeline([processes[index] for index in keep])
+
+
+def test_the_chrome_trace_has_every_span_on_the_heads_clock() -> None:
+    events = Timeline(run((5 * MS, -9 * MS), num_tokens=2)).chrome()["traceEvents"]
+    complete = [e for e in events if e["ph"] == "X"]
+    begins = [e for e in events if e["ph"] == "b"]
+    assert len(complete) == 2 * (3 + 2 * 5)
+    assert len(begins) == len([e for e in events if e["ph"] == "e"]) == 2 * (3 + 2 * 2)
+    computes = [e for e in complete if e["name"] == "compute" and e["args"]["microbatch"] == 0]
+    first = (HEAD_SEND + WIRES[0] + 6) * 1000
+    assert [(e["pid"], e["ts"], e["dur"]) for e in computes] == [(1, first, 40_000), (2, first + (61 + WIRES[1]) * 1000, 40_000)]
+    wires = [e["ts"] for e in events if e["name"] == "wire" and e["args"]["microbatch"] == 0]
+    assert wires == pytest.approx([2000, 22_000, 83_000, 113_000, 174_000, 199_000])
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def write(path: Path, *records: object) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+HEADER = {"process": "x", "worker": 4, "stage": 0, "num_stages": 1, "clock": ""}
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.jsonl",
+        HEADER,
+        {"peer": 0, "offset_ns": 5, "error_ns": 6},
+        {"microbatch": 3, "start_ns": 9, "spans": {"send": 2}, "phase": 0, "sequences": [1, 2]},
+    )
+    with path.open("a") as file:
+        file.write('{"microbatch": 4, "start')
+    process = timeline.read(path)
+    assert process.clocks == {0: (5, 6)}
+    assert process.chains == [Chain(3, 9, (("send", 2),), 0, (1, 2))]
+    assert process.chains[0].stop_ns == 11
+
+
+@pytest.mark.parametrize("bad", ["not json", [], {"microbatch": 1}, {"peer": 1}, 5])
+def test_a_line_that_is_none_is_named(tmp_path: Path, bad: object) -> None:
+    path = write(tmp_path / "a.jsonl", HEADER, bad)
+    with pytest.raises(ConfigError, match=r"a\.jsonl, line 2"):
+        timeline.read(path)
+
+
+def test_what_is_no_trace_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no trace files"):
+        timeline.load([tmp_path])
+    with pytest.raises(ConfigError, match="line 1"):
+        timeline.load([write(tmp_path / "a.jsonl", {"worker": 1})])
+    (tmp_path / "b.jsonl").write_text("")
+    with pytest.raises(ConfigError, match="empty"):
+        timeline.read(tmp_path / "b.jsonl")
+    with pytest.raises(ConfigError, match="cannot read"):
+        timeline.load([tmp_path / "none"])
