@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import warnings
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,10 @@ def to_buffer(hidden: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
         [rows * d * element bytes] uint8. On the CPU, of a contiguous tensor, a view that keeps it alive;
         from another device the copy off it.
     """
-    array: np.ndarray[Any, np.dtype[np.uint8]] = hidden.detach().cpu().contiguous().view(torch.uint8).reshape(-1).numpy()
-    return array
+    if hidden.device.type != "cpu":
+        hidden = hidden.cpu()
+    array: np.ndarray[Any, np.dtype[np.uint8]] = hidden.detach().contiguous().view(torch.uint8).numpy()
+    return array.reshape(-1)
 
 
 def from_buffer(buffer: Any, rows: int, d: int, dtype: Dtype) -> torch.Tensor:
@@ -47,16 +49,27 @@ def from_buffer(buffer: Any, rows: int, d: int, dtype: Dtype) -> torch.Tensor:
     Raises:
         RemoteProtocolError: the size disagrees with ``rows``, ``d`` and ``dtype``.
     """
-    raw = np.frombuffer(buffer, dtype=np.uint8)
+    view = memoryview(buffer)
     expected = rows * d * dtype.num_bytes
-    if raw.nbytes != expected:
+    if view.nbytes != expected:
         raise RemoteProtocolError(
-            f"activations of {raw.nbytes} bytes: [{rows}, {d}] {dtype.value} takes {expected}", got=raw.nbytes, expected=expected
+            f"activations of {view.nbytes} bytes: [{rows}, {d}] {dtype.value} takes {expected}",
+            got=view.nbytes,
+            expected=expected,
         )
     if not expected:
         return torch.empty(rows, d, dtype=TORCH_DTYPES[dtype])
-    if raw.ctypes.data % dtype.num_bytes:
-        raw = raw.copy()  # some kernels load whole elements; a slice of a larger frame may start anywhere
-    memory = (ctypes.c_uint8 * expected).from_address(raw.ctypes.data)
-    memory.owner = raw  # type: ignore[attr-defined]  # torch holds `memory`; `memory` holds the frame
-    return torch.frombuffer(memory, dtype=TORCH_DTYPES[dtype]).view(rows, d)
+    whole = torch.frombuffer(view, dtype=TORCH_DTYPES[dtype])
+    if whole.data_ptr() % dtype.num_bytes:
+        whole = whole.clone()  # some kernels load whole elements; a slice of a larger frame may start anywhere
+    return whole.view(rows, d)
+
+
+def _say_nothing_of_read_only_buffers() -> None:
+    """torch warns of the first one of a process; let that be one of ours, unheard."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.frombuffer(bytes(4), dtype=torch.uint8)
+
+
+_say_nothing_of_read_only_buffers()

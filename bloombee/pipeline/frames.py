@@ -150,5 +150,5 @@ class FrameReceiver:
         self._open.difference_update(numbers)
 
     def acknowledgement(self, pipeline: int, epoch: int) -> Ack:
-        extra = tuple(sorted(self._extra)[:MAX_EXTRA])
+        extra = tuple(sorted(self._extra)[:MAX_EXTRA]) if self._extra else ()
         return Ack(pipeline=pipeline, epoch=epoch, upto=self._upto, extra=extra, limit=self.limit)

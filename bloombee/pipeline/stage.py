@@ -21,7 +21,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from bloombee.errors import BloomBeeError, LocalProtocolError, PoolExhausted, RemoteProtocolError, StalePlan, to_wire
-from bloombee.kv.pool import PagePool, PageTable
+from bloombee.kv.pool import PagePool, PageTable, pages_for
 from bloombee.pipeline.commands import Command, Compute, Send
 from bloombee.pipeline.events import Computed, ComputeFailed, LinkRestored, Port, StageReceived, Tick
 from bloombee.pipeline.frames import FrameReceiver, FrameSender
@@ -29,6 +29,7 @@ from bloombee.pipeline.work import Outcome, Segment, Work
 from bloombee.types import Lane, Phase, SequenceId
 from bloombee.wire.messages import Ack, Assign, Close, Closed, Forward, Gap, Item, Opening, Retire, StageFailed, Verdict
 
+_PHASES = {int(phase): phase for phase in Phase}
 DEVICE_DEPTH = 2
 """Works given to the device at once: it never waits for the event loop, and little is committed early."""
 
@@ -140,12 +141,10 @@ class StageCore:
         if self.upstream.holds(forward.frame):
             return [self._acknowledge()]
         self.upstream.check(forward.frame)
-        phase = Phase(forward.phase) if forward.phase in (0, 1) else None
-        if phase is None or len({item.sequence for item in forward.items}) != len(forward.items):
-            raise RemoteProtocolError("a phase that is none, or a sequence twice in one frame", path="$.items")
-        if any(item.parents is not None for item in forward.items):
-            raise RemoteProtocolError("rows in a tree are not spoken in this version", path="$.items[...].parents")
-        live = [item for item in forward.items if not self._is_closed(item.sequence)]
+        phase = _PHASES.get(forward.phase)
+        if phase is None:
+            raise RemoteProtocolError(f"phase {forward.phase} is none", path="$.phase")
+        live = self._live(forward)
         gaps = [gap for item in live if (gap := self._gap(item)) is not None]
         if gaps:
             return [Send(Port.UPSTREAM, Lane.CONTROL, gap) for gap in gaps]
@@ -160,6 +159,19 @@ class StageCore:
         queue = self._queue_for(phase, live)
         self._queues[queue].append(self._take(forward, phase, queue, live, payload))
         return self._start()
+
+    def _live(self, forward: Forward) -> list[Item]:
+        """The items whose sequences are not closed. Raises RemoteProtocolError for what may not be in a frame."""
+        live, seen = [], set()
+        for item in forward.items:
+            if item.sequence in seen:
+                raise RemoteProtocolError("a sequence twice in one frame", path="$.items")
+            if item.parents is not None:
+                raise RemoteProtocolError("rows in a tree are not spoken in this version", path="$.items[...].parents")
+            seen.add(item.sequence)
+            if not self._is_closed(item.sequence):
+                live.append(item)
+        return live
 
     def _is_closed(self, sequence: SequenceId) -> bool:
         return sequence < self._floor or sequence in self._closed
@@ -183,9 +195,10 @@ class StageCore:
         missing = 0
         for item in items:
             held = self._sequences.get(item.sequence)
-            table = held.table if held else PageTable(self.pool)
-            if held is None or item.generation >= held.generation:
-                missing += table.pages_missing(item.position + item.num_rows)
+            if held is None:
+                missing += pages_for(item.position + item.num_rows, self.pool.page_size)
+            elif item.generation >= held.generation:
+                missing += held.table.pages_missing(item.position + item.num_rows)
         return missing
 
     def _take(self, forward: Forward, phase: Phase, queue: Phase, live: list[Item], payload: object | None) -> _Job:
