@@ -43,6 +43,8 @@ class CodecTable:
     """A table in the form that the kernels use; immutable. See bloombee.codec.table."""
 
     def __init__(self, blob: Buffer, digest: Buffer) -> None: ...
+    def device_image(self) -> bytes:
+        """The table as the CUDA kernels read it; copy it to the device at an address that is a multiple of 64."""
 
 def codec_encode(
     data: Buffer, rows: int, channels: int, dtype: int, table: CodecTable | None, out: WritableBuffer, unit_log2: int = 14
@@ -53,6 +55,29 @@ def codec_decode(
     message: Buffer, out: WritableBuffer, rows: int, channels: int, dtype: int, table: CodecTable | None
 ) -> str | None:
     """Decodes into ``out``; None, or what is wrong with the message. The rows of ``out`` may lie apart."""
+
+def codec_seal(message: WritableBuffer, table: CodecTable | None) -> None:
+    """Write the checksum of a message that a device made; None for a raw message."""
+
+def codec_check(message: Buffer, table: CodecTable | None) -> bool:
+    """Whether the checksum of a message is right; before it goes to a device, which does not look at it."""
+
+def codec_encode_by_lanes(
+    data: Buffer,
+    rows: int,
+    channels: int,
+    dtype: int,
+    table: CodecTable,
+    unit_log2: int = 14,
+    plane0: bool = True,
+    plane1: bool = True,
+) -> bytes | None:
+    """The code of the CUDA kernels on the host: the coded message, None where it would be raw. For tests."""
+
+def codec_decode_by_lanes(
+    message: Buffer, out: WritableBuffer, rows: int, channels: int, dtype: int, table: CodecTable
+) -> bool:
+    """The same for decoding; False: corrupt. The checksum is not looked at."""
 
 def codec_isa() -> Isa:
     """The kernels in use; below :func:`current_isa` where AVX-512 comes without VBMI."""

@@ -5,7 +5,9 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "codec/rans_lanes.h"
 #include "codec/rans_ops.h"
+#include "codec/rans_image.h"
 
 namespace bloombee {
 namespace {
@@ -104,6 +106,44 @@ const char* decode(const py::buffer& message, const py::buffer& out, uint64_t ro
     return rans::decode(shape, from.data(), from.size_bytes(), table, to.data(), to.stride());
 }
 
+// The device's code on the host: what a message would be (None: raw), and whether it decodes to `values`.
+py::object encode_by_lanes(const py::buffer& values, uint64_t rows, uint64_t channels, int dtype,
+                           const rans::Table& table, int unit_log2, bool plane0, bool plane1) {
+    const Shape shape = checked_shape(rows, channels, dtype);
+    const Matrix from(values, shape, "data", false);
+    std::vector<uint8_t> out(rans::bound(shape.num_bytes()));
+    const size_t size =
+        rans::encode_by_lanes(shape, from.data(), from.stride(), table, unit_log2, plane0, plane1, out.data());
+    if (size == 0) return py::none();
+    return py::bytes(reinterpret_cast<const char*>(out.data()), size);
+}
+
+bool decode_by_lanes(const py::buffer& message, const py::buffer& out, uint64_t rows, uint64_t channels, int dtype,
+                     const rans::Table& table) {
+    const Shape shape = checked_shape(rows, channels, dtype);
+    const BufferView from = BufferView::bytes(message);
+    const Matrix to(out, shape, "out", true);
+    return rans::decode_by_lanes(shape, from.data(), from.size_bytes(), table, to.data(), to.stride());
+}
+
+void seal(const py::buffer& message, const rans::Table* table) {
+    const BufferView bytes = BufferView::bytes(message, true);
+    if (bytes.size_bytes() < rans::raw_header_bytes) throw py::value_error("message is shorter than its header");
+    py::gil_scoped_release release;
+    rans::seal(bytes.data(), bytes.size_bytes(), table);
+}
+
+bool check(const py::buffer& message, const rans::Table* table) {
+    const BufferView bytes = BufferView::bytes(message);
+    py::gil_scoped_release release;
+    return rans::check(bytes.data(), bytes.size_bytes(), table);
+}
+
+py::bytes device_image(const rans::Table& table) {
+    const std::vector<uint8_t> image = rans::device_image(table);
+    return py::bytes(reinterpret_cast<const char*>(image.data()), image.size());
+}
+
 }  // namespace
 
 void bind_codec(py::module_& m) {
@@ -111,11 +151,19 @@ void bind_codec(py::module_& m) {
         .def(py::init([](const py::buffer& blob, const py::buffer& digest) {
                  return std::const_pointer_cast<rans::Table>(make_table(blob, digest));
              }),
-             py::arg("blob"), py::arg("digest"));
+             py::arg("blob"), py::arg("digest"))
+        .def("device_image", &device_image);
     m.def("codec_encode", &encode, py::arg("data"), py::arg("rows"), py::arg("channels"), py::arg("dtype"),
           py::arg("table").none(true), py::arg("out"), py::arg("unit_log2") = rans::default_unit_log2);
     m.def("codec_decode", &decode, py::arg("message"), py::arg("out"), py::arg("rows"), py::arg("channels"),
           py::arg("dtype"), py::arg("table").none(true));
+    m.def("codec_seal", &seal, py::arg("message"), py::arg("table").none(true));
+    m.def("codec_check", &check, py::arg("message"), py::arg("table").none(true));
+    m.def("codec_encode_by_lanes", &encode_by_lanes, py::arg("data"), py::arg("rows"), py::arg("channels"),
+          py::arg("dtype"), py::arg("table"), py::arg("unit_log2") = rans::default_unit_log2, py::arg("plane0") = true,
+          py::arg("plane1") = true);
+    m.def("codec_decode_by_lanes", &decode_by_lanes, py::arg("message"), py::arg("out"), py::arg("rows"),
+          py::arg("channels"), py::arg("dtype"), py::arg("table"));
     m.def("codec_isa", [] { return rans::current_ops().name; });
 }
 

@@ -35,4 +35,8 @@ Need needed_table(const uint8_t* message, size_t size, uint8_t key[4]);
 const char* decode(const Shape& shape, const uint8_t* message, size_t size, const Table* table, uint8_t* values,
                    size_t stride, bool verify = true);
 
+// Writes the checksum of a message that is otherwise complete; table == nullptr: a raw one. check() compares it.
+void seal(uint8_t* message, size_t size, const Table* table);
+bool check(const uint8_t* message, size_t size, const Table* table);
+
 }  // namespace bloombee::rans

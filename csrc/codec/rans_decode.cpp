@@ -170,7 +170,7 @@ const char* decode_raw(const Shape& shape, const uint8_t* message, size_t size, 
     if (size != raw_header_bytes + shape.num_bytes()) return "raw message of another size";
     if (message[1] != shape.dtype) return "message of another dtype";
     if (message[2] != 0 || message[3] != 0) return "reserved bytes are not 0";
-    if (verify && load<uint32_t>(message + 4) != message_checksum(message, size, nullptr)) return "wrong checksum";
+    if (verify && !check(message, size, nullptr)) return "wrong checksum";
     const uint8_t* from = message + raw_header_bytes;
     if (stride == shape.row_bytes()) {
         if (shape.num_bytes() != 0) std::memcpy(values, from, shape.num_bytes());
@@ -191,25 +191,41 @@ Need needed_table(const uint8_t* message, size_t size, uint8_t key[4]) {
     return Need::table;
 }
 
-const char* decode(const Shape& shape, const uint8_t* message, size_t size, const Table* table, uint8_t* values,
-                   size_t stride, bool verify) {
-    uint8_t key[4];
-    const Need need = needed_table(message, size, key);
-    if (need == Need::corrupt) return "not a message of version 1";
-    if (need == Need::none) return decode_raw(shape, message, size, values, stride, verify);
-    if (!table || std::memcmp(key, table->digest, sizeof key) != 0) return "message of another table";
-    if (table->dtype != shape.dtype || table->channels != shape.channels) return "table of another dtype or width";
+const char* read_head(const Shape& shape, const uint8_t* message, size_t size, const Table& table, Layout& a) {
+    if (size < coded_header_bytes || message[0] != (version << 4 | 1)) return "not a coded message of version 1";
+    if (std::memcmp(message + 8, table.digest, 4) != 0) return "message of another table";
+    if (table.dtype != shape.dtype || table.channels != shape.channels) return "table of another dtype or width";
     const uint64_t n = shape.rows * shape.channels;
     const int unit_log2 = message[2] & 15, missing = message[2] >> 4;
     if (n < min_coded_values) return "coded message of too few values";
     if (message[1] != (shape.dtype | lanes_code(lanes_for(n)) << 2)) return "message of another dtype or size";
     if (unit_log2 < 8 || unit_log2 > max_unit_log2 || missing > 3 || (missing && shape.dtype != code_fp32))
         return "unknown flags";
-    if (verify && load<uint32_t>(message + 4) != message_checksum(message, size, table)) return "wrong checksum";
-    const Layout a = Layout::make(shape.rows, shape.channels, shape.dtype, table->row_bits, lanes_for(n), unit_log2,
-                                  !(missing & 1), !(missing & 2));
+    a = Layout::make(shape.rows, shape.channels, shape.dtype, table.row_bits, lanes_for(n), unit_log2, !(missing & 1),
+                     !(missing & 2));
     if (a.units < words_before) return "coded message of too few values";
     if (a.num_units > 1 && message[3] != 0) return "reserved byte is not 0";
+    return nullptr;
+}
+
+void seal(uint8_t* message, size_t size, const Table* table) {
+    store(message + 4, message_checksum(message, size, table));
+}
+
+bool check(const uint8_t* message, size_t size, const Table* table) {
+    return size >= raw_header_bytes && load<uint32_t>(message + 4) == message_checksum(message, size, table);
+}
+
+const char* decode(const Shape& shape, const uint8_t* message, size_t size, const Table* table, uint8_t* values,
+                   size_t stride, bool verify) {
+    uint8_t key[4];
+    const Need need = needed_table(message, size, key);
+    if (need == Need::corrupt) return "not a message of version 1";
+    if (need == Need::none) return decode_raw(shape, message, size, values, stride, verify);
+    if (!table) return "message of another table";
+    Layout a;
+    if (const char* why = read_head(shape, message, size, *table, a)) return why;
+    if (verify && !check(message, size, table)) return "wrong checksum";
     return Decoder(message, size, *table, a, values, stride).run();
 }
 

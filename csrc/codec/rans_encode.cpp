@@ -193,7 +193,7 @@ size_t encode_raw(const Shape& shape, const uint8_t* values, size_t stride, uint
             std::memcpy(to + r * shape.row_bytes(), values + r * stride, shape.row_bytes());
     }
     const size_t size = raw_header_bytes + shape.num_bytes();
-    store(out + 4, message_checksum(out, size, nullptr));
+    seal(out, size, nullptr);
     return size;
 }
 
@@ -212,13 +212,8 @@ size_t encode(const Shape& shape, const uint8_t* values, size_t stride, const Ta
     uint8_t escapes = 0;
     const size_t size = Encoder(values, stride, *table, a, out).run(bound(shape.num_bytes()), escapes);
     if (size == 0) return encode_raw(shape, values, stride, out);
-    out[0] = version << 4 | 1;
-    out[1] = static_cast<uint8_t>(shape.dtype | lanes_code(lanes) << 2);
-    out[2] = static_cast<uint8_t>(unit_log2);
-    if (shape.dtype == code_fp32) out[2] |= static_cast<uint8_t>(!low0 << 4 | !low1 << 5);
-    out[3] = escapes;
-    std::memcpy(out + 8, table->digest, 4);
-    store(out + 4, message_checksum(out, size, table));
+    write_head(a, unit_log2, *table, escapes, out);
+    seal(out, size, table);
     return size;
 }
 

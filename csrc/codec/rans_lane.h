@@ -22,7 +22,9 @@ constexpr int max_unit_log2 = 14;
 
 enum DtypeCode : int { code_bf16 = 0, code_fp16 = 1, code_fp32 = 2, code_other = 3 };
 
-constexpr int element_size(int dtype) { return dtype == code_fp32 ? 4 : dtype == code_other ? 1 : 2; }
+static constexpr BLOOMBEE_HD int element_size(int dtype) {
+    return dtype == code_fp32 ? 4 : dtype == code_other ? 1 : 2;
+}
 
 // One of the tables of a coder: how one symbol is encoded, and how a slot is decoded.
 struct alignas(64) SymbolTable {
@@ -124,6 +126,6 @@ static BLOOMBEE_HD uint32_t value_of(uint32_t exponent, uint32_t seed) {
 }
 
 // fp16 only: bits 8, 9 and 15, which go into three bitmaps a row.
-constexpr int fp16_bit[3] = {8, 9, 15};
+static constexpr BLOOMBEE_HD int fp16_bit(int map) { return map == 2 ? 15 : 8 + map; }
 
 }  // namespace bloombee::rans

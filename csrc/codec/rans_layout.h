@@ -14,7 +14,7 @@ constexpr int default_unit_log2 = 14;
 constexpr int directory_entry_bytes = 4;
 constexpr uint32_t raw_unit = 0x3fff;  // as the number of escapes
 
-constexpr uint64_t ceil_div(uint64_t a, uint64_t b) { return (a + b - 1) / b; }
+static constexpr BLOOMBEE_HD uint64_t ceil_div(uint64_t a, uint64_t b) { return (a + b - 1) / b; }
 
 // Lanes of a message of n values: fewer for small ones, each costs about half a byte.
 constexpr int lanes_for(uint64_t n) { return n <= 512 ? 8 : n <= 2048 ? 16 : 32; }

@@ -57,14 +57,14 @@ void join_values(const uint8_t* exponents, const uint8_t* seeds, size_t n, uint8
     for (size_t i = 0; i < n; ++i)
         for (int k = 0; k < 3; ++k)
             bitmaps[k * bytes + i / 8] |=
-                static_cast<uint8_t>((load<uint16_t>(values + 2 * i) >> fp16_bit[k] & 1) << (i % 8));
+                static_cast<uint8_t>((load<uint16_t>(values + 2 * i) >> fp16_bit(k) & 1) << (i % 8));
 }
 
 [[maybe_unused]] void add_bits(const uint8_t* bitmaps, size_t n, uint8_t* values) {
     const size_t bytes = (n + 7) / 8;
     for (size_t i = 0; i < n; ++i) {
         uint32_t value = load<uint16_t>(values + 2 * i);
-        for (int k = 0; k < 3; ++k) value |= (bitmaps[k * bytes + i / 8] >> (i % 8) & 1u) << fp16_bit[k];
+        for (int k = 0; k < 3; ++k) value |= (bitmaps[k * bytes + i / 8] >> (i % 8) & 1u) << fp16_bit(k);
         store(values + 2 * i, static_cast<uint16_t>(value));
     }
 }

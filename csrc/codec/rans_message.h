@@ -36,6 +36,19 @@ inline uint32_t message_checksum(const uint8_t* message, size_t size, const Tabl
 
 constexpr int lanes_code(int lanes) { return lanes == 8 ? 0 : lanes == 16 ? 1 : 2; }
 
+// Everything of a coded message's header but the checksum.
+inline void write_head(const Layout& a, int unit_log2, const Table& table, uint8_t escapes, uint8_t* message) {
+    message[0] = version << 4 | 1;
+    message[1] = static_cast<uint8_t>(a.dtype | lanes_code(a.lanes) << 2);
+    message[2] = static_cast<uint8_t>(unit_log2);
+    if (a.dtype == code_fp32) message[2] |= static_cast<uint8_t>(!a.has_plane0 << 4 | !a.has_plane1 << 5);
+    message[3] = escapes;
+    std::memcpy(message + 8, table.digest, 4);
+}
+
+// Layout of a coded message for a shape; not nullptr: what is wrong with its header.
+const char* read_head(const Shape& shape, const uint8_t* message, size_t size, const Table& table, Layout& a);
+
 // Scratch of one unit; max_units of them a thread, so that nothing is allocated per message.
 struct Scratch {
     uint8_t exponents[unit_coded + exponent_room];  // of one row

@@ -132,7 +132,7 @@ void split_bits(const uint8_t* values, size_t n, uint8_t* bitmaps) {
         const __mmask32 k = left >= 32 ? ~0u : (1u << left) - 1;
         const __m512i v = _mm512_maskz_loadu_epi16(k, values + 2 * i);
         for (int bit = 0; bit < 3; ++bit) {
-            const uint32_t map = _mm512_test_epi16_mask(v, _mm512_set1_epi16(static_cast<short>(1 << fp16_bit[bit])));
+            const uint32_t map = _mm512_test_epi16_mask(v, _mm512_set1_epi16(static_cast<short>(1 << fp16_bit(bit))));
             uint8_t* to = bitmaps + bit * bytes + i / 8;
             if (size == 4)
                 memcpy(to, &map, 4);
@@ -155,7 +155,7 @@ void add_bits(const uint8_t* bitmaps, size_t n, uint8_t* values) {
                 memcpy(&map, from, 4);
             else
                 memcpy(&map, from, size);
-            v = _mm512_or_si512(v, _mm512_maskz_set1_epi16(map, static_cast<short>(1 << fp16_bit[bit])));
+            v = _mm512_or_si512(v, _mm512_maskz_set1_epi16(map, static_cast<short>(1 << fp16_bit(bit))));
         }
         _mm512_mask_storeu_epi16(values + 2 * i, k, v);
     }

@@ -32,6 +32,9 @@ void queue(uintptr_t source, uintptr_t out, size_t num_elements, int element_byt
 }
 
 }  // namespace
+
+void bind_codec_cuda(py::module_& m);
+
 }  // namespace bloombee
 
 PYBIND11_MODULE(_native_cuda, m, py::mod_gil_not_used()) {
@@ -42,4 +45,5 @@ PYBIND11_MODULE(_native_cuda, m, py::mod_gil_not_used()) {
           py::arg("element_bytes"), py::arg("stream") = 0);
     m.def("join_planes", &queue<join_planes_cuda>, py::arg("planes"), py::arg("out"), py::arg("num_elements"),
           py::arg("element_bytes"), py::arg("stream") = 0);
+    bind_codec_cuda(m);
 }

@@ -75,6 +75,22 @@ def test_paths_agree_and_values_come_back(matrix: tuple[np.ndarray, Dtype], unit
             assert (decoded == x).all(), isa
     finally:
         _native.set_isa(before)
+    if expected[0] == 0x11:
+        assert table is not None
+        by_lanes(x, dtype, table, unit_log2, expected)
+
+
+def by_lanes(x: np.ndarray, dtype: Dtype, table: Table, unit_log2: int, expected: bytes) -> None:
+    """The code that the CUDA kernels run, on the host."""
+    rows, channels = x.shape
+    missing = expected[2] >> 4
+    message = _native.codec_encode_by_lanes(
+        x, rows, channels, DTYPE_CODES[dtype], table.native, unit_log2, not missing & 1, not missing & 2
+    )
+    assert message == expected
+    decoded = np.full_like(x, 0x55)
+    assert _native.codec_decode_by_lanes(expected, decoded, rows, channels, DTYPE_CODES[dtype], table.native)
+    assert (decoded == x).all()
 
 
 @settings(max_examples=150, deadline=None)
