@@ -28,7 +28,19 @@ from bloombee.types import SamplingParams
 if TYPE_CHECKING:
     from bloombee.runtime import Runtime
 
-SWARM = ("workers", "split", "dtype", "device", "kv_tokens", "microbatches", "max_microbatch_rows", "threads", "curve", "trace")
+SWARM = (
+    "workers",
+    "split",
+    "dtype",
+    "device",
+    "kv_tokens",
+    "microbatches",
+    "max_microbatch_rows",
+    "threads",
+    "pace",
+    "curve",
+    "trace",
+)
 HEAD_ONLY = ("listen", "advertise", "page_size", "max_waiting", "heartbeat_s", "silence_s", "step_deadline_s", "load_deadline_s")
 SAMPLING = Options(
     SamplingParams,

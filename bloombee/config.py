@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bloombee.errors import ConfigError
+from bloombee.pace import parse_pace
 from bloombee.types import Dtype
 
 _ENDPOINT = re.compile(r"tcp://(?:\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})")
@@ -66,6 +67,9 @@ class RuntimeConfig:
     load_deadline_s: float = option(600.0, "Seconds that joining and loading the model may take.")
     curve: bool = option(True, "Encrypt and authenticate every connection.")
     threads: int | None = option(None, "Compute threads of each worker started here; default: the cores shared out.")
+    pace: str | None = option(
+        None, "Emulated devices: a forward takes F + R a decode row + P a prefill row milliseconds, as F,R,P; default: real ones."
+    )
     trace: str | None = option(None, "A directory for traces of every step, one file a process; see bloombee trace.")
 
     def __post_init__(self) -> None:
@@ -99,6 +103,7 @@ class RuntimeConfig:
         _check(self, "load_deadline_s", _seconds(self.load_deadline_s), "seconds > 0")
         _check(self, "curve", isinstance(self.curve, bool), "true or false")
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")
+        _check_pace(self.pace)
         _check(self, "trace", self.trace is None or _text(self.trace), "a directory")
         _check(
             self,
@@ -132,6 +137,7 @@ class WorkerConfig:
     model: str | None = option(None, "Where the checkpoint is on this machine, if not where the head says.")
     threads: int | None = option(None, "Compute threads; default: one a core.")
     join_deadline_s: float = option(60.0, "Seconds that the head may take to answer.")
+    pace: str | None = option(None, "An emulated device: milliseconds F,R,P of a forward; default: the real one.")
     key: str | None = option(None, "A key file made by 'bloombee keygen'; default: a new key for this run.")
     trace: str = option(".", "The directory for this worker's trace, should the head ask for one.")
     log_level: str = option("warning", "debug, info, warning or error; to stderr.")
@@ -150,9 +156,33 @@ class WorkerConfig:
         _check(self, "model", self.model is None or _text(self.model), "a directory or a hub id")
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")
         _check(self, "join_deadline_s", _seconds(self.join_deadline_s), "seconds > 0")
+        _check_pace(self.pace)
         _check(self, "key", self.key is None or _text(self.key), "a file name")
         _check(self, "trace", _text(self.trace), "a directory")
         _check(self, "log_level", self.log_level in _LOG_LEVELS, _one_of(_LOG_LEVELS))
+
+
+@dataclass(frozen=True, slots=True)
+class LocalWorker:
+    """Where a worker that the Runtime starts stands in the network, if not plainly on loopback; stages in their order.
+
+    For networks that lie between the processes of one machine (emulated links, namespaces).
+
+    Args:
+        listen, advertise: as in :class:`WorkerConfig`.
+        head_endpoint: how this worker reaches the head; None: the head's own address.
+
+    Raises:
+        ConfigError: no endpoint of the form tcp://HOST:PORT.
+    """
+
+    listen: str | None = None
+    advertise: str | None = None
+    head_endpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("listen", "advertise", "head_endpoint"):
+            _check(self, name, getattr(self, name) is None or _endpoint(getattr(self, name)), _ENDPOINT_RULE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +299,11 @@ def _check(config: object, field: str, ok: bool, allowed: str) -> None:
     if not ok:
         value = getattr(config, field)
         raise ConfigError(f"{field} = {value!r}: must be {allowed}", field=field, value=str(value), allowed=allowed)
+
+
+def _check_pace(pace: object) -> None:
+    if pace is not None:
+        parse_pace(str(pace))
 
 
 def _text(value: object) -> bool:

@@ -16,17 +16,17 @@ import dataclasses
 import itertools
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 import uvloop
 
-from bloombee.config import RuntimeConfig, merge
+from bloombee.config import LocalWorker, RuntimeConfig, merge
 from bloombee.errors import BloomBeeError, ConfigError, RuntimeClosed
 from bloombee.plan.card import ModelCard
 from bloombee.plan.plan import Plan
 from bloombee.roles.head import HeadRole
-from bloombee.types import FinishReason, Generation, LoadProgress, SamplingParams, Token
+from bloombee.types import FinishReason, Generation, LoadProgress, SamplingParams, StageUse, Token
 
 T = TypeVar("T")
 Prompt = str | list[int] | list[dict[str, Any]]
@@ -114,6 +114,8 @@ class Runtime:
     Args:
         model: a checkpoint's directory, a hub id, or ``demo``.
         config: settings to start from; the keyword arguments are laid over it.
+        local_workers: where each worker that is started here listens and reaches the head, if not plainly on loopback;
+            one a worker, in the order of the stages.
         on_progress: called with :class:`~bloombee.types.LoadProgress` while workers join and load, on the Runtime's
             own thread: it must be quick and thread-safe.
         fields: any field of :class:`~bloombee.config.RuntimeConfig`, for example ``workers``, ``split``, ``dtype``.
@@ -127,12 +129,14 @@ class Runtime:
         model: str | None = None,
         *,
         config: RuntimeConfig | None = None,
+        local_workers: Sequence[LocalWorker] = (),
         on_progress: Callable[[LoadProgress], None] | None = None,
         **fields: Any,
     ) -> None:
         if model is not None:
             fields["model"] = model
         self.config = merge(config or RuntimeConfig(), fields)
+        self._local_workers = tuple(local_workers)
         self._on_progress = on_progress
         self._home: _Home | None = None
         self._head: HeadRole
@@ -196,7 +200,7 @@ class Runtime:
         await asyncio.shield(asyncio.wrap_future(self._closing))
 
     async def _prepare(self) -> None:
-        self._head = HeadRole(self.config, on_progress=self._on_progress)
+        self._head = HeadRole(self.config, local_workers=self._local_workers, on_progress=self._on_progress)
         await self._head.prepare()
 
     async def _there(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -238,6 +242,10 @@ class Runtime:
     async def pages_free(self) -> tuple[int, ...]:
         """Free KV pages of every stage, asked now; all of them when nothing runs."""
         return await self._there(self._started().pages_free())
+
+    async def stage_use(self) -> tuple[StageUse, ...]:
+        """What the device of every stage has done since it was loaded, asked now."""
+        return await self._there(self._started().stage_use())
 
     # -- requests --------------------------------------------------------------------------
 

@@ -70,6 +70,8 @@ class PlanRequest:
     page_size: int
     num_microbatches: int
     pages_fixed: bool = True
+    order: tuple[str, ...] = ()
+    """Names of workers in the order of their stages; the others follow as they joined."""
     trace: bool = False
 
 
@@ -161,7 +163,7 @@ class HeadCore:
     def _make_plan(self, now: float) -> list[Command]:
         request = self.request
         try:
-            workers = list(self._workers.values())
+            workers = self._in_order()
             spans = split_layers(request.card.num_layers, request.num_workers, request.split)
             num_pages = request.num_pages
             if not request.pages_fixed:
@@ -191,6 +193,10 @@ class HeadCore:
         for stage in stages:
             self._workers[stage.worker].stage = stage.index
         return [PlanMade(self.plan), *(self._assign(self.plan, stage.index) for stage in stages)]
+
+    def _in_order(self) -> list[_Worker]:
+        order = self.request.order
+        return sorted(self._workers.values(), key=lambda w: order.index(w.name) if w.name in order else len(order))
 
     def _page_bytes(self, span: Span) -> int:
         return self.request.page_size * self.request.card.kv_bytes_per_token(span, self.request.dtype)

@@ -16,9 +16,12 @@ from typing import Any, cast
 
 from bloombee.codec.checksum import crc32c
 from bloombee.errors import BloomBeeError, CorruptPayload, DeviceError, RemoteProtocolError
+from bloombee.pace import Pace
 from bloombee.pipeline.work import Outcome, Work
+from bloombee.plan.standin import is_standin
+from bloombee.roles.precise_sleep import sleep_until, wake_exactly
 from bloombee.roles.tracing import StageTrace
-from bloombee.types import Dtype, Span
+from bloombee.types import DeviceUse, Dtype, Phase, Span, StageUse
 from bloombee.wire.envelope import TensorHeader
 from bloombee.wire.messages import Assign
 
@@ -35,22 +38,30 @@ class DeviceThread:
 
     Args:
         model: overrides the assignment's model reference (a checkpoint that lies elsewhere on this machine).
+        pace: how long a forward takes at least, of an emulated device.
         post: runs a function on the event loop; callable from any thread.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, *, device: str = "auto", threads: int | None = None, model: str | None = None
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        model: str | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._loop = loop
         self._device = device
         self._threads = threads
         self._override = model
+        self._pace = pace
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._model: Any = None
         self._dtype = Dtype.FLOAT32
         self._hidden_size = 0
-        self.busy_s = 0.0
-        """Seconds spent in forwards since the start."""
+        self.use = StageUse()
+        """Forwards since the start."""
         self.trace: StageTrace | None = None
         self._forward_ns = (0, 0)
         """When the last forward began and ended."""
@@ -81,6 +92,8 @@ class DeviceThread:
     # -- on the thread ---------------------------------------------------------------------
 
     def _main(self) -> None:
+        if self._pace is not None:
+            wake_exactly()
         while (task := self._queue.get()) is not None:
             task()
 
@@ -107,6 +120,8 @@ class DeviceThread:
             self._post(on_error, DeviceError(f"loading layers [{assign.start}, {assign.stop}) failed: {_say(error)}"))
 
     def _build(self, assign: Assign, on_progress: Callable[[int, int], None]) -> Any:
+        if is_standin(assign.model):
+            return self._build_standin(assign)
         from bloombee.engine.checkpoint import resolve
         from bloombee.engine.model import SpanModel, set_threads
 
@@ -140,6 +155,18 @@ class DeviceThread:
             progress=progress,
         )
 
+    def _build_standin(self, assign: Assign) -> Any:
+        import torch
+
+        from bloombee.engine.standin import StandIn
+
+        torch.set_num_threads(1)  # it copies some rows; threads would cost more than they save
+        self._dtype = Dtype(assign.dtype)
+        model = StandIn.load(assign.model, Span(assign.start, assign.stop), dtype=self._dtype)
+        self._pace = self._pace or model.default_pace
+        wake_exactly()
+        return model
+
     def _run(self, work: Work, on_done: Callable[[Outcome], None], on_error: Callable[[BloomBeeError], None]) -> None:
         began = time.monotonic_ns()
         self._forward_ns = (began, began)
@@ -158,9 +185,13 @@ class DeviceThread:
         hidden = self._decode(work) if work.hidden is not None else None
         start = time.monotonic_ns()
         result = self._model.run(work, hidden)
+        if self._pace is not None:
+            sleep_until(start + round(1e9 * self._pace.seconds(work.phase, work.num_rows)))
         stop = time.monotonic_ns()
         self._forward_ns = (start, stop)
-        self.busy_s += (stop - start) / 1e9
+        used = DeviceUse(1, work.num_rows, (stop - start) / 1e9)
+        decode, prefill = (DeviceUse(), used) if work.phase is Phase.PREFILL else (used, DeviceUse())
+        self.use = StageUse(self.use.decode + decode, self.use.prefill + prefill)
         if isinstance(result, list):
             return Outcome(work.number, picks=tuple(result))
         return Outcome(work.number, hidden=self._encode(result))

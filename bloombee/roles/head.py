@@ -12,10 +12,10 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from bloombee.config import RuntimeConfig, WorkerConfig
+from bloombee.config import LocalWorker, RuntimeConfig, WorkerConfig
 from bloombee.errors import (
     BloomBeeError,
     ConfigError,
@@ -58,6 +58,7 @@ from bloombee.pipeline.scheduler import Event as SchedulerEvent
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.plan.card import ModelCard
 from bloombee.plan.plan import Plan
+from bloombee.plan.standin import standin_memory_bytes
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.spawner_client import SpawnerClient
 from bloombee.roles.stage_host import CODECS, RESEND_AFTER_S
@@ -66,7 +67,18 @@ from bloombee.roles.tracing import HeadTrace, open_tracer
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.events import LinkEvent, LinkEventKind
 from bloombee.transport.keys import generate
-from bloombee.types import HEAD, Dtype, FinishReason, Lane, LoadProgress, SamplingParams, Token, WorkerId
+from bloombee.types import (
+    HEAD,
+    DeviceUse,
+    Dtype,
+    FinishReason,
+    Lane,
+    LoadProgress,
+    SamplingParams,
+    StageUse,
+    Token,
+    WorkerId,
+)
 from bloombee.wire.envelope import Envelope
 from bloombee.wire.handshake import Listener
 from bloombee.wire.join import Admitted, Door
@@ -80,6 +92,8 @@ from bloombee.wire.messages import (
     Goodbye,
     Hello,
     Join,
+    Measure,
+    Measured,
     Pick,
     Refused,
     Sampling,
@@ -113,8 +127,17 @@ class _Request:
 class HeadRole:
     """events of the network, the spawner and the application -> cores -> the same, back."""
 
-    def __init__(self, config: RuntimeConfig, *, on_progress: Callable[[LoadProgress], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        *,
+        local_workers: Sequence[LocalWorker] = (),
+        on_progress: Callable[[LoadProgress], None] | None = None,
+    ) -> None:
         self.config = config
+        self._places = tuple(local_workers) or (LocalWorker(),) * config.workers
+        if len(self._places) != config.workers:
+            raise ConfigError(f"{len(self._places)} local_workers for {config.workers} workers: one each", field="local_workers")
         self.card: ModelCard
         self.text: TextCodec
         self.plan: Plan | None = None
@@ -145,6 +168,7 @@ class HeadRole:
         self._to_load: dict[WorkerId, int] = {}
         self._requests: dict[int, _Request] = {}
         self._page_counts: dict[int, asyncio.Future[int]] = {}
+        self._measures: dict[int, asyncio.Future[StageUse]] = {}
         self._ticker: asyncio.Task[None] | None = None
         self._trace: HeadTrace | None = None
         self._closed = False
@@ -176,10 +200,12 @@ class HeadRole:
         address = self.config.advertise or bound
         key = self._keys.public if self.config.curve else bytes(32)
         tokens = []
-        for _ in range(self.config.num_stages):
+        for index in range(self.config.num_stages):
             secret = secrets.token_bytes(SECRET_BYTES)
             self._door.issue(secret)
-            tokens.append(encode_token(JoinToken(key=key, secret=secret, endpoints=(address,))))
+            place = LocalWorker() if self.config.remote_workers else self._places[index]
+            endpoints = (place.head_endpoint or address,)
+            tokens.append(encode_token(JoinToken(key=key, secret=secret, endpoints=endpoints)))
         self.join_tokens = tuple(tokens)
         self._ticker = loop.create_task(self._tick(), name="bloombee-head-tick")
 
@@ -192,11 +218,13 @@ class HeadRole:
         if not self.config.remote_workers:
             await self._spawner.ask("warm")
             share = self._memory_share()
-            for index, token in enumerate(self.join_tokens):
-                name = f"local-{index}"
+            for place, token, name in zip(self._places, self.join_tokens, self._local_names(), strict=True):
                 config = WorkerConfig(
                     join=token,
                     name=name,
+                    listen=place.listen,
+                    advertise=place.advertise,
+                    pace=self.config.pace,
                     device=self.config.device,
                     threads=self.config.threads or max(1, (os.cpu_count() or 1) // self.config.num_stages),
                     memory_bytes=share,
@@ -282,6 +310,21 @@ class HeadRole:
             self._send(stage.worker, Lane.CONTROL, message)
         return tuple(await asyncio.gather(*answers.values()))
 
+    async def stage_use(self) -> tuple[StageUse, ...]:
+        """What every stage's device has done so far, asked now.
+
+        Raises:
+            RuntimeClosed: the pipeline is not up.
+        """
+        plan = self.plan
+        if plan is None or self._closed or not self._core.is_up:
+            raise RuntimeClosed("the pipeline is not up")
+        answers = {stage.index: asyncio.get_running_loop().create_future() for stage in plan.stages}
+        self._measures = answers
+        for stage in plan.stages:
+            self._send(stage.worker, Lane.CONTROL, Measure(pipeline=plan.pipeline, epoch=plan.epoch))
+        return tuple(await asyncio.gather(*answers.values()))
+
     def _check_prompt(self, prompt: list[int], params: SamplingParams) -> None:
         card = self.card
         if not prompt:
@@ -321,11 +364,17 @@ class HeadRole:
             num_pages=pages_for(wish, config.page_size),
             page_size=config.page_size,
             num_microbatches=config.microbatches or config.num_stages,
+            order=() if config.remote_workers else self._local_names(),
             pages_fixed=config.kv_tokens is not None,
             trace=config.trace is not None,
         )
 
+    def _local_names(self) -> tuple[str, ...]:
+        return tuple(f"local-{index}" for index in range(self.config.workers))
+
     def _memory_share(self) -> int:
+        if (emulated := standin_memory_bytes(self.config.model)) is not None:
+            return emulated
         import psutil
 
         return int(0.85 * psutil.virtual_memory().available) // self.config.num_stages
@@ -396,10 +445,21 @@ class HeadRole:
                 self._trace.came_home(message.microbatch, taken, took)
             else:
                 self._schedule(FromStage(stage, message, now))
+        elif isinstance(message, Measured):
+            self._measured(worker, message)
         elif isinstance(message, Goodbye):
             self._gone(worker, f"it said goodbye: {message.reason}")
         else:
             self._do(self._core.handle(WorkerSaid(worker, message, now)))
+
+    def _measured(self, worker: WorkerId, said: Measured) -> None:
+        answer = self._measures.get(-1 if (stage := self._core.stage_of(worker)) is None else stage)
+        if answer is None:
+            raise RemoteProtocolError("Measured was not asked for")
+        if not answer.done():
+            decode = DeviceUse(said.decode_works, said.decode_rows, said.decode_ns / 1e9)
+            prefill = DeviceUse(said.prefill_works, said.prefill_rows, said.prefill_ns / 1e9)
+            answer.set_result(StageUse(decode, prefill))
 
     def _send(self, worker: WorkerId, lane: Lane, message: AnyMessage) -> None:
         link = self._links.get(worker)

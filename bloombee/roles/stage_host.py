@@ -29,6 +29,8 @@ from bloombee.wire.messages import (
     Forward,
     Gap,
     Hello,
+    Measure,
+    Measured,
     Progress,
     Ready,
     Refused,
@@ -135,12 +137,29 @@ class StageHost:
         if isinstance(message, Hello | Welcome | Refused) and port is not None:
             self._greeted(port, lane, message)
             return
+        if isinstance(message, Measure) and link == self._links[Port.HEAD]:
+            self._measured(message)
+            return
         expected = _PORT_OF.get(type(message))
         if expected is None or self._links[expected] != link:
             raise RemoteProtocolError(f"{type(message).__name__} came over a link that may not say it", path="message.tag")
         if self._trace is not None and isinstance(message, Forward):
             self._trace.took(message.microbatch, self._endpoint.taken_ns)
         self._handle(StageReceived(message, self._now(), payload))
+
+    def _measured(self, asked: Measure) -> None:
+        decode, prefill = self._device.use.decode, self._device.use.prefill
+        answer = Measured(
+            pipeline=asked.pipeline,
+            epoch=asked.epoch,
+            decode_works=decode.num_works,
+            decode_rows=decode.num_rows,
+            decode_ns=round(1e9 * decode.busy_s),
+            prefill_works=prefill.num_works,
+            prefill_rows=prefill.num_rows,
+            prefill_ns=round(1e9 * prefill.busy_s),
+        )
+        self._send(Port.HEAD, Lane.CONTROL, answer)
 
     def link_event(self, port: Port, event: LinkEvent) -> None:
         if event.kind is LinkEventKind.CONNECTED:

@@ -23,6 +23,7 @@ from bloombee.errors import (
     StalePlan,
     to_wire,
 )
+from bloombee.pace import parse_pace
 from bloombee.roles.device import DeviceThread
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.stage_host import CODECS, StageHost
@@ -227,7 +228,11 @@ class WorkerRole:
             return
         assert self._joined is not None
         device = DeviceThread(
-            asyncio.get_running_loop(), device=self._config.device, threads=self._config.threads, model=self._config.model
+            asyncio.get_running_loop(),
+            device=self._config.device,
+            threads=self._config.threads,
+            model=self._config.model,
+            pace=parse_pace(self._config.pace) if self._config.pace is not None else None,
         )
         trace = self._open_trace(assign) if assign.trace else None
         self._stages[key] = StageHost(

@@ -159,6 +159,11 @@ class SimCluster:
         """Until every request has ended and nothing is under way; False if virtual time ran out first."""
         return self.clock.run(self._is_quiet, deadline_s=deadline_s)
 
+    def run_for(self, seconds: float) -> bool:
+        """Let virtual time go on by ``seconds``; False if every request had ended before."""
+        stop = self.clock.now + seconds
+        return not self.clock.run(self._is_quiet, deadline_s=stop)
+
     def _is_quiet(self) -> bool:
         ended = all(request.ended for request in self.requests.values())
         return ended and self.scheduler.is_idle and all(stage.is_idle for stage in self.stages.values())
