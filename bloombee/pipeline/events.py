@@ -12,7 +12,7 @@ from bloombee.types import FinishReason, SequenceId, WorkerId
 from bloombee.wire.messages import AnyMessage, Pick, Sampling
 
 
-class Port(enum.Enum):
+class Port(enum.StrEnum):
     """A stage's neighbours, as its core knows them."""
 
     HEAD = "head"

@@ -58,15 +58,23 @@ class DeviceThread:
         self._pace = pace
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._model: Any = None
+        self._buffers: Any = None
+        """The module engine.buffers, once something is loaded: importing it costs a worker torch."""
         self._dtype = Dtype.FLOAT32
         self._hidden_size = 0
-        self.use = StageUse()
-        """Forwards since the start."""
+        self._tallies: dict[Phase, list[int]] = {phase: [0, 0, 0] for phase in Phase}
+        """Works, rows and nanoseconds of forwards since the start."""
         self.trace: StageTrace | None = None
         self._forward_ns = (0, 0)
         """When the last forward began and ended."""
         self._thread = threading.Thread(target=self._main, name="bloombee-device", daemon=True)
         self._thread.start()
+
+    @property
+    def use(self) -> StageUse:
+        """Forwards since the start."""
+        decode, prefill = (DeviceUse(t[0], t[1], t[2] / 1e9) for t in (self._tallies[Phase.DECODE], self._tallies[Phase.PREFILL]))
+        return StageUse(decode, prefill)
 
     # -- from the event loop ---------------------------------------------------------------
 
@@ -112,6 +120,9 @@ class DeviceThread:
     ) -> None:
         try:
             self._model = self._build(assign, on_progress)
+            from bloombee.engine import buffers
+
+            self._buffers = buffers
             self._post(on_done, self._model.weight_bytes, 0)
         except BloomBeeError as error:
             self._post(on_error, error)
@@ -189,9 +200,10 @@ class DeviceThread:
             sleep_until(start + round(1e9 * self._pace.seconds(work.phase, work.num_rows)))
         stop = time.monotonic_ns()
         self._forward_ns = (start, stop)
-        used = DeviceUse(1, work.num_rows, (stop - start) / 1e9)
-        decode, prefill = (DeviceUse(), used) if work.phase is Phase.PREFILL else (used, DeviceUse())
-        self.use = StageUse(self.use.decode + decode, self.use.prefill + prefill)
+        tally = self._tallies[work.phase]
+        tally[0] += 1
+        tally[1] += work.num_rows
+        tally[2] += stop - start
         if isinstance(result, list):
             return Outcome(work.number, picks=tuple(result))
         return Outcome(work.number, hidden=self._encode(result))
@@ -203,10 +215,6 @@ class DeviceThread:
             CorruptPayload: the checksum does not match.
             RemoteProtocolError: another dtype or width than this model's.
         """
-        import torch
-
-        from bloombee.engine.buffers import from_buffer
-
         header, buffer = cast(Payload, work.hidden)
         if header.codec != RAW_CODEC or header.dtype != self._dtype or header.shape[1] != self._model.hidden_size:
             raise RemoteProtocolError(
@@ -216,24 +224,17 @@ class DeviceThread:
             )
         if crc32c(buffer) != header.checksum:
             raise CorruptPayload(f"activations of microbatch {work.microbatch} arrived damaged (checksum)")
-        rows = from_buffer(buffer, header.shape[0], header.shape[1], self._dtype)
+        rows = self._buffers.from_buffer(buffer, header.shape[0], header.shape[1], self._dtype)
         if work.num_rows != header.shape[0]:
+            import torch
+
             rows = torch.cat([rows[start:stop] for start, stop in work.hidden_rows])
         return rows
 
     def _encode(self, hidden: Any) -> Payload:
-        from bloombee.engine.buffers import to_buffer
-
-        buffer = to_buffer(hidden).data
-        header = TensorHeader(
-            dtype=self._dtype,
-            shape=tuple(hidden.shape),
-            codec=RAW_CODEC,
-            raw_bytes=len(buffer),
-            encoded_bytes=len(buffer),
-            checksum=crc32c(buffer),
-        )
-        return header, buffer
+        buffer = self._buffers.to_buffer(hidden).data
+        num_bytes = buffer.nbytes
+        return TensorHeader(self._dtype, tuple(hidden.shape), RAW_CODEC, num_bytes, num_bytes, crc32c(buffer)), buffer
 
 
 def _pick_device(name: str) -> str:

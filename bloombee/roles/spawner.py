@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import logging
 import os
@@ -117,6 +118,9 @@ class Spawner:
         import bloombee.engine.describe
         import bloombee.engine.model
         import bloombee.roles.worker  # noqa: F401
+
+        gc.collect()
+        gc.freeze()  # what is shared stays shared
 
     def _do_describe(self, model: str) -> dict[str, Any]:
         from bloombee.engine.describe import describe

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
-from bloombee.errors import BloomBeeError, LinkDown, RemoteProtocolError, to_wire
+from bloombee.errors import BloomBeeError, LinkDown, LocalProtocolError, RemoteProtocolError, to_wire
 from bloombee.pipeline.commands import Command, Compute, Send
 from bloombee.pipeline.events import Computed, ComputeFailed, LinkRestored, Port, StageReceived, Tick
 from bloombee.pipeline.stage import StageCore
@@ -52,6 +53,7 @@ _PORT_OF: dict[type, Port] = {
     Close: Port.HEAD,
     Retire: Port.HEAD,
 }
+_GREETINGS = (Hello, Welcome, Refused)
 
 
 class StageHost:
@@ -95,6 +97,7 @@ class StageHost:
             Port.UPSTREAM: upstream.link if upstream else head_link,
             Port.DOWNSTREAM: downstream.link if downstream else head_link,
         }
+        self.neighbours = {peer.link for peer in (upstream, downstream) if peer is not None}
         self._greeters: dict[Port, Greeter] = {}
         if upstream is not None:
             endpoint.allow(upstream.link, upstream.key, upstream.worker)
@@ -133,19 +136,18 @@ class StageHost:
             RemoteProtocolError: it came over a link that has no business saying it.
             StalePlan: it is of another epoch.
         """
-        port = self.port_of(link)
-        if isinstance(message, Hello | Welcome | Refused) and port is not None:
+        kind = type(message)
+        expected = _PORT_OF.get(kind)
+        if expected is not None and self._links[expected] == link:
+            if self._trace is not None and kind is Forward:
+                self._trace.took(message.microbatch, self._endpoint.taken_ns)  # type: ignore[union-attr]
+            self._handle(StageReceived(message, self._now(), payload))
+        elif kind in _GREETINGS and (port := self.port_of(link)) is not None:
             self._greeted(port, lane, message)
-            return
-        if isinstance(message, Measure) and link == self._links[Port.HEAD]:
+        elif isinstance(message, Measure) and link == self._links[Port.HEAD]:
             self._measured(message)
-            return
-        expected = _PORT_OF.get(type(message))
-        if expected is None or self._links[expected] != link:
-            raise RemoteProtocolError(f"{type(message).__name__} came over a link that may not say it", path="message.tag")
-        if self._trace is not None and isinstance(message, Forward):
-            self._trace.took(message.microbatch, self._endpoint.taken_ns)
-        self._handle(StageReceived(message, self._now(), payload))
+        else:
+            raise RemoteProtocolError(f"{kind.__name__} came over a link that may not say it", path="message.tag")
 
     def _measured(self, asked: Measure) -> None:
         decode, prefill = self._device.use.decode, self._device.use.prefill
@@ -220,11 +222,12 @@ class StageHost:
 
     def _do(self, commands: list[Command]) -> None:
         for command in commands:
-            match command:
-                case Compute(work=work):
-                    self._device.run(work, on_done=self._computed, on_error=self._compute_failed)
-                case Send(to=Port() as port, lane=lane, message=message, payload=payload):
-                    self._send(port, lane, message, payload)
+            if type(command) is Compute:
+                self._device.run(command.work, on_done=self._computed, on_error=self._compute_failed)
+            elif type(command) is Send and isinstance(command.to, Port):
+                self._send(command.to, command.lane, command.message, command.payload)
+            else:
+                raise LocalProtocolError(f"a stage's core asks for {command!r}")
 
     def _send(self, port: Port, lane: Lane, message: AnyMessage, payload: Any = None) -> None:
         if self._trace is not None and isinstance(message, Forward | Verdict):
@@ -254,6 +257,9 @@ class StageHost:
 
     def _load_done(self, weight_bytes: int, kv_bytes: int) -> None:
         self._loaded = (weight_bytes, kv_bytes)
+        # What is there now stays; to walk it again and again would only make a step late now and then.
+        gc.collect()
+        gc.freeze()
         self._say_ready()
 
     def _say_ready(self) -> None:

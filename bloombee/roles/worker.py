@@ -208,7 +208,7 @@ class WorkerRole:
 
     def _from_neighbour(self, link: bytes, lane: Lane, message: AnyMessage, payload: Any) -> None:
         for stage in self._stages.values():
-            if stage.port_of(link) is not None:
+            if link in stage.neighbours:
                 stage.received(link, lane, message, payload)
                 return
         raise RemoteProtocolError("a link of no stage")
