@@ -1,0 +1,150 @@
+"""Whether the tokens of a run are those of one process: re-scored teacher-forced by transformers, in a process of its own.
+
+Each emitted token is compared with what one process's logits at its position say. In fp32 every token must be the best
+one, which is to say the text is what one process would have generated. In narrower types kernels for one and for many rows
+round differently: a token must be within 2^-6 of the largest magnitude of its logits' best; those that differ are ``flips``.
+A stand-in's tokens are known beforehand.
+
+    python -m bench.exact MODEL DTYPE       one JSON line per sequence on standard input, one answer per line on standard output
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from bloombee.plan.standin import is_standin, standin_token
+from bloombee.types import Dtype
+
+TOLERANCE = 2.0**-6
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``flips``: tokens that one process would not have chosen; ``exact``: none of them matters (see above)."""
+
+    exact: bool
+    flips: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """The tokens of one sequence, and for each: another than the best, and wrong (see above)."""
+
+    tokens: tuple[int, ...]
+    flips: list[bool]
+    wrong: list[bool]
+
+
+class Reference:
+    """One process that judges runs; started when first asked. Not thread-safe."""
+
+    def __init__(self, model: str, dtype: Dtype) -> None:
+        self._model = model
+        self._dtype = dtype
+        self._process: subprocess.Popen[str] | None = None
+        self._known: dict[tuple[int, ...], _Judged] = {}
+
+    def judge(self, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]) -> Verdict:
+        """Of sequences with request seeds 0, 1, ..., all greedy. Blocks while the reference computes.
+
+        Raises:
+            RuntimeError: the reference process ended.
+        """
+        if is_standin(self._model):
+            return judge_standin(prompts, tokens)
+        judged = [self._one(tuple(prompt), tuple(emitted)) for prompt, emitted in zip(prompts, tokens, strict=True)]
+        flips = sum(sum(one.flips) for one in judged)
+        wrong = sum(sum(one.wrong) for one in judged)
+        return Verdict((flips if self._dtype is Dtype.FLOAT32 else wrong) == 0, flips)
+
+    def _one(self, prompt: tuple[int, ...], emitted: tuple[int, ...]) -> _Judged:
+        """Runs of one prompt mostly emit the same tokens: what was judged before is not judged again."""
+        known = self._known.get(prompt)
+        if known is None or known.tokens[: len(emitted)] != emitted:
+            answer = json.loads(self._ask(json.dumps({"prompt": prompt, "tokens": emitted})))
+            known = self._known[prompt] = _Judged(emitted, answer["flips"], answer["wrong"])
+        return _Judged(emitted, known.flips[: len(emitted)], known.wrong[: len(emitted)])
+
+    def _ask(self, line: str) -> str:
+        if self._process is None:
+            root = Path(__file__).resolve().parents[1]
+            command = [sys.executable, "-m", "bench.exact", self._model, str(self._dtype)]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the reference process for {self._model} ended with status {self._process.wait()}")
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait()
+
+
+def judge_standin(prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]) -> Verdict:
+    """Request ``seed`` of a stand-in has the tokens that its seed and their positions say, all others are wrong."""
+    wrong = sum(
+        token != standin_token(seed, len(prompt) + index)
+        for seed, (prompt, emitted) in enumerate(zip(prompts, tokens, strict=True))
+        for index, token in enumerate(emitted)
+    )
+    return Verdict(wrong == 0, wrong)
+
+
+def _load(model: str, dtype: Dtype) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    from bloombee.engine.buffers import TORCH_DTYPES
+    from bloombee.engine.checkpoint import resolve
+    from bloombee.engine.synthetic import fill_random
+
+    disable_progress_bar()
+    checkpoint = resolve(model)
+    if checkpoint.directory is not None:
+        loaded = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=TORCH_DTYPES[dtype])
+    else:
+        loaded = AutoModelForCausalLM.from_config(checkpoint.new_config(), dtype=TORCH_DTYPES[dtype])
+        with torch.no_grad():
+            fill_random(dict(loaded.named_parameters()))
+    return loaded.eval()
+
+
+def _judge(model: Any, prompt: list[int], emitted: list[int]) -> dict[str, list[bool]]:
+    """For each token: is it another than the best, and is it further below than rounding explains."""
+    import torch
+
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + emitted[:-1]])).logits[0, len(prompt) - 1 :].float()
+    ids = torch.tensor(emitted)
+    below = logits.max(dim=1).values - logits.gather(1, ids[:, None])[:, 0]
+    return {
+        "flips": (logits.argmax(dim=1) != ids).tolist(),
+        "wrong": (below > TOLERANCE * logits.abs().max(dim=1).values).tolist(),
+    }
+
+
+def main() -> None:
+    model = _load(sys.argv[1], Dtype(sys.argv[2]))
+    for line in sys.stdin:
+        run = json.loads(line)
+        print(json.dumps(_judge(model, run["prompt"], run["tokens"])), flush=True)
+
+
+if __name__ == "__main__":
+    main()

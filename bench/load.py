@@ -1,0 +1,182 @@
+"""One run of one cell: prefill and decode measured apart, by the times at which tokens reach the application."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bench.ring import Ring
+from bench.usage import CpuUse, measure_cpu
+from bench.window import Window, find_window
+from bloombee.types import StageUse
+
+SLACK_TOKENS = 160
+"""Tokens that a sequence may decode while others are still in prefill, besides three times those asked for."""
+
+
+class RunError(RuntimeError):
+    """A run that gave no measurement."""
+
+
+def most_tokens(tokens: int) -> int:
+    """That a sequence may generate in a run whose window is to hold ``tokens``."""
+    return 4 * tokens + SLACK_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Counters at one moment."""
+
+    cpu: CpuUse
+    stages: tuple[StageUse, ...]
+    link_bytes: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What came of a run. JSON-able by :meth:`to_json`; ``tokens`` are the emitted ids of each sequence."""
+
+    prefill_tokens_per_s: float
+    time_to_first_token_s: float
+    decode_tokens_per_s: float
+    gaps_s: tuple[float, ...]
+    window_s: float
+    computes_s: tuple[float, ...]
+    """Mean time of a decode forward, of each stage."""
+    link_bytes_per_token: tuple[float, ...]
+    cpu_share: float
+    others_cpu_share: float
+    cpu_s_per_token: float
+    tokens: tuple[tuple[int, ...], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Without the token ids."""
+        return {name: value for name, value in asdict(self).items() if name != "tokens"}
+
+
+async def measure(ring: Ring, prompts: list[list[int]], tokens: int) -> Run:
+    """Run ``prompts`` through an idle ring, first to their first token only, then decoding ``tokens`` and more.
+
+    Cancelled: the requests end; the ring may be used again once idle.
+
+    Raises:
+        RunError: a sequence reached its end before all had decoded together for ``tokens``.
+    """
+    await ring.until_idle()
+    prefill_s, first_s = await _prefill(ring, prompts)
+    await ring.until_idle()
+    streams = _Streams(ring, prompts, tokens)
+    window = await streams.run()
+    await ring.until_idle()
+    return _report(streams, window, sum(map(len, prompts)) / prefill_s, first_s)
+
+
+async def warm_up(ring: Ring) -> None:
+    """Both lanes of every link have carried something, and code has run once."""
+    for _ in range(2):
+        await ring.runtime.generate([1, 2, 3, 4] * 8, max_new_tokens=8, ignore_eos=True, seed=0)
+    await ring.until_idle()
+
+
+async def _prefill(ring: Ring, prompts: list[list[int]]) -> tuple[float, float]:
+    """Seconds until all have their first token, and the median of when each had it."""
+    started = time.monotonic()
+
+    async def first(number: int, prompt: list[int]) -> float:
+        await ring.runtime.generate(prompt, max_new_tokens=1, ignore_eos=True, seed=number)
+        return time.monotonic() - started
+
+    times = await asyncio.gather(*(first(number, prompt) for number, prompt in enumerate(prompts)))
+    return max(times), statistics.median(times)
+
+
+class _Streams:
+    """All sequences of a run while they decode."""
+
+    def __init__(self, ring: Ring, prompts: list[list[int]], tokens: int) -> None:
+        self._ring = ring
+        self._prompts = prompts
+        self._wanted = tokens
+        self.times: list[list[float]] = [[] for _ in prompts]
+        self.ids: list[list[int]] = [[] for _ in prompts]
+        self._all_started = asyncio.Event()
+        self._num_started = 0
+        self._enough = asyncio.Event()
+        self._num_enough = 0
+        self._goals: list[int] | None = None
+        self.before: Snapshot
+        self.after: Snapshot
+
+    async def run(self) -> Window:
+        tasks = [asyncio.create_task(self._stream(number, prompt)) for number, prompt in enumerate(self._prompts)]
+        try:
+            await self._until(self._all_started, tasks)
+            self.before = await self._snapshot()
+            await self._until(self._enough, tasks)
+            self.after = await self._snapshot()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        window = find_window(self.times, self._wanted)
+        if window is None:
+            raise RunError("the sequences did not decode together long enough: fewer sequences, or more --tokens")
+        return window
+
+    async def _stream(self, number: int, prompt: list[int]) -> None:
+        limit = most_tokens(self._wanted)
+        stream = self._ring.runtime.stream(prompt, max_new_tokens=limit, ignore_eos=True, seed=number)
+        async with contextlib.aclosing(stream) as tokens:
+            async for token in tokens:
+                self.times[number].append(time.monotonic())
+                self.ids[number].append(token.token_id)
+                self._count(number)
+
+    def _count(self, number: int) -> None:
+        done = len(self.ids[number])
+        if done == 1:
+            self._num_started += 1
+            if self._num_started == len(self._prompts):
+                self._goals = [len(ids) + self._wanted for ids in self.ids]
+                self._all_started.set()
+        elif self._goals is not None and done == self._goals[number]:
+            self._num_enough += 1
+            if self._num_enough == len(self._prompts):
+                self._enough.set()
+
+    async def _until(self, event: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
+        """``event``, or the first stream that ends (which none should before)."""
+        waiting = asyncio.create_task(event.wait())
+        done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        for task in done - {waiting}:
+            task.result()
+
+    async def _snapshot(self) -> Snapshot:
+        stages = await self._ring.runtime.stage_use()
+        cpu = await asyncio.to_thread(measure_cpu, self._ring.relay_pid)
+        return Snapshot(cpu, stages, await self._ring.link_bytes())
+
+
+def _report(streams: _Streams, window: Window, prefill_tokens_per_s: float, first_s: float) -> Run:
+    before, after = streams.before, streams.after
+    decode = [(late - early).decode for early, late in zip(before.stages, after.stages, strict=True)]
+    tokens = max(1, decode[-1].num_rows)
+    own, others = after.cpu.share_since(before.cpu)
+    return Run(
+        prefill_tokens_per_s=prefill_tokens_per_s,
+        time_to_first_token_s=first_s,
+        decode_tokens_per_s=window.tokens_per_s,
+        gaps_s=window.gaps_s,
+        window_s=window.stop_s - window.start_s,
+        computes_s=tuple(use.mean_s for use in decode),
+        link_bytes_per_token=tuple((b - a) / tokens for a, b in zip(before.link_bytes, after.link_bytes, strict=True)),
+        cpu_share=own,
+        others_cpu_share=others,
+        cpu_s_per_token=(after.cpu.own_s - before.cpu.own_s) / tokens,
+        tokens=tuple(tuple(ids) for ids in streams.ids),
+    )

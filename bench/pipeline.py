@@ -1,0 +1,123 @@
+"""The benchmark's front door: real workers behind emulated links, row by row.
+
+    python bench/pipeline.py --help
+
+Rows are techniques (``plain``: one microbatch, even split, no compression, no speculation, no offload). Prefill and decode
+are measured apart, decode in the stretch in which every sequence decodes. An interrupted run goes on when it is started
+again with the same arguments. docs: bench/README.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if __package__ in (None, ""):  # run as a program: the repository's root is where the imports below live
+    sys.path[0] = str(ROOT)
+
+from bench.cells import RunLog  # noqa: E402
+from bench.load import RunError  # noqa: E402
+from bench.options import BenchOptions, OptionError, parse  # noqa: E402
+from bench.profiles import ProfileError  # noqa: E402
+from bench.runner import ModelRunner  # noqa: E402
+from bench.screen import Screen, table  # noqa: E402
+from bench.techniques import TechniqueError  # noqa: E402
+from bench.usage import num_cores  # noqa: E402
+from bloombee.errors import AddressInUse, BloomBeeError, ConfigError  # noqa: E402
+from tools.wan import WanError  # noqa: E402
+
+BAD_INPUT = (OptionError, ProfileError, TechniqueError, ConfigError, AddressInUse)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: measured; 2: bad input; 1: any other failure; 130: interrupted."""
+    try:
+        options = parse(arguments)
+        for model in options.models:
+            _measure(model, options)
+    except BAD_INPUT as error:
+        print(f"pipeline: {error}", file=sys.stderr)
+        return 2
+    except (WanError, RunError, BloomBeeError) as error:
+        print(f"pipeline: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("pipeline: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _measure(model: str, options: BenchOptions) -> None:
+    slug = model.replace("/", "_").replace(":", "-")
+    file = options.json or ROOT / "runs" / f"pipeline-{slug}.jsonl"
+    if options.json and len(options.models) > 1:
+        file = file.with_name(f"{file.stem}-{slug}{file.suffix}")
+    log = RunLog(file, _asked(model, options))
+    with Screen() as screen:
+        runner = ModelRunner(model, options, log, screen.show)
+        lines = asyncio.run(runner.run())
+    facts = machine()
+    log.finish([{**line, **facts} for line in lines])
+    screen.console.print(table(lines))
+    if log.resumed:
+        screen.console.print(f"{log.resumed} runs are of an earlier start")
+    screen.console.print(f"{file}\n{_plot(lines, options, file)}", soft_wrap=True)
+
+
+def _plot(lines: list[dict[str, Any]], options: BenchOptions, file: Path) -> str:
+    try:
+        from bench.plots import draw_each, draw_overview
+    except ImportError:
+        return "no plots: matplotlib is not installed (pip install 'bloombee[bench]')"
+    if options.plots is None:
+        draw_overview(lines, file.with_suffix(".png"))
+        return str(file.with_suffix(".png"))
+    folder = options.plots if len(options.models) == 1 else options.plots / file.stem
+    return "\n".join(map(str, draw_each(lines, folder)))
+
+
+def _asked(model: str, options: BenchOptions) -> dict[str, Any]:
+    """What makes two runs comparable: the code's state among it, the files and the number of repeats not."""
+    asked = asdict(options)
+    for name in ("json", "plots", "models", "repeats", "budget_s", "simulate", "port"):
+        del asked[name]
+    return {"model": model, "commit": commit(), "machine": machine()["machine"], **asked}
+
+
+def machine() -> dict[str, str]:
+    """What a line says of where and of what it was measured."""
+    return {"machine": f"{num_cores()} cores {_processor()}, {platform.system()} {platform.release()}", "commit": commit()}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """Of the working tree; followed by a hash of what differs from it, if anything does."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    try:
+        changes = git("diff", "HEAD", "--", "bloombee", "csrc", "bench", "tools")
+        head = git("rev-parse", "--short", "HEAD").strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + (f"+{hashlib.blake2b(changes.encode(), digest_size=3).hexdigest()}" if changes else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""A swarm whose links are emulated: real worker processes, one relay a link, the head beside stage 0."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from bench.profiles import LinkProfile, Profile
+from bloombee.config import LocalWorker
+from bloombee.runtime import Runtime
+from tools.wan import Link, Wan
+
+
+@dataclass(frozen=True, slots=True)
+class RingSpec:
+    """What to start. ``port``: of the head, 0 for any free one; ``microbatches`` None: the runtime's choice."""
+
+    model: str
+    dtype: str
+    workers: int
+    microbatches: int | None
+    pace: str | None
+    kv_tokens: int
+    profile: Profile
+    port: int = 0
+
+
+class Ring:
+    """N workers in a ring of N links (a single worker has none): ``hop0`` from stage 0 to 1, the last home to the head.
+
+    Worker i dials worker i + 1 and the last one dials the head, so each link's forward direction is the ring's.
+    """
+
+    def __init__(self, spec: RingSpec) -> None:
+        self.spec = spec
+        self.profile = spec.profile
+        self.num_links = spec.workers if spec.workers > 1 else 0
+        self.runtime: Runtime
+        self.wan: Wan | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start relays and workers and wait until tokens can flow.
+
+        Raises:
+            WanError, ConfigError, AddressInUse and what :class:`~bloombee.Runtime` raises.
+        """
+        spec = self.spec
+        targets, head_port = _free_ports(self.num_links, spec.port)
+        if self.num_links:
+            links = [Link.of(f"hop{hop}", f"127.0.0.1:{target}", spec.profile.link(hop)) for hop, target in enumerate(targets)]
+            self.wan = await asyncio.to_thread(Wan(links).__enter__)
+        self.runtime = Runtime(
+            spec.model,
+            workers=spec.workers,
+            dtype=spec.dtype,
+            microbatches=spec.microbatches,
+            pace=spec.pace,
+            kv_tokens=spec.kv_tokens,
+            silence_s=20.0,  # a machine at its limits is slow, not gone
+            step_deadline_s=600.0,
+            threads=1,
+            listen=f"tcp://127.0.0.1:{head_port}",
+            local_workers=self._places(targets),
+        )
+        try:
+            await self.runtime.__aenter__()
+        except BaseException:
+            self._end_wan()
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.runtime.close()
+        self._end_wan()
+
+    def shape(self, profile: Profile) -> None:
+        """Give the links other shapes, from now on; a schedule begins anew. The ring should be idle."""
+        self.profile = profile
+        if self.wan is None:
+            return
+        if any(link.schedule is not None for link in self.spec.profile.links):
+            self.wan.start()
+            return
+        for hop, link in enumerate(self.links()):
+            self.wan.set(f"hop{hop}", forward=link.forward, backward=link.backward)
+
+    def links(self) -> list[LinkProfile]:
+        return [self.profile.link(hop) for hop in range(self.num_links)]
+
+    async def link_bytes(self) -> list[int]:
+        """Sent forwards on each link so far, everything included."""
+        if self.wan is None:
+            return []
+        stats = await asyncio.to_thread(self.wan.stats)
+        return [stats[f"hop{hop}"].forward.bytes_in for hop in range(self.num_links)]
+
+    @property
+    def relay_pid(self) -> int | None:
+        return None if self.wan is None else self.wan.pid
+
+    async def until_idle(self) -> None:
+        """Wait until no request runs and every page is free."""
+        num_pages = self.runtime.plan.num_pages
+        while self.runtime.num_requests or set(await self.runtime.pages_free()) != {num_pages}:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+    def _places(self, targets: list[int]) -> list[LocalWorker]:
+        """The last target is the head's port, the others are the ports of workers 1, 2, ..."""
+        if self.wan is None:
+            return [LocalWorker()] * self.spec.workers
+        relays = [f"tcp://{self.wan.address(f'hop{hop}')}" for hop in range(self.num_links)]
+        places = [LocalWorker()]
+        for index in range(1, self.spec.workers):
+            is_last = index == self.spec.workers - 1
+            listen = f"tcp://127.0.0.1:{targets[index - 1]}"
+            places.append(LocalWorker(listen, relays[index - 1], relays[-1] if is_last else None))
+        return places
+
+    def _end_wan(self) -> None:
+        if self.wan is not None:
+            self.wan.close()
+
+
+def _free_ports(count: int, head_port: int) -> tuple[list[int], int]:
+    """``count`` targets, the last of them the head's port (for no links: the head's port alone)."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(max(1, count))]
+        ports = [one.getsockname()[1] for one in sockets]
+    ports[-1] = head_port or ports[-1]
+    return (ports if count else []), ports[-1]

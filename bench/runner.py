@@ -1,0 +1,195 @@
+"""Runs the cells of one model: rings are started once a pass, repeats are interleaved, each run is logged when it is done."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from bench.cells import Cell, RunLog, interleave, make_cells
+from bench.exact import Reference
+from bench.load import Run, RunError, measure, most_tokens, warm_up
+from bench.options import AUTO, MAX_BATCH, BenchOptions
+from bench.profiles import SCALED_HIDDEN, Profile, load_profile
+from bench.ring import Ring, RingSpec
+from bench.summary import Subject, cell_line
+from bench.techniques import TECHNIQUES
+from bench.texts import prompts
+from bloombee.pace import Pace, parse_pace
+from bloombee.plan.standin import default_pace, is_standin, standin_card
+from bloombee.runtime import Runtime
+
+AUTO_MOST = 256
+CALIBRATION_BATCH = 32
+Say = Callable[[str], None]
+
+
+class ModelRunner:
+    """All cells of one model.
+
+    Args:
+        on_run: called with (runs done, runs in all, what is next).
+    """
+
+    def __init__(self, model: str, options: BenchOptions, log: RunLog, on_run: Callable[[int, int, str], None]) -> None:
+        self.model = model
+        self.options = options
+        self.log = log
+        self.subject: Subject
+        self._on_run = on_run
+        self._cells = make_cells(options.profiles, [t.name for t in options.techniques], options.batches)
+        self._links: dict[str, Profile] = {}
+        self._microbatches: dict[str, int] = {}
+        self._num_done = 0
+        self._started = time.monotonic()
+
+    async def run(self) -> list[dict[str, Any]]:
+        """The line of each cell. Interrupted: what was done stays in the log.
+
+        Raises:
+            ConfigError, WanError, RunError and others: something cannot be run at all.
+        """
+        with contextlib.ExitStack() as stack:
+            self._reference: Reference | None = None
+            self._hidden = await self._find_hidden()
+            for names in self._passes():
+                cells = [cell for cell in self._cells if cell.profile in names]
+                async with self._rings(names[0]) as rings:
+                    if self._reference is None:
+                        self._reference = stack.enter_context(Reference(self.model, rings[0].runtime.plan.dtype))
+                    await self._run_pass(cells, {ring.spec.microbatches: ring for ring in rings})
+        return [self._line(cell) for cell in self._cells]
+
+    async def _find_hidden(self) -> int:
+        """The model's hidden size, which only scaled profiles need before the model runs."""
+        if not any(name.startswith("scaled:") for name in self.options.profiles):
+            return SCALED_HIDDEN
+        async with contextlib.AsyncExitStack() as stack:
+            runtime = Runtime(self.model, workers=self.options.workers)
+            stack.push_async_callback(runtime.close)
+            await runtime.prepare()
+            return runtime.card.hidden_size
+
+    def _passes(self) -> list[list[str]]:
+        """Profiles that one set of rings can serve: all steady ones, then each with a schedule by itself."""
+        steady: list[str] = []
+        others: list[str] = []
+        for name in self.options.profiles:
+            profile = load_profile(name, hidden=self._hidden)
+            (others if any(link.schedule is not None for link in profile.links) else steady).append(name)
+        return [names for names in (steady, *([name] for name in others)) if names]
+
+    @contextlib.asynccontextmanager
+    async def _rings(self, first_profile: str) -> AsyncIterator[list[Ring]]:
+        options = self.options
+        batch = max(AUTO_MOST if one == AUTO else one for one in options.batches)
+        kv_tokens = (batch + 1) * (options.prompt_tokens + most_tokens(options.tokens) + 16)
+        async with contextlib.AsyncExitStack() as stack:
+            rings: list[Ring] = []
+            for number, microbatches in enumerate(dict.fromkeys(t.microbatches for t in options.techniques)):
+                self._on_run(self._num_done, self._num_runs, f"starting {options.workers} workers of {self.model}")
+                profile = load_profile(first_profile, hidden=self._hidden)
+                spec = RingSpec(
+                    model=self.model,
+                    dtype=options.dtype,
+                    workers=options.workers,
+                    microbatches=microbatches,
+                    pace=options.pace,
+                    kv_tokens=kv_tokens,
+                    profile=profile,
+                    port=options.port + number if options.port else 0,
+                )
+                ring = await stack.enter_async_context(Ring(spec))
+                if not rings:
+                    self.subject = _subject(ring.runtime, options)
+                rings.append(ring)
+                await warm_up(ring)
+            yield rings
+
+    @property
+    def _num_runs(self) -> int:
+        return len(self._cells) * self.options.repeats
+
+    async def _run_pass(self, cells: Sequence[Cell], rings: dict[int | None, Ring]) -> None:
+        batches: dict[Cell, int] = {}
+        for cell in cells:
+            ring = rings[TECHNIQUES[cell.technique].microbatches]
+            self._microbatches[cell.technique] = ring.runtime.plan.num_microbatches
+            self._links.setdefault(cell.profile, load_profile(cell.profile, hidden=self._hidden))
+            batches[cell] = cell.batch or await self._auto_batch(cell, ring)
+        for repeat, cell in interleave(cells, self.options.repeats):
+            if not self.log.has(cell, repeat) and not (repeat and self._is_late):
+                self._on_run(self._num_done, self._num_runs, f"{cell.profile} {cell.technique} B={batches[cell]}")
+                run = await self._run_cell(cell, rings[TECHNIQUES[cell.technique].microbatches], batches[cell])
+                self.log.add(cell, repeat, {"batch": batches[cell], **run})
+            self._num_done += 1
+        self._on_run(self._num_done, self._num_runs, "")
+
+    @property
+    def _is_late(self) -> bool:
+        budget = self.options.budget_s
+        return budget is not None and time.monotonic() - self._started > budget
+
+    async def _run_cell(self, cell: Cell, ring: Ring, batch: int) -> dict[str, Any]:
+        ring.shape(self._links[cell.profile])
+        texts = prompts(batch, self.options.prompt_tokens, ring.runtime.card.tokenizer_json)
+        run = await measure(ring, texts, self.options.tokens)
+        assert self._reference is not None
+        verdict = await asyncio.to_thread(self._reference.judge, texts, run.tokens)
+        return {**run.to_json(), "exact": verdict.exact, "flips": verdict.flips}
+
+    async def _auto_batch(self, cell: Cell, ring: Ring) -> int:
+        """ceil(1.25 x delay-free tokens/s x L): enough sequences to fill the links, measured without delays."""
+        known = self.log.runs(cell)
+        if known:
+            return int(known[0]["batch"])
+        ring.shape(load_profile("lan"))
+        texts = prompts(CALIBRATION_BATCH, self.options.prompt_tokens, ring.runtime.card.tokenizer_json)
+        run: Run = await measure(ring, texts, 8)
+        links = [self._links[cell.profile].link(hop) for hop in range(ring.num_links)]
+        loop_s = sum(link.forward.delay_s for link in links) + sum(run.computes_s)
+        return max(1, min(AUTO_MOST, MAX_BATCH, math.ceil(1.25 * run.decode_tokens_per_s * loop_s)))
+
+    def _line(self, cell: Cell) -> dict[str, Any]:
+        runs = self.log.runs(cell)
+        if not runs:
+            raise RunError(f"no run of {cell}")
+        profile = self._links[cell.profile]
+        num_links = self.options.workers if self.options.workers > 1 else 0
+        return cell_line(
+            Cell(cell.profile, cell.technique, int(runs[0]["batch"])),
+            runs,
+            self.subject,
+            [profile.link(hop) for hop in range(num_links)],
+            self._microbatches[cell.technique],
+            simulated=self.options.simulate,
+        )
+
+
+def _subject(runtime: Runtime, options: BenchOptions) -> Subject:
+    plan, card = runtime.plan, runtime.card
+    layers = tuple(len(stage.span) for stage in plan.stages)
+    return Subject(
+        model=card.model,
+        dtype=str(plan.dtype),
+        workers=len(plan.stages),
+        layers=layers,
+        hidden=card.hidden_size,
+        row_bytes=card.hidden_size * plan.dtype.num_bytes,
+        pace=options.pace or ("data sheet" if is_standin(card.model) else None),
+        paces=_paces(runtime, options),
+        prompt_tokens=options.prompt_tokens,
+        tokens=options.tokens,
+    )
+
+
+def _paces(runtime: Runtime, options: BenchOptions) -> tuple[Pace, ...] | None:
+    """Known beforehand for a stand-in; a real model behind a pace takes at least its own time."""
+    if not is_standin(runtime.card.model):
+        return None
+    if options.pace is not None:
+        return (parse_pace(options.pace),) * len(runtime.plan.stages)
+    return tuple(default_pace(standin_card(runtime.card.model), stage.span) for stage in runtime.plan.stages)

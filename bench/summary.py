@@ -1,0 +1,137 @@
+"""From the runs of a cell to its line: medians, floors, roofline, predictions."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.cells import Cell
+from bench.floors import (
+    bubble,
+    excess_per_hop_s,
+    floors,
+    microbatches_in_use,
+    roofline_tokens_per_s,
+)
+from bench.predict import Setting, fit_paces, predict_by_cost, simulate
+from bench.profiles import LinkProfile
+from bench.usage import num_cores
+from bloombee.pace import Pace
+
+CONTENDED_SHARE = 0.6
+DISTURBED_SHARE = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is the same in all cells of a model.
+
+    Args:
+        pace: as asked, or a stand-in's own (then ``paces`` has one a stage); None: real devices.
+        row_bytes: raw activations of one row.
+    """
+
+    model: str
+    dtype: str
+    workers: int
+    layers: tuple[int, ...]
+    hidden: int
+    row_bytes: int
+    pace: str | None
+    paces: tuple[Pace, ...] | None
+    prompt_tokens: int
+    tokens: int
+
+
+def cell_line(
+    cell: Cell,
+    runs: Sequence[dict[str, Any]],
+    subject: Subject,
+    links: Sequence[LinkProfile],
+    microbatches: int,
+    *,
+    simulated: bool,
+) -> dict[str, Any]:
+    """The JSON line of ``cell`` from its runs (as :meth:`bench.load.Run.to_json`, with ``exact`` and ``flips``)."""
+    _, rows = microbatches_in_use(cell.batch, microbatches)
+    computes = [statistics.median(one) for one in zip(*(run["computes_s"] for run in runs), strict=True)]
+    floor = floors([link.forward for link in links], rows=rows, row_bytes=subject.row_bytes, computes_s=computes)
+    speed = spread([run["decode_tokens_per_s"] for run in runs])
+    gap = spread([value for run in runs for value in run["gaps_s"]])
+    setting = Setting(
+        links=tuple((link.forward, link.backward) for link in links),
+        paces=subject.paces or fit_paces(None, computes, rows),
+        layers=subject.layers,
+        hidden=subject.hidden,
+        row_bytes=subject.row_bytes,
+        batch=cell.batch,
+        microbatches=microbatches,
+        prompt_tokens=subject.prompt_tokens,
+        tokens=subject.tokens,
+    )
+    predicted = predict_by_cost(setting)
+    own_share = _median(runs, "cpu_share")
+    contended = own_share > CONTENDED_SHARE
+    roofline = roofline_tokens_per_s(cell.batch, microbatches, floor)
+    if contended:
+        roofline = num_cores() / _median(runs, "cpu_s_per_token")
+    hops = len(links)
+    line: dict[str, Any] = {
+        "profile": cell.profile,
+        "technique": cell.technique,
+        "model": subject.model,
+        "standin": subject.model.startswith("standin:"),
+        "dtype": subject.dtype,
+        "workers": subject.workers,
+        "batch": cell.batch,
+        "microbatches": microbatches,
+        "microbatch_rows": rows,
+        "pace": subject.pace,
+        "repeats": len(runs),
+        "decode_tokens_per_s": speed,
+        "time_per_token_s": gap,
+        "prefill_tokens_per_s": _median(runs, "prefill_tokens_per_s"),
+        "time_to_first_token_s": _median(runs, "time_to_first_token_s"),
+        "bytes_per_token": [statistics.median(one) for one in zip(*(run["link_bytes_per_token"] for run in runs), strict=True)],
+        "floor_delay_s": floor.delay_s,
+        "floor_wire_s": floor.wire_s,
+        "floor_compute_s": floor.compute_s,
+        "loop_floor_s": floor.loop_s,
+        "stage_compute_s": computes,
+        "excess_per_hop_s": excess_per_hop_s(gap["p50"], floor, hops),
+        "roofline_tokens_per_s": roofline,
+        "bubble": bubble(speed["p50"], cell.batch, microbatches, floor),
+        "predicted_tokens_per_s": predicted.tokens_per_s,
+        "predicted_time_per_token_s": predicted.time_per_token_s,
+        "cpu_share": own_share,
+        "others_cpu_share": _median(runs, "others_cpu_share"),
+        "cpu_s_per_token": _median(runs, "cpu_s_per_token"),
+        "contended": contended,
+        "disturbed": _median(runs, "others_cpu_share") > DISTURBED_SHARE,
+        "exact": all(run["exact"] for run in runs),
+        "flips": max(run["flips"] for run in runs),
+    }
+    if simulated:
+        simulation = simulate(setting)
+        line["simulated_tokens_per_s"] = simulation.tokens_per_s
+        line["simulated_time_per_token_s"] = simulation.time_per_token_s
+    return line
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Percentiles 10, 50 and 90, linear between neighbours."""
+    ordered = sorted(values)
+    return {name: _percentile(ordered, share) for name, share in (("p10", 0.1), ("p50", 0.5), ("p90", 0.9))}
+
+
+def _percentile(ordered: Sequence[float], share: float) -> float:
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def _median(runs: Sequence[dict[str, Any]], name: str) -> float:
+    return float(statistics.median(run[name] for run in runs))

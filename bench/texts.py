@@ -1,0 +1,38 @@
+"""Prompts of real, distinct text: the Python standard library's own sources."""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+MIN_FILE_BYTES = 4000
+
+
+def prompts(count: int, tokens: int, tokenizer_json: str | None) -> list[list[int]]:
+    """``count`` prompts of exactly ``tokens`` token ids, each from another place.
+
+    Args:
+        tokenizer_json: of the ``tokenizers`` library; None takes the text's bytes as ids.
+    """
+    tokenizer = Tokenizer.from_str(tokenizer_json) if tokenizer_json is not None else None
+    found: list[list[int]] = []
+    for text in _texts():
+        ids = list(text.encode()) if tokenizer is None else list(tokenizer.encode(text, add_special_tokens=False).ids)
+        for start in range(0, len(ids) - tokens, max(tokens, len(ids))):
+            found.append(ids[start : start + tokens])
+            if len(found) == count:
+                return found
+    raise ValueError(f"the standard library's sources hold {len(found)} prompts of {tokens} tokens, not {count}")
+
+
+def _texts() -> Iterator[str]:
+    """Parts of files in a fixed order, one of each file before the second of any."""
+    root = Path(sysconfig.get_path("stdlib"))
+    files = sorted(path for path in root.glob("*.py") if path.stat().st_size > MIN_FILE_BYTES)
+    for start in range(0, 100_000, MIN_FILE_BYTES):
+        for path in files:
+            if part := path.read_text("utf-8", errors="replace")[start : start + MIN_FILE_BYTES]:
+                yield part
