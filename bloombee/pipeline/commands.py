@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from msgspec import Struct
 
 from bloombee.errors import BloomBeeError
 from bloombee.pipeline.events import Cancel, Emitted, Ended, Open, PipelineLost, PlanReady, Port, SchedulerFailed, StageRestored
@@ -12,60 +12,51 @@ from bloombee.types import FinishReason, Lane, WorkerId
 from bloombee.wire.messages import AnyMessage, Pick
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(Struct, frozen=True, gc=False):
     """``to``: a Port (from a stage), a stage index (from the scheduler) or a worker id (from the head)."""
 
     to: Port | int
     lane: Lane
     message: AnyMessage
-    payload: object | None = field(default=None, compare=False)
+    payload: object | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Compute:
+class Compute(Struct, frozen=True, gc=False):
     """Run this on the device after everything asked before; answer with Computed or ComputeFailed."""
 
     work: Work
 
 
-@dataclass(frozen=True, slots=True)
-class TellHead:
+class TellHead(Struct, frozen=True, gc=False):
     message: Emitted | Ended | SchedulerFailed
 
 
-@dataclass(frozen=True, slots=True)
-class TellScheduler:
+class TellScheduler(Struct, frozen=True, gc=False):
     message: Open | Cancel | PlanReady | PipelineLost | StageRestored
 
 
-@dataclass(frozen=True, slots=True)
-class PlanMade:
+class PlanMade(Struct, frozen=True, gc=False):
     """The head decided who runs what; links may be opened. ``Assign`` messages follow as Sends."""
 
     plan: Plan
 
 
-@dataclass(frozen=True, slots=True)
-class PipelineUp:
+class PipelineUp(Struct, frozen=True, gc=False):
     plan: Plan
 
 
-@dataclass(frozen=True, slots=True)
-class PipelineDown:
+class PipelineDown(Struct, frozen=True, gc=False):
     error: BloomBeeError
 
 
-@dataclass(frozen=True, slots=True)
-class Dismiss:
+class Dismiss(Struct, frozen=True, gc=False):
     """Hang up on a worker: it broke the rules or went silent."""
 
     worker: WorkerId
     error: BloomBeeError
 
 
-@dataclass(frozen=True, slots=True)
-class Deliver:
+class Deliver(Struct, frozen=True, gc=False):
     """A token for the application."""
 
     request: int
@@ -73,16 +64,14 @@ class Deliver:
     finish: FinishReason | None
 
 
-@dataclass(frozen=True, slots=True)
-class Conclude:
+class Conclude(Struct, frozen=True, gc=False):
     """A request ended without a last token: with an error, or cancelled (None)."""
 
     request: int
     error: BloomBeeError | None
 
 
-@dataclass(frozen=True, slots=True)
-class ReportProgress:
+class ReportProgress(Struct, frozen=True, gc=False):
     worker: WorkerId
     stage: int
     loaded_bytes: int

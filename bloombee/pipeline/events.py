@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 from bloombee.errors import BloomBeeError
 from bloombee.pipeline.work import Outcome
@@ -22,8 +23,7 @@ class Port(enum.StrEnum):
     """Whoever it feeds: the scheduler for the last stage."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(Struct, frozen=True, gc=False):
     """Comes every few tenths of a second; time-outs are looked at."""
 
     now: float
@@ -32,29 +32,25 @@ class Tick:
 # -- stage -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class StageReceived:
+class StageReceived(Struct, frozen=True, gc=False):
     """A message of the ring or of the head for this stage's pipeline."""
 
     message: AnyMessage
     now: float
-    payload: object | None = field(default=None, compare=False)
+    payload: object | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Computed:
+class Computed(Struct, frozen=True, gc=False):
     outcome: Outcome
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class ComputeFailed:
+class ComputeFailed(Struct, frozen=True, gc=False):
     error: BloomBeeError
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class LinkRestored:
+class LinkRestored(Struct, frozen=True, gc=False):
     """A connection came back: whatever was under way on it may be lost."""
 
     port: Port
@@ -64,16 +60,14 @@ class LinkRestored:
 # -- scheduler ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class PlanReady:
+class PlanReady(Struct, frozen=True, gc=False):
     """Every stage of ``plan`` has loaded."""
 
     plan: Plan
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class Open:
+class Open(Struct, frozen=True, gc=False):
     """A new sequence. ``prompt``: [n] little-endian uint32, n >= 1."""
 
     sequence: SequenceId
@@ -88,14 +82,12 @@ class Open:
     """Higher goes first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Struct, frozen=True, gc=False):
     sequence: SequenceId
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class Tune:
+class Tune(Struct, frozen=True, gc=False):
     """From now on at most ``num_microbatches`` under way, and prompts in chunks of ``chunk_rows``. Pauses nothing."""
 
     num_microbatches: int
@@ -103,8 +95,7 @@ class Tune:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class FromStage:
+class FromStage(Struct, frozen=True, gc=False):
     """Verdict, Ack, Gap or Closed from the worker at ``stage``."""
 
     stage: int
@@ -112,16 +103,14 @@ class FromStage:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class StageRestored:
+class StageRestored(Struct, frozen=True, gc=False):
     """The connection to the worker at ``stage`` came back."""
 
     stage: int
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class PipelineLost:
+class PipelineLost(Struct, frozen=True, gc=False):
     """The pipeline cannot go on; every open sequence ends with ``error``."""
 
     error: BloomBeeError
@@ -131,24 +120,21 @@ class PipelineLost:
 # -- what the scheduler tells the head ---------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Emitted:
+class Emitted(Struct, frozen=True, gc=False):
     """One more token of a sequence; ``finish`` is set on the last."""
 
     pick: Pick
     finish: FinishReason | None
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Struct, frozen=True, gc=False):
     """A sequence ended without a last token: cancelled (no error) or failed."""
 
     sequence: SequenceId
     error: BloomBeeError | None
 
 
-@dataclass(frozen=True, slots=True)
-class SchedulerFailed:
+class SchedulerFailed(Struct, frozen=True, gc=False):
     """The scheduler gave the pipeline up (a deadline passed)."""
 
     error: BloomBeeError
@@ -157,8 +143,7 @@ class SchedulerFailed:
 # -- head --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerJoined:
+class WorkerJoined(Struct, frozen=True, gc=False):
     """A worker was let in; ``name`` is what it calls itself."""
 
     worker: WorkerId
@@ -169,15 +154,13 @@ class WorkerJoined:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerSaid:
+class WorkerSaid(Struct, frozen=True, gc=False):
     worker: WorkerId
     message: AnyMessage
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerGone:
+class WorkerGone(Struct, frozen=True, gc=False):
     """Its process ended or its connection broke for good."""
 
     worker: WorkerId
@@ -185,8 +168,7 @@ class WorkerGone:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class Submit:
+class Submit(Struct, frozen=True, gc=False):
     """A request of the application, already in token ids ([n] little-endian uint32)."""
 
     request: int
@@ -199,13 +181,11 @@ class Submit:
     priority: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class CancelRequest:
+class CancelRequest(Struct, frozen=True, gc=False):
     request: int
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class SchedulerSaid:
+class SchedulerSaid(Struct, frozen=True, gc=False):
     message: Emitted | Ended | SchedulerFailed
     now: float

@@ -125,6 +125,8 @@ class SchedulerCore:
 
     def handle(self, event: Event) -> list[Command]:
         """Raises RemoteProtocolError for a message that its sender must not send; the state is as it was."""
+        if type(event) is FromStage:
+            return self._from_stage(event.stage, event.message, event.now)
         match event:
             case PlanReady(plan=plan):
                 self._start(plan)
@@ -136,8 +138,6 @@ class SchedulerCore:
             case Tune(num_microbatches=num_microbatches, chunk_rows=chunk_rows, now=now):
                 self._max_flights, self._chunk_rows = max(1, num_microbatches), max(1, min(chunk_rows, self._max_rows))
                 return self._schedule(now)
-            case FromStage(stage=stage, message=message, now=now):
-                return self._from_stage(stage, message, now)
             case StageRestored(stage=stage, now=now):
                 return self._restored(stage, now)
             case PipelineLost(error=error):

@@ -29,6 +29,7 @@ from bloombee.pipeline.work import Outcome, Segment, Work
 from bloombee.types import Lane, Phase, SequenceId
 from bloombee.wire.messages import Ack, Assign, Close, Closed, Forward, Gap, Item, Opening, Retire, StageFailed, Verdict
 
+_FOR_STAGES = (Forward, Ack, Gap, Close, Retire)
 _PHASES = {int(phase): phase for phase in Phase}
 DEVICE_DEPTH = 2
 """Works given to the device at once: it never waits for the event loop, and little is committed early."""
@@ -81,27 +82,11 @@ class StageCore:
 
     def handle(self, event: StageReceived | Computed | ComputeFailed | LinkRestored | Tick) -> list[Command]:
         """Raises RemoteProtocolError or StalePlan for a message the peer must not send; the state is as it was."""
+        if type(event) is StageReceived:
+            return self._received(event)
+        if type(event) is Computed:
+            return self._computed(event.outcome, event.now)
         match event:
-            case StageReceived(message=Forward() as forward, payload=payload, now=now):
-                self._check_address(forward.pipeline, forward.epoch)
-                return self._forward(forward, payload, now)
-            case StageReceived(message=Ack() as ack, now=now):
-                self._check_address(ack.pipeline, ack.epoch)
-                return [*self.downstream.acknowledge(ack, now), *self._start()]
-            case StageReceived(message=Gap() as gap, now=now):
-                self._check_address(gap.pipeline, gap.epoch)
-                return list(self.downstream.resend_rows(gap.sequence, gap.have, now))
-            case StageReceived(message=Close() as close):
-                self._check_address(close.pipeline, close.epoch)
-                return self._close(close)
-            case StageReceived(message=Retire() as retire):
-                self._check_address(retire.pipeline, retire.epoch)
-                self.retired = True
-                return []
-            case StageReceived(message=message):
-                raise RemoteProtocolError(f"{type(message).__name__} is not for a stage", message_type=type(message).__name__)
-            case Computed(outcome=outcome, now=now):
-                return self._computed(outcome, now)
             case ComputeFailed(error=error):
                 self.failed = True
                 return [self._fail(error)]
@@ -114,6 +99,22 @@ class StageCore:
             case Tick(now=now):
                 return list(self.downstream.tick(now))
         raise LocalProtocolError(f"{event!r} is not an event of a stage")
+
+    def _received(self, event: StageReceived) -> list[Command]:
+        message = event.message
+        if not isinstance(message, _FOR_STAGES):
+            raise RemoteProtocolError(f"{type(message).__name__} is not for a stage", message_type=type(message).__name__)
+        self._check_address(message.pipeline, message.epoch)
+        if type(message) is Forward:
+            return self._forward(message, event.payload)
+        if type(message) is Ack:
+            return [*self.downstream.acknowledge(message, event.now), *self._start()]
+        if type(message) is Gap:
+            return list(self.downstream.resend_rows(message.sequence, message.have, event.now))
+        if type(message) is Close:
+            return self._close(message)
+        self.retired = True
+        return []
 
     # -- what people ask -------------------------------------------------------------------
 
@@ -137,7 +138,7 @@ class StageCore:
                 epoch=epoch,
             )
 
-    def _forward(self, forward: Forward, payload: object | None, now: float) -> list[Command]:
+    def _forward(self, forward: Forward, payload: object | None) -> list[Command]:
         if self.upstream.holds(forward.frame):
             return [self._acknowledge()]
         self.upstream.check(forward.frame)

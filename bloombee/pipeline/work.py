@@ -8,14 +8,13 @@ and of the device's memory cannot disagree.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from msgspec import Struct
 
 from bloombee.types import Epoch, Phase, PipelineId, SequenceId
 from bloombee.wire.messages import Pick, Sampling
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(Struct, frozen=True, gc=False):
     """The rows of one sequence in one microbatch.
 
     Args:
@@ -45,8 +44,7 @@ class Segment:
         return len(self.tokens) // 4
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(Struct, frozen=True, gc=False):
     """One microbatch for the device: ``segments`` packed in order, rows [t, d] likewise."""
 
     pipeline: PipelineId
@@ -57,7 +55,7 @@ class Work:
     """The scheduler's number, for traces."""
     phase: Phase
     segments: tuple[Segment, ...]
-    hidden: object | None = field(default=None, compare=False)
+    hidden: object | None = None
     """Handle of the activations' frame as the transport gave it, still encoded; None on stage 0. It covers the
     rows of ``hidden_rows``, which may be more than the segments' (rows already held are skipped)."""
     hidden_rows: tuple[tuple[int, int], ...] = ()
@@ -68,11 +66,10 @@ class Work:
         return sum(segment.num_rows for segment in self.segments)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True, gc=False):
     """Exactly one of: activations for the next stage, or (last stage) picks."""
 
     number: int
-    hidden: object | None = field(default=None, compare=False)
+    hidden: object | None = None
     """Encoded frame to send; opaque to the core."""
     picks: tuple[Pick, ...] = ()

@@ -37,6 +37,7 @@ def test_it_leaves_the_process_as_it_was(run: Callable[[Any], None]) -> None:
 
 def test_two_runtimes_in_one_process_do_not_meet() -> None:
     prompt = "class Stack:\n    def __init__"
+
     async def use() -> None:
         async with (
             bloombee.Runtime("demo", workers=2, dtype="float32") as one,
