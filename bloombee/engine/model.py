@@ -14,6 +14,7 @@ from bloombee.engine.attention import ATTENDER, attend
 from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.cache import SlotCache, Step
 from bloombee.engine.checkpoint import Checkpoint
+from bloombee.engine.packed import pack_linears
 from bloombee.engine.probe import probe
 from bloombee.engine.sampler import SamplerRow, sample
 from bloombee.engine.skeleton import Skeleton, build, splice
@@ -151,7 +152,10 @@ class SpanModel:
                 checkpoint, loading, memory, cache(lambda: build(checkpoint, self.dtype).model), progress
             )
         self.weight_bytes = sum(t.numel() * t.element_size() for t in memory.values())
+        del memory  # packing lets go of each weight as it goes
         skeleton.model.eval().requires_grad_(False)
+        if self.device.type == "cpu":
+            pack_linears(skeleton.model)
         if not self.is_first:
             layers = getattr(skeleton.base, skeleton.layers)
             layers[0].register_forward_pre_hook(self._substitute, with_kwargs=True)
