@@ -206,12 +206,24 @@ class DeviceUse:
     num_works: int = 0
     num_rows: int = 0
     busy_s: float = 0.0
+    rows_squared: int = 0
+    """Sum of the squares of the forwards' rows, and of rows times seconds: what a line needs besides."""
+    row_s: float = 0.0
 
     def __add__(self, other: DeviceUse) -> DeviceUse:
-        return DeviceUse(self.num_works + other.num_works, self.num_rows + other.num_rows, self.busy_s + other.busy_s)
+        return self._with(other, 1)
 
     def __sub__(self, other: DeviceUse) -> DeviceUse:
-        return DeviceUse(self.num_works - other.num_works, self.num_rows - other.num_rows, self.busy_s - other.busy_s)
+        return self._with(other, -1)
+
+    def _with(self, other: DeviceUse, sign: int) -> DeviceUse:
+        return DeviceUse(
+            self.num_works + sign * other.num_works,
+            self.num_rows + sign * other.num_rows,
+            self.busy_s + sign * other.busy_s,
+            self.rows_squared + sign * other.rows_squared,
+            self.row_s + sign * other.row_s,
+        )
 
     @property
     def mean_s(self) -> float:
