@@ -200,41 +200,90 @@ inline __m256i decode8(__m256i x, const SymbolTable& t, uint8_t* symbols, __m256
     return x;
 }
 
-template <int vectors>
-const uint8_t* decode_blocks(const Blocks& blocks, uint8_t* symbols, uint32_t* states, const uint8_t* begin,
-                             const uint8_t* end) {
-    __m256i x[vectors], needs[vectors];
-    for (int v = 0; v < vectors; ++v) x[v] = load256(states + 8 * v);
-    for (size_t block = 0; block < blocks.num_blocks; ++block) {
-        const SymbolTable& t = blocks.tables[blocks.table[block]];
-        for (int step = 0; step < group_values / (8 * vectors); ++step) {
-            int masks[vectors], taken = 0;
-            for (int v = 0; v < vectors; ++v) {
-                x[v] = decode8(x[v], t, symbols + block * group_values + 8 * (step * vectors + v), needs[v]);
-                masks[v] = lane_mask(needs[v]);
-                taken += 2 * _mm_popcnt_u32(static_cast<unsigned>(masks[v]));
-            }
-            end -= taken;
-            const uint8_t* word = end;
-            for (int v = 0; v < vectors; ++v) {
-                const __m256i w =
-                    _mm256_cvtepu16_epi32(_mm_shuffle_epi8(load128(word), load128(shuffles.expand[masks[v]])));
-                x[v] = _mm256_blendv_epi8(x[v], _mm256_or_si256(_mm256_slli_epi32(x[v], 16), w), needs[v]);
-                word += 2 * _mm_popcnt_u32(static_cast<unsigned>(masks[v]));
-            }
-        }
-        // A block takes at most 64 words, and the caller has as much before `begin`: one test a block is enough.
-        if (end < begin) return nullptr;
-    }
-    for (int v = 0; v < vectors; ++v) store256(states + 8 * v, x[v]);
-    return end;
+// A byte look-up in 32 entries, by an index below `size`.
+inline __m256i look_up_bytes(const uint8_t* table, int size, __m256i index) {
+    const __m256i low = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load128(table)), index);
+    if (size <= 16) return low;
+    const __m256i high = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load128(table + 16)), index);
+    return _mm256_blendv_epi8(low, high, _mm256_slli_epi16(index, 3));  // bit 4 of a byte to its bit 7
 }
 
-const uint8_t* decode_unit(const Blocks& blocks, uint8_t* symbols, uint32_t* states, const uint8_t* begin,
-                           const uint8_t* end) {
-    if (blocks.lanes == 32) return decode_blocks<4>(blocks, symbols, states, begin, end);
-    if (blocks.lanes == 16) return decode_blocks<2>(blocks, symbols, states, begin, end);
-    return decode_blocks<1>(blocks, symbols, states, begin, end);
+// One symbol of each of 32 lanes without a gather: the rank of a slot is the number of starts it has reached, counted
+// for all lanes at once in bytes. Frequencies and offsets come back to the lanes the way the slots went.
+inline void decode32(__m256i x[4], const SymbolTable& t, uint8_t* symbols, __m256i needs[4]) {
+    const __m256i byte = _mm256_set1_epi32(0xff), zero = _mm256_setzero_si256(), flip = _mm256_set1_epi8(-128);
+    const __m256i slot =
+        _mm256_packus_epi16(_mm256_packus_epi32(_mm256_and_si256(x[0], byte), _mm256_and_si256(x[1], byte)),
+                            _mm256_packus_epi32(_mm256_and_si256(x[2], byte), _mm256_and_si256(x[3], byte)));
+    const __m256i signed_slot = _mm256_xor_si256(slot, flip);
+    __m256i rank = zero;
+    for (int r = 1; r < t.num_ranks; ++r) {
+        const __m256i below = _mm256_set1_epi8(static_cast<char>((t.rank_start[r] - 1) ^ 0x80));
+        rank = _mm256_sub_epi8(rank, _mm256_cmpgt_epi8(signed_slot, below));
+    }
+    const __m256i frequency = look_up_bytes(t.rank_frequency, t.num_ranks, rank);
+    const __m256i offset = _mm256_sub_epi8(slot, look_up_bytes(t.rank_start, t.num_ranks, rank));
+    __m256i symbol = rank;
+    if (t.has_zero) {
+        const __m256i last = _mm256_set1_epi8(static_cast<char>(t.num_ranks - 1));
+        symbol = _mm256_blendv_epi8(rank, _mm256_set1_epi8(zero_symbol), _mm256_cmpeq_epi8(rank, last));
+    }
+    store256(symbols, _mm256_permutevar8x32_epi32(symbol, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+    const __m256i low = _mm256_unpacklo_epi8(offset, frequency), high = _mm256_unpackhi_epi8(offset, frequency);
+    const __m256i both[4] = {_mm256_unpacklo_epi16(low, zero), _mm256_unpackhi_epi16(low, zero),
+                             _mm256_unpacklo_epi16(high, zero), _mm256_unpackhi_epi16(high, zero)};
+    for (int v = 0; v < 4; ++v) {
+        const __m256i product = _mm256_mullo_epi32(_mm256_srli_epi32(both[v], 8), _mm256_srli_epi32(x[v], 8));
+        x[v] = _mm256_add_epi32(product, _mm256_and_si256(both[v], byte));
+        needs[v] = _mm256_cmpeq_epi32(_mm256_srli_epi32(x[v], 15), zero);
+    }
+}
+
+// Gives the lanes in `needs` their words; returns where the next ones end.
+template <int vectors>
+inline const uint8_t* refill(__m256i* x, const __m256i* needs, const uint8_t* end) {
+    int masks[vectors], taken = 0;
+    for (int v = 0; v < vectors; ++v) {
+        masks[v] = lane_mask(needs[v]);
+        taken += 2 * _mm_popcnt_u32(static_cast<unsigned>(masks[v]));
+    }
+    const uint8_t* word = end - taken;
+    for (int v = 0; v < vectors; ++v) {
+        const __m256i w = _mm256_cvtepu16_epi32(_mm_shuffle_epi8(load128(word), load128(shuffles.expand[masks[v]])));
+        x[v] = _mm256_blendv_epi8(x[v], _mm256_or_si256(_mm256_slli_epi32(x[v], 16), w), needs[v]);
+        word += 2 * _mm_popcnt_u32(static_cast<unsigned>(masks[v]));
+    }
+    return end - taken;
+}
+
+// Units of 8 * vectors lanes, step by step in turn.
+template <int units, int vectors>
+void decode_blocks(const Blocks* blocks, uint8_t* const* symbols, uint32_t* const* states, const uint8_t* const* begin,
+                   const uint8_t** end) {
+    __m256i x[units][vectors];
+    for (int u = 0; u < units; ++u)
+        for (int v = 0; v < vectors; ++v) x[u][v] = load256(states[u] + 8 * v);
+    bool ok = true;
+    for (size_t block = 0; ok && block < blocks[0].num_blocks; ++block) {
+        for (int step = 0; step < group_values / (8 * vectors); ++step)
+            for (int u = 0; u < units; ++u) {
+                const SymbolTable& t = blocks[u].tables[blocks[u].table[block]];
+                uint8_t* const to = symbols[u] + block * group_values + 8 * step * vectors;
+                __m256i needs[vectors];
+                if constexpr (vectors == 4) {
+                    decode32(x[u], t, to, needs);
+                } else {
+                    for (int v = 0; v < vectors; ++v) x[u][v] = decode8(x[u][v], t, to + 8 * v, needs[v]);
+                }
+                end[u] = refill<vectors>(x[u], needs, end[u]);
+            }
+        // A block takes at most 64 words, and the caller has as much before `begin`: one test a block is enough.
+        for (int u = 0; u < units; ++u) ok &= end[u] >= begin[u];
+    }
+    for (int u = 0; u < units; ++u) {
+        if (!ok) end[u] = nullptr;
+        for (int v = 0; v < vectors; ++v) store256(states[u] + 8 * v, x[u][v]);
+    }
 }
 
 void encode(const Blocks* blocks, int num, const uint8_t* const* symbols, uint32_t* const* states, uint8_t** words) {
@@ -243,12 +292,21 @@ void encode(const Blocks* blocks, int num, const uint8_t* const* symbols, uint32
 
 void decode(const Blocks* blocks, int num, uint8_t* const* symbols, uint32_t* const* states,
             const uint8_t* const* begin, const uint8_t** end) {
-    for (int u = 0; u < num; ++u) end[u] = decode_unit(blocks[u], symbols[u], states[u], begin[u], end[u]);
+    const int lanes = blocks[0].lanes;
+    if (lanes == 32 && num == 2) return decode_blocks<2, 4>(blocks, symbols, states, begin, end);
+    for (int u = 0; u < num; ++u) {
+        if (lanes == 32)
+            decode_blocks<1, 4>(blocks + u, symbols + u, states + u, begin + u, end + u);
+        else if (lanes == 16)
+            decode_blocks<1, 2>(blocks + u, symbols + u, states + u, begin + u, end + u);
+        else
+            decode_blocks<1, 1>(blocks + u, symbols + u, states + u, begin + u, end + u);
+    }
 }
 
 }  // namespace
 
 const Ops avx2_ops = {"avx2",  split_any,       join_any,          split_bits, add_bits, split_low,
-                      add_low, to_symbols_fast, to_exponents_fast, encode,     decode,   1};
+                      add_low, to_symbols_fast, to_exponents_fast, encode,     decode,   2};
 
 }  // namespace bloombee::rans

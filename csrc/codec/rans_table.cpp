@@ -60,6 +60,9 @@ bool read_symbols(Reader& in, SymbolTable& t, std::string& why) {
     uint32_t start = 0;
     const auto add = [&](uint32_t symbol, uint32_t frequency) {
         fill_symbol(t, symbol, frequency, start);
+        if (frequency == 0) return;
+        t.rank_frequency[t.num_ranks] = static_cast<uint8_t>(frequency);
+        t.rank_start[t.num_ranks++] = static_cast<uint8_t>(start);
         start += frequency;
     };
     add(escape_symbol, head[2]);
