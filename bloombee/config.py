@@ -56,7 +56,8 @@ class RuntimeConfig:
     listen: str = option("tcp://127.0.0.1:0", "Where the head listens for workers; port 0: any free one.")
     advertise: str | None = option(None, "How workers on other machines reach that address; default: the address itself.")
     remote_workers: int = option(0, "Wait for this many workers to join from elsewhere instead of starting any.")
-    microbatches: int | None = option(None, "Microbatches under way at once; default: the plan's choice.")
+    microbatches: int | None = option(None, "Microbatches under way at once; default: tuned live, by measured costs.")
+    target_s: float | None = option(None, "Seconds a token to keep, with fewer requests at once; default: most throughput.")
     max_microbatch_rows: int = option(512, "Most tokens in one microbatch; longer prompts go in chunks.")
     page_size: int = option(16, "Tokens in a page of KV memory.")
     kv_tokens: int | None = option(None, "Tokens of KV memory on every stage; default: what the workers' memory allows.")
@@ -82,7 +83,10 @@ class RuntimeConfig:
         _check(self, "listen", _endpoint(self.listen), _ENDPOINT_RULE)
         _check(self, "advertise", self.advertise is None or _endpoint(self.advertise), _ENDPOINT_RULE)
         _check(self, "remote_workers", _whole(self.remote_workers, 0, 1000), "a whole number from 0 to 1000")
-        _check(self, "microbatches", self.microbatches is None or _whole(self.microbatches, 1, 64), "a whole number from 1 to 64")
+        _check(
+            self, "microbatches", self.microbatches is None or _whole(self.microbatches, 1, 256), "a whole number from 1 to 256"
+        )
+        _check(self, "target_s", self.target_s is None or _seconds(self.target_s), "seconds > 0")
         _check(self, "max_microbatch_rows", _whole(self.max_microbatch_rows, 1, 2**16), "a whole number from 1 to 65536")
         _check(self, "page_size", _whole(self.page_size, 1, 1024), "a whole number from 1 to 1024")
         _check(

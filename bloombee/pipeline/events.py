@@ -88,10 +88,12 @@ class Cancel(Struct, frozen=True, gc=False):
 
 
 class Tune(Struct, frozen=True, gc=False):
-    """From now on at most ``num_microbatches`` under way, and prompts in chunks of ``chunk_rows``. Pauses nothing."""
+    """From now on at most ``num_microbatches`` under way, prompts in chunks of ``chunk_rows``, and no sequence admitted
+    while ``max_sequences`` (None: any number) are open. Pauses nothing."""
 
     num_microbatches: int
     chunk_rows: int
+    max_sequences: int | None
     now: float
 
 

@@ -38,6 +38,8 @@ from bloombee.wire.messages import MAX_ITEMS, Ack, Close, Closed, Forward, Gap, 
 
 VERDICT_WINDOW = 1 << 20
 """Verdicts are tiny and the scheduler never makes the last stage wait."""
+LOOP_FORGETS = 1.001
+"""By how much the quickest loop is doubted with each slower one."""
 Event = Open | Cancel | Tune | PlanReady | PipelineLost | FromStage | StageRestored | Tick
 
 
@@ -74,6 +76,7 @@ class _Sequence:
 class _Flight:
     phase: Phase
     sent_at: float
+    num_rows: int
 
 
 @dataclass(slots=True)
@@ -120,8 +123,11 @@ class SchedulerCore:
         self._decode: deque[_Sequence] = deque()
         self._num_microbatches = 0
         self._max_flights: int | None = None
+        self._max_open: int | None = None
         self._next_sequence = 0
         self._last_phase = Phase.DECODE
+        self.quickest_loop: tuple[float, int] | None = None
+        """Seconds and rows of the decode microbatch that came home quickest of late."""
 
     def handle(self, event: Event) -> list[Command]:
         """Raises RemoteProtocolError for a message that its sender must not send; the state is as it was."""
@@ -135,9 +141,11 @@ class SchedulerCore:
                 return self._admit_later(event)
             case Cancel(sequence=sequence, now=now):
                 return self._cancel(sequence, now)
-            case Tune(num_microbatches=num_microbatches, chunk_rows=chunk_rows, now=now):
-                self._max_flights, self._chunk_rows = max(1, num_microbatches), max(1, min(chunk_rows, self._max_rows))
-                return self._schedule(now)
+            case Tune():
+                self._max_flights = max(1, event.num_microbatches)
+                self._chunk_rows = max(1, min(event.chunk_rows, self._max_rows))
+                self._max_open = event.max_sequences
+                return self._schedule(event.now)
             case StageRestored(stage=stage, now=now):
                 return self._restored(stage, now)
             case PipelineLost(error=error):
@@ -152,6 +160,11 @@ class SchedulerCore:
     def num_sequences(self) -> int:
         """Open or waiting."""
         return len(self._open) + len(self._waiting)
+
+    @property
+    def num_open(self) -> int:
+        """Admitted: in prefill or decoding."""
+        return len(self._open)
 
     @property
     def is_idle(self) -> bool:
@@ -181,7 +194,7 @@ class SchedulerCore:
     def _admit(self, pipe: _Pipeline) -> list[Command]:
         """Move sequences from waiting to open while every stage has pages for their whole length."""
         commands: list[Command] = []
-        while self._waiting:
+        while self._waiting and (self._max_open is None or len(self._open) < self._max_open):
             sequence = self._waiting.peek()
             # The last token is never fed back, so it needs no slot.
             need = pages_for(sequence.num_prompt_tokens + sequence.max_new_tokens - 1, pipe.plan.page_size)
@@ -301,7 +314,7 @@ class SchedulerCore:
         microbatch = self._num_microbatches
         self._num_microbatches += 1
         self._last_phase = phase
-        pipe.flights[microbatch] = _Flight(phase, now)
+        pipe.flights[microbatch] = _Flight(phase, now, sum(item.num_rows for item in items))
         lane = Lane.BULK if phase is Phase.PREFILL else Lane.CONTROL
 
         def make(number: int) -> Send:
@@ -344,11 +357,21 @@ class SchedulerCore:
         pipe.receiver.check(verdict.frame)
         pipe.receiver.hold(verdict.frame)
         pipe.receiver.retire([verdict.frame])
-        pipe.flights.pop(verdict.microbatch, None)
+        flight = pipe.flights.pop(verdict.microbatch, None)
+        if flight is not None and flight.phase is Phase.DECODE:
+            self._note_loop(flight, now)
         told: list[Command] = []
         for pick in verdict.picks:
             told += self._pick(pick, now)
         return [*self._schedule(now), *told, self._acknowledge(pipe)]
+
+    def _note_loop(self, flight: _Flight, now: float) -> None:
+        """Keep the quickest loop of late: what waited for others says nothing of the links."""
+        seconds = now - flight.sent_at
+        if self.quickest_loop is None or seconds <= LOOP_FORGETS * self.quickest_loop[0]:
+            self.quickest_loop = (seconds, flight.num_rows)
+        else:
+            self.quickest_loop = (LOOP_FORGETS * self.quickest_loop[0], self.quickest_loop[1])
 
     def _acknowledge(self, pipe: _Pipeline) -> Send:
         return Send(pipe.last, Lane.CONTROL, pipe.receiver.acknowledgement(pipe.plan.pipeline, pipe.plan.epoch))

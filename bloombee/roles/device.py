@@ -21,9 +21,9 @@ from bloombee.pipeline.work import Outcome, Work
 from bloombee.plan.standin import is_standin
 from bloombee.roles.precise_sleep import sleep_until, wake_exactly
 from bloombee.roles.tracing import StageTrace
-from bloombee.types import DeviceUse, Dtype, Phase, Span, StageUse
+from bloombee.types import Dtype, Phase, Span
 from bloombee.wire.envelope import TensorHeader
-from bloombee.wire.messages import Assign
+from bloombee.wire.messages import Assign, Tally
 
 log = logging.getLogger(__name__)
 RAW_CODEC = 0
@@ -62,19 +62,17 @@ class DeviceThread:
         """The module engine.buffers, once something is loaded: importing it costs a worker torch."""
         self._dtype = Dtype.FLOAT32
         self._hidden_size = 0
-        self._tallies: dict[Phase, list[int]] = {phase: [0, 0, 0] for phase in Phase}
-        """Works, rows and nanoseconds of forwards since the start."""
+        self._tallies: dict[Phase, list[int]] = {phase: [0, 0, 0, 0, 0] for phase in Phase}
+        """As wire.messages.Tally, of forwards since the start."""
         self.trace: StageTrace | None = None
         self._forward_ns = (0, 0)
         """When the last forward began and ended."""
         self._thread = threading.Thread(target=self._main, name="bloombee-device", daemon=True)
         self._thread.start()
 
-    @property
-    def use(self) -> StageUse:
-        """Forwards since the start."""
-        decode, prefill = (DeviceUse(t[0], t[1], t[2] / 1e9) for t in (self._tallies[Phase.DECODE], self._tallies[Phase.PREFILL]))
-        return StageUse(decode, prefill)
+    def tally(self, phase: Phase) -> Tally:
+        """Forwards of ``phase`` since the start."""
+        return Tally(*self._tallies[phase])
 
     # -- from the event loop ---------------------------------------------------------------
 
@@ -204,6 +202,8 @@ class DeviceThread:
         tally[0] += 1
         tally[1] += work.num_rows
         tally[2] += stop - start
+        tally[3] += work.num_rows * work.num_rows
+        tally[4] += work.num_rows * (stop - start)
         if isinstance(result, list):
             return Outcome(work.number, picks=tuple(result))
         return Outcome(work.number, hidden=self._encode(result))

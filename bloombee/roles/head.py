@@ -12,6 +12,7 @@ import os
 import secrets
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -49,6 +50,7 @@ from bloombee.pipeline.events import (
     StageRestored,
     Submit,
     Tick,
+    Tune,
     WorkerGone,
     WorkerJoined,
     WorkerSaid,
@@ -64,6 +66,7 @@ from bloombee.roles.spawner_client import SpawnerClient
 from bloombee.roles.stage_host import CODECS, RESEND_AFTER_S
 from bloombee.roles.text import TextCodec, TextStream
 from bloombee.roles.tracing import HeadTrace, open_tracer
+from bloombee.roles.tuner import Tuner
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.events import LinkEvent, LinkEventKind
 from bloombee.transport.keys import generate
@@ -85,7 +88,6 @@ from bloombee.wire.join import Admitted, Door
 from bloombee.wire.messages import (
     Ack,
     AnyMessage,
-    Close,
     Closed,
     Forward,
     Gap,
@@ -97,6 +99,7 @@ from bloombee.wire.messages import (
     Pick,
     Refused,
     Sampling,
+    Tally,
     Verdict,
 )
 from bloombee.wire.token import JoinToken, encode_token
@@ -108,6 +111,8 @@ GRACE_S = 0.75
 TRACE_END_S = 2.0
 """Workers that trace may take this long to write the rest when the swarm ends."""
 SECRET_BYTES = 24
+MOST_MICROBATCHES = 128
+"""Credit that stages grant where the number is tuned."""
 MAX_TOKENS_BY_DEFAULT = 32_768
 
 
@@ -167,9 +172,10 @@ class HeadRole:
         self._suspects: dict[WorkerId, float] = {}
         self._to_load: dict[WorkerId, int] = {}
         self._requests: dict[int, _Request] = {}
-        self._page_counts: dict[int, asyncio.Future[int]] = {}
-        self._measures: dict[int, asyncio.Future[StageUse]] = {}
+        self._asked: defaultdict[int, list[asyncio.Future[Measured]]] = defaultdict(list)
         self._ticker: asyncio.Task[None] | None = None
+        self._tuner_task: asyncio.Task[None] | None = None
+        self.tuner: Tuner | None = None
         self._trace: HeadTrace | None = None
         self._closed = False
 
@@ -239,12 +245,14 @@ class HeadRole:
             return
         self._closed = True
         closed = RuntimeClosed("the Runtime was closed")
+        self._give_up_measuring(closed)
         for request in list(self._requests.values()):
             request.sink.end(closed)
         self._requests.clear()
-        if self._ticker is not None:
-            self._ticker.cancel()
-            await asyncio.gather(self._ticker, return_exceptions=True)
+        tasks = [task for task in (self._ticker, self._tuner_task) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for worker in list(self._links):
             self._send(worker, Lane.CONTROL, Goodbye(reason="the head closes"))
         await self._endpoint.close(linger_s=0.5)
@@ -295,35 +303,30 @@ class HeadRole:
         return not self._requests and self._scheduler.is_idle
 
     async def pages_free(self) -> tuple[int, ...]:
-        """Free KV pages of every stage, asked now.
-
-        Raises:
-            RuntimeClosed: the pipeline is not up.
-        """
-        plan = self.plan
-        if plan is None or self._closed or not self._core.is_up:
-            raise RuntimeClosed("the pipeline is not up")
-        answers = {stage.index: asyncio.get_running_loop().create_future() for stage in plan.stages}
-        self._page_counts = answers
-        for stage in plan.stages:
-            message = Close(pipeline=plan.pipeline, epoch=plan.epoch, sequences=(), floor=0)
-            self._send(stage.worker, Lane.CONTROL, message)
-        return tuple(await asyncio.gather(*answers.values()))
+        """Free KV pages of every stage, asked now. Raises as :meth:`_measure`."""
+        return tuple(measured.pages_free for measured in await self._measure())
 
     async def stage_use(self) -> tuple[StageUse, ...]:
-        """What every stage's device has done so far, asked now.
+        """What every stage's device has done so far, asked now. Raises as :meth:`_measure`."""
+        return tuple(StageUse(_use(measured.decode), _use(measured.prefill)) for measured in await self._measure())
+
+    async def _measure(self) -> list[Measured]:
+        """How every stage stands.
 
         Raises:
-            RuntimeClosed: the pipeline is not up.
+            RuntimeClosed: the pipeline is not up, or was closed meanwhile.
+            BloomBeeError: whatever took it down meanwhile.
         """
         plan = self.plan
         if plan is None or self._closed or not self._core.is_up:
             raise RuntimeClosed("the pipeline is not up")
-        answers = {stage.index: asyncio.get_running_loop().create_future() for stage in plan.stages}
-        self._measures = answers
+        answers: list[asyncio.Future[Measured]] = []
         for stage in plan.stages:
+            answer: asyncio.Future[Measured] = asyncio.get_running_loop().create_future()
+            self._asked[stage.index].append(answer)
+            answers.append(answer)
             self._send(stage.worker, Lane.CONTROL, Measure(pipeline=plan.pipeline, epoch=plan.epoch))
-        return tuple(await asyncio.gather(*answers.values()))
+        return await asyncio.gather(*answers)
 
     def _check_prompt(self, prompt: list[int], params: SamplingParams) -> None:
         card = self.card
@@ -363,7 +366,7 @@ class HeadRole:
             split=config.split,
             num_pages=pages_for(wish, config.page_size),
             page_size=config.page_size,
-            num_microbatches=config.microbatches or config.num_stages,
+            num_microbatches=config.microbatches or MOST_MICROBATCHES,
             order=() if config.remote_workers else self._local_names(),
             pages_fixed=config.kv_tokens is not None,
             trace=config.trace is not None,
@@ -371,6 +374,21 @@ class HeadRole:
 
     def _local_names(self) -> tuple[str, ...]:
         return tuple(f"local-{index}" for index in range(self.config.workers))
+
+    async def _tune(self, plan: Plan) -> None:
+        self.tuner = Tuner(
+            self.card,
+            plan,
+            max_rows=self.config.max_microbatch_rows,
+            measure=self.stage_use,
+            links=lambda: None,
+            quickest_loop=lambda: self._scheduler.quickest_loop,
+            num_sequences=lambda: self._scheduler.num_open if self.config.target_s is None else self._scheduler.num_sequences,
+            apply=self._schedule,
+            target_s=self.config.target_s,
+        )
+        self._schedule(Tune(len(plan.stages), self.config.max_microbatch_rows, None, time.monotonic()))
+        await self.tuner.run()
 
     def _memory_share(self) -> int:
         if (emulated := standin_memory_bytes(self.config.model)) is not None:
@@ -437,8 +455,6 @@ class HeadRole:
             stage = self._core.stage_of(worker)
             if stage is None:
                 raise RemoteProtocolError(f"{type(message).__name__} from a worker without a stage")
-            if isinstance(message, Closed) and not message.sequences and not self._page_counts[stage].done():
-                self._page_counts[stage].set_result(message.pages_free)
             if self._trace is not None and isinstance(message, Verdict):
                 taken, took = self._endpoint.taken_ns, self._trace.now()
                 self._schedule(FromStage(stage, message, now))
@@ -453,13 +469,17 @@ class HeadRole:
             self._do(self._core.handle(WorkerSaid(worker, message, now)))
 
     def _measured(self, worker: WorkerId, said: Measured) -> None:
-        answer = self._measures.get(-1 if (stage := self._core.stage_of(worker)) is None else stage)
-        if answer is None:
-            raise RemoteProtocolError("Measured was not asked for")
-        if not answer.done():
-            decode = DeviceUse(said.decode_works, said.decode_rows, said.decode_ns / 1e9)
-            prefill = DeviceUse(said.prefill_works, said.prefill_rows, said.prefill_ns / 1e9)
-            answer.set_result(StageUse(decode, prefill))
+        """One answer serves everybody who asked since the last."""
+        stage = self._core.stage_of(worker)
+        asked = self._asked.pop(-1 if stage is None else stage, [])
+        for answer in asked:
+            if not answer.done():
+                answer.set_result(said)
+
+    def _give_up_measuring(self, error: BloomBeeError) -> None:
+        for answer in [answer for asked in self._asked.values() for answer in asked if not answer.done()]:
+            answer.set_exception(error)
+        self._asked.clear()
 
     def _send(self, worker: WorkerId, lane: Lane, message: AnyMessage) -> None:
         link = self._links.get(worker)
@@ -548,6 +568,8 @@ class HeadRole:
                     for stage in plan.stages:
                         size = self._to_load.get(stage.worker, stage.weight_bytes)
                         self._on_progress(LoadProgress(stage.worker, stage.name, stage.index, size, size, "ready"))
+                    if self.config.microbatches is None:
+                        self._tuner_task = asyncio.get_running_loop().create_task(self._tune(plan), name="bloombee-head-tune")
                     if not self._up.done():
                         self._up.set_result(plan)
                 case PipelineDown(error=error):
@@ -573,6 +595,7 @@ class HeadRole:
                     raise AssertionError(f"the scheduler asks for {command!r}")
 
     def _fail(self, error: BloomBeeError) -> None:
+        self._give_up_measuring(error)
         if not self._up.done():
             self._up.set_exception(error)
         for request in list(self._requests.values()):
@@ -606,6 +629,10 @@ class HeadRole:
             for worker, since in list(self._suspects.items()):
                 if now - since > GRACE_S:
                     self._gone(worker, "its connection is broken")
+
+
+def _use(tally: Tally) -> DeviceUse:
+    return DeviceUse(tally.works, tally.rows, tally.ns / 1e9, tally.rows_squared, tally.row_ns / 1e9)
 
 
 def _sampling(params: SamplingParams) -> Sampling:

@@ -19,7 +19,7 @@ from bloombee.roles.greeting import Greeter
 from bloombee.roles.tracing import StageTrace
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.events import LinkEvent, LinkEventKind
-from bloombee.types import VERSION, Lane, WorkerId
+from bloombee.types import VERSION, Lane, Phase, WorkerId
 from bloombee.wire.handshake import ClockEstimate, Dialler, Listener
 from bloombee.wire.messages import (
     PROTOCOL_VERSION,
@@ -150,16 +150,12 @@ class StageHost:
             raise RemoteProtocolError(f"{kind.__name__} came over a link that may not say it", path="message.tag")
 
     def _measured(self, asked: Measure) -> None:
-        decode, prefill = self._device.use.decode, self._device.use.prefill
         answer = Measured(
             pipeline=asked.pipeline,
             epoch=asked.epoch,
-            decode_works=decode.num_works,
-            decode_rows=decode.num_rows,
-            decode_ns=round(1e9 * decode.busy_s),
-            prefill_works=prefill.num_works,
-            prefill_rows=prefill.num_rows,
-            prefill_ns=round(1e9 * prefill.busy_s),
+            decode=self._device.tally(Phase.DECODE),
+            prefill=self._device.tally(Phase.PREFILL),
+            pages_free=self.core.pool.num_free,
         )
         self._send(Port.HEAD, Lane.CONTROL, answer)
 

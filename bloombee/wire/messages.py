@@ -181,24 +181,31 @@ class Retire(Message, frozen=True, tag=20):
     epoch: U32
 
 
+class Tally(Part, frozen=True, gc=False):
+    """Sums over forwards: how many, rows, nanoseconds, rows squared, rows times nanoseconds."""
+
+    works: U63
+    rows: U63
+    ns: U63
+    rows_squared: U63
+    row_ns: U63
+
+
 class Measure(Message, frozen=True, tag=21):
-    """Say what your device has done in this stage."""
+    """Say how this stage stands."""
 
     pipeline: U32
     epoch: U32
 
 
 class Measured(Message, frozen=True, tag=22):
-    """Answer to Measure: forwards since the stage was loaded, their rows and time, by phase."""
+    """Answer to Measure: forwards since the stage was loaded, by phase, and free KV pages."""
 
     pipeline: U32
     epoch: U32
-    decode_works: U63
-    decode_rows: U63
-    decode_ns: U63
-    prefill_works: U63
-    prefill_rows: U63
-    prefill_ns: U63
+    decode: Tally
+    prefill: Tally
+    pages_free: U32
 
 
 # -- the ring ----------------------------------------------------------------------------------
