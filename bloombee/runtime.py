@@ -249,11 +249,15 @@ class Runtime:
 
     # -- requests --------------------------------------------------------------------------
 
-    async def generate(self, prompt: Prompt, params: SamplingParams | None = None, **fields: Any) -> Generation:
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, client: str = "", priority: int = 0, **fields: Any
+    ) -> Generation:
         """The whole answer to ``prompt``.
 
         Args:
             params: how to sample; ``fields`` are laid over it (``max_new_tokens=64, temperature=0.7, ...``).
+            client: whose request it is; turns are shared out fairly between clients.
+            priority: higher goes first.
 
         Cancelled: the request ends and its KV is freed on every stage.
 
@@ -265,23 +269,25 @@ class Runtime:
         params = _params(params, fields)
         ids = await self._there(self._encode(prompt))
         collected = _Collected(ids, started)
-        async with contextlib.aclosing(self._tokens(ids, params)) as tokens:
+        async with contextlib.aclosing(self._tokens(ids, params, client, priority)) as tokens:
             async for token in tokens:
                 collected.add(token)
         return collected.generation(params)
 
-    async def stream(self, prompt: Prompt, params: SamplingParams | None = None, **fields: Any) -> AsyncGenerator[Token, None]:
+    async def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, client: str = "", priority: int = 0, **fields: Any
+    ) -> AsyncGenerator[Token, None]:
         """Tokens as they come; the last has a ``finish_reason``. Arguments and errors as :meth:`generate`.
 
         Cancelled, or the iteration left early: the request ends and its KV is freed on every stage.
         """
         params = _params(params, fields)
         ids = await self._there(self._encode(prompt))
-        async with contextlib.aclosing(self._tokens(ids, params)) as tokens:
+        async with contextlib.aclosing(self._tokens(ids, params, client, priority)) as tokens:
             async for token in tokens:
                 yield token
 
-    async def _tokens(self, ids: list[int], params: SamplingParams) -> AsyncGenerator[Token, None]:
+    async def _tokens(self, ids: list[int], params: SamplingParams, client: str, priority: int) -> AsyncGenerator[Token, None]:
         caller = asyncio.get_running_loop()
         arrived = asyncio.Event()
 
@@ -292,7 +298,7 @@ class Runtime:
         channel = _Channel(notify)
         assert self._home is not None
         number = next(self._numbers)
-        if not self._home.soon(self._submit, number, ids, params, channel):
+        if not self._home.soon(self._submit, number, ids, params, channel, client, priority):
             raise RuntimeClosed("the Runtime was closed")
         ended = False
         try:
@@ -312,9 +318,9 @@ class Runtime:
             if not ended:
                 self._home.soon(self._head.cancel, number)
 
-    def _submit(self, number: int, ids: list[int], params: SamplingParams, channel: _Channel) -> None:
+    def _submit(self, number: int, ids: list[int], params: SamplingParams, channel: _Channel, client: str, priority: int) -> None:
         try:
-            self._head.submit(number, ids, params, channel)
+            self._head.submit(number, ids, params, channel, client=client, priority=priority)
         except BloomBeeError as error:
             channel.end(error)
 

@@ -76,7 +76,7 @@ class Open(Struct, frozen=True, gc=False):
     max_new_tokens: int
     end_tokens: frozenset[int]
     now: float
-    client: int = 0
+    client: str = ""
     """Whose request it is; turns are shared out fairly between clients."""
     priority: int = 0
     """Higher goes first."""
@@ -179,7 +179,7 @@ class Submit(Struct, frozen=True, gc=False):
     max_new_tokens: int
     end_tokens: frozenset[int]
     now: float
-    client: int = 0
+    client: str = ""
     priority: int = 0
 
 

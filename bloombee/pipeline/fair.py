@@ -16,7 +16,7 @@ class Claim(Protocol):
     """What can be queued."""
 
     @property
-    def client(self) -> int: ...
+    def client(self) -> str: ...
 
     @property
     def priority(self) -> int: ...
@@ -29,8 +29,8 @@ class FairQueue(Generic[T]):
     """Ordered by priority (higher first), then by service, then by arrival."""
 
     def __init__(self) -> None:
-        self._queues: dict[tuple[int, int], deque[T]] = {}
-        self._served: dict[int, float] = {}
+        self._queues: dict[tuple[int, str], deque[T]] = {}
+        self._served: dict[str, float] = {}
         self._floor = 0.0
 
     def __len__(self) -> int:
@@ -77,13 +77,13 @@ class FairQueue(Generic[T]):
         self._queues.clear()
         self._served.clear()
 
-    def _next(self) -> tuple[int, int]:
+    def _next(self) -> tuple[int, str]:
         if not self._queues:
             raise IndexError("an empty queue")
         top = max(priority for priority, _ in self._queues)
         return min((key for key in self._queues if key[0] == top), key=lambda key: self._served[key[1]])
 
-    def _tidy(self, key: tuple[int, int]) -> None:
+    def _tidy(self, key: tuple[int, str]) -> None:
         if not self._queues[key]:
             del self._queues[key]
             if not any(client == key[1] for _, client in self._queues) and self._served[key[1]] <= self._floor:

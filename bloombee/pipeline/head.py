@@ -317,7 +317,16 @@ class HeadCore:
         self._next_sequence += 1
         self._requests[event.request] = sequence
         self._sequences[sequence] = event.request
-        opened = Open(sequence, event.prompt, event.sampling, event.max_new_tokens, event.end_tokens, event.now)
+        opened = Open(
+            sequence,
+            event.prompt,
+            event.sampling,
+            event.max_new_tokens,
+            event.end_tokens,
+            event.now,
+            event.client,
+            event.priority,
+        )
         return [TellScheduler(opened)]
 
     def _scheduler_said(self, message: Emitted | Ended | SchedulerFailed, now: float) -> list[Command]:

@@ -52,7 +52,7 @@ class _Sequence:
     sampling: Sampling
     max_new_tokens: int
     end_tokens: frozenset[int]
-    client: int
+    client: str
     priority: int
     num_pages: int = 0
     num_sent: int = 0

@@ -267,7 +267,9 @@ class HeadRole:
 
     # -- requests --------------------------------------------------------------------------
 
-    def submit(self, number: int, prompt: list[int], params: SamplingParams, sink: Sink) -> None:
+    def submit(
+        self, number: int, prompt: list[int], params: SamplingParams, sink: Sink, *, client: str = "", priority: int = 0
+    ) -> None:
         """Start request ``number`` (of the caller's choice, never used before); tokens and the end go to ``sink``.
 
         Raises:
@@ -282,7 +284,8 @@ class HeadRole:
         packed = b"".join(token.to_bytes(4, "little") for token in prompt)
         ends = frozenset() if params.ignore_eos else frozenset(self.card.eos_token_ids)
         now = time.monotonic()
-        self._do(self._core.handle(Submit(number, packed, _sampling(params), params.max_new_tokens, ends, now)))
+        sampling, length = _sampling(params), params.max_new_tokens
+        self._do(self._core.handle(Submit(number, packed, sampling, length, ends, now, client, priority)))
 
     def cancel(self, number: int) -> None:
         """End a request and free its KV on every stage; nothing more goes to its sink."""

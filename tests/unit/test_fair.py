@@ -11,7 +11,7 @@ from bloombee.pipeline.fair import FairQueue
 
 @dataclass(frozen=True)
 class Job:
-    client: int
+    client: str
     number: int = 0
     priority: int = 0
 
@@ -23,29 +23,29 @@ def _drain(queue: FairQueue[Job], cost: float = 1.0) -> list[Job]:
 def test_a_crowd_of_one_client_holds_up_another_by_one_turn() -> None:
     queue: FairQueue[Job] = FairQueue()
     for number in range(200):
-        queue.push(Job(1, number))
+        queue.push(Job("1", number))
     served = [queue.pop(1.0) for _ in range(50)]
-    queue.push(Job(2))
+    queue.push(Job("2"))
     served += [queue.pop(1.0) for _ in range(3)]
-    assert served.index(Job(2)) <= 51
+    assert served.index(Job("2")) <= 51
 
 
 def test_turns_follow_cost() -> None:
     queue: FairQueue[Job] = FairQueue()
     for number in range(30):
-        queue.push(Job(1, number))
-        queue.push(Job(2, number))
-    given_to = {1: 0, 2: 0}
+        queue.push(Job("1", number))
+        queue.push(Job("2", number))
+    given_to = {"1": 0, "2": 0}
     for _ in range(30):
         job = queue.peek()
         given_to[job.client] += 1
-        queue.pop(3.0 if job.client == 1 else 1.0)
-    assert given_to[2] == pytest.approx(3 * given_to[1], abs=2)
+        queue.pop(3.0 if job.client == "1" else 1.0)
+    assert given_to["2"] == pytest.approx(3 * given_to["1"], abs=2)
 
 
 def test_higher_priority_goes_first() -> None:
     queue: FairQueue[Job] = FairQueue()
-    low, high = Job(1), Job(1, priority=5)
+    low, high = Job("1"), Job("1", priority=5)
     queue.push(low)
     queue.push(high)
     assert _drain(queue) == [high, low]
@@ -53,23 +53,23 @@ def test_higher_priority_goes_first() -> None:
 
 def test_absence_saves_up_nothing() -> None:
     queue: FairQueue[Job] = FairQueue()
-    queue.push(Job(2))
+    queue.push(Job("2"))
     queue.pop(1.0)
     for number in range(100):
-        queue.push(Job(1, number))
+        queue.push(Job("1", number))
     for _ in range(50):
         queue.pop(1.0)
     for number in range(100):
-        queue.push(Job(2, number))
+        queue.push(Job("2", number))
     clients = [queue.pop(1.0).client for _ in range(20)]
-    assert 8 <= clients.count(2) <= 12
+    assert 8 <= clients.count("2") <= 12
 
 
 def test_removing_and_emptiness() -> None:
     queue: FairQueue[Job] = FairQueue()
-    queue.push(Job(1))
-    assert queue.remove(Job(1))
-    assert not queue.remove(Job(1))
+    queue.push(Job("1"))
+    assert queue.remove(Job("1"))
+    assert not queue.remove(Job("1"))
     with pytest.raises(IndexError):
         queue.peek()
 
@@ -77,7 +77,7 @@ def test_removing_and_emptiness() -> None:
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=40), st.data())
 def test_everything_comes_out_once_and_a_clients_own_order_is_kept(jobs: list[tuple[int, int]], data: st.DataObject) -> None:
     queue: FairQueue[Job] = FairQueue()
-    pushed = [Job(client, number, priority) for number, (client, priority) in enumerate(jobs)]
+    pushed = [Job(str(client), number, priority) for number, (client, priority) in enumerate(jobs)]
     for job in pushed:
         queue.push(job)
     removed = [job for job in pushed if data.draw(st.booleans()) and queue.remove(job)]
