@@ -78,10 +78,11 @@ class RunLog:
                 return 0
         except (OSError, ValueError):
             return 0
-        for line in lines[1:]:
+        for number, line in enumerate(lines[1:], start=1):
             try:
                 entry = json.loads(line)
-            except ValueError:
-                break  # the run was interrupted while it was written down
+            except ValueError:  # the run was interrupted while it was written down
+                self.part.write_text("".join(one + "\n" for one in lines[:number]), encoding="utf-8")
+                break
             self._runs[Cell(**entry["cell"]), entry["repeat"]] = entry["run"]
         return len(self._runs)

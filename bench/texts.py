@@ -18,13 +18,13 @@ def prompts(count: int, tokens: int, tokenizer_json: str | None) -> list[list[in
         tokenizer_json: of the ``tokenizers`` library; None takes the text's bytes as ids.
     """
     tokenizer = Tokenizer.from_str(tokenizer_json) if tokenizer_json is not None else None
-    found: list[list[int]] = []
+    found: dict[tuple[int, ...], None] = {}
     for text in _texts():
         ids = list(text.encode()) if tokenizer is None else list(tokenizer.encode(text, add_special_tokens=False).ids)
-        for start in range(0, len(ids) - tokens, max(tokens, len(ids))):
-            found.append(ids[start : start + tokens])
-            if len(found) == count:
-                return found
+        if len(ids) >= tokens:
+            found[tuple(ids[:tokens])] = None
+        if len(found) == count:
+            return [list(one) for one in found]
     raise ValueError(f"the standard library's sources hold {len(found)} prompts of {tokens} tokens, not {count}")
 
 
