@@ -74,9 +74,7 @@ def codec_encode_by_lanes(
 ) -> bytes | None:
     """The code of the CUDA kernels on the host: the coded message, None where it would be raw. For tests."""
 
-def codec_decode_by_lanes(
-    message: Buffer, out: WritableBuffer, rows: int, channels: int, dtype: int, table: CodecTable
-) -> bool:
+def codec_decode_by_lanes(message: Buffer, out: WritableBuffer, rows: int, channels: int, dtype: int, table: CodecTable) -> bool:
     """The same for decoding; False: corrupt. The checksum is not looked at."""
 
 def codec_isa() -> Isa:
