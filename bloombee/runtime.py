@@ -24,9 +24,10 @@ import uvloop
 from bloombee.config import LocalWorker, RuntimeConfig, merge
 from bloombee.errors import BloomBeeError, ConfigError, RuntimeClosed
 from bloombee.plan.card import ModelCard
+from bloombee.plan.meter import LinkFacts
 from bloombee.plan.plan import Plan
 from bloombee.roles.head import HeadRole
-from bloombee.types import FinishReason, Generation, LoadProgress, SamplingParams, StageUse, Token
+from bloombee.types import FinishReason, Generation, LoadProgress, SamplingParams, StageUse, Token, WorkerId
 
 T = TypeVar("T")
 Prompt = str | list[int] | list[dict[str, Any]]
@@ -233,6 +234,14 @@ class Runtime:
     def join_token(self) -> str:
         """The first of :attr:`join_tokens`."""
         return self.join_tokens[0]
+
+    @property
+    def links(self) -> dict[tuple[WorkerId, WorkerId], LinkFacts]:
+        """(from, to) -> what the ring's own frames have told of each link: round trip, bandwidth and its lower bound.
+
+        Worker 0 is the head. Workers report every two seconds while there is news; empty before the pipeline is up.
+        """
+        return self._started().links
 
     @property
     def num_requests(self) -> int:

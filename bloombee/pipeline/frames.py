@@ -121,6 +121,7 @@ class FrameReceiver:
     _upto: int = 0
     _extra: set[int] = field(default_factory=set)
     _open: set[int] = field(default_factory=set)
+    _newest_at: float = 0.0
 
     @property
     def limit(self) -> int:
@@ -135,10 +136,11 @@ class FrameReceiver:
         if number >= self.limit:
             raise RemoteProtocolError(f"frame {number} sent without credit (limit {self.limit})", path="$.frame")
 
-    def hold(self, number: int) -> None:
+    def hold(self, number: int, now: float) -> None:
         """The frame was taken in; its credit stays in use until :meth:`retire`."""
         if self.holds(number):
             return
+        self._newest_at = now
         self._extra.add(number)
         self._open.add(number)
         while self._upto in self._extra:
@@ -149,6 +151,7 @@ class FrameReceiver:
         """The frames are done with; their credit goes back to the sender with the next acknowledgement."""
         self._open.difference_update(numbers)
 
-    def acknowledgement(self, pipeline: int, epoch: int) -> Ack:
+    def acknowledgement(self, pipeline: int, epoch: int, now: float) -> Ack:
         extra = tuple(sorted(self._extra)[:MAX_EXTRA]) if self._extra else ()
-        return Ack(pipeline=pipeline, epoch=epoch, upto=self._upto, extra=extra, limit=self.limit)
+        waited_us = max(0, round(1e6 * (now - self._newest_at)))
+        return Ack(pipeline=pipeline, epoch=epoch, upto=self._upto, extra=extra, limit=self.limit, waited_us=waited_us)

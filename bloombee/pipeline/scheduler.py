@@ -353,9 +353,9 @@ class SchedulerCore:
 
     def _verdict(self, pipe: _Pipeline, verdict: Verdict, now: float) -> list[Command]:
         if pipe.receiver.holds(verdict.frame):
-            return [self._acknowledge(pipe)]
+            return [self._acknowledge(pipe, now)]
         pipe.receiver.check(verdict.frame)
-        pipe.receiver.hold(verdict.frame)
+        pipe.receiver.hold(verdict.frame, now)
         pipe.receiver.retire([verdict.frame])
         flight = pipe.flights.pop(verdict.microbatch, None)
         if flight is not None and flight.phase is Phase.DECODE:
@@ -363,7 +363,7 @@ class SchedulerCore:
         told: list[Command] = []
         for pick in verdict.picks:
             told += self._pick(pick, now)
-        return [*self._schedule(now), *told, self._acknowledge(pipe)]
+        return [*self._schedule(now), *told, self._acknowledge(pipe, now)]
 
     def _note_loop(self, flight: _Flight, now: float) -> None:
         """Keep the quickest loop of late: what waited for others says nothing of the links."""
@@ -373,8 +373,8 @@ class SchedulerCore:
         else:
             self.quickest_loop = (LOOP_FORGETS * self.quickest_loop[0], self.quickest_loop[1])
 
-    def _acknowledge(self, pipe: _Pipeline) -> Send:
-        return Send(pipe.last, Lane.CONTROL, pipe.receiver.acknowledgement(pipe.plan.pipeline, pipe.plan.epoch))
+    def _acknowledge(self, pipe: _Pipeline, now: float) -> Send:
+        return Send(pipe.last, Lane.CONTROL, pipe.receiver.acknowledgement(pipe.plan.pipeline, pipe.plan.epoch, now))
 
     def _pick(self, pick: Pick, now: float) -> list[Command]:
         sequence = self._open.get(pick.sequence)

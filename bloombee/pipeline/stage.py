@@ -92,8 +92,8 @@ class StageCore:
                 return [self._fail(error)]
             case LinkRestored(port=Port.DOWNSTREAM, now=now):
                 return list(self.downstream.resend(now, lambda _: True))
-            case LinkRestored(port=Port.UPSTREAM):
-                return [self._acknowledge()]
+            case LinkRestored(port=Port.UPSTREAM, now=now):
+                return [self._acknowledge(now)]
             case LinkRestored():
                 return []
             case Tick(now=now):
@@ -106,7 +106,7 @@ class StageCore:
             raise RemoteProtocolError(f"{type(message).__name__} is not for a stage", message_type=type(message).__name__)
         self._check_address(message.pipeline, message.epoch)
         if type(message) is Forward:
-            return self._forward(message, event.payload)
+            return self._forward(message, event.payload, event.now)
         if type(message) is Ack:
             return [*self.downstream.acknowledge(message, event.now), *self._start()]
         if type(message) is Gap:
@@ -138,9 +138,9 @@ class StageCore:
                 epoch=epoch,
             )
 
-    def _forward(self, forward: Forward, payload: object | None) -> list[Command]:
+    def _forward(self, forward: Forward, payload: object | None, now: float) -> list[Command]:
         if self.upstream.holds(forward.frame):
-            return [self._acknowledge()]
+            return [self._acknowledge(now)]
         self.upstream.check(forward.frame)
         phase = _PHASES.get(forward.phase)
         if phase is None:
@@ -156,7 +156,7 @@ class StageCore:
             )
             self.failed = True
             return [self._fail(error)]
-        self.upstream.hold(forward.frame)
+        self.upstream.hold(forward.frame, now)
         queue = self._queue_for(phase, live)
         self._queues[queue].append(self._take(forward, phase, queue, live, payload))
         return self._start()
@@ -292,7 +292,7 @@ class StageCore:
             self._release(item.sequence, job.queue)
         self.upstream.retire([job.frame])
         sends = self.downstream.push(lambda number: self._outgoing(job, outcome, number), now)
-        return [*sends, *self._start(), self._acknowledge()]
+        return [*sends, *self._start(), self._acknowledge(now)]
 
     def _outgoing(self, job: _Job, outcome: Outcome, number: int) -> Send:
         work = job.work
@@ -332,8 +332,9 @@ class StageCore:
         )
         return [Send(Port.HEAD, Lane.CONTROL, answer)]
 
-    def _acknowledge(self) -> Send:
-        return Send(Port.UPSTREAM, Lane.CONTROL, self.upstream.acknowledgement(self.assign.pipeline, self.assign.epoch))
+    def _acknowledge(self, now: float) -> Send:
+        answer = self.upstream.acknowledgement(self.assign.pipeline, self.assign.epoch, now)
+        return Send(Port.UPSTREAM, Lane.CONTROL, answer)
 
     def _fail(self, error: BloomBeeError) -> Send:
         code, fields = to_wire(error)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bloombee.errors import ConfigError, Infeasible
-from bloombee.types import Dtype, Epoch, PipelineId, Span, WorkerId
+from bloombee.types import HEAD, Dtype, Epoch, PipelineId, Span, WorkerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,12 @@ class Plan:
     def num_tokens(self) -> int:
         """KV slots of every stage: what all open sequences together may hold."""
         return self.num_pages * self.page_size
+
+    @property
+    def hops(self) -> frozenset[tuple[WorkerId, WorkerId]]:
+        """(from, to) of every link of the ring, the head's two included."""
+        ring = [HEAD, *(stage.worker for stage in self.stages), HEAD]
+        return frozenset(itertools.pairwise(ring))
 
     def summary(self) -> dict[str, object]:
         """JSON-able facts for people and for ``--json``."""

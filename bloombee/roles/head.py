@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import secrets
@@ -59,6 +60,7 @@ from bloombee.pipeline.head import HeadCore, HeadLimits, PlanRequest
 from bloombee.pipeline.scheduler import Event as SchedulerEvent
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.plan.card import ModelCard
+from bloombee.plan.meter import LinkFacts
 from bloombee.plan.plan import Plan
 from bloombee.plan.standin import standin_memory_bytes
 from bloombee.roles.greeting import Greeter
@@ -70,6 +72,7 @@ from bloombee.roles.tuner import Tuner
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.events import LinkEvent, LinkEventKind
 from bloombee.transport.keys import generate
+from bloombee.transport.meter import LinkMeter
 from bloombee.types import (
     HEAD,
     DeviceUse,
@@ -94,6 +97,7 @@ from bloombee.wire.messages import (
     Goodbye,
     Hello,
     Join,
+    LinkReport,
     Measure,
     Measured,
     Pick,
@@ -111,6 +115,7 @@ GRACE_S = 0.75
 TRACE_END_S = 2.0
 """Workers that trace may take this long to write the rest when the swarm ends."""
 SECRET_BYTES = 24
+LINK_FACTS = tuple(fact.name for fact in dataclasses.fields(LinkFacts))
 MOST_MICROBATCHES = 128
 """Credit that stages grant where the number is tuned."""
 MAX_TOKENS_BY_DEFAULT = 32_768
@@ -177,6 +182,8 @@ class HeadRole:
         self._tuner_task: asyncio.Task[None] | None = None
         self.tuner: Tuner | None = None
         self._trace: HeadTrace | None = None
+        self._meter = LinkMeter()
+        self._link_facts: dict[tuple[WorkerId, WorkerId], LinkFacts] = {}
         self._closed = False
 
     # -- life ------------------------------------------------------------------------------
@@ -304,6 +311,13 @@ class HeadRole:
     def is_idle(self) -> bool:
         """Nothing open, under way or being closed."""
         return not self._requests and self._scheduler.is_idle
+
+    @property
+    def links(self) -> dict[tuple[WorkerId, WorkerId], LinkFacts]:
+        """(from, to) -> what their own frames have told of the ring's links so far; a worker reports every 2 s."""
+        if self.plan is None:
+            return {}
+        return {(HEAD, self.plan.stages[0].worker): self._meter.facts(), **self._link_facts}
 
     async def pages_free(self) -> tuple[int, ...]:
         """Free KV pages of every stage, asked now. Raises as :meth:`_measure`."""
@@ -464,6 +478,12 @@ class HeadRole:
                 self._trace.came_home(message.microbatch, taken, took)
             else:
                 self._schedule(FromStage(stage, message, now))
+                if isinstance(message, Ack):
+                    self._meter.acked(message, now)
+        elif isinstance(message, LinkReport):
+            if self.plan is None or (worker, message.target) not in self.plan.hops:
+                raise RemoteProtocolError(f"LinkReport.target = {message.target}: that is no link of this worker's")
+            self._link_facts[worker, message.target] = LinkFacts(**{name: getattr(message, name) for name in LINK_FACTS})
         elif isinstance(message, Measured):
             self._measured(worker, message)
         elif isinstance(message, Goodbye):
@@ -490,12 +510,15 @@ class HeadRole:
             self._endpoint.send(link, lane, message)
 
     def _send_ring(self, worker: WorkerId, lane: Lane, message: AnyMessage) -> None:
-        if self._trace is not None and isinstance(message, Forward):
-            sending = self._trace.now()
+        if not isinstance(message, Forward) or worker not in self._links:
             self._send(worker, lane, message)
+            return
+        now = time.monotonic()
+        sending = self._trace.now() if self._trace is not None else 0
+        num_bytes = self._endpoint.send(self._links[worker], lane, message)
+        self._meter.sent(message.frame, num_bytes, now)
+        if self._trace is not None:
             self._trace.sent(message, sending)
-        else:
-            self._send(worker, lane, message)
 
     def _link_event(self, event: LinkEvent) -> None:
         worker = self._workers.get(event.link) if event.link else None
@@ -514,6 +537,8 @@ class HeadRole:
     def _restored(self, worker: WorkerId) -> None:
         stage = self._core.stage_of(worker)
         if stage is not None:
+            if stage == 0:
+                self._meter.restart()
             self._schedule(StageRestored(stage, time.monotonic()))
 
     # -- workers that end ------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import logging
 import time
@@ -19,7 +20,8 @@ from bloombee.roles.greeting import Greeter
 from bloombee.roles.tracing import StageTrace
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.events import LinkEvent, LinkEventKind
-from bloombee.types import VERSION, Lane, Phase, WorkerId
+from bloombee.transport.meter import LinkMeter
+from bloombee.types import HEAD, VERSION, Lane, Phase, WorkerId
 from bloombee.wire.handshake import ClockEstimate, Dialler, Listener
 from bloombee.wire.messages import (
     PROTOCOL_VERSION,
@@ -30,6 +32,7 @@ from bloombee.wire.messages import (
     Forward,
     Gap,
     Hello,
+    LinkReport,
     Measure,
     Measured,
     Progress,
@@ -43,6 +46,7 @@ from bloombee.wire.messages import (
 
 log = logging.getLogger(__name__)
 CODECS = (0,)
+REPORT_EVERY_S = 2.0
 RESEND_AFTER_S = 30.0
 """TCP loses nothing while it stands; what a broken connection lost is resent when it is back."""
 
@@ -87,6 +91,9 @@ class StageHost:
         self._now = now
         self._trace = trace
         device.trace = trace
+        self._meter = LinkMeter()
+        self._reported_at = -REPORT_EVERY_S
+        self._reported_frames = 0
         self._broken_at: dict[Port, float] = {}
         self._loaded: tuple[int, int] | None = None
         self._ready_said = False
@@ -141,7 +148,10 @@ class StageHost:
         if expected is not None and self._links[expected] == link:
             if self._trace is not None and kind is Forward:
                 self._trace.took(message.microbatch, self._endpoint.taken_ns)  # type: ignore[union-attr]
-            self._handle(StageReceived(message, self._now(), payload))
+            now = self._now()
+            self._handle(StageReceived(message, now, payload))
+            if kind is Ack:
+                self._meter.acked(message, now)  # type: ignore[arg-type]
         elif kind in _GREETINGS and (port := self.port_of(link)) is not None:
             self._greeted(port, lane, message)
         elif isinstance(message, Measure) and link == self._links[Port.HEAD]:
@@ -162,6 +172,8 @@ class StageHost:
     def link_event(self, port: Port, event: LinkEvent) -> None:
         if event.kind is LinkEventKind.CONNECTED:
             if self._broken_at.pop(port, None) is not None:
+                if port is Port.DOWNSTREAM:
+                    self._meter.restart()
                 self._handle(LinkRestored(port, self._now()))
         elif event.kind is LinkEventKind.REFUSED:
             self.fail(event.error or RemoteProtocolError(f"the {port.value} link was refused"))
@@ -172,6 +184,8 @@ class StageHost:
         """The connection to the head came back: frames that go over it may have been lost."""
         for port in (Port.UPSTREAM, Port.DOWNSTREAM):
             if self._links[port] == self._links[Port.HEAD]:
+                if port is Port.DOWNSTREAM:
+                    self._meter.restart()
                 self._handle(LinkRestored(port, self._now()))
 
     def tick(self) -> None:
@@ -179,6 +193,7 @@ class StageHost:
         for greeter in self._greeters.values():
             greeter.tick()
         self._handle(Tick(now))
+        self._report(now)
         for port, since in list(self._broken_at.items()):
             if now - since > self._grace_s:
                 peer = self.assign.predecessor if port is Port.UPSTREAM else self.assign.successor
@@ -226,19 +241,16 @@ class StageHost:
                 raise LocalProtocolError(f"a stage's core asks for {command!r}")
 
     def _send(self, port: Port, lane: Lane, message: AnyMessage, payload: Any = None) -> None:
-        if self._trace is not None and isinstance(message, Forward | Verdict):
-            sending = self._trace.now()
-            self._hand_over(port, lane, message, payload)
-            self._trace.sent(message.microbatch, sending)
-        else:
-            self._hand_over(port, lane, message, payload)
-
-    def _hand_over(self, port: Port, lane: Lane, message: AnyMessage, payload: Any) -> None:
-        if payload is None:
+        if not isinstance(message, Forward | Verdict):
             self._endpoint.send(self._links[port], lane, message)
-        else:
-            header, buffer = payload
-            self._endpoint.send(self._links[port], lane, message, (header,), (buffer,))
+            return
+        now = self._now()
+        sending = self._trace.now() if self._trace is not None else 0
+        header, buffer = ((payload[0],), (payload[1],)) if payload is not None else ((), ())
+        num_bytes = self._endpoint.send(self._links[port], lane, message, header, buffer)
+        self._meter.sent(message.frame, num_bytes, now)
+        if self._trace is not None:
+            self._trace.sent(message.microbatch, sending)
 
     def _computed(self, outcome: Outcome) -> None:
         self._handle(Computed(outcome, self._now()))
@@ -266,6 +278,16 @@ class StageHost:
         weight_bytes, kv_bytes = self._loaded
         message = Ready(pipeline=self.assign.pipeline, epoch=self.assign.epoch, weight_bytes=weight_bytes, kv_bytes=kv_bytes)
         self._send(Port.HEAD, Lane.CONTROL, message)
+
+    def _report(self, now: float) -> None:
+        """What is known of the link to the next stage, if there is news."""
+        facts = self._meter.facts()
+        if self._failed or facts.num_frames == self._reported_frames or now - self._reported_at < REPORT_EVERY_S:
+            return
+        self._reported_at, self._reported_frames = now, facts.num_frames
+        target = self.assign.successor.worker if self.assign.successor is not None else HEAD
+        report = LinkReport(pipeline=self.assign.pipeline, epoch=self.assign.epoch, target=target, **dataclasses.asdict(facts))
+        self._send(Port.HEAD, Lane.CONTROL, report)
 
     def fail(self, error: BloomBeeError) -> None:
         """Tell the head why this stage cannot go on; said once."""

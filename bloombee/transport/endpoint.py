@@ -227,12 +227,15 @@ class Endpoint:
         message: AnyMessage,
         tensors: tuple[TensorHeader, ...] = (),
         payloads: Sequence[Buffer] = (),
-    ) -> None:
+    ) -> int:
         """Send a message; never blocks. Order is kept within a lane.
 
         Args:
             payloads: one byte buffer per tensor header. From 64 KB up they are not copied: leave them unchanged until
                 the peer has acknowledged the frame.
+
+        Returns:
+            Its bytes, before encryption.
 
         Raises:
             LinkDown: no such link at this endpoint.
@@ -259,13 +262,14 @@ class Endpoint:
         try:
             if (port.accepted or port.up) and not port.queue and port.write(header, payloads, num_bytes):
                 reader.recheck()
-                return
+                return num_bytes
         except Unreachable:
             self._unreachable(port, 1)
-            return
+            return num_bytes
         port.enqueue(header, payloads, num_bytes, max_messages=self._max_queued_messages, max_bytes=self._max_queued_bytes)
         self._backlog.add(port)
         reader.again()
+        return num_bytes
 
     def pending_bytes(self, link: bytes, lane: Lane) -> int:
         """Bytes in the lane's own queue: what ZeroMQ has not taken yet. 0 for an unknown link."""

@@ -7,7 +7,7 @@ never inside a message: they are frames of their own, described in the envelope 
 
 Who says what to whom (docs/wire.md has the rules of each)::
 
-    worker -> head      Join Hello Progress Ready StageFailed Measured Heartbeat Closed Goodbye
+    worker -> head      Join Hello Progress Ready StageFailed Measured LinkReport Heartbeat Closed Goodbye
     head -> worker      Joined Refused Welcome Assign Retire Measure Close Heartbeat Goodbye
     along the ring      Forward (scheduler -> stage 0 -> ... -> last stage), Verdict (last stage -> scheduler)
     against the ring    Ack Gap
@@ -208,6 +208,26 @@ class Measured(Message, frozen=True, tag=22):
     pages_free: U32
 
 
+class LinkReport(Message, frozen=True, tag=23):
+    """What the sender knows of its link to the next stage or the scheduler (plan/meter.py); now and then."""
+
+    pipeline: U32
+    epoch: U32
+    target: U32
+    """The worker at the link's other end; 0: the head."""
+    rtt_s: Real | None
+    rtt_std_s: Real
+    base_rtt_s: Real | None
+    bandwidth_bytes_per_s: Real | None
+    bandwidth_low_bytes_per_s: Real | None
+    bandwidth_std_bytes_per_s: Real
+    fast_bytes_per_s: Real | None
+    num_frames: U63
+    num_bytes: U63
+    busy_s: Real
+    num_changes: U32
+
+
 # -- the ring ----------------------------------------------------------------------------------
 
 
@@ -298,6 +318,8 @@ class Ack(Message, frozen=True, tag=34):
     """Frames >= upto that are held too."""
     limit: U63
     """The sender may send frames < limit (credit)."""
+    waited_us: U63
+    """Since the newest of these frames came. So the sender knows the link's share of its round trip."""
 
 
 class Gap(Message, frozen=True, tag=35):
@@ -331,6 +353,6 @@ class Closed(Message, frozen=True, tag=37):
 
 AnyMessage = (
     Join | Joined | Refused | Hello | Welcome | Heartbeat | Goodbye
-    | Assign | Progress | Ready | StageFailed | Retire | Measure | Measured
+    | Assign | Progress | Ready | StageFailed | Retire | Measure | Measured | LinkReport
     | Forward | Verdict | Ack | Gap | Close | Closed
 )  # fmt: skip

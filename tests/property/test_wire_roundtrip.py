@@ -74,7 +74,7 @@ def assigns(draw: st.DrawFn) -> m.Assign:
 
 
 def _ack(pipeline: int, upto: int, extra: list[int]) -> m.Ack:
-    return m.Ack(pipeline, 1, upto, tuple(upto + e for e in extra), upto + 4)
+    return m.Ack(pipeline, 1, upto, tuple(upto + e for e in extra), upto + 4, 7)
 
 
 SPECIAL: dict[type, st.SearchStrategy[Any]] = {

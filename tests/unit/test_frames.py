@@ -25,7 +25,7 @@ def _numbers(sends: list[Send]) -> list[int]:
 
 
 def _ack(upto: int, limit: int, extra: tuple[int, ...] = ()) -> Ack:
-    return Ack(1, 1, upto, extra, limit)
+    return Ack(1, 1, upto, extra, limit, 0)
 
 
 def test_sender_keeps_to_its_credit_and_goes_on_in_order() -> None:
@@ -85,18 +85,18 @@ def test_gap_resends_only_frames_with_missing_rows() -> None:
 
 def test_receiver_grants_from_the_lowest_frame_that_is_not_done() -> None:
     receiver = FrameReceiver(window=2)
-    assert receiver.acknowledgement(1, 1) == _ack(0, 2)
-    receiver.hold(1)
-    assert receiver.acknowledgement(1, 1) == _ack(0, 2, (1,))
-    receiver.hold(0)
-    assert receiver.acknowledgement(1, 1) == _ack(2, 2)
+    assert receiver.acknowledgement(1, 1, 0.0) == _ack(0, 2)
+    receiver.hold(1, 0.0)
+    assert receiver.acknowledgement(1, 1, 0.0) == _ack(0, 2, (1,))
+    receiver.hold(0, 0.0)
+    assert receiver.acknowledgement(1, 1, 0.0) == _ack(2, 2)
     with pytest.raises(RemoteProtocolError):
         receiver.check(2)
     receiver.retire([0])
-    assert receiver.acknowledgement(1, 1) == _ack(2, 3)
+    assert receiver.acknowledgement(1, 1, 0.0) == _ack(2, 3)
     receiver.check(2)
     receiver.retire([1])
-    assert receiver.acknowledgement(1, 1) == _ack(2, 4)
+    assert receiver.acknowledgement(1, 1, 0.0) == _ack(2, 4)
     assert receiver.holds(0)
     assert receiver.holds(1)
     assert not receiver.holds(2)

@@ -63,7 +63,7 @@ class _Ring:
             for item in forward.items
             if item.num_picks
         )
-        commands = self.core.handle(FromStage(0, Ack(1, 1, forward.frame + 1, (), forward.frame + 3), now))
+        commands = self.core.handle(FromStage(0, Ack(1, 1, forward.frame + 1, (), forward.frame + 3, 0), now))
         self.frames += 1
         return commands + self.core.handle(FromStage(1, Verdict(1, 1, self.frames - 1, forward.microbatch, picks), now))
 
@@ -189,8 +189,8 @@ def test_a_lost_pipeline_ends_every_sequence() -> None:
     ("stage", "message", "kind"),
     [
         (0, Verdict(1, 1, 0, 0, ()), RemoteProtocolError),
-        (1, Ack(1, 1, 0, (), 9), RemoteProtocolError),
-        (0, Ack(1, 1, 5, (), 9), RemoteProtocolError),
+        (1, Ack(1, 1, 0, (), 9, 0), RemoteProtocolError),
+        (0, Ack(1, 1, 5, (), 9, 0), RemoteProtocolError),
         (0, Forward(1, 1, 0, 0, 0, ()), RemoteProtocolError),
         (1, Verdict(1, 2, 0, 0, ()), StalePlan),
     ],

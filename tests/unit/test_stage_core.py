@@ -72,7 +72,7 @@ def test_rows_go_to_the_device_and_on_with_the_same_address() -> None:
     assert isinstance(send, Send)
     assert (send.to, send.lane, send.payload) == (Port.DOWNSTREAM, Lane.BULK, b"rows")
     assert send.message == Forward(1, 1, 0, 100, Phase.PREFILL, (_item(7, 0, 5),))
-    assert _messages(commands, Ack) == [Ack(1, 1, 1, (), 5)]
+    assert _messages(commands, Ack) == [Ack(1, 1, 1, (), 5, 0)]
 
 
 def test_last_stage_sends_verdicts_and_keeps_history_for_penalties() -> None:
@@ -91,7 +91,7 @@ def test_doubled_frame_is_only_acknowledged() -> None:
     (work,) = _works(core.handle(_forward(0, _item(7, 0, 2))))
     commands = core.handle(_forward(0, _item(7, 0, 2)))
     assert _works(commands) == []
-    assert _messages(commands, Ack) == [Ack(1, 1, 1, (), 4)]
+    assert _messages(commands, Ack) == [Ack(1, 1, 1, (), 4, 0)]
     _done(core, work)
 
 
@@ -170,7 +170,7 @@ def test_the_next_stage_holds_the_device_back() -> None:
     _done(core, work)
     assert core.downstream.num_backlog == 1
     assert _works(core.handle(_forward(1, _item(7, 1, 1)))) == []
-    assert _works(core.handle(StageReceived(Ack(1, 1, 0, (), 1), 0.0)))
+    assert _works(core.handle(StageReceived(Ack(1, 1, 0, (), 1, 0), 0.0)))
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_the_next_stage_holds_the_device_back() -> None:
         _forward(4, _item(7, 0, 1)),
         _forward(0, _item(7, 0, 1), _item(7, 1, 1)),
         _forward(0, Item(7, 0, 0, bytes(4), 1, Opening(1, SAMPLING), (0,))),
-        StageReceived(Ack(1, 1, 3, (), 9), 0.0),
+        StageReceived(Ack(1, 1, 3, (), 9, 0), 0.0),
         StageReceived(Verdict(1, 1, 0, 0, ()), 0.0),
     ],
     ids=["no credit", "sequence twice", "tree", "ack of nothing", "not for a stage"],

@@ -70,7 +70,7 @@ BROKEN: list[tuple[str, Any]] = [
     ("Forward.items[0].opening.sampling.presence_penalty", with_sampling(presence_penalty=1e5)),
     ("Forward.items[0].opening.sampling.frequency_penalty", with_sampling(frequency_penalty=-1e5)),
     ("Forward.items[0].opening.sampling.temperature", with_sampling(temperature=math.nan)),
-    ("Ack.extra[1]", m.Ack(0, 1, 5, (6, 4), 9)),
+    ("Ack.extra[1]", m.Ack(0, 1, 5, (6, 4), 9, 0)),
     ("Pick.logprob", m.Verdict(0, 1, 1, 1, (m.Pick(1, 0, 1, 1, -math.inf, ()),))),
 ]
 

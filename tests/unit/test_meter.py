@@ -1,0 +1,201 @@
+"""A link told from its own frames: a queue and a delay made here, found again by the estimator."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bloombee.plan.meter import Ewma, LinkEstimator, LinkFacts, PageHinkley
+from bloombee.transport.meter import LinkMeter
+from bloombee.wire.messages import Ack
+
+
+@dataclass
+class FakeLink:
+    """First in, first out: serialisation at ``rate`` bytes/s, then half the round trip; the receiver waits before it answers."""
+
+    rate: float
+    rtt_s: float
+    jitter_s: float = 0.0
+    wait_s: float = 0.0
+    rng: random.Random = field(default_factory=lambda: random.Random(1))
+    free_at: float = 0.0
+
+    def carry(self, num_bytes: int, now: float) -> tuple[float, float]:
+        """(when its acknowledgement is back, how long it lay at the receiver)."""
+        self.free_at = max(self.free_at, now) + num_bytes / self.rate
+        waited = self.wait_s * self.rng.random()
+        return self.free_at + self.rtt_s + self.jitter_s * self.rng.random() + waited, waited
+
+
+def feed(estimator: LinkEstimator, link: FakeLink, sizes: list[int], *, start: float, every_s: float) -> float:
+    """Frames handed over ``every_s`` apart; acknowledgements in order. Returns when the last was sent."""
+    acks = []
+    now = start
+    for size in sizes:
+        back, waited = link.carry(size, now)
+        acks.append((back, size, now, waited))
+        now += every_s
+    last = 0.0
+    for back, size, sent, waited in acks:
+        last = max(last, back)
+        estimator.acknowledged(1, size, sent, last, waited + last - back)
+    return now
+
+
+@given(st.floats(1e5, 1e8), st.floats(0.001, 0.4), st.integers(2_000, 200_000))
+@settings(max_examples=60, deadline=None)
+def test_bandwidth_and_round_trip_are_found(rate: float, rtt: float, size: int) -> None:
+    link = FakeLink(rate, rtt)
+    estimator = LinkEstimator()
+    now = feed(estimator, link, [100] * 5, start=1.0, every_s=rtt + 1)
+    # Twice as many bytes as the link carries, for as long as a hundred frames take: a queue stands.
+    feed(estimator, link, [size] * 100, start=now, every_s=size / rate / 2)
+    facts = estimator.facts()
+    assert facts.base_rtt_s == pytest.approx(rtt + 100 / rate, rel=1e-6)
+    if 100 * size / rate < 0.01:
+        return  # too short a train to say anything
+    assert facts.bandwidth_bytes_per_s == pytest.approx(rate, rel=0.05)
+    assert facts.fast_bytes_per_s == pytest.approx(rate, rel=0.05)
+    assert facts.bandwidth_low_bytes_per_s is not None
+    assert rate / 2.2 <= facts.bandwidth_low_bytes_per_s <= rate * 1.05
+    assert facts.num_frames == 105
+    assert facts.num_bytes == 500 + 100 * size
+
+
+def test_small_frames_on_an_idle_link_tell_its_length_and_nothing_of_its_width() -> None:
+    estimator = LinkEstimator()
+    feed(estimator, FakeLink(1e6, 0.08, jitter_s=0.004), [90] * 200, start=0.0, every_s=0.2)
+    facts = estimator.facts()
+    assert facts.rtt_s == pytest.approx(0.082, rel=0.01)
+    assert 0.0005 < facts.rtt_std_s < 0.003
+    assert facts.base_rtt_s == pytest.approx(0.08, rel=0.01)
+    assert facts.bandwidth_bytes_per_s is facts.bandwidth_low_bytes_per_s is None
+    link = facts.as_link()
+    assert link is not None
+    assert link.latency_s == pytest.approx(0.04, rel=0.01)
+    assert link.bandwidth_bytes_per_s == math.inf
+
+
+def test_one_large_frame_now_and_then_is_enough() -> None:
+    estimator = LinkEstimator()
+    link = FakeLink(2.5e6, 0.06, jitter_s=0.002)
+    feed(estimator, link, [100, 100, 100, 500_000] * 10, start=0.0, every_s=1.0)
+    facts = estimator.facts()
+    assert facts.bandwidth_bytes_per_s == pytest.approx(2.5e6, rel=0.05)
+    assert facts.rtt_s == pytest.approx(0.061, rel=0.02)
+
+
+def test_what_lies_at_the_receiver_is_not_the_links() -> None:
+    estimator = LinkEstimator()
+    feed(estimator, FakeLink(1e9, 0.02, wait_s=0.5), [100] * 50, start=0.0, every_s=1.0)
+    assert estimator.facts().rtt_s == pytest.approx(0.02, rel=0.01)
+
+
+def test_a_link_that_drops_to_a_tenth_is_flagged_and_believed_at_once() -> None:
+    estimator = LinkEstimator()
+    link = FakeLink(1.25e7, 0.04, jitter_s=0.002)
+    now = feed(estimator, link, [100] * 3, start=0.0, every_s=0.5)
+    now = feed(estimator, link, [400_000] * 60, start=now, every_s=0.03)
+    before = estimator.facts()
+    assert before.num_changes == 0
+    assert before.bandwidth_bytes_per_s == pytest.approx(1.25e7, rel=0.05)
+    link.rate /= 10
+    feed(estimator, link, [400_000] * 10, start=max(now, link.free_at), every_s=0.3)
+    after = estimator.facts()
+    assert after.num_changes == 1
+    assert after.bandwidth_bytes_per_s == pytest.approx(1.25e6, rel=0.05)
+
+
+def test_the_bound_is_lower_the_more_a_link_varies_and_the_less_is_known() -> None:
+    def low(spread: float, count: int) -> float:
+        rng = random.Random(3)
+        ewma = Ewma(60.0)
+        for index in range(count):
+            ewma.add(100 + spread * rng.uniform(-1, 1), 1.0, index * 0.1)
+        assert ewma.low is not None
+        return ewma.low
+
+    assert 98 < low(10, 200) < 101
+    assert low(60, 200) < low(10, 200)
+    assert low(60, 5) < low(60, 200)
+    assert low(0, 2) == 50
+    assert Ewma(1.0).low is None
+    assert Ewma(1.0).mean is None
+
+
+def test_averages_forget_at_their_pace() -> None:
+    fast, slow = Ewma(5.0), Ewma(60.0)
+    for second in range(60):
+        for ewma in (fast, slow):
+            ewma.add(100.0 if second < 50 else 10.0, 1.0, float(second))
+    assert fast.mean is not None
+    assert slow.mean is not None
+    assert fast.mean < 25
+    assert slow.mean > 70
+
+
+@given(st.integers(0, 2**32), st.floats(0.05, 0.2))
+@settings(max_examples=30)
+def test_a_mean_that_stands_is_no_change(seed: int, spread: float) -> None:
+    rng = random.Random(seed)
+    steps = PageHinkley(slack=0.25, threshold=3.0)
+    assert not any(steps.add(rng.gauss(10.0, spread)) for _ in range(500))
+
+
+@pytest.mark.parametrize("move", [-2.3, -0.9, 0.9, 2.3])
+def test_a_step_is_found_soon_and_once(move: float) -> None:
+    rng = random.Random(5)
+    steps = PageHinkley(slack=0.25, threshold=3.0)
+    found = [index for index in range(400) if steps.add(rng.gauss(10.0 + move * (index >= 200), 0.1))]
+    assert len(found) == 1
+    assert 200 < found[0] < 210
+
+
+# -- frames and acknowledgements ---------------------------------------------------------------
+
+
+def ack(upto: int, extra: tuple[int, ...] = (), waited_us: int = 0) -> Ack:
+    return Ack(1, 1, upto, extra, 99, waited_us)
+
+
+def test_each_frame_counts_once_however_it_is_acknowledged() -> None:
+    meter = LinkMeter()
+    for frame in range(4):
+        meter.sent(frame, 100, 1.0 + frame)
+    meter.acked(ack(1, (2,)), 4.05)
+    meter.acked(ack(1, (2,)), 4.5)
+    assert (meter.facts().num_frames, meter.facts().num_bytes) == (2, 200)
+    meter.acked(ack(4, waited_us=50_000), 5.0)
+    meter.acked(ack(4), 6.0)
+    assert (meter.facts().num_frames, meter.facts().num_bytes) == (4, 400)
+
+
+def test_what_was_sent_twice_is_not_timed() -> None:
+    meter = LinkMeter()
+    meter.sent(0, 100, 1.0)
+    meter.sent(0, 100, 30.0)
+    meter.acked(ack(1), 30.01)
+    meter.sent(1, 100, 31.0)
+    meter.restart()
+    meter.acked(ack(2), 31.5)
+    meter.sent(1, 100, 32.0)  # repeated after it was acknowledged
+    assert meter.facts() == LinkFacts()
+    assert meter.facts().as_link() is None
+    meter.sent(2, 100, 40.0)
+    meter.acked(ack(3, waited_us=30_000), 40.05)
+    assert meter.facts().rtt_s == pytest.approx(0.02)
+
+
+def test_frames_that_are_never_acknowledged_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bloombee.transport.meter.MAX_UNACKNOWLEDGED", 10)
+    meter = LinkMeter()
+    for frame in range(100):
+        meter.sent(frame, 100, float(frame))
+    meter.acked(ack(100), 100.0)
+    assert meter.facts().num_frames == 10
