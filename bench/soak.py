@@ -3,8 +3,8 @@
     python bench/soak.py                    2,000 requests on three workers of the demo model, some minutes
     python bench/soak.py --requests 200
 
-Every finished request's tokens are judged by one process (teacher-forced, fp32: each must be the best one). Afterwards every KV page
-of every stage must be free. Memory is the sum of the head's and the workers' resident sets, looked at after each tenth.
+Every finished request's tokens are judged by one process (teacher-forced, fp32: each must be the best one). Afterwards every
+KV page of every stage must be free. Memory is the sum of the head's and the workers' resident sets, after each tenth.
 """
 
 from __future__ import annotations
