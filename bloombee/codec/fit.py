@@ -37,7 +37,7 @@ def fit(samples: Any, dtype: Dtype, *, channels: int | None = None) -> Table:
     Raises:
         ValueError: no rows, or a size that ``channels`` does not divide.
 
-    Time: about 20 ns a value. Most of it without the GIL (numpy).
+    Time: about 40 ns a value. Most of it without the GIL (numpy).
     """
     exponents = exponents_of(samples, dtype, channels)
     best: tuple[float, Table] | None = None

@@ -74,7 +74,7 @@ struct Task {
 struct BlockMemory {
     SymbolTable tables[max_tables];
     Job job;
-    uint32_t first_unit;
+    uint32_t first_unit;  // decoding: not 0 if there is nothing to do
     WarpMemory warps[warps_per_block];
 };
 
@@ -244,8 +244,10 @@ __global__ void __launch_bounds__(1024) offsets_kernel(Task task) {
 template <int dtype>
 __global__ void __launch_bounds__(threads) decode_kernel(Task task) {
     __shared__ BlockMemory m;
-    if (task.work.result->error) return;  // the offsets lead outside
+    // Not looked at again: a block may set it while others start.
+    if (threadIdx.x == 0) m.first_unit = task.work.result->error;
     set_up(task, task.layout, m);
+    if (m.first_unit != 0) return;  // the offsets lead outside
     const int warp_index = threadIdx.x / 32;
     DeviceWarp warp{static_cast<int>(threadIdx.x % 32)};
     const uint64_t num_units = task.layout.num_units, all_warps = uint64_t{gridDim.x} * warps_per_block;
