@@ -72,7 +72,7 @@ def draw_parts(axis: Any, lines: Sequence[Line]) -> None:
         axis.annotate(f"{line['bubble']:.0%}", (place, low + more), ha="center", va="bottom", fontsize=8)
     names = [f"{line['profile']}\n{line['technique']} B={line['batch']}" for line in lines]
     axis.set_xticks(list(places), names, rotation=60, ha="right", fontsize=8)
-    axis.set_ylabel("ms a token")
+    axis.set_ylabel("ms once round the ring")
     axis.set_title("where a token's time goes (above: idle share of the bottleneck)")
     axis.legend(fontsize=8)
 
@@ -89,9 +89,11 @@ def draw_predicted(axis: Any, lines: Sequence[Line]) -> None:
     axis.fill_between(ends, [0.9 * end for end in ends], [1.1 * end for end in ends], alpha=0.15, label="within 10 %")
     axis.set_xscale("log")
     axis.set_yscale("log")
+    is_narrow = ends[1] < 10 * ends[0]
     for side in (axis.xaxis, axis.yaxis):
         side.set_major_formatter(PLAIN_NUMBERS)
-        side.set_minor_formatter(NullFormatter())
+        side.set_minor_formatter(PLAIN_NUMBERS if is_narrow else NullFormatter())
+    axis.tick_params(which="minor", labelsize=7)
     axis.set_xlabel("measured tokens/s")
     axis.set_ylabel("predicted tokens/s")
     axis.set_title("measured against predicted")
