@@ -156,14 +156,29 @@ def head(swarm: Given, sampling: Given, *, chat: Chat = False, json: Json = Fals
 
 
 @command(app)
-def doctor(*, json: Json = False) -> int:
+def doctor(
+    *,
+    json: Json = False,
+    profile: Annotated[
+        str | None, Parameter(help="Measure the layers of this model on this machine instead; kept for the next time.")
+    ] = None,
+    device: Annotated[str, Parameter(help="With --profile: cpu, cuda or cuda:N.")] = "cpu",
+    threads: Annotated[int | None, Parameter(help="With --profile: compute threads.")] = None,
+) -> int:
     """Say what was found on this machine and what to do about what was not.
 
     Examples:
       bloombee doctor
+      bloombee doctor --profile demo --threads 1
     """
-    from bloombee.doctor import examine, healthy, table
+    from bloombee.doctor import examine, healthy, profile_table, table
 
+    if profile is not None:
+        from bloombee.engine.profile import profile as measured
+
+        found = measured(profile, device=device, threads=threads)
+        print(found.to_json() if json else profile_table(found))
+        return 0
     findings = examine()
     if json:
         import msgspec

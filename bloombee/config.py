@@ -9,6 +9,8 @@ This is the only module that reads the environment, and it reads three names (:c
     BLOOMBEE_CONFIG   a TOML file to start from                 (as --config)
     BLOOMBEE_JOIN     the join token of ``bloombee worker``     (as --join; keeps it out of the process list)
     BLOOMBEE_DEBUG    1: errors with their traceback            (as --debug)
+
+and XDG_CACHE_HOME, which says where programs keep what they can make again (:func:`cache_dir`).
 """
 
 from __future__ import annotations
@@ -71,6 +73,7 @@ class RuntimeConfig:
     pace: str | None = option(
         None, "Emulated devices: a forward takes F + R a decode row + P a prefill row milliseconds, as F,R,P; default: real ones."
     )
+    profile: bool = option(False, "Measure this machine's device before the start (some seconds; kept for the next time).")
     trace: str | None = option(None, "A directory for traces of every step, one file a process; see bloombee trace.")
 
     def __post_init__(self) -> None:
@@ -108,6 +111,7 @@ class RuntimeConfig:
         _check(self, "curve", isinstance(self.curve, bool), "true or false")
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")
         _check_pace(self.pace)
+        _check(self, "profile", isinstance(self.profile, bool), "true or false")
         _check(self, "trace", self.trace is None or _text(self.trace), "a directory")
         _check(
             self,
@@ -216,6 +220,12 @@ class Environment:
         if debug not in ("0", "1"):
             raise ConfigError(f"BLOOMBEE_DEBUG = {debug!r}: must be 0 or 1", field="BLOOMBEE_DEBUG")
         return cls(variables.get("BLOOMBEE_CONFIG") or None, variables.get("BLOOMBEE_JOIN") or None, debug == "1")
+
+
+def cache_dir(variables: Mapping[str, str] = os.environ) -> Path:
+    """Where to keep what can be made again; may not exist yet. Source: XDG Base Directory Specification."""
+    base = variables.get("XDG_CACHE_HOME") or ""
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "bloombee"
 
 
 C = TypeVar("C", RuntimeConfig, WorkerConfig)

@@ -14,7 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from bloombee.plan.profile import Profile
 
 State = Literal["ok", "optional", "missing"]
 """``optional``: not there, and the program works without it. ``missing``: it does not."""
@@ -165,6 +168,29 @@ def table(findings: Sequence[Finding]) -> str:
         rows.append(f"{finding.state:<8}  {finding.name:<{width}}  {finding.found}")
         if finding.advice:
             rows.append(f"{'':<8}  {'':<{width}}  -> {finding.advice}")
+    return "\n".join(rows)
+
+
+def profile_table(profile: Profile) -> str:
+    """For people: the points, what the linear model says of them, and the figures themselves."""
+    rows = [f"{profile.device}, {profile.threads} thread(s), {profile.dtype}; milliseconds of a pass"]
+    rows.append(f"{'':<8}{'layers':>7}{'rows':>6}{'context':>9}{'measured':>10}{'fitted':>9}{'off by':>8}")
+    for point in (point for point in profile.points if not point.picks):
+        fitted = profile.fit.seconds(point)
+        rows.append(
+            f"{point.phase.name.lower():<8}{point.layers:>7}{point.rows:>6}{point.context:>9}"
+            f"{1e3 * point.seconds:>10.3f}{1e3 * fitted:>9.3f}{100 * (fitted / point.seconds - 1):>7.0f}%"
+        )
+    layer = profile.fit.layer
+    rows.append(
+        f"a layer: {1e3 * layer.fixed_s:.3f} + {1e3 * layer.decode_row_s:.3f} a decode row or"
+        f" {1e3 * layer.prefill_row_s:.3f} a prefill row + {1e6 * layer.context_s:.3f} a row and 1000 cached tokens"
+    )
+    rows.append(f"a stage: {1e3 * profile.fit.stage.fixed_s:.3f} besides; output {1e3 * profile.output.fixed_s:.3f}")
+    rows.append(f"errors of the fit: median {100 * profile.fit.median_error:.0f} %, worst {100 * profile.fit.worst_error:.0f} %")
+    rows.append(f"{profile.layer_bytes / 1e6:.2f} MB a layer, {profile.kv_token_bytes} bytes of KV a token and layer")
+    if profile.encode_bytes_per_s and profile.decode_bytes_per_s:
+        rows.append(f"codec: {profile.encode_bytes_per_s / 1e9:.2f} GB/s in, {profile.decode_bytes_per_s / 1e9:.2f} GB/s out")
     return "\n".join(rows)
 
 

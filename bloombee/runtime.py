@@ -26,6 +26,7 @@ from bloombee.errors import BloomBeeError, ConfigError, RuntimeClosed
 from bloombee.plan.card import ModelCard
 from bloombee.plan.meter import LinkFacts
 from bloombee.plan.plan import Plan
+from bloombee.plan.profile import Profile
 from bloombee.roles.head import HeadRole
 from bloombee.types import FinishReason, Generation, LoadProgress, SamplingParams, StageUse, Token, WorkerId
 
@@ -234,6 +235,11 @@ class Runtime:
     def join_token(self) -> str:
         """The first of :attr:`join_tokens`."""
         return self.join_tokens[0]
+
+    @property
+    def profile(self) -> Profile | None:
+        """How fast the model's layers are on this machine; None unless ``profile=True`` was asked for and local workers run."""
+        return self._started().profile
 
     @property
     def links(self) -> dict[tuple[WorkerId, WorkerId], LinkFacts]:

@@ -62,6 +62,7 @@ from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.plan.card import ModelCard
 from bloombee.plan.meter import LinkFacts
 from bloombee.plan.plan import Plan
+from bloombee.plan.profile import Profile
 from bloombee.plan.standin import standin_memory_bytes
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.spawner_client import SpawnerClient
@@ -181,6 +182,7 @@ class HeadRole:
         self._ticker: asyncio.Task[None] | None = None
         self._tuner_task: asyncio.Task[None] | None = None
         self.tuner: Tuner | None = None
+        self.profile: Profile | None = None
         self._trace: HeadTrace | None = None
         self._meter = LinkMeter()
         self._link_facts: dict[tuple[WorkerId, WorkerId], LinkFacts] = {}
@@ -229,6 +231,8 @@ class HeadRole:
             BloomBeeError: whatever keeps it from coming up.
         """
         if not self.config.remote_workers:
+            if self.config.profile:
+                self.profile = await self._profile()
             await self._spawner.ask("warm")
             share = self._memory_share()
             for place, token, name in zip(self._places, self.join_tokens, self._local_names(), strict=True):
@@ -406,6 +410,15 @@ class HeadRole:
         )
         self._schedule(Tune(len(plan.stages), self.config.max_microbatch_rows, None, time.monotonic()))
         await self.tuner.run()
+
+    async def _profile(self) -> Profile:
+        """Of one worker's share of this machine, while nothing else of ours runs."""
+        config = self.config
+        threads = config.threads or max(1, (os.cpu_count() or 1) // config.num_stages)
+        text = await self._spawner.ask(
+            "profile", model=config.model, device=config.device, dtype=str(self._plan_request().dtype), threads=threads
+        )
+        return Profile.from_json(text)
 
     def _memory_share(self) -> int:
         if (emulated := standin_memory_bytes(self.config.model)) is not None:

@@ -20,6 +20,7 @@ import os
 import selectors
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -126,6 +127,18 @@ class Spawner:
         from bloombee.engine.describe import describe
 
         return describe(model).to_json()
+
+    def _do_profile(self, model: str, device: str, dtype: str, threads: int) -> str:
+        """In a process of its own: this one is to be forked, and torch's threads do not outlive a fork."""
+        done = subprocess.run(
+            [sys.executable, "-m", "bloombee.engine.profile", model, device, dtype, str(threads)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        if done.returncode:
+            raise DeviceError(f"the profile of {model!r} could not be measured: {done.stdout.strip() or 'see stderr'}")
+        return done.stdout
 
     def _do_chat(self, model: str, messages: list[dict[str, Any]]) -> str:
         from bloombee.engine.describe import render_chat

@@ -1,0 +1,107 @@
+"""A device's figures fitted from measured passes: a known line is found again, and the error says what is not linear."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bloombee.errors import ConfigError
+from bloombee.plan.profile import Fit, Point, Profile, fit, fit_output
+from bloombee.plan.topology import RowTime
+from bloombee.types import Phase
+
+GRID = [
+    (phase, layers, rows, context)
+    for phase, shapes in (
+        (Phase.DECODE, ((1, 16), (4, 16), (16, 16), (1, 512), (8, 512))),
+        (Phase.PREFILL, ((32, 0), (128, 0), (64, 448))),
+    )
+    for layers in (1, 3)
+    for rows, context in shapes
+]
+figure = st.one_of(st.just(0.0), st.floats(1e-6, 1e-2))
+
+
+def measured(truth: Fit, grid: list[tuple[Phase, int, int, int]] = GRID) -> list[Point]:
+    points = [Point(*shape, seconds=1.0) for shape in grid]
+    return [Point(p.phase, p.layers, p.rows, p.context, truth.seconds(p)) for p in points]
+
+
+@given(figure, figure, figure, st.floats(1e-5, 1e-2), figure, figure, st.floats(0, 1e-5))
+@settings(max_examples=40, deadline=None)
+def test_a_known_line_is_found_again(s0: float, sd: float, sp: float, l0: float, ld: float, lp: float, lc: float) -> None:
+    truth = Fit(RowTime(s0, sd, sp), RowTime(l0, ld, lp, lc), 0, 0)
+    got = fit(measured(truth))
+    assert got.worst_error < 1e-4
+    for point in measured(truth, [(Phase.DECODE, 20, 8, 300), (Phase.PREFILL, 12, 100, 200)]):
+        assert got.seconds(point) == pytest.approx(point.seconds, rel=0.01)
+
+
+def test_figures_are_told_apart_and_never_negative() -> None:
+    truth = Fit(RowTime(2e-3, 1e-4, 2e-5), RowTime(1e-3, 3e-4, 1e-4, 1e-6), 0, 0)
+    got = fit(measured(truth))
+    assert got.stage.fixed_s == pytest.approx(2e-3, rel=1e-6)
+    assert got.layer.decode_row_s == pytest.approx(3e-4, rel=1e-6)
+    assert got.layer.context_s == pytest.approx(1e-6, rel=1e-6)
+    # More layers in less time: no device does that, whatever the clock said.
+    odd = fit([Point(Phase.DECODE, 1, 1, 0, 2e-3), Point(Phase.DECODE, 3, 1, 0, 1e-3)])
+    assert min(odd.stage.fixed_s, odd.layer.fixed_s, odd.layer.decode_row_s) >= 0
+    assert odd.worst_error > 0.2
+
+
+def test_the_error_says_how_far_from_linear_a_device_is() -> None:
+    truth = Fit(RowTime(1e-3), RowTime(1e-3, 1e-4, 1e-5), 0, 0)
+    points = measured(truth)
+    bent = [Point(p.phase, p.layers, p.rows, p.context, p.seconds * (1.3 if p.rows == 16 else 1.0)) for p in points]
+    got = fit(bent)
+    assert 0.05 < got.worst_error < 0.3
+    assert got.median_error < got.worst_error
+
+
+def test_too_little_to_fit_is_refused() -> None:
+    with pytest.raises(ConfigError):
+        fit([Point(Phase.DECODE, 1, 1, 0, 1.0)])
+    with pytest.raises(ConfigError):
+        fit([Point(Phase.DECODE, 1, 1, 0, 1.0), Point(Phase.DECODE, 1, 2, 0, 0.0)])
+
+
+def test_the_output_is_what_is_left_of_a_last_stage() -> None:
+    layers = Fit(RowTime(1e-3), RowTime(1e-3, 1e-4), 0, 0)
+    bare = measured(layers, [(Phase.DECODE, 1, rows, 16) for rows in (1, 8)])
+    points = [Point(p.phase, 1, p.rows, 16, p.seconds + 5e-3 + 2e-4 * p.rows, picks=p.rows) for p in bare]
+    got = fit_output(points, layers)
+    assert got.fixed_s == pytest.approx(5e-3)
+    assert got.decode_row_s == got.prefill_row_s == pytest.approx(2e-4)
+    assert fit_output([], layers) == RowTime()
+    lost_in_noise = [Point(p.phase, 1, p.rows, 16, 0.9 * p.seconds, picks=p.rows) for p in bare]
+    assert fit_output(lost_in_noise, layers) == RowTime()
+
+
+def a_profile() -> Profile:
+    layers = Fit(RowTime(1e-3), RowTime(1e-3, 1e-4), 0.1, 0.2)
+    points = tuple(measured(layers))
+    return Profile("ab", "cpu", "bfloat16", 2, layers, RowTime(5e-3), 10**6, 512, 2**34, 5e9, None, points)
+
+
+def test_a_profile_survives_the_disk_and_becomes_a_device() -> None:
+    profile = a_profile()
+    again = Profile.from_json(profile.to_json())
+    assert again == profile
+    assert again.points == profile.points
+    device = again.as_device("box")
+    assert (device.layer, device.output, device.memory_bytes) == (profile.fit.layer, profile.output, 2**34)
+    assert device.encode_bytes_per_s == 5e9
+    assert device.decode_bytes_per_s == math.inf
+    assert again.as_device("box", memory_bytes=5).memory_bytes == 5
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", "null", '{"format": 1}', json.dumps({**json.loads(a_profile().to_json()), "format": 0})]
+)
+def test_what_is_no_profile_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="not a profile"):
+        Profile.from_json(text)
