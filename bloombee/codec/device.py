@@ -18,7 +18,8 @@ from bloombee.codec.table import DTYPE_CODES, Table
 from bloombee.errors import CodecUnavailable, CorruptPayload
 from bloombee.types import Dtype
 
-UNIT_LOG2 = 14
+UNIT_LOG2 = 12
+"""Values a warp codes one after the other: smaller units keep more warps busy, and cost 0.4 % in size."""
 RESULT_BYTES = 24
 """First bytes of the workspace after a run; see :func:`read_result`."""
 _RESULT = struct.Struct("<QIIII")

@@ -186,7 +186,7 @@ uint8_t* encode_unit(const Blocks& blocks, const uint8_t* symbols, uint32_t* sta
     return encode_blocks<1>(blocks, symbols, states, words);
 }
 
-inline __m256i decode8(__m256i x, const SymbolTable& t, uint8_t* symbols, __m256i& needs) {
+inline __m256i decode8(__m256i x, const VectorTable& t, uint8_t* symbols, __m256i& needs) {
     const __m256i byte = _mm256_set1_epi32(0xff);
     const __m256i entry = look_up(t.wide_slot, _mm256_and_si256(x, byte));
     const __m256i top =
@@ -210,7 +210,7 @@ inline __m256i look_up_bytes(const uint8_t* table, int size, __m256i index) {
 
 // One symbol of each of 32 lanes without a gather: the rank of a slot is the number of starts it has reached, counted
 // for all lanes at once in bytes. Frequencies and offsets come back to the lanes the way the slots went.
-inline void decode32(__m256i x[4], const SymbolTable& t, uint8_t* symbols, __m256i needs[4]) {
+inline void decode32(__m256i x[4], const VectorTable& t, uint8_t* symbols, __m256i needs[4]) {
     const __m256i byte = _mm256_set1_epi32(0xff), zero = _mm256_setzero_si256(), flip = _mm256_set1_epi8(-128);
     const __m256i slot =
         _mm256_packus_epi16(_mm256_packus_epi32(_mm256_and_si256(x[0], byte), _mm256_and_si256(x[1], byte)),
@@ -267,7 +267,7 @@ void decode_blocks(const Blocks* blocks, uint8_t* const* symbols, uint32_t* cons
     for (size_t block = 0; ok && block < blocks[0].num_blocks; ++block) {
         for (int step = 0; step < group_values / (8 * vectors); ++step)
             for (int u = 0; u < units; ++u) {
-                const SymbolTable& t = blocks[u].tables[blocks[u].table[block]];
+                const VectorTable& t = blocks[u].vectors[blocks[u].table[block]];
                 uint8_t* const to = symbols[u] + block * group_values + 8 * step * vectors;
                 __m256i needs[vectors];
                 if constexpr (vectors == 4) {

@@ -32,15 +32,20 @@ struct alignas(64) SymbolTable {
     uint32_t range[num_symbols];   // frequency << 8 | start
     uint32_t encode[num_symbols];  // frequency << 23 | shift << 9 | bias
     uint32_t reciprocal[num_symbols];
-    uint32_t wide_slot[256];  // slot -> symbol << 24 | frequency << 8 | slot - start
-    // The symbols that have a frequency, by rank: for vectors of bytes.
-    uint8_t rank_frequency[num_symbols];
-    uint8_t rank_start[num_symbols];
-    uint8_t num_ranks;
     uint8_t low;       // first exponent of the window, relative to the position; modulo 256
     uint8_t window;    // its size
     uint8_t has_zero;  // 1: exponent 0 is symbol 31
     uint8_t fill;      // what padding is coded as: the commonest symbol
+};
+
+// The same for decoders that work on vectors of bytes or gather (AVX2).
+struct alignas(64) VectorTable {
+    uint32_t wide_slot[256];  // slot -> symbol << 24 | frequency << 8 | slot - start
+    // The symbols that have a frequency, by rank.
+    uint8_t rank_frequency[num_symbols];
+    uint8_t rank_start[num_symbols];
+    uint8_t num_ranks;
+    uint8_t has_zero;
 };
 
 // What coding needs of a table; see rans_table.h. The pointers are of the side, host or device, that uses them.

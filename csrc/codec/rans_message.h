@@ -93,7 +93,7 @@ inline void place_row(const TableView& view, const Unit& u, uint32_t row, int of
 }
 
 inline Blocks blocks_of(const Layout& a, const Table& t, const Scratch& s, const Unit& u) {
-    return {t.tables.data(), s.table, size_t{u.num_rows} * u.groups(), a.lanes};
+    return {t.tables.data(), t.vectors.data(), s.table, size_t{u.num_rows} * u.groups(), a.lanes};
 }
 
 // -- row offsets -------------------------------------------------------------------------------

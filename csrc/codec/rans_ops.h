@@ -34,6 +34,7 @@ struct Row {
 // The blocks of 64 symbols of one unit.
 struct Blocks {
     const SymbolTable* tables;
+    const VectorTable* vectors;
     const uint8_t* table;  // [num_blocks] index of each block's table
     size_t num_blocks;
     int lanes;

@@ -25,11 +25,11 @@ class Reader {
     size_t left_;
 };
 
-void fill_symbol(SymbolTable& t, uint32_t symbol, uint32_t frequency, uint32_t start) {
+void fill_symbol(SymbolTable& t, VectorTable& v, uint32_t symbol, uint32_t frequency, uint32_t start) {
     t.range[symbol] = frequency << 8 | start;
     for (uint32_t k = 0; k < frequency; ++k) {
         t.slot[start + k] = static_cast<uint8_t>(symbol);
-        t.wide_slot[start + k] = symbol << 24 | frequency << 8 | k;
+        v.wide_slot[start + k] = symbol << 24 | frequency << 8 | k;
     }
     if (frequency < 2) {  // also what a symbol of frequency 0 gets: never encoded, but defined
         t.reciprocal[symbol] = ~0u;
@@ -41,8 +41,9 @@ void fill_symbol(SymbolTable& t, uint32_t symbol, uint32_t frequency, uint32_t s
     t.encode[symbol] = frequency << 23 | (bits - 1) << 9 | start;
 }
 
-bool read_symbols(Reader& in, SymbolTable& t, std::string& why) {
+bool read_symbols(Reader& in, SymbolTable& t, VectorTable& v, std::string& why) {
     std::memset(&t, 0, sizeof t);
+    std::memset(&v, 0, sizeof v);
     const uint8_t* head = in.take(4);
     const uint8_t* window = head ? in.take(head[1]) : nullptr;
     if (!window) return why = "symbol table is cut off", false;
@@ -50,7 +51,7 @@ bool read_symbols(Reader& in, SymbolTable& t, std::string& why) {
     if (head[2] == 0) return why = "no frequency for the escape", false;
     t.low = head[0];
     t.window = head[1];
-    t.has_zero = head[3] != 0;
+    t.has_zero = v.has_zero = head[3] != 0;
     uint32_t total = head[2] + head[3];
     for (int i = 0; i < t.window; ++i) {
         if (window[i] == 0) return why = "frequency 0 inside the window", false;
@@ -59,15 +60,15 @@ bool read_symbols(Reader& in, SymbolTable& t, std::string& why) {
     if (total != 256) return why = "frequencies sum to " + std::to_string(total), false;
     uint32_t start = 0;
     const auto add = [&](uint32_t symbol, uint32_t frequency) {
-        fill_symbol(t, symbol, frequency, start);
+        fill_symbol(t, v, symbol, frequency, start);
         if (frequency == 0) return;
-        t.rank_frequency[t.num_ranks] = static_cast<uint8_t>(frequency);
-        t.rank_start[t.num_ranks++] = static_cast<uint8_t>(start);
+        v.rank_frequency[v.num_ranks] = static_cast<uint8_t>(frequency);
+        v.rank_start[v.num_ranks++] = static_cast<uint8_t>(start);
         start += frequency;
     };
     add(escape_symbol, head[2]);
     for (int i = 0; i < t.window; ++i) add(1 + i, window[i]);
-    for (int symbol = t.window + 1; symbol < zero_symbol; ++symbol) fill_symbol(t, symbol, 0, 0);
+    for (int symbol = t.window + 1; symbol < zero_symbol; ++symbol) fill_symbol(t, v, symbol, 0, 0);
     add(zero_symbol, head[3]);
     t.fill = static_cast<uint8_t>(1 + (std::max_element(window, window + t.window) - window));
     return true;
@@ -137,8 +138,9 @@ std::shared_ptr<const Table> Table::parse(const uint8_t* bytes, size_t size, con
     }
     if (!read_channels(in, t, 4 * shift_code, head[13], why)) return nullptr;
     t.tables.resize(4 * clusters);
-    for (SymbolTable& symbols : t.tables)
-        if (!read_symbols(in, symbols, why)) return nullptr;
+    t.vectors.resize(4 * clusters);
+    for (size_t i = 0; i < t.tables.size(); ++i)
+        if (!read_symbols(in, t.tables[i], t.vectors[i], why)) return nullptr;
     if (in.left() != 0) return bad("bytes after the end");
     std::memcpy(t.digest, digest, digest_bytes);
     t.checksum_seed = crc32c(digest, digest_bytes, 0);

@@ -21,13 +21,14 @@ struct Table {
     int row_base = 0;      // quarter octaves
     bool ordered = false;  // false: the order is the identity
     uint8_t digest[digest_bytes] = {};
-    uint32_t checksum_seed = 0;       // CRC-32C of the digest
-    std::vector<uint8_t> phase;       // [groups] position of the group in quarter octaves, 0..3
-    std::vector<uint8_t> cluster;     // [groups] 0..3
-    std::vector<uint8_t> shift;       // [tiles * 256] whole octaves, in gathered order
-    std::vector<uint8_t> order;       // [tiles * 256] gathered position -> channel, both inside the tile
-    std::vector<uint8_t> inverse;     // [tiles * 256] channel -> gathered position
-    std::vector<SymbolTable> tables;  // [4 * clusters], [cluster * 4 + phase]
+    uint32_t checksum_seed = 0;        // CRC-32C of the digest
+    std::vector<uint8_t> phase;        // [groups] position of the group in quarter octaves, 0..3
+    std::vector<uint8_t> cluster;      // [groups] 0..3
+    std::vector<uint8_t> shift;        // [tiles * 256] whole octaves, in gathered order
+    std::vector<uint8_t> order;        // [tiles * 256] gathered position -> channel, both inside the tile
+    std::vector<uint8_t> inverse;      // [tiles * 256] channel -> gathered position
+    std::vector<SymbolTable> tables;   // [4 * clusters], [cluster * 4 + phase]
+    std::vector<VectorTable> vectors;  // likewise
 
     TableView view() const {
         return {ordered, phase.data(), cluster.data(), shift.data(), order.data(), inverse.data(), tables.data()};

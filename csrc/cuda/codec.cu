@@ -10,7 +10,7 @@ using namespace rans;
 
 constexpr int warps_per_block = 4;
 constexpr int threads = 32 * warps_per_block;
-constexpr int blocks_per_sm = 5;  // what the tables in shared memory leave room for
+constexpr int blocks_per_sm = 7;  // what the tables in shared memory leave room for
 constexpr uint64_t aggregate = uint64_t{1} << 62, prefix = uint64_t{2} << 62, amount = aggregate - 1;
 
 struct DeviceWarp {

@@ -79,7 +79,7 @@ def test_the_same_bytes_and_back(dtype: Dtype, shape: tuple[int, int], kind: str
         words = rng.integers(0, np.iinfo(words.dtype).max, shape, dtype=words.dtype)
     for table in (default_table(dtype, shape[1]), fit(words[:64], dtype)):
         out = bytearray(api.bound(words.size, dtype))
-        expected = bytes(out[: api.encode(words, shape=shape, dtype=dtype, table=table, out=out)])
+        expected = bytes(out[: api.encode(words, shape=shape, dtype=dtype, table=table, out=out, unit_log2=device.UNIT_LOG2)])
         assert encoded_on_device(words, dtype, table) == expected
         if expected[0] == 0x11:
             head = device.check_head(expected, table)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -168,6 +170,21 @@ def test_blocks_decode_in_any_order() -> None:
     for start, stop, message in reversed(blocks):
         api.decode(message, out[start:stop], shape=(stop - start, 256), dtype=BF16, tables={table.key: table})
     assert (out == x).all()
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    inputs = [activations(300, 256 + 64 * i, seed=i) for i in range(8)]
+
+    def there_and_back(x: np.ndarray) -> bool:
+        table, out = default_table(BF16, x.shape[1]), np.empty_like(x)
+        for _ in range(20):
+            api.decode(encoded(x, table), out, shape=x.shape, dtype=BF16)
+            if not (out == x).all():
+                return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(there_and_back, inputs))
 
 
 def test_fit_takes_bytes_and_refuses_none() -> None:
