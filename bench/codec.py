@@ -49,6 +49,8 @@ class Row:
     dtype: str
     shape: tuple[int, int]
     message_bytes: int
+    """As asked; a message has whole rows, so it may be longer (``cut_bytes``)."""
+    cut_bytes: int
     codec: str
     isa: str
     ratio: float
@@ -290,7 +292,8 @@ def measure(codec: Codec, messages: list[np.ndarray], seconds: float) -> dict[st
 
 
 def cut(x: np.ndarray, message_bytes: int) -> list[np.ndarray]:
-    rows = max(1, round(message_bytes / (x.shape[1] * x.itemsize)))
+    """Messages of whole rows, at least one, as near to ``message_bytes`` as rows allow."""
+    rows = min(len(x), max(1, round(message_bytes / (x.shape[1] * x.itemsize))))
     return [x[i : i + rows] for i in range(0, len(x) - rows + 1, rows)]
 
 
@@ -299,7 +302,7 @@ def rows_of(name: str, x: np.ndarray, dtype: Dtype, args: argparse.Namespace) ->
     train, test = x[:half], np.ascontiguousarray(x[half:])
     table = fit(train, dtype)
     order0, context = entropies(train, test, dtype)
-    sizes = [(test.nbytes, [test])] + [(size, cut(test, size)) for size in MESSAGE_BYTES if test[0].nbytes < 2 * size]
+    sizes = [(test.nbytes, [test])] + [(size, cut(test, size)) for size in MESSAGE_BYTES]
     for message_bytes, messages in sizes:
         for codec in codecs_for(table, dtype, test, args):
             before = _native.set_isa(codec.isa) if codec.isa in _native.available_isas() else None
@@ -307,7 +310,7 @@ def rows_of(name: str, x: np.ndarray, dtype: Dtype, args: argparse.Namespace) ->
             if before:
                 _native.set_isa(before)
             yield Row(
-                name, dtype.value, (x.shape[0], x.shape[1]), message_bytes, codec.name, codec.isa,
+                name, dtype.value, (x.shape[0], x.shape[1]), message_bytes, messages[0].nbytes, codec.name, codec.isa,
                 entropy_order0_bits=order0, entropy_context_bits=context, **found,
             )  # fmt: skip
 
