@@ -146,36 +146,90 @@ inline __m256i look_up(const uint32_t* table, __m256i index) {
 
 inline int lane_mask(__m256i v) { return _mm256_movemask_ps(_mm256_castsi256_ps(v)); }
 
-inline __m256i encode8(__m256i x, const uint8_t* symbols, const SymbolTable& t, uint8_t*& words) {
-    const __m256i s = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(symbols)));
-    const __m256i entry = look_up(t.encode, s), reciprocal = look_up(t.reciprocal, s);
+// A byte look-up in 32 entries, by an index below `size`.
+inline __m256i look_up_bytes(const uint8_t* table, int size, __m256i index) {
+    const __m256i low = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load128(table)), index);
+    if (size <= 16) return low;
+    const __m256i high = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load128(table + 16)), index);
+    return _mm256_blendv_epi8(low, high, _mm256_slli_epi16(index, 3));  // bit 4 of a byte to its bit 7
+}
+
+// What a vector's symbols need: frequency, start, shift, reciprocal.
+struct Entries {
+    __m256i frequency, bias, shift, reciprocal;
+};
+
+// Gives off the words of the lanes that need to, then encodes a symbol in each lane; as encode_step.
+inline __m256i encode8(__m256i x, const Entries& e, uint8_t*& words) {
     // States and limits are below 2^31, so the signed comparison is right.
-    const __m256i keep = _mm256_cmpgt_epi32(_mm256_and_si256(entry, _mm256_set1_epi32(0x7f800000)), x);
+    const __m256i keep = _mm256_cmpgt_epi32(_mm256_slli_epi32(e.frequency, 23), x);
     const int needs = 0xff & ~lane_mask(keep);
     const __m256i low = _mm256_and_si256(x, _mm256_set1_epi32(0xffff));
     const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(words), _mm_shuffle_epi8(halves, load128(shuffles.compress[needs])));
     words += 2 * _mm_popcnt_u32(static_cast<unsigned>(needs));
     x = _mm256_blendv_epi8(_mm256_srli_epi32(x, 16), x, keep);
-    const __m256i even = _mm256_mul_epu32(x, reciprocal);
-    const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), _mm256_srli_epi64(reciprocal, 32));
-    __m256i quotient = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
-    quotient = _mm256_srlv_epi32(quotient, _mm256_and_si256(_mm256_srli_epi32(entry, 9), _mm256_set1_epi32(7)));
-    const __m256i rest = _mm256_sub_epi32(_mm256_set1_epi32(256), _mm256_srli_epi32(entry, 23));
-    x = _mm256_add_epi32(x, _mm256_and_si256(entry, _mm256_set1_epi32(0x1ff)));
-    return _mm256_add_epi32(x, _mm256_mullo_epi32(quotient, rest));
+    const __m256i even = _mm256_mul_epu32(x, e.reciprocal);
+    const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), _mm256_srli_epi64(e.reciprocal, 32));
+    const __m256i high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+    const __m256i rest = _mm256_sub_epi32(_mm256_set1_epi32(256), e.frequency);
+    return _mm256_add_epi32(_mm256_add_epi32(x, e.bias), _mm256_mullo_epi32(_mm256_srlv_epi32(high, e.shift), rest));
+}
+
+// Few lanes: by gathers.
+inline Entries gathered(const uint8_t* symbols, const SymbolTable& t) {
+    const __m256i s = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(symbols)));
+    const __m256i entry = look_up(t.encode, s);
+    return {_mm256_srli_epi32(entry, 23), _mm256_and_si256(entry, _mm256_set1_epi32(0x1ff)),
+            _mm256_and_si256(_mm256_srli_epi32(entry, 9), _mm256_set1_epi32(7)), look_up(t.reciprocal, s)};
+}
+
+// Bytes of 32 lanes, in the order that unpacking takes them apart, as four vectors of lanes.
+inline void spread(__m256i b0, __m256i b1, __m256i b2, __m256i b3, __m256i out[4]) {
+    const __m256i low01 = _mm256_unpacklo_epi8(b0, b1), high01 = _mm256_unpackhi_epi8(b0, b1);
+    const __m256i low23 = _mm256_unpacklo_epi8(b2, b3), high23 = _mm256_unpackhi_epi8(b2, b3);
+    out[0] = _mm256_unpacklo_epi16(low01, low23);
+    out[1] = _mm256_unpackhi_epi16(low01, low23);
+    out[2] = _mm256_unpacklo_epi16(high01, high23);
+    out[3] = _mm256_unpackhi_epi16(high01, high23);
+}
+
+// 32 lanes: by look-ups of bytes for all of them at once.
+inline void looked_up(const uint8_t* symbols, const VectorTable& t, Entries e[4]) {
+    const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7), byte = _mm256_set1_epi32(0xff);
+    const __m256i last = _mm256_set1_epi8(static_cast<char>(t.num_ranks - 1));
+    // The symbol of exponent 0 has the highest rank, all others their own number.
+    const __m256i rank = _mm256_min_epu8(_mm256_permutevar8x32_epi32(load256(symbols), order), last);
+    const auto of = [&](const uint8_t* table) { return look_up_bytes(table, t.num_ranks, rank); };
+    const __m256i frequency = of(t.rank_frequency);
+    const __m256i ones = _mm256_cmpeq_epi8(frequency, _mm256_set1_epi8(1));  // 255 more bias, see encode_step
+    __m256i fields[4], reciprocals[4];
+    spread(of(t.rank_start), frequency, of(t.rank_shift), ones, fields);
+    spread(of(t.rank_reciprocal[0]), of(t.rank_reciprocal[1]), of(t.rank_reciprocal[2]), of(t.rank_reciprocal[3]),
+           reciprocals);
+    for (int v = 0; v < 4; ++v) {
+        const __m256i start = _mm256_and_si256(fields[v], byte);
+        e[v] = {_mm256_and_si256(_mm256_srli_epi32(fields[v], 8), byte),
+                _mm256_add_epi32(start, _mm256_srli_epi32(fields[v], 24)),
+                _mm256_and_si256(_mm256_srli_epi32(fields[v], 16), byte), reciprocals[v]};
+    }
 }
 
 template <int vectors>
 uint8_t* encode_blocks(const Blocks& blocks, const uint8_t* symbols, uint32_t* states, uint8_t* words) {
     __m256i x[vectors];
     for (int v = 0; v < vectors; ++v) x[v] = load256(states + 8 * v);
-    for (size_t block = blocks.num_blocks; block-- > 0;) {
-        const SymbolTable& t = blocks.tables[blocks.table[block]];
-        for (int step = group_values / (8 * vectors); step-- > 0;)
-            for (int v = 0; v < vectors; ++v)
-                x[v] = encode8(x[v], symbols + block * group_values + 8 * (step * vectors + v), t, words);
-    }
+    for (size_t block = blocks.num_blocks; block-- > 0;)
+        for (int step = group_values / (8 * vectors); step-- > 0;) {
+            const uint8_t* const from = symbols + block * group_values + 8 * step * vectors;
+            Entries e[4];
+            if constexpr (vectors == 4) {
+                looked_up(from, blocks.vectors[blocks.table[block]], e);
+            } else {
+                for (int v = 0; v < vectors; ++v) e[v] = gathered(from + 8 * v, blocks.tables[blocks.table[block]]);
+            }
+            for (int v = 0; v < vectors; ++v) x[v] = encode8(x[v], e[v], words);
+        }
     for (int v = 0; v < vectors; ++v) store256(states + 8 * v, x[v]);
     return words;
 }
@@ -198,14 +252,6 @@ inline __m256i decode8(__m256i x, const VectorTable& t, uint8_t* symbols, __m256
     x = _mm256_add_epi32(_mm256_mullo_epi32(frequency, _mm256_srli_epi32(x, 8)), _mm256_and_si256(entry, byte));
     needs = _mm256_cmpeq_epi32(_mm256_srli_epi32(x, 15), _mm256_setzero_si256());
     return x;
-}
-
-// A byte look-up in 32 entries, by an index below `size`.
-inline __m256i look_up_bytes(const uint8_t* table, int size, __m256i index) {
-    const __m256i low = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load128(table)), index);
-    if (size <= 16) return low;
-    const __m256i high = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load128(table + 16)), index);
-    return _mm256_blendv_epi8(low, high, _mm256_slli_epi16(index, 3));  // bit 4 of a byte to its bit 7
 }
 
 // One symbol of each of 32 lanes without a gather: the rank of a slot is the number of starts it has reached, counted

@@ -44,6 +44,8 @@ struct alignas(64) VectorTable {
     // The symbols that have a frequency, by rank.
     uint8_t rank_frequency[num_symbols];
     uint8_t rank_start[num_symbols];
+    uint8_t rank_shift[num_symbols];
+    uint8_t rank_reciprocal[4][num_symbols];  // its bytes, the lowest first
     uint8_t num_ranks;
     uint8_t has_zero;
 };

@@ -63,7 +63,11 @@ bool read_symbols(Reader& in, SymbolTable& t, VectorTable& v, std::string& why) 
         fill_symbol(t, v, symbol, frequency, start);
         if (frequency == 0) return;
         v.rank_frequency[v.num_ranks] = static_cast<uint8_t>(frequency);
-        v.rank_start[v.num_ranks++] = static_cast<uint8_t>(start);
+        v.rank_start[v.num_ranks] = static_cast<uint8_t>(start);
+        v.rank_shift[v.num_ranks] = t.encode[symbol] >> 9 & 7;
+        for (int k = 0; k < 4; ++k)
+            v.rank_reciprocal[k][v.num_ranks] = static_cast<uint8_t>(t.reciprocal[symbol] >> (8 * k));
+        ++v.num_ranks;
         start += frequency;
     };
     add(escape_symbol, head[2]);
