@@ -285,9 +285,12 @@ class WorkerRole:
 
     async def _tick(self) -> None:
         assert self._joined is not None
-        beat_at = 0.0
+        beat_at, ticked_at = 0.0, time.monotonic()
         while True:
             now = time.monotonic()
+            if now - ticked_at > self._joined.silence_s:
+                self._heard_at = now  # it was this process that stood still: what the head said has yet to be read
+            ticked_at = now
             if now - beat_at >= self._joined.heartbeat_s:
                 beat_at = now
                 self._beats += 1
