@@ -27,6 +27,10 @@ WITHOUT_EFFECT = {"dropout", "position_ids", "use_cache", "cache_position"}
 """Keywords that families hand on and that mean nothing here (nor does ``output_*``): dropout is for training, positions
 are the step's."""
 
+FEW_ROWS = 64
+"""Rows of scores for one KV head, up to which a product by keys beats torch's fused attention."""
+MANY_KEYS_BYTES = 1 << 19
+
 Attender = Callable[..., tuple[torch.Tensor, None]]
 ATTENDER: ContextVar[Attender] = ContextVar("bloombee_attender")
 """Attention of the forward under way in this thread: layers hand it no cache, and not every family hands on keywords."""
@@ -83,34 +87,44 @@ def attend(
     Raises:
         ModelUnsupported: the keys are not what was stored.
 
-    Time: reads each sequence's keys once. One call a segment, or on a GPU one for all one-row segments.
+    Time: reads each sequence's keys once, in place where its slots are adjacent. Sequences of few keys share calls.
     """
     layer = step.take_layer(key, value)
-    keys, values = step.cache.rows(layer)
-    latent = layer in step.cache.latent
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     plain = softcap is None and s_aux is None
+    latent = layer in step.cache.latent
     out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
-    if step.together:
-        where = step.together_rows
-        slots, valid = step.padded_keys(sliding_window)
-        out[0, where] = _one_row_each(query[0].transpose(0, 1)[where], keys[slots], values[slots], valid, scale, softcap, s_aux)
-    for number, rows in enumerate(step.alone):
+    groups, alone = step.grouped(sliding_window, -1 if latent else few_keys(key))
+    if latent:
+        groups, alone = [], list(range(len(step.rows)))
+    for group in groups:
+        keys, values = step.cache.read(layer, group.slots.view(-1))
+        q = query[0].index_select(1, group.rows)
+        out[0, group.rows] = _one_row_each(q, keys, values, group.valid, scale, softcap, s_aux)
+    for number in alone:
+        rows = step.rows[number]
         q = query[0, :, rows.start : rows.stop]
         if latent:
             start, stop = step.spans_of_all[number]
             start += rows.first_key(sliding_window)
             k, v = key[0, :, start:stop], value[0, :, start:stop]
         else:
-            index = step.keys_of(number, sliding_window)
-            k, v = keys[index].transpose(0, 1), values[index].transpose(0, 1)
-        if plain:
+            k, v = step.cache.read(layer, step.keys_of(number, sliding_window))
+        if plain and not _is_small(q, k):
             causal = rows.is_causal(sliding_window)
             got = _fused(q, k, v, None if causal else step.mask_of(number, sliding_window), causal, scale)
         else:
             got = _explicit(q, k, v, step.mask_of(number, sliding_window), scale, softcap, s_aux)
         out[0, rows.start : rows.stop] = got.transpose(0, 1)
     return out, None
+
+
+def few_keys(key: torch.Tensor) -> int:
+    """Up to how many keys each, sequences are worth copying together, on the CPU.
+
+    A product in bfloat16 costs 15 us before it begins, as much as the copy of 500 KB; one in float32 costs 3.
+    """
+    return MANY_KEYS_BYTES // (key.shape[1] * key.shape[3] * key.element_size()) if key.element_size() == 2 else -1
 
 
 def _fused(
@@ -132,41 +146,60 @@ def _explicit(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, allowed: torch.Tensor | None, scale: float,
     softcap: float | None, sinks: torch.Tensor | None,
 ) -> torch.Tensor:  # fmt: skip
-    """As :func:`_fused`, written out: for caps and sinks, which the kernel does not know."""
+    """As :func:`_fused`, written out: for caps and sinks, which the kernel does not know, and few rows, for which it is slow."""
     heads, n, e = q.shape
     kv_heads, length = k.shape[0], k.shape[1]
-    scores = torch.matmul(q.reshape(kv_heads, -1, e), k.transpose(1, 2)).view(heads, n, length)
-    weights = _softmax(scores * scale, allowed, softcap, sinks).to(q.dtype)
-    return torch.matmul(weights.view(kv_heads, -1, length), v).view(heads, n, -1)
+    rows = q.reshape(kv_heads, -1, e)
+    if _is_small(q, k):  # keys by rows, not rows by keys: the long operand goes in as it lies
+        scores = torch.bmm(k, rows.transpose(1, 2)).transpose(1, 2).contiguous()
+    else:
+        scores = torch.bmm(rows, k.transpose(1, 2))
+    sinks = None if sinks is None else sinks[:, None]
+    weights = _softmax(scores.view(heads, n, length), allowed, softcap, sinks, scale).to(q.dtype)
+    return torch.bmm(weights.view(kv_heads, -1, length), v).view(heads, n, -1)
 
 
 def _one_row_each(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, valid: torch.Tensor, scale: float,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, valid: torch.Tensor | None, scale: float,
     softcap: float | None, sinks: torch.Tensor | None,
 ) -> torch.Tensor:  # fmt: skip
-    """One query row a sequence: [b, h, e], [b, l, k, e], [b, l, k, e'], [b, l] -> [b, h, e']."""
-    b, heads, e = q.shape
-    grouped = q.view(b, k.shape[2], -1, e)
-    k, v, seen = k.transpose(1, 2), v.transpose(1, 2), valid[:, None, None]
-    if softcap is None and sinks is None:
-        return scaled_dot_product_attention(grouped, k, v, attn_mask=seen, scale=scale).reshape(b, heads, -1)
-    scores = torch.matmul(grouped, k.transpose(2, 3)) * scale
-    weights = _softmax(scores.view(b, heads, 1, -1), seen, softcap, sinks).to(q.dtype)
-    return torch.matmul(weights.view(grouped.shape[:3] + scores.shape[-1:]), v).reshape(b, heads, -1)
+    """One query row a sequence: [h, b, e], [k, b * l, e], [k, b * l, e'], [b, l] -> [b, h, e']."""
+    heads, b, e = q.shape
+    kv_heads, groups = k.shape[0], heads // k.shape[0]
+    grouped = q.view(kv_heads, groups, b, e).transpose(1, 2)
+    k, v = k.view(kv_heads, b, -1, e), v.view(kv_heads, b, -1, v.shape[-1])
+    seen = None if valid is None else valid[None, :, None]
+    if k.device.type != "cpu" and softcap is None and sinks is None:
+        got = scaled_dot_product_attention(grouped, k, v, attn_mask=seen, scale=scale)
+    else:
+        scores = torch.matmul(k, grouped.transpose(2, 3)).transpose(2, 3).contiguous()
+        weights = _softmax(scores, seen, softcap, None if sinks is None else sinks.view(kv_heads, 1, groups), scale)
+        got = torch.matmul(weights.to(q.dtype), v)
+    return got.permute(1, 0, 2, 3).reshape(b, heads, -1)
+
+
+def _is_small(q: torch.Tensor, k: torch.Tensor) -> bool:
+    """Whether a few rows meet many keys on the CPU, where torch's fused kernel reads keys 2 to 5 times slower than a product.
+
+    For one row and few keys it is the other way round, as a product in bfloat16 costs 15 us before it begins.
+    Measured in docs/adr/0030.
+    """
+    rows, groups = q.shape[1], q.shape[0] // k.shape[0]
+    return k.device.type == "cpu" and rows * groups <= FEW_ROWS and (rows > 1 or int(k.nbytes) >= MANY_KEYS_BYTES)
 
 
 def _softmax(
-    scores: torch.Tensor, allowed: torch.Tensor | None, softcap: float | None, sinks: torch.Tensor | None
+    scores: torch.Tensor, allowed: torch.Tensor | None, softcap: float | None, sinks: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
-    """Capped, masked, with sinks; in float32. scores: [..., h, n, l]; sinks: [h]."""
-    scores = scores.float()
+    """Scaled, capped, masked, with sinks; in float32. scores: [..., l], may be overwritten; sinks: broadcast to [...]."""
+    scores = scores.float().mul_(scale)
     if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
+        scores = scores.div_(softcap).tanh_().mul_(softcap)
     if allowed is not None:
-        scores = scores.masked_fill(~allowed, float("-inf"))
+        scores = scores.masked_fill_(~allowed, float("-inf"))
     if sinks is None:
         return scores.softmax(-1)
-    column = sinks.float().view(-1, 1, 1).expand(*scores.shape[:-1], 1)
+    column = sinks.float().expand(scores.shape[:-1])[..., None]
     return torch.cat([scores, column], dim=-1).softmax(-1)[..., :-1]
 
 

@@ -19,6 +19,9 @@ from bloombee.pipeline.work import Segment
 
 Index: TypeAlias = slice | torch.Tensor
 
+LEAST_FILL = 0.75
+"""Of the longest in a group, the least that a member holds: the rest is padding, which is read and multiplied too."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
@@ -43,8 +46,8 @@ class LayerCache:
 
 
 class SlotCache:
-    """Two tensors a layer, [num_slots, k, e]. On the CPU this only reserves addresses: memory becomes resident
-    page by page as slots are first written. On a GPU it is taken here.
+    """Two tensors a layer, [k, num_slots, e]: what one head reads lies together. On the CPU this only reserves addresses:
+    memory becomes resident page by page as slots are first written. On a GPU it is taken here.
 
     Args:
         layers: what each layer stores.
@@ -57,8 +60,8 @@ class SlotCache:
         self.latent = {one.layer for one in layers if one.latent}
         self._layers = {
             one.layer: (
-                torch.empty((num_slots, *one.keys), dtype=dtype, device=device),
-                torch.empty((num_slots, *one.values), dtype=dtype, device=device),
+                torch.empty((one.keys[0], num_slots, one.keys[1]), dtype=dtype, device=device),
+                torch.empty((one.values[0], num_slots, one.values[1]), dtype=dtype, device=device),
             )
             for one in layers
         }
@@ -68,15 +71,22 @@ class SlotCache:
 
         Args:
             slots: one a row.
-            keys, values: [t, k, e]; the two may differ in e.
+            keys, values: [k, t, e]; the two may differ in e.
         """
         held_keys, held_values = self._layers[layer]
-        held_keys[slots] = keys
-        held_values[slots] = values
+        held_keys[:, slots] = keys
+        held_values[:, slots] = values
 
     def rows(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The layer's keys and values, [num_slots, k, e] each."""
+        """The layer's keys and values, [k, num_slots, e] each."""
         return self._layers[layer]
+
+    def read(self, layer: int, slots: Index) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of ``slots``, [k, l, e] each: views of adjacent slots, copies of others."""
+        keys, values = self._layers[layer]
+        if isinstance(slots, slice):
+            return keys[:, slots], values[:, slots]
+        return keys.index_select(1, slots), values.index_select(1, slots)
 
     @property
     def num_bytes(self) -> int:
@@ -111,12 +121,28 @@ class Rows:
         return self.position == 0 and self.num_rows > 1 and (window is None or window >= self.length)
 
 
+@dataclass(frozen=True)
+class Group:
+    """One-row segments that are attended in one call.
+
+    Args:
+        rows: [b] their rows of the batch.
+        slots: [b, l] of the keys each sees; a shorter one repeats a slot of its own, as memory that was never written may hold
+            NaN, which no mask removes.
+        valid: [b, l] bool, which of them count; None if all do.
+    """
+
+    rows: torch.Tensor
+    slots: torch.Tensor
+    valid: torch.Tensor | None
+
+
 class Step:
     """Everything attention needs to know of one forward; indices are built once and shared by all layers.
 
     Args:
-        batched: attend all one-row segments in one padded call instead of one by one. Fewer kernels, more
-            arithmetic: right for a GPU, wrong for a CPU. Latent layers are never batched.
+        batched: attend all one-row segments in one padded call, whatever they hold. Fewer kernels, more arithmetic and
+            a copy of every key: right for a GPU. Otherwise only sequences of few keys are, see :meth:`grouped`.
     """
 
     def __init__(self, cache: SlotCache, segments: Sequence[Segment], page_size: int, *, batched: bool) -> None:
@@ -130,12 +156,10 @@ class Step:
             self.rows.append(rows)
             start = rows.stop
         self.num_rows = start
-        singles = [rows for rows in self.rows if rows.num_rows == 1]
-        self.together = singles if batched and len(singles) > 1 and not cache.latent else []
-        self.alone = [rows for rows in self.rows if not (self.together and rows.num_rows == 1)]
+        self._batched = batched
         self._indices: dict[tuple[int, int | None], Index] = {}
         self._masks: dict[tuple[int, int | None], torch.Tensor] = {}
-        self._padded: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._grouped: dict[tuple[int | None, int], tuple[list[Group], list[int]]] = {}
 
     @cached_property
     def new_slots(self) -> Index:
@@ -148,22 +172,51 @@ class Step:
         flat = np.concatenate([np.arange(rows.position, rows.length) for rows in self.rows])
         return self._tensor(flat)[None]
 
-    @cached_property
-    def together_rows(self) -> torch.Tensor:
-        """[b] batch rows of the segments attended together."""
-        return self._tensor(np.array([rows.start for rows in self.together], dtype=np.int64))
+    def grouped(self, window: int | None, few: int) -> tuple[list[Group], list[int]]:
+        """How the segments are attended: one-row segments together where each sees at most ``few`` keys, and of
+        about the same number; the numbers (in ``rows``) of those that go one by one.
+
+        With ``batched`` all one-row segments are together. Latent layers are not grouped: their keys are computed, not stored.
+        """
+        found = self._grouped.get((window, few))
+        if found is None:
+            found = self._grouped[window, few] = self._group(window, few)
+        return found
+
+    def _group(self, window: int | None, few: int) -> tuple[list[Group], list[int]]:
+        counts = {number: rows.length - rows.first_key(window) for number, rows in enumerate(self.rows) if rows.num_rows == 1}
+        small = sorted((n for n in counts if self._batched or counts[n] <= few), key=counts.__getitem__, reverse=True)
+        groups: list[list[int]] = []
+        for number in small:
+            if groups and (self._batched or counts[number] >= LEAST_FILL * counts[groups[-1][0]]):
+                groups[-1].append(number)
+            else:
+                groups.append([number])
+        groups = [members for members in groups if len(members) > 1]
+        together = {number for members in groups for number in members}
+        alone = [number for number in range(len(self.rows)) if number not in together]
+        return [self._make_group(members, window) for members in groups], alone
+
+    def _make_group(self, members: list[int], window: int | None) -> Group:
+        runs = [self.rows[number].slots[self.rows[number].first_key(window) :] for number in members]
+        longest = len(runs[0]) if not self._batched else max(len(run) for run in runs)
+        slots = np.stack([np.pad(run, (0, longest - len(run)), mode="edge") for run in runs])
+        lengths = np.array([len(run) for run in runs])
+        valid = None if (lengths == longest).all() else self._tensor(np.arange(longest)[None] < lengths[:, None])
+        rows = np.array([self.rows[number].start for number in members], dtype=np.int64)
+        return Group(self._tensor(rows), self._tensor(slots), valid)
 
     def keys_of(self, number: int, window: int | None) -> Index:
-        """Slots of the keys that ``alone[number]`` sees, oldest first: a slice (no copy) where they are adjacent."""
+        """Slots of the keys that ``rows[number]`` sees, oldest first: a slice (no copy) where they are adjacent."""
         index = self._indices.get((number, window))
         if index is None:
-            rows = self.alone[number]
+            rows = self.rows[number]
             index = self._indices[number, window] = self._index(rows.slots[rows.first_key(window) :])
         return index
 
     def mask_of(self, number: int, window: int | None) -> torch.Tensor | None:
-        """[n, l] bool: what each row of ``alone[number]`` may see of those keys; None if its one row sees all of them."""
-        rows = self.alone[number]
+        """[n, l] bool: what each row of ``rows[number]`` may see of those keys; None if its one row sees all of them."""
+        rows = self.rows[number]
         if rows.num_rows == 1:
             return None
         mask = self._masks.get((number, window))
@@ -176,28 +229,15 @@ class Step:
             self._masks[number, window] = mask
         return mask
 
-    def padded_keys(self, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """For ``together``: slots [b, l] and which of them count, [b, l] bool. Padding repeats a slot of the same
-        sequence: uninitialised memory may hold NaN, which no mask removes."""
-        pair = self._padded.get(window)
-        if pair is None:
-            runs = [rows.slots[rows.first_key(window) :] for rows in self.together]
-            longest = max(len(run) for run in runs)
-            slots = np.stack([np.pad(run, (0, longest - len(run)), mode="edge") for run in runs])
-            valid = np.arange(longest)[None] < np.array([len(run) for run in runs])[:, None]
-            pair = self._padded[window] = (self._tensor(slots), self._tensor(valid))
-        return pair
-
     # -- what transformers calls a cache -------------------------------------------------------
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Called by a layer with this step's keys and values, [1, k, t, e]; attention follows at once."""
-        self.cache.write(layer, self.new_slots, keys[0].transpose(0, 1), values[0].transpose(0, 1))
+        self.cache.write(layer, self.new_slots, keys[0], values[0])
         if layer in self.cache.latent:
-            held_keys, held_values = self.cache.rows(layer)
-            keys, values = (held[self._all_slots].transpose(0, 1)[None] for held in (held_keys, held_values))
+            keys, values = (held[None] for held in self.cache.read(layer, self._all_slots))
         self.layer, self._stored = layer, (keys, values)
         return keys, values
 
@@ -218,7 +258,7 @@ class Step:
 
     @cached_property
     def spans_of_all(self) -> list[tuple[int, int]]:
-        """Per entry of ``alone``, where its sequence lies in what a latent layer computes: [start, stop)."""
+        """Per entry of ``rows``, where its sequence lies in what a latent layer computes: [start, stop)."""
         stops = np.cumsum([rows.length for rows in self.rows]).tolist()
         return [(stop - rows.length, stop) for rows, stop in zip(self.rows, stops, strict=True)]
 

@@ -67,7 +67,7 @@ def can_pack(dtype: torch.dtype) -> bool:
         got = torch.ops.mkldnn._linear_pointwise.default(rows, _packed(weight), None, "none", [], "")
     except (RuntimeError, AttributeError):  # built without oneDNN; or this processor lacks the instructions
         return False
-    return torch.allclose(got.float(), linear(rows.float(), weight.float()), rtol=0.02, atol=0.05)
+    return bool(torch.allclose(got.float(), linear(rows.float(), weight.float()), rtol=0.02, atol=0.05))
 
 
 def _packed(weight: torch.Tensor) -> torch.Tensor:

@@ -90,9 +90,9 @@ def test_writing_rows_again_replaces_them() -> None:
     Step(cache, [segment(0, 0, 3, (2,))], PAGE, batched=False).update(*rows, LAYER)
     new = [torch.randn(1, KV_HEADS, 2, d) for d in (DIM, VALUE_DIM)]
     Step(cache, [segment(0, 1, 2, (2,))], PAGE, batched=False).update(*new, LAYER)
-    keys = cache.rows(LAYER)[0][2 * PAGE : 2 * PAGE + 3]
-    assert torch.equal(keys[0], rows[0][0, :, 0])
-    assert torch.equal(keys[1:], new[0][0].transpose(0, 1))
+    keys = cache.rows(LAYER)[0][:, 2 * PAGE : 2 * PAGE + 3]
+    assert torch.equal(keys[:, 0], rows[0][0, :, 0])
+    assert torch.equal(keys[:, 1:], new[0][0])
 
 
 def test_attention_refuses_keys_that_were_not_stored() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from engine_kit import GREEDY, VOCABULARY, generate, load_chain, make_checkpoint, pages_of, ragged_prompts, run_chain
+from msgspec.structs import replace
 
 from bloombee.engine.checkpoint import resolve
 from bloombee.engine.model import SpanModel
@@ -60,7 +60,7 @@ def test_activations_of_another_shape_or_dtype_are_the_peers_fault(tiny: Path, h
 def test_picks_need_sampling_parameters(tiny: Path) -> None:
     (stage,) = load_chain(tiny, ())
     with pytest.raises(LocalProtocolError, match="sampling"):
-        stage.run(work(dataclasses.replace(rows([1, 2]), sampling=None)), None)
+        stage.run(work(replace(rows([1, 2]), sampling=None)), None)
 
 
 def test_every_asked_row_gets_its_pick(tiny: Path) -> None:
