@@ -14,8 +14,10 @@ from bench.usage import CpuUse, measure_cpu
 from bench.window import Window, find_window
 from bloombee.types import StageUse
 
-SLACK_TOKENS = 160
-"""Tokens that a sequence may decode while others are still in prefill, besides three times those asked for."""
+SLACK_TOKENS = 256
+"""Tokens that a sequence may decode before the window begins, besides three times those asked for."""
+SETTLE_S, SETTLE_TOKENS = 1.5, 64
+"""What is tuned while it runs gets this long, or this many tokens of each sequence, before the window begins."""
 
 
 class RunError(RuntimeError):
@@ -47,6 +49,8 @@ class Run:
     window_s: float
     computes_s: tuple[float, ...]
     """Mean time of a decode forward, of each stage."""
+    microbatch_rows: float
+    """Mean rows of a decode forward."""
     link_bytes_per_token: tuple[float, ...]
     cpu_share: float
     others_cpu_share: float
@@ -103,7 +107,10 @@ class _Streams:
         self._wanted = tokens
         self.times: list[list[float]] = [[] for _ in prompts]
         self.ids: list[list[int]] = [[] for _ in prompts]
+        self._settle_s = SETTLE_S if ring.spec.microbatches is None else 0.0
+        self._since_s = float("-inf")
         self._all_started = asyncio.Event()
+        self._settled = asyncio.Event()
         self._num_started = 0
         self._enough = asyncio.Event()
         self._num_enough = 0
@@ -115,6 +122,9 @@ class _Streams:
         tasks = [asyncio.create_task(self._stream(number, prompt)) for number, prompt in enumerate(self._prompts)]
         try:
             await self._until(self._all_started, tasks)
+            if self._settle_s:
+                await self._settle(tasks)
+            self._goals = [len(ids) + self._wanted for ids in self.ids]
             self.before = await self._snapshot()
             await self._until(self._enough, tasks)
             self.after = await self._snapshot()
@@ -122,7 +132,7 @@ class _Streams:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        window = find_window(self.times, self._wanted)
+        window = find_window(self.times, self._wanted, self._since_s)
         if window is None:
             raise RunError("the sequences did not decode together long enough: fewer sequences, or more --tokens")
         return window
@@ -141,18 +151,28 @@ class _Streams:
         if done == 1:
             self._num_started += 1
             if self._num_started == len(self._prompts):
-                self._goals = [len(ids) + self._wanted for ids in self.ids]
                 self._all_started.set()
-        elif self._goals is not None and done == self._goals[number]:
+        elif self._goals is None:
+            if done >= SETTLE_TOKENS and all(len(ids) >= SETTLE_TOKENS for ids in self.ids):
+                self._settled.set()
+        elif done == self._goals[number]:
             self._num_enough += 1
             if self._num_enough == len(self._prompts):
                 self._enough.set()
 
+    async def _settle(self, tasks: list[asyncio.Task[None]]) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settle_s):
+                await self._until(self._settled, tasks)
+        self._since_s = time.monotonic()
+
     async def _until(self, event: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
         """``event``, or the first stream that ends (which none should before)."""
         waiting = asyncio.create_task(event.wait())
-        done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
+        try:
+            done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
         for task in done - {waiting}:
             task.result()
 
@@ -173,6 +193,7 @@ def _report(streams: _Streams, window: Window, prefill_tokens_per_s: float, firs
         decode_tokens_per_s=window.tokens_per_s,
         gaps_s=window.gaps_s,
         window_s=window.stop_s - window.start_s,
+        microbatch_rows=decode[-1].num_rows / max(1, decode[-1].num_works),
         computes_s=tuple(use.mean_s for use in decode),
         link_bytes_per_token=tuple((b - a) / tokens for a, b in zip(before.link_bytes, after.link_bytes, strict=True)),
         cpu_share=own,

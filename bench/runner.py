@@ -42,7 +42,6 @@ class ModelRunner:
         self._on_run = on_run
         self._cells = make_cells(options.profiles, [t.name for t in options.techniques], options.batches)
         self._links: dict[str, Profile] = {}
-        self._microbatches: dict[str, int] = {}
         self._num_done = 0
         self._started = time.monotonic()
 
@@ -117,7 +116,6 @@ class ModelRunner:
         batches: dict[Cell, int] = {}
         for cell in cells:
             ring = rings[TECHNIQUES[cell.technique].microbatches]
-            self._microbatches[cell.technique] = ring.runtime.plan.num_microbatches
             self._links.setdefault(cell.profile, load_profile(cell.profile, hidden=self._hidden))
             batches[cell] = cell.batch or await self._auto_batch(cell, ring)
         for repeat, cell in interleave(cells, self.options.repeats):
@@ -164,7 +162,6 @@ class ModelRunner:
             runs,
             self.subject,
             [profile.link(hop) for hop in range(num_links)],
-            self._microbatches[cell.technique],
             simulated=self.options.simulate,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from bench.floors import (
     bubble,
     excess_per_hop_s,
     floors,
-    microbatches_in_use,
     roofline_tokens_per_s,
 )
 from bench.predict import Setting, fit_paces, predict_by_cost, simulate
@@ -50,12 +50,12 @@ def cell_line(
     runs: Sequence[dict[str, Any]],
     subject: Subject,
     links: Sequence[LinkProfile],
-    microbatches: int,
     *,
     simulated: bool,
 ) -> dict[str, Any]:
     """The JSON line of ``cell`` from its runs (as :meth:`bench.load.Run.to_json`, with ``exact`` and ``flips``)."""
-    _, rows = microbatches_in_use(cell.batch, microbatches)
+    rows = math.ceil(_median(runs, "microbatch_rows") - 0.01)
+    microbatches = math.ceil(cell.batch / rows)
     computes = [statistics.median(one) for one in zip(*(run["computes_s"] for run in runs), strict=True)]
     floor = floors([link.forward for link in links], rows=rows, row_bytes=subject.row_bytes, computes_s=computes)
     speed = spread([run["decode_tokens_per_s"] for run in runs])

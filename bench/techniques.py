@@ -19,8 +19,8 @@ class Technique:
 
 
 PLAIN = Technique("plain", "one microbatch, even split, no compression", microbatches=1)
-MICROBATCH = Technique("microbatch", "several microbatches under way", microbatches=None)
-ALL = Technique("all", "everything the project has: several microbatches under way", microbatches=None)
+MICROBATCH = Technique("microbatch", "microbatches under way as the runtime tunes them", microbatches=None)
+ALL = Technique("all", "everything the project has: microbatches under way as the runtime tunes them", microbatches=None)
 TECHNIQUES = {technique.name: technique for technique in (PLAIN, MICROBATCH, ALL)}
 RESERVED = ("codec", "microbatch+codec")
 """Rows of the compression of activations, which the pipeline does not use yet."""

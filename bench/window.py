@@ -28,11 +28,11 @@ class Window:
         return statistics.median(self.gaps_s)
 
 
-def find_window(times: Sequence[Sequence[float]], tokens: int) -> Window | None:
-    """The window of ``tokens`` in the token times of each sequence; None while it is not complete."""
+def find_window(times: Sequence[Sequence[float]], tokens: int, since_s: float = float("-inf")) -> Window | None:
+    """The window of ``tokens`` in the token times of each sequence, from ``since_s`` on; None while it is not complete."""
     if not times or any(not one for one in times):
         return None
-    start = max(one[0] for one in times)
+    start = max(since_s, *(one[0] for one in times))
     inside = [[moment for moment in one if moment > start] for one in times]
     if any(len(one) < tokens for one in inside):
         return None

@@ -37,6 +37,13 @@ def test_a_window_starts_with_the_last_first_token_and_ends_when_all_have_enough
     assert found.time_per_token_s == 1.0
 
 
+def test_a_window_may_begin_later() -> None:
+    found = find_window([[0.0, 1.0, 2.0, 3.0, 4.0]], 2, since_s=1.5)
+    assert found is not None
+    assert (found.start_s, found.stop_s, found.num_tokens, found.gaps_s) == (1.5, 3.0, 2, (1.0,))
+    assert find_window([[0.0, 1.0, 2.0]], 2, since_s=1.5) is None
+
+
 @pytest.mark.parametrize("times", [[], [[]], [[0.0, 1.0], []], [[0.0, 1.0, 2.0], [5.0, 6.0]]])
 def test_no_window_while_a_sequence_has_too_few(times: list[list[float]]) -> None:
     assert find_window(times, 2) is None
@@ -215,6 +222,7 @@ def _run(speed: float, **changed: Any) -> dict[str, Any]:
         "decode_tokens_per_s": speed,
         "gaps_s": [1 / speed] * 4,
         "computes_s": [0.001, 0.002, 0.001],
+        "microbatch_rows": 1.0,
         "link_bytes_per_token": [600.0, 600.0, 60.0],
         "cpu_share": 0.2,
         "others_cpu_share": 0.0,
@@ -229,7 +237,7 @@ def _line(runs: list[dict[str, Any]]) -> dict[str, Any]:
     subject = Subject("demo", "bfloat16", 3, (3, 3, 2), 256, 512, None, None, 16, 8)
     profile = load_profile("125M-60ms")
     links = [profile.link(hop) for hop in range(3)]
-    return cell_line(Cell("125M-60ms", "plain", 1), runs, subject, links, 1, simulated=True)
+    return cell_line(Cell("125M-60ms", "plain", 1), runs, subject, links, simulated=True)
 
 
 def test_a_line_has_every_field_and_medians_of_its_runs() -> None:
