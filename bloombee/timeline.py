@@ -185,10 +185,10 @@ class Timeline:
             hops, left = [dict(sent.spans)], sent.stop_ns
             for stage, known in zip(self.stages, chains, strict=True):
                 chain = known[number]
-                hops[-1]["wire"] = self.on_head_clock(stage, chain.start_ns) - left
+                _add_wire(hops[-1], self.on_head_clock(stage, chain.start_ns) - left)
                 hops.append(dict(chain.spans))
                 left = self.on_head_clock(stage, chain.stop_ns)
-            hops[-1]["wire"] = arrivals[number] - left
+            _add_wire(hops[-1], arrivals[number] - left)
             rings[number] = hops
         return rings
 
@@ -221,7 +221,7 @@ class Timeline:
                     events += _events(span, pid, chain.microbatch, start, length)
                     start += length
         for number, hops in self._rings().items():
-            start = self._forward_stop(number) - origin
+            start = self._forward(number).start_ns + hops[0]["send"] - origin
             for pid, parts in enumerate(hops):
                 if pid:
                     start += sum(length for name, length in parts.items() if name != "wire")
@@ -229,8 +229,15 @@ class Timeline:
                 start += parts["wire"]
         return {"traceEvents": events, "displayTimeUnit": "ms"}
 
-    def _forward_stop(self, microbatch: int) -> int:
-        return next(c.stop_ns for c in self.head.chains if c.microbatch == microbatch and c.phase is not None)
+    def _forward(self, microbatch: int) -> Chain:
+        return next(c for c in self.head.chains if c.microbatch == microbatch and c.phase is not None)
+
+
+def _add_wire(hop: dict[str, int], wire: int) -> None:
+    """What lies between two processes; the next may have the frame before the call that sent it has returned: that is no wire."""
+    early = min(max(0, -wire), hop["send"])
+    hop["send"] -= early
+    hop["wire"] = wire + early
 
 
 _TRACKS = ((0, "loop"), (1, "device"))
@@ -313,7 +320,9 @@ def read(path: Path) -> ProcessTrace:
                 fields = ("process", "worker", "stage", "num_stages", "clock")
                 process = ProcessTrace(*(record[name] for name in fields))
             elif "peer" in record:
-                process.clocks[record["peer"]] = (record["offset_ns"], record["error_ns"])
+                peer, estimate = record["peer"], (int(record["offset_ns"]), int(record["error_ns"]))
+                if peer not in process.clocks or estimate[1] <= process.clocks[peer][1]:
+                    process.clocks[peer] = estimate
             else:
                 process.chains.append(_chain(record))
         except (ValueError, KeyError, TypeError, AttributeError) as error:

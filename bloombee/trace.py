@@ -7,7 +7,7 @@ the tracer's own turns them into text and writes them, a second's worth at a tim
 The lines of a file, all times in nanoseconds of the process's own monotonic clock::
 
     {"process": "local-1", "worker": 2, "stage": 1, "num_stages": 3, "clock": "5f0c...", ...}    first line
-    {"peer": 0, "offset_ns": 1200, "error_ns": 60000}    a peer's clock = own clock + offset, +- error
+    {"peer": 0, "offset_ns": 1200, "error_ns": 60000}    a peer's clock = own clock + offset, +- error; the surest counts
     {"microbatch": 7, "start_ns": 88123, "spans": {"receive": 31000, "queue": 9000, ...}}        one after the other
     {"microbatch": 7, "start_ns": 88050, "spans": {"send": 40000}, "phase": 0, "sequences": [1]}  the head's, with facts
 

@@ -36,6 +36,7 @@ U63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 U64 = Annotated[int, Meta(ge=0)]
 """msgpack has no integer above 2**64 - 1, and msgspec takes no bound that exceeds an int64."""
 Real = Annotated[float, Meta(ge=-1e18, le=1e18)]
+Amount = Annotated[float, Meta(ge=0, le=1e18)]
 Name = Annotated[str, Meta(max_length=256)]
 Path = Annotated[str, Meta(max_length=4096)]
 Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
@@ -215,16 +216,16 @@ class LinkReport(Message, frozen=True, tag=23):
     epoch: U32
     target: U32
     """The worker at the link's other end; 0: the head."""
-    rtt_s: Real | None
-    rtt_std_s: Real
-    base_rtt_s: Real | None
-    bandwidth_bytes_per_s: Real | None
-    bandwidth_low_bytes_per_s: Real | None
-    bandwidth_std_bytes_per_s: Real
-    fast_bytes_per_s: Real | None
+    rtt_s: Amount | None
+    rtt_std_s: Amount
+    base_rtt_s: Amount | None
+    bandwidth_bytes_per_s: Amount | None
+    bandwidth_low_bytes_per_s: Amount | None
+    bandwidth_std_bytes_per_s: Amount
+    fast_bytes_per_s: Amount | None
     num_frames: U63
     num_bytes: U63
-    busy_s: Real
+    busy_s: Amount
     num_changes: U32
 
 

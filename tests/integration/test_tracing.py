@@ -13,6 +13,7 @@ import pytest
 import bloombee
 from bloombee import timeline
 from bloombee.errors import ConfigError
+from bloombee.types import HEAD
 
 NUM_TOKENS = 64
 
@@ -33,11 +34,12 @@ def test_the_parts_add_up_to_the_time_a_token_took(tmp_path: Path) -> None:
     assert got.num_tokens == got.num_seen == 2 * (NUM_TOKENS - 1)
     assert got.total_ms == pytest.approx(outside_ms, rel=0.05)
     assert got.total_ms == pytest.approx(got.measured_ms, rel=0.05)
-    # All on one machine: clocks are known exactly. Only the other process can be quicker than the return from a send.
-    assert all(length >= 0 for hop in got.hops for name, length in hop.parts_ms.items() if name != "wire")
-    assert all(hop.parts_ms["send"] + hop.parts_ms["wire"] > 0 for hop in got.hops)
+    # All on one machine: clocks are known exactly, so no part can be negative.
+    assert all(length >= 0 for hop in got.hops for length in hop.parts_ms.values())
     assert all(hop.parts_ms["compute"] > 0 for hop in got.hops[1:])
-    assert all(process.clocks for process in merged.stages)
+    # The handshakes' estimates, not needed here, are right: it is one clock.
+    assert all(abs(offset) <= error for process in merged.stages for offset, error in process.clocks.values())
+    assert all(HEAD in process.clocks for process in merged.stages)
 
 
 def test_sequences_in_company_add_up_too(tmp_path: Path) -> None:

@@ -67,6 +67,17 @@ def test_the_sum_does_not_depend_on_how_well_clocks_are_known(one: int, two: int
     assert got.total_ms == pytest.approx(TOKEN_MS)
 
 
+def test_a_frame_that_is_there_before_its_sender_knows_took_no_time_on_the_wire() -> None:
+    processes = run((0, 0), same=True, clocks=False)
+    for chain in (chains := processes[2].chains)[:]:
+        spans = dict(chain.spans) | {"send": (STAGE["send"] + WIRES[1] + 2) * MS}
+        chains[chains.index(chain)] = Chain(chain.microbatch, chain.start_ns, tuple(spans.items()))
+    got = Timeline(processes).breakdown()
+    assert got.hops[1].parts_ms["wire"] == 0
+    assert got.hops[1].parts_ms["send"] == pytest.approx(STAGE["send"] + WIRES[1])
+    assert got.total_ms == pytest.approx(TOKEN_MS)
+
+
 def test_the_surest_way_between_clocks_is_taken() -> None:
     processes = run((5 * MS, 8 * MS))
     assert align(processes) == {0: (0, 0), 1: (-5 * MS, 10), 2: (-8 * MS, 15)}
@@ -136,7 +147,9 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.jsonl",
         HEADER,
+        {"peer": 0, "offset_ns": 9, "error_ns": 60},
         {"peer": 0, "offset_ns": 5, "error_ns": 6},
+        {"peer": 0, "offset_ns": 8, "error_ns": 7},
         {"microbatch": 3, "start_ns": 9, "spans": {"send": 2}, "phase": 0, "sequences": [1, 2]},
     )
     with path.open("a") as file:
