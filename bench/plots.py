@@ -16,6 +16,7 @@ from bench.screen import title
 
 Line = dict[str, Any]
 PLAIN_NUMBERS = FuncFormatter(lambda value, _: f"{value:g}")
+TWO_AND_FIVE = FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
 COLOURS = {"plain": "#888888", "microbatch": "#1f77b4", "codec": "#2ca02c", "microbatch+codec": "#9467bd", "all": "#d62728"}
 PARTS = (
     ("device", "floor_compute_s", "#4c78a8"),
@@ -92,7 +93,7 @@ def draw_predicted(axis: Any, lines: Sequence[Line]) -> None:
     is_narrow = ends[1] < 10 * ends[0]
     for side in (axis.xaxis, axis.yaxis):
         side.set_major_formatter(PLAIN_NUMBERS)
-        side.set_minor_formatter(PLAIN_NUMBERS if is_narrow else NullFormatter())
+        side.set_minor_formatter(TWO_AND_FIVE if is_narrow else NullFormatter())
     axis.tick_params(which="minor", labelsize=7)
     axis.set_xlabel("measured tokens/s")
     axis.set_ylabel("predicted tokens/s")
@@ -125,7 +126,7 @@ def _against_profiles(axis: Any, lines: Sequence[Line], field: str, scale: float
     axis.set_xticks(range(len(profiles)), profiles, rotation=20)
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter(PLAIN_NUMBERS)
-    axis.yaxis.set_minor_formatter(PLAIN_NUMBERS)
+    axis.yaxis.set_minor_formatter(TWO_AND_FIVE)
     axis.tick_params(which="minor", labelsize=7)
     axis.set_ylabel(label)
     axis.set_xlabel("bandwidth-round trip of every link")

@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-FILE_WIDTH = 150
+FILE_WIDTH = 156
 """Of a table that goes to a file or a pipe."""
 NOTES = (
     "tok/s of all sequences and ms/token of one: medians, +- half of p10 to p90. floor: delays + raw payload on the wires +"
     " device time, once round. +/hop: ms that a token takes beyond it, a hop. predicted: tok/s by the cost model. idle: of the"
     " bottleneck.",
-    "cpu: ours + other programs' share of all cores. Marks: contended (our own CPU use is the limit), WRONG TOKENS, flips"
-    " (bf16 ties that fell the other way).",
+    "cpu: ours + other programs' share of all cores; !: contended, our own CPU use is the limit. flips: tokens that one process"
+    " would have chosen otherwise (ties in bf16); WRONG: not by rounding.",
 )
 
 
@@ -66,9 +66,8 @@ def table(lines: Sequence[dict[str, Any]]) -> Table:
     for name in ("profile", "technique"):
         shown.add_column(name, no_wrap=True)
     names = ["B", "M x rows", "tok/s", "+-", "ms/token", "+-", "floor", "+/hop", "predicted"]
-    for name in [*names, *(["simulated"] if simulated else []), "prefill/s", "first ms", "idle", "cpu"]:
+    for name in [*names, *(["simulated"] if simulated else []), "prefill/s", "first ms", "idle", "cpu", "flips"]:
         shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("marks")
     for before, line in zip([first, *lines], lines, strict=False):
         if line["profile"] != before["profile"]:
             shown.add_section()
@@ -105,8 +104,8 @@ def _cells(line: dict[str, Any], simulated: bool) -> list[str]:
         f"{line['prefill_tokens_per_s']:.0f}",
         f"{1e3 * line['time_to_first_token_s']:.0f}",
         f"{line['bubble']:.0%}",
-        f"{line['cpu_share']:.0%}+{line['others_cpu_share']:.0%}",
-        ", ".join(_marks(line)),
+        f"{line['cpu_share']:.0%}{'!' if line['contended'] else ''}+{line['others_cpu_share']:.0%}",
+        str(line["flips"]) if line["exact"] else "[bold red]WRONG[/]",
     ]
     return cells
 
@@ -118,9 +117,3 @@ def _half(spread: dict[str, float]) -> str:
 
 def _beside(value: float, measured: float) -> str:
     return f"{value:.1f} ({value / measured - 1:+.0%})"
-
-
-def _marks(line: dict[str, Any]) -> list[str]:
-    marks = [] if line["exact"] else ["[bold red]WRONG TOKENS[/]"]
-    marks += [f"{line['flips']} flips"] if line["flips"] and line["exact"] else []
-    return marks + (["contended"] if line["contended"] else [])
