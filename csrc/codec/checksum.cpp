@@ -45,6 +45,7 @@ uint32_t multiply(uint32_t a, uint32_t b) {
     return product;
 }
 
+#if BLOOMBEE_X86
 // x^n modulo the polynomial, in the same order of bits.
 uint32_t power_of_x(size_t n) {
     uint32_t power = 1u << 31, square = 1u << 30;
@@ -55,7 +56,6 @@ uint32_t power_of_x(size_t n) {
     return power;
 }
 
-#if BLOOMBEE_X86
 // The products of the two halves of 16 bytes are reflected, which shifts them by a bit, and a register stands for 32
 // zero bits more than it holds: hence the +-32 and the << 1 (Gopal et al. 2009, Intel 323102).
 CrcFold make_fold(size_t distance_bytes) {
