@@ -33,6 +33,7 @@ _ENDPOINT = re.compile(r"tcp://(?:\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _DTYPES = ("auto", *(str(dtype) for dtype in Dtype))
+_CODEC_MODES = ("auto", "on", "off")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _ENDPOINT_RULE = "tcp://HOST:PORT (port 0: any free one)"
 
@@ -60,6 +61,7 @@ class RuntimeConfig:
     remote_workers: int = option(0, "Wait for this many workers to join from elsewhere instead of starting any.")
     microbatches: int | None = option(None, "Microbatches under way at once; default: tuned live, by measured costs.")
     target_s: float | None = option(None, "Seconds a token to keep, with fewer requests at once; default: most throughput.")
+    codec: str = option("auto", "Lossless compression of activations: auto (on a link where it pays), on or off.")
     max_microbatch_rows: int = option(512, "Most tokens in one microbatch; longer prompts go in chunks.")
     page_size: int = option(16, "Tokens in a page of KV memory.")
     kv_tokens: int | None = option(None, "Tokens of KV memory on every stage; default: what the workers' memory allows.")
@@ -90,6 +92,7 @@ class RuntimeConfig:
             self, "microbatches", self.microbatches is None or _whole(self.microbatches, 1, 256), "a whole number from 1 to 256"
         )
         _check(self, "target_s", self.target_s is None or _seconds(self.target_s), "seconds > 0")
+        _check(self, "codec", self.codec in _CODEC_MODES, _one_of(_CODEC_MODES))
         _check(self, "max_microbatch_rows", _whole(self.max_microbatch_rows, 1, 2**16), "a whole number from 1 to 65536")
         _check(self, "page_size", _whole(self.page_size, 1, 1024), "a whole number from 1 to 1024")
         _check(

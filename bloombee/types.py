@@ -233,13 +233,27 @@ class DeviceUse:
 
 @dataclass(frozen=True, slots=True)
 class StageUse:
-    """What a stage's device has done, by phase."""
+    """What a stage has done since it was loaded: its device by phase, and its codec.
+
+    Args:
+        encoded_frames: calls of the codec's encoder.
+        raw_bytes, sent_bytes: of all activations that left the stage, before and after the codec.
+    """
 
     decode: DeviceUse = DeviceUse()
     prefill: DeviceUse = DeviceUse()
+    encoded_frames: int = 0
+    raw_bytes: int = 0
+    sent_bytes: int = 0
 
     def __sub__(self, other: StageUse) -> StageUse:
-        return StageUse(self.decode - other.decode, self.prefill - other.prefill)
+        return StageUse(
+            self.decode - other.decode,
+            self.prefill - other.prefill,
+            self.encoded_frames - other.encoded_frames,
+            self.raw_bytes - other.raw_bytes,
+            self.sent_bytes - other.sent_bytes,
+        )
 
 
 @dataclass(frozen=True, slots=True)

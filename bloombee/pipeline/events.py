@@ -50,6 +50,14 @@ class ComputeFailed(Struct, frozen=True, gc=False):
     now: float
 
 
+class Recoded(Struct, frozen=True, gc=False):
+    """The kept frame ``frame`` has been encoded otherwise: send it again so."""
+
+    frame: int
+    payload: object
+    now: float
+
+
 class LinkRestored(Struct, frozen=True, gc=False):
     """A connection came back: whatever was under way on it may be lost."""
 

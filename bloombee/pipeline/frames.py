@@ -83,6 +83,21 @@ class FrameSender:
             kept.tries += 1
         return [kept.send for kept in again]
 
+    def payload(self, number: int) -> object | None:
+        """Of a kept frame; None if it is not kept any more."""
+        kept = self._kept.get(number)
+        return kept.send.payload if kept is not None else None
+
+    def replace(self, number: int, payload: object, now: float) -> list[Send]:
+        """The same frame again with another payload, from now on."""
+        kept = self._kept.get(number)
+        if kept is None:
+            return []
+        kept.send = Send(kept.send.to, kept.send.lane, kept.send.message, payload)
+        kept.sent_at = now
+        kept.tries += 1
+        return [kept.send]
+
     def tick(self, now: float) -> list[Send]:
         """Again every kept frame that has been silent too long."""
         overdue = {

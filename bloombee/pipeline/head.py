@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from bloombee.codec.choice import CodecMode
 from bloombee.errors import (
     BloomBeeError,
     ConfigError,
@@ -70,6 +71,7 @@ class PlanRequest:
     page_size: int
     num_microbatches: int
     pages_fixed: bool = True
+    codec: CodecMode = CodecMode.OFF
     order: tuple[str, ...] = ()
     """Names of workers in the order of their stages; the others follow as they joined."""
     trace: bool = False
@@ -225,6 +227,7 @@ class HeadCore:
             num_pages=plan.num_pages,
             page_size=plan.page_size,
             num_microbatches=plan.num_microbatches,
+            codec=self.request.codec,
             predecessor=self._peer(plan, index - 1, index - 1),
             successor=self._peer(plan, index + 1, index),
             trace=self.request.trace,

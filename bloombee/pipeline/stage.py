@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from bloombee.errors import BloomBeeError, LocalProtocolError, PoolExhausted, RemoteProtocolError, StalePlan, to_wire
 from bloombee.kv.pool import PagePool, PageTable, pages_for
 from bloombee.pipeline.commands import Command, Compute, Send
-from bloombee.pipeline.events import Computed, ComputeFailed, LinkRestored, Port, StageReceived, Tick
+from bloombee.pipeline.events import Computed, ComputeFailed, LinkRestored, Port, Recoded, StageReceived, Tick
 from bloombee.pipeline.frames import FrameReceiver, FrameSender
 from bloombee.pipeline.work import Outcome, Segment, Work
 from bloombee.types import Lane, Phase, SequenceId
@@ -60,7 +60,7 @@ class _Job:
 
 
 class StageCore:
-    """events: StageReceived, Computed, ComputeFailed, LinkRestored, Tick. commands: Send, Compute."""
+    """events: StageReceived, Computed, ComputeFailed, Recoded, LinkRestored, Tick. commands: Send, Compute."""
 
     def __init__(self, assign: Assign, *, resend_after_s: float) -> None:
         self.assign = assign
@@ -80,7 +80,7 @@ class StageCore:
 
     # -- the one door ----------------------------------------------------------------------
 
-    def handle(self, event: StageReceived | Computed | ComputeFailed | LinkRestored | Tick) -> list[Command]:
+    def handle(self, event: StageReceived | Computed | ComputeFailed | Recoded | LinkRestored | Tick) -> list[Command]:
         """Raises RemoteProtocolError or StalePlan for a message the peer must not send; the state is as it was."""
         if type(event) is StageReceived:
             return self._received(event)
@@ -90,6 +90,8 @@ class StageCore:
             case ComputeFailed(error=error):
                 self.failed = True
                 return [self._fail(error)]
+            case Recoded(frame=frame, payload=payload, now=now):
+                return list(self.downstream.replace(frame, payload, now))
             case LinkRestored(port=Port.DOWNSTREAM, now=now):
                 return list(self.downstream.resend(now, lambda _: True))
             case LinkRestored(port=Port.UPSTREAM, now=now):

@@ -60,7 +60,9 @@ class Sender:
         self._ship = ship
         self._default = default_table(dtype, channels)
         self._table = self._default
-        self._fitted: dict[bytes, Table] = {}
+        self._made: dict[bytes, Table] = {}
+        """Every table fitted of late: a frame under way may need any of them to be coded anew."""
+        self._needs_fit = True
         self._samples: list[bytes] = []
         self._sample_rows = 0
         self._is_fitting = False
@@ -90,15 +92,15 @@ class Sender:
 
     def held(self, key: bytes) -> None:
         """The receiver holds the table: use it."""
-        table = self._fitted.get(key)
+        table = self._made.get(key)
         if table is not None:
             self._table = table
             self._first_ratio = self._ratio = None
 
     def unknown(self, key: bytes) -> None:
         """The receiver does not know it (it restarted, or the table was lost): back to the default, and fit anew."""
-        self._fitted.pop(key, None)
         if self._table.key == key:
+            self._needs_fit = True
             self._table = self._default
             self._first_ratio = self._ratio = None
 
@@ -106,9 +108,8 @@ class Sender:
         """The same frame for a receiver that does not know its table: with the default one. Not for the event loop."""
         header, buffer = payload
         rows = header.shape[0]
-        tables = {table.key: table for table in (*self._fitted.values(), self._table)}
         raw = bytearray(header.raw_bytes)
-        api.decode(buffer, raw, shape=(rows, self._channels), dtype=self._dtype, tables=tables)
+        api.decode(buffer, raw, shape=(rows, self._channels), dtype=self._dtype, tables=self._made)
         return self._encoded(memoryview(raw), rows, self._default)
 
     def _encoded(self, raw: memoryview, rows: int, table: Table) -> Payload:
@@ -139,7 +140,7 @@ class Sender:
             threading.Thread(target=self._fit, args=(samples,), name="bloombee-codec-fit", daemon=True).start()
 
     def _wants_fit(self) -> bool:
-        if not self._fitted:
+        if self._needs_fit:
             return True
         decayed = self._first_ratio is not None and self._ratio is not None and self._ratio < self._first_ratio * (1 - DECAY)
         return decayed and self._frames_since_fit >= MIN_FRAMES_BETWEEN_FITS
@@ -148,7 +149,10 @@ class Sender:
         try:
             limit = FIT_ROWS * self._channels * self._dtype.num_bytes
             table = fit(samples[-limit:], self._dtype, channels=self._channels)
-            self._fitted = {table.key: table}
+            self._made[table.key] = table
+            while len(self._made) > MAX_TABLES:
+                del self._made[next(iter(self._made))]
+            self._needs_fit = False
             self._frames_since_fit = 0
             self._ship(table)
         except (ValueError, BloomBeeError):

@@ -7,6 +7,8 @@ nothing slow ever runs on the loop and the device never waits for it.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 import logging
 import queue
 import threading
@@ -14,23 +16,20 @@ import time
 from collections.abc import Callable
 from typing import Any, cast
 
-from bloombee.codec.checksum import crc32c
-from bloombee.errors import BloomBeeError, CorruptPayload, DeviceError, RemoteProtocolError
+from bloombee.codec.choice import CodecMode
+from bloombee.codec.table import Table
+from bloombee.errors import BloomBeeError, DeviceError, RemoteProtocolError
 from bloombee.pace import Pace
 from bloombee.pipeline.work import Outcome, Work
 from bloombee.plan.standin import is_standin
+from bloombee.roles.coding import Payload, Receiver, Sender
 from bloombee.roles.precise_sleep import sleep_until, wake_exactly
 from bloombee.roles.tracing import StageTrace
 from bloombee.types import Dtype, Phase, Span
-from bloombee.wire.envelope import TensorHeader
 from bloombee.wire.messages import Assign, Tally
 
 log = logging.getLogger(__name__)
-RAW_CODEC = 0
 PROGRESS_EVERY_S = 0.1
-
-Payload = tuple[TensorHeader, Any]
-"""A tensor as it travels: header and a buffer of ``header.encoded_bytes`` bytes."""
 
 
 class DeviceThread:
@@ -62,6 +61,9 @@ class DeviceThread:
         """The module engine.buffers, once something is loaded: importing it costs a worker torch."""
         self._dtype = Dtype.FLOAT32
         self._hidden_size = 0
+        self.sender: Sender | None = None
+        self.receiver: Receiver | None = None
+        """Of the boundaries after and before this stage, once it is loaded."""
         self._tallies: dict[Phase, list[int]] = {phase: [0, 0, 0, 0, 0] for phase in Phase}
         """As wire.messages.Tally, of forwards since the start."""
         self.trace: StageTrace | None = None
@@ -83,9 +85,28 @@ class DeviceThread:
         on_progress: Callable[[int, int], None],
         on_done: Callable[[int, int], None],
         on_error: Callable[[BloomBeeError], None],
+        on_table: Callable[[Table], None],
     ) -> None:
-        """Load the span; ``on_done(weight_bytes, kv_bytes)``. All three are called on the event loop."""
-        self._queue.put(lambda: self._load(assign, on_progress, on_done, on_error))
+        """Load the span; ``on_done(weight_bytes, kv_bytes)``. ``on_table`` gets each table fitted to what leaves the stage.
+        All four are called on the event loop."""
+        self._queue.put(lambda: self._load(assign, on_progress, on_done, on_error, on_table))
+
+    def forgo_codec(self) -> None:
+        """The other side does not have it."""
+        if self.sender is not None:
+            self.sender.choice = dataclasses.replace(self.sender.choice, mode=CodecMode.OFF)
+
+    def recode(self, payload: Payload, *, on_done: Callable[[Payload], None], on_error: Callable[[BloomBeeError], None]) -> None:
+        """The same frame coded with the default table."""
+
+        def task() -> None:
+            assert self.sender is not None
+            try:
+                self._post(on_done, self.sender.recode(payload))
+            except BloomBeeError as error:
+                self._post(on_error, error)
+
+        self._queue.put(task)
 
     def run(self, work: Work, *, on_done: Callable[[Outcome], None], on_error: Callable[[BloomBeeError], None]) -> None:
         """Run ``work`` after everything asked before."""
@@ -115,12 +136,18 @@ class DeviceThread:
         on_progress: Callable[[int, int], None],
         on_done: Callable[[int, int], None],
         on_error: Callable[[BloomBeeError], None],
+        on_table: Callable[[Table], None],
     ) -> None:
         try:
             self._model = self._build(assign, on_progress)
             from bloombee.engine import buffers
 
             self._buffers = buffers
+            if assign.start > 0:
+                self.receiver = Receiver(self._dtype, self._model.hidden_size)
+            if assign.stop < assign.num_layers:
+                ship = functools.partial(self._post, on_table)
+                self.sender = Sender(self._dtype, self._model.hidden_size, CodecMode(assign.codec), ship)
             self._post(on_done, self._model.weight_bytes, 0)
         except BloomBeeError as error:
             self._post(on_error, error)
@@ -215,15 +242,11 @@ class DeviceThread:
             CorruptPayload: the checksum does not match.
             RemoteProtocolError: another dtype or width than this model's.
         """
-        header, buffer = cast(Payload, work.hidden)
-        if header.codec != RAW_CODEC or header.dtype != self._dtype or header.shape[1] != self._model.hidden_size:
-            raise RemoteProtocolError(
-                f"activations of {header.dtype} {list(header.shape)}, codec {header.codec}: this stage takes"
-                f" {self._dtype} [rows, {self._model.hidden_size}], codec {RAW_CODEC}",
-                path="tensors[0]",
-            )
-        if crc32c(buffer) != header.checksum:
-            raise CorruptPayload(f"activations of microbatch {work.microbatch} arrived damaged (checksum)")
+        payload = cast(Payload, work.hidden)
+        header = payload[0]
+        if self.receiver is None:
+            raise RemoteProtocolError("activations came to the stage that holds the embedding", path="tensors[0]")
+        buffer = self.receiver.decode(payload)
         rows = self._buffers.from_buffer(buffer, header.shape[0], header.shape[1], self._dtype)
         if work.num_rows != header.shape[0]:
             import torch
@@ -232,9 +255,8 @@ class DeviceThread:
         return rows
 
     def _encode(self, hidden: Any) -> Payload:
-        buffer = self._buffers.to_buffer(hidden).data
-        num_bytes = buffer.nbytes
-        return TensorHeader(self._dtype, tuple(hidden.shape), RAW_CODEC, num_bytes, num_bytes, crc32c(buffer)), buffer
+        assert self.sender is not None
+        return self.sender.encode(self._buffers.to_buffer(hidden).data, hidden.shape[0])
 
 
 def _pick_device(name: str) -> str:

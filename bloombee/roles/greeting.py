@@ -36,6 +36,8 @@ class Greeter:
         self._on_open = on_open
         self._on_error = on_error
         self._told = False
+        self.codecs: tuple[int, ...] = ()
+        """What both sides have, once open."""
         if not isinstance(machine, Listener):
             self._do(machine.handle(Started(time.monotonic_ns())))
 
@@ -60,7 +62,8 @@ class Greeter:
             match command:
                 case Say(lane=lane, message=message):
                     self._endpoint.send(self._link, lane, message)
-                case Opened(clock=clock):
+                case Opened(codecs=codecs, clock=clock):
+                    self.codecs = codecs
                     if not self._told:
                         self._told = True
                         self._on_open(clock)

@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from bloombee.codec.choice import CodecMode
 from bloombee.config import LocalWorker, RuntimeConfig, WorkerConfig
 from bloombee.errors import (
     BloomBeeError,
@@ -329,7 +330,9 @@ class HeadRole:
 
     async def stage_use(self) -> tuple[StageUse, ...]:
         """What every stage's device has done so far, asked now. Raises as :meth:`_measure`."""
-        return tuple(StageUse(_use(measured.decode), _use(measured.prefill)) for measured in await self._measure())
+        return tuple(
+            StageUse(_use(m.decode), _use(m.prefill), m.encoded_frames, m.raw_bytes, m.sent_bytes) for m in await self._measure()
+        )
 
     async def _measure(self) -> list[Measured]:
         """How every stage stands.
@@ -390,6 +393,7 @@ class HeadRole:
             num_microbatches=config.microbatches or MOST_MICROBATCHES,
             order=() if config.remote_workers else self._local_names(),
             pages_fixed=config.kv_tokens is not None,
+            codec=CodecMode[config.codec.upper()],
             trace=config.trace is not None,
         )
 

@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from bloombee.codec import api
+from bloombee.codec.table import Table
 from bloombee.errors import BloomBeeError, LinkDown, LocalProtocolError, RemoteProtocolError, to_wire
 from bloombee.pipeline.commands import Command, Compute, Send
-from bloombee.pipeline.events import Computed, ComputeFailed, LinkRestored, Port, StageReceived, Tick
+from bloombee.pipeline.events import Computed, ComputeFailed, LinkRestored, Port, Recoded, StageReceived, Tick
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Outcome
 from bloombee.roles.device import DeviceThread
@@ -29,6 +31,7 @@ from bloombee.wire.messages import (
     AnyMessage,
     Assign,
     Close,
+    CodecTable,
     Forward,
     Gap,
     Hello,
@@ -40,12 +43,14 @@ from bloombee.wire.messages import (
     Refused,
     Retire,
     StageFailed,
+    TableHeld,
+    TableUnknown,
     Verdict,
     Welcome,
 )
 
 log = logging.getLogger(__name__)
-CODECS = (0,)
+CODECS = (0, api.CODEC_ID)
 REPORT_EVERY_S = 2.0
 RESEND_AFTER_S = 30.0
 """TCP loses nothing while it stands; what a broken connection lost is resent when it is back."""
@@ -56,7 +61,11 @@ _PORT_OF: dict[type, Port] = {
     Gap: Port.DOWNSTREAM,
     Close: Port.HEAD,
     Retire: Port.HEAD,
+    CodecTable: Port.UPSTREAM,
+    TableHeld: Port.DOWNSTREAM,
+    TableUnknown: Port.DOWNSTREAM,
 }
+_OF_CODEC = (CodecTable, TableHeld, TableUnknown)
 _GREETINGS = (Hello, Welcome, Refused)
 
 
@@ -114,7 +123,7 @@ class StageHost:
             endpoint.dial(downstream.link, downstream.endpoint, downstream.key)
             hello = Hello(protocol=PROTOCOL_VERSION, swarm=swarm, worker=worker, software=VERSION, codecs=CODECS, sent_ns=0)
             self._greet(Port.DOWNSTREAM, Dialler(hello, peer=f"worker {downstream.worker} at {downstream.endpoint}"))
-        device.load(assign, on_progress=self._progress, on_done=self._load_done, on_error=self.fail)
+        device.load(assign, on_progress=self._progress, on_done=self._load_done, on_error=self.fail, on_table=self._ship)
 
     def port_of(self, link: bytes) -> Port | None:
         """Which neighbour of this stage ``link`` leads to, the head excepted."""
@@ -149,9 +158,12 @@ class StageHost:
             if self._trace is not None and kind is Forward:
                 self._trace.took(message.microbatch, self._endpoint.taken_ns)  # type: ignore[union-attr]
             now = self._now()
-            self._handle(StageReceived(message, now, payload))
-            if kind is Ack:
-                self._meter.acked(message, now)  # type: ignore[arg-type]
+            if kind in _OF_CODEC:
+                self._codec_said(message)
+            elif payload is None or not self._lacks_table(message, payload):
+                self._handle(StageReceived(message, now, payload))
+                if kind is Ack:
+                    self._meter.acked(message, now)  # type: ignore[arg-type]
         elif kind in _GREETINGS and (port := self.port_of(link)) is not None:
             self._greeted(port, lane, message)
         elif isinstance(message, Measure) and link == self._links[Port.HEAD]:
@@ -159,13 +171,52 @@ class StageHost:
         else:
             raise RemoteProtocolError(f"{kind.__name__} came over a link that may not say it", path="message.tag")
 
+    # -- the codec's tables ------------------------------------------------------------------
+
+    def _lacks_table(self, message: AnyMessage, payload: Any) -> bool:
+        """A frame whose table is not here is not taken: it is asked for again in another coding."""
+        receiver = self._device.receiver
+        key = receiver.missing(payload) if receiver is not None else None
+        if key is None or not isinstance(message, Forward):
+            return False
+        answer = TableUnknown(pipeline=self.assign.pipeline, epoch=self.assign.epoch, frame=message.frame, key=key)
+        self._send(Port.UPSTREAM, Lane.CONTROL, answer)
+        return True
+
+    def _codec_said(self, message: AnyMessage) -> None:
+        sender, receiver = self._device.sender, self._device.receiver
+        match message:
+            case CodecTable(body=body) if receiver is not None:
+                held = TableHeld(pipeline=self.assign.pipeline, epoch=self.assign.epoch, key=receiver.take(body))
+                self._send(Port.UPSTREAM, Lane.CONTROL, held)
+            case TableHeld(key=key) if sender is not None:
+                sender.held(key)
+            case TableUnknown(key=key, frame=frame) if sender is not None:
+                sender.unknown(key)
+                payload: Any = self.core.downstream.payload(frame)
+                if payload is not None and payload[0].codec == api.CODEC_ID:
+                    self._device.recode(
+                        payload, on_done=lambda new: self._handle(Recoded(frame, new, self._now())), on_error=self.fail
+                    )
+            case _:
+                raise RemoteProtocolError(f"{type(message).__name__}: this boundary carries no activations")
+
+    def _ship(self, table: Table) -> None:
+        if not self._failed:
+            body = CodecTable(pipeline=self.assign.pipeline, epoch=self.assign.epoch, body=table.to_bytes())
+            self._send(Port.DOWNSTREAM, Lane.BULK, body)
+
     def _measured(self, asked: Measure) -> None:
+        sender = self._device.sender
         answer = Measured(
             pipeline=asked.pipeline,
             epoch=asked.epoch,
             decode=self._device.tally(Phase.DECODE),
             prefill=self._device.tally(Phase.PREFILL),
             pages_free=self.core.pool.num_free,
+            encoded_frames=sender.num_encoded if sender is not None else 0,
+            raw_bytes=sender.raw_bytes if sender is not None else 0,
+            sent_bytes=sender.sent_bytes if sender is not None else 0,
         )
         self._send(Port.HEAD, Lane.CONTROL, answer)
 
@@ -275,6 +326,8 @@ class StageHost:
         if self._loaded is None or self._ready_said or self._failed or not all(g.is_open for g in self._greeters.values()):
             return
         self._ready_said = True
+        if Port.DOWNSTREAM in self._greeters and api.CODEC_ID not in self._greeters[Port.DOWNSTREAM].codecs:
+            self._device.forgo_codec()
         weight_bytes, kv_bytes = self._loaded
         message = Ready(pipeline=self.assign.pipeline, epoch=self.assign.epoch, weight_bytes=weight_bytes, kv_bytes=kv_bytes)
         self._send(Port.HEAD, Lane.CONTROL, message)
@@ -282,12 +335,18 @@ class StageHost:
     def _report(self, now: float) -> None:
         """What is known of the link to the next stage, if there is news."""
         facts = self._meter.facts()
+        if self._device.sender is not None:
+            self._device.sender.set_link(facts.bandwidth_bytes_per_s, facts.base_rtt_s or self._greeting_rtt_s())
         if self._failed or facts.num_frames == self._reported_frames or now - self._reported_at < REPORT_EVERY_S:
             return
         self._reported_at, self._reported_frames = now, facts.num_frames
         target = self.assign.successor.worker if self.assign.successor is not None else HEAD
         report = LinkReport(pipeline=self.assign.pipeline, epoch=self.assign.epoch, target=target, **dataclasses.asdict(facts))
         self._send(Port.HEAD, Lane.CONTROL, report)
+
+    def _greeting_rtt_s(self) -> float | None:
+        clock = self.clocks.get(Port.DOWNSTREAM)
+        return None if clock is None else clock.round_trip_ns / 1e9
 
     def fail(self, error: BloomBeeError) -> None:
         """Tell the head why this stage cannot go on; said once."""

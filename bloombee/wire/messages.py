@@ -9,9 +9,10 @@ Who says what to whom (docs/wire.md has the rules of each)::
 
     worker -> head      Join Hello Progress Ready StageFailed Measured LinkReport Heartbeat Closed Goodbye
     head -> worker      Joined Refused Welcome Assign Retire Measure Close Heartbeat Goodbye
-    along the ring      Forward (scheduler -> stage 0 -> ... -> last stage), Verdict (last stage -> scheduler)
-    against the ring    Ack Gap
+    along the ring      Forward (scheduler -> stage 0 -> ... -> last stage), Verdict (last stage -> scheduler), CodecTable
+    against the ring    Ack Gap TableHeld TableUnknown
     worker -> worker    Hello Welcome Refused, then the ring's
+    within a link       Piece PieceAck (between the two endpoints; nobody above them sees one)
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ Path = Annotated[str, Meta(max_length=4096)]
 Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
 LinkId = Annotated[bytes, Meta(min_length=16, max_length=16)]
 """Unguessable routing id of one link; lane n of it is the id + one byte n."""
+TableKey = Annotated[bytes, Meta(min_length=4, max_length=4)]
 Text = Annotated[str, Meta(max_length=8192)]
 Facts = Annotated[dict[Name, Text | int | float | bool | None], Meta(max_length=32)]
 
@@ -116,6 +118,24 @@ class Goodbye(Message, frozen=True, tag=7):
     reason: Text
 
 
+# -- bulk in pieces ----------------------------------------------------------------------------
+
+
+class Piece(Message, frozen=True, tag=8):
+    """The next bytes of the frame whose header came before, as one payload frame; bulk lanes only."""
+
+    number: U63
+    """Counts the pieces of this lane and direction from 0."""
+    offset: U32
+    """Of its first byte in the frame's payload."""
+
+
+class PieceAck(Message, frozen=True, tag=9):
+    """Every piece < upto that came on this link's bulk lane has been read. Control lanes only; cumulative."""
+
+    upto: U63
+
+
 # -- plans -------------------------------------------------------------------------------------
 
 
@@ -145,6 +165,8 @@ class Assign(Message, frozen=True, tag=16):
     page_size: U16
     num_microbatches: U16
     """Credits this stage grants its predecessor."""
+    codec: U8
+    """What to do about activations: codec.choice.CodecMode."""
     predecessor: Peer | None
     """None: the scheduler feeds this stage over the head's link."""
     successor: Peer | None
@@ -207,6 +229,10 @@ class Measured(Message, frozen=True, tag=22):
     decode: Tally
     prefill: Tally
     pages_free: U32
+    encoded_frames: U63
+    """Calls of the codec; raw and sent bytes are of all frames of activations, coded or not."""
+    raw_bytes: U63
+    sent_bytes: U63
 
 
 class LinkReport(Message, frozen=True, tag=23):
@@ -352,8 +378,33 @@ class Closed(Message, frozen=True, tag=37):
     pages_free: U32
 
 
+class CodecTable(Message, frozen=True, tag=40):
+    """A codec table fitted to what this boundary carries; used once the receiver says that it is held."""
+
+    pipeline: U32
+    epoch: U32
+    body: Annotated[bytes, Meta(min_length=1, max_length=1 << 20)]
+    """docs/codec.md, "Tables"."""
+
+
+class TableHeld(Message, frozen=True, tag=41):
+    pipeline: U32
+    epoch: U32
+    key: TableKey
+
+
+class TableUnknown(Message, frozen=True, tag=42):
+    """A frame needs a table that is not held here; it was not taken, and must come again with the default table."""
+
+    pipeline: U32
+    epoch: U32
+    frame: U63
+    key: TableKey
+
+
 AnyMessage = (
-    Join | Joined | Refused | Hello | Welcome | Heartbeat | Goodbye
+    Join | Joined | Refused | Hello | Welcome | Heartbeat | Goodbye | Piece | PieceAck
     | Assign | Progress | Ready | StageFailed | Retire | Measure | Measured | LinkReport
     | Forward | Verdict | Ack | Gap | Close | Closed
+    | CodecTable | TableHeld | TableUnknown
 )  # fmt: skip

@@ -32,6 +32,7 @@ def _core(*, stage: int = 0, num_stages: int = 2, num_pages: int = 8, credits_: 
         num_pages,
         4,
         credits_,
+        0,
         None,
         None,
         False,

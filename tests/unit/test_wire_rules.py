@@ -21,7 +21,7 @@ ITEM = m.Item(1, 0, 5, bytes(8), 1, None, None)
 FIRST = m.Item(1, 0, 0, bytes(8), 1, m.Opening(2, SAMPLING), None)
 FORWARD = m.Forward(0, 1, 5, 9, 0, (ITEM, FIRST))
 PEER = m.Peer(1, "tcp://h:1", bytes(32), bytes(16))
-ASSIGN = m.Assign(0, 1, 1, 3, 4, 8, 12, "demo", bytes(16), "float32", 10, 16, 2, PEER, PEER, False)
+ASSIGN = m.Assign(0, 1, 1, 3, 4, 8, 12, "demo", bytes(16), "float32", 10, 16, 2, 2, PEER, PEER, False)
 
 replace = msgspec.structs.replace
 
