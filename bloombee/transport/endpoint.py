@@ -4,7 +4,8 @@ Theory of operation. Everything runs on one asyncio loop without tasks: a socket
 :class:`~bloombee.transport.sockets.Reader`, which drains it and calls ``on_message``; ``send`` writes
 to the socket at once or, where ZeroMQ is at its high-water mark or the lane is not up, keeps the
 message in the lane's own bounded queue, which the same reader empties. Nothing blocks and nothing is copied
-on the way except frames below 64 KB.
+on the way except frames below 64 KB. Large frames of a bulk lane go in pieces, no more of them than the link's window
+(:mod:`bloombee.wire.window`) at a time: acknowledgements and a timer empty that queue.
 
 Who is at the other end is proven by CURVE on every connection; a lane's messages are delivered only if
 the key that ZAP saw is the key that the link was made for. The rest of the rules: docs/wire.md.
@@ -35,6 +36,7 @@ from bloombee.errors import (
     RemoteProtocolError,
     to_wire,
 )
+from bloombee.transport.bulk import LINK_MESSAGES, WHOLE_BYTES, Bulk, wrong_lane
 from bloombee.transport.events import Counters, LinkEvent, LinkEventKind
 from bloombee.transport.keys import KeyPair
 from bloombee.transport.lanes import LanePort, Unreachable
@@ -43,8 +45,9 @@ from bloombee.transport.sockets import Reader, has_input, has_room, new_dealer, 
 from bloombee.transport.zap import ZapHandler
 from bloombee.types import Lane, WorkerId
 from bloombee.wire.envelope import MAX_TENSORS, Envelope, TensorHeader, check_payloads, decode_header, encode_envelope
-from bloombee.wire.messages import AnyMessage, Join, Joined, Refused
+from bloombee.wire.messages import AnyMessage, Join, Joined, PieceAck, Refused
 from bloombee.wire.schema import Buffer
+from bloombee.wire.window import BulkWindow
 
 OnMessage = Callable[[bytes, Lane, Envelope, list[memoryview]], None]
 OnEvent = Callable[[LinkEvent], None]
@@ -76,6 +79,7 @@ class Endpoint:
             again. If given, any key may connect, and may say nothing else. If not, only keys of allowed links may.
         curve: off: plain TCP, nothing is encrypted and nobody's key is proven. ``key`` of on_join is then the link, twice.
         max_queued_messages, max_queued_bytes: of one lane, behind ZeroMQ's own high-water mark.
+        whole_bytes: payloads up to this go in one piece on bulk lanes too.
 
     The callbacks may call any method. What they raise goes to the loop's exception handler; other messages go on.
     """
@@ -91,6 +95,7 @@ class Endpoint:
         curve: bool = True,
         max_queued_messages: int = MAX_QUEUED_MESSAGES,
         max_queued_bytes: int = MAX_QUEUED_BYTES,
+        whole_bytes: int = WHOLE_BYTES,
     ) -> None:
         self.swarm = swarm
         self.stamps = False
@@ -106,6 +111,7 @@ class Endpoint:
         self._on_join = on_join
         self._max_queued_messages = max_queued_messages
         self._max_queued_bytes = max_queued_bytes
+        self._whole_bytes = whole_bytes
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._zap: ZapHandler | None = None
         self._router: Reader | None = None
@@ -114,6 +120,7 @@ class Endpoint:
         self._accepted: dict[bytes, LanePort] = {}
         self._allowed_keys: Counter[bytes] = Counter()
         self._backlog: set[LanePort] = set()
+        self._acks_due: set[bytes] = set()
         self._by_fd: dict[int, LanePort] = {}
         self._dead_fds: set[int] = set()
         self._skipping: set[zmq.Socket[bytes]] = set()
@@ -176,6 +183,7 @@ class Endpoint:
         ports = tuple(
             LanePort(link, lane, accepted=True, key=key, user_id=user_id, worker=worker, reader=self._router) for lane in Lane
         )
+        ports[Lane.BULK].bulk = Bulk(self._whole_bytes, self._look_at_router)
         self._links[link] = (ports[0], ports[1])
         self._allowed_keys[key] += 1
         for port in ports:
@@ -205,6 +213,7 @@ class Endpoint:
         if link in self._links:
             raise LocalProtocolError(f"link {link.hex()[:8]} exists already")
         ports = tuple(LanePort(link, lane, accepted=False, key=server_key, endpoint=endpoint) for lane in Lane)
+        ports[Lane.BULK].bulk = Bulk(self._whole_bytes, partial(self._look_at_dealer, ports[Lane.BULK]))
         try:
             for port in ports:
                 self._connect(port)
@@ -260,7 +269,8 @@ class Endpoint:
         reader = port.reader
         assert reader is not None
         try:
-            if (port.accepted or port.up) and not port.queue and port.write(header, payloads, num_bytes):
+            can_write = (port.accepted or port.up) and not port.queue and not port.cuts(payloads)
+            if can_write and port.write(header, payloads, num_bytes):
                 reader.recheck()
                 return num_bytes
         except Unreachable:
@@ -268,6 +278,8 @@ class Endpoint:
             return num_bytes
         port.enqueue(header, payloads, num_bytes, max_messages=self._max_queued_messages, max_bytes=self._max_queued_bytes)
         self._backlog.add(port)
+        if port.bulk is not None and not port.is_held:
+            self._flush(port)
         reader.again()
         return num_bytes
 
@@ -286,6 +298,19 @@ class Endpoint:
         if ports is None:
             raise LinkDown(f"no link {link.hex()[:8]}", link=link.hex())
         return ports[lane].counters
+
+    def bulk_window(self, link: bytes) -> BulkWindow:
+        """What bounds this side's bulk on the link, with its live estimates of bandwidth and round trip; to be read only.
+
+        Raises:
+            LinkDown: no such link at this endpoint.
+        """
+        ports = self._links.get(link)
+        if ports is None:
+            raise LinkDown(f"no link {link.hex()[:8]}", link=link.hex())
+        bulk = ports[Lane.BULK].bulk
+        assert bulk is not None
+        return bulk.window
 
     async def close(self, linger_s: float = 1.0) -> None:
         """Close every socket; at most ``linger_s`` is spent on what waits to be sent. Closing twice changes nothing.
@@ -352,16 +377,19 @@ class Endpoint:
             num_bytes += self._receive(socket, port)
             if num_bytes > _TURN_BYTES:
                 break
+        if self._acks_due:
+            self._say_acks()
         if socket.closed:
             return False
         if port is not None:
-            self._flush(port)
+            if not port.is_held:
+                self._flush(port)
             if socket.closed:
                 return False
-            return has_input(socket) or (bool(port.queue) and port.up and has_room(socket))
-        for waiting in [waiting for waiting in self._backlog if waiting.accepted]:
+            return has_input(socket) or (bool(port.queue) and port.up and not port.is_held and has_room(socket))
+        for waiting in [waiting for waiting in self._backlog if waiting.accepted and not waiting.is_held]:
             self._flush(waiting)
-        if any(waiting.accepted for waiting in self._backlog):
+        if any(waiting.accepted and not waiting.is_held for waiting in self._backlog):
             self._retry_router()
         return not socket.closed and has_input(socket)
 
@@ -410,10 +438,16 @@ class Endpoint:
             envelope = decode_header(header.buffer)
             if more:
                 raise RemoteProtocolError(f"more than {MAX_TENSORS} payload frames in a multipart", path="tensors")
-            if payloads or envelope.tensors:
-                check_payloads(envelope, [len(payload) for payload in payloads])
-            if envelope.swarm != self.swarm and type(envelope.message) not in _ANY_SWARM:
+            kind = type(envelope.message)
+            if envelope.swarm != self.swarm and kind not in _ANY_SWARM:
                 raise RemoteProtocolError("a message of another swarm", path="swarm")
+            if kind in LINK_MESSAGES or (port.bulk is not None and envelope.tensors and not payloads):
+                whole = self._receive_bulk(port, envelope, payloads)
+                if whole is None:
+                    return num_bytes
+                envelope, payloads = whole
+            elif payloads or envelope.tensors:
+                check_payloads(envelope, [len(payload) for payload in payloads])
         except ProtocolError as error:
             self._refuse(port, error)
             return num_bytes
@@ -422,6 +456,78 @@ class Endpoint:
         else:
             self._on_message(port.link, port.lane, envelope, payloads)
         return num_bytes
+
+    # -- bulk in pieces ------------------------------------------------------------------------
+
+    def _receive_bulk(
+        self, port: LanePort, envelope: Envelope, payloads: list[memoryview]
+    ) -> tuple[Envelope, list[memoryview]] | None:
+        """A piece, a frame's beginning or an acknowledgement came; the frame, if that made one whole.
+
+        Raises:
+            RemoteProtocolError: as docs/wire.md section 9 says.
+        """
+        message = envelope.message
+        if isinstance(message, PieceAck):
+            if port.bulk is not None or payloads:
+                raise wrong_lane(message)
+            bulk_port = self._links[port.link][Lane.BULK]
+            assert bulk_port.bulk is not None
+            bulk_port.bulk.window.acked(message.upto, time.monotonic())
+            if bulk_port.queue:
+                self._resume(bulk_port)
+            return None
+        if port.bulk is None:
+            raise wrong_lane(message)
+        if not envelope.tensors:  # a piece; the frame was counted with its beginning
+            port.counters.messages_in -= 1
+            self._acks_due.add(port.link)
+        return port.bulk.take(envelope, payloads)
+
+    def _say_acks(self) -> None:
+        """One acknowledgement for all the pieces of a turn. Behind a queue it waits: the last one says it all."""
+        for link in list(self._acks_due):
+            ports = self._links.get(link)
+            if ports is None:
+                self._acks_due.discard(link)
+                continue
+            control, bulk = ports[Lane.CONTROL], ports[Lane.BULK].bulk
+            assert bulk is not None
+            if (control.accepted or control.up) and not control.queue:
+                self._acks_due.discard(link)
+                self._say_ack(control, bulk.assembly.upto)
+
+    def _say_ack(self, control: LanePort, upto: int) -> None:
+        header = encode_envelope(self.swarm, PieceAck(upto))
+        assert control.reader is not None
+        try:
+            if not control.write(header, (), len(header)):
+                control.enqueue(header, (), len(header), max_messages=1, max_bytes=len(header))
+                self._backlog.add(control)
+                control.reader.again()
+        except Unreachable:
+            return  # it is said again when the lane is back
+        control.reader.recheck()
+
+    def _say_again(self, port: LanePort) -> None:
+        """A control lane is back: acknowledgements may have been lost with the connection before."""
+        bulk = self._links[port.link][Lane.BULK].bulk if port.link in self._links else None
+        if port.bulk is None and bulk is not None and bulk.has_carried:
+            self._acks_due.add(port.link)
+
+    def _resume(self, port: LanePort) -> None:
+        """The next pieces may go."""
+        if port.reader is not None and not port.reader.socket.closed:
+            self._flush(port)
+            port.reader.again()
+
+    def _look_at_router(self) -> None:
+        if self._router_monitor is not None:
+            self._drain_router_monitor()
+
+    def _look_at_dealer(self, port: LanePort) -> None:
+        if port.monitor is not None:
+            self._drain_monitor(port.monitor.socket, port)
 
     def _skip(self, socket: zmq.Socket[bytes]) -> bool:
         """Read past the rest of a multipart with too many frames, some per turn; True: past it."""
@@ -442,8 +548,11 @@ class Endpoint:
             if fd in self._dead_fds:
                 self._drain_router_monitor()
             if fd not in self._dead_fds:  # else: a last word from a connection that is gone
+                if port.fd >= 0:  # handed over, the old one's end is yet to be told
+                    port.connection_lost()
                 port.fd, port.up, port.outage_told = fd, True, False
                 self._by_fd[fd] = port
+                self._say_again(port)
                 self._tell(LinkEventKind.CONNECTED, port)
         return True
 
@@ -514,12 +623,14 @@ class Endpoint:
             event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 port.up, port.retry_s = True, 0.1
+                self._say_again(port)
                 self._tell(LinkEventKind.CONNECTED, port)
                 self._flush(port)
                 if port.reader is not None:
                     port.reader.again()
             elif event == zmq.EVENT_DISCONNECTED and port.up:
                 port.up = False
+                port.connection_lost()
                 self._tell(LinkEventKind.DISCONNECTED, port, self._link_down(port, f"{port.endpoint} closed the connection"))
             elif event in (zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL):
                 # ZeroMQ gives up for good after these two; but the peer may hear of our key a moment after us.
@@ -544,6 +655,7 @@ class Endpoint:
                 port = self._by_fd.pop(fd, None)
                 if port is not None and port.fd == fd:
                     port.fd, port.up = -1, False
+                    port.connection_lost()
                     if self._accepted.get(port.routing_id) is port:
                         self._tell(LinkEventKind.DISCONNECTED, port, self._link_down(port, "the peer closed the connection"))
             elif event != zmq.EVENT_HANDSHAKE_SUCCEEDED:
@@ -559,18 +671,32 @@ class Endpoint:
         """Hand ZeroMQ what waits, as far as it takes it."""
         if port.accepted or port.up:
             try:
-                while port.queue and port.write(*port.queue[0]):
-                    port.pending_bytes -= port.queue.popleft()[2]
+                while port.queue and port.send_front(self.swarm):
+                    pass
             except Unreachable:
                 self._unreachable(port, 0)
+        if port.bulk is not None:
+            self._schedule(port, port.bulk)
         if not port.queue:
             self._backlog.discard(port)
+            if self._acks_due:
+                self._say_acks()
             if self._flushed is not None and not self._backlog:
                 self._flushed.set()
+
+    def _schedule(self, port: LanePort, bulk: Bulk) -> None:
+        """After a flush of a bulk lane: when to go on."""
+        bulk.cancel_timer()
+        if not port.queue:
+            bulk.wait_s = 0.0
+            bulk.window.ran_dry()
+        elif bulk.wait_s > 0:
+            bulk.timer = self._loop.call_later(bulk.wait_s, self._resume, port)
 
     def _unreachable(self, port: LanePort, num_dropped: int) -> None:
         port.counters.dropped += num_dropped
         port.clear()
+        port.connection_lost()
         if not port.outage_told:
             port.outage_told = True
             self._tell(LinkEventKind.UNREACHABLE, port, self._link_down(port, "the peer is not connected"))

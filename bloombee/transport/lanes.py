@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,12 @@ from dataclasses import dataclass, field
 import zmq
 
 from bloombee.errors import QueueFull
+from bloombee.transport.bulk import Bulk
 from bloombee.transport.events import Counters
 from bloombee.transport.sockets import Reader
 from bloombee.types import Lane, WorkerId
+from bloombee.wire.envelope import encode_envelope
+from bloombee.wire.messages import Piece
 from bloombee.wire.schema import Buffer
 
 COPY_BELOW_BYTES = 1 << 16
@@ -33,6 +37,7 @@ class LanePort:
         user_id: what ZAP must have attached to this peer's messages; None where nothing is checked.
         endpoint: where a dialled lane goes; "" on accepted ones.
         fd: of the connection that the last message came on, accepted lanes only; see Endpoint._monitor_router.
+        bulk: what only bulk lanes have.
     """
 
     link: bytes
@@ -48,6 +53,7 @@ class LanePort:
     up: bool = False
     outage_told: bool = False
     fd: int = -1
+    bulk: Bulk | None = None
     retry_s: float = 0.1
     retry: asyncio.TimerHandle | None = None
     queue: deque[tuple[bytes, Sequence[Buffer], int]] = field(default_factory=deque)
@@ -74,7 +80,67 @@ class LanePort:
         self.queue.append((header, payloads, num_bytes))
         self.pending_bytes += num_bytes
 
-    def write(self, header: bytes, payloads: Sequence[Buffer], num_bytes: int) -> bool:
+    @property
+    def is_held(self) -> bool:
+        """What waits is waiting for an acknowledgement or for its time, not for ZeroMQ."""
+        return self.bulk is not None and self.bulk.wait_s > 0
+
+    def cuts(self, payloads: Sequence[Buffer]) -> bool:
+        """Whether a frame goes in pieces on this lane."""
+        return self.bulk is not None and self.bulk.cuts(payloads)
+
+    def send_front(self, swarm: int) -> bool:
+        """Hand ZeroMQ the oldest multipart that waits, or as many pieces of it as may go; True: all of it is out.
+
+        Raises:
+            Unreachable: as :meth:`write`.
+        """
+        header, payloads, num_bytes = self.queue[0]
+        bulk = self.bulk
+        if bulk is None or not bulk.cuts(payloads):
+            if not self.write(header, payloads, num_bytes):
+                return False
+        elif not self._send_pieces(bulk, swarm, header, memoryview(payloads[0])):
+            return False
+        self._pop_front()
+        return True
+
+    def _send_pieces(self, bulk: Bulk, swarm: int, header: bytes, payload: memoryview) -> bool:
+        total = len(payload)
+        while bulk.offset < total:
+            size = min(bulk.window.piece_bytes, total - bulk.offset)
+            num_bytes = size if bulk.offset else size + len(header)
+            now = time.monotonic()
+            bulk.wait_s = bulk.window.wait_s(now, num_bytes)
+            if bulk.wait_s > 0:
+                return False
+            if not bulk.is_begun:
+                if not self.write(header, (), len(header)):
+                    return False
+                bulk.is_begun = True
+            piece = encode_envelope(swarm, Piece(bulk.window.next_number, bulk.offset))
+            if not self.write(piece, (payload[bulk.offset : bulk.offset + size],), len(piece) + size, num_messages=0):
+                return False
+            bulk.window.sent(num_bytes, now)
+            bulk.offset += size
+            self.pending_bytes -= size
+        return True
+
+    def _pop_front(self) -> None:
+        self.pending_bytes -= self.queue.popleft()[2]
+        if self.bulk is not None and self.bulk.is_begun:
+            self.pending_bytes += self.bulk.offset  # counted piece by piece
+            self.bulk.is_begun, self.bulk.offset = False, 0
+
+    def connection_lost(self) -> None:
+        """What was on its way is lost, and of a frame sent in pieces the rest is of no use."""
+        if self.bulk is not None:
+            self.bulk.connection_lost()
+            if self.bulk.is_begun:
+                self._pop_front()
+                self.counters.dropped += 1
+
+    def write(self, header: bytes, payloads: Sequence[Buffer], num_bytes: int, *, num_messages: int = 1) -> bool:
         """Hand one multipart to ZeroMQ; False: it is at its high-water mark.
 
         The first part decides: once ZeroMQ has taken it, it takes the rest.
@@ -100,7 +166,7 @@ class LanePort:
             if error.errno == zmq.EHOSTUNREACH:
                 raise Unreachable from None
             raise
-        self.counters.messages_out += 1
+        self.counters.messages_out += num_messages
         self.counters.bytes_out += num_bytes
         return True
 
@@ -109,12 +175,16 @@ class LanePort:
         self.counters.dropped += len(self.queue)
         self.queue.clear()
         self.pending_bytes = 0
+        if self.bulk is not None:
+            self.bulk.is_begun, self.bulk.offset = False, 0
 
     def close(self, linger_ms: int) -> None:
         """Close what is this lane's own; the ROUTER is not."""
         if self.retry is not None:
             self.retry.cancel()
             self.retry = None
+        if self.bulk is not None:
+            self.bulk.cancel_timer()
         if self.accepted:
             return
         if self.monitor is not None:

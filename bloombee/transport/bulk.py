@@ -1,0 +1,93 @@
+"""What a bulk lane has besides its queue: the window of its pieces, the frame being sent, the frame being received.
+
+A frame that was being sent in pieces when its connection broke is dropped, as is all that ZeroMQ had taken: whoever
+sent it sends it again once the link is back, as it does with every frame that was not acknowledged.
+"""
+
+from __future__ import annotations
+
+from asyncio import TimerHandle
+from collections.abc import Callable, Sequence
+
+from bloombee.errors import RemoteProtocolError
+from bloombee.wire.envelope import Envelope
+from bloombee.wire.messages import Message, Piece, PieceAck
+from bloombee.wire.pieces import Assembly
+from bloombee.wire.schema import Buffer, refuse
+from bloombee.wire.window import BulkWindow
+
+WHOLE_BYTES = 1 << 14
+"""Larger payloads go in pieces."""
+LINK_MESSAGES = (Piece, PieceAck)
+"""What endpoints say to each other; their owners see none of it."""
+
+
+class Bulk:
+    """
+    Args:
+        whole_bytes: payloads up to this are not cut.
+        look_for_breaks: hear what the socket's monitor still has to say of connections that ended.
+    """
+
+    __slots__ = ("_breaks", "_look_for_breaks", "_whole_bytes", "assembly", "is_begun", "offset", "timer", "wait_s", "window")
+
+    def __init__(self, whole_bytes: int, look_for_breaks: Callable[[], None]) -> None:
+        self.window = BulkWindow()
+        self.assembly = Assembly(self._may_break)
+        self.is_begun = False
+        """Whether the header of the frame at the queue's front is out."""
+        self.offset = 0
+        """Bytes of its payload that are out."""
+        self.wait_s = 0.0
+        """> 0: the front may not go on yet; try again after so long, or at the next acknowledgement."""
+        self.timer: TimerHandle | None = None
+        self._breaks = 0
+        self._whole_bytes = whole_bytes
+        self._look_for_breaks = look_for_breaks
+
+    @property
+    def has_carried(self) -> bool:
+        """Whether pieces went or came."""
+        return self.window.next_number > 0 or self.assembly.upto > 0
+
+    def cuts(self, payloads: Sequence[Buffer]) -> bool:
+        """Whether a frame with these payloads goes in pieces."""
+        return len(payloads) == 1 and len(payloads[0]) > self._whole_bytes
+
+    def take(self, envelope: Envelope, payloads: list[memoryview]) -> tuple[Envelope, list[memoryview]] | None:
+        """A beginning or a piece came; the frame, if that made it whole.
+
+        Raises:
+            RemoteProtocolError: not one payload frame to a piece, or as :class:`Assembly` says.
+        """
+        if not isinstance(envelope.message, Piece):
+            self.assembly.begin(envelope)
+            return None
+        if len(payloads) != 1 or envelope.tensors:
+            raise refuse("Piece.payload", len(payloads), "one payload frame that no tensor header describes")
+        whole = self.assembly.add(envelope.message.number, envelope.message.offset, payloads[0])
+        return None if whole is None else (whole[0], [whole[1]])
+
+    def connection_lost(self) -> None:
+        """The lane's connection ended, or another took its place."""
+        self._breaks += 1
+        self.window.lost()
+        self.wait_s = 0.0
+
+    def cancel_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def _may_break(self) -> bool:
+        if not self._breaks:
+            self._look_for_breaks()
+        if self._breaks:
+            self._breaks -= 1
+            return True
+        return False
+
+
+def wrong_lane(message: Message) -> RemoteProtocolError:
+    name = type(message).__name__
+    return RemoteProtocolError(f"{name} on a lane that does not carry it", path=name)

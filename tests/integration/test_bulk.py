@@ -1,0 +1,188 @@
+"""Large frames in pieces, through real sockets with CURVE: whole, in order, overtaken by control, bounded by the window."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import sys
+from collections.abc import Callable
+
+import pytest
+import uvloop
+from transport_kit import Side, forward, linked, sides
+
+from bench.profiles import load_profile
+from bloombee.errors import LinkDown
+from bloombee.transport import LinkEventKind
+from bloombee.transport.bulk import WHOLE_BYTES
+from bloombee.types import Lane
+from bloombee.wire.messages import Forward, Heartbeat
+from bloombee.wire.window import BulkWindow
+from tools.wan import Link, Wan
+
+both_loops = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+
+
+def watched(window: BulkWindow) -> list[int]:
+    """How far the window was exceeded after each piece."""
+    over: list[int] = []
+    sent = window.sent
+
+    def noted(num_bytes: int, now: float) -> int:
+        number = sent(num_bytes, now)
+        over.append(window.unacked_bytes - window.window_bytes)
+        return number
+
+    window.sent = noted  # type: ignore[method-assign]
+    return over
+
+
+async def drained(side: Side, link: bytes) -> None:
+    window = side.endpoint.bulk_window(link)
+    await side.until(lambda: window.unacked_bytes == 0, "every piece is acknowledged")
+    assert side.endpoint.pending_bytes(link, Lane.BULK) == 0
+
+
+@both_loops
+@pytest.mark.parametrize("way", ["dialler sends", "listener sends"])
+def test_a_hundred_megabytes_in_order_with_control_beside(run: Callable[..., None], way: str) -> None:
+    async def main() -> None:
+        async with sides({"bind": True}, {}) as (listener, dialler):
+            link = await linked(listener, dialler)
+            for lane in Lane:
+                dialler.endpoint.send(link, lane, Heartbeat(0))
+            await listener.until(lambda: len(listener.messages) == 2, "both lanes are known to the listener")
+            source, target = (dialler, listener) if way == "dialler sends" else (listener, dialler)
+            target.messages.clear()
+            over = watched(source.endpoint.bulk_window(link))
+            sizes = [WHOLE_BYTES, 5 << 20, 1, WHOLE_BYTES + 1, 20 << 20, 33 << 20, 100, 42 << 20]
+            content = [random.Random(number).randbytes(size) for number, size in enumerate(sizes)]
+            for number, payload in enumerate(content):
+                message, tensors = forward(number, len(payload))
+                source.endpoint.send(link, Lane.BULK, message, tensors, (payload,))
+            count = 0
+            while len([m for m in target.messages if m[1] is Lane.BULK]) < len(sizes):
+                source.endpoint.send(link, Lane.CONTROL, Heartbeat(count))
+                count += 1
+                await target.until(lambda n=count: len(target.said(Heartbeat)) == n, "control goes on")
+            bulk = [(envelope.message.frame, payloads) for _, lane, envelope, payloads in target.messages if lane is Lane.BULK]
+            assert [frame for frame, _ in bulk] == list(range(len(sizes)))
+            assert [hashlib.sha256(payloads[0]).digest() for _, payloads in bulk] == [hashlib.sha256(c).digest() for c in content]
+            assert count > 1
+            assert [beat.count for beat in target.said(Heartbeat)] == list(range(count))
+            await drained(source, link)
+            assert len(over) > 100
+            assert max(over) <= 0
+            counters, theirs = source.endpoint.counters(link, Lane.BULK), target.endpoint.counters(link, Lane.BULK)
+            assert (counters.messages_out, counters.bytes_out) == (theirs.messages_in, theirs.bytes_in)
+            assert counters.dropped == theirs.refused == 0
+
+    run(main())
+
+
+def test_a_small_frame_behind_a_large_one_stays_behind() -> None:
+    async def main() -> None:
+        async with sides({"bind": True}, {}) as (a, b):
+            link = await linked(a, b)
+            for number, size in enumerate((8 << 20, 10, 8 << 20, 10)):
+                message, tensors = forward(number, size)
+                b.endpoint.send(link, Lane.BULK, message, tensors, (bytes(size),))
+            assert b.endpoint.pending_bytes(link, Lane.BULK) > 15 << 20
+            await a.until(lambda: len(a.messages) == 4, "all arrive")
+            assert [message.frame for message in a.said(Forward)] == [0, 1, 2, 3]
+            await drained(b, link)
+
+    asyncio.run(main())
+
+
+def test_off_where_it_is_not_wanted() -> None:
+    async def main() -> None:
+        async with sides({"bind": True}, {"whole_bytes": 1 << 26}) as (a, b):
+            link = await linked(a, b)
+            message, tensors = forward(0, 3 << 20)
+            b.endpoint.send(link, Lane.BULK, message, tensors, (bytes(3 << 20),))
+            await a.until(lambda: a.messages, "it arrives")
+            assert b.endpoint.bulk_window(link).next_number == 0
+            with pytest.raises(LinkDown):
+                b.endpoint.bulk_window(bytes(16))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", ["dialler sends", "listener sends"])
+def test_a_connection_that_breaks_within_a_frame(way: str) -> None:
+    """What was on its way is lost, nothing torn is delivered, and frames sent again arrive."""
+
+    async def main() -> None:
+        async with sides({"bind": True}, {}) as (listener, dialler):
+            link = os.urandom(16)
+            listener.endpoint.allow(link, dialler.keys.public, 1)
+            slow = load_profile("20M-100ms").link(0).forward
+            target_address = listener.address.removeprefix("tcp://")
+            with Wan([Link("link", target_address, forward=slow)]) as wan:
+                dialler.endpoint.dial(link, f"tcp://{wan.address('link')}", listener.keys.public)
+                for lane in Lane:
+                    dialler.endpoint.send(link, lane, Heartbeat(0))
+                await listener.until(lambda: len(listener.messages) == 2, "both lanes are known")
+                source, target = (dialler, listener) if way == "dialler sends" else (listener, dialler)
+                payload = os.urandom(2 << 20)
+                message, tensors = forward(1, len(payload))
+                source.endpoint.send(link, Lane.BULK, message, tensors, (payload,))
+                window = source.endpoint.bulk_window(link)
+                await source.until(lambda: window.next_number > 20, "it is under way")
+                port = wan.address("link")
+            # the relay has ended, and every connection through it
+            await source.until(lambda: source.event(LinkEventKind.DISCONNECTED), "the loss is seen")
+            await source.until(lambda: source.endpoint.pending_bytes(link, Lane.BULK) == 0, "the rest of the frame is dropped")
+            assert source.endpoint.counters(link, Lane.BULK).dropped == 1
+            assert window.unacked_bytes == 0
+            assert not target.said(Forward)
+            listen_port = int(port.rpartition(":")[2])
+            with Wan([Link("link", target_address, listen_port=listen_port)]):
+                count = dialler.kinds(link).count(LinkEventKind.CONNECTED)
+                await dialler.until(lambda: dialler.kinds(link).count(LinkEventKind.CONNECTED) >= count + 2, "it is back")
+                for lane in Lane:
+                    dialler.endpoint.send(link, lane, Heartbeat(1))
+                await listener.until(lambda: len(listener.said(Heartbeat)) == 4, "both lanes are known again")
+                for frame in (1, 2):
+                    message, tensors = forward(frame, len(payload))
+                    source.endpoint.send(link, Lane.BULK, message, tensors, (payload,))
+                await target.until(lambda: len(target.said(Forward)) == 2, "frames arrive again")
+                assert [message.frame for message in target.said(Forward)] == [1, 2]
+                assert [m[3] for m in target.messages if m[1] is Lane.BULK and m[3]] == [[payload], [payload]]
+                await drained(source, link)
+            assert LinkEventKind.REFUSED not in source.kinds() + target.kinds()
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the emulator is built on epoll")
+def test_over_a_long_thin_link_the_window_holds() -> None:
+    async def main() -> None:
+        async with sides({"bind": True}, {}) as (a, b):
+            link = os.urandom(16)
+            a.endpoint.allow(link, b.keys.public, 1)
+            profile = load_profile("20M-100ms").link(0)
+            with Wan([Link.of("link", a.address.removeprefix("tcp://"), profile)]) as wan:
+                b.endpoint.dial(link, f"tcp://{wan.address('link')}", a.keys.public)
+                over = watched(b.endpoint.bulk_window(link))
+                payload = random.Random(5).randbytes(8 << 20)
+                message, tensors = forward(0, len(payload))
+                b.endpoint.send(link, Lane.BULK, message, tensors, (payload,))
+                count = 0
+                while not a.said(Forward):
+                    b.endpoint.send(link, Lane.CONTROL, Heartbeat(count))
+                    count += 1
+                    await asyncio.sleep(0.02)
+                await a.until(lambda: len(a.said(Heartbeat)) == count, "all control arrives")
+                await drained(b, link)
+                queued = wan.stats()["link"].forward
+            assert next(payloads for _, _, envelope, payloads in a.messages if type(envelope.message) is Forward) == [payload]
+            assert [beat.count for beat in a.said(Heartbeat)] == list(range(count))
+            assert len(over) > 100
+            assert max(over) <= 0
+            assert queued.bytes_out >= len(payload)
+
+    asyncio.run(main())
