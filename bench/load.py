@@ -51,6 +51,8 @@ class Run:
     """Mean time of a decode forward, of each stage."""
     microbatch_rows: float
     """Mean rows of a decode forward."""
+    codec_ratios: tuple[float, ...]
+    """Sent over raw bytes of the activations that left each stage but the last; 1 without a codec."""
     link_bytes_per_token: tuple[float, ...]
     cpu_share: float
     others_cpu_share: float
@@ -107,7 +109,7 @@ class _Streams:
         self._wanted = tokens
         self.times: list[list[float]] = [[] for _ in prompts]
         self.ids: list[list[int]] = [[] for _ in prompts]
-        self._settle_s = SETTLE_S if ring.spec.microbatches is None else 0.0
+        self._settle_s = SETTLE_S if ring.is_tuned else 0.0
         self._since_s = float("-inf")
         self._all_started = asyncio.Event()
         self._settled = asyncio.Event()
@@ -186,6 +188,7 @@ def _report(streams: _Streams, window: Window, prefill_tokens_per_s: float, firs
     before, after = streams.before, streams.after
     decode = [(late - early).decode for early, late in zip(before.stages, after.stages, strict=True)]
     tokens = max(1, decode[-1].num_rows)
+    sent = [late - early for early, late in zip(before.stages, after.stages, strict=True)][:-1]
     own, others = after.cpu.share_since(before.cpu)
     return Run(
         prefill_tokens_per_s=prefill_tokens_per_s,
@@ -195,6 +198,7 @@ def _report(streams: _Streams, window: Window, prefill_tokens_per_s: float, firs
         window_s=window.stop_s - window.start_s,
         microbatch_rows=decode[-1].num_rows / max(1, decode[-1].num_works),
         computes_s=tuple(use.mean_s for use in decode),
+        codec_ratios=tuple(use.sent_bytes / use.raw_bytes if use.raw_bytes else 1.0 for use in sent),
         link_bytes_per_token=tuple((b - a) / tokens for a, b in zip(before.link_bytes, after.link_bytes, strict=True)),
         cpu_share=own,
         others_cpu_share=others,

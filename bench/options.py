@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.profiles import SCALED_HIDDEN, load_profile, profile_names
-from bench.techniques import RESERVED, TECHNIQUES, Technique, find_technique
+from bench.techniques import TECHNIQUES, Technique, find_technique
 from bloombee.config import RuntimeConfig
 from bloombee.pace import parse_pace
 from bloombee.plan.standin import is_standin, standin_card
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="the demo model, plain and all, B = 1 and 32, three profiles: the defaults")
     add("--models", default="demo", help="with commas: directories, demo, llama:HIDDENxLAYERS, standin:llama-30b; default demo")
     add("--profiles", help=f"with commas: BANDWIDTH-RTT, scaled:NAME, {', '.join(profile_names())}; default {','.join(LADDER)}")
-    add("--techniques", default="plain,all", help=f"with commas: {', '.join((*TECHNIQUES, *RESERVED))}; default plain,all")
+    add("--techniques", default="plain,all", help=f"with commas: {', '.join(TECHNIQUES)}; default plain,all")
     add("--batches", default="1,32", help="sequences, with commas; auto: 1.25 x what fills the links; default 1,32")
     add("--workers", type=_whole(1, 64), default=3, help="stages; default 3")
     add("--tokens", type=_whole(2, 4096), help="that each sequence decodes while all do; default 32 (without arguments 16)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,8 @@ class Setting:
     microbatches: int
     prompt_tokens: int
     tokens: int
+    ratios: tuple[float, ...] = ()
+    """Sent over raw bytes of each activation link; empty: 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ def predict_cost(setting: Setting) -> Cost:
         for index, pace in enumerate(setting.paces)
     ]
     links = [_link(forward) for forward, _ in setting.links] or [LOCAL]
-    candidate = Candidate(workers, setting.layers, num_microbatches=count, microbatch_sequences=rows)
+    candidate = Candidate(workers, setting.layers, num_microbatches=count, microbatch_sequences=rows, ratios=setting.ratios)
     model = ModelShape(setting.hidden, sum(setting.layers), activation_bytes=setting.row_bytes // setting.hidden)
     return evaluate(candidate, Topology.ring(devices, links), model)
 
@@ -83,7 +86,7 @@ def simulate(setting: Setting, *, seed: int = 0) -> Prediction:
         pace=setting.paces,
         shape=LinkShape(latency_s=0.0),
         shapes=_shapes(setting, stages),
-        row_bytes=setting.row_bytes,
+        row_bytes=round(setting.row_bytes * (statistics.fmean(setting.ratios) if setting.ratios else 1.0)),
         resend_after_s=60.0,
     )
     rng = random.Random(seed)

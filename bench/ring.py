@@ -23,6 +23,7 @@ class RingSpec:
     dtype: str
     workers: int
     microbatches: int | None
+    codec: str
     pace: str | None
     kv_tokens: int
     profile: Profile
@@ -58,6 +59,7 @@ class Ring:
             workers=spec.workers,
             dtype=spec.dtype,
             microbatches=spec.microbatches,
+            codec=spec.codec,
             pace=spec.pace,
             kv_tokens=spec.kv_tokens,
             silence_s=20.0,  # a machine at its limits is slow, not gone
@@ -90,6 +92,11 @@ class Ring:
 
     def links(self) -> list[LinkProfile]:
         return [self.profile.link(hop) for hop in range(self.num_links)]
+
+    @property
+    def is_tuned(self) -> bool:
+        """It adapts to what it meets, and needs some time to."""
+        return self.spec.microbatches is None or self.spec.codec == "auto"
 
     async def link_bytes(self) -> list[int]:
         """Sent forwards on each link so far, everything included."""

@@ -59,7 +59,7 @@ class ModelRunner:
                 async with self._rings(names[0]) as rings:
                     if self._reference is None:
                         self._reference = stack.enter_context(Reference(self.model, rings[0].runtime.plan.dtype))
-                    await self._run_pass(cells, {ring.spec.microbatches: ring for ring in rings})
+                    await self._run_pass(cells, {(ring.spec.microbatches, ring.spec.codec): ring for ring in rings})
         return [self._line(cell) for cell in self._cells]
 
     async def _find_hidden(self) -> int:
@@ -88,7 +88,7 @@ class ModelRunner:
         kv_tokens = (batch + 1) * (options.prompt_tokens + most_tokens(options.tokens) + 16)
         async with contextlib.AsyncExitStack() as stack:
             rings: list[Ring] = []
-            for number, microbatches in enumerate(dict.fromkeys(t.microbatches for t in options.techniques)):
+            for number, (microbatches, codec) in enumerate(dict.fromkeys(technique.way for technique in options.techniques)):
                 self._on_run(self._num_done, self._num_runs, f"starting {options.workers} workers of {self.model}")
                 profile = load_profile(first_profile, hidden=self._hidden)
                 spec = RingSpec(
@@ -96,6 +96,7 @@ class ModelRunner:
                     dtype=options.dtype,
                     workers=options.workers,
                     microbatches=microbatches,
+                    codec=codec,
                     pace=options.pace,
                     kv_tokens=kv_tokens,
                     profile=profile,
@@ -112,16 +113,16 @@ class ModelRunner:
     def _num_runs(self) -> int:
         return len(self._cells) * self.options.repeats
 
-    async def _run_pass(self, cells: Sequence[Cell], rings: dict[int | None, Ring]) -> None:
+    async def _run_pass(self, cells: Sequence[Cell], rings: dict[tuple[int | None, str], Ring]) -> None:
         batches: dict[Cell, int] = {}
         for cell in cells:
-            ring = rings[TECHNIQUES[cell.technique].microbatches]
+            ring = rings[TECHNIQUES[cell.technique].way]
             self._links.setdefault(cell.profile, load_profile(cell.profile, hidden=self._hidden))
             batches[cell] = cell.batch or await self._auto_batch(cell, ring)
         for repeat, cell in interleave(cells, self.options.repeats):
             if not self.log.has(cell, repeat) and not (repeat and self._is_late):
                 self._on_run(self._num_done, self._num_runs, f"{cell.profile} {cell.technique} B={batches[cell]}")
-                run = await self._run_cell(cell, rings[TECHNIQUES[cell.technique].microbatches], batches[cell])
+                run = await self._run_cell(cell, rings[TECHNIQUES[cell.technique].way], batches[cell])
                 self.log.add(cell, repeat, {"batch": batches[cell], **run})
             self._num_done += 1
         self._on_run(self._num_done, self._num_runs, "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.cells import Cell
@@ -60,6 +60,8 @@ def cell_line(
     floor = floors([link.forward for link in links], rows=rows, row_bytes=subject.row_bytes, computes_s=computes)
     speed = spread([run["decode_tokens_per_s"] for run in runs])
     gap = spread([value for run in runs for value in run["gaps_s"]])
+    ratios = [statistics.median(one) for one in zip(*(run["codec_ratios"] for run in runs), strict=True)]
+    as_sent = replace(floor, wires_s=tuple(wire * ratio for wire, ratio in zip(floor.wires_s, ratios, strict=True)))
     setting = Setting(
         links=tuple((link.forward, link.backward) for link in links),
         paces=subject.paces or fit_paces(None, computes, rows),
@@ -70,6 +72,7 @@ def cell_line(
         microbatches=microbatches,
         prompt_tokens=subject.prompt_tokens,
         tokens=subject.tokens,
+        ratios=tuple(ratios),
     )
     predicted = predict_by_cost(setting)
     own_share = _median(runs, "cpu_share")
@@ -94,6 +97,7 @@ def cell_line(
         "time_per_token_s": gap,
         "prefill_tokens_per_s": _median(runs, "prefill_tokens_per_s"),
         "time_to_first_token_s": _median(runs, "time_to_first_token_s"),
+        "codec_ratios": ratios,
         "bytes_per_token": [statistics.median(one) for one in zip(*(run["link_bytes_per_token"] for run in runs), strict=True)],
         "floor_delay_s": floor.delay_s,
         "floor_wire_s": floor.wire_s,
@@ -102,7 +106,7 @@ def cell_line(
         "stage_compute_s": computes,
         "excess_per_hop_s": excess_per_hop_s(gap["p50"], floor, hops),
         "roofline_tokens_per_s": roofline,
-        "bubble": bubble(speed["p50"], cell.batch, microbatches, floor),
+        "bubble": bubble(speed["p50"], cell.batch, microbatches, as_sent),
         "predicted_tokens_per_s": predicted.tokens_per_s,
         "predicted_time_per_token_s": predicted.time_per_token_s,
         "cpu_share": own_share,

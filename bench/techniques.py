@@ -6,30 +6,43 @@ from dataclasses import dataclass
 
 
 class TechniqueError(ValueError):
-    """No such technique, or not available yet."""
+    """No such technique."""
 
 
 @dataclass(frozen=True, slots=True)
 class Technique:
-    """One way to run. ``microbatches`` None: the runtime's own choice."""
+    """One way to run.
+
+    Args:
+        microbatches: None: as the runtime tunes them.
+        codec: of activations: ``off``, or ``auto`` (on a link where it pays).
+    """
 
     name: str
     about: str
     microbatches: int | None
+    codec: str
+
+    @property
+    def way(self) -> tuple[int | None, str]:
+        """What a ring must be started with; techniques of one way share it."""
+        return self.microbatches, self.codec
 
 
-PLAIN = Technique("plain", "one microbatch, even split, no compression", microbatches=1)
-MICROBATCH = Technique("microbatch", "microbatches under way as the runtime tunes them", microbatches=None)
-ALL = Technique("all", "everything the project has: microbatches under way as the runtime tunes them", microbatches=None)
-TECHNIQUES = {technique.name: technique for technique in (PLAIN, MICROBATCH, ALL)}
-RESERVED = ("codec", "microbatch+codec")
-"""Rows of the compression of activations, which the pipeline does not use yet."""
+TECHNIQUES = {
+    technique.name: technique
+    for technique in (
+        Technique("plain", "one microbatch, even split, no compression", 1, "off"),
+        Technique("microbatch", "microbatches under way as the runtime tunes them", None, "off"),
+        Technique("codec", "activations compressed where it pays", 1, "auto"),
+        Technique("microbatch+codec", "both", None, "auto"),
+        Technique("all", "everything the project has", None, "auto"),
+    )
+}
 
 
 def find_technique(name: str) -> Technique:
-    """Raises TechniqueError unless the project can run ``name`` now."""
-    if name in TECHNIQUES:
-        return TECHNIQUES[name]
-    if name in RESERVED:
-        raise TechniqueError(f"technique {name!r}: not available yet; the pipeline sends activations uncompressed")
-    raise TechniqueError(f"unknown technique {name!r}: one of {', '.join((*TECHNIQUES, *RESERVED))}")
+    """Raises TechniqueError if there is none of this name."""
+    if name not in TECHNIQUES:
+        raise TechniqueError(f"unknown technique {name!r}: one of {', '.join(TECHNIQUES)}")
+    return TECHNIQUES[name]

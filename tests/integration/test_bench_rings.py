@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="th
 def test_a_paced_standin_through_relays_gives_every_token_in_its_place() -> None:
     async def run() -> None:
         profile = load_profile("200M-4ms")
-        async with Ring(RingSpec("standin:512x7", "auto", 3, 2, "1,0.01,0.001", 4096, profile)) as ring:
+        async with Ring(RingSpec("standin:512x7", "auto", 3, 2, "off", "1,0.01,0.001", 4096, profile)) as ring:
             assert [stage.span for stage in ring.runtime.plan.stages] == [Span(0, 3), Span(3, 5), Span(5, 7)]
             assert [stage.name for stage in ring.runtime.plan.stages] == ["local-0", "local-1", "local-2"]
             await warm_up(ring)

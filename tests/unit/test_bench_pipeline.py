@@ -147,7 +147,6 @@ def test_without_arguments_it_is_the_short_run() -> None:
     [
         (["--profiles", "moon"], ProfileError, "unknown profile 'moon'"),
         (["--pace", "slow"], ConfigError, "pace = 'slow'"),
-        (["--techniques", "codec"], TechniqueError, "not available yet"),
         (["--techniques", "zip"], TechniqueError, "unknown technique 'zip'"),
         (["--batches", "0"], OptionError, "whole numbers from 1"),
         (["--batches", ","], OptionError, "at least one name"),
@@ -223,6 +222,7 @@ def _run(speed: float, **changed: Any) -> dict[str, Any]:
         "gaps_s": [1 / speed] * 4,
         "computes_s": [0.001, 0.002, 0.001],
         "microbatch_rows": 1.0,
+        "codec_ratios": [1.0, 1.0],
         "link_bytes_per_token": [600.0, 600.0, 60.0],
         "cpu_share": 0.2,
         "others_cpu_share": 0.0,
