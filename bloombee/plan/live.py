@@ -69,11 +69,13 @@ class LiveCosts:
     _last: list[StageUse] = field(default_factory=list)
     _decode: list[_Line] = field(default_factory=list)
     _prefill: list[_Line] = field(default_factory=list)
+    _ratios: list[float | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._last = [StageUse() for _ in self.names]
         self._decode = [_Line() for _ in self.names]
         self._prefill = [_Line() for _ in self.names]
+        self._ratios = [None] * len(self.names)
 
     def report(self, uses: Sequence[StageUse]) -> None:
         """Sums since each stage was loaded, one a stage."""
@@ -82,11 +84,18 @@ class LiveCosts:
             self._last[index] = use
             self._decode[index].add(since.decode)
             self._prefill[index].add(since.prefill)
+            if since.raw_bytes > 0:
+                self._ratios[index] = since.sent_bytes / since.raw_bytes if since.encoded_frames else None
 
     @property
     def is_known(self) -> bool:
         """Every stage has decoded something."""
         return all(line.is_known for line in self._decode)
+
+    @property
+    def ratios(self) -> tuple[float | None, ...]:
+        """Encoded over raw bytes of each activation link of late; None where nothing is coded."""
+        return tuple(self._ratios[:-1])
 
     def topology(self, links: Sequence[Link]) -> Topology:
         """The ring as the reports show it.

@@ -65,6 +65,7 @@ from bloombee.plan.meter import LinkFacts
 from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
 from bloombee.plan.standin import standin_memory_bytes
+from bloombee.plan.topology import Link
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.spawner_client import SpawnerClient
 from bloombee.roles.stage_host import CODECS, RESEND_AFTER_S
@@ -406,7 +407,7 @@ class HeadRole:
             plan,
             max_rows=self.config.max_microbatch_rows,
             measure=self.stage_use,
-            links=lambda: None,
+            links=lambda: self._measured_links(plan),
             quickest_loop=lambda: self._scheduler.quickest_loop,
             num_sequences=lambda: self._scheduler.num_open if self.config.target_s is None else self._scheduler.num_sequences,
             apply=self._schedule,
@@ -423,6 +424,14 @@ class HeadRole:
             "profile", model=config.model, device=config.device, dtype=str(self._plan_request().dtype), threads=threads
         )
         return Profile.from_json(text)
+
+    def _measured_links(self, plan: Plan) -> list[Link] | None:
+        """Leaving each stage; None until every one of them has shown its round trip."""
+        workers = [stage.worker for stage in plan.stages]
+        facts = [self._link_facts.get(pair) for pair in zip(workers, [*workers[1:], HEAD], strict=True)]
+        links = [one.as_link() for one in facts if one is not None]
+        known = [link for link in links if link is not None]
+        return known if len(known) == len(workers) else None
 
     def _memory_share(self) -> int:
         if (emulated := standin_memory_bytes(self.config.model)) is not None:

@@ -87,8 +87,9 @@ class Tuner:
 
     def _choose(self, sequences: int) -> None:
         topology = self._live.topology(self._links() or self._links_by_loop())
+        base = replace(self._base, ratios=self._live.ratios)
         best = tune(
-            self._base,
+            base,
             topology,
             self._model,
             sequences=sequences,
@@ -100,7 +101,7 @@ class Tuner:
         if old is not None and (best.chunk_rows, best.max_sequences) == (old.chunk_rows, old.max_sequences):
             running = min(sequences, best.max_sequences or sequences)
             count = min(old.num_microbatches, running)
-            now = replace(self._base, num_microbatches=count, microbatch_sequences=-(-running // count))
+            now = replace(base, num_microbatches=count, microbatch_sequences=-(-running // count))
             if best.cost.step_s >= evaluate(now, topology, self._model).step_s * (1 - WORTH):
                 return
         self.chosen = best
