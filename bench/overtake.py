@@ -1,8 +1,8 @@
 """What a decode frame waits while a prefill fills the same link: python -m bench.overtake [--profiles A,B] [--seconds S]
 
-Two processes, CURVE, the link emulator between them. Control frames leave every 20 ms; their one-way delay is measured
-alone, then while bulk frames follow each other without a pause, in pieces and whole. What a control frame would take on an
-empty link is the row "alone"; what is beyond it is the queue that bulk has built.
+Two processes, CURVE, the link emulator between them. Control frames leave every 20 ms (--period-ms); their one-way delay is
+measured alone, then while bulk frames follow each other without a pause, in pieces and whole. What a control frame takes on
+an empty link is the row "none"; what is beyond it is the queue that bulk has built.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ class Result:
         return sorted(self.delays_ms)[int(share * (len(self.delays_ms) - 1))] if self.delays_ms else float("nan")
 
 
-async def measure(profile: str, control_bytes: int, whole_bytes: int, seconds: float, *, bulk: bool) -> Result:
-    """Control frames of ``control_bytes`` for ``seconds``, with bulk beside them or not."""
+async def measure(
+    profile: str, control_bytes: int, whole_bytes: int, seconds: float, *, bulk: bool, period_s: float = PERIOD_S
+) -> Result:
+    """Control frames of ``control_bytes`` every ``period_s`` for ``seconds``, with bulk beside them or not."""
     keys, link = generate(), os.urandom(16)
     with listening(link, keys) as (pipe, address, server_key), Wan([_link(profile, address)]) as wan:
         endpoint = Endpoint(keys, swarm=SWARM, on_message=lambda *_: None, on_event=lambda _: None, whole_bytes=whole_bytes)
@@ -60,8 +62,8 @@ async def measure(profile: str, control_bytes: int, whole_bytes: int, seconds: f
         await asyncio.to_thread(pipe.recv)
         start = time.monotonic()
         filler = asyncio.create_task(_fill(endpoint, link)) if bulk else None
-        for number in range(int(seconds / PERIOD_S)):
-            await asyncio.sleep(max(0.0, start + number * PERIOD_S - time.monotonic()))
+        for number in range(int(seconds / period_s)):
+            await asyncio.sleep(max(0.0, start + number * period_s - time.monotonic()))
             message, tensors = forward(8, control_bytes)
             payloads = (bytes(control_bytes),)
             stamped = Forward(0, 1, time.monotonic_ns(), number, 0, message.items)
@@ -152,16 +154,20 @@ def main() -> None:
     parser.add_argument(
         "--control-bytes", type=int, default=16 << 10, help="payload of a control frame (default 8 rows, d = 1024)"
     )
+    parser.add_argument("--period-ms", type=float, default=1e3 * PERIOD_S, help="between control frames (default 20)")
     options = parser.parse_args()
+    period_s = options.period_ms / 1e3
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}")
-    print(f"control frames of {options.control_bytes} bytes every {PERIOD_S * 1e3:.0f} ms, bulk frames of {BULK_BYTES} bytes")
+    print(f"control frames of {options.control_bytes} bytes every {options.period_ms:g} ms, bulk frames of {BULK_BYTES} bytes")
     titles = ("p50 ms", "p90 ms", "p99 ms", "max ms")
     print(
         f"{'profile':<12} {'bulk':<10}" + "".join(f"{title:>9}" for title in titles) + f"{'bulk Mbit/s':>13} {'over window':>12}"
     )
     for profile in options.profiles.split(","):
         for what, whole_bytes, bulk in ROWS:
-            result = uvloop.run(measure(profile, options.control_bytes, whole_bytes, options.seconds, bulk=bulk))
+            result = uvloop.run(
+                measure(profile, options.control_bytes, whole_bytes, options.seconds, bulk=bulk, period_s=period_s)
+            )
             quantiles = "".join(f"{result.quantile(share):>9.1f}" for share in (0.5, 0.9, 0.99, 1.0))
             rate = 8e-6 * result.bulk_bytes / result.seconds
             print(f"{profile:<12} {what:<10}{quantiles}{rate:>13.1f} {result.over_window:>12}", flush=True)

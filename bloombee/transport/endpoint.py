@@ -240,8 +240,8 @@ class Endpoint:
         """Send a message; never blocks. Order is kept within a lane.
 
         Args:
-            payloads: one byte buffer per tensor header. From 64 KB up they are not copied: leave them unchanged until
-                the peer has acknowledged the frame.
+            payloads: one byte buffer per tensor header. Large ones are not copied, and go in pieces on a bulk lane: leave
+                them unchanged until the peer has acknowledged the frame.
 
         Returns:
             Its bytes, before encryption.
