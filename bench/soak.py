@@ -34,7 +34,7 @@ MAX_PROMPT, MAX_NEW = 200, 60
 def resident_mb() -> float:
     """Of this process and everything it started."""
     own = psutil.Process()
-    return sum(process.memory_info().rss for process in [own, *own.children(recursive=True)]) / 1e6
+    return float(sum(process.memory_info().rss for process in [own, *own.children(recursive=True)])) / 1e6
 
 
 async def load(arguments: argparse.Namespace, progress: Progress) -> tuple[list[tuple[list[int], list[int]]], dict[str, object]]:

@@ -32,10 +32,10 @@ from bloombee.wire import messages
 from bloombee.wire.token import JoinToken, decode_token, encode_token
 
 
-def _workers() -> list[psutil.Process]:
-    """Of this process's Runtimes: children of its spawners, in the order they were started."""
+def _newest_workers() -> list[psutil.Process]:
+    """Of the Runtime of this process that was started last, in their order: other tests may keep swarms running."""
     spawners = [child for child in psutil.Process().children() if "bloombee.roles.spawner" in " ".join(child.cmdline())]
-    return sorted((worker for spawner in spawners for worker in spawner.children()), key=lambda p: p.pid)
+    return sorted(max(spawners, key=lambda p: p.pid).children(), key=lambda p: p.pid)
 
 
 def _gone(pids: list[int]) -> bool:
@@ -78,7 +78,7 @@ def test_a_lost_worker_is_a_typed_error_at_every_caller(which: int, how: signal.
     pids: list[int] = []
 
     async def act(_: bloombee.Runtime) -> None:
-        pids.extend(worker.pid for worker in _workers())
+        pids.extend(worker.pid for worker in _newest_workers())
         os.kill(pids[which], how)
 
     ended = asyncio.run(_mid_generation(act))

@@ -68,7 +68,8 @@ def assigns(draw: st.DrawFn) -> m.Assign:
     return m.Assign(
         **base, stage=draw(st.integers(0, num_stages - 1)), num_stages=num_stages, start=start,
         stop=draw(st.integers(start + 1, num_layers)), num_layers=num_layers, config_digest=bytes(16),
-        dtype=str(draw(st.sampled_from(Dtype))), page_size=draw(st.integers(1, 2**16 - 1)), num_microbatches=1, codec=draw(st.integers(0, 2)),
+        dtype=str(draw(st.sampled_from(Dtype))), page_size=draw(st.integers(1, 2**16 - 1)), num_microbatches=1,
+        codec=draw(st.integers(0, 2)),
         predecessor=draw(peer), successor=draw(peer), trace=draw(st.booleans()),
     )  # fmt: skip
 
