@@ -15,7 +15,7 @@ from bloombee.pace import parse_pace
 from bloombee.plan.standin import is_standin, standin_card
 
 LADDER = ("500M-10ms", "125M-60ms", "20M-100ms")
-DEFAULT_BUDGET_S = 75.0
+DEFAULT_BUDGET_S = 95.0
 """Of a run without arguments: leaves room in two minutes for starting workers and judging their tokens."""
 AUTO = 0
 MAX_BATCH = 1024
