@@ -6,19 +6,16 @@ Everything here lives on one event loop (the Runtime's own). Nothing of torch or
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
-import os
 import secrets
-import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from bloombee.codec.choice import CodecMode
-from bloombee.config import LocalWorker, RuntimeConfig, WorkerConfig
+from bloombee.config import LocalWorker, RuntimeConfig
 from bloombee.errors import (
     BloomBeeError,
     ConfigError,
@@ -64,10 +61,9 @@ from bloombee.plan.card import ModelCard
 from bloombee.plan.meter import LinkFacts
 from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
-from bloombee.plan.standin import standin_memory_bytes
 from bloombee.plan.topology import Link
 from bloombee.roles.greeting import Greeter
-from bloombee.roles.spawner_client import SpawnerClient
+from bloombee.roles.local_swarm import LocalSwarm
 from bloombee.roles.stage_host import CODECS, RESEND_AFTER_S
 from bloombee.roles.text import TextCodec, TextStream
 from bloombee.roles.tracing import HeadTrace, open_tracer
@@ -148,9 +144,7 @@ class HeadRole:
         on_progress: Callable[[LoadProgress], None] | None = None,
     ) -> None:
         self.config = config
-        self._places = tuple(local_workers) or (LocalWorker(),) * config.workers
-        if len(self._places) != config.workers:
-            raise ConfigError(f"{len(self._places)} local_workers for {config.workers} workers: one each", field="local_workers")
+        self._local = LocalSwarm(config, local_workers, on_end=self._process_ended, on_lost=self._spawner_lost)
         self.card: ModelCard
         self.text: TextCodec
         self.plan: Plan | None = None
@@ -166,7 +160,6 @@ class HeadRole:
             curve=config.curve,
         )
         self._door = Door(self._endpoint.swarm, config.heartbeat_s, config.silence_s)
-        self._spawner = SpawnerClient(on_exit=self._process_ended, on_lost=self._spawner_lost)
         self._scheduler = SchedulerCore(
             max_rows=config.max_microbatch_rows, resend_after_s=RESEND_AFTER_S, step_deadline_s=config.step_deadline_s
         )
@@ -175,8 +168,6 @@ class HeadRole:
         self._workers: dict[bytes, WorkerId] = {}
         self._greeters: dict[bytes, Greeter] = {}
         self._names: dict[WorkerId, str] = {}
-        self._processes: dict[int, str] = {}
-        self._processes_ended = asyncio.Event()
         self._suspects: dict[WorkerId, float] = {}
         self._to_load: dict[WorkerId, int] = {}
         self._requests: dict[int, _Request] = {}
@@ -205,9 +196,8 @@ class HeadRole:
             self._trace = HeadTrace(open_tracer(self.config.trace, "head", process))
             self._endpoint.stamps = True
         bound = await self._endpoint.bind(self.config.listen)
-        self._spawner.start()
-        described = await self._spawner.ask("describe", model=self.config.model)
-        self.card = ModelCard.from_json(described)
+        self._local.start()
+        self.card = await self._local.describe()
         self.text = TextCodec(self.card.tokenizer_json)
         self._core = HeadCore(
             self._plan_request(),
@@ -220,8 +210,7 @@ class HeadRole:
         for index in range(self.config.num_stages):
             secret = secrets.token_bytes(SECRET_BYTES)
             self._door.issue(secret)
-            place = LocalWorker() if self.config.remote_workers else self._places[index]
-            endpoints = (place.head_endpoint or address,)
+            endpoints = (self._local.head_endpoint(index) or address,)
             tokens.append(encode_token(JoinToken(key=key, secret=secret, endpoints=endpoints)))
         self.join_tokens = tuple(tokens)
         self._ticker = loop.create_task(self._tick(), name="bloombee-head-tick")
@@ -234,22 +223,8 @@ class HeadRole:
         """
         if not self.config.remote_workers:
             if self.config.profile:
-                self.profile = await self._profile()
-            await self._spawner.ask("warm")
-            share = self._memory_share()
-            for place, token, name in zip(self._places, self.join_tokens, self._local_names(), strict=True):
-                config = WorkerConfig(
-                    join=token,
-                    name=name,
-                    listen=place.listen,
-                    advertise=place.advertise,
-                    pace=self.config.pace,
-                    device=self.config.device,
-                    threads=self.config.threads or max(1, (os.cpu_count() or 1) // self.config.num_stages),
-                    memory_bytes=share,
-                    trace=self.config.trace or ".",
-                )
-                self._processes[await self._spawner.spawn(config)] = name
+                self.profile = await self._local.profile(self._plan_request().dtype)
+            await self._local.spawn(self.join_tokens)
         self.plan = await asyncio.shield(self._up)
 
     async def close(self) -> None:
@@ -269,10 +244,8 @@ class HeadRole:
         for worker in list(self._links):
             self._send(worker, Lane.CONTROL, Goodbye(reason="the head closes"))
         await self._endpoint.close(linger_s=0.5)
-        if self._trace is not None and self._processes:
-            with contextlib.suppress(TimeoutError):  # the spawner kills them then; what they have not written is lost
-                await asyncio.wait_for(self._processes_ended.wait(), TRACE_END_S)
-        await self._spawner.close()
+        # Workers that are killed before they have written their traces lose what is missing.
+        await self._local.close(wait_s=TRACE_END_S if self._trace is not None else 0.0)
         if self._trace is not None:
             self._trace.tracer.close()
         if hasattr(self, "_up") and self._up.done() and not self._up.cancelled():
@@ -307,7 +280,7 @@ class HeadRole:
 
     async def render_chat(self, messages: list[dict[str, Any]]) -> str:
         """The prompt of a conversation by the model's chat template. Raises ConfigError if it has none."""
-        return str(await self._spawner.ask("chat", model=self.config.model, messages=messages))
+        return await self._local.render_chat(messages)
 
     @property
     def num_requests(self) -> int:
@@ -392,14 +365,11 @@ class HeadRole:
             num_pages=pages_for(wish, config.page_size),
             page_size=config.page_size,
             num_microbatches=config.microbatches or MOST_MICROBATCHES,
-            order=() if config.remote_workers else self._local_names(),
+            order=self._local.names,
             pages_fixed=config.kv_tokens is not None,
             codec=CodecMode[config.codec.upper()],
             trace=config.trace is not None,
         )
-
-    def _local_names(self) -> tuple[str, ...]:
-        return tuple(f"local-{index}" for index in range(self.config.workers))
 
     async def _tune(self, plan: Plan) -> None:
         self.tuner = Tuner(
@@ -416,15 +386,6 @@ class HeadRole:
         self._schedule(Tune(len(plan.stages), self.config.max_microbatch_rows, None, time.monotonic()))
         await self.tuner.run()
 
-    async def _profile(self) -> Profile:
-        """Of one worker's share of this machine, while nothing else of ours runs."""
-        config = self.config
-        threads = config.threads or max(1, (os.cpu_count() or 1) // config.num_stages)
-        text = await self._spawner.ask(
-            "profile", model=config.model, device=config.device, dtype=str(self._plan_request().dtype), threads=threads
-        )
-        return Profile.from_json(text)
-
     def _measured_links(self, plan: Plan) -> list[Link] | None:
         """Leaving each stage; None until every one of them has shown its round trip."""
         workers = [stage.worker for stage in plan.stages]
@@ -432,13 +393,6 @@ class HeadRole:
         links = [one.as_link() for one in facts if one is not None]
         known = [link for link in links if link is not None]
         return known if len(known) == len(workers) else None
-
-    def _memory_share(self) -> int:
-        if (emulated := standin_memory_bytes(self.config.model)) is not None:
-            return emulated
-        import psutil
-
-        return int(0.85 * psutil.virtual_memory().available) // self.config.num_stages
 
     # -- the network -----------------------------------------------------------------------
 
@@ -569,16 +523,9 @@ class HeadRole:
 
     # -- workers that end ------------------------------------------------------------------
 
-    def _process_ended(self, pid: int, status: int) -> None:
-        name = self._processes.pop(pid, None)
-        if not self._processes:
-            self._processes_ended.set()
-        if name is None or self._closed:
+    def _process_ended(self, name: str, reason: str) -> None:
+        if self._closed:
             return
-        code = os.waitstatus_to_exitcode(status)
-        reason = (
-            f"its process was killed by {signal.Signals(-code).name}" if code < 0 else f"its process ended with status {code}"
-        )
         worker = next((number for number, known in self._names.items() if known == name), None)
         if worker is None:
             self._fail(DeviceError(f"worker {name!r} could not start: {reason}", worker=name))

@@ -1,0 +1,128 @@
+"""The processes that a head starts on its own machine: the spawner, and the workers that it forks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psutil
+
+from bloombee.config import LocalWorker, RuntimeConfig, WorkerConfig
+from bloombee.errors import ConfigError
+from bloombee.plan.card import ModelCard
+from bloombee.plan.profile import Profile
+from bloombee.plan.standin import standin_memory_bytes
+from bloombee.roles.spawner_client import SpawnerClient
+from bloombee.types import Dtype
+
+MEMORY_SHARE = 0.85
+"""Of what is free on this machine, that all local workers together may use."""
+
+
+class LocalSwarm:
+    """Belongs to one event loop.
+
+    Args:
+        places: where each local worker stands in the network; empty: plainly on loopback.
+        on_end: called with a worker's name and the reason when its process has ended, unless :meth:`close` ended it.
+        on_lost: called if the spawner itself ends unasked.
+
+    Raises:
+        ConfigError: another number of places than of workers.
+    """
+
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        places: Sequence[LocalWorker],
+        *,
+        on_end: Callable[[str, str], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._places = tuple(places) or (LocalWorker(),) * config.workers
+        if len(self._places) != config.workers:
+            raise ConfigError(f"{len(self._places)} local_workers for {config.workers} workers: one each", field="local_workers")
+        self._on_end = on_end
+        self._spawner = SpawnerClient(on_exit=self._exited, on_lost=on_lost)
+        self._processes: dict[int, str] = {}
+        self._all_ended = asyncio.Event()
+        self._closing = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the workers, in the order of their stages; empty if remote ones are awaited."""
+        return () if self._config.remote_workers else tuple(f"local-{index}" for index in range(self._config.workers))
+
+    def head_endpoint(self, index: int) -> str | None:
+        """How worker ``index`` reaches the head, if not at the head's own address."""
+        return None if self._config.remote_workers else self._places[index].head_endpoint
+
+    def start(self) -> None:
+        """Start the spawner, which then imports what takes seconds."""
+        self._spawner.start()
+
+    async def describe(self) -> ModelCard:
+        """Raises ConfigError or ModelUnsupported for a model that cannot be served."""
+        return ModelCard.from_json(await self._spawner.ask("describe", model=self._config.model))
+
+    async def render_chat(self, messages: list[dict[str, Any]]) -> str:
+        """Raises ConfigError if the model has no chat template or refuses the messages."""
+        return str(await self._spawner.ask("chat", model=self._config.model, messages=messages))
+
+    async def profile(self, dtype: Dtype) -> Profile:
+        """Of one worker's share of this machine, while nothing else of ours runs."""
+        config = self._config
+        text = await self._spawner.ask(
+            "profile", model=config.model, device=config.device, dtype=str(dtype), threads=self._threads()
+        )
+        return Profile.from_json(text)
+
+    async def spawn(self, tokens: Sequence[str]) -> None:
+        """Start every worker, each with its join token."""
+        await self._spawner.ask("warm")
+        memory_bytes = self._memory_bytes()
+        for place, token, name in zip(self._places, tokens, self.names, strict=True):
+            config = WorkerConfig(
+                join=token,
+                name=name,
+                listen=place.listen,
+                advertise=place.advertise,
+                pace=self._config.pace,
+                device=self._config.device,
+                threads=self._threads(),
+                memory_bytes=memory_bytes,
+                trace=self._config.trace or ".",
+            )
+            self._processes[await self._spawner.spawn(config)] = name
+
+    async def close(self, wait_s: float = 0.0) -> None:
+        """End every process; workers get ``wait_s`` to end by themselves."""
+        self._closing = True
+        if wait_s > 0 and self._processes:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_ended.wait(), wait_s)
+        await self._spawner.close()
+
+    def _threads(self) -> int:
+        return self._config.threads or max(1, (os.cpu_count() or 1) // self._config.num_stages)
+
+    def _memory_bytes(self) -> int:
+        emulated = standin_memory_bytes(self._config.model)
+        if emulated is not None:
+            return emulated
+        return int(MEMORY_SHARE * psutil.virtual_memory().available) // self._config.num_stages
+
+    def _exited(self, pid: int, status: int) -> None:
+        name = self._processes.pop(pid, None)
+        if not self._processes:
+            self._all_ended.set()
+        if name is None or self._closing:
+            return
+        code = os.waitstatus_to_exitcode(status)
+        killed = f"its process was killed by {signal.Signals(-code).name}" if code < 0 else ""
+        self._on_end(name, killed or f"its process ended with status {code}")
