@@ -118,7 +118,7 @@ def counted(model: SpanModel) -> Iterator[Shares]:
     changed = []
     for module in model._skeleton.model.modules():
         name = type(module).__name__
-        kind = "linears" if name.endswith("Linear") else "norms" if name.endswith("Norm") else None
+        kind = "linears" if name.endswith("Linear") or name.startswith("Packed") else "norms" if name.endswith("Norm") else None
         if kind is not None:
             module.forward = shares.counting(kind, module.forward)
             changed.append(module)
@@ -256,7 +256,9 @@ def report(batch: int, results: dict[str, Rounds], bytes_read: int) -> dict[str,
             for mine, theirs in ((ours.wall, got.wall), (ours.cpu, got.cpu))
         ]
         print(
-            f"{name:<12}{batch / wall:>10.1f}{batch / cpu:>10.1f}{wall * 1e3:>10.2f}{cpu * 1e3:>10.2f}{bytes_read / cpu / 1e9:>10.1f}   "
+            f"{name:<12}"
+            + "".join(f"{x:>10.1f}" for x in (batch / wall, batch / cpu, wall * 1e3, cpu * 1e3, bytes_read / cpu / 1e9))
+            + "   "
             + ("" if name == "engine" else f"{ratios[0]:.2f}x  {ratios[1]:.2f}x")
         )
         record[name] = {"wall_s": got.wall, "cpu_s": got.cpu, "engine_is": ratios}

@@ -26,6 +26,7 @@ OPTIONS = {"scaling", "sliding_window", "softcap", "s_aux"}
 WITHOUT_EFFECT = {"dropout", "position_ids", "use_cache", "cache_position"}
 """Keywords that families hand on and that mean nothing here (nor does ``output_*``): dropout is for training, positions
 are the step's."""
+KNOWN = OPTIONS | WITHOUT_EFFECT
 
 FEW_ROWS = 64
 """Rows of scores for one KV head, up to which a product by keys beats torch's fused attention."""
@@ -49,11 +50,13 @@ def dispatch(
     Raises:
         ModelUnsupported: the layer asks for what we would have to ignore: a mask of its own, or an unknown option.
     """
-    known = OPTIONS | WITHOUT_EFFECT
-    strange = [n for n, value in options.items() if value is not None and n not in known and not n.startswith("output_")]
+    strange = options.keys() - KNOWN
+    if strange:
+        strange = {name for name in strange if options[name] is not None and not name.startswith("output_")}
     if attention_mask is not None or strange:
         raise ModelUnsupported(
-            f"{type(module).__name__} asks attention for {', '.join(strange) or 'a mask of its own'}, which is not supported",
+            f"{type(module).__name__} asks attention for {', '.join(sorted(strange)) or 'a mask of its own'}, "
+            "which is not supported",
             unsupported="attention_options",
         )
     return ATTENDER.get()(query, key, value, **options)
@@ -94,9 +97,7 @@ def attend(
     plain = softcap is None and s_aux is None
     latent = layer in step.cache.latent
     out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
-    groups, alone = step.grouped(sliding_window, -1 if latent else few_keys(key))
-    if latent:
-        groups, alone = [], list(range(len(step.rows)))
+    groups, alone = ([], range(len(step.rows))) if latent else step.grouped(sliding_window, few_keys(key))
     for group in groups:
         keys, values = step.cache.read(layer, group.slots.view(-1))
         q = query[0].index_select(1, group.rows)

@@ -159,7 +159,7 @@ class Step:
         self._batched = batched
         self._indices: dict[tuple[int, int | None], Index] = {}
         self._masks: dict[tuple[int, int | None], torch.Tensor] = {}
-        self._grouped: dict[tuple[int | None, int], tuple[list[Group], list[int]]] = {}
+        self._grouped: dict[tuple[int | None, int], tuple[list[Group], Sequence[int]]] = {}
 
     @cached_property
     def new_slots(self) -> Index:
@@ -172,18 +172,18 @@ class Step:
         flat = np.concatenate([np.arange(rows.position, rows.length) for rows in self.rows])
         return self._tensor(flat)[None]
 
-    def grouped(self, window: int | None, few: int) -> tuple[list[Group], list[int]]:
+    def grouped(self, window: int | None, few: int) -> tuple[list[Group], Sequence[int]]:
         """How the segments are attended: one-row segments together where each sees at most ``few`` keys, and of
         about the same number; the numbers (in ``rows``) of those that go one by one.
 
-        With ``batched`` all one-row segments are together. Latent layers are not grouped: their keys are computed, not stored.
+        With ``batched`` all one-row segments are together.
         """
         found = self._grouped.get((window, few))
         if found is None:
             found = self._grouped[window, few] = self._group(window, few)
         return found
 
-    def _group(self, window: int | None, few: int) -> tuple[list[Group], list[int]]:
+    def _group(self, window: int | None, few: int) -> tuple[list[Group], Sequence[int]]:
         counts = {number: rows.length - rows.first_key(window) for number, rows in enumerate(self.rows) if rows.num_rows == 1}
         small = sorted((n for n in counts if self._batched or counts[n] <= few), key=counts.__getitem__, reverse=True)
         groups: list[list[int]] = []

@@ -14,7 +14,7 @@ from bloombee.engine.attention import ATTENDER, attend
 from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.cache import SlotCache, Step
 from bloombee.engine.checkpoint import Checkpoint
-from bloombee.engine.packed import pack_linears
+from bloombee.engine.packed import Watch, pack_linears
 from bloombee.engine.probe import probe
 from bloombee.engine.sampler import SamplerRow, sample
 from bloombee.engine.skeleton import Skeleton, build, splice
@@ -91,11 +91,14 @@ class SpanModel:
                 f"{checkpoint.ref} has {skeleton.num_layers} layers; the plan has {num_layers} and this stage {span}",
                 model=checkpoint.ref,
             )
-        layers = probe(skeleton, checkpoint.ref, span)
+        with Watch(skeleton.model) as watch:
+            layers = probe(skeleton, checkpoint.ref, span)
         try:
             kv = SlotCache(layers, num_pages * page_size, TORCH_DTYPES[dtype], torch.device(device))
             model = cls(skeleton, span, dtype, kv, page_size)
             model._fill(checkpoint, progress)
+            if model.device.type == "cpu":
+                pack_linears(skeleton.model, watch.groups)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise DeviceError(f"no memory on {device} for {span} of {checkpoint.ref}", device=device) from error
         return model
@@ -152,10 +155,7 @@ class SpanModel:
                 checkpoint, loading, memory, cache(lambda: build(checkpoint, self.dtype).model), progress
             )
         self.weight_bytes = sum(t.numel() * t.element_size() for t in memory.values())
-        del memory  # packing lets go of each weight as it goes
         skeleton.model.eval().requires_grad_(False)
-        if self.device.type == "cpu":
-            pack_linears(skeleton.model)
         if not self.is_first:
             layers = getattr(skeleton.base, skeleton.layers)
             layers[0].register_forward_pre_hook(self._substitute, with_kwargs=True)

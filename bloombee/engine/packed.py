@@ -5,57 +5,156 @@ call: a decode step of one row then reads weights at about half the speed of mem
 order once, when the span has been filled, and the original is let go at once, so that no weight is held
 twice. docs/adr/0030 has the measurements; with packed weights no number of rows is slower than without, so
 there is no second path to choose.
+
+Layers that are handed one and the same tensor (queries, keys and values; gate and up) are multiplied as one. Which those are
+is not known by name but seen: the layers run once without values, for the cache's sake (probe.py), and :class:`Watch`
+looks on.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from types import TracebackType
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from bloombee.engine.hugepages import collapse, forget
+
 ROWS = 32
 """Rows that the layout is made for. Those for 4 to 512 rows measure alike; the one for a single row is slower from 2 on."""
+CHUNK_BYTES = 64 << 20
+"""Larger weights are packed by parts, each part of the original let go before the next; and larger groups are not joined."""
+
+
+class Watch:
+    """Notes which linear layers of a model are called one after the other with the very same tensor, while the block runs.
+
+    Attributes:
+        groups: those layers, in the order of their calls; each layer was called once and is in one group.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = [module for module in model.modules() if type(module) is nn.Linear]
+        self._calls: list[tuple[torch.Tensor, list[nn.Linear]]] = []
+        self.groups: list[tuple[nn.Linear, ...]] = []
+
+    def __enter__(self) -> Watch:
+        self._hooks = [layer.register_forward_pre_hook(self._note) for layer in self._layers]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        times = Counter(id(layer) for _, layers in self._calls for layer in layers)
+        self.groups = [
+            tuple(layers) for _, layers in self._calls if len(layers) > 1 and all(times[id(layer)] == 1 for layer in layers)
+        ]
+        self._calls = []
+
+    def _note(self, layer: nn.Linear, args: tuple[Any, ...]) -> None:
+        if self._calls and args and self._calls[-1][0] is args[0]:
+            self._calls[-1][1].append(layer)
+        elif args:
+            self._calls.append((args[0], [layer]))
 
 
 class PackedLinear(nn.Module):  # type: ignore[misc]
-    """What ``original`` does. Takes its weight over: ``original`` has none afterwards.
+    """What one linear layer does, or several of the same input, side by side. Takes their weights over: they have none after, and
+    whoever still holds one holds zeros.
 
     Attributes:
-        weight: [out, in], in an order that only oneDNN knows; ``shape`` and ``dtype`` are the original's.
-        bias: [out] or None.
+        weight: [out, in], in an order that only oneDNN knows; the first of several, by rows, where it is large.
     """
 
-    def __init__(self, original: nn.Linear) -> None:
+    def __init__(self, originals: Sequence[nn.Linear]) -> None:
         super().__init__()
-        self.in_features, self.out_features = original.in_features, original.out_features
-        self.weight = _packed(original.weight.detach())
-        self.bias = None if original.bias is None else original.bias.detach()
+        bias = _joined([layer.bias for layer in originals]) if originals[0].bias is not None else None
+        weight = _joined([layer.weight for layer in originals])
+        for layer in originals:
+            if weight.data_ptr() != layer.weight.data_ptr():
+                _let_go(layer.weight)
+            del layer.weight
+        self.parts = [(part, None if bias is None else bias[start : start + part.shape[0]]) for start, part in _packed(weight)]
+        self.weight, self._bias = self.parts[0]
         self._multiply = torch.ops.mkldnn._linear_pointwise.default  # its packet would look up the overload on every call
-        del original.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self._multiply(x, self.weight, self.bias, "none", [], "")
-        return out
+        if len(self.parts) == 1:
+            out: torch.Tensor = self._multiply(x, self.weight, self._bias, "none", [], "")
+            return out
+        return torch.cat([self._multiply(x, weight, bias, "none", [], "") for weight, bias in self.parts], -1)
 
 
-def pack_linears(model: nn.Module) -> None:
+class _Product:
+    """The one product of several layers: made for the first that is called, kept until the last has had its part."""
+
+    def __init__(self, packed: PackedLinear, sizes: list[int]) -> None:
+        self.packed = packed
+        self.sizes = sizes
+        self.input: torch.Tensor | None = None
+        self.parts: tuple[torch.Tensor, ...] = ()
+
+
+class PackedPart(nn.Module):  # type: ignore[misc]
+    """One layer of several that are multiplied as one. Handed another tensor than the layer before it, it multiplies anew.
+
+    Attributes:
+        weight: of all of them.
+    """
+
+    def __init__(self, product: _Product, number: int) -> None:
+        super().__init__()
+        self._product, self._number = product, number
+        self._is_last = number == len(product.sizes) - 1
+        self.weight = product.packed.weight
+        self.parts = product.packed.parts
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        product = self._product
+        if product.input is not x:
+            product.parts = product.packed.forward(x).split(product.sizes, -1)
+            product.input = x
+        part = product.parts[self._number]
+        if self._is_last:
+            product.input, product.parts = None, ()
+        return part
+
+
+def pack_linears(model: nn.Module, groups: Iterable[tuple[nn.Linear, ...]] = ()) -> None:
     """Replace the linear layers of ``model``, in place, by packed ones.
 
     Left as they are: weights that share memory with others (a head tied to its embedding, which is looked up by
     rows), weights on another device than the CPU, dtypes for which oneDNN has no kernels here, subclasses of ``nn.Linear``.
 
-    Memory: one weight more than before, while it is packed. Time: one read and one write of the weights.
+    Args:
+        groups: layers of one input, as a :class:`Watch` saw them; layers outside ``model`` are ignored.
+
+    Memory: ``CHUNK_BYTES`` more than before on Linux, one weight elsewhere. Time: one read and one write of the weights,
+    and one more for huge pages.
     """
     owners = Counter(p.untyped_storage().data_ptr() for _, p in model.named_parameters(remove_duplicate=False))
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is not nn.Linear or child.weight.device.type != "cpu" or not can_pack(child.weight.dtype):
-                continue
-            if owners[child.weight.untyped_storage().data_ptr()] == 1:
-                setattr(parent, name, PackedLinear(child))
+    places = {
+        child: (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Linear
+        and child.weight.device.type == "cpu"
+        and can_pack(child.weight.dtype)
+        and owners[child.weight.untyped_storage().data_ptr()] == 1
+    }
+    for layers in groups:
+        if all(layer in places for layer in layers) and _can_join(layers):
+            product = _Product(PackedLinear(layers), [layer.out_features for layer in layers])
+            for number, layer in enumerate(layers):
+                setattr(*places.pop(layer), PackedPart(product, number))
+    for layer, place in places.items():
+        setattr(*place, PackedLinear([layer]))
+    collapse({_memory(weight) for module in model.modules() for weight in _weights(module)})
 
 
 @cache
@@ -64,11 +163,40 @@ def can_pack(dtype: torch.dtype) -> bool:
     weight = torch.linspace(-1, 1, 48 * 80).view(80, 48).to(dtype)
     rows = torch.linspace(1, 2, 3 * 48).view(3, 48).to(dtype)
     try:
-        got = torch.ops.mkldnn._linear_pointwise.default(rows, _packed(weight), None, "none", [], "")
+        packed = torch.ops.mkldnn._reorder_linear_weight.default(weight, ROWS)
+        got = torch.ops.mkldnn._linear_pointwise.default(rows, packed, None, "none", [], "")
     except (RuntimeError, AttributeError):  # built without oneDNN; or this processor lacks the instructions
         return False
     return bool(torch.allclose(got.float(), linear(rows.float(), weight.float()), rtol=0.02, atol=0.05))
 
 
-def _packed(weight: torch.Tensor) -> torch.Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight.default(weight, ROWS)
+def _let_go(weight: torch.Tensor) -> None:
+    """Memory back to the system before its owner frees it: the allocator would keep it, in holes that the next may not fit."""
+    forget(weight.data_ptr(), int(weight.nbytes))
+
+
+def _weights(module: nn.Module) -> list[torch.Tensor]:
+    return [weight for weight, _ in module.parts] if isinstance(module, PackedLinear | PackedPart) else []
+
+
+def _memory(packed: torch.Tensor) -> tuple[int, int]:
+    """(address, bytes) of a packed weight, which has no storage that torch would tell of."""
+    return torch.ops.mkldnn.data_ptr(packed), torch.ops.mkldnn._nbytes(packed)
+
+
+def _can_join(layers: Sequence[nn.Linear]) -> bool:
+    kinds = {(layer.weight.dtype, layer.bias is None) for layer in layers}
+    return len(kinds) == 1 and sum(int(layer.weight.nbytes) for layer in layers) <= CHUNK_BYTES
+
+
+def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return tensors[0].detach() if len(tensors) == 1 else torch.cat([tensor.detach() for tensor in tensors])
+
+
+def _packed(weight: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """(first row, packed rows) of ``weight``, in parts of at most ``CHUNK_BYTES``; its memory goes as they come."""
+    count = max(1, CHUNK_BYTES // (weight.shape[1] * weight.element_size()))
+    for start in range(0, weight.shape[0], count):
+        part = weight[start : start + count]
+        yield start, torch.ops.mkldnn._reorder_linear_weight.default(part, ROWS)
+        _let_go(part)

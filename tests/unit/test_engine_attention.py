@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from bloombee.engine.attention import attend, dispatch
+from bloombee.engine.attention import attend, dispatch, few_keys
 from bloombee.engine.cache import LayerCache, SlotCache, Step
 from bloombee.errors import LocalProtocolError, ModelUnsupported
 from bloombee.pipeline.work import Segment
@@ -81,6 +81,49 @@ def test_packed_rows_equal_the_formula(batched: bool, window: int | None, extra:
             held[i] = (torch.cat([held[i][0], k[rows]]), torch.cat([held[i][1], v[rows]]))
             torch.testing.assert_close(got[rows], plain(q[rows], *held[i], before[i], **options), atol=2e-6, rtol=2e-5)
             start = rows.stop
+
+
+@pytest.mark.parametrize("extra", ["none", "softcap", "sinks"])
+@pytest.mark.parametrize("lengths", [(40, 40, 40), (40, 33, 39, 9, 8, 2)])
+def test_rows_of_few_keys_share_calls_and_give_what_each_gives_alone(lengths: tuple[int, ...], extra: str) -> None:
+    """bfloat16 on the CPU: sequences of about one length are attended together; the oracle is each in a step of its own."""
+    torch.manual_seed(6)
+    options = {"softcap": 2.0 if extra == "softcap" else None, "s_aux": torch.randn(HEADS) if extra == "sinks" else None}
+    cache = SlotCache(
+        [LayerCache(LAYER, (KV_HEADS, DIM), (KV_HEADS, VALUE_DIM))], PAGE * PAGES, torch.bfloat16, torch.device("cpu")
+    )
+    for tensor in cache.rows(LAYER):
+        tensor.copy_(torch.randn(tensor.shape))
+    pages = [tuple(range(10 * i, 10 * i + 10)) for i in range(len(lengths))]
+    segments = [segment(i, length - 1, 1, pages[i]) for i, length in enumerate(lengths)]
+    q, k, v = (torch.randn(1, n, len(lengths), d).bfloat16() for n, d in ((HEADS, DIM), (KV_HEADS, DIM), (KV_HEADS, VALUE_DIM)))
+    step = Step(cache, segments, PAGE, batched=False)
+    got = attend(step, q, *step.update(k, v, LAYER), **options)[0][0]
+    groups, alone = step.grouped(None, few_keys(k))
+    assert [len(group.rows) for group in groups] == ([3] if len(lengths) == 3 else [3, 2])
+    assert list(alone) == ([] if len(lengths) == 3 else [5])
+    for i, one in enumerate(segments):
+        single = Step(cache, [one], PAGE, batched=False)
+        rows = [x[:, :, i : i + 1] for x in (q, k, v)]
+        expected = attend(single, rows[0], *single.update(rows[1], rows[2], LAYER), **options)[0][0, 0]
+        torch.testing.assert_close(got[i], expected, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 12])
+@pytest.mark.parametrize("window", [None, 200])
+def test_few_rows_over_many_keys_equal_the_formula(rows: int, window: int | None) -> None:
+    torch.manual_seed(7)
+    count, d = 1100, 64
+    cache = SlotCache([LayerCache(LAYER, (KV_HEADS, d), (KV_HEADS, d))], PAGE * 300, torch.float32, torch.device("cpu"))
+    keys, values = torch.randn(2, 1, KV_HEADS, count, d).unbind()
+    pages = tuple(range(275))
+    Step(cache, [segment(0, 0, count, pages)], PAGE, batched=False).update(keys, values, LAYER)
+    step = Step(cache, [segment(0, count - rows, rows, pages)], PAGE, batched=False)
+    q = torch.randn(1, HEADS, rows, d)
+    got = attend(step, q, *step.update(keys[:, :, -rows:], values[:, :, -rows:], LAYER), sliding_window=window)[0][0]
+    options = {"scaling": d**-0.5, "sliding_window": window, "softcap": None, "s_aux": None}
+    expected = plain(q[0].transpose(0, 1), keys[0].transpose(0, 1), values[0].transpose(0, 1), count - rows, **options)
+    torch.testing.assert_close(got, expected, atol=2e-6, rtol=2e-5)
 
 
 def test_writing_rows_again_replaces_them() -> None:
