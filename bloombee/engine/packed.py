@@ -165,6 +165,7 @@ def can_pack(dtype: torch.dtype) -> bool:
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight.default(weight, ROWS)
         got = torch.ops.mkldnn._linear_pointwise.default(rows, packed, None, "none", [], "")
+        _memory(packed)
     except (RuntimeError, AttributeError):  # built without oneDNN; or this processor lacks the instructions
         return False
     return bool(torch.allclose(got.float(), linear(rows.float(), weight.float()), rtol=0.02, atol=0.05))
