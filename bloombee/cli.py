@@ -8,6 +8,7 @@ imported before a command needs it: ``--help`` must be quick.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import signal
@@ -35,6 +36,8 @@ SWARM = (
     "device",
     "kv_tokens",
     "microbatches",
+    "target_s",
+    "codec",
     "max_microbatch_rows",
     "threads",
     "pace",
@@ -218,6 +221,8 @@ def keygen(*, out: Annotated[str, Parameter(help="The file to write, readable by
     """
     from bloombee.transport import keys
 
+    if not out.strip():
+        raise ConfigError("out: give the name of the file to write", field="out")
     keys.save(out, keys.generate())
     print(out)
     return 0
@@ -225,6 +230,7 @@ def keygen(*, out: Annotated[str, Parameter(help="The file to write, readable by
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, and turn whatever happened into an exit code."""
+    _open_standard_files()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -246,6 +252,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 1, debug)
 
 
+def _open_standard_files() -> None:
+    """Where the caller closed stdin, stdout or stderr, the next file or socket would take its number."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
 def _fail(error: Exception, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
@@ -255,7 +272,8 @@ def _fail(error: Exception, code: int, debug: bool) -> int:
         text = f"{' '.join(str(error).split())} (see bloombee --help)"
     else:
         text = f"{type(error).__name__}: {error}" + ("" if debug else " (--debug shows where)")
-    print(f"bloombee: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(f"bloombee: {text}", file=sys.stderr, flush=True)
     return code
 
 

@@ -69,7 +69,7 @@ class RuntimeConfig:
     heartbeat_s: float = option(0.5, "Seconds between heartbeats.")
     silence_s: float = option(3.0, "Seconds without a word after which a peer counts as gone.")
     step_deadline_s: float = option(60.0, "Seconds that one step through all stages may take.")
-    load_deadline_s: float = option(600.0, "Seconds that joining and loading the model may take.")
+    load_deadline_s: float = option(600.0, "Seconds that loading the model may take once every worker has joined.")
     curve: bool = option(True, "Encrypt and authenticate every connection.")
     threads: int | None = option(None, "Compute threads of each worker started here; default: the cores shared out.")
     pace: str | None = option(
@@ -81,7 +81,7 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         if isinstance(self.split, list):
             object.__setattr__(self, "split", tuple(self.split))
-        _check(self, "model", _text(self.model), "a directory or a hub id")
+        _check(self, "model", _text(self.model) and len(self.model) <= 1024, "a directory or a hub id, at most 1024 characters")
         _check(self, "workers", _whole(self.workers, 1, 1000), "a whole number from 1 to 1000")
         _check(self, "dtype", self.dtype in _DTYPES, _one_of(_DTYPES))
         _check(self, "device", _text(self.device) and bool(_DEVICE.fullmatch(self.device)), "auto, cpu, cuda or cuda:N")
@@ -151,7 +151,7 @@ class WorkerConfig:
     pace: str | None = option(None, "An emulated device: milliseconds F,R,P of a forward; default: the real one.")
     key: str | None = option(None, "A key file made by 'bloombee keygen'; default: a new key for this run.")
     trace: str = option(".", "The directory for this worker's trace, should the head ask for one.")
-    log_level: str = option("warning", "debug, info, warning or error; to stderr.")
+    log_level: str = option("info", "debug, info, warning or error; to stderr.")
 
     def __post_init__(self) -> None:
         _check(self, "listen", self.listen is None or _endpoint(self.listen), _ENDPOINT_RULE)

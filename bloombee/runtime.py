@@ -33,6 +33,7 @@ from bloombee.types import FinishReason, Generation, LoadProgress, SamplingParam
 T = TypeVar("T")
 Prompt = str | list[int] | list[dict[str, Any]]
 """Text (encoded as it is), token ids, or a conversation for the model's chat template."""
+PROMPT_KINDS = "must be text, a list of token ids or a list of chat messages"
 _END = object()
 
 
@@ -137,6 +138,8 @@ class Runtime:
     ) -> None:
         if model is not None:
             fields["model"] = model
+        if on_progress is not None and not callable(on_progress):
+            raise ConfigError(f"on_progress = {on_progress!r}: must be a function of one LoadProgress", field="on_progress")
         self.config = merge(config or RuntimeConfig(), fields)
         self._local_workers = tuple(local_workers)
         self._on_progress = on_progress
@@ -310,6 +313,8 @@ class Runtime:
             with contextlib.suppress(RuntimeError):  # the caller's loop has ended
                 caller.call_soon_threadsafe(arrived.set)
 
+        if not isinstance(client, str) or type(priority) is not int or abs(priority) > 1 << 31:
+            raise ConfigError(f"client = {client!r}, priority = {priority!r}: must be text and a whole number", field="priority")
         channel = _Channel(notify)
         assert self._home is not None
         number = next(self._numbers)
@@ -344,15 +349,18 @@ class Runtime:
         if isinstance(prompt, str):
             if not prompt:
                 raise ConfigError("the prompt is empty: give at least one character", field="prompt")
+            _check_text(prompt)
             return head.text.encode(prompt)
-        if not isinstance(prompt, list) or not prompt:
+        if not isinstance(prompt, list):
+            raise ConfigError(f"a prompt of type {type(prompt).__name__}: {PROMPT_KINDS}", field="prompt")
+        if not prompt:
             raise ConfigError("the prompt is empty: give text, token ids or chat messages", field="prompt")
         ids = [item for item in prompt if isinstance(item, int)]
         messages = [item for item in prompt if isinstance(item, dict)]
         if len(messages) == len(prompt):
             return head.text.encode(await head.render_chat(messages), add_special_tokens=False)
         if len(ids) != len(prompt):
-            raise ConfigError("the prompt must be text, a list of token ids or a list of chat messages", field="prompt")
+            raise ConfigError(f"a prompt of mixed or other items: {PROMPT_KINDS}", field="prompt")
         return ids
 
     def _started(self) -> HeadRole:
@@ -441,7 +449,16 @@ class _Collected:
         )
 
 
+def _check_text(prompt: str) -> None:
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"the prompt has a lone surrogate at character {error.start}: not text", field="prompt") from None
+
+
 def _params(params: SamplingParams | None, fields: dict[str, Any]) -> SamplingParams:
+    if params is not None and not isinstance(params, SamplingParams):
+        raise ConfigError(f"params of type {type(params).__name__}: must be SamplingParams", field="params")
     known = {field.name for field in dataclasses.fields(SamplingParams)}
     for name in fields:
         if name not in known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -24,7 +25,8 @@ _CONTROLS = {code: "\ufffd" for code in (*range(32), 127, *range(128, 160)) if c
 
 def say(text: str) -> None:
     """One line to stderr."""
-    print(text, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):  # nobody reads stderr: the work goes on
+        print(text, file=sys.stderr, flush=True)
 
 
 def write(text: str) -> None:
@@ -147,7 +149,8 @@ class Loading:
             self._phases[progress.worker] = progress.phase
             what = "in memory" if progress.phase == "ready" else "to read"
             size = f", {progress.total_bytes / 1e6:.1f} MB {what}" if progress.total_bytes else ""
-            print(f"{_label(progress)}: {progress.phase}{size}", file=self._out, flush=True)
+            with contextlib.suppress(OSError, ValueError):
+                print(f"{_label(progress)}: {progress.phase}{size}", file=self._out, flush=True)
 
     def _draw(self, bars: Progress, progress: LoadProgress) -> None:
         if progress.worker not in self._tasks:

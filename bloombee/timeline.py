@@ -370,7 +370,9 @@ def show(breakdown: Breakdown) -> None:
     console.print(
         f"{breakdown.num_tokens} of {breakdown.num_seen} tokens after their sequence's first; measured between deliveries:"
         f" {breakdown.measured_ms:.3f} ms a token; the parts make {100 * breakdown.share:.1f} % of it.",
-        f"Clocks are known to +- {breakdown.clock_error_ms:.3f} ms: by that a wire may seem longer, another shorter; sums stand.",
+        f"Clocks are known to +- {breakdown.clock_error_ms:.3f} ms: by that a wire may seem longer, another shorter; sums stand."
+        if breakdown.clock_error_ms
+        else "All processes share one clock.",
         sep="\n",
         highlight=False,
     )

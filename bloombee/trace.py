@@ -76,7 +76,7 @@ class Tracer:
         self._over.set()
         self._thread.join()
         self.flush()
-        with self._writing:
+        with self._writing, contextlib.suppress(OSError):  # a full disk: what is missing is missing
             self._file.close()
 
     def _taken(self) -> Iterator[Chain]:

@@ -86,7 +86,7 @@ class SamplingParams:
         top_k: keep the k best; 0 keeps all.
         top_p: keep the smallest set whose probabilities reach p, in (0, 1]; 1 keeps all.
         min_p: keep what has at least this share of the best probability, in [0, 1]; 0 keeps all.
-        repetition_penalty: > 0; divides positive, multiplies negative logits of every token seen
+        repetition_penalty: 0.01 to 100; divides positive, multiplies negative logits of every token seen
             in prompt or output; 1 is off. Source: arXiv 1909.05858.
         presence_penalty: subtracted once from logits of tokens in the output; 0 is off.
         frequency_penalty: subtracted per occurrence in the output; 0 is off.
@@ -116,7 +116,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        elif not isinstance(self.stop, tuple):
+        elif isinstance(self.stop, (list, set, frozenset)):
             object.__setattr__(self, "stop", tuple(self.stop))
         for ok, field, allowed in (
             (_whole(self.max_new_tokens) and 1 <= self.max_new_tokens < 2**31, "max_new_tokens", "a whole number >= 1"),
@@ -125,9 +125,9 @@ class SamplingParams:
             (_finite(self.top_p) and 0 < self.top_p <= 1, "top_p", "a number in (0, 1] (1: all)"),
             (_finite(self.min_p) and 0 <= self.min_p <= 1, "min_p", "a number in [0, 1] (0: all)"),
             (
-                _finite(self.repetition_penalty) and 0 < self.repetition_penalty <= 1e4,
+                _finite(self.repetition_penalty) and 0.01 <= self.repetition_penalty <= 100,
                 "repetition_penalty",
-                "a number in (0, 10000] (1: off)",
+                "a number from 0.01 to 100 (1: off)",
             ),
             (
                 _finite(self.presence_penalty) and abs(self.presence_penalty) <= 1e4,
@@ -140,7 +140,11 @@ class SamplingParams:
                 "a number from -10000 to 10000 (0: off)",
             ),
             (self.seed is None or (_whole(self.seed) and 0 <= self.seed < 2**64), "seed", "a whole number from 0 to 2**64 - 1"),
-            (len(self.stop) <= 16 and all(isinstance(s, str) and s for s in self.stop), "stop", "at most 16 non-empty strings"),
+            (
+                isinstance(self.stop, tuple) and len(self.stop) <= 16 and all(isinstance(s, str) and s for s in self.stop),
+                "stop",
+                "at most 16 non-empty strings",
+            ),
             (
                 self.logprobs is None or (_whole(self.logprobs) and 0 <= self.logprobs <= 20),
                 "logprobs",

@@ -53,7 +53,7 @@ class Plan:
             "epoch": self.epoch,
             "model": self.model,
             "dtype": str(self.dtype),
-            "microbatches": self.num_microbatches,
+            "max_microbatches": self.num_microbatches,
             "kv_tokens": self.num_tokens,
             "stages": [
                 {"worker": s.worker, "name": s.name, "layers": [s.span.start, s.span.stop], "weight_bytes": s.weight_bytes}

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from bloombee.codec.choice import CodecMode
 from bloombee.codec.table import Table
-from bloombee.errors import BloomBeeError, DeviceError, RemoteProtocolError
+from bloombee.errors import BloomBeeError, ConfigError, DeviceError, RemoteProtocolError
 from bloombee.pace import Pace
 from bloombee.pipeline.work import Outcome, Work
 from bloombee.plan.standin import is_standin
@@ -265,7 +265,7 @@ def _pick_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise DeviceError(f"device = {name!r}: torch sees no CUDA device here; use --device cpu", device=name)
+        raise ConfigError(f"device = {name!r}: torch sees no CUDA device here; use --device cpu", device=name)
     return name
 
 

@@ -21,6 +21,7 @@ from bloombee.errors import (
     ConfigError,
     DeviceError,
     Infeasible,
+    LocalProtocolError,
     ProtocolError,
     RemoteProtocolError,
     RuntimeClosed,
@@ -149,7 +150,7 @@ class HeadRole:
         self.text: TextCodec
         self.plan: Plan | None = None
         self.join_tokens: tuple[str, ...] = ()
-        self._on_progress = on_progress or (lambda _: None)
+        self._tell_progress = on_progress
         self._keys = generate()
         self._endpoint = Endpoint(
             self._keys,
@@ -169,7 +170,6 @@ class HeadRole:
         self._greeters: dict[bytes, Greeter] = {}
         self._names: dict[WorkerId, str] = {}
         self._suspects: dict[WorkerId, float] = {}
-        self._to_load: dict[WorkerId, int] = {}
         self._requests: dict[int, _Request] = {}
         self._asked: defaultdict[int, list[asyncio.Future[Measured]]] = defaultdict(list)
         self._ticker: asyncio.Task[None] | None = None
@@ -214,6 +214,8 @@ class HeadRole:
             tokens.append(encode_token(JoinToken(key=key, secret=secret, endpoints=endpoints)))
         self.join_tokens = tuple(tokens)
         self._ticker = loop.create_task(self._tick(), name="bloombee-head-tick")
+        self._ticker.add_done_callback(self._ticker_ended)
+        loop.set_exception_handler(self._bug)
 
     async def start_workers(self) -> None:
         """Start the local workers, unless remote ones are awaited, and wait until the pipeline is up.
@@ -446,6 +448,16 @@ class HeadRole:
         self._on_progress(LoadProgress(admitted.worker, join.name, -1, 0, 0, "joined"))
         self._do(self._core.handle(event))
 
+    def _on_progress(self, progress: LoadProgress) -> None:
+        """The application's callback; one that raises is not called again, and costs nothing else."""
+        if self._tell_progress is None:
+            return
+        try:
+            self._tell_progress(progress)
+        except Exception:
+            log.exception("on_progress raised; it is not called any more")
+            self._tell_progress = None
+
     def _from_worker(self, worker: WorkerId, message: AnyMessage) -> None:
         now = time.monotonic()
         if isinstance(message, Verdict | Ack | Gap | Closed):
@@ -567,7 +579,7 @@ class HeadRole:
                     self.plan = plan
                 case PipelineUp(plan=plan):
                     for stage in plan.stages:
-                        size = self._to_load.get(stage.worker, stage.weight_bytes)
+                        size = stage.weight_bytes
                         self._on_progress(LoadProgress(stage.worker, stage.name, stage.index, size, size, "ready"))
                     if self.config.microbatches is None:
                         self._tuner_task = asyncio.get_running_loop().create_task(self._tune(plan), name="bloombee-head-tune")
@@ -579,7 +591,6 @@ class HeadRole:
                     self._send(worker, Lane.CONTROL, Goodbye(reason="dismissed"))
                     self._hang_up(worker)
                 case ReportProgress(worker=worker, stage=index, loaded_bytes=loaded, total_bytes=total):
-                    self._to_load[worker] = total
                     self._on_progress(LoadProgress(worker, self._names[worker], index, loaded, total, "loading"))
                 case _:
                     raise AssertionError(f"no core of the head asks for {command!r}")
@@ -620,6 +631,17 @@ class HeadRole:
             self.cancel(number)
 
     # -- time ------------------------------------------------------------------------------
+
+    def _ticker_ended(self, ticker: asyncio.Task[None]) -> None:
+        if not ticker.cancelled() and (error := ticker.exception()) is not None:
+            self._bug(asyncio.get_running_loop(), {"exception": error})
+
+    def _bug(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Something of ours raised what it must not: better an error at every caller than silence."""
+        error = context.get("exception")
+        log.error("internal error: %s", context.get("message", error), exc_info=error)
+        if error is not None and not self._closed:
+            self._fail(LocalProtocolError(f"internal error, please report it: {type(error).__name__}: {error}"))
 
     async def _tick(self) -> None:
         while True:

@@ -97,6 +97,7 @@ class LocalSwarm:
                 threads=self._threads(),
                 memory_bytes=memory_bytes,
                 trace=self._config.trace or ".",
+                log_level="warning",
             )
             self._processes[await self._spawner.spawn(config)] = name
 

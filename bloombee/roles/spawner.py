@@ -26,7 +26,7 @@ import threading
 import time
 from typing import Any, BinaryIO
 
-from bloombee.errors import BloomBeeError, DeviceError, to_wire
+from bloombee.errors import BloomBeeError, ConfigError, DeviceError, to_wire
 
 LOOK_EVERY_S = 0.5
 GRACE_S = 2.0
@@ -98,8 +98,9 @@ class Spawner:
                     self._say({"exited": pid, "status": status})
 
     def _say(self, answer: dict[str, Any]) -> None:
-        self._answers.write(json.dumps(answer).encode() + b"\n")
-        self._answers.flush()
+        with contextlib.suppress(OSError):  # nobody reads any more: the lifeline ends this process
+            self._answers.write(json.dumps(answer).encode() + b"\n")
+            self._answers.flush()
 
     def _obey(self, order: dict[str, Any]) -> None:
         try:
@@ -135,6 +136,7 @@ class Spawner:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
+            preexec_fn=_killed_with_parent,
         )
         if done.returncode:
             raise DeviceError(f"the profile of {model!r} could not be measured: {done.stdout.strip() or 'see stderr'}")
@@ -180,16 +182,23 @@ def _worker_main(config: dict[str, Any]) -> int:
         run(WorkerConfig(**config))
     except KeyboardInterrupt:
         return 130
+    except (ConfigError, DeviceError):
+        return 1  # of its stage: the head has been told and says it
     except BloomBeeError as error:
         print(f"bloombee worker {config.get('name', '')}: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _die_with_parent(lifeline: int) -> None:
-    """End this process when the spawner does, however that happens; stopped processes included on Linux."""
+def _killed_with_parent() -> None:
+    """On Linux the kernel ends this process with its parent, even while it is stopped."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _die_with_parent(lifeline: int) -> None:
+    """End this process when the spawner does, however that happens; stopped processes included on Linux."""
+    _killed_with_parent()
 
     def watch() -> None:
         while os.read(lifeline, 1):
@@ -205,6 +214,7 @@ def _signal(pid: int, number: int) -> None:
 
 
 def main() -> None:
+    _killed_with_parent()
     orders = os.fdopen(os.dup(0), "rb", buffering=0)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints by accident goes to stderr, not into the protocol

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import queue
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bloombee.config import WorkerConfig
-from bloombee.errors import DeviceError, from_wire
+from bloombee.errors import ConfigError, DeviceError, from_wire
 
 END_S = 4.0
 
@@ -34,6 +35,8 @@ class SpawnerClient:
         self._closing = False
         self._process: subprocess.Popen[bytes] | None = None
         self._has_workers = False
+        self._orders: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        """A pipe may be full: only the writing thread ever waits for it."""
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -45,6 +48,7 @@ class SpawnerClient:
             start_new_session=True,
         )
         threading.Thread(target=self._read, name="bloombee-spawner-reader", daemon=True).start()
+        threading.Thread(target=self._write, name="bloombee-spawner-writer", daemon=True).start()
 
     async def ask(self, order: str, **arguments: Any) -> Any:
         """The answer to an order. Cancelled: the order is carried out all the same, its answer dropped.
@@ -56,14 +60,13 @@ class SpawnerClient:
             raise DeviceError("the spawner process has ended")
         self._count += 1
         number = self._count
+        try:
+            line = json.dumps({"id": number, "do": order, "with": arguments}).encode() + b"\n"
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{order}: {error}") from None
         answer: asyncio.Future[Any] = self._loop.create_future()
         self._answers[number] = answer
-        line = json.dumps({"id": number, "do": order, "with": arguments}).encode() + b"\n"
-        try:
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
-        except OSError as error:
-            raise DeviceError("the spawner process has ended") from error
+        self._orders.put(line)
         try:
             return await answer
         finally:
@@ -80,9 +83,7 @@ class SpawnerClient:
         process = self._process
         if process is None:
             return
-        assert process.stdin is not None
-        with contextlib.suppress(OSError):
-            process.stdin.close()
+        self._orders.put(None)
         if not self._has_workers:
             process.kill()  # it may be in the middle of its imports, and nobody depends on it
         try:
@@ -90,6 +91,14 @@ class SpawnerClient:
         except subprocess.TimeoutExpired:
             process.kill()
             await asyncio.to_thread(process.wait)
+
+    def _write(self) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError), self._process.stdin as stream:
+            while (line := self._orders.get()) is not None:
+                stream.write(line)
+                stream.flush()
 
     def _read(self) -> None:
         assert self._process is not None

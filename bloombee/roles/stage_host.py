@@ -107,6 +107,8 @@ class StageHost:
         self._loaded: tuple[int, int] | None = None
         self._ready_said = False
         self._failed = False
+        self.error: BloomBeeError | None = None
+        """What this stage told the head when it could not go on."""
         upstream, downstream = assign.predecessor, assign.successor
         self._links = {
             Port.HEAD: head_link,
@@ -329,6 +331,7 @@ class StageHost:
         if Port.DOWNSTREAM in self._greeters and api.CODEC_ID not in self._greeters[Port.DOWNSTREAM].codecs:
             self._device.forgo_codec()
         weight_bytes, kv_bytes = self._loaded
+        log.info("stage %d: ready", self.assign.stage)
         message = Ready(pipeline=self.assign.pipeline, epoch=self.assign.epoch, weight_bytes=weight_bytes, kv_bytes=kv_bytes)
         self._send(Port.HEAD, Lane.CONTROL, message)
 
@@ -353,6 +356,7 @@ class StageHost:
         if self._failed:
             return
         self._failed = True
+        self.error = error
         log.debug("stage %d failed: %s", self.assign.stage, error)
         code, fields = to_wire(error)
         failed = StageFailed(pipeline=self.assign.pipeline, epoch=self.assign.epoch, code=code, fields=fields)

@@ -65,7 +65,8 @@ def run(config: WorkerConfig) -> None:
         ConfigError, AuthenticationError, TransportError: it could not join; the message says what to do.
         LinkDown: the head went away.
     """
-    logging.basicConfig(level=config.log_level.upper(), format=f"bloombee worker {config.name or os.getpid()}: %(message)s")
+    logging.getLogger("bloombee").setLevel(config.log_level.upper())
+    logging.basicConfig(format=f"bloombee worker {config.name or os.getpid()}: %(message)s")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(WorkerRole(config).serve())
 
@@ -144,6 +145,7 @@ class WorkerRole:
         assert joiner.joined is not None
         self._joined = joiner.joined
         self._endpoint.swarm = joiner.joined.swarm
+        log.info("joined the head at %s as worker %d; it assigns layers when all workers are there", peer, joiner.joined.worker)
         self._heard_at = time.monotonic()
         machine = Dialler(self._hello(joiner.joined), peer=f"the head at {peer}")
         self._greeter = Greeter(self._endpoint, self._head_link, machine, on_open=self._greeted, on_error=self._end)
@@ -209,7 +211,9 @@ class WorkerRole:
             case Heartbeat() | Joined():
                 pass
             case Goodbye():
-                self._end(None)
+                failed = next((stage.error for stage in self._stages.values() if stage.error is not None), None)
+                log.info("the head ends the swarm")
+                self._end(failed)
             case Refused(code=code, fields=fields):
                 log.warning("the head refused a message: %s %s", code, fields.get("message", ""))
             case Assign():
@@ -240,6 +244,7 @@ class WorkerRole:
         if key in self._stages:
             return
         assert self._joined is not None
+        log.info("stage %d: loading layers %d-%d of %s", assign.stage, assign.start, assign.stop - 1, assign.model)
         device = DeviceThread(
             asyncio.get_running_loop(),
             device=self._config.device,
