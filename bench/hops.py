@@ -47,7 +47,10 @@ async def measure(arguments: argparse.Namespace, console: Console) -> list[dict[
         arguments.model, workers=arguments.workers, dtype=arguments.dtype, curve=not arguments.no_curve, threads=1
     ) as runtime:
         await round_of(runtime, 32)
-        return [await round_of(runtime, arguments.tokens) for _ in track(range(arguments.rounds), "rounds", console=console)]
+        rounds = [await round_of(runtime, arguments.tokens) for _ in track(range(arguments.rounds), "rounds", console=console)]
+        for (source, target), choice in sorted(runtime.codec_choices.items()):
+            console.print(f"codec {source} -> {target}: {choice}")
+        return rounds
 
 
 def main() -> int:

@@ -265,6 +265,11 @@ class Runtime:
         """What the device of every stage has done since it was loaded, asked now."""
         return await self._there(self._started().stage_use())
 
+    @property
+    def codec_choices(self) -> dict[tuple[WorkerId, WorkerId], str]:
+        """(from, to) -> whether one row's activations are compressed on that link now, and why; for people."""
+        return {link: choice for link, choice in self._started().codec_choices.items() if choice}
+
     # -- requests --------------------------------------------------------------------------
 
     async def generate(

@@ -78,6 +78,10 @@ class Sender:
             self.choice, bandwidth_bytes_per_s=bandwidth_bytes_per_s, rtt_s=rtt_s, ratio=self._ratio or self.choice.ratio
         )
 
+    def explain(self) -> str:
+        """Whether frames of one row are coded now, and why; for people."""
+        return self.choice.explain(self._channels * self._dtype.num_bytes)
+
     def encode(self, raw: memoryview, rows: int) -> Payload:
         """A frame of [rows, d] values, coded if that pays."""
         self.raw_bytes += raw.nbytes

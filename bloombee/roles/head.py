@@ -178,6 +178,8 @@ class HeadRole:
         self.profile: Profile | None = None
         self._trace: HeadTrace | None = None
         self._meter = LinkMeter()
+        self.codec_choices: dict[tuple[WorkerId, WorkerId], str] = {}
+        """(from, to) -> whether activations are coded there, and why, as their senders reported last."""
         self._link_facts: dict[tuple[WorkerId, WorkerId], LinkFacts] = {}
         self._closed = False
 
@@ -475,6 +477,7 @@ class HeadRole:
         elif isinstance(message, LinkReport):
             if self.plan is None or (worker, message.target) not in self.plan.hops:
                 raise RemoteProtocolError(f"LinkReport.target = {message.target}: that is no link of this worker's")
+            self.codec_choices[worker, message.target] = message.codec
             self._link_facts[worker, message.target] = LinkFacts(**{name: getattr(message, name) for name in LINK_FACTS})
         elif isinstance(message, Measured):
             self._measured(worker, message)

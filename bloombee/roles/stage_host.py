@@ -103,6 +103,7 @@ class StageHost:
         self._meter = LinkMeter()
         self._reported_at = -REPORT_EVERY_S
         self._reported_frames = 0
+        self._codec_choice = ""
         self._broken_at: dict[Port, float] = {}
         self._loaded: tuple[int, int] | None = None
         self._ready_said = False
@@ -338,13 +339,20 @@ class StageHost:
     def _report(self, now: float) -> None:
         """What is known of the link to the next stage, if there is news."""
         facts = self._meter.facts()
-        if self._device.sender is not None:
-            self._device.sender.set_link(facts.bandwidth_bytes_per_s, facts.base_rtt_s or self._greeting_rtt_s())
+        sender, choice = self._device.sender, ""
+        if sender is not None:
+            sender.set_link(facts.bandwidth_bytes_per_s, facts.base_rtt_s or self._greeting_rtt_s())
+            choice = sender.explain()
+        if choice[:3] != self._codec_choice[:3]:
+            self._codec_choice = choice
+            log.info("codec to the next stage %s", choice)
         if self._failed or facts.num_frames == self._reported_frames or now - self._reported_at < REPORT_EVERY_S:
             return
         self._reported_at, self._reported_frames = now, facts.num_frames
         target = self.assign.successor.worker if self.assign.successor is not None else HEAD
-        report = LinkReport(pipeline=self.assign.pipeline, epoch=self.assign.epoch, target=target, **dataclasses.asdict(facts))
+        report = LinkReport(
+            pipeline=self.assign.pipeline, epoch=self.assign.epoch, target=target, codec=choice, **dataclasses.asdict(facts)
+        )
         self._send(Port.HEAD, Lane.CONTROL, report)
 
     def _greeting_rtt_s(self) -> float | None:

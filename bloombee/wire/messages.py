@@ -242,6 +242,8 @@ class LinkReport(Message, frozen=True, tag=23):
     epoch: U32
     target: U32
     """The worker at the link's other end; 0: the head."""
+    codec: Annotated[str, Meta(max_length=256)]
+    """Whether activations of one row are coded on it now, and why; for people. Empty where none go."""
     rtt_s: Amount | None
     rtt_std_s: Amount
     base_rtt_s: Amount | None

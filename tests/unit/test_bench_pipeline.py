@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 
-from bench.cells import Cell, RunLog, interleave, make_cells
+from bench.arguments import OptionError
+from bench.cells import Cell, LogError, RunLog, interleave, make_cells
 from bench.exact import judge_standin
 from bench.floors import Floors, bubble, excess_per_hop_s, floors, microbatches_in_use, roofline_tokens_per_s
-from bench.options import AUTO, OptionError, parse
+from bench.options import AUTO, parse
 from bench.pipeline import main
 from bench.predict import Setting, fit_paces, predict_by_cost, simulate
 from bench.profiles import ProfileError, load_profile
 from bench.shapes import Shape
 from bench.summary import Subject, cell_line, spread
 from bench.techniques import TechniqueError
-from bench.texts import prompts
+from bench.texts import MAX_PROMPT_TOKENS, TextError, most_prompts, prompts
 from bench.window import find_window
 from bloombee.errors import ConfigError
 from bloombee.pace import Pace
@@ -152,7 +153,19 @@ def test_without_arguments_it_is_the_short_run() -> None:
         (["--batches", ","], OptionError, "at least one name"),
         (["--models", "standin:nix"], ConfigError, "no stand-in"),
         (["--dtype", "int8"], ConfigError, "dtype = 'int8'"),
-        (["--peers"], OptionError, "not available yet"),
+        (["--peers"], OptionError, "unrecognized arguments: --peers"),
+        (["--profiles", ""], OptionError, "at least one name"),
+        (["--batches", "٣"], OptionError, "whole numbers from 1"),
+        (["--batches", "9" * 5000], OptionError, "whole numbers from 1"),
+        (["--workers", "9" * 5000], OptionError, "whole number from 1 to 64"),
+        (["--prompt-tokens", "65536"], OptionError, "from 1 to 1024"),
+        (["--prompt-tokens", "1000", "--batches", "1024"], OptionError, "text for 512"),
+        (["--budget", "nan"], OptionError, "must be seconds from 0"),
+        (["--budget", "-1"], OptionError, "must be seconds from 0"),
+        (["--json", ""], OptionError, "a file's path is needed"),
+        (["--plots", ""], OptionError, "a path is needed"),
+        (["--models", "llama:99999999999x9999999999"], OptionError, "llama:HIDDENxLAYERS"),
+        (["--models", "llama:0x4"], OptionError, "llama:HIDDENxLAYERS"),
     ],
 )
 def test_bad_input_is_refused_at_once(
@@ -162,6 +175,29 @@ def test_bad_input_is_refused_at_once(
         parse(arguments)
     assert main(arguments) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--json", "--plots"])
+def test_what_cannot_be_written_is_refused_before_a_worker_starts(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    asked = ["--json", str(tmp_path / "log.jsonl"), option, str(tmp_path / "file" / "x" / "y")]
+    assert main(asked) == 2
+    assert capsys.readouterr().err.startswith("pipeline: cannot make the folder")
+
+
+def test_a_log_in_the_place_of_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="cannot write"):
+        RunLog(tmp_path, {})
+
+
+def test_a_result_that_cannot_be_written_at_the_end_leaves_the_log(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "out.jsonl", {})
+    log.path.mkdir()
+    with pytest.raises(LogError, match="the runs are in"):
+        log.finish([])
+    assert log.part.exists()
 
 
 # -- predictions -------------------------------------------------------------------------------
@@ -279,6 +315,13 @@ def test_prompts_are_distinct_and_of_the_length_asked() -> None:
     assert len({tuple(one) for one in found}) == 40
     assert {len(one) for one in found} == {64}
     assert found == prompts(40, 64, None)
+
+
+def test_as_many_prompts_as_are_promised_exist_and_more_is_an_error() -> None:
+    assert len(prompts(most_prompts(768), 768, None)) == 1024
+    assert len(prompts(most_prompts(MAX_PROMPT_TOKENS), MAX_PROMPT_TOKENS, None)) == 512
+    with pytest.raises(TextError, match="hold 0 prompts of 65536"):
+        prompts(1, 65536, None)
 
 
 def test_a_standins_lost_doubled_or_misplaced_token_shows() -> None:

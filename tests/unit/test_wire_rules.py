@@ -71,8 +71,8 @@ BROKEN: list[tuple[str, Any]] = [
     ("Forward.items[0].opening.sampling.frequency_penalty", with_sampling(frequency_penalty=-1e5)),
     ("Forward.items[0].opening.sampling.temperature", with_sampling(temperature=math.nan)),
     ("Ack.extra[1]", m.Ack(0, 1, 5, (6, 4), 9, 0)),
-    ("LinkReport.rtt_s", m.LinkReport(0, 1, 2, -0.1, 0.0, None, None, None, 0.0, None, 1, 1, 0.0, 0)),
-    ("LinkReport.bandwidth_low_bytes_per_s", m.LinkReport(0, 1, 2, None, 0.0, None, 1.0, math.inf, 0.0, None, 1, 1, 0.0, 0)),
+    ("LinkReport.rtt_s", m.LinkReport(0, 1, 2, "", -0.1, 0.0, None, None, None, 0.0, None, 1, 1, 0.0, 0)),
+    ("LinkReport.bandwidth_low_bytes_per_s", m.LinkReport(0, 1, 2, "", None, 0.0, None, 1.0, math.inf, 0.0, None, 1, 1, 0.0, 0)),
     ("Pick.logprob", m.Verdict(0, 1, 1, 1, (m.Pick(1, 0, 1, 1, -math.inf, ()),))),
 ]
 
