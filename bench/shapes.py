@@ -101,7 +101,7 @@ def format_bandwidth(bits_per_s: float) -> str:
 
 
 def _number(text: str, units: dict[str, float], what: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([a-zA-Z]*)", text.strip())
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([a-zA-Z]*)", text.strip(), re.ASCII)
     if match is None or match[2] not in units:
         raise ShapeError(f"{text!r} is not {what}")
     value = float(match[1]) * units[match[2]]

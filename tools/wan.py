@@ -35,12 +35,15 @@ from typing import Any, Self
 if __package__ in (None, ""):  # run as a program: the repository's root is where the imports below live
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.arguments import OptionError, Parser, check_file, out_file, parse_whole, reason, seconds, shown, whole
 from bench.profiles import LinkProfile, Profile, ProfileError, load_profile, profile_names
 from bench.schedules import Schedule, ScheduleError, read_schedule
 from bench.shapes import UNSHAPED, Shape, ShapeError
 from tools.wan_native import PortInUse, Relay, WanError
 
 __all__ = ["DirectionStats", "Link", "LinkStats", "PortInUse", "Schedule", "Shape", "Wan", "WanError"]
+
+STDOUT = Path("-")
 
 EXAMPLES = """
 examples:
@@ -292,37 +295,44 @@ def split_address(text: str) -> tuple[str, int]:
         WanError: no port from 0 to 65535.
     """
     host, _, port = text.rpartition(":")
-    if not port.isdecimal() or int(port) > 65535:
-        raise WanError(f"address {text!r}: must be HOST:PORT with a port from 0 to 65535")
-    return host.strip("[]") or "127.0.0.1", int(port)
+    number = parse_whole(port, 0, 65535)
+    if number is None:
+        raise WanError(f"address {shown(text)}: must be HOST:PORT with a port from 0 to 65535")
+    return host.strip("[]") or "127.0.0.1", number
 
 
 def _numeric(host: str, port: int) -> tuple[str, int]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # of the IDNA encoding: what it says helps nobody
+        raise WanError(f"address {shown(host)}: not a host name (its parts have 1 to 63 characters)") from error
     except (OSError, OverflowError) as error:
         raise WanError(f"address {host}:{port}: {error}") from error
     return str(found[0][4][0]), port
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    """0: served, or the self-test passed; 2: bad input; 1: the counters could not be written, or the self-test failed."""
     try:
+        parser = _parser()
+        options = parser.parse_args(arguments)
         if options.self_test:
             from tools.wan_selftest import self_test  # it imports this module
 
             return self_test()
         if not options.link:
             parser.error("give at least one --link, or --self-test")
-        return _serve(options, _links(options))
-    except (WanError, ProfileError, ScheduleError, ShapeError) as error:
+        links = _links(options)
+        if options.json is not None and options.json != STDOUT:
+            check_file(options.json)
+        return _serve(options, links)
+    except (OptionError, WanError, ProfileError, ScheduleError, ShapeError) as error:
         print(f"wan: {error}", file=sys.stderr)
         return 2
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="wan.py", description=__doc__.split("\n")[0], epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
@@ -337,10 +347,12 @@ def _parser() -> argparse.ArgumentParser:
         default="lan",
         help=f"BANDWIDTH-RTT (100M-60ms), scaled:NAME, or one of {', '.join(profile_names())}; default lan",
     )
-    parser.add_argument("--hidden", type=int, help="hidden size of the model, for scaled: profiles")
+    parser.add_argument("--hidden", type=whole(1, 10**6), help="hidden size of the model, for scaled: profiles")
     parser.add_argument("--schedule", metavar="FILE", help="changes over time for every link, instead of the profile's own")
-    parser.add_argument("--json", metavar="FILE", help="write the counters there at the end ('-': standard output)")
-    parser.add_argument("--stats", type=float, metavar="SECONDS", help="print the counters this often")
+    parser.add_argument(
+        "--json", type=out_file, metavar="FILE", help="write the counters there at the end ('-': standard output)"
+    )
+    parser.add_argument("--stats", type=seconds(0.01, 86400), metavar="SECONDS", help="print the counters this often")
     parser.add_argument(
         "--self-test", action="store_true", help="measure the emulator itself: a table of asked and measured, about a minute"
     )
@@ -354,7 +366,7 @@ def _links(options: argparse.Namespace) -> list[Link]:
     for number, text in enumerate(options.link):
         listen, equals, target = text.partition("=")
         if not equals:
-            raise WanError(f"--link {text!r}: must be [HOST:]PORT=[HOST:]PORT")
+            raise WanError(f"--link {shown(text)}: must be [HOST:]PORT=[HOST:]PORT")
         host, port = split_address(listen)
         link = Link.of(listen, target, profile.link(number), listen_port=port)
         links.append(replace(link, listen_host=host, schedule=schedule or link.schedule))
@@ -371,10 +383,14 @@ def _serve(options: argparse.Namespace, links: list[Link]) -> int:
             print(f"{wan.address(link.name)} -> {link.target}   forward {forward}; backward {backward}", flush=True)
         while not stop.wait(options.stats):
             print(json.dumps(_as_json(wan)), flush=True)
-    if options.json == "-":
-        print(json.dumps(_as_json(wan)))
-    elif options.json:
-        Path(options.json).write_text(json.dumps(_as_json(wan), indent=2) + "\n", encoding="utf-8")
+    try:
+        if options.json == STDOUT:
+            print(json.dumps(_as_json(wan)), flush=True)
+        elif options.json is not None:
+            options.json.write_text(json.dumps(_as_json(wan), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        print(f"wan: the counters could not be written to {options.json}: {reason(error)}", file=sys.stderr)
+        return 1
     return 0
 
 
