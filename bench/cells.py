@@ -12,6 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.arguments import check_file, make_folder, reason
+
+
+class LogError(RuntimeError):
+    """A finished run could not be written down."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cell:
@@ -39,17 +45,22 @@ class RunLog:
     Args:
         path: of the final file; the log lies beside it.
         asked: everything that makes two runs comparable. A log of anything else is set aside and begun anew.
+
+    Raises:
+        OptionError: ``path`` or the log beside it cannot be written. Later, LogError.
     """
 
     def __init__(self, path: Path, asked: dict[str, Any]) -> None:
         self.path = path
         self.part = path.with_name(path.name + ".part")
+        make_folder(path.parent)
+        check_file(path)
+        check_file(self.part)
         self._asked = json.loads(json.dumps(asked))
         self._runs: dict[tuple[Cell, int], dict[str, Any]] = {}
         self.resumed = self._read()
         """How many runs were found."""
         if not self.resumed:
-            self.part.parent.mkdir(parents=True, exist_ok=True)
             self.part.write_text(json.dumps({"asked": self._asked}) + "\n", encoding="utf-8")
 
     def has(self, cell: Cell, repeat: int) -> bool:
@@ -58,8 +69,11 @@ class RunLog:
     def add(self, cell: Cell, repeat: int, run: dict[str, Any]) -> None:
         """Keep a finished run, on disk before this returns."""
         self._runs[cell, repeat] = run
-        with self.part.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"cell": asdict(cell), "repeat": repeat, "run": run}) + "\n")
+        try:
+            with self.part.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"cell": asdict(cell), "repeat": repeat, "run": run}) + "\n")
+        except OSError as error:
+            raise LogError(f"cannot write {self.part}: {reason(error)}") from error
 
     def runs(self, cell: Cell) -> list[dict[str, Any]]:
         """Of ``cell``, by repeat."""
@@ -68,8 +82,11 @@ class RunLog:
 
     def finish(self, lines: Sequence[dict[str, Any]]) -> None:
         """Write one line a cell and drop the log."""
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        self.part.unlink(missing_ok=True)
+        try:
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            self.part.unlink(missing_ok=True)
+        except OSError as error:
+            raise LogError(f"cannot write {self.path}: {reason(error)}; the runs are in {self.part}") from error
 
     def _read(self) -> int:
         try:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.arguments import OptionError, Parser, out_file, out_path, parse_whole, seconds, shown, whole
 from bench.profiles import SCALED_HIDDEN, load_profile, profile_names
 from bench.techniques import TECHNIQUES, Technique, find_technique
+from bench.texts import MAX_PROMPT_TOKENS, most_prompts
 from bloombee.config import RuntimeConfig
 from bloombee.pace import parse_pace
 from bloombee.plan.standin import is_standin, standin_card
@@ -27,10 +30,6 @@ examples:
   python bench/pipeline.py --profiles three-regions,home --batches 1,32,auto --simulate
   python bench/pipeline.py --models standin:llama-30b --pace 13,0.05,0.5 --profiles 20M-100ms --batches 32 --simulate
 """
-
-
-class OptionError(ValueError):
-    """A value that is not allowed; the message says what is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,28 +58,28 @@ def parse(arguments: Sequence[str] | None = None) -> BenchOptions:
 
     Raises:
         OptionError, ConfigError, and what profiles and techniques raise: a value that is not allowed.
-        SystemExit: an option that does not exist, or ``--help``.
+        SystemExit: ``--help``.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(given)
     bare = not given
-    if options.peers:
-        raise OptionError("--peers: not available yet; only this project is measured")
-    profiles = _names(options.profiles or ",".join(LADDER))
+    profiles = _names("profiles", options.profiles)
     for name in profiles:
         load_profile(name, hidden=SCALED_HIDDEN)
     if options.pace is not None:
         parse_pace(options.pace)
-    models = _names(options.models)
+    models = _names("models", options.models)
     for model in models:
-        if is_standin(model):
-            standin_card(model)
+        _check_model(model)
+    batches = tuple(_batch(text) for text in _names("batches", options.batches))
+    if max(batches) > (most := most_prompts(options.prompt_tokens)):
+        raise OptionError(f"--prompt-tokens {options.prompt_tokens}: there is text for {most} of them, not for {max(batches)}")
     RuntimeConfig(workers=options.workers, dtype=options.dtype)
     return BenchOptions(
         models=models,
         profiles=profiles,
-        techniques=tuple(find_technique(name) for name in _names(options.techniques)),
-        batches=tuple(_batch(text) for text in _names(options.batches)),
+        techniques=tuple(find_technique(name) for name in _names("techniques", options.techniques)),
+        batches=batches,
         workers=options.workers,
         tokens=options.tokens or (16 if bare else 32),
         prompt_tokens=options.prompt_tokens,
@@ -96,7 +95,7 @@ def parse(arguments: Sequence[str] | None = None) -> BenchOptions:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="pipeline.py",
         description="Real workers behind emulated links, one thread each, the head beside stage 0: N workers, N links.",
         epilog=EXAMPLES,
@@ -105,43 +104,46 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--quick", action="store_true", help="the demo model, plain and all, B = 1 and 32, three profiles: the defaults")
     add("--models", default="demo", help="with commas: directories, demo, llama:HIDDENxLAYERS, standin:llama-30b; default demo")
-    add("--profiles", help=f"with commas: BANDWIDTH-RTT, scaled:NAME, {', '.join(profile_names())}; default {','.join(LADDER)}")
+    add(
+        "--profiles",
+        default=",".join(LADDER),
+        help=f"with commas: BANDWIDTH-RTT, scaled:NAME, {', '.join(profile_names())}; default {','.join(LADDER)}",
+    )
     add("--techniques", default="plain,all", help=f"with commas: {', '.join(TECHNIQUES)}; default plain,all")
     add("--batches", default="1,32", help="sequences, with commas; auto: 1.25 x what fills the links; default 1,32")
-    add("--workers", type=_whole(1, 64), default=3, help="stages; default 3")
-    add("--tokens", type=_whole(2, 4096), help="that each sequence decodes while all do; default 32 (without arguments 16)")
-    add("--prompt-tokens", type=_whole(1, 65536), default=64, help="of each sequence; default 64")
-    add("--repeats", type=_whole(1, 1000), default=3, help="runs of each cell, interleaved; default 3")
-    add("--budget", type=float, metavar="SECONDS", help="start no repeat but the first after this long")
+    add("--workers", type=whole(1, 64), default=3, help="stages; default 3")
+    add("--tokens", type=whole(2, 4096), help="that each sequence decodes while all do; default 32 (without arguments 16)")
+    add("--prompt-tokens", type=whole(1, MAX_PROMPT_TOKENS), default=64, help="of each sequence; default 64")
+    add("--repeats", type=whole(1, 1000), default=3, help="runs of each cell, interleaved; default 3")
+    add("--budget", type=seconds(0, 1e7), metavar="SECONDS", help="start no repeat but the first after this long")
     add("--dtype", default="auto", help="auto (the checkpoint's), bfloat16, float16 or float32")
     add("--pace", metavar="F,R,P", help="emulated devices: milliseconds fixed, a decode row, a prefill row")
     add("--simulate", action="store_true", help="cost model, simulated cluster and measurement side by side")
-    add("--json", type=Path, metavar="FILE", help="one line a cell; default runs/pipeline-MODEL.jsonl")
-    add("--plots", type=Path, metavar="DIR", help="three plots there; default: one, beside the JSON file")
-    add("--port", type=_whole(0, 65535), default=0, help="of the head, behind the last link; default: any free one")
-    add("--peers", action="store_true", help="other projects on the same links (not available yet)")
+    add("--json", type=out_file, metavar="FILE", help="one line a cell; default runs/pipeline-MODEL.jsonl")
+    add("--plots", type=out_path, metavar="DIR", help="three plots there; default: one, beside the JSON file")
+    add("--port", type=whole(0, 65535), default=0, help="of the head, behind the last link; default: any free one")
     return parser
 
 
-def _names(text: str) -> tuple[str, ...]:
+def _names(option: str, text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
-        raise OptionError(f"{text!r}: at least one name is needed")
+        raise OptionError(f"--{option} {shown(text)}: at least one name is needed")
     return names
 
 
 def _batch(text: str) -> int:
     if text == "auto":
         return AUTO
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_BATCH:
-        raise OptionError(f"--batches {text!r}: whole numbers from 1 to {MAX_BATCH}, or auto")
-    return int(text)
+    number = parse_whole(text, 1, MAX_BATCH)
+    if number is None:
+        raise OptionError(f"--batches {shown(text)}: whole numbers from 1 to {MAX_BATCH}, or auto")
+    return number
 
 
-def _whole(least: int, most: int) -> Callable[[str], int]:
-    def parse_whole(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number from {least} to {most}")
-        return int(text)
-
-    return parse_whole
+def _check_model(model: str) -> None:
+    """What can be said of a model by its name; a directory is looked at when it is used."""
+    if is_standin(model):
+        standin_card(model)
+    if model.startswith("llama:") and re.fullmatch(r"llama:[1-9][0-9]{0,5}x[1-9][0-9]{0,3}", model) is None:
+        raise OptionError(f"--models {shown(model)}: llama:HIDDENxLAYERS, hidden size to 999999, layers to 9999")

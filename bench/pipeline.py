@@ -23,18 +23,20 @@ ROOT = Path(__file__).resolve().parent.parent
 if __package__ in (None, ""):  # run as a program: the repository's root is where the imports below live
     sys.path[0] = str(ROOT)
 
-from bench.cells import RunLog  # noqa: E402
+from bench.arguments import OptionError, check_file, make_folder, reason  # noqa: E402
+from bench.cells import LogError, RunLog  # noqa: E402
 from bench.load import RunError  # noqa: E402
-from bench.options import BenchOptions, OptionError, parse  # noqa: E402
+from bench.options import BenchOptions, parse  # noqa: E402
 from bench.profiles import ProfileError  # noqa: E402
 from bench.runner import ModelRunner  # noqa: E402
 from bench.screen import Screen, table  # noqa: E402
 from bench.techniques import TechniqueError  # noqa: E402
+from bench.texts import TextError  # noqa: E402
 from bench.usage import num_cores  # noqa: E402
 from bloombee.errors import AddressInUse, BloomBeeError, ConfigError  # noqa: E402
 from tools.wan import WanError  # noqa: E402
 
-BAD_INPUT = (OptionError, ProfileError, TechniqueError, ConfigError, AddressInUse)
+BAD_INPUT = (OptionError, TextError, ProfileError, TechniqueError, ConfigError, AddressInUse)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BAD_INPUT as error:
         print(f"pipeline: {error}", file=sys.stderr)
         return 2
-    except (WanError, RunError, BloomBeeError) as error:
+    except (WanError, RunError, LogError, BloomBeeError) as error:
         print(f"pipeline: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -60,6 +62,9 @@ def _measure(model: str, options: BenchOptions) -> None:
     file = options.json or ROOT / "runs" / f"pipeline-{slug}.jsonl"
     if options.json and len(options.models) > 1:
         file = file.with_name(f"{file.stem}-{slug}{file.suffix}")
+    if options.plots is not None:
+        make_folder(options.plots)
+        check_file(options.plots / ".probe")
     log = RunLog(file, _asked(model, options))
     with Screen() as screen:
         runner = ModelRunner(model, options, log, screen.show)
@@ -77,11 +82,14 @@ def _plot(lines: list[dict[str, Any]], options: BenchOptions, file: Path) -> str
         from bench.plots import draw_each, draw_overview
     except ImportError:
         return "no plots: matplotlib is not installed (pip install 'bloombee[bench]')"
-    if options.plots is None:
-        draw_overview(lines, file.with_suffix(".png"))
-        return str(file.with_suffix(".png"))
-    folder = options.plots if len(options.models) == 1 else options.plots / file.stem
-    return "\n".join(map(str, draw_each(lines, folder)))
+    try:
+        if options.plots is None:
+            draw_overview(lines, file.with_suffix(".png"))
+            return str(file.with_suffix(".png"))
+        folder = options.plots if len(options.models) == 1 else options.plots / file.stem
+        return "\n".join(map(str, draw_each(lines, folder)))
+    except OSError as error:
+        raise LogError(f"cannot draw the plots of {file}: {reason(error)}") from error
 
 
 def _asked(model: str, options: BenchOptions) -> dict[str, Any]:
