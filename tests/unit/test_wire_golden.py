@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ def test_every_message_has_a_vector() -> None:
 def test_tags_are_unique() -> None:
     tags = [kind.__struct_config__.tag for kind in messages.Message.__subclasses__()]
     assert len(tags) == len(set(tags))
+
+
+def test_every_message_is_in_the_specification() -> None:
+    page = (ROOT / "docs" / "wire.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (\w+) \|.*\| (?:control|bulk|both|where)", page, re.MULTILINE)
+    kinds = [(str(kind.__struct_config__.tag), kind.__name__) for kind in messages.Message.__subclasses__()]
+    assert sorted(rows) == sorted(kinds)
 
 
 def test_the_file_is_what_the_tool_makes() -> None:
