@@ -68,5 +68,5 @@ $(VENV)/.installed: $(VENV)/.made constraints.txt
 
 $(VENV)/.built: $(VENV)/.installed pyproject.toml $(NATIVE)
 	@echo "setup 4/4: bloombee, its native extension and the other dependencies"
-	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@$(PIP) --no-build-isolation --editable '.[dev,bench]'
 	@touch $@

@@ -91,10 +91,17 @@ def test_bad_input_is_exit_2_and_a_sentence(arguments: list[str], says: str) -> 
     assert "Traceback" not in done.stderr
 
 
+def _hear_ctrl_c() -> None:
+    """A test run started in the background ignores Ctrl-C, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_every_process(number: signal.Signals, code: int) -> None:
     command = [*BLOOMBEE, "generate", "--prompt", PROMPT, "--max-new-tokens", "1900", "--ignore-eos", "--dtype", "float32"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, preexec_fn=_hear_ctrl_c
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.read(8), process.stderr.read().decode()  # text is streaming: everybody is up

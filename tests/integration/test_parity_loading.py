@@ -23,6 +23,7 @@ from bloombee.types import Dtype, Span
 
 NEW_TOKENS = 8
 IDLE_BYTES = 450 << 20
+BESIDE_IMPORTS_BYTES = 90 << 20
 """What a worker may hold beside weights and KV; torch and transformers alone are 360 MB of it."""
 
 
@@ -157,13 +158,15 @@ from bloombee.engine.checkpoint import resolve
 from bloombee.engine.model import SpanModel, set_threads
 from bloombee.pipeline.work import Segment, Work
 from bloombee.types import Dtype, Phase, Span
+def resident(name):
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(name))
 set_threads(1)
+imports = resident("VmRSS")
 stage = SpanModel.load(resolve(sys.argv[1]), Span(0, 5), dtype=Dtype(sys.argv[2]), num_pages=4096, page_size=16)
 rows = 256
 segment = Segment(0, 0, 0, np.arange(rows, dtype="<u4").tobytes(), 0, tuple(range(rows // 16)))
 stage.run(Work(pipeline=0, epoch=0, number=0, microbatch=0, phase=Phase.PREFILL, segments=(segment,)), None)
-peak = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(peak, stage.weight_bytes, stage.kv_bytes // stage.kv.num_slots * rows, stage.kv_bytes)
+print(resident("VmHWM"), imports, stage.weight_bytes, stage.kv_bytes // stage.kv.num_slots * rows, stage.kv_bytes)
 """
 
 
@@ -174,6 +177,10 @@ def test_peak_memory_is_the_weights_once_and_the_kv_used(large: Path, dtype: Dty
     out = subprocess.run(
         [sys.executable, "-c", PEAK_SCRIPT, str(large), dtype.value], capture_output=True, text=True, timeout=200, check=True
     )
-    peak, weights, kv_used, kv_pool = map(int, out.stdout.split())
+    peak, imports, weights, kv_used, kv_pool = map(int, out.stdout.split())
     assert kv_pool > 100e6
-    assert peak <= weights + kv_used + IDLE_BYTES, f"{(peak - weights - kv_used) >> 20} MB beside weights and KV"
+    # A build of torch with CUDA takes twice the memory of one without before anything is loaded.
+    idle = max(IDLE_BYTES, imports + BESIDE_IMPORTS_BYTES)
+    assert peak <= weights + kv_used + idle, (
+        f"{(peak - weights - kv_used) >> 20} MB beside weights and KV, imports {imports >> 20}"
+    )
