@@ -147,9 +147,6 @@ class HeadCore:
         known = self._workers.get(worker)
         return known.stage if known else None
 
-    def num_joined(self) -> int:
-        return len(self._workers)
-
     # -- workers ---------------------------------------------------------------------------
 
     def _joined(self, event: WorkerJoined) -> list[Command]:

@@ -259,7 +259,7 @@ class SchedulerCore:
             return []
         commands = self._admit(pipe)
         while pipe.sender.can_send() and len(pipe.flights) < self._most_flights(pipe):
-            phase = self._next_phase(pipe)
+            phase = self._next_phase()
             if phase is None:
                 break
             items = self._prefill_items() if phase is Phase.PREFILL else self._decode_items(pipe)
@@ -269,8 +269,8 @@ class SchedulerCore:
     def _most_flights(self, pipe: _Pipeline) -> int:
         return min(self._max_flights or pipe.plan.num_microbatches, pipe.plan.num_microbatches)
 
-    def _next_phase(self, pipe: _Pipeline) -> Phase | None:
-        """Decode first, but prefill gets every other turn, and one place in flight at least."""
+    def _next_phase(self) -> Phase | None:
+        """Decode and prefill take turns while both have rows."""
         if not self._prefill:
             return Phase.DECODE if self._decode else None
         if not self._decode:

@@ -291,11 +291,6 @@ class HeadRole:
         return len(self._requests)
 
     @property
-    def is_idle(self) -> bool:
-        """Nothing open, under way or being closed."""
-        return not self._requests and self._scheduler.is_idle
-
-    @property
     def links(self) -> dict[tuple[WorkerId, WorkerId], LinkFacts]:
         """(from, to) -> what their own frames have told of the ring's links so far; a worker reports every 2 s."""
         if self.plan is None:

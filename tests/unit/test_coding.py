@@ -71,7 +71,8 @@ def test_a_receiver_that_lost_the_table_gets_the_frame_again_with_the_default() 
     assert bytes(boundary.receiver.decode(again)) == bytes(raw)
     boundary.sender.unknown(table.key)
     assert boundary.receiver.missing(boundary.sender.encode(raw, 8)) is None
-    assert boundary.until_fitted(rng).key == table.key or len(boundary.shipped) == 2
+    boundary.until_fitted(rng)
+    assert len(boundary.shipped) == 2
 
 
 def test_off_means_no_call_of_the_encoder() -> None:

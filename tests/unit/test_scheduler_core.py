@@ -72,7 +72,7 @@ def test_one_request_from_prompt_to_length() -> None:
     core = _core()
     ring = _Ring(core)
     (forward,) = _forwards(core.handle(_open(1)))
-    assert forward.phase is Phase.PREFILL or forward.phase == Phase.PREFILL
+    assert forward.phase == Phase.PREFILL
     assert [(i.position, i.num_rows, i.num_picks, i.opening is not None) for i in forward.items] == [(0, 2, 1, True)]
     told: list[object] = []
     for expected in (2, 3, 4):
