@@ -23,7 +23,7 @@ from bloombee.engine.weights import Loading, LoadProgress, fill, materialize, pl
 from bloombee.errors import ConfigError, DeviceError, LocalProtocolError, RemoteProtocolError
 from bloombee.pipeline.work import Segment, Work
 from bloombee.types import Dtype, Span
-from bloombee.wire.messages import Pick
+from bloombee.wire.messages import NO_TOKEN, Pick
 
 
 def set_threads(count: int) -> None:
@@ -236,7 +236,12 @@ def _sample(logits: np.ndarray[Any, np.dtype[np.float32]], picked: list[_Picked]
         for one in picked
         if one.segment.sampling is not None
     ]
+    sampled = sample(logits, rows)
+    # The sampler never picks -inf or NaN while there is anything else, so one look a row is enough.
+    sound = np.isfinite(logits[np.arange(len(rows)), [got.token for got in sampled]]).tolist()
     return [
         Pick(one.segment.sequence, one.segment.generation, one.position, got.token, got.logprob, got.top)
-        for one, got in zip(picked, sample(logits, rows), strict=True)
+        if is_sound
+        else Pick(one.segment.sequence, one.segment.generation, one.position, NO_TOKEN, None, ())
+        for one, got, is_sound in zip(picked, sampled, sound, strict=True)
     ]

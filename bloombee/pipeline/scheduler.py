@@ -14,7 +14,15 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from bloombee.errors import BloomBeeError, DeadlineExceeded, Infeasible, LocalProtocolError, RemoteProtocolError, StalePlan
+from bloombee.errors import (
+    BloomBeeError,
+    DeadlineExceeded,
+    DeviceError,
+    Infeasible,
+    LocalProtocolError,
+    RemoteProtocolError,
+    StalePlan,
+)
 from bloombee.kv.pool import pages_for
 from bloombee.pipeline.commands import Command, Send, TellHead
 from bloombee.pipeline.events import (
@@ -34,7 +42,7 @@ from bloombee.pipeline.fair import FairQueue
 from bloombee.pipeline.frames import FrameReceiver, FrameSender
 from bloombee.plan.plan import Plan
 from bloombee.types import FinishReason, Lane, Phase, SequenceId
-from bloombee.wire.messages import MAX_ITEMS, Ack, Close, Closed, Forward, Gap, Item, Opening, Pick, Sampling, Verdict
+from bloombee.wire.messages import MAX_ITEMS, NO_TOKEN, Ack, Close, Closed, Forward, Gap, Item, Opening, Pick, Sampling, Verdict
 
 VERDICT_WINDOW = 1 << 20
 """Verdicts are tiny and the scheduler never makes the last stage wait."""
@@ -380,6 +388,8 @@ class SchedulerCore:
         sequence = self._open.get(pick.sequence)
         if sequence is None or pick.generation != sequence.generation or pick.position != sequence.num_tokens:
             return []
+        if pick.token == NO_TOKEN:
+            return [TellHead(Ended(sequence.id, _not_finite(sequence))), *self._close(sequence, now)]
         sequence.tokens += pick.token.to_bytes(4, "little")
         finish = None
         if pick.token in sequence.end_tokens:
@@ -453,4 +463,11 @@ def _too_long(sequence: _Sequence, plan: Plan) -> Infeasible:
         constraint="kv_tokens",
         wanted=want,
         allowed=plan.num_tokens,
+    )
+
+
+def _not_finite(sequence: _Sequence) -> DeviceError:
+    return DeviceError(
+        f"the model's logits at position {sequence.num_tokens} are not finite: its weights are broken, or its dtype overflows",
+        position=sequence.num_tokens,
     )

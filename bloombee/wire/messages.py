@@ -29,6 +29,8 @@ MAX_ROWS = 1 << 16
 """Most rows (new tokens) in one frame."""
 MAX_ITEMS = 4096
 """Most sequences in one frame."""
+NO_TOKEN = 2**32 - 1
+"""A pick that could not be made: no logit of the row was finite. The scheduler ends that sequence with DeviceError."""
 
 U8 = Annotated[int, Meta(ge=0, le=2**8 - 1)]
 U16 = Annotated[int, Meta(ge=0, le=2**16 - 1)]
@@ -318,7 +320,7 @@ class Forward(Message, frozen=True, tag=32):
 
 
 class Pick(Part, frozen=True):
-    """A sampled token and the absolute position it takes."""
+    """A sampled token (NO_TOKEN: the row had no finite logits) and the absolute position it takes."""
 
     sequence: U63
     generation: U32

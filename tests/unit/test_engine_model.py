@@ -16,6 +16,7 @@ from bloombee.engine.model import SpanModel
 from bloombee.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from bloombee.pipeline.work import Segment, Work
 from bloombee.types import Dtype, Phase, Span
+from bloombee.wire.messages import NO_TOKEN
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +122,14 @@ def test_random_weights_do_not_depend_on_the_split() -> None:
     prompts = ragged_prompts(3)
     whole = generate(load_chain("llama:64x3", (), num_layers=3), prompts, 4)
     assert generate(load_chain("llama:64x3", (1, 2), num_layers=3), prompts, 4) == whole
+
+
+def test_a_row_without_finite_logits_is_no_token(tmp_path: Path) -> None:
+    make_checkpoint("llama", tmp_path)
+    (model,) = load_chain(tmp_path, ())
+    picks = model.run(work(rows([1, 2]), rows([3], sequence=1)), None)
+    assert all(pick.token < VOCABULARY for pick in picks)  # type: ignore[union-attr]
+    for parameter in model._skeleton.model.parameters():
+        parameter.fill_(torch.nan)
+    picks = model.run(work(rows([1, 2]), rows([3], sequence=1)), None)
+    assert [(pick.token, pick.logprob, pick.top) for pick in picks] == [(NO_TOKEN, None, ())] * 2  # type: ignore[union-attr]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bloombee.errors import DeadlineExceeded, Infeasible, LinkDown, RemoteProtocolError, StalePlan
+from bloombee.errors import DeadlineExceeded, DeviceError, Infeasible, LinkDown, RemoteProtocolError, StalePlan
 from bloombee.pipeline.commands import Command, Send, TellHead
 from bloombee.pipeline.events import (
     Cancel,
@@ -18,7 +18,7 @@ from bloombee.pipeline.events import (
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.types import Dtype, FinishReason, Phase, Span
-from bloombee.wire.messages import Ack, Close, Closed, Forward, Pick, Sampling, Verdict
+from bloombee.wire.messages import NO_TOKEN, Ack, Close, Closed, Forward, Pick, Sampling, Verdict
 
 SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
 
@@ -208,3 +208,18 @@ def test_tokens_are_told_before_the_end_and_in_order() -> None:
     (forward,) = _forwards(core.handle(_open(1, max_new=2)))
     first = _told(ring.home(forward, token=3))
     assert [type(t) for t in first] == [Emitted]
+
+
+def test_logits_that_are_not_finite_end_their_sequence_and_no_other() -> None:
+    core = _core()
+    core.handle(_open(1))
+    core.handle(_open(2))
+    picks = (Pick(1, 0, 2, NO_TOKEN, None, ()), Pick(2, 0, 2, 9, None, ()))
+    commands = core.handle(FromStage(1, Verdict(1, 1, 0, 0, picks), 0.0))
+    ended, emitted = _told(commands)
+    assert isinstance(ended, Ended)
+    assert isinstance(ended.error, DeviceError)
+    assert "logits at position 2 are not finite" in ended.error.message
+    assert isinstance(emitted, Emitted)
+    assert {close.sequences for _, close in _closes(commands)} == {(1,)}
+    assert core.num_open == 1
