@@ -16,9 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 from transformers import AutoConfig, LlamaConfig
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -32,6 +33,8 @@ SINGLE_FILE = "model.safetensors"
 
 _PACKAGED = {"demo": "target", "demo:draft": "draft"}
 _RANDOM = re.compile(r"llama:(\d{1,6})x(\d{1,4})")
+_ROPE_TYPES = ("default", *ROPE_INIT_FUNCTIONS, "su", "mrope", "xdrope", "ntk_alpha")
+"""transformers' own, then names that single families give to theirs."""
 _FLOATS = {"F32": Dtype.FLOAT32, "F16": Dtype.FLOAT16, "BF16": Dtype.BFLOAT16}
 
 
@@ -158,6 +161,7 @@ def resolve(model: str) -> Checkpoint:
         raise ConfigError(f"no model in {directory}: it has no config.json", model=model, path=str(directory))
     raw = _read_json(directory / "config.json")
     _refuse_foreign(model, raw)
+    _check_rope(directory / "config.json", raw)
     _require_safetensors(model, directory, repo)
     return Checkpoint(model, _load_config(model, directory), raw, directory, repo)
 
@@ -185,6 +189,30 @@ def _refuse_foreign(model: str, raw: dict[str, Any]) -> None:
         raise ModelUnsupported(f"{model}: {kind} is {what}, which is not supported", unsupported="causal_lm")
 
 
+def _check_rope(path: Path, raw: dict[str, Any]) -> None:
+    """Refuse rotary embeddings of no known kind, which transformers would notice late and say in its own words."""
+    for key in ("rope_parameters", "rope_scaling"):
+        table = raw.get(key)
+        if not isinstance(table, dict):
+            continue
+        for one in (table, *(value for value in table.values() if isinstance(value, dict))):
+            kind = one.get("rope_type", one.get("type", "default"))
+            if kind not in _ROPE_TYPES:
+                raise ConfigError(
+                    f"{path}: {key}.rope_type = {kind!r}: must be one of {', '.join(_ROPE_TYPES)}",
+                    path=str(path),
+                    field=f"{key}.rope_type",
+                )
+
+
+def _bad_field(path: Path, error: StrictDataclassFieldValidationError) -> ConfigError:
+    """transformers' configs check the types of their fields; its error tells the field in its first line only."""
+    match = re.search(r"field '(\w+)'", str(error))
+    name = match[1] if match else "a field"
+    value = _read_json(path).get(name)
+    return ConfigError(f"{path}: {name} = {value!r}: not of the type that this model takes there", path=str(path), field=name)
+
+
 def _require_safetensors(model: str, directory: Path, repo: hub.Repo | None) -> None:
     if repo is None and not any((directory / name).is_file() for name in (INDEX_FILE, SINGLE_FILE)):
         if any(directory.glob("*.bin")) or any(directory.glob("*.pth")):
@@ -195,6 +223,8 @@ def _require_safetensors(model: str, directory: Path, repo: hub.Repo | None) -> 
 def _load_config(model: str, directory: Path) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except StrictDataclassFieldValidationError as error:
+        raise _bad_field(directory / "config.json", error) from error
     except (ValueError, TypeError, KeyError, AttributeError, OSError, StrictDataclassError) as error:
         raise ConfigError(f"{model}: transformers refuses {directory / 'config.json'}: {error}", model=model) from error
 

@@ -48,8 +48,8 @@ def describe(model: str) -> ModelCard:
         vocab_size=skeleton.model.get_input_embeddings().weight.shape[0],
         max_positions=_max_positions(config),
         dtype=checkpoint.dtype,
-        eos_token_ids=_eos(checkpoint),
-        bos_token_id=_first_configured(checkpoint, "bos_token_id"),
+        eos_token_ids=_token_ids(checkpoint, "eos_token_id"),
+        bos_token_id=next(iter(_token_ids(checkpoint, "bos_token_id")), None),
         layer_parameters=tuple(counts[layer] for layer in range(skeleton.num_layers)),
         embed_parameters=counts[-1],
         tail_parameters=counts[skeleton.num_layers],
@@ -96,16 +96,19 @@ def _max_positions(config: PreTrainedConfig) -> int:
     return limit
 
 
-def _first_configured(checkpoint: Checkpoint, key: str) -> Any:
-    """``key`` as written in generation_config.json, else in config.json; a class's default does not count."""
-    places = (checkpoint.json_file("generation_config.json"), checkpoint.raw_config)
-    return next((place[key] for place in places if place.get(key) is not None), None)
+def _token_ids(checkpoint: Checkpoint, key: str) -> tuple[int, ...]:
+    """``key`` as written in generation_config.json, else in config.json; a class's default does not count.
 
-
-def _eos(checkpoint: Checkpoint) -> tuple[int, ...]:
-    value = _first_configured(checkpoint, "eos_token_id")
+    Raises:
+        ConfigError: neither a token id nor a list of them; names the file and the key.
+    """
+    places = {"generation_config.json": checkpoint.json_file("generation_config.json"), "config.json": checkpoint.raw_config}
+    file, value = next(((name, place[key]) for name, place in places.items() if place.get(key) is not None), ("", []))
     found = value if isinstance(value, list) else [value]
-    return tuple(token for token in found if isinstance(token, int))
+    if not all(type(token) is int for token in found):
+        path = checkpoint.directory / file if checkpoint.directory else file
+        raise ConfigError(f"{path}: {key} = {value!r}: must be a token id or a list of them", path=str(path), field=key)
+    return tuple(found)
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:

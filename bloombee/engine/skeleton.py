@@ -109,7 +109,10 @@ def build(checkpoint: Checkpoint, dtype: Dtype) -> Skeleton:
                 config, dtype=TORCH_DTYPES[dtype], attn_implementation=ATTENTION, trust_remote_code=False
             )
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, AssertionError) as error:
-            raise ConfigError(f"{checkpoint.ref}: transformers cannot build the model: {error}", model=checkpoint.ref) from error
+            raise ConfigError(
+                f"{checkpoint.ref}: transformers cannot build the model of its config.json: {type(error).__name__}: {error}",
+                model=checkpoint.ref,
+            ) from error
     return _dissect(checkpoint.ref, model, plan)
 
 

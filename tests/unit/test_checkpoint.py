@@ -165,3 +165,33 @@ def test_chat_is_rendered_or_refused(tmp_path: Path) -> None:
     assert render_chat(str(tmp_path), [{"role": "user", "content": "hello"}]) == "<user>hello<answer>"
     with pytest.raises(ConfigError, match="no system"):
         render_chat(str(tmp_path), [{"role": "system", "content": "x"}])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"eos_token_id": "x"}, r"config\.json: eos_token_id = 'x'"),
+        ({"eos_token_id": [1, None]}, r"config\.json: eos_token_id = \[1, None\]"),
+        (
+            {"rope_parameters": {"rope_type": "bogus"}},
+            r"config\.json: rope_parameters\.rope_type = 'bogus': must be one of default, ",
+        ),
+        ({"rope_scaling": {"type": 5, "factor": 2.0}}, r"config\.json: rope_scaling\.rope_type = 5: "),
+        ({"hidden_size": "wide"}, r"config\.json: hidden_size = 'wide'"),
+    ],
+)
+def test_a_bad_field_is_named_with_its_file(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    name = default(tmp_path, "llama")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ConfigError, match=said) as caught:
+        describe(name)
+    assert "\n" not in caught.value.message
+    assert caught.value.fields["path"] == str(tmp_path / "config.json")
+
+
+def test_end_tokens_of_another_type_are_named_with_their_file(tmp_path: Path) -> None:
+    name = default(tmp_path, "llama")
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": "<end>"}')
+    with pytest.raises(ConfigError, match=r"generation_config\.json: eos_token_id = '<end>': must be a token id"):
+        describe(name)
