@@ -103,13 +103,14 @@ class Timeline:
     def __init__(self, processes: Sequence[ProcessTrace]) -> None:
         heads = [p for p in processes if p.worker == HEAD]
         if len(heads) != 1:
-            raise ConfigError(f"{len(heads)} files of a head: give the files of one run, the head's and every worker's")
+            raise ConfigError(
+                f"{len(heads)} files of a head among {len(processes)}: give the files of one run, the head's and every worker's"
+            )
         self.head = heads[0]
         stages = {p.stage: p for p in processes if p.stage is not None}
         missing = sorted(set(range(self.head.num_stages)) - stages.keys())
         if missing or len(stages) != len(processes) - 1:
-            what = f"no file of stage {missing[0]}" if missing else "two files of one stage"
-            raise ConfigError(f"{what}: give the files of one run, the head's and every worker's")
+            raise ConfigError(_incomplete(missing, self.head.num_stages))
         self.stages = [stages[index] for index in range(self.head.num_stages)]
         self.clocks = align(processes)
         """worker -> (what to add to its clock to have the head's, error)."""
@@ -231,6 +232,16 @@ class Timeline:
 
     def _forward(self, microbatch: int) -> Chain:
         return next(c for c in self.head.chains if c.microbatch == microbatch and c.phase is not None)
+
+
+def _incomplete(missing: list[int], num_stages: int) -> str:
+    if not missing:
+        return "two files of one stage: give the files of one run, the head's and every worker's"
+    stages = f"stage {missing[0]}" if len(missing) == 1 else f"stages {', '.join(map(str, missing))}"
+    return (
+        f"no file of {stages} of {num_stages}: a worker on another machine writes its own there, into the directory named by its"
+        " --trace (else where it was started); copy it here and name it too"
+    )
 
 
 def _add_wire(hop: dict[str, int], wire: int) -> None:

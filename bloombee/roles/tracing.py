@@ -40,7 +40,7 @@ Clock = Callable[[], int]
 
 
 def open_tracer(directory: str | Path, name: str, process: dict[str, Any]) -> Tracer:
-    """A tracer whose file is ``name.jsonl`` in ``directory``.
+    """A tracer whose file is ``name.jsonl`` in ``directory``; ``process`` says how tables call it, if otherwise.
 
     Raises:
         ConfigError: the file cannot be written.

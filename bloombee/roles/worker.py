@@ -269,7 +269,13 @@ class WorkerRole:
         assert self._joined is not None
         worker, layers = self._joined.worker, [assign.start, assign.stop]
         name = f"{self._name}-{worker}" if assign.epoch == 1 else f"{self._name}-{worker}-{assign.epoch}"
-        process = {"worker": worker, "stage": assign.stage, "num_stages": assign.num_stages, "layers": layers}
+        process = {
+            "process": self._name,
+            "worker": worker,
+            "stage": assign.stage,
+            "num_stages": assign.num_stages,
+            "layers": layers,
+        }
         try:
             tracer = open_tracer(self._config.trace, name, process)
         except ConfigError as error:

@@ -31,6 +31,7 @@ def test_the_parts_add_up_to_the_time_a_token_took(tmp_path: Path) -> None:
     outside_ms = sum(1e3 / generation.tokens_per_s for generation in generations) / len(generations)
     merged = timeline.load([tmp_path])
     got = merged.breakdown()
+    assert [hop.name for hop in got.hops] == ["head", *(f"stage {n} (local-{n})" for n in range(3))]
     assert got.num_tokens == got.num_seen == 2 * (NUM_TOKENS - 1)
     assert got.total_ms == pytest.approx(outside_ms, rel=0.05)
     assert got.total_ms == pytest.approx(got.measured_ms, rel=0.05)

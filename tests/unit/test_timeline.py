@@ -177,3 +177,14 @@ def test_what_is_no_trace_is_refused(tmp_path: Path) -> None:
         timeline.read(tmp_path / "b.jsonl")
     with pytest.raises(ConfigError, match="cannot read"):
         timeline.load([tmp_path / "none"])
+
+
+def test_stages_without_a_file_are_named_with_what_to_do() -> None:
+    stages = run((0, 0))
+    head = stages[1]
+    with pytest.raises(ConfigError, match="no file of stage 1 of 2: a worker on another machine writes its own there"):
+        Timeline([head, stages[2]])
+    with pytest.raises(ConfigError, match="no file of stages 0, 1 of 2"):
+        Timeline([head])
+    with pytest.raises(ConfigError, match="0 files of a head among 2"):
+        Timeline([stages[0], stages[2]])
