@@ -141,7 +141,7 @@ class Runtime:
         if on_progress is not None and not callable(on_progress):
             raise ConfigError(f"on_progress = {on_progress!r}: must be a function of one LoadProgress", field="on_progress")
         self.config = merge(config or RuntimeConfig(), fields)
-        self._local_workers = tuple(local_workers)
+        self._local_workers = _places(local_workers)
         self._on_progress = on_progress
         self._home: _Home | None = None
         self._head: HeadRole
@@ -169,17 +169,24 @@ class Runtime:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def prepare(self) -> None:
-        """First half of starting: listen, look at the model, make the join tokens; no worker is started.
+    async def prepare(self, *, announce: Callable[[tuple[str, ...]], None] | None = None) -> None:
+        """First half of starting: listen, make the join tokens, look at the model; no worker is started.
 
-        For heads of remote workers, who need :attr:`join_tokens` before :meth:`ready` can return. Cancelled
-        or failed: everything that was started is ended.
+        For heads of remote workers, who need :attr:`join_tokens` before :meth:`ready` can return.
+
+        Args:
+            announce: called with the join tokens as soon as the head listens, seconds before the model has been looked at.
+
+        Cancelled or failed: everything that was started is ended.
         """
         if self._home is not None:
             raise ConfigError("this Runtime has been started before; make a new one")
         self._home = _Home()
         try:
-            await self._there(self._prepare())
+            await self._there(self._listen())
+            if announce is not None:
+                announce(self.join_tokens)
+            await self._there(self._head.describe())
         except BaseException:
             await self.close()
             raise
@@ -204,9 +211,9 @@ class Runtime:
             self._closing.add_done_callback(lambda _: home.end())
         await asyncio.shield(asyncio.wrap_future(self._closing))
 
-    async def _prepare(self) -> None:
+    async def _listen(self) -> None:
         self._head = HeadRole(self.config, local_workers=self._local_workers, on_progress=self._on_progress)
-        await self._head.prepare()
+        await self._head.listen()
 
     async def _there(self, coroutine: Coroutine[Any, Any, T]) -> T:
         if self._home is None:
@@ -452,6 +459,12 @@ class _Collected:
             time_to_first_token_s=self._first - self._started,
             tokens_per_s=max(1, count - 1) / max(seconds, 1e-9),
         )
+
+
+def _places(local_workers: Sequence[LocalWorker]) -> tuple[LocalWorker, ...]:
+    if isinstance(local_workers, (list, tuple)) and all(isinstance(place, LocalWorker) for place in local_workers):
+        return tuple(local_workers)
+    raise ConfigError(f"local_workers = {local_workers!r}: must be a list of LocalWorker, one a worker", field="local_workers")
 
 
 def _check_text(prompt: str) -> None:

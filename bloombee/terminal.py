@@ -113,9 +113,7 @@ async def open_runtime(
     loading = Loading()
     runtime = Runtime(config=config, on_progress=loading)
     try:
-        await runtime.prepare()
-        if announce is not None:
-            announce(runtime.join_tokens)
+        await runtime.prepare(announce=announce)
         await runtime.ready()
         loading.close()
         yield runtime

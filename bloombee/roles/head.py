@@ -165,6 +165,7 @@ class HeadRole:
             max_rows=config.max_microbatch_rows, resend_after_s=RESEND_AFTER_S, step_deadline_s=config.step_deadline_s
         )
         self._core: HeadCore
+        """Once the model has been looked at."""
         self._links: dict[WorkerId, bytes] = {}
         self._workers: dict[bytes, WorkerId] = {}
         self._greeters: dict[bytes, Greeter] = {}
@@ -185,11 +186,11 @@ class HeadRole:
 
     # -- life ------------------------------------------------------------------------------
 
-    async def prepare(self) -> None:
-        """Bind, describe the model, make the join tokens. Then :meth:`start_workers` or wait for remote ones.
+    async def listen(self) -> None:
+        """Bind and make the join tokens; the spawner starts to import what takes seconds. Then :meth:`describe`.
 
         Raises:
-            ConfigError, ModelUnsupported: the model or an option; AddressInUse: the port.
+            ConfigError: an option; AddressInUse: the port.
         """
         loop = asyncio.get_running_loop()
         self._up: asyncio.Future[Plan] = loop.create_future()
@@ -199,13 +200,6 @@ class HeadRole:
             self._endpoint.stamps = True
         bound = await self._endpoint.bind(self.config.listen)
         self._local.start()
-        self.card = await self._local.describe()
-        self.text = TextCodec(self.card.tokenizer_json)
-        self._core = HeadCore(
-            self._plan_request(),
-            HeadLimits(self.config.max_waiting, self.config.heartbeat_s, self.config.silence_s, self.config.load_deadline_s),
-            links=[secrets.token_bytes(16) for _ in range(self.config.num_stages)],
-        )
         address = self.config.advertise or bound
         key = self._keys.public if self.config.curve else bytes(32)
         tokens = []
@@ -215,9 +209,23 @@ class HeadRole:
             endpoints = (self._local.head_endpoint(index) or address,)
             tokens.append(encode_token(JoinToken(key=key, secret=secret, endpoints=endpoints)))
         self.join_tokens = tuple(tokens)
-        self._ticker = loop.create_task(self._tick(), name="bloombee-head-tick")
-        self._ticker.add_done_callback(self._ticker_ended)
         loop.set_exception_handler(self._bug)
+
+    async def describe(self) -> None:
+        """Look at the model; from now on workers are let in. Then :meth:`start_workers`.
+
+        Raises:
+            ConfigError, ModelUnsupported: it cannot be served.
+        """
+        self.card = await self._local.describe()
+        self.text = TextCodec(self.card.tokenizer_json)
+        self._core = HeadCore(
+            self._plan_request(),
+            HeadLimits(self.config.max_waiting, self.config.heartbeat_s, self.config.silence_s, self.config.load_deadline_s),
+            links=[secrets.token_bytes(16) for _ in range(self.config.num_stages)],
+        )
+        self._ticker = asyncio.get_running_loop().create_task(self._tick(), name="bloombee-head-tick")
+        self._ticker.add_done_callback(self._ticker_ended)
 
     async def start_workers(self) -> None:
         """Start the local workers, unless remote ones are awaited, and wait until the pipeline is up.
@@ -418,6 +426,8 @@ class HeadRole:
             self._endpoint.send(link, Lane.CONTROL, Refused(*to_wire(error)))
 
     def _knocked(self, link: bytes, key: bytes, join: Join) -> None:
+        if not hasattr(self, "_core"):
+            return  # the model is still being looked at; a worker knocks until there is an answer
         answer = self._door.knock(key, join)
         if isinstance(answer, Refused):
             self._endpoint.refuse(link, from_wire(answer.code, answer.fields))

@@ -121,12 +121,17 @@ def test_nothing_outlives_the_application(how: signal.Signals) -> None:
 def test_workers_join_from_elsewhere_and_end_with_the_head() -> None:
     async def use() -> list[int]:
         runtime = bloombee.Runtime("demo", remote_workers=2, dtype="float32")
-        await runtime.prepare()
-        workers = [
-            subprocess.Popen([sys.executable, "-m", "bloombee", "worker", "--join", token, "--name", f"far-{n}"])  # noqa: ASYNC220
-            for n, token in enumerate(runtime.join_tokens)
-        ]
+        workers = []
+
+        def start(tokens: tuple[str, ...]) -> None:
+            assert tokens == runtime.join_tokens
+            assert not hasattr(runtime, "card")  # long before the model has been looked at
+            for n, token in enumerate(tokens):
+                command = [sys.executable, "-m", "bloombee", "worker", "--join", token, "--name", f"far-{n}"]
+                workers.append(subprocess.Popen(command))
+
         try:
+            await runtime.prepare(announce=start)
             await runtime.ready()
             assert {stage.name for stage in runtime.plan.stages} == {"far-0", "far-1"}
             assert len((await runtime.generate("import os\n", max_new_tokens=8)).token_ids) == 8

@@ -36,8 +36,9 @@ class FakeRuntime:
         self.closed = False
         FakeRuntime.made.append(self)
 
-    async def prepare(self) -> None:
-        pass
+    async def prepare(self, *, announce: Callable[[tuple[str, ...]], None] | None = None) -> None:
+        if announce is not None:
+            announce(self.join_tokens)
 
     async def ready(self) -> None:
         if self.fail_on_open and self.failure is not None:

@@ -7,8 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from bloombee.config import Config, Environment, RuntimeConfig, WorkerConfig, load_config, merge, parse_size, parse_split
+from bloombee.config import (
+    Config,
+    Environment,
+    LocalWorker,
+    RuntimeConfig,
+    WorkerConfig,
+    load_config,
+    merge,
+    parse_size,
+    parse_split,
+)
 from bloombee.errors import ConfigError
+from bloombee.runtime import Runtime
 
 
 @pytest.mark.parametrize(
@@ -146,3 +157,10 @@ def test_environment_reads_three_names() -> None:
     assert Environment.read(everything) == Environment("c.toml", "token", True)
     with pytest.raises(ConfigError, match="BLOOMBEE_DEBUG"):
         Environment.read({"BLOOMBEE_DEBUG": "yes"})
+
+
+@pytest.mark.parametrize("places", [["tcp://127.0.0.1:1"], [LocalWorker(), None], 3, "ab"])
+def test_local_workers_of_another_type_are_refused_before_anything_starts(places: object) -> None:
+    with pytest.raises(ConfigError, match=r"local_workers = .*: must be a list of LocalWorker") as caught:
+        Runtime("demo", workers=2, local_workers=places)  # type: ignore[arg-type]
+    assert caught.value.fields["field"] == "local_workers"
