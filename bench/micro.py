@@ -1,7 +1,13 @@
-"""Small parts, measured alone: python -m bench.micro [--only PART] [--rounds N]
+"""Small parts, measured alone: each row has median, 10th and 90th percentile of many samples.
 
-Each probe returns rows (what, value, unit, note); add one by putting a function into ``PROBES``. A hop is half of a
-there-and-back between two processes over loopback; the plain TCP row beneath is its ceiling.
+    python -m bench.micro                               everything, about half a minute
+    python -m bench.micro --only hop --rounds 5000      one part, more samples
+    python -m bench.micro --json micro.json             and keep the numbers
+
+Parts: envelope (encode and decode headers), hop (half of a there-and-back between two processes over loopback; the plain TCP
+row beneath is its ceiling), echo (the whole way there and back, CURVE on), device (event loop -> device thread -> event
+loop, empty works), pages (page tables), cores (events a second that scheduler and stages handle). Add one by
+putting a function into ``PROBES``.
 """
 
 from __future__ import annotations
@@ -9,20 +15,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import multiprocessing
 import os
 import platform
 import socket
-import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import uvloop
 
+from bench.pipeline import machine
+from bench.probes import Row, call_ns, measure_cores, measure_device, measure_pages, quantile, row
 from bloombee.transport import Endpoint, KeyPair
 from bloombee.transport.keys import generate
 from bloombee.types import Dtype, Lane
@@ -31,14 +41,6 @@ from bloombee.wire.messages import Forward, Item, Pick, Verdict
 
 SWARM = 1
 SIZES = (4 << 10, 1 << 20)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    what: str
-    value: float
-    unit: str
-    note: str = ""
 
 
 # -- envelope ----------------------------------------------------------------------------------
@@ -58,25 +60,14 @@ def measure_envelope(rounds: int) -> list[Row]:
         message, tensors = forward(num_sequences, 4096 * num_sequences)
         header, payload = encode_envelope(SWARM, message, tensors), bytes(4096 * num_sequences)
         note = f"header {len(header)} bytes"
-        encode = _ns(partial(encode_envelope, SWARM, message, tensors))
-        decode = _ns(partial(decode_envelope, (header, payload)))
-        rows.append(Row(f"encode Forward, {num_sequences} sequences", encode, "ns", note))
-        rows.append(Row(f"decode Forward, {num_sequences} sequences", decode, "ns", note))
+        encode = call_ns(partial(encode_envelope, SWARM, message, tensors))
+        decode = call_ns(partial(decode_envelope, (header, payload)))
+        rows.append(row(f"encode Forward, {num_sequences} sequences", "ns", encode, note))
+        rows.append(row(f"decode Forward, {num_sequences} sequences", "ns", decode, note))
     verdict = Verdict(0, 1, 1, 1, tuple(Pick(n, 0, 101, 5, None, ()) for n in range(32)))
     header = encode_envelope(SWARM, verdict)
-    rows.append(Row("decode Verdict, 32 picks", _ns(lambda: decode_envelope((header,))), "ns", f"header {len(header)} bytes"))
-    return rows
-
-
-def _ns(call: Callable[[], object]) -> float:
-    """Median over batches of the time of one call."""
-    times = []
-    for _ in range(20):
-        start = time.perf_counter_ns()
-        for _ in range(1000):
-            call()
-        times.append((time.perf_counter_ns() - start) / 1000)
-    return statistics.median(times)
+    decode = call_ns(lambda: decode_envelope((header,)))
+    return [*rows, row("decode Verdict, 32 picks", "ns", decode, f"header {len(header)} bytes")]
 
 
 # -- one hop -----------------------------------------------------------------------------------
@@ -91,9 +82,14 @@ def measure_hop(rounds: int) -> list[Row]:
     return rows
 
 
-def _hop_row(what: str, times: list[float]) -> Row:
-    hops = sorted(t / 2 * 1e6 for t in times)
-    return Row(what, statistics.median(hops), "us p50", f"p99 {hops[int(0.99 * (len(hops) - 1))]:.0f} us")
+def measure_echo(rounds: int) -> list[Row]:
+    times = uvloop.run(_echo_through_endpoints(True, rounds))
+    return [_hop_row(f"echo of {size >> 10} KB, CURVE, both ways", some, ways=1) for size, some in times.items()]
+
+
+def _hop_row(what: str, times: list[float], ways: int = 2) -> Row:
+    hops = sorted(t / ways * 1e6 for t in times)
+    return row(what, "us", hops, f"p99 {quantile(hops, 0.99):.0f} us")
 
 
 async def _echo_through_endpoints(curve: bool, rounds: int) -> dict[int, list[float]]:
@@ -190,19 +186,40 @@ def _child(target: Callable[..., None], *args: Any) -> Iterator[Connection]:
 
 # -- the table ---------------------------------------------------------------------------------
 
-PROBES: dict[str, Callable[[int], list[Row]]] = {"envelope": measure_envelope, "hop": measure_hop}
+PROBES: dict[str, Callable[[int], list[Row]]] = {
+    "envelope": measure_envelope,
+    "hop": measure_hop,
+    "echo": measure_echo,
+    "device": measure_device,
+    "pages": measure_pages,
+    "cores": measure_cores,
+}
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=sorted(PROBES), help="one part instead of all")
-    parser.add_argument("--rounds", type=int, default=1000, help="repetitions of each there-and-back (default 1000)")
+    parser.add_argument("--only", action="append", choices=sorted(PROBES), help="this part; may be repeated (default: all)")
+    parser.add_argument("--rounds", type=int, default=1000, help="there-and-backs of each row, at least 10 (default 1000)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows here too")
     options = parser.parse_args()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}")
-    for name in [options.only] if options.only else PROBES:
-        for row in PROBES[name](options.rounds):
-            print(f"{row.what:<36} {row.value:>10.1f} {row.unit:<7} {row.note}")
+    if options.rounds < 10:
+        parser.error(f"--rounds {options.rounds}: at least 10")
+    if options.json is not None and not options.json.parent.is_dir():
+        parser.error(f"--json {options.json}: there is no directory {options.json.parent}")
+    load = os.getloadavg()[0]
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {load:.1f}")
+    print(f"{'':<36} {'median':>10} {'p10':>10} {'p90':>10}")
+    rows = []
+    for name in options.only or PROBES:
+        for found in PROBES[name](options.rounds):
+            numbers = "".join(f" {value:>10,.1f}" for value in (found.median, found.p10, found.p90))
+            print(f"{found.what:<36}{numbers} {found.unit:<8} {found.note}", flush=True)
+            rows.append({"part": name, **asdict(found)})
+    if options.json is not None:
+        facts = {"bench": "micro", **machine(), "python": platform.python_version(), "rounds": options.rounds, "load": load}
+        options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
