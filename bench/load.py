@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import statistics
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bench.profiles import Profile
 from bench.ring import Ring
 from bench.usage import CpuUse, measure_cpu
 from bench.window import Window, find_window
@@ -16,6 +18,8 @@ from bloombee.types import StageUse
 
 SLACK_TOKENS = 256
 """Tokens that a sequence may decode before the window begins, besides three times those asked for."""
+LEAST_LOOP_S = 0.03
+"""Behind links that change over time no token takes less."""
 SETTLE_S, SETTLE_TOKENS = 1.5, 64
 """What is tuned while it runs gets this long, or this many tokens of each sequence, before the window begins."""
 
@@ -24,9 +28,10 @@ class RunError(RuntimeError):
     """A run that gave no measurement."""
 
 
-def most_tokens(tokens: int) -> int:
-    """That a sequence may generate in a run whose window is to hold ``tokens``."""
-    return 4 * tokens + SLACK_TOKENS
+def most_tokens(tokens: int, profile: Profile | None = None) -> int:
+    """That a sequence may generate in a run whose window is to hold ``tokens``, and the schedule of ``profile``."""
+    during_schedule = math.ceil(profile.lasts_s / LEAST_LOOP_S) if profile else 0
+    return 4 * tokens + SLACK_TOKENS + during_schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,25 +127,30 @@ class _Streams:
 
     async def run(self) -> Window:
         tasks = [asyncio.create_task(self._stream(number, prompt)) for number, prompt in enumerate(self._prompts)]
+        lasts_s = self._ring.profile.lasts_s
         try:
             await self._until(self._all_started, tasks)
             if self._settle_s:
                 await self._settle(tasks)
+            if lasts_s:
+                self._ring.begin_schedule()
+                self._since_s = time.monotonic()
             self._goals = [len(ids) + self._wanted for ids in self.ids]
             self.before = await self._snapshot()
             await self._until(self._enough, tasks)
+            await self._until_later(self._since_s + lasts_s, tasks)
             self.after = await self._snapshot()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        window = find_window(self.times, self._wanted, self._since_s)
+        window = find_window(self.times, self._wanted, self._since_s, least_s=lasts_s)
         if window is None:
             raise RunError("the sequences did not decode together long enough: fewer sequences, or more --tokens")
         return window
 
     async def _stream(self, number: int, prompt: list[int]) -> None:
-        limit = most_tokens(self._wanted)
+        limit = most_tokens(self._wanted, self._ring.profile)
         stream = self._ring.runtime.stream(prompt, max_new_tokens=limit, ignore_eos=True, seed=number)
         async with contextlib.aclosing(stream) as tokens:
             async for token in tokens:
@@ -167,6 +177,16 @@ class _Streams:
             async with asyncio.timeout(self._settle_s):
                 await self._until(self._settled, tasks)
         self._since_s = time.monotonic()
+
+    async def _until_later(self, moment: float, tasks: list[asyncio.Task[None]]) -> None:
+        """``moment`` of the monotonic clock; a stream that ends before raises RunError."""
+        left_s = moment - time.monotonic()
+        if left_s <= 0:
+            return
+        done, _ = await asyncio.wait(tasks, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+            raise RunError("a sequence came to its end before the schedule of its links did")
 
     async def _until(self, event: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
         """``event``, or the first stream that ends (which none should before)."""

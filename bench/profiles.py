@@ -45,6 +45,11 @@ class LinkProfile:
         schedule = None if self.schedule is None else self.schedule.swapped()
         return LinkProfile(forward=self.backward, backward=self.forward, schedule=schedule)
 
+    @property
+    def lasts_s(self) -> float:
+        """Until the last change of its schedule, of one that repeats a round; 0: nothing changes."""
+        return 0.0 if self.schedule is None else self.schedule.period_s or self.schedule.changes[-1].at_s
+
     def scaled(self, factor: float) -> LinkProfile:
         """Bandwidths times ``factor``, absolute ones in the schedule included; delays stay."""
         schedule = None if self.schedule is None else self.schedule.scaled(factor)
@@ -60,6 +65,11 @@ class Profile:
 
     def link(self, index: int) -> LinkProfile:
         return self.links[index % len(self.links)]
+
+    @property
+    def lasts_s(self) -> float:
+        """Until the last change of any link; 0: nothing changes."""
+        return max(link.lasts_s for link in self.links)
 
     @property
     def is_unshaped(self) -> bool:

@@ -84,11 +84,16 @@ class Ring:
         self.profile = profile
         if self.wan is None:
             return
-        if any(link.schedule is not None for link in self.spec.profile.links):
-            self.wan.start()
+        if profile.lasts_s:
+            self.begin_schedule()
             return
         for hop, link in enumerate(self.links()):
             self.wan.set(f"hop{hop}", forward=link.forward, backward=link.backward)
+
+    def begin_schedule(self) -> None:
+        """What changes over time starts again from the first shapes: of the profile that the ring was started with."""
+        if self.wan is not None:
+            self.wan.start()
 
     def links(self) -> list[LinkProfile]:
         return [self.profile.link(hop) for hop in range(self.num_links)]

@@ -78,19 +78,19 @@ class ModelRunner:
         others: list[str] = []
         for name in self.options.profiles:
             profile = load_profile(name, hidden=self._hidden)
-            (others if any(link.schedule is not None for link in profile.links) else steady).append(name)
+            (others if profile.lasts_s else steady).append(name)
         return [names for names in (steady, *([name] for name in others)) if names]
 
     @contextlib.asynccontextmanager
     async def _rings(self, first_profile: str) -> AsyncIterator[list[Ring]]:
         options = self.options
         batch = max(AUTO_MOST if one == AUTO else one for one in options.batches)
-        kv_tokens = (batch + 1) * (options.prompt_tokens + most_tokens(options.tokens) + 16)
+        profile = load_profile(first_profile, hidden=self._hidden)
+        kv_tokens = (batch + 1) * (options.prompt_tokens + most_tokens(options.tokens, profile) + 16)
         async with contextlib.AsyncExitStack() as stack:
             rings: list[Ring] = []
             for number, (microbatches, codec) in enumerate(dict.fromkeys(technique.way for technique in options.techniques)):
                 self._on_run(self._num_done, self._num_runs, f"starting {options.workers} workers of {self.model}")
-                profile = load_profile(first_profile, hidden=self._hidden)
                 spec = RingSpec(
                     model=self.model,
                     dtype=options.dtype,

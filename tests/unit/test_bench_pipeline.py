@@ -45,6 +45,12 @@ def test_a_window_may_begin_later() -> None:
     assert find_window([[0.0, 1.0, 2.0]], 2, since_s=1.5) is None
 
 
+def test_a_window_may_have_to_last() -> None:
+    found = find_window([[0.0, 1.0, 2.0, 3.0, 4.0]], 1, since_s=0.5, least_s=2.5)
+    assert found is not None
+    assert (found.start_s, found.stop_s, found.num_tokens) == (0.5, 3.0, 3)
+
+
 @pytest.mark.parametrize("times", [[], [[]], [[0.0, 1.0], []], [[0.0, 1.0, 2.0], [5.0, 6.0]]])
 def test_no_window_while_a_sequence_has_too_few(times: list[list[float]]) -> None:
     assert find_window(times, 2) is None

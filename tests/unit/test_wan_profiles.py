@@ -48,8 +48,9 @@ def test_named_profiles() -> None:
     drift = load_profile("drift").link(0)
     assert drift.schedule is not None
     assert [step.shape.bandwidth_bits_per_s for step in drift.schedule.steps(drift.forward, "forward")] == pytest.approx(
-        [12.5e6, 125e6]
+        [12.5e6, 125e6, 125e6]
     )
+    assert (drift.lasts_s, load_profile("drift").lasts_s, regions.lasts_s) == (20.0, 20.0, 0.0)
 
 
 def test_a_named_pair_means_what_it_says() -> None:
