@@ -1,18 +1,26 @@
 """What a link carries and how long it is, from its own frames. Pure: time is passed in, in seconds.
 
-Theory of operation. A sender knows when it handed over a frame of n bytes and, from the acknowledgement and what that says
-about its own waiting, when the frame had arrived, plus the way back. Less the shortest round trip seen, that is when
-its last byte left the link's bottleneck::
+Theory of operation. A sender knows when it handed over n bytes and, from the acknowledgement and what that says
+about its own waiting, when they had arrived, plus the way back. Less the time that the way takes by itself, that is when
+their last byte left the link's bottleneck::
 
-    departure = acknowledged - waited - base             base: the least round trip, of a frame of base_bytes
-    start     = max(handed over, departure of the frame before)
-    busy      = departure - start
+    departure = acknowledged - waited - delay
 
-Frames that were handed over before their predecessor had departed are a train: while it lasts the link is busy with
-nothing else, and base cancels out. A train that lasts much longer than round trips vary is a sample: its bytes over its
-time, the frame apart that found the link idle, for it may have been late for other reasons. A frame on an idle link is one by
-itself if it is much larger than the frame that base is of. Whatever is shorter says nothing: bytes over busy time, only
-while a queue stood. Machines stall for longer than any link, so what is far off the mean waits for a second that agrees.
+What was handed over before its predecessor had departed found the wire busy. As long as that goes on it is a train: the wire
+is busy with nothing else, its bytes over its time are the bandwidth, and the delay cancels out. Bytes over busy time,
+only while a queue stood.
+
+A link has two lanes that share the wire. Each keeps its order, between them there is none: decode frames leave while a
+prompt still waits here. So each lane has trains of its own:
+
+- *control*: whole frames, with their acknowledgements. What was on its way together with bulk is not timed.
+- *bulk*: pieces (wire/window.py), acknowledged as they come, and what the control lane sent between them, for it is
+  between them on the wire as well. Probes are pieces too.
+
+Round trips vary, for reasons that are no queue: a train says something once it has lasted many times as long. A single
+frame that found the link idle is a train by itself if it takes that long. Shorter ones say nothing, and a link that
+carries nothing else has no known bandwidth. Machines stall for longer than any link, so what is far off the mean waits
+for a second that agrees. Bytes are those on the wire: :func:`wire_bytes`.
 
 Averages forget exponentially; a step (two such samples, or Page-Hinkley on the logarithm) makes them forget at once. A
 plan counts on :attr:`LinkFacts.bandwidth_low_bytes_per_s`, a one-sided 95 % bound.
@@ -24,6 +32,7 @@ D. Hinkley (1971). Not timing what was sent twice: P. Karn, C. Partridge, SIGCOM
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass, field
 
 from bloombee.plan.topology import Link
@@ -34,21 +43,35 @@ Z = 1.645
 """One-sided 95 % of a normal distribution."""
 BASE_WINDOW_S = 30.0
 LARGE_FACTOR = 8
-"""A frame that found the link idle counts if it is so many times the size of the least round trip's."""
-JITTER_FACTOR = 4
+"""A frame that found the link idle is no round trip but a load if it is so many times the size of the least one's."""
+JITTER_FACTOR = 20
 """A train counts once it has lasted so many times as long as round trips vary (standard deviation), and ..."""
-MIN_TRAIN_S = 0.002
+MIN_TRAIN_S = 0.01
 """... this long: schedulers of operating systems are no links."""
-MAX_TRAIN_FRAMES, MAX_TRAIN_S = 16, 0.25
-"""A longer train is more than one sample."""
+MAX_PIECES = 1 << 14
+"""On their way and timed; older ones are forgotten."""
+FEW_TRIPS = 5.0
+UNKNOWN_JITTER_S, UNKNOWN_JITTER_SHARE = 0.0005, 0.01
+"""Until so many round trips were seen, they are taken to vary by this, and by this share of themselves."""
+SAMPLE_S = 0.05
+"""A train that has lasted so long, and long enough, is a sample; it goes on as the next."""
 RTT_FLOOR_S = 0.005
 """Added to a round trip before it is compared with others: below it even a factor is no change of the link."""
 MIN_TRAIN_BYTES = 4096
 """Frames of a few bytes are no load for any link; what keeps them is something else."""
+QUEUE_FACTOR = 3
+"""A piece found a queue if it was sent before the one ahead had left by so many times as round trips vary."""
+PART_BYTES = 43
+"""What ZeroMQ and CURVE add to each part of a message."""
 FAR = math.log(3.0)
 """A sample so far off the mean (logarithm) needs a second one that agrees."""
 FEW = 3.0
 """Below so many samples their own spread is no guide: the bound is half the mean."""
+
+
+def wire_bytes(num_bytes: int, num_parts: int) -> int:
+    """``num_bytes`` in ``num_parts`` parts as they are on the wire; the same that plan/cost.py charges a frame."""
+    return num_bytes + num_parts * PART_BYTES
 
 
 @dataclass(slots=True)
@@ -209,94 +232,191 @@ class LinkFacts:
 
 
 @dataclass(slots=True)
-class _Base:
-    """The least round trip of this window and the one before, with its frame's size."""
+class _Least:
+    """The least of this window and the one before."""
 
     since: float = -math.inf
-    now: tuple[float, int] | None = None
-    before: tuple[float, int] | None = None
+    now: float = math.inf
+    before: float = math.inf
 
-    def add(self, rtt: float, num_bytes: int, at: float) -> None:
+    def add(self, value: float, at: float) -> None:
         if at - self.since > BASE_WINDOW_S:
-            self.since, self.before, self.now = at, self.now, None
-        if self.now is None or rtt < self.now[0]:
-            self.now = (rtt, num_bytes)
+            self.since, self.before, self.now = at, self.now, math.inf
+        self.now = min(self.now, value)
 
     @property
-    def least(self) -> tuple[float, int] | None:
-        return min((base for base in (self.now, self.before) if base is not None), default=None)
+    def value(self) -> float:
+        return min(self.now, self.before)
+
+
+@dataclass(slots=True)
+class _Train:
+    """Of one lane: what left the wire without a pause between.
+
+    Args:
+        since: departure of what came before it. departed: of its last. num_bytes: that left between the two.
+    """
+
+    since: float = -math.inf
+    departed: float = -math.inf
+    num_bytes: int = 0
+
+    def take(self, num_bytes: int, sent: float, departed: float, margin_s: float) -> bool:
+        """The next to have departed, all of it handed over by ``sent``; False: the wire may have been idle before it."""
+        if sent + margin_s > self.departed:
+            return False
+        self.num_bytes += num_bytes
+        self.departed = max(self.departed, departed)
+        return True
+
+    def restart(self, since: float, departed: float, num_bytes: int = 0) -> None:
+        self.since, self.departed, self.num_bytes = since, departed, num_bytes
+
+    @property
+    def lasts_s(self) -> float:
+        return self.departed - self.since if self.num_bytes else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    number: int
+    num_bytes: int
+    sent: float
+    other_bytes: int
 
 
 @dataclass(slots=True)
 class LinkEstimator:
-    """Feed it acknowledged frames in order; ask for :meth:`facts` at any time."""
+    """Of one directed link: feed it acknowledged frames and pieces; ask for :meth:`facts` at any time."""
 
     _rate: Tracked = field(default_factory=lambda: Tracked(slack=0.25, threshold=3.0))
     _rtt: Tracked = field(default_factory=lambda: Tracked(slack=0.5, threshold=5.0))
-    _base: _Base = field(default_factory=_Base)
-    _departed: float = -math.inf
-    _train_since: float = 0.0
-    _train_bytes: int = 0
-    _train_frames: int = 0
+    _base: _Least = field(default_factory=_Least)
+    _small: float = math.inf
+    _control: _Train = field(default_factory=_Train)
+    _bulk: _Train = field(default_factory=_Train)
+    _pieces: deque[_Piece] = field(default_factory=lambda: deque(maxlen=MAX_PIECES))
+    _piece_delay: _Least = field(default_factory=_Least)
+    _last_other: int = 0
+    _bulk_idle_since: float = -math.inf
     _num_frames: int = 0
     _num_bytes: int = 0
     _busy_s: float = 0.0
+    _sampled_at: float = -math.inf
+
+    # -- control: whole frames -----------------------------------------------------------------
+
+    def count(self, num_frames: int, num_bytes: int) -> None:
+        """Frames arrived that are not timed: they came in pieces, or more than once."""
+        self._num_frames += num_frames
+        self._num_bytes += num_bytes
 
     def acknowledged(self, num_frames: int, num_bytes: int, sent: float, now: float, waited_s: float) -> None:
-        """Frames handed over from ``sent`` on, ``num_bytes`` together, acknowledged ``now``.
+        """Frames of the control lane, ``num_bytes`` together, the last of them handed over at ``sent``, acknowledged ``now``.
 
         Args:
             waited_s: between the last one's arrival and its acknowledgement, by the receiver's clock.
         """
-        self._num_frames += num_frames
-        self._num_bytes += num_bytes
-        rtt = max(1e-6, now - waited_s - sent)
+        self.count(num_frames, num_bytes)
         arrived = now - waited_s
-        least = self._base.least
-        # Where the last frame's departure is known and lies behind us, nothing was in the way of this one.
-        queued = least is not None and sent < self._departed
-        if not queued and (least is None or num_bytes < LARGE_FACTOR * least[1]):
-            self._idle(rtt, num_bytes, now)
-            least = self._base.least
-        assert least is not None
-        departed = arrived - least[0]
-        if queued:
-            self._train_bytes += num_bytes
-            self._train_frames += num_frames
-            lasts = departed - self._train_since
-            if lasts >= MAX_TRAIN_S or (self._train_frames >= MAX_TRAIN_FRAMES and lasts >= self._least_train_s):
-                self._end_train(departed, now)
-        else:
-            self._end_train(self._departed, now)
-            if num_bytes >= LARGE_FACTOR * least[1]:
-                self._sample(num_bytes - least[1], departed - sent, now)
-            self._train_since = departed
-        self._departed = max(self._departed, departed)
+        rtt_s = max(1e-6, arrived - sent)
+        if self._pieces or sent <= self._bulk_idle_since:  # bulk was between them
+            self._end(self._control, now)
+            self._control.restart(-math.inf, -math.inf)
+            return
+        is_large = num_bytes >= LARGE_FACTOR * self._small
+        is_idle = sent > self._control.departed
+        if is_idle and num_frames == 1 and not is_large:
+            self._idle(rtt_s, num_bytes, now)
+        mean = self._rtt.slow.mean
+        if mean is None:
+            return
+        delay_s = max(0.0, mean - RTT_FLOOR_S)
+        departed = arrived - delay_s
+        if not self._control.take(num_bytes, sent, departed, self._jitter_s):
+            self._end(self._control, now)
+            # One large frame on an idle link is a train from when it was handed over.
+            alone = is_idle and is_large and num_frames == 1
+            self._control.restart(sent if alone else departed, departed, num_bytes if alone else 0)
+        elif self._control.lasts_s >= max(SAMPLE_S, self.least_train_s):
+            self._end(self._control, now)
+
+    def _idle(self, rtt_s: float, num_bytes: int, now: float) -> None:
+        rate = self._rate.slow.mean
+        rtt_s = max(1e-6, rtt_s - num_bytes / rate) if rate else rtt_s
+        if self._rtt.add(rtt_s + RTT_FLOOR_S, 1.0, now):
+            self._base, self._piece_delay, self._small = _Least(), _Least(), math.inf
+        self._base.add(rtt_s, now)
+        self._small = min(self._small, num_bytes)
+
+    # -- bulk: pieces --------------------------------------------------------------------------
+
+    def piece_sent(self, number: int, num_bytes: int, other_bytes: int, now: float) -> None:
+        """A piece, or a probe, goes out.
+
+        Args:
+            other_bytes: that the control lane has sent so far.
+        """
+        self._pieces.append(_Piece(number, num_bytes, now, other_bytes))
+
+    def pieces_acked(self, upto: int, now: float) -> None:
+        """All pieces < ``upto`` have arrived, the last of them just now."""
+        num_bytes, newest = 0, None
+        while self._pieces and self._pieces[0].number < upto:
+            newest = self._pieces.popleft()
+            num_bytes += newest.num_bytes
+        if newest is None:
+            return
+        others, self._last_other = newest.other_bytes - self._last_other, newest.other_bytes
+        self._piece_delay.add(max(0.0, now - newest.sent), now)
+        departed = now - self._piece_delay.value
+        if not self._bulk.take(num_bytes + others, newest.sent, departed, QUEUE_FACTOR * self._jitter_s):
+            self._end(self._bulk, now)
+            self._bulk.restart(departed, departed)
+        elif self._bulk.lasts_s >= max(SAMPLE_S, self.least_train_s):
+            self._end(self._bulk, now)
+        if not self._pieces:
+            self._end(self._bulk, now)
+            self._bulk_idle_since = now
+
+    def pieces_lost(self) -> None:
+        """The connection is gone with what was on its way."""
+        self._pieces.clear()
+        self._bulk.restart(-math.inf, -math.inf)
+
+    # -- samples -------------------------------------------------------------------------------
 
     @property
-    def _least_train_s(self) -> float:
-        return max(MIN_TRAIN_S, JITTER_FACTOR * self._rtt.slow.std)
+    def _jitter_s(self) -> float:
+        trips = self._rtt.slow
+        if trips.num_samples >= FEW_TRIPS:
+            return trips.std
+        return max(trips.std, UNKNOWN_JITTER_S + UNKNOWN_JITTER_SHARE * (trips.mean or 0.0))
 
-    def _end_train(self, departed: float, now: float) -> None:
-        self._sample(self._train_bytes, departed - self._train_since, now)
-        self._train_since, self._train_bytes, self._train_frames = departed, 0, 0
+    @property
+    def least_train_s(self) -> float:
+        """A shorter train says nothing about this link."""
+        return max(MIN_TRAIN_S, JITTER_FACTOR * self._jitter_s)
 
-    def _sample(self, num_bytes: int, busy_s: float, now: float) -> None:
-        if busy_s >= self._least_train_s and num_bytes >= MIN_TRAIN_BYTES:
+    def _end(self, train: _Train, now: float) -> None:
+        busy_s, num_bytes = train.lasts_s, train.num_bytes
+        train.restart(train.departed, train.departed)
+        if busy_s >= self.least_train_s and num_bytes >= MIN_TRAIN_BYTES:
             self._busy_s += busy_s
+            self._sampled_at = now
             self._rate.add(num_bytes / busy_s, busy_s, now)
 
-    def _idle(self, rtt: float, num_bytes: int, now: float) -> None:
-        if self._rtt.add(rtt + RTT_FLOOR_S, 1.0, now):
-            self._base = _Base()
-        self._base.add(rtt, num_bytes, now)
+    @property
+    def sampled_at(self) -> float:
+        """When bandwidth was last seen; -inf: never."""
+        return self._sampled_at
 
     def facts(self) -> LinkFacts:
-        least, mean = self._base.least, self._rtt.slow.mean
+        mean = self._rtt.slow.mean
         return LinkFacts(
             rtt_s=None if mean is None else max(0.0, mean - RTT_FLOOR_S),
             rtt_std_s=self._rtt.slow.std,
-            base_rtt_s=least[0] if least else None,
+            base_rtt_s=self._base.value if math.isfinite(self._base.value) else None,
             bandwidth_bytes_per_s=self._rate.slow.mean,
             bandwidth_low_bytes_per_s=self._rate.slow.low,
             bandwidth_std_bytes_per_s=self._rate.slow.std,

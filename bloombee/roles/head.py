@@ -516,7 +516,7 @@ class HeadRole:
         now = time.monotonic()
         sending = self._trace.now() if self._trace is not None else 0
         num_bytes = self._endpoint.send(self._links[worker], lane, message)
-        self._meter.sent(message.frame, num_bytes, now)
+        self._meter.sent(lane, message.frame, num_bytes, 1, now)
         if self._trace is not None:
             self._trace.sent(message, sending)
 

@@ -100,7 +100,6 @@ class StageHost:
         self._now = now
         self._trace = trace
         device.trace = trace
-        self._meter = LinkMeter()
         self._reported_at = -REPORT_EVERY_S
         self._reported_frames = 0
         self._codec_choice = ""
@@ -126,6 +125,7 @@ class StageHost:
             endpoint.dial(downstream.link, downstream.endpoint, downstream.key)
             hello = Hello(protocol=PROTOCOL_VERSION, swarm=swarm, worker=worker, software=VERSION, codecs=CODECS, sent_ns=0)
             self._greet(Port.DOWNSTREAM, Dialler(hello, peer=f"worker {downstream.worker} at {downstream.endpoint}"))
+        self._meter = LinkMeter(endpoint.estimator(self._links[Port.DOWNSTREAM]))
         device.load(assign, on_progress=self._progress, on_done=self._load_done, on_error=self.fail, on_table=self._ship)
 
     def port_of(self, link: bytes) -> Port | None:
@@ -302,7 +302,7 @@ class StageHost:
         sending = self._trace.now() if self._trace is not None else 0
         header, buffer = ((payload[0],), (payload[1],)) if payload is not None else ((), ())
         num_bytes = self._endpoint.send(self._links[port], lane, message, header, buffer)
-        self._meter.sent(message.frame, num_bytes, now)
+        self._meter.sent(lane, message.frame, num_bytes, 1 + len(buffer), now)
         if self._trace is not None:
             self._trace.sent(message.microbatch, sending)
 

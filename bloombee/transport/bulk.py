@@ -10,6 +10,8 @@ from asyncio import TimerHandle
 from collections.abc import Callable, Sequence
 
 from bloombee.errors import RemoteProtocolError
+from bloombee.plan.meter import LinkEstimator, wire_bytes
+from bloombee.transport.events import Counters
 from bloombee.wire.envelope import Envelope
 from bloombee.wire.messages import Message, Piece, PieceAck
 from bloombee.wire.pieces import Assembly
@@ -27,12 +29,27 @@ class Bulk:
     Args:
         whole_bytes: payloads up to this are not cut.
         look_for_breaks: hear what the socket's monitor still has to say of connections that ended.
+        control: counters of the link's other lane, which shares its wire.
     """
 
-    __slots__ = ("_breaks", "_look_for_breaks", "_whole_bytes", "assembly", "is_begun", "offset", "timer", "wait_s", "window")
+    __slots__ = (
+        "_breaks",
+        "_control",
+        "_look_for_breaks",
+        "_whole_bytes",
+        "assembly",
+        "estimator",
+        "is_begun",
+        "offset",
+        "timer",
+        "wait_s",
+        "window",
+    )
 
-    def __init__(self, whole_bytes: int, look_for_breaks: Callable[[], None]) -> None:
+    def __init__(self, whole_bytes: int, look_for_breaks: Callable[[], None], control: Counters) -> None:
         self.window = BulkWindow()
+        self.estimator = LinkEstimator()
+        """What this link carries, of both lanes; whole frames are shown to it by their owners."""
         self.assembly = Assembly(self._may_break)
         self.is_begun = False
         """Whether the header of the frame at the queue's front is out."""
@@ -43,12 +60,24 @@ class Bulk:
         self.timer: TimerHandle | None = None
         self._breaks = 0
         self._whole_bytes = whole_bytes
+        self._control = control
         self._look_for_breaks = look_for_breaks
 
     @property
     def has_carried(self) -> bool:
         """Whether pieces went or came."""
         return self.window.next_number > 0 or self.assembly.upto > 0
+
+    def sent(self, num_bytes: int, num_parts: int, now: float, *, overhead_bytes: int = 0) -> None:
+        """A piece is out: ``num_bytes`` of a frame and ``overhead_bytes`` of its own, in ``num_parts`` parts."""
+        number = self.window.sent(num_bytes, now)
+        others = wire_bytes(self._control.bytes_out, self._control.messages_out)
+        self.estimator.piece_sent(number, wire_bytes(num_bytes + overhead_bytes, num_parts), others, now)
+
+    def acked(self, upto: int, now: float) -> None:
+        """Raises RemoteProtocolError if no piece of such a number was sent."""
+        self.window.acked(upto, now)
+        self.estimator.pieces_acked(upto, now)
 
     def cuts(self, payloads: Sequence[Buffer]) -> bool:
         """Whether a frame with these payloads goes in pieces."""
@@ -72,6 +101,7 @@ class Bulk:
         """The lane's connection ended, or another took its place."""
         self._breaks += 1
         self.window.lost()
+        self.estimator.pieces_lost()
         self.wait_s = 0.0
 
     def cancel_timer(self) -> None:

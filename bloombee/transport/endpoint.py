@@ -36,6 +36,7 @@ from bloombee.errors import (
     RemoteProtocolError,
     to_wire,
 )
+from bloombee.plan.meter import LinkEstimator
 from bloombee.transport.bulk import LINK_MESSAGES, WHOLE_BYTES, Bulk, wrong_lane
 from bloombee.transport.events import Counters, LinkEvent, LinkEventKind
 from bloombee.transport.keys import KeyPair
@@ -183,7 +184,7 @@ class Endpoint:
         ports = tuple(
             LanePort(link, lane, accepted=True, key=key, user_id=user_id, worker=worker, reader=self._router) for lane in Lane
         )
-        ports[Lane.BULK].bulk = Bulk(self._whole_bytes, self._look_at_router)
+        ports[Lane.BULK].bulk = Bulk(self._whole_bytes, self._look_at_router, ports[Lane.CONTROL].counters)
         self._links[link] = (ports[0], ports[1])
         self._allowed_keys[key] += 1
         for port in ports:
@@ -213,7 +214,8 @@ class Endpoint:
         if link in self._links:
             raise LocalProtocolError(f"link {link.hex()[:8]} exists already")
         ports = tuple(LanePort(link, lane, accepted=False, key=server_key, endpoint=endpoint) for lane in Lane)
-        ports[Lane.BULK].bulk = Bulk(self._whole_bytes, partial(self._look_at_dealer, ports[Lane.BULK]))
+        look = partial(self._look_at_dealer, ports[Lane.BULK])
+        ports[Lane.BULK].bulk = Bulk(self._whole_bytes, look, ports[Lane.CONTROL].counters)
         try:
             for port in ports:
                 self._connect(port)
@@ -305,12 +307,23 @@ class Endpoint:
         Raises:
             LinkDown: no such link at this endpoint.
         """
+        return self._bulk(link).window
+
+    def estimator(self, link: bytes) -> LinkEstimator:
+        """What this side's pieces show of the link; whoever sends whole frames on it shows them too (transport/meter.py).
+
+        Raises:
+            LinkDown: no such link at this endpoint.
+        """
+        return self._bulk(link).estimator
+
+    def _bulk(self, link: bytes) -> Bulk:
         ports = self._links.get(link)
         if ports is None:
             raise LinkDown(f"no link {link.hex()[:8]}", link=link.hex())
         bulk = ports[Lane.BULK].bulk
         assert bulk is not None
-        return bulk.window
+        return bulk
 
     async def close(self, linger_s: float = 1.0) -> None:
         """Close every socket; at most ``linger_s`` is spent on what waits to be sent. Closing twice changes nothing.
@@ -473,7 +486,7 @@ class Endpoint:
                 raise wrong_lane(message)
             bulk_port = self._links[port.link][Lane.BULK]
             assert bulk_port.bulk is not None
-            bulk_port.bulk.window.acked(message.upto, time.monotonic())
+            bulk_port.bulk.acked(message.upto, time.monotonic())
             if bulk_port.queue:
                 self._resume(bulk_port)
             return None

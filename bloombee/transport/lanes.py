@@ -121,7 +121,7 @@ class LanePort:
             piece = encode_envelope(swarm, Piece(bulk.window.next_number, bulk.offset))
             if not self.write(piece, (payload[bulk.offset : bulk.offset + size],), len(piece) + size, num_messages=0):
                 return False
-            bulk.window.sent(num_bytes, now)
+            bulk.sent(num_bytes, 2 if bulk.offset else 3, now, overhead_bytes=len(piece))
             bulk.offset += size
             self.pending_bytes -= size
         return True

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bloombee.plan.meter import LinkEstimator, LinkFacts
+from bloombee.plan.meter import LinkEstimator, LinkFacts, wire_bytes
+from bloombee.types import Lane
 from bloombee.wire.messages import Ack
 
 MAX_UNACKNOWLEDGED = 4096
@@ -15,23 +16,27 @@ MAX_UNACKNOWLEDGED = 4096
 class LinkMeter:
     """Of one directed link, at its sender: :meth:`sent` after each Forward or Verdict, :meth:`acked` on each Ack.
 
-    Frames sent twice are not timed: nobody knows which of the two was acknowledged.
+    Frames sent twice are not timed: nobody knows which of the two was acknowledged. Nor are those of the bulk lane: they go
+    in pieces, which the endpoint shows the estimator.
+
+    Args:
+        estimator: of the link; the endpoint's, so that it sees pieces as well.
     """
 
-    _estimator: LinkEstimator = field(default_factory=LinkEstimator)
+    estimator: LinkEstimator = field(default_factory=LinkEstimator)
     _sent: dict[int, tuple[int, float]] = field(default_factory=dict)
-    """frame -> bytes and when it was handed over; time < 0: more than once."""
+    """frame -> bytes on the wire and when it was handed over; time < 0: not to be timed."""
     _upto: int = 0
 
-    def sent(self, frame: int, num_bytes: int, now: float) -> None:
-        """``now``: seconds of any monotonic clock, >= 0."""
+    def sent(self, lane: Lane, frame: int, num_bytes: int, num_parts: int, now: float) -> None:
+        """``now``: seconds of any monotonic clock, >= 0. ``num_parts``: of the multipart, its header counted."""
         if frame in self._sent or frame < self._upto:
             if frame in self._sent:
-                self._sent[frame] = (num_bytes, -1.0)
+                self._sent[frame] = (self._sent[frame][0], -1.0)
             return
         if len(self._sent) >= MAX_UNACKNOWLEDGED:
             self._sent.pop(next(iter(self._sent)))
-        self._sent[frame] = (num_bytes, now)
+        self._sent[frame] = (wire_bytes(num_bytes, num_parts), now if lane is Lane.CONTROL else -1.0)
 
     def acked(self, ack: Ack, now: float) -> None:
         """The receiver holds every frame < ``ack.upto`` and those in ``ack.extra``; the newest for ``ack.waited_us``."""
@@ -40,13 +45,19 @@ class LinkMeter:
         if not held:
             return
         frames = [self._sent.pop(frame) for frame in sorted(held)]
+        num_bytes = sum(size for size, _ in frames)
         if all(at >= 0 for _, at in frames):
-            num_bytes = sum(size for size, _ in frames)
-            self._estimator.acknowledged(len(frames), num_bytes, frames[0][1], now, ack.waited_us / 1e6)
+            self.estimator.acknowledged(len(frames), num_bytes, frames[-1][1], now, ack.waited_us / 1e6)
+        else:
+            self.estimator.count(len(frames), num_bytes)
 
     def restart(self) -> None:
         """The connection came back: what is under way is not timed."""
         self._sent = {frame: (size, -1.0) for frame, (size, _) in self._sent.items()}
 
+    @property
+    def num_unacknowledged(self) -> int:
+        return len(self._sent)
+
     def facts(self) -> LinkFacts:
-        return self._estimator.facts()
+        return self.estimator.facts()

@@ -1,0 +1,182 @@
+"""What a link is and what its meter reads: python -m bench.meter [--profiles A,B] [--seconds S]
+
+Two processes, CURVE, the link emulator between them; the sender's meter is the one that serves. Each row is another traffic:
+
+    bulk      frames of 1 MB without a pause, in pieces
+    both      the same, decode frames every 20 ms beside it (5 ms of wire each)
+    queue     decode frames a fifth faster than the wire takes them
+    large     one frame of 100 ms of wire every half second
+    light     decode frames that leave the wire idle most of the time: unknown is right
+
+Asked for and read, in Mbit/s and ms; "-": the meter says that it does not know.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+
+import uvloop
+
+from bench.micro import SWARM, forward
+from bench.profiles import load_profile
+from bloombee.plan.meter import LinkFacts
+from bloombee.transport import Endpoint, KeyPair
+from bloombee.transport.keys import generate
+from bloombee.transport.meter import LinkMeter
+from bloombee.types import Lane
+from bloombee.wire.envelope import Envelope
+from bloombee.wire.messages import Ack, Forward, Heartbeat
+from tools.wan import Link, Wan
+
+BULK_BYTES = 1 << 20
+SMALL_BYTES = 64
+TRAFFICS = ("bulk", "both", "queue", "large", "light")
+
+
+class Sender:
+    """One end of a link with a meter, as a stage has it."""
+
+    def __init__(self, keys: KeyPair, link: bytes) -> None:
+        self.link = link
+        self.endpoint = Endpoint(keys, swarm=SWARM, on_message=self._heard, on_event=lambda _: None)
+        self._frames = 0
+
+    def dial(self, address: str, server_key: bytes) -> None:
+        self.endpoint.dial(self.link, f"tcp://{address}", server_key)
+        self.meter = LinkMeter(self.endpoint.estimator(self.link))
+
+    def send(self, lane: Lane, num_bytes: int) -> None:
+        num_bytes += num_bytes % 2  # whole elements
+        message, tensors = forward(1, num_bytes)
+        numbered = Forward(0, 1, self._frames, self._frames, 0, message.items)
+        now = time.monotonic()
+        sent = self.endpoint.send(self.link, lane, numbered, tensors, (bytes(num_bytes),))
+        self.meter.sent(lane, self._frames, sent, 2, now)
+        self._frames += 1
+
+    def _heard(self, _: bytes, __: Lane, envelope: Envelope, ___: list[memoryview]) -> None:
+        if isinstance(envelope.message, Ack):
+            self.meter.acked(envelope.message, time.monotonic())
+
+
+async def measure(profile: str, traffic: str, seconds: float) -> LinkFacts:
+    """What the sender's meter knows after so long of ``traffic``."""
+    keys, link = generate(), os.urandom(16)
+    shape = load_profile(profile).link(0)
+    rate = (shape.forward.bandwidth_bits_per_s or 1e9) / 8
+    with acknowledging(link, keys) as (pipe, address, server_key):
+        wire = Link.of("link", target=address.removeprefix("tcp://"), profile=shape)
+        with Wan([wire]) as wan:
+            sender = Sender(keys, link)
+            sender.dial(wan.address("link"), server_key)
+            sender.endpoint.send(link, Lane.CONTROL, Heartbeat(0))
+            await asyncio.to_thread(pipe.recv)
+            for _ in range(8):
+                sender.send(Lane.CONTROL, SMALL_BYTES)
+                await asyncio.sleep(0.1 + 2 * shape.forward.delay_s)
+            await _load(sender, traffic, rate, seconds)
+            facts = sender.meter.facts()
+            pipe.send("end")
+            await sender.endpoint.close(0)
+    return facts
+
+
+async def _load(sender: Sender, traffic: str, rate: float, seconds: float) -> None:
+    frame_bytes, period_s = {
+        "bulk": (0, 0.02),
+        "both": (max(300, int(rate * 0.005)), 0.02),
+        "queue": (int(rate * 0.03), 0.025),
+        "large": (int(rate * 0.1), 0.5),
+        "light": (max(300, int(rate * 0.003)), 0.05),
+    }[traffic]
+    start = time.monotonic()
+    for number in range(int(seconds / period_s)):
+        await asyncio.sleep(max(0.0, start + number * period_s - time.monotonic()))
+        if frame_bytes:
+            sender.send(Lane.CONTROL, frame_bytes)
+        if traffic in ("bulk", "both"):
+            while sender.endpoint.pending_bytes(sender.link, Lane.BULK) < 4 * BULK_BYTES:
+                sender.send(Lane.BULK, BULK_BYTES)
+
+
+@contextmanager
+def acknowledging(link: bytes, keys: KeyPair) -> Iterator[tuple[Connection, str, bytes]]:
+    """A process that acknowledges what comes: (pipe, address, its public key)."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_listen, args=(theirs, link, keys), daemon=True)
+    process.start()
+    try:
+        yield (ours, *ours.recv())
+        process.join(5)
+    finally:
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _listen(pipe: Connection, link: bytes, peer: KeyPair) -> None:
+    async def serve() -> None:
+        keys = generate()
+        held: set[int] = set()
+        upto = 0
+
+        def take(link: bytes, lane: Lane, envelope: Envelope, payloads: list[memoryview]) -> None:
+            nonlocal upto
+            if not isinstance(envelope.message, Forward):
+                pipe.send("up")
+                return
+            held.add(envelope.message.frame)
+            while upto in held:
+                held.discard(upto)
+                upto += 1
+            ack = Ack(pipeline=0, epoch=1, upto=upto, extra=tuple(sorted(held))[:256], limit=1 << 40, waited_us=0)
+            endpoint.send(link, Lane.CONTROL, ack)
+
+        endpoint = Endpoint(keys, swarm=SWARM, on_message=take, on_event=lambda _: None)
+        address = await endpoint.bind()
+        endpoint.allow(link, peer.public, 1)
+        pipe.send((address, keys.public))
+        await asyncio.to_thread(pipe.recv)
+        await endpoint.close(0)
+
+    uvloop.run(serve())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profiles", default="1M-100ms,20M-100ms,100M-20ms,125M-60ms,home,500M-10ms")
+    parser.add_argument("--traffics", default=",".join(TRAFFICS))
+    parser.add_argument("--seconds", type=float, default=2.0)
+    options = parser.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}")
+    print(f"{'profile':<12} {'traffic':<8}{'asked':>9}{'read':>9}{'ratio':>7}{'low':>9}{'asked ms':>10}{'read ms':>9}{'+-':>7}")
+    for profile in options.profiles.split(","):
+        shape = load_profile(profile).link(0)
+        mbit = (shape.forward.bandwidth_bits_per_s or float("inf")) / 1e6
+        for traffic in options.traffics.split(","):
+            facts = uvloop.run(measure(profile, traffic, options.seconds))
+            read, low = facts.bandwidth_bytes_per_s, facts.bandwidth_low_bytes_per_s
+            known = (
+                f"{8e-6 * read:>9.1f}{8e-6 * read / mbit:>7.2f}{8e-6 * low:>9.1f}"
+                if read and low
+                else f"{'-':>9}{'-':>7}{'-':>9}"
+            )
+            rtt_ms = 1e3 * (shape.forward.delay_s + shape.backward.delay_s)
+            print(
+                f"{profile:<12} {traffic:<8}{mbit:>9g}{known}{rtt_ms:>10.1f}{1e3 * (facts.base_rtt_s or 0):>9.2f}"
+                f"{1e3 * facts.rtt_std_s:>7.2f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
