@@ -27,6 +27,7 @@ import uvloop
 
 from bench.micro import SWARM, forward
 from bench.profiles import load_profile
+from bloombee.pipeline.frames import FrameReceiver
 from bloombee.plan.meter import LinkFacts
 from bloombee.transport import Endpoint, KeyPair
 from bloombee.transport.keys import generate
@@ -47,7 +48,7 @@ class Sender:
     def __init__(self, keys: KeyPair, link: bytes) -> None:
         self.link = link
         self.endpoint = Endpoint(keys, swarm=SWARM, on_message=self._heard, on_event=lambda _: None)
-        self._frames = 0
+        self._frames = dict.fromkeys(Lane, 0)
 
     def dial(self, address: str, server_key: bytes) -> None:
         self.endpoint.dial(self.link, f"tcp://{address}", server_key)
@@ -56,11 +57,12 @@ class Sender:
     def send(self, lane: Lane, num_bytes: int) -> None:
         num_bytes += num_bytes % 2  # whole elements
         message, tensors = forward(1, num_bytes)
-        numbered = Forward(0, 1, self._frames, self._frames, 0, message.items)
+        frame = self._frames[lane]
+        numbered = Forward(0, 1, frame, frame, 0, message.items)
         now = time.monotonic()
         sent = self.endpoint.send(self.link, lane, numbered, tensors, (bytes(num_bytes),))
-        self.meter.sent(lane, self._frames, sent, 2, now)
-        self._frames += 1
+        self.meter.sent(lane, frame, sent, 2, now)
+        self._frames[lane] += 1
 
     def _heard(self, _: bytes, __: Lane, envelope: Envelope, ___: list[memoryview]) -> None:
         if isinstance(envelope.message, Ack):
@@ -126,20 +128,15 @@ def acknowledging(link: bytes, keys: KeyPair) -> Iterator[tuple[Connection, str,
 def _listen(pipe: Connection, link: bytes, peer: KeyPair) -> None:
     async def serve() -> None:
         keys = generate()
-        held: set[int] = set()
-        upto = 0
+        receivers = {lane: FrameReceiver(window=1 << 40) for lane in Lane}
 
         def take(link: bytes, lane: Lane, envelope: Envelope, payloads: list[memoryview]) -> None:
-            nonlocal upto
             if not isinstance(envelope.message, Forward):
                 pipe.send("up")
                 return
-            held.add(envelope.message.frame)
-            while upto in held:
-                held.discard(upto)
-                upto += 1
-            ack = Ack(pipeline=0, epoch=1, upto=upto, extra=tuple(sorted(held))[:256], limit=1 << 40, waited_us=0)
-            endpoint.send(link, Lane.CONTROL, ack)
+            now = time.monotonic()
+            receivers[lane].hold(envelope.message.frame, now)
+            endpoint.send(link, Lane.CONTROL, receivers[lane].acknowledgement(0, 1, now, lane))
 
         endpoint = Endpoint(keys, swarm=SWARM, on_message=take, on_event=lambda _: None)
         address = await endpoint.bind()

@@ -9,7 +9,7 @@ from msgspec import Struct
 from bloombee.errors import BloomBeeError
 from bloombee.pipeline.work import Outcome
 from bloombee.plan.plan import Plan
-from bloombee.types import FinishReason, SequenceId, WorkerId
+from bloombee.types import FinishReason, Lane, SequenceId, WorkerId
 from bloombee.wire.messages import AnyMessage, Pick, Sampling
 
 
@@ -51,8 +51,9 @@ class ComputeFailed(Struct, frozen=True, gc=False):
 
 
 class Recoded(Struct, frozen=True, gc=False):
-    """The kept frame ``frame`` has been encoded otherwise: send it again so."""
+    """The kept frame ``frame`` of ``lane`` has been encoded otherwise: send it again so."""
 
+    lane: Lane
     frame: int
     payload: object
     now: float
@@ -96,11 +97,12 @@ class Cancel(Struct, frozen=True, gc=False):
 
 
 class Tune(Struct, frozen=True, gc=False):
-    """From now on at most ``num_microbatches`` under way, prompts in chunks of ``chunk_rows``, and no sequence admitted
-    while ``max_sequences`` (None: any number) are open. Pauses nothing."""
+    """From now on at most ``num_microbatches`` that decode under way, prompts in chunks of ``chunk_rows`` of which at most
+    ``num_chunks`` are under way, and no sequence admitted while ``max_sequences`` (None: any number) are open. Pauses nothing."""
 
     num_microbatches: int
     chunk_rows: int
+    num_chunks: int
     max_sequences: int | None
     now: float
 

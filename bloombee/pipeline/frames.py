@@ -1,8 +1,9 @@
-"""Frames of one directed link in one epoch: numbering, credit, keeping until acknowledged, resending.
+"""Frames of one lane of a directed link in one epoch: numbering, credit, keeping until acknowledged, resending.
 
 The two ends are pure and symmetric: :class:`FrameSender` on one side, :class:`FrameReceiver` on the other. What an
 acknowledgement says is absolute (everything below a number, and a limit), so it may be lost, doubled or
-late without harm. Source: docs/wire.md, "Frames, acknowledgements, credit".
+late without harm. The lanes share nothing: a prefill frame that crosses a slow wire for seconds must not withhold the
+credit of decode frames that overtake it. Source: docs/wire.md, "Frames, acknowledgements, credit".
 """
 
 from __future__ import annotations
@@ -13,10 +14,16 @@ from dataclasses import dataclass, field
 
 from bloombee.errors import RemoteProtocolError
 from bloombee.pipeline.commands import Send
+from bloombee.types import Lane, Phase
 from bloombee.wire.messages import Ack, Forward
 
 MAX_EXTRA = 256
 MAX_RESEND_FACTOR = 16
+
+
+def lane_of(phase: int) -> Lane:
+    """The lane that Forwards of ``phase`` take and are numbered on."""
+    return Lane.BULK if phase == Phase.PREFILL else Lane.CONTROL
 
 
 @dataclass(slots=True)
@@ -128,6 +135,35 @@ class FrameSender:
         return sends
 
 
+class LinkSender:
+    """The sender's end of both lanes of a link, each with ``limit`` frames of credit of its own."""
+
+    def __init__(self, *, limit: int, resend_after_s: float) -> None:
+        self.lanes = {lane: FrameSender(limit, resend_after_s) for lane in Lane}
+
+    @property
+    def num_kept(self) -> int:
+        return sum(sender.num_kept for sender in self.lanes.values())
+
+    @property
+    def num_backlog(self) -> int:
+        return sum(sender.num_backlog for sender in self.lanes.values())
+
+    def acknowledge(self, ack: Ack, now: float) -> list[Send]:
+        """As :meth:`FrameSender.acknowledge`, for the lane that ``ack`` names."""
+        return self.lanes[Lane(ack.lane)].acknowledge(ack, now)
+
+    def resend(self, now: float) -> list[Send]:
+        """Again everything that is kept."""
+        return [send for sender in self.lanes.values() for send in sender.resend(now, lambda _: True)]
+
+    def resend_rows(self, sequence: int, have: int, now: float) -> list[Send]:
+        return [send for sender in self.lanes.values() for send in sender.resend_rows(sequence, have, now)]
+
+    def tick(self, now: float) -> list[Send]:
+        return [send for sender in self.lanes.values() for send in sender.tick(now)]
+
+
 @dataclass(slots=True)
 class FrameReceiver:
     """Knows which frames are held and grants credit for ``window`` frames that are not done yet."""
@@ -166,7 +202,7 @@ class FrameReceiver:
         """The frames are done with; their credit goes back to the sender with the next acknowledgement."""
         self._open.difference_update(numbers)
 
-    def acknowledgement(self, pipeline: int, epoch: int, now: float) -> Ack:
+    def acknowledgement(self, pipeline: int, epoch: int, now: float, lane: Lane) -> Ack:
         extra = tuple(sorted(self._extra)[:MAX_EXTRA]) if self._extra else ()
         waited_us = max(0, round(1e6 * (now - self._newest_at)))
-        return Ack(pipeline=pipeline, epoch=epoch, upto=self._upto, extra=extra, limit=self.limit, waited_us=waited_us)
+        return Ack(pipeline=pipeline, epoch=epoch, lane=lane, upto=self._upto, extra=extra, limit=self.limit, waited_us=waited_us)

@@ -2,8 +2,9 @@
 
 Sequences are opened by the head, admitted when every stage has KV pages for their whole length, cut into rows and
 packed into microbatches for stage 0; verdicts come back from the last stage. At most ``num_microbatches`` microbatches
-are under way, and the decoding sequences are spread evenly over them, so that with several in flight
-every stage has work while others travel. Admission and prefill are shared out fairly between clients (``fair.py``).
+that decode are under way, and the decoding sequences are spread evenly over them, so that with several in flight
+every stage has work while others travel. Chunks of prompts have a lane and credit of their own, so that neither waits
+for the other here; stages let decode pass. Admission and prefill are shared out fairly between clients (``fair.py``).
 
 A token is believed once: a pick counts iff its sequence is open, its generation is the current one and its
 position is the next. So repeated, late or stale verdicts change nothing.
@@ -39,7 +40,7 @@ from bloombee.pipeline.events import (
     Tune,
 )
 from bloombee.pipeline.fair import FairQueue
-from bloombee.pipeline.frames import FrameReceiver, FrameSender
+from bloombee.pipeline.frames import FrameReceiver, LinkSender, lane_of
 from bloombee.plan.plan import Plan
 from bloombee.types import FinishReason, Lane, Phase, SequenceId
 from bloombee.wire.messages import MAX_ITEMS, NO_TOKEN, Ack, Close, Closed, Forward, Gap, Item, Opening, Pick, Sampling, Verdict
@@ -100,7 +101,7 @@ class _Pipeline:
     """Everything that belongs to one epoch of a plan."""
 
     plan: Plan
-    sender: FrameSender
+    sender: LinkSender
     receiver: FrameReceiver
     pages_free: int
     flights: dict[int, _Flight] = field(default_factory=dict)
@@ -109,6 +110,12 @@ class _Pipeline:
     @property
     def last(self) -> int:
         return len(self.plan.stages) - 1
+
+    def num_flights(self, phase: Phase) -> int:
+        return sum(flight.phase is phase for flight in self.flights.values())
+
+    def can_send(self, phase: Phase) -> bool:
+        return self.sender.lanes[lane_of(phase)].can_send()
 
 
 class SchedulerCore:
@@ -131,9 +138,9 @@ class SchedulerCore:
         self._decode: deque[_Sequence] = deque()
         self._num_microbatches = 0
         self._max_flights: int | None = None
+        self._max_chunks: int | None = None
         self._max_open: int | None = None
         self._next_sequence = 0
-        self._last_phase = Phase.DECODE
         self.quickest_loop: tuple[float, int] | None = None
         """Seconds and rows of the decode microbatch that came home quickest of late."""
 
@@ -151,6 +158,7 @@ class SchedulerCore:
                 return self._cancel(sequence, now)
             case Tune():
                 self._max_flights = max(1, event.num_microbatches)
+                self._max_chunks = max(1, event.num_chunks)
                 self._chunk_rows = max(1, min(event.chunk_rows, self._max_rows))
                 self._max_open = event.max_sequences
                 return self._schedule(event.now)
@@ -248,7 +256,7 @@ class SchedulerCore:
     def _start(self, plan: Plan) -> None:
         if self._pipe is not None:
             raise LocalProtocolError("a pipeline is running; hand-over between epochs is not spoken yet")
-        sender = FrameSender(limit=plan.num_microbatches, resend_after_s=self._resend_after_s)
+        sender = LinkSender(limit=plan.num_microbatches, resend_after_s=self._resend_after_s)
         self._pipe = _Pipeline(plan, sender, FrameReceiver(window=VERDICT_WINDOW), plan.num_pages)
 
     def _lose(self, error: BloomBeeError) -> list[Command]:
@@ -266,24 +274,19 @@ class SchedulerCore:
         if pipe is None:
             return []
         commands = self._admit(pipe)
-        while pipe.sender.can_send() and len(pipe.flights) < self._most_flights(pipe):
-            phase = self._next_phase()
-            if phase is None:
-                break
-            items = self._prefill_items() if phase is Phase.PREFILL else self._decode_items(pipe)
-            commands += self._send(pipe, phase, items, now)
+        while self._decode and pipe.num_flights(Phase.DECODE) < self._most_flights(pipe) and pipe.can_send(Phase.DECODE):
+            commands += self._send(pipe, Phase.DECODE, self._decode_items(pipe), now)
+        while self._prefill and pipe.num_flights(Phase.PREFILL) < self._most_chunks(pipe) and pipe.can_send(Phase.PREFILL):
+            commands += self._send(pipe, Phase.PREFILL, self._prefill_items(), now)
         return commands
 
     def _most_flights(self, pipe: _Pipeline) -> int:
+        """Microbatches that may decode at once."""
         return min(self._max_flights or pipe.plan.num_microbatches, pipe.plan.num_microbatches)
 
-    def _next_phase(self) -> Phase | None:
-        """Decode and prefill take turns while both have rows."""
-        if not self._prefill:
-            return Phase.DECODE if self._decode else None
-        if not self._decode:
-            return Phase.PREFILL
-        return Phase.PREFILL if self._last_phase is Phase.DECODE else Phase.DECODE
+    def _most_chunks(self, pipe: _Pipeline) -> int:
+        """Chunks of prompts that may be under way: as fill the ring, and no more, so that the next prompt has its turn soon."""
+        return min(self._max_chunks or pipe.plan.num_microbatches, pipe.plan.num_microbatches)
 
     def _prefill_items(self) -> list[Item]:
         items, rows = [], self._chunk_rows
@@ -321,9 +324,8 @@ class SchedulerCore:
     def _send(self, pipe: _Pipeline, phase: Phase, items: list[Item], now: float) -> list[Command]:
         microbatch = self._num_microbatches
         self._num_microbatches += 1
-        self._last_phase = phase
         pipe.flights[microbatch] = _Flight(phase, now, sum(item.num_rows for item in items))
-        lane = Lane.BULK if phase is Phase.PREFILL else Lane.CONTROL
+        lane = lane_of(phase)
 
         def make(number: int) -> Send:
             message = Forward(
@@ -336,7 +338,7 @@ class SchedulerCore:
             )
             return Send(0, lane, message)
 
-        return list(pipe.sender.push(make, now))
+        return list(pipe.sender.lanes[lane].push(make, now))
 
     # -- from the stages -------------------------------------------------------------------
 
@@ -382,7 +384,8 @@ class SchedulerCore:
             self.quickest_loop = (LOOP_FORGETS * self.quickest_loop[0], self.quickest_loop[1])
 
     def _acknowledge(self, pipe: _Pipeline, now: float) -> Send:
-        return Send(pipe.last, Lane.CONTROL, pipe.receiver.acknowledgement(pipe.plan.pipeline, pipe.plan.epoch, now))
+        ack = pipe.receiver.acknowledgement(pipe.plan.pipeline, pipe.plan.epoch, now, Lane.CONTROL)
+        return Send(pipe.last, Lane.CONTROL, ack)
 
     def _pick(self, pick: Pick, now: float) -> list[Command]:
         sequence = self._open.get(pick.sequence)
@@ -421,7 +424,7 @@ class SchedulerCore:
             return []
         commands: list[Command] = []
         if stage == 0:
-            commands += pipe.sender.resend(now, lambda _: True)
+            commands += pipe.sender.resend(now)
         return commands + self._repeat_closes(pipe, {stage}, now, older_than_s=0.0)
 
     def _repeat_closes(self, pipe: _Pipeline, stages: set[int], now: float, older_than_s: float) -> list[Command]:

@@ -24,7 +24,7 @@ from bloombee.errors import BloomBeeError, LocalProtocolError, PoolExhausted, Re
 from bloombee.kv.pool import PagePool, PageTable, pages_for
 from bloombee.pipeline.commands import Command, Compute, Send
 from bloombee.pipeline.events import Computed, ComputeFailed, LinkRestored, Port, Recoded, StageReceived, Tick
-from bloombee.pipeline.frames import FrameReceiver, FrameSender
+from bloombee.pipeline.frames import FrameReceiver, LinkSender, lane_of
 from bloombee.pipeline.work import Outcome, Segment, Work
 from bloombee.types import Lane, Phase, SequenceId
 from bloombee.wire.messages import Ack, Assign, Close, Closed, Forward, Gap, Item, Opening, Retire, StageFailed, Verdict
@@ -33,6 +33,8 @@ _FOR_STAGES = (Forward, Ack, Gap, Close, Retire)
 _PHASES = {int(phase): phase for phase in Phase}
 DEVICE_DEPTH = 2
 """Works given to the device at once: it never waits for the event loop, and little is committed early."""
+MOST_OVERTAKES = 8
+"""Decode works in a row that pass a waiting prefill work; then it has its turn, however much there is to decode."""
 
 
 @dataclass(slots=True)
@@ -47,6 +49,11 @@ class _Sequence:
     """Works, queued or on the device, that touch its pages."""
     num_prefill: int = 0
     """Those of them in the prefill queue: decode of the same sequence must not overtake them."""
+
+    @property
+    def is_decoding(self) -> bool:
+        """All of its prompt is here; what comes is decode."""
+        return self.have >= self.opening.num_prompt_tokens
 
 
 @dataclass(slots=True)
@@ -66,8 +73,8 @@ class StageCore:
         self.assign = assign
         self.is_last = assign.stage == assign.num_stages - 1
         self.pool = PagePool(assign.num_pages, assign.page_size)
-        self.upstream = FrameReceiver(window=assign.num_microbatches)
-        self.downstream = FrameSender(limit=assign.num_microbatches, resend_after_s=resend_after_s)
+        self.upstream = {lane: FrameReceiver(window=assign.num_microbatches) for lane in Lane}
+        self.downstream = LinkSender(limit=assign.num_microbatches, resend_after_s=resend_after_s)
         self._sequences: dict[SequenceId, _Sequence] = {}
         self._zombies: dict[SequenceId, _Sequence] = {}
         self._closed: set[SequenceId] = set()
@@ -75,6 +82,7 @@ class StageCore:
         self._queues: dict[Phase, deque[_Job]] = {Phase.DECODE: deque(), Phase.PREFILL: deque()}
         self._on_device: deque[_Job] = deque()
         self._num_works = 0
+        self._num_overtakes = 0
         self.retired = False
         self.failed = False
 
@@ -90,12 +98,12 @@ class StageCore:
             case ComputeFailed(error=error):
                 self.failed = True
                 return [self._fail(error)]
-            case Recoded(frame=frame, payload=payload, now=now):
-                return list(self.downstream.replace(frame, payload, now))
+            case Recoded(lane=lane, frame=frame, payload=payload, now=now):
+                return list(self.downstream.lanes[lane].replace(frame, payload, now))
             case LinkRestored(port=Port.DOWNSTREAM, now=now):
-                return list(self.downstream.resend(now, lambda _: True))
+                return list(self.downstream.resend(now))
             case LinkRestored(port=Port.UPSTREAM, now=now):
-                return [self._acknowledge(now)]
+                return [self._acknowledge(lane, now) for lane in Lane]
             case LinkRestored():
                 return []
             case Tick(now=now):
@@ -141,12 +149,13 @@ class StageCore:
             )
 
     def _forward(self, forward: Forward, payload: object | None, now: float) -> list[Command]:
-        if self.upstream.holds(forward.frame):
-            return [self._acknowledge(now)]
-        self.upstream.check(forward.frame)
         phase = _PHASES.get(forward.phase)
         if phase is None:
             raise RemoteProtocolError(f"phase {forward.phase} is none", path="$.phase")
+        upstream = self.upstream[lane_of(phase)]
+        if upstream.holds(forward.frame):
+            return [self._acknowledge(lane_of(phase), now)]
+        upstream.check(forward.frame)
         live = self._live(forward)
         gaps = [gap for item in live if (gap := self._gap(item)) is not None]
         if gaps:
@@ -158,7 +167,7 @@ class StageCore:
             )
             self.failed = True
             return [self._fail(error)]
-        self.upstream.hold(forward.frame, now)
+        upstream.hold(forward.frame, now)
         queue = self._queue_for(phase, live)
         self._queues[queue].append(self._take(forward, phase, queue, live, payload))
         return self._start()
@@ -275,16 +284,33 @@ class StageCore:
         return Phase.PREFILL if any(h.num_prefill for h in held if h) else phase
 
     def _start(self) -> list[Command]:
-        """Give the device its next works unless the next stage holds us back."""
+        """Give the device its next works."""
         commands: list[Command] = []
-        while len(self._on_device) < DEVICE_DEPTH and not self.downstream.num_backlog and not self.failed:
-            queue = self._queues[Phase.DECODE] or self._queues[Phase.PREFILL]
-            if not queue:
-                break
-            job = queue.popleft()
+        while len(self._on_device) < DEVICE_DEPTH and not self.failed and (queue := self._next_queue()) is not None:
+            job = self._queues[queue].popleft()
+            waits = queue is Phase.DECODE and self._queues[Phase.PREFILL]
+            self._num_overtakes = self._num_overtakes + 1 if waits else 0
             self._on_device.append(job)
             commands.append(Compute(job.work))
         return commands
+
+    def _next_queue(self) -> Phase | None:
+        """Decode first, now and then prefill; each only where the next stage has room for what comes of it."""
+        can_prefill = self._can_go(Phase.PREFILL)
+        if self._can_go(Phase.DECODE) and not (can_prefill and self._num_overtakes >= MOST_OVERTAKES):
+            return Phase.DECODE
+        return Phase.PREFILL if can_prefill and self._may_prefill() else None
+
+    def _can_go(self, queue: Phase) -> bool:
+        jobs = self._queues[queue]
+        return bool(jobs) and not self.downstream.lanes[self._lane_out(jobs[0].work)].num_backlog
+
+    def _may_prefill(self) -> bool:
+        """A work that is on the device cannot be overtaken: while anything decodes, decode waits for one that runs at most."""
+        return not self._on_device or not any(held.is_decoding for held in self._sequences.values())
+
+    def _lane_out(self, work: Work) -> Lane:
+        return Lane.CONTROL if self.is_last else lane_of(work.phase)
 
     def _computed(self, outcome: Outcome, now: float) -> list[Command]:
         if not self._on_device or self._on_device[0].work.number != outcome.number:
@@ -292,13 +318,14 @@ class StageCore:
         job = self._on_device.popleft()
         for item in job.items:
             self._release(item.sequence, job.queue)
-        self.upstream.retire([job.frame])
-        sends = self.downstream.push(lambda number: self._outgoing(job, outcome, number), now)
-        return [*sends, *self._start(), self._acknowledge(now)]
+        lane_in, lane_out = lane_of(job.work.phase), self._lane_out(job.work)
+        self.upstream[lane_in].retire([job.frame])
+        sends = self.downstream.lanes[lane_out].push(lambda number: self._outgoing(job, outcome, number), now)
+        return [*sends, *self._start(), self._acknowledge(lane_in, now)]
 
     def _outgoing(self, job: _Job, outcome: Outcome, number: int) -> Send:
         work = job.work
-        lane = Lane.CONTROL if self.is_last or work.phase is Phase.DECODE else Lane.BULK
+        lane = self._lane_out(work)
         head = {"pipeline": work.pipeline, "epoch": work.epoch, "frame": number, "microbatch": work.microbatch}
         if self.is_last:
             return Send(Port.DOWNSTREAM, lane, Verdict(**head, picks=outcome.picks))
@@ -334,8 +361,8 @@ class StageCore:
         )
         return [Send(Port.HEAD, Lane.CONTROL, answer)]
 
-    def _acknowledge(self, now: float) -> Send:
-        answer = self.upstream.acknowledgement(self.assign.pipeline, self.assign.epoch, now)
+    def _acknowledge(self, lane: Lane, now: float) -> Send:
+        answer = self.upstream[lane].acknowledgement(self.assign.pipeline, self.assign.epoch, now, lane)
         return Send(Port.UPSTREAM, Lane.CONTROL, answer)
 
     def _fail(self, error: BloomBeeError) -> Send:

@@ -23,7 +23,7 @@ from bloombee.plan.candidate import Candidate, ModelShape
 from bloombee.plan.topology import Topology
 from bloombee.types import HEAD, WorkerId
 
-__all__ = ["Candidate", "Cost", "LinkCost", "ModelShape", "StageCost", "evaluate", "prefill_s"]
+__all__ = ["Candidate", "Cost", "LinkCost", "ModelShape", "StageCost", "evaluate", "prefill_pass", "prefill_s"]
 
 TOKEN_BYTES = 4
 
@@ -199,6 +199,17 @@ def prefill_s(candidate: Candidate, topology: Topology, model: ModelShape, *, to
                 now = _through_link(free, index + 1, links[index + 1], now)
         finish = now
     return finish
+
+
+def prefill_pass(candidate: Candidate, topology: Topology, model: ModelShape, *, chunk: int) -> tuple[float, float]:
+    """Of a chunk of ``chunk`` rows at the candidate's context: (seconds once round the idle ring, seconds of the slowest
+    stage or link)."""
+    links = _links(candidate, topology, model, 1, chunk)
+    busy = [
+        device.stage.prefill_s(chunk) + layers * device.layer.prefill_s(chunk, candidate.context)
+        for device, layers in zip(map(topology.device, candidate.workers), candidate.layers, strict=True)
+    ]
+    return sum(busy) + sum(link.pass_s for link in links), max(*busy, *(link.busy_s for link in links))
 
 
 def _through_link(free: dict[tuple[str, int], float], index: int, link: LinkCost, now: float) -> float:

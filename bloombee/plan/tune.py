@@ -7,10 +7,11 @@ measured figures move. Source: docs/design.md section 6; ``plan/cost.py`` has th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from bloombee.plan.candidate import Candidate, ModelShape
-from bloombee.plan.cost import Cost, evaluate, prefill_s
+from bloombee.plan.cost import Cost, evaluate, prefill_pass, prefill_s
 from bloombee.plan.topology import Topology
 
 CLOSE = 0.01
@@ -25,7 +26,7 @@ class Tuning:
     Args:
         num_microbatches, microbatch_sequences: under way at once, and decoding sequences in each.
         max_sequences: more than these would break the target; None: no limit.
-        chunk_rows: most rows of a prefill chunk.
+        chunk_rows: most rows of a prefill chunk; num_chunks: of them under way, as many as fill the ring.
         cost: what the model expects of it.
     """
 
@@ -33,6 +34,7 @@ class Tuning:
     microbatch_sequences: int
     max_sequences: int | None
     chunk_rows: int
+    num_chunks: int
     cost: Cost
 
 
@@ -72,7 +74,9 @@ def tune(
         best = _spread(base, topology, model, low, most_microbatches, most_rows)
     chunk = best_chunk(base, topology, model, prompt_tokens=prompt_tokens, most_rows=most_rows)
     chosen = best.candidate
-    return Tuning(chosen.num_microbatches, chosen.microbatch_sequences, limit, chunk, best)
+    return Tuning(
+        chosen.num_microbatches, chosen.microbatch_sequences, limit, chunk, filling_chunks(base, topology, model, chunk), best
+    )
 
 
 def best_chunk(base: Candidate, topology: Topology, model: ModelShape, *, prompt_tokens: int, most_rows: int) -> int:
@@ -91,6 +95,12 @@ def best_chunk(base: Candidate, topology: Topology, model: ModelShape, *, prompt
         if chunk >= min(prompt_tokens, most_rows):
             return best
         chunk *= 2
+
+
+def filling_chunks(base: Candidate, topology: Topology, model: ModelShape, chunk: int) -> int:
+    """Chunks of ``chunk`` rows that leave the bottleneck no idle moment, and one that waits there."""
+    once_round_s, bottleneck_s = prefill_pass(base, topology, model, chunk=chunk)
+    return 1 + (math.ceil(once_round_s / bottleneck_s - 1e-9) if bottleneck_s > 0 else len(base.workers))
 
 
 def _spread(base: Candidate, topology: Topology, model: ModelShape, sequences: int, most: int, most_rows: int) -> Cost:

@@ -390,7 +390,8 @@ class HeadRole:
             apply=self._schedule,
             target_s=self.config.target_s,
         )
-        self._schedule(Tune(len(plan.stages), self.config.max_microbatch_rows, None, time.monotonic()))
+        stages = len(plan.stages)
+        self._schedule(Tune(stages, self.config.max_microbatch_rows, 2 * stages, None, time.monotonic()))
         await self.tuner.run()
 
     def _measured_links(self, plan: Plan) -> list[Link] | None:

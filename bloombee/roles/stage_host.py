@@ -15,6 +15,7 @@ from bloombee.codec.table import Table
 from bloombee.errors import BloomBeeError, LinkDown, LocalProtocolError, RemoteProtocolError, to_wire
 from bloombee.pipeline.commands import Command, Compute, Send
 from bloombee.pipeline.events import Computed, ComputeFailed, LinkRestored, Port, Recoded, StageReceived, Tick
+from bloombee.pipeline.frames import lane_of
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Outcome
 from bloombee.roles.device import DeviceThread
@@ -182,7 +183,9 @@ class StageHost:
         key = receiver.missing(payload) if receiver is not None else None
         if key is None or not isinstance(message, Forward):
             return False
-        answer = TableUnknown(pipeline=self.assign.pipeline, epoch=self.assign.epoch, frame=message.frame, key=key)
+        answer = TableUnknown(
+            pipeline=self.assign.pipeline, epoch=self.assign.epoch, lane=lane_of(message.phase), frame=message.frame, key=key
+        )
         self._send(Port.UPSTREAM, Lane.CONTROL, answer)
         return True
 
@@ -194,12 +197,13 @@ class StageHost:
                 self._send(Port.UPSTREAM, Lane.CONTROL, held)
             case TableHeld(key=key) if sender is not None:
                 sender.held(key)
-            case TableUnknown(key=key, frame=frame) if sender is not None:
+            case TableUnknown(key=key, frame=frame, lane=number) if sender is not None:
                 sender.unknown(key)
-                payload: Any = self.core.downstream.payload(frame)
+                lane = Lane(number)
+                payload: Any = self.core.downstream.lanes[lane].payload(frame)
                 if payload is not None and payload[0].codec == api.CODEC_ID:
                     self._device.recode(
-                        payload, on_done=lambda new: self._handle(Recoded(frame, new, self._now())), on_error=self.fail
+                        payload, on_done=lambda new: self._handle(Recoded(lane, frame, new, self._now())), on_error=self.fail
                     )
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__}: this boundary carries no activations")

@@ -106,7 +106,7 @@ class Tuner:
                 return
         self.chosen = best
         log.debug("%d microbatches of %d for %d sequences", best.num_microbatches, best.microbatch_sequences, sequences)
-        self._apply(Tune(best.num_microbatches, best.chunk_rows, best.max_sequences, time.monotonic()))
+        self._apply(Tune(best.num_microbatches, best.chunk_rows, best.num_chunks, best.max_sequences, time.monotonic()))
 
     def _links_by_loop(self) -> list[Link]:
         """What no device accounts for of the quickest loop, in equal parts."""

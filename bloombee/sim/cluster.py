@@ -49,7 +49,7 @@ from bloombee.plan.plan import Plan
 from bloombee.sim.clock import VirtualClock
 from bloombee.sim.device import VOCAB, SimDevice
 from bloombee.sim.network import Faults, LinkShape, SimLink
-from bloombee.types import Dtype, FinishReason
+from bloombee.types import Dtype, FinishReason, Lane
 from bloombee.wire.messages import AnyMessage, Assign, Forward, Ready, Sampling, Verdict
 
 TICK_S = 0.1
@@ -176,7 +176,16 @@ class SimCluster:
             self._links[key] = SimLink(self.clock, self._rng, self._shapes.get(key, self._shape), self._faults)
         return self._links[key]
 
-    def _carry(self, source: str, target: str, message: AnyMessage, deliver: Callable[[], None], *, reliable: bool) -> None:
+    def _carry(
+        self,
+        source: str,
+        target: str,
+        message: AnyMessage,
+        deliver: Callable[[], None],
+        *,
+        reliable: bool,
+        lane: Lane = Lane.CONTROL,
+    ) -> None:
         num_bytes = HEADER_BYTES
         if isinstance(message, Forward) and source != "scheduler":
             num_bytes += self._row_bytes * sum(item.num_rows for item in message.items)
@@ -187,7 +196,7 @@ class SimCluster:
             self.trace.append(f"{self.clock.now:.9f} {source}->{target} {message!r}")
             deliver()
 
-        self._link(source, target).send(num_bytes, arrive, reliable=reliable)
+        self._link(source, target).send(num_bytes, arrive, lane=lane, reliable=reliable)
 
     def _tick(self) -> None:
         now = self.clock.now
@@ -248,9 +257,9 @@ class SimCluster:
     def _do_scheduler(self, commands: list[Command]) -> None:
         for command in commands:
             match command:
-                case Send(to=int(stage), message=message):
+                case Send(to=int(stage), lane=lane, message=message):
                     deliver = partial(self._to_stage, stage, message, None)
-                    self._carry("scheduler", f"stage{stage}", message, deliver, reliable=False)
+                    self._carry("scheduler", f"stage{stage}", message, deliver, reliable=False, lane=lane)
                 case TellHead(message=message):
                     self._do_head(self.head.handle(SchedulerSaid(message, self.clock.now)))
                 case _:
@@ -272,8 +281,8 @@ class SimCluster:
                     done = max(self.clock.now, self._device_free_at[index]) + seconds
                     self._device_free_at[index] = done
                     self.clock.call_at(done, partial(self._computed, index, work))
-                case Send(to=Port() as port, message=message, payload=payload):
-                    self._from_stage(index, port, message, payload)
+                case Send(to=Port() as port):
+                    self._from_stage(index, port, command)
                 case _:
                     raise AssertionError(f"stage {index} asks for {command!r}")
 
@@ -281,17 +290,21 @@ class SimCluster:
         outcome = self._devices[index].run(work)
         self._do_stage(index, self.stages[index].handle(Computed(outcome, self.clock.now)))
 
-    def _from_stage(self, index: int, port: Port, message: AnyMessage, payload: object | None) -> None:
+    def _from_stage(self, index: int, port: Port, send: Send) -> None:
         target = {Port.HEAD: None, Port.UPSTREAM: index - 1, Port.DOWNSTREAM: index + 1}[port]
-        source = f"stage{index}"
+        source, message, payload = f"stage{index}", send.message, send.payload
         if target is None or not 0 <= target < len(self.stages):
 
             def tell() -> None:
                 self._do_scheduler(self.scheduler.handle(FromStage(index, message, self.clock.now)))
 
-            self._carry(source, "scheduler", message, tell, reliable=False)
+            self._carry(source, "scheduler", message, tell, reliable=False, lane=send.lane)
         else:
-            self._carry(source, f"stage{target}", message, lambda: self._to_stage(target, message, payload), reliable=False)
+
+            def take() -> None:
+                self._to_stage(target, message, payload)
+
+            self._carry(source, f"stage{target}", message, take, reliable=False, lane=send.lane)
 
 
 def sim_card(num_layers: int) -> ModelCard:

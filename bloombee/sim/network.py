@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from bloombee.sim.clock import VirtualClock
+from bloombee.types import Lane
+
+PIECE_BYTES = 16 << 10
+"""Of bulk that is committed to the wire at once: docs/wire.md section 9."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +32,16 @@ class LinkShape:
     bandwidth_bytes_per_s: float | None = None
 
 
+@dataclass(slots=True)
+class _Message:
+    left: int
+    deliver: Callable[[], None]
+    reliable: bool
+
+
 class SimLink:
-    """One direction. In order unless a fault delays a message past a later one.
+    """One direction: one wire, two lanes. In order within a lane unless a fault delays a message past a later one; control
+    goes between the pieces of bulk.
 
     Args:
         rng: shared by all links of a cluster, so that one seed gives one trace.
@@ -41,16 +54,42 @@ class SimLink:
         self.shape = shape
         self.busy_s = 0.0
         self.num_bytes = 0
-        self._free_at = 0.0
+        self._waiting: dict[Lane, deque[_Message]] = {lane: deque() for lane in Lane}
+        self._is_busy = False
 
-    def send(self, num_bytes: int, deliver: Callable[[], None], *, reliable: bool = False) -> None:
+    def send(self, num_bytes: int, deliver: Callable[[], None], *, lane: Lane = Lane.CONTROL, reliable: bool = False) -> None:
         """Deliver after the wire time and the latency; ``reliable`` messages meet no fault."""
-        wire_s = num_bytes / self.shape.bandwidth_bytes_per_s if self.shape.bandwidth_bytes_per_s else 0.0
-        self.busy_s += wire_s
         self.num_bytes += num_bytes
-        self._free_at = max(self._free_at, self._clock.now) + wire_s
-        arrival = self._free_at + self.shape.latency_s
-        if reliable:
+        message = _Message(num_bytes, deliver, reliable)
+        if not self.shape.bandwidth_bytes_per_s:
+            self._arrive(message)
+            return
+        self._waiting[lane].append(message)
+        if not self._is_busy:
+            self._begin_piece(self.shape.bandwidth_bytes_per_s)
+
+    def _begin_piece(self, rate: float) -> None:
+        lane = next((lane for lane in Lane if self._waiting[lane]), None)
+        self._is_busy = lane is not None
+        if lane is None:
+            return
+        message = self._waiting[lane][0]
+        size = min(message.left, PIECE_BYTES) if lane is Lane.BULK else message.left
+        message.left -= size
+        self.busy_s += size / rate
+
+        def end() -> None:
+            if message.left == 0:
+                self._waiting[lane].popleft()
+                self._arrive(message)
+            self._begin_piece(rate)
+
+        self._clock.call_later(size / rate, end)
+
+    def _arrive(self, message: _Message) -> None:
+        """It has left the wire."""
+        arrival, deliver = self._clock.now + self.shape.latency_s, message.deliver
+        if message.reliable:
             self._clock.call_at(arrival, deliver)
             return
         copies = 1 - (self._rng.random() < self._faults.lose) + (self._rng.random() < self._faults.duplicate)

@@ -311,10 +311,11 @@ class Forward(Message, frozen=True, tag=32):
     pipeline: U32
     epoch: U32
     frame: U63
-    """Counts the frames of this link in this epoch from 0; a resent frame keeps its number."""
+    """Counts the frames of this link, lane and epoch from 0; a resent frame keeps its number."""
     microbatch: U63
     """The scheduler's number; the same all the way round, so that every microbatch comes home."""
     phase: U8
+    """Decides the lane too: decode control, prefill bulk."""
     items: Annotated[tuple[Item, ...], Meta(max_length=MAX_ITEMS)]
     """Empty once every sequence of the microbatch has been closed; then there is no tensor."""
 
@@ -343,6 +344,8 @@ class Ack(Message, frozen=True, tag=34):
 
     pipeline: U32
     epoch: U32
+    lane: U8
+    """Whose frames; everything below is of this lane alone."""
     upto: U63
     """Every frame < upto is held."""
     extra: Annotated[tuple[U63, ...], Meta(max_length=256)]
@@ -402,6 +405,7 @@ class TableUnknown(Message, frozen=True, tag=42):
 
     pipeline: U32
     epoch: U32
+    lane: U8
     frame: U63
     key: TableKey
 

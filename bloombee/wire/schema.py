@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from bloombee.errors import LocalProtocolError, RemoteProtocolError
-from bloombee.types import Dtype, Phase
+from bloombee.types import Dtype, Lane, Phase
 from bloombee.wire import messages as m
 from bloombee.wire.messages import AnyMessage
 
@@ -209,12 +209,23 @@ def _check_sampling(path: str, s: m.Sampling) -> None:
 
 
 def _check_ack(ack: m.Ack) -> None:
+    _check_lane("Ack", ack.lane)
     for index, frame in enumerate(ack.extra):
         if frame < ack.upto:
             raise refuse(f"Ack.extra[{index}]", frame, f">= upto = {ack.upto}")
 
 
+def _check_table_unknown(unknown: m.TableUnknown) -> None:
+    _check_lane("TableUnknown", unknown.lane)
+
+
+def _check_lane(name: str, lane: int) -> None:
+    if lane not in _LANES:
+        raise refuse(f"{name}.lane", lane, "0 (control) or 1 (bulk)")
+
+
 _MAX_POSITION = 2**32 - 1
+_LANES = frozenset(int(lane) for lane in Lane)
 _PHASES = frozenset(int(phase) for phase in Phase)
 _DTYPES = frozenset(str(dtype) for dtype in Dtype)
 _CHECKS: dict[type, Callable[[Any], None]] = {
@@ -226,6 +237,7 @@ _CHECKS: dict[type, Callable[[Any], None]] = {
     m.StageFailed: _check_failed,
     m.Forward: _check_forward,
     m.Ack: _check_ack,
+    m.TableUnknown: _check_table_unknown,
 }
 
 

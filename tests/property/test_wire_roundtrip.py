@@ -75,13 +75,14 @@ def assigns(draw: st.DrawFn) -> m.Assign:
 
 
 def _ack(pipeline: int, upto: int, extra: list[int]) -> m.Ack:
-    return m.Ack(pipeline, 1, upto, tuple(upto + e for e in extra), upto + 4, 7)
+    return m.Ack(pipeline, 1, upto % 2, upto, tuple(upto + e for e in extra), upto + 4, 7)
 
 
 SPECIAL: dict[type, st.SearchStrategy[Any]] = {
     m.Item: items(),
     m.Assign: assigns(),
     m.Ack: st.builds(_ack, u32, st.integers(0, 2**62), st.lists(st.integers(0, 2**61), max_size=5)),
+    m.TableUnknown: st.builds(m.TableUnknown, u32, u32, st.integers(0, 1), u63, st.binary(min_size=4, max_size=4)),
     m.Progress: st.builds(lambda p, a, b: m.Progress(p, 1, min(a, b), max(a, b)), u32, u63, u63),
     m.Joined: st.builds(m.Joined, st.integers(1, 2**32 - 1), st.integers(0, 2**64 - 1), st.floats(0.01, 1), st.floats(1.1, 9)),
 }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 
 import pytest
 
 from bloombee.errors import Infeasible
+from bloombee.pace import Pace
 from bloombee.sim.cluster import SimCluster
 from bloombee.sim.device import oracle
 from bloombee.sim.network import Faults, LinkShape
@@ -122,3 +124,44 @@ def test_microbatches_fill_a_long_loop() -> None:
 
     assert throughput(0.008, 1) < 0.5 * throughput(0.0002, 1)
     assert throughput(0.008, 32) > 0.85 * throughput(0.0002, 32)
+
+
+# -- decode beside prefill ---------------------------------------------------------------------
+
+
+def _gaps_s(prefill_tokens: int, *, num_microbatches: int = 16, max_rows: int = 64) -> tuple[list[float], float]:
+    """Between the tokens of 8 decoding sequences while a prompt passes (or none), over 20 Mbit/s, 50 ms one way, d = 1024 in
+    bfloat16; and the seconds that the prompt took to its first token."""
+    cluster = SimCluster(
+        seed=0,
+        num_stages=3,
+        num_microbatches=num_microbatches,
+        num_pages=1024,
+        page_size=16,
+        max_rows=max_rows,
+        pace=Pace(fixed_s=0.004, decode_row_s=0.0002, prefill_row_s=0.00005),
+        shape=LinkShape(0.05, 20e6 / 8),
+        row_bytes=2048,
+        resend_after_s=60.0,
+    )
+    decoders = [cluster.submit([number], max_new_tokens=36, seed=number) for number in range(8)]
+    start, stop = 3.0, 7.5
+    prompt = cluster.submit([7] * prefill_tokens, max_new_tokens=1, seed=99, at=start) if prefill_tokens else None
+    assert cluster.run()
+    _assert_right(cluster, 3)
+    seconds = 0.0
+    if prompt is not None:
+        seconds = cluster.requests[prompt].token_times[0] - start
+        assert seconds < stop - start
+    times = [[t for t in cluster.requests[d].token_times if start <= t <= start + (seconds or 4.0)] for d in decoders]
+    return sorted(b - a for each in times for a, b in itertools.pairwise(each)), seconds
+
+
+def test_a_long_prefill_inflates_decode_by_less_than_a_tenth() -> None:
+    alone, _ = _gaps_s(0)
+    beside, seconds = _gaps_s(4096)
+    assert len(beside) > 100
+    p99 = [gaps[int(0.99 * (len(gaps) - 1))] for gaps in (alone, beside)]
+    assert p99[1] <= 1.1 * p99[0]
+    wire_s = 4096 * 2048 * 8 / 20e6
+    assert seconds <= 1.3 * wire_s

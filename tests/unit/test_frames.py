@@ -4,7 +4,7 @@ import pytest
 
 from bloombee.errors import RemoteProtocolError
 from bloombee.pipeline.commands import Send
-from bloombee.pipeline.frames import FrameReceiver, FrameSender
+from bloombee.pipeline.frames import FrameReceiver, FrameSender, LinkSender
 from bloombee.types import Lane
 from bloombee.wire.messages import Ack, Forward, Item, Opening, Sampling
 
@@ -25,7 +25,7 @@ def _numbers(sends: list[Send]) -> list[int]:
 
 
 def _ack(upto: int, limit: int, extra: tuple[int, ...] = ()) -> Ack:
-    return Ack(1, 1, upto, extra, limit, 0)
+    return Ack(1, 1, Lane.BULK, upto, extra, limit, 0)
 
 
 def test_sender_keeps_to_its_credit_and_goes_on_in_order() -> None:
@@ -85,18 +85,36 @@ def test_gap_resends_only_frames_with_missing_rows() -> None:
 
 def test_receiver_grants_from_the_lowest_frame_that_is_not_done() -> None:
     receiver = FrameReceiver(window=2)
-    assert receiver.acknowledgement(1, 1, 0.0) == _ack(0, 2)
+    assert receiver.acknowledgement(1, 1, 0.0, Lane.BULK) == _ack(0, 2)
     receiver.hold(1, 0.0)
-    assert receiver.acknowledgement(1, 1, 0.0) == _ack(0, 2, (1,))
+    assert receiver.acknowledgement(1, 1, 0.0, Lane.BULK) == _ack(0, 2, (1,))
     receiver.hold(0, 0.0)
-    assert receiver.acknowledgement(1, 1, 0.0) == _ack(2, 2)
+    assert receiver.acknowledgement(1, 1, 0.0, Lane.BULK) == _ack(2, 2)
     with pytest.raises(RemoteProtocolError):
         receiver.check(2)
     receiver.retire([0])
-    assert receiver.acknowledgement(1, 1, 0.0) == _ack(2, 3)
+    assert receiver.acknowledgement(1, 1, 0.0, Lane.BULK) == _ack(2, 3)
     receiver.check(2)
     receiver.retire([1])
-    assert receiver.acknowledgement(1, 1, 0.0) == _ack(2, 4)
+    assert receiver.acknowledgement(1, 1, 0.0, Lane.BULK) == _ack(2, 4)
     assert receiver.holds(0)
     assert receiver.holds(1)
     assert not receiver.holds(2)
+
+
+def test_each_lane_of_a_link_has_numbers_credit_and_patience_of_its_own() -> None:
+    link = LinkSender(limit=2, resend_after_s=1.0)
+    bulk, control = link.lanes[Lane.BULK], link.lanes[Lane.CONTROL]
+    for position in range(3):
+        bulk.push(_make(1, position), now=0.0)
+    assert (link.num_kept, link.num_backlog) == (2, 1)
+    for number in range(10):
+        assert _numbers(control.push(_make(2, number), now=0.5)) == [number]
+        assert link.acknowledge(Ack(1, 1, Lane.CONTROL, number + 1, (), number + 3, 0), now=0.5) == []
+    assert (bulk.num_kept, bulk.num_backlog, control.num_kept) == (2, 1, 0)
+    control.push(_make(1, 3), now=0.9)
+    assert _numbers(link.tick(1.0)) == [0, 1]
+    assert _numbers(link.resend_rows(1, 2, now=1.1)) == [10]
+    assert sorted(_numbers(link.resend(now=1.2))) == [0, 1, 10]
+    with pytest.raises(RemoteProtocolError):
+        link.acknowledge(_ack(3, 9), now=1.3)

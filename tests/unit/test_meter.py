@@ -156,8 +156,8 @@ def test_a_step_is_found_soon_and_once(move: float) -> None:
 # -- frames and acknowledgements ---------------------------------------------------------------
 
 
-def ack(upto: int, extra: tuple[int, ...] = (), waited_us: int = 0) -> Ack:
-    return Ack(1, 1, upto, extra, 99, waited_us)
+def ack(upto: int, extra: tuple[int, ...] = (), waited_us: int = 0, lane: Lane = Lane.CONTROL) -> Ack:
+    return Ack(1, 1, lane, upto, extra, 99, waited_us)
 
 
 def test_each_frame_counts_once_however_it_is_acknowledged() -> None:
@@ -170,6 +170,17 @@ def test_each_frame_counts_once_however_it_is_acknowledged() -> None:
     meter.acked(ack(4, waited_us=50_000), 5.0)
     meter.acked(ack(4), 6.0)
     assert (meter.facts().num_frames, meter.facts().num_bytes) == (4, 400)
+
+
+def test_frames_of_the_lanes_are_numbered_apart() -> None:
+    meter = LinkMeter()
+    for lane in Lane:
+        meter.sent(lane, 0, 100 - PART_BYTES, 1, 1.0)
+    meter.acked(ack(1), 1.02)
+    assert (meter.facts().num_frames, meter.num_unacknowledged) == (1, 1)
+    meter.acked(ack(1, lane=Lane.BULK), 9.0)
+    assert (meter.facts().num_frames, meter.num_unacknowledged) == (2, 0)
+    assert meter.facts().rtt_s == pytest.approx(0.02)
 
 
 def test_what_was_sent_twice_is_not_timed() -> None:

@@ -15,6 +15,7 @@ from bloombee.pipeline.events import (
     SchedulerFailed,
     Tick,
 )
+from bloombee.pipeline.frames import lane_of
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.types import Dtype, FinishReason, Phase, Span
@@ -50,6 +51,11 @@ def _closes(commands: list[Command]) -> list[tuple[int, Close]]:
     return [(c.to, c.message) for c in commands if isinstance(c, Send) and isinstance(c.message, Close)]  # type: ignore[misc]
 
 
+def ack(forward: Forward) -> Ack:
+    """Everything up to ``forward`` on its lane, and credit for two more."""
+    return Ack(1, 1, lane_of(forward.phase), forward.frame + 1, (), forward.frame + 3, 0)
+
+
 class _Ring:
     """Plays both stages: acknowledges at once and answers each microbatch with given tokens."""
 
@@ -63,7 +69,7 @@ class _Ring:
             for item in forward.items
             if item.num_picks
         )
-        commands = self.core.handle(FromStage(0, Ack(1, 1, forward.frame + 1, (), forward.frame + 3, 0), now))
+        commands = self.core.handle(FromStage(0, ack(forward), now))
         self.frames += 1
         return commands + self.core.handle(FromStage(1, Verdict(1, 1, self.frames - 1, forward.microbatch, picks), now))
 
@@ -115,8 +121,40 @@ def test_decoding_sequences_are_spread_over_the_microbatches() -> None:
         if forward.phase == Phase.DECODE:
             shapes.append(len(forward.items))
         waiting += _forwards(ring.home(forward))
-        assert len(waiting) <= 2
+        assert sum(f.phase == Phase.DECODE for f in waiting) <= 2
     assert set(shapes[6:12]) == {3}
+
+
+def test_prefill_that_crosses_a_slow_wire_withholds_no_credit_from_decode() -> None:
+    core = _core(num_pages=64)
+    ring = _Ring(core)
+    (forward,) = _forwards(core.handle(_open(1, num_prompt=1, max_new=40)))
+    (forward,) = _forwards(ring.home(forward))
+    chunks = _forwards(core.handle(_open(2, num_prompt=64, max_new=1)))
+    assert [(f.phase, f.frame) for f in chunks] == [(Phase.PREFILL, 1), (Phase.PREFILL, 2)]
+    for step in range(30):
+        assert (forward.phase, forward.frame) == (Phase.DECODE, step)
+        (forward,) = _forwards(ring.home(forward))
+
+
+def test_decode_that_fills_its_lane_withholds_no_credit_from_prefill() -> None:
+    core = _core(num_pages=64)
+    ring = _Ring(core)
+    for sequence in (1, 2):
+        (prompt,) = _forwards(core.handle(_open(sequence, num_prompt=1, max_new=8)))
+        (decode,) = _forwards(ring.home(prompt))
+        assert decode.phase == Phase.DECODE
+    (chunk,) = _forwards(core.handle(_open(3, num_prompt=3)))
+    assert [item.sequence for item in chunk.items] == [3]
+
+
+def test_silence_on_one_lane_resends_that_lane_alone() -> None:
+    core = _core(num_pages=64)
+    (chunk,) = _forwards(core.handle(_open(1, num_prompt=1)))
+    (decode,) = _forwards(_Ring(core).home(chunk))
+    (second,) = _forwards(core.handle(_open(2, num_prompt=2)))
+    core.handle(FromStage(0, ack(decode), 0.5))
+    assert _forwards(core.handle(Tick(1.5))) == [second]
 
 
 def test_stale_and_doubled_verdicts_change_nothing() -> None:
@@ -189,8 +227,8 @@ def test_a_lost_pipeline_ends_every_sequence() -> None:
     ("stage", "message", "kind"),
     [
         (0, Verdict(1, 1, 0, 0, ()), RemoteProtocolError),
-        (1, Ack(1, 1, 0, (), 9, 0), RemoteProtocolError),
-        (0, Ack(1, 1, 5, (), 9, 0), RemoteProtocolError),
+        (1, Ack(1, 1, 0, 0, (), 9, 0), RemoteProtocolError),
+        (0, Ack(1, 1, 0, 5, (), 9, 0), RemoteProtocolError),
         (0, Forward(1, 1, 0, 0, 0, ()), RemoteProtocolError),
         (1, Verdict(1, 2, 0, 0, ()), StalePlan),
     ],

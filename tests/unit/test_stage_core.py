@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import msgspec
 import pytest
 
 from bloombee.errors import LocalProtocolError, RemoteProtocolError, StalePlan
 from bloombee.pipeline.commands import Command, Compute, Send
 from bloombee.pipeline.events import Computed, ComputeFailed, Port, StageReceived
-from bloombee.pipeline.stage import StageCore
+from bloombee.pipeline.stage import DEVICE_DEPTH, MOST_OVERTAKES, StageCore
 from bloombee.pipeline.work import Outcome, Work
 from bloombee.types import Lane, Phase
 from bloombee.wire.messages import Ack, Assign, Close, Closed, Forward, Gap, Item, Opening, Retire, Sampling, StageFailed, Verdict
@@ -73,7 +74,7 @@ def test_rows_go_to_the_device_and_on_with_the_same_address() -> None:
     assert isinstance(send, Send)
     assert (send.to, send.lane, send.payload) == (Port.DOWNSTREAM, Lane.BULK, b"rows")
     assert send.message == Forward(1, 1, 0, 100, Phase.PREFILL, (_item(7, 0, 5),))
-    assert _messages(commands, Ack) == [Ack(1, 1, 1, (), 5, 0)]
+    assert _messages(commands, Ack) == [Ack(1, 1, Lane.BULK, 1, (), 5, 0)]
 
 
 def test_last_stage_sends_verdicts_and_keeps_history_for_penalties() -> None:
@@ -92,7 +93,7 @@ def test_doubled_frame_is_only_acknowledged() -> None:
     (work,) = _works(core.handle(_forward(0, _item(7, 0, 2))))
     commands = core.handle(_forward(0, _item(7, 0, 2)))
     assert _works(commands) == []
-    assert _messages(commands, Ack) == [Ack(1, 1, 1, (), 4, 0)]
+    assert _messages(commands, Ack) == [Ack(1, 1, Lane.CONTROL, 1, (), 4, 0)]
     _done(core, work)
 
 
@@ -166,12 +167,72 @@ def test_decode_overtakes_prefill_but_not_its_own() -> None:
 
 def test_the_next_stage_holds_the_device_back() -> None:
     core = _core(credits_=1)
-    core.downstream.limit = 0
+    core.downstream.lanes[Lane.CONTROL].limit = 0
     (work,) = _works(core.handle(_forward(0, _item(7, 0, 1))))
     _done(core, work)
     assert core.downstream.num_backlog == 1
     assert _works(core.handle(_forward(1, _item(7, 1, 1)))) == []
-    assert _works(core.handle(StageReceived(Ack(1, 1, 0, (), 1, 0), 0.0)))
+    assert _works(core.handle(StageReceived(Ack(1, 1, 0, 0, (), 1, 0), 0.0)))
+
+
+def _decoding(core: StageCore, sequence: int = 0) -> None:
+    """``sequence`` has its prompt of one token here and will decode."""
+    (work,) = _works(core.handle(_prompt(0, sequence, 0, 1, of=1)))
+    _done(core, work)
+
+
+def _prompt(frame: int, sequence: int, position: int, rows: int, *, of: int) -> StageReceived:
+    """Rows of a prompt of ``of`` tokens, of which no token is sampled."""
+    item = _item(sequence, position, rows, picks=0)
+    if item.opening is not None:
+        item = msgspec.structs.replace(item, opening=Opening(of, SAMPLING))
+    return _forward(frame, item, phase=Phase.PREFILL)
+
+
+def test_a_blocked_prefill_lane_does_not_hold_decode_back() -> None:
+    core = _core(credits_=9)
+    _decoding(core)
+    core.downstream.lanes[Lane.BULK].limit = 1
+    (work,) = _works(core.handle(_prompt(1, 7, 0, 2, of=9)))
+    commands = _done(core, work)
+    assert _messages(commands, Forward) == []
+    assert core.downstream.lanes[Lane.BULK].num_backlog == 1
+    assert _works(core.handle(_prompt(2, 7, 2, 2, of=9))) == []
+    for step in range(5):
+        (work,) = _works(core.handle(_forward(step, _item(0, 1 + step, 1))))
+        commands = _done(core, work)
+        assert [m.frame for m in _messages(commands, Forward)] == [step]  # type: ignore[attr-defined]
+        assert _messages(commands, Ack) == [Ack(1, 1, Lane.CONTROL, step + 1, (), step + 10, 0)]
+
+
+def test_decode_waits_for_one_prefill_work_at_most() -> None:
+    core = _core(credits_=9)
+    _decoding(core)
+    (running,) = _works(core.handle(_prompt(1, 7, 0, 2, of=9)))
+    assert _works(core.handle(_prompt(2, 7, 2, 2, of=9))) == []
+    (decode,) = _works(core.handle(_forward(0, _item(0, 1, 1))))
+    assert _works(_done(core, running)) == []
+    (chunk,) = _works(_done(core, decode))
+    assert (decode.phase, chunk.phase) == (Phase.DECODE, Phase.PREFILL)
+
+
+def test_the_device_has_the_next_chunk_ready_while_nothing_decodes() -> None:
+    core = _core(credits_=9)
+    works = [work for frame in range(3) for work in _works(core.handle(_prompt(frame, 7, 2 * frame, 2, of=9)))]
+    assert len(works) == DEVICE_DEPTH
+
+
+def test_decode_without_end_does_not_starve_a_prompt() -> None:
+    core = _core(credits_=99)
+    _decoding(core)
+    works = _works(core.handle(_forward(0, _item(0, 1, 1)))) + _works(core.handle(_prompt(1, 7, 0, 2, of=9)))
+    order = []
+    for step in range(1, 3 * MOST_OVERTAKES):
+        works += _works(core.handle(_forward(step, _item(0, 1 + step, 1))))
+        works += _works(_done(core, works[0]))
+        order.append(works.pop(0).phase)
+    assert order.count(Phase.PREFILL) == 1
+    assert order.index(Phase.PREFILL) <= MOST_OVERTAKES + DEVICE_DEPTH
 
 
 @pytest.mark.parametrize(
@@ -180,7 +241,7 @@ def test_the_next_stage_holds_the_device_back() -> None:
         _forward(4, _item(7, 0, 1)),
         _forward(0, _item(7, 0, 1), _item(7, 1, 1)),
         _forward(0, Item(7, 0, 0, bytes(4), 1, Opening(1, SAMPLING), (0,))),
-        StageReceived(Ack(1, 1, 3, (), 9, 0), 0.0),
+        StageReceived(Ack(1, 1, 0, 3, (), 9, 0), 0.0),
         StageReceived(Verdict(1, 1, 0, 0, ()), 0.0),
     ],
     ids=["no credit", "sequence twice", "tree", "ack of nothing", "not for a stage"],
@@ -192,7 +253,7 @@ def test_illegal_messages_are_refused_and_change_nothing(event: StageReceived) -
         core.handle(event)
     after = vars(core)
     assert before["upstream"] == after["upstream"]
-    assert before["downstream"] == after["downstream"]
+    assert before["downstream"].lanes == after["downstream"].lanes
     assert after["_sequences"] == {}
     assert after["pool"].num_free == 8
 
