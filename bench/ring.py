@@ -28,6 +28,7 @@ class RingSpec:
     kv_tokens: int
     profile: Profile
     port: int = 0
+    max_waiting: int = 1024
 
 
 class Ring:
@@ -62,6 +63,7 @@ class Ring:
             codec=spec.codec,
             pace=spec.pace,
             kv_tokens=spec.kv_tokens,
+            max_waiting=spec.max_waiting,
             silence_s=20.0,  # a machine at its limits is slow, not gone
             step_deadline_s=600.0,
             threads=1,

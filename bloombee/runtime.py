@@ -286,7 +286,8 @@ class Runtime:
 
         Args:
             params: how to sample; ``fields`` are laid over it (``max_new_tokens=64, temperature=0.7, ...``).
-            client: whose request it is; turns are shared out fairly between clients.
+            client: whose request it is; turns are shared out fairly between clients, and a client that is named leaves some
+                KV memory to others.
             priority: higher goes first.
 
         Cancelled: the request ends and its KV is freed on every stage.

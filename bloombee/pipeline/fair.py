@@ -8,7 +8,7 @@ This is start-time fair queueing with one flow a client. Source: Goyal, Vin, Che
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Generic, Protocol, TypeVar
 
 
@@ -50,6 +50,11 @@ class FairQueue(Generic[T]):
         """The item whose turn it is. Raises IndexError if there is none."""
         return self._queues[self._next()][0]
 
+    def first(self, *, without: Collection[str]) -> T | None:
+        """The item whose turn it is among those of other clients than ``without``; None if there is none."""
+        left = [key for key in self._queues if key[1] not in without]
+        return self._queues[self._of(left)][0] if left else None
+
     def pop(self, cost: float) -> T:
         """Take it; its client has been given ``cost``."""
         key = self._next()
@@ -80,8 +85,12 @@ class FairQueue(Generic[T]):
     def _next(self) -> tuple[int, str]:
         if not self._queues:
             raise IndexError("an empty queue")
-        top = max(priority for priority, _ in self._queues)
-        return min((key for key in self._queues if key[0] == top), key=lambda key: self._served[key[1]])
+        return self._of(self._queues)
+
+    def _of(self, keys: Collection[tuple[int, str]]) -> tuple[int, str]:
+        """Whose turn it is among ``keys``, of which there is one."""
+        top = max(priority for priority, _ in keys)
+        return min((key for key in keys if key[0] == top), key=lambda key: self._served[key[1]])
 
     def _tidy(self, key: tuple[int, str]) -> None:
         if not self._queues[key]:

@@ -12,7 +12,7 @@ position is the next. So repeated, late or stale verdicts change nothing.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from bloombee.errors import (
@@ -47,6 +47,8 @@ from bloombee.wire.messages import MAX_ITEMS, NO_TOKEN, Ack, Close, Closed, Forw
 
 VERDICT_WINDOW = 1 << 20
 """Verdicts are tiny and the scheduler never makes the last stage wait."""
+LEAST_ROOM, MOST_ROOM = 1 / 16, 1 / 4
+"""Shares of the pages between which lies what a client leaves to others; see :meth:`SchedulerCore._leaves_room`."""
 LOOP_FORGETS = 1.001
 """By how much the quickest loop is doubted with each slower one."""
 Event = Open | Cancel | Tune | PlanReady | PipelineLost | FromStage | StageRestored | Tick
@@ -136,6 +138,10 @@ class SchedulerCore:
         self._open: dict[SequenceId, _Sequence] = {}
         self._prefill: FairQueue[_Sequence] = FairQueue()
         self._decode: deque[_Sequence] = deque()
+        self._num_open_of: Counter[str] = Counter()
+        """Open sequences by client."""
+        self._is_shared = False
+        """Some request has named its client: there may be others."""
         self._num_microbatches = 0
         self._max_flights: int | None = None
         self._max_chunks: int | None = None
@@ -205,26 +211,48 @@ class SchedulerCore:
             priority=event.priority,
         )
         self._waiting.push(sequence)
+        self._is_shared = self._is_shared or bool(event.client)
         return self._schedule(event.now)
 
     def _admit(self, pipe: _Pipeline) -> list[Command]:
         """Move sequences from waiting to open while every stage has pages for their whole length."""
         commands: list[Command] = []
-        while self._waiting and (self._max_open is None or len(self._open) < self._max_open):
-            sequence = self._waiting.peek()
+        full: set[str] = set()
+        while (sequence := self._waiting.first(without=full)) is not None:
             # The last token is never fed back, so it needs no slot.
             need = pages_for(sequence.num_prompt_tokens + sequence.max_new_tokens - 1, pipe.plan.page_size)
             if need > pipe.plan.num_pages:
-                self._waiting.pop(0)
+                self._waiting.remove(sequence)
                 commands.append(TellHead(Ended(sequence.id, _too_long(sequence, pipe.plan))))
+                continue
+            if not self._leaves_room(pipe, sequence.client, need):
+                full.add(sequence.client)
                 continue
             if need > pipe.pages_free:
                 break
             pipe.pages_free -= need
             sequence.num_pages = need
-            self._open[sequence.id] = self._waiting.pop(sequence.num_prompt_tokens + sequence.max_new_tokens)
+            self._waiting.charge(sequence, sequence.num_prompt_tokens + sequence.max_new_tokens)
+            self._waiting.remove(sequence)
+            self._open[sequence.id] = sequence
+            self._num_open_of[sequence.client] += 1
             self._prefill.push(sequence)
         return commands
+
+    def _leaves_room(self, pipe: _Pipeline, client: str, need: int) -> bool:
+        """Whether ``client`` may open a sequence of ``need`` pages and a newcomer still finds a place.
+
+        A client with nothing open always may. One that has must leave pages for a sequence as large (a sixteenth of
+        them at least, a quarter at most), and stays within ``max_open``; else whoever comes after a burst that fills
+        the pool would wait until somebody's text has ended. Where no request ever names its client nothing is left over.
+        """
+        if not self._num_open_of[client]:
+            return True
+        if self._max_open is not None and len(self._open) >= self._max_open:
+            return False
+        num_pages = pipe.plan.num_pages
+        room = min(max(need, int(LEAST_ROOM * num_pages)), int(MOST_ROOM * num_pages))
+        return not self._is_shared or need + room <= pipe.pages_free
 
     def _cancel(self, sequence_id: SequenceId, now: float) -> list[Command]:
         for sequence in self._waiting:
@@ -237,6 +265,9 @@ class SchedulerCore:
 
     def _close(self, sequence: _Sequence, now: float) -> list[Command]:
         del self._open[sequence.id]
+        self._num_open_of[sequence.client] -= 1
+        if not self._num_open_of[sequence.client]:
+            del self._num_open_of[sequence.client]
         if not self._prefill.remove(sequence) and sequence in self._decode:
             self._decode.remove(sequence)
         pipe = self._pipe
@@ -262,6 +293,7 @@ class SchedulerCore:
     def _lose(self, error: BloomBeeError) -> list[Command]:
         ended = [*self._open, *(sequence.id for sequence in self._waiting)]
         self._open.clear()
+        self._num_open_of.clear()
         self._waiting.clear()
         self._prefill.clear()
         self._decode.clear()

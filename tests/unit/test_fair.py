@@ -86,3 +86,18 @@ def test_everything_comes_out_once_and_a_clients_own_order_is_kept(jobs: list[tu
     for flow in {(job.client, job.priority) for job in out}:
         numbers = [job.number for job in out if (job.client, job.priority) == flow]
         assert numbers == sorted(numbers)
+
+
+def test_first_passes_over_clients_that_are_left_out() -> None:
+    queue: FairQueue[Job] = FairQueue()
+    for client, priority in (("a", 1), ("b", 0), ("c", 0)):
+        queue.push(Job(client, priority=priority))
+    first = queue.first(without=())
+    assert first is queue.peek()
+    assert first is not None
+    assert first.client == "a"
+    second = queue.first(without={"a"})
+    assert second is not None
+    assert second.client == "b"
+    assert queue.first(without={"a", "b", "c"}) is None
+    assert len(queue) == 3

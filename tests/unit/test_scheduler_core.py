@@ -14,6 +14,7 @@ from bloombee.pipeline.events import (
     PlanReady,
     SchedulerFailed,
     Tick,
+    Tune,
 )
 from bloombee.pipeline.frames import lane_of
 from bloombee.pipeline.scheduler import SchedulerCore
@@ -261,3 +262,47 @@ def test_logits_that_are_not_finite_end_their_sequence_and_no_other() -> None:
     assert isinstance(emitted, Emitted)
     assert {close.sequences for _, close in _closes(commands)} == {(1,)}
     assert core.num_open == 1
+
+
+def _admitted(core: SchedulerCore, sequence: int, client: str, num_prompt: int = 4) -> bool:
+    """Whether a sequence of one page a 4 tokens (its last token needs no slot) is let in at once."""
+    before = core.num_open
+    core.handle(Open(sequence, bytes(4 * num_prompt), SAMPLING, 1, frozenset(), 0.0, client))
+    return core.num_open == before + 1
+
+
+def test_a_client_leaves_room_for_one_more_like_its_own() -> None:
+    core = _core(num_pages=8)
+    assert [_admitted(core, n, "many") for n in range(9)] == [True] * 7 + [False] * 2
+    assert _admitted(core, 9, "new")
+    assert not _admitted(core, 10, "newer")  # now it is full
+
+
+def test_a_newcomer_goes_before_those_who_must_leave_room_whatever_its_turn() -> None:
+    core = _core(num_pages=8)
+    assert _admitted(core, 0, "once")  # it has been served, and has nothing open any more
+    core.handle(Cancel(0, 0.0))
+    for stage in (0, 1):
+        core.handle(FromStage(stage, Closed(1, 1, (0,), 1, 8), 0.0))
+    assert [_admitted(core, n, "many") for n in range(1, 9)] == [True] * 7 + [False]
+    assert _admitted(core, 9, "once")
+
+
+def test_the_room_is_a_quarter_of_the_pool_at_most() -> None:
+    core = _core(num_pages=8)
+    assert [_admitted(core, n, "large", num_prompt=12) for n in range(3)] == [True, True, False]
+    assert not _admitted(core, 3, "new", num_prompt=12)
+    assert not _admitted(core, 4, "newer")  # the larger one's turn comes first
+
+
+def test_nothing_is_left_over_where_nobody_names_a_client() -> None:
+    core = _core(num_pages=8)
+    assert [_admitted(core, n, "") for n in range(9)] == [True] * 8 + [False]
+
+
+def test_the_most_open_sequences_hold_for_all_but_newcomers() -> None:
+    core = _core(num_pages=64)
+    core.handle(Tune(2, 8, 2, 0.0))
+    assert [_admitted(core, n, "many") for n in range(3)] == [True, True, False]
+    assert _admitted(core, 3, "new")
+    assert not _admitted(core, 4, "new")
