@@ -27,6 +27,7 @@ from bloombee.plan.card import ModelCard
 from bloombee.plan.meter import LinkFacts
 from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
+from bloombee.plan.topology import Topology
 from bloombee.roles.head import HeadRole
 from bloombee.types import FinishReason, Generation, LoadProgress, SamplingParams, StageUse, Token, WorkerId
 
@@ -258,6 +259,19 @@ class Runtime:
         Worker 0 is the head. Workers report every two seconds while there is news; empty before the pipeline is up.
         """
         return self._started().links
+
+    @property
+    def profiles(self) -> dict[WorkerId, Profile]:
+        """How fast each worker, here or elsewhere, says that it runs the model's layers.
+
+        Known a moment after the start where a worker has measured this model before; else once it has been idle for a second.
+        """
+        return dict(self._started().profiles)
+
+    @property
+    def topology(self) -> Topology:
+        """:attr:`profiles` and :attr:`links` as the cost model takes them (``bloombee.plan.cost.evaluate``)."""
+        return self._started().topology
 
     @property
     def num_requests(self) -> int:

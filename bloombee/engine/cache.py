@@ -66,6 +66,12 @@ class SlotCache:
             for one in layers
         }
 
+    def clear(self, num_slots: int) -> None:
+        """Zeros in the first ``num_slots`` slots of every layer."""
+        for keys, values in self._layers.values():
+            keys[:, :num_slots] = 0
+            values[:, :num_slots] = 0
+
     def write(self, layer: int, slots: Index, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store rows.
 

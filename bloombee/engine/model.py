@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -37,7 +38,7 @@ class SpanModel:
     Attributes:
         span, num_layers, dtype, device, hidden_size, vocab_size: of what was loaded. ``dtype`` is that of weights
             and activations alike.
-        weight_bytes: resident, in ``dtype``.
+        weight_bytes: resident, in ``dtype``. layer_bytes: of one layer, their mean.
         disk_bytes, requested_bytes: the span's tensors in the checkpoint, and what was asked of its files for them.
     """
 
@@ -51,7 +52,7 @@ class SpanModel:
         self.page_size = page_size
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = skeleton.model.get_input_embeddings().weight.shape[0]
-        self.weight_bytes = self.disk_bytes = self.requested_bytes = 0
+        self.weight_bytes = self.layer_bytes = self.disk_bytes = self.requested_bytes = 0
         self.batched_decode = kv.device.type != "cpu"
         self._skeleton = skeleton
         self._arrived: torch.Tensor | None = None
@@ -125,6 +126,17 @@ class SpanModel:
         except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
             raise DeviceError(f"{self.device}: {error}", device=str(self.device)) from error
 
+    @contextmanager
+    def shortened(self, num_layers: int) -> Iterator[None]:
+        """Meanwhile it is only its first ``num_layers`` layers. For measuring."""
+        base, name = self._skeleton.base, self._skeleton.layers
+        layers = getattr(base, name)
+        try:
+            setattr(base, name, layers[:num_layers])
+            yield
+        finally:
+            setattr(base, name, layers)
+
     @property
     def kv_bytes(self) -> int:
         """Of the whole KV pool. On the CPU it is reserved, and resident only as far as slots have been used."""
@@ -155,9 +167,10 @@ class SpanModel:
                 checkpoint, loading, memory, cache(lambda: build(checkpoint, self.dtype).model), progress
             )
         self.weight_bytes = sum(t.numel() * t.element_size() for t in memory.values())
+        layers = getattr(skeleton.base, skeleton.layers)
+        self.layer_bytes = sum(t.numel() * t.element_size() for t in layers.parameters()) // len(layers)
         skeleton.model.eval().requires_grad_(False)
         if not self.is_first:
-            layers = getattr(skeleton.base, skeleton.layers)
             layers[0].register_forward_pre_hook(self._substitute, with_kwargs=True)
 
     def _substitute(

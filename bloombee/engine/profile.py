@@ -58,17 +58,22 @@ def profile(model: str, *, device: str = "cpu", dtype: str = "auto", threads: in
         set_threads(threads)
     checkpoint = resolve(model)
     kind = checkpoint.dtype if dtype == "auto" else Dtype(dtype)
-    path = _path(checkpoint, device, kind)
+    path = cache_path(checkpoint.config_digest.hex(), device, kind)
     if not fresh:
         with contextlib.suppress(OSError, UnicodeDecodeError, ConfigError):
             return Profile.from_json(path.read_text(encoding="utf-8"))
     found = measure(checkpoint, device=device, dtype=kind)
+    keep(found, path)
+    return found
+
+
+def keep(found: Profile, path: Path) -> None:
+    """In the cache."""
     with contextlib.suppress(OSError):  # a cache that cannot be written costs the next start some seconds
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}")
         draft.write_text(found.to_json(), encoding="utf-8")
         draft.replace(path)
-    return found
 
 
 def measure(checkpoint: Checkpoint, *, device: str, dtype: Dtype) -> Profile:
@@ -76,7 +81,7 @@ def measure(checkpoint: Checkpoint, *, device: str, dtype: Dtype) -> Profile:
     num_layers = build(checkpoint, dtype).num_layers
     points: list[Point] = []
     sizes: list[tuple[int, int, int]] = []
-    free = _free_bytes(device)
+    free = free_bytes(device)
     for span in _spans(num_layers):
         bench = _Bench.load(checkpoint, span, device, dtype)
         points += bench.points()
@@ -84,10 +89,10 @@ def measure(checkpoint: Checkpoint, *, device: str, dtype: Dtype) -> Profile:
     layers = fit(points)
     last = _Bench.load(checkpoint, Span(num_layers - 1, num_layers), device, dtype)
     outputs = [last.point(Phase.DECODE, rows, 16, picks=rows) for rows in PICKS]
-    encode, decode = _codec_speeds(last.model.hidden_size, dtype)
+    encode, decode = codec_speeds(last.model.hidden_size, dtype)
     return Profile(
         model_digest=checkpoint.config_digest.hex(),
-        device=_device_name(device),
+        device=device_name(device),
         dtype=str(dtype),
         threads=torch.get_num_threads(),
         fit=layers,
@@ -175,7 +180,7 @@ def _pages(tokens: int) -> int:
     return -(-tokens // PAGE_SIZE)
 
 
-def _codec_speeds(hidden: int, dtype: Dtype) -> tuple[float | None, float | None]:
+def codec_speeds(hidden: int, dtype: Dtype) -> tuple[float | None, float | None]:
     """Raw bytes per second of encoding and decoding 64 rows of normal noise, which is near what activations are."""
     if dtype not in DTYPE_CODES:
         return None, None
@@ -202,7 +207,8 @@ def _quickest(call: Callable[[], object]) -> float:
     return best
 
 
-def _free_bytes(device: str) -> int:
+def free_bytes(device: str) -> int:
+    """Memory that nothing uses now."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil
@@ -210,8 +216,9 @@ def _free_bytes(device: str) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"cpu {platform.machine()} {_cpu()}".strip()
+def device_name(device: str) -> str:
+    """As profiles name it."""
+    return torch.cuda.getdevice_name(device) if device.startswith("cuda") else f"cpu {platform.machine()} {_cpu()}".strip()
 
 
 def _cpu() -> str:
@@ -223,9 +230,9 @@ def _cpu() -> str:
     return platform.processor()
 
 
-def _path(checkpoint: Checkpoint, device: str, dtype: Dtype) -> Path:
-    """Of what a profile depends on: model, device, dtype, threads, torch."""
-    facts = (checkpoint.config_digest.hex(), _device_name(device), str(dtype), torch.get_num_threads(), torch.__version__)
+def cache_path(digest: str, device: str, dtype: Dtype) -> Path:
+    """Of what a profile depends on: the model's digest in hex, device, dtype, torch and its threads in this process."""
+    facts = (digest, device_name(device), str(dtype), torch.get_num_threads(), torch.__version__)
     return cache_dir() / "profiles" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
 
 

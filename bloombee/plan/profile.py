@@ -69,7 +69,7 @@ class Profile:
         model_digest, device, dtype, threads: of what was measured; a profile of others says nothing.
         output: of a last stage besides its layers: final norm, LM head, sampler.
         layer_bytes, kv_token_bytes: of one layer: its weights, and the KV of one token.
-        memory_bytes: free on the device when it was measured.
+        memory_bytes: what the device had for weights and KV when it was measured; 0: not known.
         encode_bytes_per_s, decode_bytes_per_s: of the codec, in raw bytes; None: it has none for this dtype.
     """
 
@@ -90,13 +90,23 @@ class Profile:
         """For a topology."""
         return Device(
             name,
-            memory_bytes=self.memory_bytes if memory_bytes is None else memory_bytes,
+            memory_bytes=(self.memory_bytes or None) if memory_bytes is None else memory_bytes,
             stage=self.fit.stage,
             layer=self.fit.layer,
             output=self.output,
             encode_bytes_per_s=self.encode_bytes_per_s or math.inf,
             decode_bytes_per_s=self.decode_bytes_per_s or math.inf,
         )
+
+    def stage_time(self, num_layers: int, *, is_last: bool = False) -> RowTime:
+        """Of a stage of so many layers, for those who count stages and not layers; its output is charged to decode rows."""
+        total = [
+            getattr(self.fit.stage, name)
+            + num_layers * getattr(self.fit.layer, name)
+            + (getattr(self.output, name) if is_last and name in ("fixed_s", "decode_row_s") else 0.0)
+            for name in ("fixed_s", "decode_row_s", "prefill_row_s", "context_s")
+        ]
+        return RowTime(*total)
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)})

@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from bloombee.codec.choice import CodecMode
@@ -21,9 +21,11 @@ from bloombee.codec.table import Table
 from bloombee.errors import BloomBeeError, ConfigError, DeviceError, RemoteProtocolError
 from bloombee.pace import Pace
 from bloombee.pipeline.work import Outcome, Work
+from bloombee.plan.profile import Profile
 from bloombee.plan.standin import is_standin
 from bloombee.roles.coding import Payload, Receiver, Sender
 from bloombee.roles.precise_sleep import sleep_until, wake_exactly
+from bloombee.roles.profiles import paced
 from bloombee.roles.tracing import StageTrace
 from bloombee.types import Dtype, Phase, Span
 from bloombee.wire.messages import Assign, Tally
@@ -67,6 +69,7 @@ class DeviceThread:
         self._tallies: dict[Phase, list[int]] = {phase: [0, 0, 0, 0, 0] for phase in Phase}
         """As wire.messages.Tally, of forwards since the start."""
         self.trace: StageTrace | None = None
+        self._profiling: Iterator[Profile | None] = iter(())
         self._forward_ns = (0, 0)
         """When the last forward began and ended."""
         self._thread = threading.Thread(target=self._main, name="bloombee-device", daemon=True)
@@ -112,6 +115,23 @@ class DeviceThread:
         """Run ``work`` after everything asked before."""
         self._queue.put(lambda: self._run(work, on_done, on_error))
 
+    def profile(self, on_step: Callable[[Profile | None, bool], None]) -> None:
+        """One step of measuring the loaded span, at most one pass long: ``on_step(profile or None, whether that was all)`` on
+        the event loop. The first only looks for what is known already. Not to be asked while a sequence has rows here."""
+
+        def task() -> None:
+            try:
+                found = next(self._profiling)
+            except StopIteration:
+                self._post(on_step, None, True)
+            except Exception:  # it serves without
+                log.debug("measuring failed", exc_info=True)
+                self._post(on_step, None, True)
+            else:
+                self._post(on_step, found, found is not None)
+
+        self._queue.put(task)
+
     def stop(self) -> None:
         """End the thread after what it is doing now; does not wait."""
         self._queue.put(None)
@@ -148,6 +168,7 @@ class DeviceThread:
             if assign.stop < assign.num_layers:
                 ship = functools.partial(self._post, on_table)
                 self.sender = Sender(self._dtype, self._model.hidden_size, CodecMode(assign.codec), ship)
+            self._profiling = self._profiler(assign)
             self._post(on_done, self._model.weight_bytes, 0)
         except BloomBeeError as error:
             self._post(on_error, error)
@@ -190,6 +211,14 @@ class DeviceThread:
             page_size=assign.page_size,
             progress=progress,
         )
+
+    def _profiler(self, assign: Assign) -> Iterator[Profile | None]:
+        digest = assign.config_digest.hex()
+        if self._pace is not None:
+            return iter((paced(self._pace, digest, assign.dtype),))
+        from bloombee.engine.idle_profile import idle_profile
+
+        return idle_profile(self._model, digest, str(self._model.device))
 
     def _build_standin(self, assign: Assign) -> Any:
         import torch

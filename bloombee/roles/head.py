@@ -62,9 +62,10 @@ from bloombee.plan.card import ModelCard
 from bloombee.plan.meter import LinkFacts
 from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
-from bloombee.plan.topology import Link
+from bloombee.plan.topology import LOCAL, Device, Link, Topology
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.local_swarm import LocalSwarm
+from bloombee.roles.profiles import from_message
 from bloombee.roles.stage_host import CODECS, RESEND_AFTER_S
 from bloombee.roles.text import TextCodec, TextStream
 from bloombee.roles.tracing import HeadTrace, open_tracer
@@ -101,6 +102,7 @@ from bloombee.wire.messages import (
     Measure,
     Measured,
     Pick,
+    Profiled,
     Refused,
     Sampling,
     Tally,
@@ -177,6 +179,8 @@ class HeadRole:
         self._tuner_task: asyncio.Task[None] | None = None
         self.tuner: Tuner | None = None
         self.profile: Profile | None = None
+        self.profiles: dict[WorkerId, Profile] = {}
+        """What workers with a stage have said of themselves."""
         self._trace: HeadTrace | None = None
         self._meter = LinkMeter()
         self.codec_choices: dict[tuple[WorkerId, WorkerId], str] = {}
@@ -304,6 +308,21 @@ class HeadRole:
         if self.plan is None:
             return {}
         return {(HEAD, self.plan.stages[0].worker): self._meter.facts(), **self._link_facts}
+
+    @property
+    def topology(self) -> Topology:
+        """The ring as its workers' profiles and its links' frames describe it; what has said nothing takes no time."""
+        plan = self.plan
+        if plan is None:
+            return Topology({})
+        devices = {
+            stage.worker: self.profiles[stage.worker].as_device(stage.name)
+            if stage.worker in self.profiles
+            else Device(stage.name)
+            for stage in plan.stages
+        }
+        known = {ends: facts.as_link() for ends, facts in self.links.items()}
+        return Topology(devices, {ends: known.get(ends) or LOCAL for ends in plan.hops})
 
     async def pages_free(self) -> tuple[int, ...]:
         """Free KV pages of every stage, asked now. Raises as :meth:`_measure`."""
@@ -485,12 +504,22 @@ class HeadRole:
                 raise RemoteProtocolError(f"LinkReport.target = {message.target}: that is no link of this worker's")
             self.codec_choices[worker, message.target] = message.codec
             self._link_facts[worker, message.target] = LinkFacts(**{name: getattr(message, name) for name in LINK_FACTS})
+        elif isinstance(message, Profiled):
+            self._profiled(worker, message)
         elif isinstance(message, Measured):
             self._measured(worker, message)
         elif isinstance(message, Goodbye):
             self._gone(worker, f"it said goodbye: {message.reason}")
         else:
             self._do(self._core.handle(WorkerSaid(worker, message, now)))
+
+    def _profiled(self, worker: WorkerId, said: Profiled) -> None:
+        plan = self.plan
+        if plan is None or self._core.stage_of(worker) is None:
+            raise RemoteProtocolError("Profiled from a worker without a stage", path="message.tag")
+        if (said.pipeline, said.epoch) != (plan.pipeline, plan.epoch):
+            raise StalePlan(f"a profile of pipeline {said.pipeline} epoch {said.epoch}", pipeline=said.pipeline, epoch=said.epoch)
+        self.profiles[worker] = from_message(said, self.card.config_digest, plan.dtype)
 
     def _measured(self, worker: WorkerId, said: Measured) -> None:
         """One answer serves everybody who asked since the last."""

@@ -18,8 +18,10 @@ from bloombee.pipeline.events import Computed, ComputeFailed, LinkRestored, Port
 from bloombee.pipeline.frames import lane_of
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Outcome
+from bloombee.plan.profile import Profile
 from bloombee.roles.device import DeviceThread
 from bloombee.roles.greeting import Greeter
+from bloombee.roles.profiles import to_message
 from bloombee.roles.tracing import StageTrace
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.events import LinkEvent, LinkEventKind
@@ -53,6 +55,8 @@ from bloombee.wire.messages import (
 log = logging.getLogger(__name__)
 CODECS = (0, api.CODEC_ID)
 REPORT_EVERY_S = 2.0
+IDLE_S = 0.5
+"""A stage without work for so long may measure itself."""
 RESEND_AFTER_S = 30.0
 """TCP loses nothing while it stands; what a broken connection lost is resent when it is back."""
 
@@ -104,6 +108,9 @@ class StageHost:
         self._reported_at = -REPORT_EVERY_S
         self._reported_frames = 0
         self._codec_choice = ""
+        self._worked_at = now()
+        self._profile_asked = False
+        self._profile_over = False
         self._broken_at: dict[Port, float] = {}
         self._loaded: tuple[int, int] | None = None
         self._ready_said = False
@@ -252,6 +259,8 @@ class StageHost:
             greeter.tick()
         self._handle(Tick(now))
         self._report(now)
+        if self._ready_said and now - self._worked_at >= IDLE_S:
+            self._measure_on()
         for port, since in list(self._broken_at.items()):
             if now - since > self._grace_s:
                 peer = self.assign.predecessor if port is Port.UPSTREAM else self.assign.successor
@@ -292,6 +301,7 @@ class StageHost:
     def _do(self, commands: list[Command]) -> None:
         for command in commands:
             if type(command) is Compute:
+                self._worked_at = self._now()
                 self._device.run(command.work, on_done=self._computed, on_error=self._compute_failed)
             elif type(command) is Send and isinstance(command.to, Port):
                 self._send(command.to, command.lane, command.message, command.payload)
@@ -339,6 +349,22 @@ class StageHost:
         log.info("stage %d: ready", self.assign.stage)
         message = Ready(pipeline=self.assign.pipeline, epoch=self.assign.epoch, weight_bytes=weight_bytes, kv_bytes=kv_bytes)
         self._send(Port.HEAD, Lane.CONTROL, message)
+        self._worked_at = self._now()
+        self._measure_on()
+
+    def _measure_on(self) -> None:
+        """The next step of this stage's profile, unless a sequence has rows here."""
+        pool = self.core.pool
+        if not self._profile_asked and not self._profile_over and not self._failed and pool.num_free == pool.num_pages:
+            self._profile_asked = True
+            self._device.profile(self._measured_step)
+
+    def _measured_step(self, found: Profile | None, is_over: bool) -> None:
+        self._profile_asked, self._profile_over = False, is_over
+        if found is not None and not self._failed:
+            self._send(Port.HEAD, Lane.CONTROL, to_message(found, self.assign.pipeline, self.assign.epoch))
+        elif self._now() - self._worked_at >= IDLE_S:
+            self._measure_on()
 
     def _report(self, now: float) -> None:
         """What is known of the link to the next stage, if there is news."""

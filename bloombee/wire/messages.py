@@ -7,7 +7,7 @@ never inside a message: they are frames of their own, described in the envelope 
 
 Who says what to whom (docs/wire.md has the rules of each)::
 
-    worker -> head      Join Hello Progress Ready StageFailed Measured LinkReport Heartbeat Closed Goodbye
+    worker -> head      Join Hello Progress Ready StageFailed Measured LinkReport Profiled Heartbeat Closed Goodbye
     head -> worker      Joined Refused Welcome Assign Retire Measure Close Heartbeat Goodbye
     along the ring      Forward (scheduler -> stage 0 -> ... -> last stage), Verdict (last stage -> scheduler), CodecTable
     against the ring    Ack Gap TableHeld TableUnknown
@@ -40,6 +40,8 @@ U64 = Annotated[int, Meta(ge=0)]
 """msgpack has no integer above 2**64 - 1, and msgspec takes no bound that exceeds an int64."""
 Real = Annotated[float, Meta(ge=-1e18, le=1e18)]
 Amount = Annotated[float, Meta(ge=0, le=1e18)]
+Duration = Annotated[float, Meta(ge=0, le=3600)]
+Rate = Annotated[float, Meta(ge=1, le=1e18)]
 Name = Annotated[str, Meta(max_length=256)]
 Path = Annotated[str, Meta(max_length=4096)]
 Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
@@ -259,6 +261,38 @@ class LinkReport(Message, frozen=True, tag=23):
     num_changes: U32
 
 
+class Times(Part, frozen=True, gc=False):
+    """Seconds of a pass, linear in its rows: plan.topology.RowTime."""
+
+    fixed_s: Duration
+    decode_row_s: Duration
+    prefill_row_s: Duration
+    context_s: Duration
+
+
+class Profiled(Message, frozen=True, tag=24):
+    """How fast the sender's device runs the model that it has a stage of; its first guess and what it measured while idle."""
+
+    pipeline: U32
+    epoch: U32
+    device: Name
+    threads: U16
+    stage: Times
+    layer: Times
+    output: Times
+    """Of a last stage besides; zeros on others."""
+    median_error: Amount
+    worst_error: Amount
+    """Of the linear model against the passes measured, relative."""
+    layer_bytes: U63
+    kv_token_bytes: U63
+    memory_bytes: U63
+    """What the device had for weights and KV; 0: not known."""
+    encode_bytes_per_s: Rate | None
+    decode_bytes_per_s: Rate | None
+    """Of the codec, in raw bytes; None: not known."""
+
+
 # -- the ring ----------------------------------------------------------------------------------
 
 
@@ -412,7 +446,7 @@ class TableUnknown(Message, frozen=True, tag=42):
 
 AnyMessage = (
     Join | Joined | Refused | Hello | Welcome | Heartbeat | Goodbye | Piece | PieceAck
-    | Assign | Progress | Ready | StageFailed | Retire | Measure | Measured | LinkReport
+    | Assign | Progress | Ready | StageFailed | Retire | Measure | Measured | LinkReport | Profiled
     | Forward | Verdict | Ack | Gap | Close | Closed
     | CodecTable | TableHeld | TableUnknown
 )  # fmt: skip

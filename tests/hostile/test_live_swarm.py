@@ -15,10 +15,11 @@ from bloombee.config import WorkerConfig
 from bloombee.roles.worker import WorkerRole
 from bloombee.types import Lane
 from bloombee.wire.envelope import encode_envelope
-from bloombee.wire.messages import Assign, Close, Forward, Item, Pick, Refused, StageFailed, Verdict
+from bloombee.wire.messages import Assign, Close, Forward, Item, Pick, Profiled, Refused, StageFailed, Times, Verdict
 from bloombee.wire.token import decode_token
 
 MAX_GROWTH_BYTES = 64 << 20
+TIMES = Times(0.0, 0.0, 0.0, 0.0)
 PROMPT = "class Stack:\n    def push(self"
 
 
@@ -90,8 +91,9 @@ class _Turncoat(WorkerRole):
         Verdict(9, 9, 0, 0, ()),
         Close(1, 1, (1,), 5),
         Forward(1, 1, 0, 0, 0, ()),
+        Profiled(1, 9, "cpu", 1, TIMES, TIMES, TIMES, 0.0, 0.0, 0, 0, 0, None, None),
     ],
-    ids=["verdict before ready", "other pipeline", "close", "forward"],
+    ids=["verdict before ready", "other pipeline", "close", "forward", "profile of another epoch"],
 )
 def test_a_worker_that_says_what_it_must_not_is_refused_and_the_head_lives(message: Any) -> None:
     async def use() -> None:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
 import bloombee
 from bloombee import config
+from bloombee.config import WorkerConfig
 from bloombee.engine import profile as profiling
 from bloombee.engine.checkpoint import resolve
-from bloombee.types import Phase
+from bloombee.engine.idle_profile import idle_profile
+from bloombee.engine.model import SpanModel
+from bloombee.plan.profile import Profile
+from bloombee.roles.worker import WorkerRole
+from bloombee.types import Dtype, Phase, Span
 
 
 @pytest.fixture
@@ -56,6 +63,71 @@ def test_a_runtime_knows_its_machine_if_asked(cache: Path) -> None:
 
     asyncio.run(start())
     assert len(os.listdir(cache)) == 1
+
+
+def test_workers_tell_the_head_how_fast_they_are(cache: Path) -> None:
+    """Measured once they have been idle, then from the cache; what they answer stays the same."""
+    answers = []
+
+    async def profiles() -> dict[int, Profile]:
+        async with bloombee.Runtime("demo", workers=2, dtype="float32", threads=1) as runtime:
+            async with asyncio.timeout(60):
+                answers.append((await runtime.generate("def f", max_new_tokens=20)).token_ids)
+                while len(runtime.profiles) < 2:
+                    assert len(set(await runtime.pages_free())) == 1
+                    await asyncio.sleep(0.02)
+                answers.append((await runtime.generate("def f", max_new_tokens=20)).token_ids)
+            assert [device.layer for device in runtime.topology.devices.values()] == [
+                runtime.profiles[worker].fit.layer for worker in runtime.topology.devices
+            ]
+            assert set(runtime.topology.links) == set(runtime.plan.hops)
+            return runtime.profiles
+
+    first = asyncio.run(profiles())
+    digest = resolve("demo").config_digest.hex()
+    assert {found.model_digest for found in first.values()} == {digest}
+    assert all(found.stage_time(2).decode_s(1, 16) > 0 for found in first.values())
+    assert {found.layer_bytes for found in first.values()} == {profiling.profile("demo", dtype="float32", threads=1).layer_bytes}
+    assert len(os.listdir(cache)) == 3  # of a stage in between, of the last, and the one just measured
+    again = asyncio.run(profiles())
+    assert {found.fit for found in again.values()} == {profiling.profile("demo", dtype="float32", threads=1).fit}
+    assert all(answer == answers[0] for answer in answers)
+
+
+def test_a_remote_worker_tells_it_too(cache: Path) -> None:
+    async def use() -> None:
+        runtime = bloombee.Runtime("demo", remote_workers=1, dtype="float32")
+        await runtime.prepare()
+        worker = WorkerRole(WorkerConfig(join=runtime.join_token, pace="2,1,1"))
+        serving = asyncio.ensure_future(worker.serve())
+        try:
+            async with asyncio.timeout(60):
+                await runtime.ready()
+                while not runtime.profiles:
+                    assert len(await runtime.pages_free()) == 1
+                    await asyncio.sleep(0.02)
+            (found,) = runtime.profiles.values()
+            assert found.stage_time(4, is_last=True).decode_s(2) == pytest.approx(0.004)
+        finally:
+            await runtime.close()
+            await asyncio.gather(serving, return_exceptions=True)
+
+    asyncio.run(use())
+
+
+def test_a_span_is_measured_pass_by_pass_and_left_as_it_was(cache: Path) -> None:
+    model = SpanModel.load(resolve("demo"), Span(1, 4), dtype=Dtype.FLOAT32, num_pages=64, page_size=16)
+    *steps, found = idle_profile(model, "digest", "cpu")
+    assert found is not None
+    assert set(steps) == {None}
+    assert {(point.layers, point.phase) for point in found.points if not point.picks} == {
+        (layers, phase) for layers in (1, 3) for phase in Phase
+    }
+    assert all(not held[:, :400].any() for layer in range(1, 4) for held in model.kv.rows(layer))
+    assert len(steps) > len(found.points)
+    assert list(idle_profile(model, "digest", "cpu")) == [dataclasses.replace(found, points=found.points, memory_bytes=ANY)]
+    small = SpanModel.load(resolve("demo"), Span(0, 1), dtype=Dtype.FLOAT32, num_pages=1, page_size=8)
+    assert list(idle_profile(small, "another", "cpu")) == [None]
 
 
 def test_doctor_prints_points_and_fit(cache: Path) -> None:

@@ -10,9 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bloombee.errors import ConfigError
+from bloombee.pace import parse_pace
 from bloombee.plan.profile import Fit, Point, Profile, fit, fit_output
 from bloombee.plan.topology import RowTime
-from bloombee.types import Phase
+from bloombee.roles.profiles import from_message, paced, to_message
+from bloombee.types import Dtype, Phase
+from bloombee.wire.messages import Profiled
+from bloombee.wire.schema import decode_message, encode_message
 
 GRID = [
     (phase, layers, rows, context)
@@ -105,3 +109,29 @@ def test_a_profile_survives_the_disk_and_becomes_a_device() -> None:
 def test_what_is_no_profile_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="not a profile"):
         Profile.from_json(text)
+
+
+def test_a_stage_takes_its_own_time_and_its_layers_and_the_last_its_output() -> None:
+    found = Profile(
+        "m", "cpu", "float32", 1, Fit(RowTime(1, 2, 3, 4), RowTime(10, 20, 30, 40), 0.0, 0.0), RowTime(100, 200, 300), 1, 1, 0
+    )
+    assert found.stage_time(3) == RowTime(31, 62, 93, 124)
+    assert found.stage_time(3, is_last=True) == RowTime(131, 262, 93, 124)
+    assert found.as_device("a").memory_bytes is None
+    assert found.as_device("a", 5).memory_bytes == 5
+
+
+def test_a_profile_survives_its_way_to_the_head() -> None:
+    found = Profile(
+        "digest", "cpu", "float32", 2, Fit(RowTime(1, 2, 3, 4), RowTime(5, 6, 7, 8), 0.1, 0.2), RowTime(9), 10, 11, 12, None, 13.0
+    )
+    message = to_message(found, 1, 2)
+    assert (message.pipeline, message.epoch) == (1, 2)
+    heard = decode_message(encode_message(message))
+    assert isinstance(heard, Profiled)
+    assert from_message(heard, "digest", Dtype.FLOAT32) == found
+
+
+def test_an_emulated_device_is_known_without_measuring() -> None:
+    found = paced(parse_pace("4,1,0.5"), "digest", "bfloat16")
+    assert found.stage_time(7, is_last=True) == RowTime(0.004, 0.001, 0.0005)

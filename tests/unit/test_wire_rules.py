@@ -22,6 +22,8 @@ FIRST = m.Item(1, 0, 0, bytes(8), 1, m.Opening(2, SAMPLING), None)
 FORWARD = m.Forward(0, 1, 5, 9, 0, (ITEM, FIRST))
 PEER = m.Peer(1, "tcp://h:1", bytes(32), bytes(16))
 ASSIGN = m.Assign(0, 1, 1, 3, 4, 8, 12, "demo", bytes(16), "float32", 10, 16, 2, 2, PEER, PEER, False)
+TIMES = m.Times(0.001, 0.0002, 0.0001, 0.0)
+PROFILED = m.Profiled(0, 1, "cpu", 2, TIMES, TIMES, TIMES, 0.1, 0.2, 1, 1, 0, None, 1e9)
 
 replace = msgspec.structs.replace
 
@@ -73,6 +75,13 @@ BROKEN: list[tuple[str, Any]] = [
     ("Ack.lane", m.Ack(0, 1, 2, 5, (), 9, 0)),
     ("TableUnknown.lane", m.TableUnknown(0, 1, 2, 5, bytes(4))),
     ("Ack.extra[1]", m.Ack(0, 1, 0, 5, (6, 4), 9, 0)),
+    ("Profiled.stage.fixed_s", replace(PROFILED, stage=replace(TIMES, fixed_s=-0.1))),
+    ("Profiled.layer.context_s", replace(PROFILED, layer=replace(TIMES, context_s=math.inf))),
+    ("Profiled.output.decode_row_s", replace(PROFILED, output=replace(TIMES, decode_row_s=3601.0))),
+    ("Profiled.worst_error", replace(PROFILED, worst_error=-1.0)),
+    ("Profiled.device", replace(PROFILED, device=257 * "x")),
+    ("Profiled.layer_bytes", replace(PROFILED, layer_bytes=-1)),
+    ("Profiled.encode_bytes_per_s", replace(PROFILED, encode_bytes_per_s=0.0)),
     ("LinkReport.rtt_s", m.LinkReport(0, 1, 2, "", -0.1, 0.0, None, None, None, 0.0, None, 1, 1, 0.0, 0)),
     ("LinkReport.bandwidth_low_bytes_per_s", m.LinkReport(0, 1, 2, "", None, 0.0, None, 1.0, math.inf, 0.0, None, 1, 1, 0.0, 0)),
     ("Pick.logprob", m.Verdict(0, 1, 1, 1, (m.Pick(1, 0, 1, 1, -math.inf, ()),))),
