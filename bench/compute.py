@@ -56,11 +56,13 @@ class Row(Protocol):
 class Engine:
     """One stage of all layers; its sequences lie in the pool as they would after prompts that came one after the other."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: Dtype, batches: list[int], context: int, steps: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: Dtype, batches: list[int], context: int, steps: int, device: str) -> None:
         layers = checkpoint.new_config().num_hidden_layers
         self.context = context
         self.pages = -(-(context + steps) // PAGE)
-        self.model = SpanModel.load(checkpoint, Span(0, layers), dtype=dtype, num_pages=max(batches) * self.pages, page_size=PAGE)
+        self.model = SpanModel.load(
+            checkpoint, Span(0, layers), dtype=dtype, device=device, num_pages=max(batches) * self.pages, page_size=PAGE
+        )
         generator = torch.Generator().manual_seed(0)
         for layer in range(layers):
             for held in self.model.kv.rows(layer):
@@ -276,6 +278,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=16, help="of a turn")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--device", default="cpu", help="of the engine: cpu (default), cuda or cuda:N; beyond the CPU with --only"
+    )
     parser.add_argument("--only", action="store_true", help="the engine alone")
     parser.add_argument("--peers", action="store_true", help="llama.cpp too (bfloat16 only)")
     parser.add_argument("--peer-env", action="append", default=[], metavar="NAME=DIR", help="virtual environment of a peer")
@@ -289,9 +294,11 @@ def main() -> None:
     environments = dict(text.split("=", 1) for text in args.peer_env)
     if args.peers and ("llama.cpp" not in environments or args.dtype != "bfloat16"):
         raise SystemExit("--peers needs --peer-env llama.cpp=DIR and bfloat16")
+    if args.device != "cpu" and not (args.only and torch.cuda.is_available()):
+        raise SystemExit(f"--device {args.device} needs --only and a CUDA device that torch sees: the other rows run on the CPU")
     set_threads(args.threads)
     checkpoint, dtype = resolve(args.model), Dtype(args.dtype)
-    engine = Engine(checkpoint, dtype, batches, args.context, args.steps)
+    engine = Engine(checkpoint, dtype, batches, args.context, args.steps, args.device)
     rows: dict[str, Row] = {"engine": engine}
     llama = None
     if not args.only:

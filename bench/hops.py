@@ -44,7 +44,12 @@ async def round_of(runtime: bloombee.Runtime, tokens: int) -> dict[str, float]:
 
 async def measure(arguments: argparse.Namespace, console: Console) -> list[dict[str, float]]:
     async with bloombee.Runtime(
-        arguments.model, workers=arguments.workers, dtype=arguments.dtype, curve=not arguments.no_curve, threads=1
+        arguments.model,
+        workers=arguments.workers,
+        dtype=arguments.dtype,
+        curve=not arguments.no_curve,
+        threads=1,
+        device=arguments.device,
     ) as runtime:
         await round_of(runtime, 32)
         rounds = [await round_of(runtime, arguments.tokens) for _ in track(range(arguments.rounds), "rounds", console=console)]
@@ -58,6 +63,7 @@ def main() -> int:
     parser.add_argument("--model", default="llama:1024x6")
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cpu", help="of every worker: cpu (default), cuda, cuda:N")
     parser.add_argument("--tokens", type=int, default=128, help="per round (default 128)")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--no-curve", action="store_true", help="plain TCP")
