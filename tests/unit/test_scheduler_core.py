@@ -302,7 +302,7 @@ def test_nothing_is_left_over_where_nobody_names_a_client() -> None:
 
 def test_the_most_open_sequences_hold_for_all_but_newcomers() -> None:
     core = _core(num_pages=64)
-    core.handle(Tune(2, 8, 2, 0.0))
+    core.handle(Tune(2, 8, 4, 2, 0.0))
     assert [_admitted(core, n, "many") for n in range(3)] == [True, True, False]
     assert _admitted(core, 3, "new")
     assert not _admitted(core, 4, "new")
