@@ -6,6 +6,7 @@ Two processes, CURVE, the link emulator between them; the sender's meter is the 
     both      the same, decode frames every 20 ms beside it (5 ms of wire each)
     queue     decode frames a fifth faster than the wire takes them
     large     one frame of 100 ms of wire every half second
+    probe     nothing: the link is idle and probed
     light     decode frames that leave the wire idle most of the time: unknown is right
 
 Asked for and read, in Mbit/s and ms; "-": the meter says that it does not know.
@@ -39,7 +40,7 @@ from tools.wan import Link, Wan
 
 BULK_BYTES = 1 << 20
 SMALL_BYTES = 64
-TRAFFICS = ("bulk", "both", "queue", "large", "light")
+TRAFFICS = ("bulk", "both", "queue", "large", "light", "probe")
 
 
 class Sender:
@@ -98,12 +99,15 @@ async def _load(sender: Sender, traffic: str, rate: float, seconds: float) -> No
         "queue": (int(rate * 0.03), 0.025),
         "large": (int(rate * 0.1), 0.5),
         "light": (max(300, int(rate * 0.003)), 0.05),
+        "probe": (0, 0.1),
     }[traffic]
     start = time.monotonic()
     for number in range(int(seconds / period_s)):
         await asyncio.sleep(max(0.0, start + number * period_s - time.monotonic()))
         if frame_bytes:
             sender.send(Lane.CONTROL, frame_bytes)
+        if traffic == "probe":
+            sender.endpoint.probe(sender.link, 1.0)
         if traffic in ("bulk", "both"):
             while sender.endpoint.pending_bytes(sender.link, Lane.BULK) < 4 * BULK_BYTES:
                 sender.send(Lane.BULK, BULK_BYTES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import gc
 import logging
@@ -261,6 +262,9 @@ class StageHost:
         self._report(now)
         if self._ready_said and now - self._worked_at >= IDLE_S:
             self._measure_on()
+            if not self._failed and not self._meter.num_unacknowledged:
+                with contextlib.suppress(LinkDown):
+                    self._endpoint.probe(self._links[Port.DOWNSTREAM], now - self._worked_at)
         for port, since in list(self._broken_at.items()):
             if now - since > self._grace_s:
                 peer = self.assign.predecessor if port is Port.UPSTREAM else self.assign.successor

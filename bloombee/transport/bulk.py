@@ -11,16 +11,17 @@ from collections.abc import Callable, Sequence
 
 from bloombee.errors import RemoteProtocolError
 from bloombee.plan.meter import LinkEstimator, wire_bytes
+from bloombee.plan.probe import Prober
 from bloombee.transport.events import Counters
 from bloombee.wire.envelope import Envelope
-from bloombee.wire.messages import Message, Piece, PieceAck
+from bloombee.wire.messages import Message, Piece, PieceAck, Probe
 from bloombee.wire.pieces import Assembly
 from bloombee.wire.schema import Buffer, refuse
 from bloombee.wire.window import BulkWindow
 
 WHOLE_BYTES = 1 << 14
 """Larger payloads go in pieces."""
-LINK_MESSAGES = (Piece, PieceAck)
+LINK_MESSAGES = (Piece, PieceAck, Probe)
 """What endpoints say to each other; their owners see none of it."""
 
 
@@ -41,6 +42,7 @@ class Bulk:
         "estimator",
         "is_begun",
         "offset",
+        "prober",
         "timer",
         "wait_s",
         "window",
@@ -50,6 +52,7 @@ class Bulk:
         self.window = BulkWindow()
         self.estimator = LinkEstimator()
         """What this link carries, of both lanes; whole frames are shown to it by their owners."""
+        self.prober = Prober()
         self.assembly = Assembly(self._may_break)
         self.is_begun = False
         """Whether the header of the frame at the queue's front is out."""
@@ -78,6 +81,14 @@ class Bulk:
         """Raises RemoteProtocolError if no piece of such a number was sent."""
         self.window.acked(upto, now)
         self.estimator.pieces_acked(upto, now)
+        if upto == self.window.next_number:
+            base_rtt_s = self.estimator.facts().base_rtt_s or 0.0
+            self.prober.answered(now, base_rtt_s=base_rtt_s, least_train_s=self.estimator.least_train_s)
+
+    def probe_sent(self, num_bytes: int, now: float) -> None:
+        """A probe of so many bytes is out."""
+        others = wire_bytes(self._control.bytes_out, self._control.messages_out)
+        self.estimator.piece_sent(self.window.skip(), wire_bytes(num_bytes, 1), others, now)
 
     def cuts(self, payloads: Sequence[Buffer]) -> bool:
         """Whether a frame with these payloads goes in pieces."""
@@ -89,6 +100,11 @@ class Bulk:
         Raises:
             RemoteProtocolError: not one payload frame to a piece, or as :class:`Assembly` says.
         """
+        if isinstance(envelope.message, Probe):
+            if payloads or envelope.tensors:
+                raise refuse("Probe.payload", len(payloads), "none")
+            self.assembly.pad(envelope.message.number)
+            return None
         if not isinstance(envelope.message, Piece):
             self.assembly.begin(envelope)
             return None
@@ -102,6 +118,7 @@ class Bulk:
         self._breaks += 1
         self.window.lost()
         self.estimator.pieces_lost()
+        self.prober.lost()
         self.wait_s = 0.0
 
     def cancel_timer(self) -> None:

@@ -46,7 +46,7 @@ from bloombee.transport.sockets import Reader, has_input, has_room, new_dealer, 
 from bloombee.transport.zap import ZapHandler
 from bloombee.types import Lane, WorkerId
 from bloombee.wire.envelope import MAX_TENSORS, Envelope, TensorHeader, check_payloads, decode_header, encode_envelope
-from bloombee.wire.messages import AnyMessage, Join, Joined, PieceAck, Refused
+from bloombee.wire.messages import AnyMessage, Join, Joined, PieceAck, Probe, Refused
 from bloombee.wire.schema import Buffer
 from bloombee.wire.window import BulkWindow
 
@@ -56,6 +56,8 @@ OnJoin = Callable[[bytes, bytes, Join], None]
 
 MAX_QUEUED_MESSAGES = 4096
 MAX_QUEUED_BYTES = 1 << 28
+PROBE_MESSAGES = 8
+"""Of a train of padding; ZeroMQ takes at least as many at once."""
 _TURN_MESSAGES = 64
 _TURN_BYTES = 1 << 23
 """A reader gives the loop back after so much."""
@@ -284,6 +286,44 @@ class Endpoint:
             self._flush(port)
         reader.again()
         return num_bytes
+
+    def probe(self, link: bytes, idle_s: float) -> int:
+        """Send a train of padding if the link is up, its bandwidth is not known, and it may cost that (plan/probe.py).
+
+        Args:
+            idle_s: since the caller had anything on its way over it.
+
+        Returns:
+            Its bytes; 0: none was sent.
+
+        Raises:
+            LinkDown: no such link at this endpoint.
+        """
+        bulk, ports = self._bulk(link), self._links[link]
+        port = ports[Lane.BULK]
+        if not (port.accepted or port.up) or ports[Lane.CONTROL].queue or port.queue or bulk.window.unacked_bytes:
+            return 0
+        now, facts = time.monotonic(), bulk.estimator.facts()
+        wanted = bulk.prober.wants(
+            now,
+            idle_s=idle_s,
+            sampled_at=bulk.estimator.sampled_at,
+            bandwidth=facts.bandwidth_bytes_per_s,
+            least_train_s=bulk.estimator.least_train_s,
+        )
+        padding, sent = bytes(-(-wanted // PROBE_MESSAGES)), 0
+        with contextlib.suppress(Unreachable):
+            for _ in range(PROBE_MESSAGES if wanted else 0):
+                header = encode_envelope(self.swarm, Probe(bulk.window.next_number, padding))
+                if not port.write(header, (), len(header)):
+                    break
+                bulk.probe_sent(len(header), now)
+                sent += len(header)
+        if sent:
+            bulk.prober.sent(sent, now)
+            assert port.reader is not None
+            port.reader.recheck()
+        return sent
 
     def pending_bytes(self, link: bytes, lane: Lane) -> int:
         """Bytes in the lane's own queue: what ZeroMQ has not taken yet. 0 for an unknown link."""

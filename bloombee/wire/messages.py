@@ -12,7 +12,7 @@ Who says what to whom (docs/wire.md has the rules of each)::
     along the ring      Forward (scheduler -> stage 0 -> ... -> last stage), Verdict (last stage -> scheduler), CodecTable
     against the ring    Ack Gap TableHeld TableUnknown
     worker -> worker    Hello Welcome Refused, then the ring's
-    within a link       Piece PieceAck (between the two endpoints; nobody above them sees one)
+    within a link       Piece PieceAck Probe (between the two endpoints; nobody above them sees one)
 """
 
 from __future__ import annotations
@@ -132,6 +132,14 @@ class Piece(Message, frozen=True, tag=8):
     """Counts the pieces of this lane and direction from 0."""
     offset: U32
     """Of its first byte in the frame's payload."""
+
+
+class Probe(Message, frozen=True, tag=10):
+    """Padding, to see how fast it comes; bulk lanes only, between frames. Acknowledged as a piece, and forgotten."""
+
+    number: U63
+    """Of the pieces' numbers the next."""
+    padding: Annotated[bytes, Meta(min_length=1, max_length=1 << 17)]
 
 
 class PieceAck(Message, frozen=True, tag=9):
@@ -445,7 +453,7 @@ class TableUnknown(Message, frozen=True, tag=42):
 
 
 AnyMessage = (
-    Join | Joined | Refused | Hello | Welcome | Heartbeat | Goodbye | Piece | PieceAck
+    Join | Joined | Refused | Hello | Welcome | Heartbeat | Goodbye | Piece | PieceAck | Probe
     | Assign | Progress | Ready | StageFailed | Retire | Measure | Measured | LinkReport | Profiled
     | Forward | Verdict | Ack | Gap | Close | Closed
     | CodecTable | TableHeld | TableUnknown

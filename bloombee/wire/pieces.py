@@ -92,6 +92,19 @@ class Assembly:
         self._forget()
         return whole
 
+    def pad(self, number: int) -> None:
+        """A probe came: it has a piece's number and no place in a frame.
+
+        Raises:
+            RemoteProtocolError: it came within a frame, or its number is not the next.
+        """
+        if self._envelope is not None:
+            self._break("Probe.number", number, "between frames")
+        elif self._has_numbers and number != self.upto:
+            self._break("Probe.number", number, f"the next one ({self.upto})")
+        self._has_numbers = True
+        self.upto = number + 1
+
     def _forget(self) -> None:
         self._envelope = None
         self._buffer = memoryview(b"")

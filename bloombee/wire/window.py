@@ -154,6 +154,11 @@ class BulkWindow:
             self._next_at = max(self._next_at, now - BURST_S) + num_bytes / pace
         return number
 
+    def skip(self) -> int:
+        """A number for what is acknowledged like a piece and is none: a probe."""
+        self.next_number += 1
+        return self.next_number - 1
+
     def ran_dry(self) -> None:
         """There was nothing more to send although more might have gone: until what is on its way has arrived,
         delivery rates are the sender's and not the wire's."""

@@ -16,7 +16,7 @@ from bloombee.transport import LinkEventKind
 from bloombee.transport.keys import generate
 from bloombee.types import Lane
 from bloombee.wire.envelope import MAX_TENSOR_BYTES, encode_envelope
-from bloombee.wire.messages import Heartbeat, Piece, PieceAck
+from bloombee.wire.messages import Heartbeat, Piece, PieceAck, Probe
 from bloombee.wire.window import MAX_PIECE_BYTES
 
 
@@ -45,6 +45,10 @@ async def turncoat(side: Side, lane: Lane) -> AsyncIterator[tuple[bytes, Attacke
         a.close()
 
 
+def probe(number: int) -> bytes:
+    return encode_envelope(SWARM, Probe(number, bytes(100)))
+
+
 ATTACKS: dict[str, tuple[Lane, list[list[bytes]], str]] = {
     "a piece on the control lane": (Lane.CONTROL, [[piece(0, 0), b"x"]], "Piece"),
     "a beginning on the control lane": (Lane.CONTROL, [[begin(100)]], "tensors"),
@@ -67,6 +71,12 @@ ATTACKS: dict[str, tuple[Lane, list[list[bytes]], str]] = {
     "a piece after the frame": (Lane.BULK, [[begin(1)], [piece(0, 0), b"x"], [piece(1, 1), b"x"]], "Piece.number"),
     "a number out of range": (Lane.BULK, [[msgpack.packb([1, SWARM, [8, -1, 0], []]), b"x"]], "Piece.number"),
     "an offset out of range": (Lane.BULK, [[msgpack.packb([1, SWARM, [8, 0, 2**32], []]), b"x"]], "Piece.offset"),
+    "a probe within a frame": (Lane.BULK, [[begin(10)], [probe(0)]], "Probe.number"),
+    "a probe twice": (Lane.BULK, [[probe(0)], [probe(0)]], "Probe.number"),
+    "a probe with a payload": (Lane.BULK, [[probe(0), b"x"]], "Probe.payload"),
+    "a probe without padding": (Lane.BULK, [[msgpack.packb([1, SWARM, [10, 0, b""], []])]], "Probe.padding"),
+    "a probe that is too large": (Lane.BULK, [[msgpack.packb([1, SWARM, [10, 0, bytes((1 << 17) + 1)], []])]], "message"),
+    "a probe on the control lane": (Lane.CONTROL, [[probe(0)]], "Probe"),
     "a piece of another swarm": (Lane.BULK, [[encode_envelope(1, Piece(0, 0)), b"x"]], "swarm"),
 }
 

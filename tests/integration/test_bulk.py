@@ -97,6 +97,37 @@ def test_a_small_frame_behind_a_large_one_stays_behind() -> None:
     asyncio.run(main())
 
 
+def test_an_idle_link_is_probed_and_frames_follow() -> None:
+    """Nobody above the endpoints sees a probe; pieces go on with its numbers; a link that is in use is left alone."""
+
+    async def main() -> None:
+        async with sides({"bind": True}, {}) as (a, b):
+            link = await linked(a, b)
+            b.endpoint.send(link, Lane.CONTROL, Heartbeat(0))
+            await a.until(lambda: a.said(Heartbeat), "the link is known")
+            assert b.endpoint.probe(link, 0.0) == 0
+            sent = b.endpoint.probe(link, 10.0)
+            assert sent > 0
+            assert b.endpoint.probe(link, 10.0) == 0
+            window = b.endpoint.bulk_window(link)
+            numbers = window.next_number
+            assert numbers > 1
+            message, tensors = forward(0, 1 << 20)
+            payload = os.urandom(1 << 20)
+            b.endpoint.send(link, Lane.BULK, message, tensors, (payload,))
+            assert b.endpoint.probe(link, 10.0) == 0
+            await a.until(lambda: a.said(Forward), "a frame arrives")
+            await drained(b, link)
+            assert window.next_number > numbers
+            assert window.unacked_bytes == 0
+            assert [m[3] for m in a.messages if m[1] is Lane.BULK] == [[payload]]
+            assert LinkEventKind.REFUSED not in a.kinds() + b.kinds()
+            with pytest.raises(LinkDown):
+                b.endpoint.probe(bytes(16), 10.0)
+
+    asyncio.run(main())
+
+
 def test_off_where_it_is_not_wanted() -> None:
     async def main() -> None:
         async with sides({"bind": True}, {"whole_bytes": 1 << 26}) as (a, b):
