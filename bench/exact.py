@@ -105,7 +105,8 @@ def judge_standin(prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[in
     return Verdict(wrong == 0, wrong)
 
 
-def _load(model: str, dtype: Dtype) -> Any:
+def load(model: str, dtype: Dtype) -> Any:
+    """The whole model by transformers, in this process."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -140,7 +141,7 @@ def _judge(model: Any, prompt: list[int], emitted: list[int]) -> dict[str, list[
 
 
 def main() -> None:
-    model = _load(sys.argv[1], Dtype(sys.argv[2]))
+    model = load(sys.argv[1], Dtype(sys.argv[2]))
     for line in sys.stdin:
         run = json.loads(line)
         print(json.dumps(_judge(model, run["prompt"], run["tokens"])), flush=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.arguments import OptionError, Parser, out_file, out_path, parse_whole, seconds, shown, whole
+from bench.peers.kinds import KINDS, PeerEnv, parse_envs
 from bench.profiles import SCALED_HIDDEN, load_profile, profile_names
 from bench.techniques import TECHNIQUES, Technique, find_technique
 from bench.texts import MAX_PROMPT_TOKENS, most_prompts
@@ -28,6 +29,7 @@ examples:
   python bench/pipeline.py                                             # at most two minutes: one table, one plot
   python bench/pipeline.py --quick
   python bench/pipeline.py --profiles three-regions,home --batches 1,32,auto --simulate
+  python bench/pipeline.py --models llama:1024x6 --batches 1,8 --peers --peer-env llama.cpp=DIR --peer-env petals=DIR
   python bench/pipeline.py --models standin:llama-30b --pace 13,0.05,0.5 --profiles 20M-100ms --batches 32 --simulate
 """
 
@@ -51,6 +53,7 @@ class BenchOptions:
     json: Path | None
     plots: Path | None
     port: int
+    peers: tuple[PeerEnv, ...] = ()
 
 
 def parse(arguments: Sequence[str] | None = None) -> BenchOptions:
@@ -75,6 +78,7 @@ def parse(arguments: Sequence[str] | None = None) -> BenchOptions:
     if max(batches) > (most := most_prompts(options.prompt_tokens)):
         raise OptionError(f"--prompt-tokens {options.prompt_tokens}: there is text for {most} of them, not for {max(batches)}")
     RuntimeConfig(workers=options.workers, dtype=options.dtype)
+    _check_peers(options, models, batches)
     return BenchOptions(
         models=models,
         profiles=profiles,
@@ -91,6 +95,7 @@ def parse(arguments: Sequence[str] | None = None) -> BenchOptions:
         json=options.json,
         plots=options.plots,
         port=options.port,
+        peers=parse_envs(options.peer_env) if options.peers else (),
     )
 
 
@@ -121,6 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--simulate", action="store_true", help="cost model, simulated cluster and measurement side by side")
     add("--json", type=out_file, metavar="FILE", help="one line a cell; default runs/pipeline-MODEL.jsonl")
     add("--plots", type=out_path, metavar="DIR", help="three plots there; default: one, beside the JSON file")
+    add("--peers", action="store_true", help="rows of transformers in one process too, and of what --peer-env names")
+    add("--peer-env", action="append", default=[], metavar="NAME=DIR", help="a virtual environment with petals or llama.cpp")
     add("--port", type=whole(0, 65535), default=0, help="of the head, behind the last link; default: any free one")
     return parser
 
@@ -139,6 +146,28 @@ def _batch(text: str) -> int:
     if number is None:
         raise OptionError(f"--batches {shown(text)}: whole numbers from 1 to {MAX_BATCH}, or auto")
     return number
+
+
+def _check_peers(options: argparse.Namespace, models: Sequence[str], batches: Sequence[int]) -> None:
+    """What peers cannot do is refused before an environment is looked at."""
+    if not options.peers:
+        if options.peer_env:
+            raise OptionError("--peer-env is for --peers, which is not given")
+        return
+    if options.pace is not None:
+        raise OptionError("--peers and --pace: peers' devices cannot be paced, so their rows would be of other machines")
+    if AUTO in batches:
+        raise OptionError("--peers needs --batches as numbers: the same for all rows, while auto is chosen for each")
+    for model in models:
+        if is_standin(model):
+            raise OptionError(f"--peers: {model} computes nothing, peers compute")
+        if options.peer_env and not model.startswith("llama:"):
+            raise OptionError(f"--peer-env: {shown(model)}: the shapes that all peers run are llama:HIDDENxLAYERS")
+    if options.dtype != "auto":
+        for env in options.peer_env:
+            kind = KINDS.get(env.partition("=")[0])
+            if kind is not None and options.dtype not in kind.dtypes:
+                raise OptionError(f"--dtype {options.dtype}: {kind.technique} has {', '.join(kind.dtypes)} on a CPU")
 
 
 def _check_model(model: str) -> None:

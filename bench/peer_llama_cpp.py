@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import gguf  # type: ignore[import-not-found]
-import llama_cpp  # type: ignore[import-not-found]
+import gguf
+import llama_cpp
 import numpy as np
 
 ARCHITECTURE = "llama"

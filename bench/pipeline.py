@@ -27,6 +27,7 @@ from bench.arguments import OptionError, check_file, make_folder, reason  # noqa
 from bench.cells import LogError, RunLog  # noqa: E402
 from bench.load import RunError  # noqa: E402
 from bench.options import BenchOptions, parse  # noqa: E402
+from bench.peers.kinds import missing  # noqa: E402
 from bench.profiles import ProfileError  # noqa: E402
 from bench.runner import ModelRunner  # noqa: E402
 from bench.screen import Screen, table  # noqa: E402
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0: measured; 2: bad input; 1: any other failure; 130: interrupted."""
     try:
         options = parse(arguments)
+        if options.peers and (hint := missing(options.peers)):
+            print(f"pipeline: {hint}", file=sys.stderr)
         for model in options.models:
             _measure(model, options)
     except BAD_INPUT as error:

@@ -18,6 +18,7 @@ Line = dict[str, Any]
 PLAIN_NUMBERS = FuncFormatter(lambda value, _: f"{value:g}")
 TWO_AND_FIVE = FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
 COLOURS = {"plain": "#888888", "microbatch": "#1f77b4", "codec": "#2ca02c", "microbatch+codec": "#9467bd", "all": "#d62728"}
+COLOURS |= {"transformers": "#000000", "llama.cpp-rpc": "#ff7f0e", "petals": "#17becf"}
 PARTS = (
     ("device", "floor_compute_s", "#4c78a8"),
     ("wire, raw payload", "floor_wire_s", "#f58518"),
@@ -25,13 +26,18 @@ PARTS = (
 )
 
 
+def of_ours(lines: Sequence[Line]) -> list[Line]:
+    """Lines that have a floor and a prediction: peers have none."""
+    return [line for line in lines if line["loop_floor_s"] is not None]
+
+
 def draw_overview(lines: Sequence[Line], path: Path) -> None:
     """The three plots as one picture."""
     figure, axes = plt.subplots(1, 4, figsize=(22, 5.5), width_ratios=(1, 1, 1.6, 1))
     draw_throughput(axes[0], lines)
     draw_time_per_token(axes[1], lines)
-    draw_parts(axes[2], lines)
-    draw_predicted(axes[3], lines)
+    draw_parts(axes[2], of_ours(lines))
+    draw_predicted(axes[3], of_ours(lines))
     _save(figure, lines, path)
 
 
@@ -46,7 +52,7 @@ def draw_each(lines: Sequence[Line], folder: Path) -> list[Path]:
     single: Sequence[Callable[[Any, Sequence[Line]], None]] = (draw_parts, draw_predicted)
     for draw, file, width in zip(single, files[1:], (max(7.0, 0.7 * len(lines) + 3), 6.5), strict=True):
         figure, axis = plt.subplots(figsize=(width, 5.5))
-        draw(axis, lines)
+        draw(axis, of_ours(lines))
         _save(figure, lines, file)
     return files
 

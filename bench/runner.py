@@ -13,9 +13,10 @@ from bench.cells import Cell, RunLog, interleave, make_cells
 from bench.exact import Reference
 from bench.load import Run, RunError, measure, most_tokens, warm_up
 from bench.options import AUTO, MAX_BATCH, BenchOptions
+from bench.peers.field import Field
 from bench.profiles import SCALED_HIDDEN, Profile, load_profile
 from bench.ring import Ring, RingSpec
-from bench.summary import Subject, cell_line
+from bench.summary import Subject, cell_line, peer_line
 from bench.techniques import TECHNIQUES
 from bench.texts import prompts
 from bloombee.pace import Pace, parse_pace
@@ -40,7 +41,8 @@ class ModelRunner:
         self.log = log
         self.subject: Subject
         self._on_run = on_run
-        self._cells = make_cells(options.profiles, [t.name for t in options.techniques], options.batches)
+        rows = [*(technique.name for technique in options.techniques), *(env.technique for env in options.peers)]
+        self._cells = make_cells(options.profiles, rows, options.batches)
         self._links: dict[str, Profile] = {}
         self._num_done = 0
         self._started = time.monotonic()
@@ -59,7 +61,8 @@ class ModelRunner:
                 async with self._rings(names[0]) as rings:
                     if self._reference is None:
                         self._reference = stack.enter_context(Reference(self.model, rings[0].runtime.plan.dtype))
-                    await self._run_pass(cells, {(ring.spec.microbatches, ring.spec.codec): ring for ring in rings})
+                    async with self._peers(rings[0]):
+                        await self._run_pass(cells, {(ring.spec.microbatches, ring.spec.codec): ring for ring in rings})
         return [self._line(cell) for cell in self._cells]
 
     async def _find_hidden(self) -> int:
@@ -109,6 +112,20 @@ class ModelRunner:
                 await warm_up(ring)
             yield rings
 
+    @contextlib.asynccontextmanager
+    async def _peers(self, ring: Ring) -> AsyncIterator[None]:
+        """The peers that were asked for, up for the length of the block."""
+        if not self.options.peers:
+            yield
+            return
+        self._on_run(self._num_done, self._num_runs, "starting peers")
+        field = Field(self.options.peers, ring.spec.profile, self.model, ring.runtime.plan.dtype, self.subject.layers)
+        self._field = await asyncio.to_thread(field.__enter__)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(field.__exit__)
+
     @property
     def _num_runs(self) -> int:
         return len(self._cells) * self.options.repeats
@@ -116,13 +133,15 @@ class ModelRunner:
     async def _run_pass(self, cells: Sequence[Cell], rings: dict[tuple[int | None, str], Ring]) -> None:
         batches: dict[Cell, int] = {}
         for cell in cells:
-            ring = rings[TECHNIQUES[cell.technique].way]
             self._links.setdefault(cell.profile, load_profile(cell.profile, hidden=self._hidden))
-            batches[cell] = cell.batch or await self._auto_batch(cell, ring)
+            batches[cell] = cell.batch or await self._auto_batch(cell, rings[TECHNIQUES[cell.technique].way])
         for repeat, cell in interleave(cells, self.options.repeats):
             if not self.log.has(cell, repeat) and not (repeat and self._is_late):
                 self._on_run(self._num_done, self._num_runs, f"{cell.profile} {cell.technique} B={batches[cell]}")
-                run = await self._run_cell(cell, rings[TECHNIQUES[cell.technique].way], batches[cell])
+                if cell.technique in TECHNIQUES:
+                    run = await self._run_cell(cell, rings[TECHNIQUES[cell.technique].way], batches[cell])
+                else:
+                    run = await self._run_peer(cell, next(iter(rings.values())))
                 self.log.add(cell, repeat, {"batch": batches[cell], **run})
             self._num_done += 1
         self._on_run(self._num_done, self._num_runs, "")
@@ -140,6 +159,16 @@ class ModelRunner:
         verdict = await asyncio.to_thread(self._reference.judge, texts, run.tokens)
         return {**run.to_json(), "exact": verdict.exact, "flips": verdict.flips}
 
+    async def _run_peer(self, cell: Cell, ring: Ring) -> dict[str, Any]:
+        """The rings are idle meanwhile, as the peers are while a ring runs."""
+        texts = prompts(cell.batch, self.options.prompt_tokens, ring.runtime.card.tokenizer_json)
+        peer = self._field.peers[cell.technique]
+        peer.star.shape(self._links[cell.profile])
+        run, tokens = await asyncio.to_thread(peer.measure, texts, self.options.tokens)
+        assert self._reference is not None
+        verdict = await asyncio.to_thread(self._reference.judge, texts, tokens)
+        return {**run, "exact": verdict.exact, "flips": verdict.flips}
+
     async def _auto_batch(self, cell: Cell, ring: Ring) -> int:
         """ceil(1.25 x delay-free tokens/s x L): enough sequences to fill the links, measured without delays."""
         known = self.log.runs(cell)
@@ -156,6 +185,8 @@ class ModelRunner:
         runs = self.log.runs(cell)
         if not runs:
             raise RunError(f"no run of {cell}")
+        if cell.technique not in TECHNIQUES:
+            return peer_line(cell, runs, self.subject, simulated=self.options.simulate)
         profile = self._links[cell.profile]
         num_links = self.options.workers if self.options.workers > 1 else 0
         return cell_line(

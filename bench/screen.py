@@ -18,7 +18,7 @@ NOTES = (
     " device time, once round. +/hop: ms that a token takes beyond it, a hop. predicted: tok/s by the cost model. idle: of the"
     " bottleneck.",
     "cpu: ours + other programs' share of all cores; !: contended, our own CPU use is the limit. flips: tokens that one process"
-    " would have chosen otherwise (ties in bf16); WRONG: not by rounding.",
+    " would have chosen otherwise (ties in bf16); WRONG: not by rounding. Peers: what does not apply is left empty.",
 )
 
 
@@ -89,13 +89,13 @@ def _cells(line: dict[str, Any], simulated: bool) -> list[str]:
         line["profile"],
         line["technique"],
         str(line["batch"]),
-        f"{line['microbatches']} x {line['microbatch_rows']}",
+        f"{line['microbatches']} x {line['microbatch_rows']}" if line["microbatches"] else "",
         f"{speed['p50']:.1f}",
         _half(speed),
         f"{1e3 * gap['p50']:.1f}",
         _half(gap),
-        f"{1e3 * line['loop_floor_s']:.1f}",
-        f"{1e3 * line['excess_per_hop_s']:.2f}",
+        _ms(line["loop_floor_s"], 1),
+        _ms(line["excess_per_hop_s"], 2),
         _beside(line["predicted_tokens_per_s"], speed["p50"]),
     ]
     if simulated:
@@ -103,7 +103,7 @@ def _cells(line: dict[str, Any], simulated: bool) -> list[str]:
     cells += [
         f"{line['prefill_tokens_per_s']:.0f}",
         f"{1e3 * line['time_to_first_token_s']:.0f}",
-        f"{line['bubble']:.0%}",
+        "" if line["bubble"] is None else f"{line['bubble']:.0%}",
         f"{line['cpu_share']:.0%}{'!' if line['contended'] else ''}+{line['others_cpu_share']:.0%}",
         str(line["flips"]) if line["exact"] else "[bold red]WRONG[/]",
     ]
@@ -115,5 +115,9 @@ def _half(spread: dict[str, float]) -> str:
     return f"{(spread['p90'] - spread['p10']) / 2 / spread['p50']:.0%}"
 
 
-def _beside(value: float, measured: float) -> str:
-    return f"{value:.1f} ({value / measured - 1:+.0%})"
+def _ms(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{1e3 * value:.{digits}f}"
+
+
+def _beside(value: float | None, measured: float) -> str:
+    return "" if value is None else f"{value:.1f} ({value / measured - 1:+.0%})"

@@ -15,6 +15,7 @@ from bench.floors import (
     floors,
     roofline_tokens_per_s,
 )
+from bench.peers.kinds import BY_TECHNIQUE
 from bench.predict import Setting, fit_paces, predict_by_cost, simulate
 from bench.profiles import LinkProfile
 from bench.usage import num_cores
@@ -22,6 +23,10 @@ from bloombee.pace import Pace
 
 CONTENDED_SHARE = 0.6
 DISTURBED_SHARE = 0.3
+RING_FIELDS = (
+    "floor_delay_s", "floor_wire_s", "floor_compute_s", "loop_floor_s", "stage_compute_s", "excess_per_hop_s",
+    "roofline_tokens_per_s", "bubble", "predicted_tokens_per_s", "predicted_time_per_token_s",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +126,45 @@ def cell_line(
         simulation = simulate(setting)
         line["simulated_tokens_per_s"] = simulation.tokens_per_s
         line["simulated_time_per_token_s"] = simulation.time_per_token_s
+    return line
+
+
+def peer_line(cell: Cell, runs: Sequence[dict[str, Any]], subject: Subject, *, simulated: bool) -> dict[str, Any]:
+    """The line of another program: the same fields, None where the field is about the way the project works.
+
+    ``bytes_per_token``: of each machine's relay, both ways; none for one process.
+    """
+    own_share = _median(runs, "cpu_share")
+    line: dict[str, Any] = {
+        "profile": cell.profile,
+        "technique": cell.technique,
+        "model": subject.model,
+        "standin": False,
+        "dtype": subject.dtype,
+        "workers": subject.workers if BY_TECHNIQUE[cell.technique].is_split else 1,
+        "batch": cell.batch,
+        "microbatches": None,
+        "microbatch_rows": None,
+        "pace": None,
+        "repeats": len(runs),
+        "decode_tokens_per_s": spread([run["decode_tokens_per_s"] for run in runs]),
+        "time_per_token_s": spread([value for run in runs for value in run["gaps_s"]]),
+        "prefill_tokens_per_s": _median(runs, "prefill_tokens_per_s"),
+        "time_to_first_token_s": _median(runs, "time_to_first_token_s"),
+        "codec_ratios": None,
+        "bytes_per_token": [statistics.median(one) for one in zip(*(run["link_bytes_per_token"] for run in runs), strict=True)],
+        **dict.fromkeys(RING_FIELDS),
+        "cpu_share": own_share,
+        "others_cpu_share": _median(runs, "others_cpu_share"),
+        "cpu_s_per_token": _median(runs, "cpu_s_per_token"),
+        "contended": own_share > CONTENDED_SHARE,
+        "disturbed": _median(runs, "others_cpu_share") > DISTURBED_SHARE,
+        "exact": all(run["exact"] for run in runs),
+        "flips": max(run["flips"] for run in runs),
+        "peer_version": runs[-1]["version"],
+    }
+    if simulated:
+        line |= {"simulated_tokens_per_s": None, "simulated_time_per_token_s": None}
     return line
 
 

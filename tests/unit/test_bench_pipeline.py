@@ -159,7 +159,6 @@ def test_without_arguments_it_is_the_short_run() -> None:
         (["--batches", ","], OptionError, "at least one name"),
         (["--models", "standin:nix"], ConfigError, "no stand-in"),
         (["--dtype", "int8"], ConfigError, "dtype = 'int8'"),
-        (["--peers"], OptionError, "unrecognized arguments: --peers"),
         (["--profiles", ""], OptionError, "at least one name"),
         (["--batches", "٣"], OptionError, "whole numbers from 1"),
         (["--batches", "9" * 5000], OptionError, "whole numbers from 1"),
