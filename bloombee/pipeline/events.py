@@ -105,6 +105,8 @@ class Tune(Struct, frozen=True, gc=False):
     num_chunks: int
     max_sequences: int | None
     now: float
+    sizes_apart: bool = False
+    """Decode microbatches by turns larger and smaller, so that it shows what a row costs."""
 
 
 class FromStage(Struct, frozen=True, gc=False):

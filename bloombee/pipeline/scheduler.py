@@ -42,6 +42,7 @@ from bloombee.pipeline.events import (
 from bloombee.pipeline.fair import FairQueue
 from bloombee.pipeline.frames import FrameReceiver, LinkSender, lane_of
 from bloombee.plan.plan import Plan
+from bloombee.plan.tune import apart
 from bloombee.types import FinishReason, Lane, Phase, SequenceId
 from bloombee.wire.messages import MAX_ITEMS, NO_TOKEN, Ack, Close, Closed, Forward, Gap, Item, Opening, Pick, Sampling, Verdict
 
@@ -143,9 +144,11 @@ class SchedulerCore:
         self._is_shared = False
         """Some request has named its client: there may be others."""
         self._num_microbatches = 0
+        self._is_large_turn = False
         self._max_flights: int | None = None
         self._max_chunks: int | None = None
         self._max_open: int | None = None
+        self._sizes_apart = False
         self._next_sequence = 0
         self.quickest_loop: tuple[float, int] | None = None
         """Seconds and rows of the decode microbatch that came home quickest of late."""
@@ -167,6 +170,7 @@ class SchedulerCore:
                 self._max_chunks = max(1, event.num_chunks)
                 self._chunk_rows = max(1, min(event.chunk_rows, self._max_rows))
                 self._max_open = event.max_sequences
+                self._sizes_apart = event.sizes_apart
                 return self._schedule(event.now)
             case StageRestored(stage=stage, now=now):
                 return self._restored(stage, now)
@@ -306,11 +310,17 @@ class SchedulerCore:
         if pipe is None:
             return []
         commands = self._admit(pipe)
-        while self._decode and pipe.num_flights(Phase.DECODE) < self._most_flights(pipe) and pipe.can_send(Phase.DECODE):
+        while self._may_decode(pipe) and pipe.can_send(Phase.DECODE):
             commands += self._send(pipe, Phase.DECODE, self._decode_items(pipe), now)
         while self._prefill and pipe.num_flights(Phase.PREFILL) < self._most_chunks(pipe) and pipe.can_send(Phase.PREFILL):
             commands += self._send(pipe, Phase.PREFILL, self._prefill_items(), now)
         return commands
+
+    def _may_decode(self, pipe: _Pipeline) -> bool:
+        """When fewer are to be under way than are, small ones come home: they go on as soon as they make a large one."""
+        if not self._decode:
+            return False
+        return pipe.num_flights(Phase.DECODE) < self._most_flights(pipe) or len(self._decode) >= self._largest(pipe)
 
     def _most_flights(self, pipe: _Pipeline) -> int:
         """Microbatches that may decode at once."""
@@ -334,10 +344,27 @@ class SchedulerCore:
         return items
 
     def _decode_items(self, pipe: _Pipeline) -> list[Item]:
-        """An even share of the decoding sequences for each microbatch that may be in flight."""
+        """About an even share of the decoding sequences for each microbatch that may be in flight.
+
+        By turns more and less while that is asked for (``plan/tune.py`` says why). What came home together goes on together, so
+        nothing waits for the sake of that.
+        """
+        share = self._share(pipe)
+        count, most = len(self._decode), self._largest(pipe)
+        if count > most:
+            self._is_large_turn = not self._is_large_turn
+            count = most if self._is_large_turn else max(1, 2 * share - most)
+        elif pipe.num_flights(Phase.DECODE) + 1 < self._most_flights(pipe):
+            count = min(count, share)  # those that met on the way part again
+        return [self._item(self._decode.popleft(), 1) for _ in range(min(count, self._max_rows))]
+
+    def _share(self, pipe: _Pipeline) -> int:
         num_decoding = sum(not sequence.in_prefill for sequence in self._open.values())
-        share = min(self._max_rows, -(-num_decoding // self._most_flights(pipe)))
-        return [self._item(self._decode.popleft(), 1) for _ in range(min(share, len(self._decode)))]
+        return -(-num_decoding // self._most_flights(pipe))
+
+    def _largest(self, pipe: _Pipeline) -> int:
+        share = self._share(pipe)
+        return max(1, min(self._max_rows, share + (apart(share) if self._sizes_apart else 0)))
 
     def _item(self, sequence: _Sequence, count: int) -> Item:
         start = sequence.num_sent

@@ -2,8 +2,11 @@
 
 Stages report sums over their forwards (works, rows, seconds, and the second moments that a line needs); differences of
 two reports are the forwards between them. Older ones fade, so that a device that slows down is believed after a few
-seconds. The line ``seconds = fixed + rows * per_row`` is fitted per stage and phase by least squares; where all
-forwards had the same number of rows it cannot be told apart, and the last slope that could be is kept.
+seconds. The line ``seconds = fixed + rows * per_row`` is fitted per stage and phase: it goes through the mean, its slope is
+the least-squares one *within* reports (so a device that changed between two of them does not look like a slope), held towards
+what was believed before with the weight of PRIOR_SPREAD. Before anything is known half of a forward's time is taken to be
+fixed: whichever is wrong, sizes that follow from it differ from those measured, and the next report tells. Microbatches of
+one size say nothing of the slope: LiveCosts says when some of different sizes are wanted.
 """
 
 from __future__ import annotations
@@ -16,45 +19,72 @@ from bloombee.types import DeviceUse, StageUse
 
 FADE = 0.7
 """What is left of the weight of older forwards with each further report."""
-LEAST_SPREAD = 0.02
-"""Relative variance of rows below which a slope is not to be had."""
+LEAST_WORKS = 4
+"""Forwards that make a report; fewer wait for the next."""
+PRIOR_SPREAD = 0.03
+"""What is believed already counts as much as forwards whose rows' relative variances add up to this."""
+SURE_SPREAD, STALE_SPREAD = 0.3, 0.05
+"""Once so much has been seen a slope is known; it is stale when, fading by SURE_FADE a report, no more than that is left."""
+SURE_FADE = 0.97
+FIRST_ROW_SHARE = 0.5
+"""Of a forward's time that grows with its rows, while nothing is known of it."""
 
 
 @dataclass(slots=True)
 class _Line:
     """Faded sums of one phase on one stage."""
 
-    works: float = 0.0
-    rows: float = 0.0
-    seconds: float = 0.0
-    rows_squared: float = 0.0
-    row_seconds: float = 0.0
     slope_s: float | None = None
+    """Seconds a row; None while no two forwards of one report differed."""
+    _works: float = 0.0
+    _rows: float = 0.0
+    _seconds: float = 0.0
+    _spread: float = 0.0
+    """Sum of squared distances of rows from the mean of their report, and of these times those of the seconds."""
+    _slant_s: float = 0.0
+    _seen: float = 0.0
+    is_sure: bool = False
+    """Of the slope."""
+    _pending: DeviceUse = field(default_factory=DeviceUse)
 
     def add(self, use: DeviceUse) -> None:
-        if use.num_works <= 0:
+        """Forwards since the last call."""
+        self._pending = use = self._pending + use
+        if use.num_works < (LEAST_WORKS if self.is_known else 1):
             return
-        self.works = FADE * self.works + use.num_works
-        self.rows = FADE * self.rows + use.num_rows
-        self.seconds = FADE * self.seconds + use.busy_s
-        self.rows_squared = FADE * self.rows_squared + use.rows_squared
-        self.row_seconds = FADE * self.row_seconds + use.row_s
-        mean = self.rows / self.works
-        variance = self.rows_squared / self.works - mean * mean
-        if variance > LEAST_SPREAD * mean * mean:
-            covariance = self.row_seconds / self.works - mean * self.seconds / self.works
-            # Neither part of a time can be negative.
-            self.slope_s = min(max(0.0, covariance / variance), self.seconds / self.rows)
+        self._pending = DeviceUse()
+        self._works = FADE * self._works + use.num_works
+        self._rows = FADE * self._rows + use.num_rows
+        self._seconds = FADE * self._seconds + use.busy_s
+        spread = max(0.0, use.rows_squared - use.num_rows**2 / use.num_works)
+        self._seen = SURE_FADE * self._seen + spread * (use.num_works / use.num_rows) ** 2
+        self.is_sure = self._seen > (STALE_SPREAD if self.is_sure else SURE_SPREAD)
+        self._spread = FADE * self._spread + spread
+        self._slant_s = FADE * self._slant_s + use.row_s - use.num_rows * use.busy_s / use.num_works
+        self._learn()
+
+    def _learn(self) -> None:
+        mean_rows = self._rows / self._works
+        if self._spread <= 1e-9 * mean_rows**2:
+            return
+        weight = PRIOR_SPREAD * mean_rows**2
+        slope = (self._slant_s + weight * self._believed_s) / (self._spread + weight)
+        self.slope_s = min(max(0.0, slope), self._seconds / self._rows)
 
     @property
     def is_known(self) -> bool:
-        return self.works > 0
+        return self._works > 0
+
+    @property
+    def _believed_s(self) -> float:
+        """Neither part of a time can be negative."""
+        most = self._seconds / self._rows
+        return FIRST_ROW_SHARE * most if self.slope_s is None else min(self.slope_s, most)
 
     def fit(self) -> tuple[float, float]:
-        """(fixed seconds, seconds a row)."""
-        mean_s, mean_rows = self.seconds / self.works, self.rows / self.works
-        slope = min(self.slope_s or 0.0, mean_s / mean_rows)
-        return mean_s - slope * mean_rows, slope
+        """(fixed seconds, seconds a row), both >= 0."""
+        slope = self._believed_s
+        return max(0.0, (self._seconds - slope * self._rows) / self._works), slope
 
 
 @dataclass(slots=True)
@@ -91,6 +121,11 @@ class LiveCosts:
     def is_known(self) -> bool:
         """Every stage has decoded something."""
         return all(line.is_known for line in self._decode)
+
+    @property
+    def wants_spread(self) -> bool:
+        """Some stage has not met decode microbatches of different sizes, or not for long."""
+        return not all(line.is_sure for line in self._decode)
 
     @property
     def ratios(self) -> tuple[float | None, ...]:

@@ -1,7 +1,9 @@
 """How a plan is run: how many microbatches under way, how many sequences in each, prompts in which chunks.
 
 For the sequences there are, every way to spread them over microbatches is put to the cost model, and the best is taken; among
-ways that differ by less than a percent the one with the fewest microbatches. Cheap enough to do again whenever the
+ways that differ by less than a percent the one with the fewest microbatches. The scheduler keeps sizes a little apart
+(:func:`apart`) while there is something to learn, and a step lasts as long as the largest of them is on its way: so M is never
+the very least that would fill the pipeline, where any unevenness leaves gaps. Cheap enough to do again whenever the
 measured figures move. Source: docs/design.md section 6; ``plan/cost.py`` has the arithmetic.
 """
 
@@ -17,6 +19,10 @@ from bloombee.plan.topology import Topology
 CLOSE = 0.01
 """Costs within this share of each other count as the same."""
 SMALLEST_CHUNK = 16
+APART = 4
+"""Sizes of decode microbatches that are apart differ from their mean by one in so many, at least by one."""
+UNEVEN = 0.125
+"""The largest microbatch is reckoned to be larger by that: remainders, sequences that come and go, times that scatter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +33,7 @@ class Tuning:
         num_microbatches, microbatch_sequences: under way at once, and decoding sequences in each.
         max_sequences: more than these would break the target; None: no limit.
         chunk_rows: most rows of a prefill chunk; num_chunks: of them under way, as many as fill the ring.
-        cost: what the model expects of it.
+        cost: what the model expects of microbatches of one size; step_s: of uneven ones.
     """
 
     num_microbatches: int
@@ -36,6 +42,25 @@ class Tuning:
     chunk_rows: int
     num_chunks: int
     cost: Cost
+    step_s: float
+
+
+def apart(size: int) -> int:
+    """By how much decode microbatches of ``size`` on average are larger and smaller by turns, while that is asked for.
+
+    From microbatches of one size nobody could tell what a device takes for each row (``plan/live.py``).
+    """
+    return -(-size // APART) if size > 1 else 0
+
+
+def step_s(cost: Cost, topology: Topology, model: ModelShape) -> float:
+    """Of the cost's candidate: the bottleneck sees the mean of sizes that are uneven, the loop is that of the largest."""
+    chosen = cost.candidate
+    if chosen.num_microbatches == 1:
+        return cost.step_s
+    size = chosen.microbatch_sequences
+    largest = evaluate(replace(chosen, microbatch_sequences=size + math.ceil(UNEVEN * size)), topology, model)
+    return max(cost.step_s, largest.loop_s)
 
 
 def tune(
@@ -61,22 +86,21 @@ def tune(
     Time: about 2 * sqrt(sequences) evaluations of the cost model, log2(sequences) times that with a target.
     """
     limit = None
-    best = _spread(base, topology, model, sequences, most_microbatches, most_rows)
+    best, seconds = _spread(base, topology, model, sequences, most_microbatches, most_rows)
     if target_s is not None and best.time_per_token_s > target_s:
         low, high = 1, sequences
         while low < high:
             middle = (low + high + 1) // 2
-            if _spread(base, topology, model, middle, most_microbatches, most_rows).time_per_token_s <= target_s:
+            if _spread(base, topology, model, middle, most_microbatches, most_rows)[0].time_per_token_s <= target_s:
                 low = middle
             else:
                 high = middle - 1
         limit = low
-        best = _spread(base, topology, model, low, most_microbatches, most_rows)
+        best, seconds = _spread(base, topology, model, low, most_microbatches, most_rows)
     chunk = best_chunk(base, topology, model, prompt_tokens=prompt_tokens, most_rows=most_rows)
     chosen = best.candidate
-    return Tuning(
-        chosen.num_microbatches, chosen.microbatch_sequences, limit, chunk, filling_chunks(base, topology, model, chunk), best
-    )
+    chunks = filling_chunks(base, topology, model, chunk)
+    return Tuning(chosen.num_microbatches, chosen.microbatch_sequences, limit, chunk, chunks, best, seconds)
 
 
 def best_chunk(base: Candidate, topology: Topology, model: ModelShape, *, prompt_tokens: int, most_rows: int) -> int:
@@ -103,19 +127,19 @@ def filling_chunks(base: Candidate, topology: Topology, model: ModelShape, chunk
     return 1 + (math.ceil(once_round_s / bottleneck_s - 1e-9) if bottleneck_s > 0 else len(base.workers))
 
 
-def _spread(base: Candidate, topology: Topology, model: ModelShape, sequences: int, most: int, most_rows: int) -> Cost:
-    """The cheapest spread of ``sequences`` over at most ``most`` microbatches."""
-    best: Cost | None = None
+def _spread(
+    base: Candidate, topology: Topology, model: ModelShape, sequences: int, most: int, most_rows: int
+) -> tuple[Cost, float]:
+    """The cheapest spread of ``sequences`` over at most ``most`` microbatches, and its step."""
+    best: tuple[Cost, float] | None = None
+    least_s = math.inf
     for size in sorted({min(most_rows, -(-sequences // count)) for count in range(1, min(most, sequences) + 1)}, reverse=True):
         count = min(most, -(-sequences // size))
         cost = evaluate(replace(base, num_microbatches=count, microbatch_sequences=size), topology, model)
-        if best is None or _per_sequence(cost, sequences) < _per_sequence(best, sequences) * (1 - CLOSE):
-            best = cost
+        seconds = step_s(cost, topology, model)
+        # Whole or in several rounds of microbatches: until every sequence had its turn.
+        turn_s = seconds * max(1.0, sequences / (count * size))
+        if turn_s < least_s * (1 - CLOSE):
+            best, least_s = (cost, seconds), turn_s
     assert best is not None
     return best
-
-
-def _per_sequence(cost: Cost, sequences: int) -> float:
-    """Seconds of a step in which every sequence had its turn, whole or in several rounds of microbatches."""
-    at_once = cost.candidate.num_microbatches * cost.candidate.microbatch_sequences
-    return cost.step_s * max(1.0, sequences / at_once)

@@ -410,7 +410,7 @@ class HeadRole:
             target_s=self.config.target_s,
         )
         stages = len(plan.stages)
-        self._schedule(Tune(stages, self.config.max_microbatch_rows, 2 * stages, None, time.monotonic()))
+        self._schedule(Tune(stages, self.config.max_microbatch_rows, 2 * stages, None, time.monotonic(), sizes_apart=True))
         await self.tuner.run()
 
     def _measured_links(self, plan: Plan) -> list[Link] | None:

@@ -7,9 +7,10 @@ Same arguments and seed, same trace, byte for byte.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from bloombee.errors import BloomBeeError, RemoteProtocolError, StalePlan
@@ -37,6 +38,7 @@ from bloombee.pipeline.events import (
     StageRestored,
     Submit,
     Tick,
+    Tune,
     WorkerJoined,
     WorkerSaid,
 )
@@ -44,15 +46,19 @@ from bloombee.pipeline.head import HeadCore, HeadLimits, PlanRequest
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Work
+from bloombee.plan.candidate import ModelShape
 from bloombee.plan.card import ModelCard
 from bloombee.plan.plan import Plan
+from bloombee.plan.steering import Steering
+from bloombee.plan.topology import Link
 from bloombee.sim.clock import VirtualClock
 from bloombee.sim.device import VOCAB, SimDevice
 from bloombee.sim.network import Faults, LinkShape, SimLink
-from bloombee.types import Dtype, FinishReason, Lane
+from bloombee.types import DeviceUse, Dtype, FinishReason, Lane, Phase, StageUse
 from bloombee.wire.messages import AnyMessage, Assign, Forward, Ready, Sampling, Verdict
 
 TICK_S = 0.1
+LOOK_EVERY_S = 0.5
 HEADER_BYTES = 160
 """What a frame costs besides its rows: envelope, ZeroMQ, CURVE, TCP/IP."""
 PACE = Pace(fixed_s=0.001, decode_row_s=0.0001, prefill_row_s=0.00002)
@@ -82,6 +88,9 @@ class SimCluster:
         shapes: of single links, by their ends (``head``, ``scheduler``, ``stage0``, ...), instead of ``shape``.
         faults: met by the ring's frames, their acknowledgements, Close and Closed. Membership messages are carried
             reliably: TCP does that, and a worker whose connection breaks is out.
+        tuned: how many microbatches are under way is chosen as a runtime does (links known as they are), up to
+            ``num_microbatches``.
+        scatter: standard deviation of a work's time, of the time that its pace says.
     """
 
     def __init__(
@@ -100,6 +109,8 @@ class SimCluster:
         row_bytes: int = 8192,
         resend_after_s: float = 0.5,
         step_deadline_s: float = 600.0,
+        tuned: bool = False,
+        scatter: float = 0.0,
     ) -> None:
         self.clock = VirtualClock()
         self.trace: list[str] = []
@@ -109,8 +120,13 @@ class SimCluster:
         self.up = False
         self.stages: dict[int, StageCore] = {}
         self.busy_s = [0.0] * num_stages
+        self.uses = [StageUse()] * num_stages
+        self.paces = [pace] * num_stages if isinstance(pace, Pace) else list(pace)
+        self.tunings: list[tuple[float, int]] = []
+        """When another number of microbatches was chosen, and which."""
+        self._scatter = scatter
+        self._work_rng = random.Random(f"works {seed}")
         self._rng = random.Random(seed)
-        self._paces = (pace,) * num_stages if isinstance(pace, Pace) else tuple(pace)
         self._shape = shape or LinkShape()
         self._shapes = dict(shapes or {})
         self._faults = faults or Faults()
@@ -135,6 +151,16 @@ class SimCluster:
             joined = WorkerJoined(worker, f"w{worker}", f"sim://{worker}", bytes(32), 1 << 40, self.clock.now)
             self._do_head(self.head.handle(joined))
         self.clock.call_later(TICK_S, self._tick)
+        if tuned:
+            self._steering = Steering(
+                [f"w{worker}" for worker in range(1, num_stages + 1)],
+                [1] * num_stages,
+                ModelShape(hidden=row_bytes // 4, num_layers=num_stages, activation_bytes=4),
+                most_microbatches=num_microbatches,
+                most_rows=max_rows,
+            )
+            self._apply(num_stages, max_rows, 2 * num_stages, sizes_apart=True)
+            self.clock.call_later(LOOK_EVERY_S, self._look)
 
     # -- for tests and benchmarks ----------------------------------------------------------
 
@@ -204,6 +230,28 @@ class SimCluster:
         for index, stage in self.stages.items():
             self._do_stage(index, stage.handle(Tick(now)))
         self.clock.call_later(TICK_S, self._tick)
+
+    def _look(self) -> None:
+        """As ``roles/tuner.py`` does."""
+        self.clock.call_later(LOOK_EVERY_S, self._look)
+        if self.scheduler.num_open:
+            self._steering.report(self.uses)
+            best = self._steering.choose(self.scheduler.num_open, self._links_as_they_are(), self.scheduler.quickest_loop)
+            if best is not None:
+                apart = self._steering.sizes_apart
+                self._apply(best.num_microbatches, best.chunk_rows, best.num_chunks, sizes_apart=apart)
+
+    def _apply(self, num_microbatches: int, chunk_rows: int, num_chunks: int, *, sizes_apart: bool) -> None:
+        if not self.tunings or self.tunings[-1][1] != num_microbatches:
+            self.tunings.append((self.clock.now, num_microbatches))
+        self._do_scheduler(
+            self.scheduler.handle(Tune(num_microbatches, chunk_rows, num_chunks, None, self.clock.now, sizes_apart))
+        )
+
+    def _links_as_they_are(self) -> list[Link]:
+        names = [f"stage{index}" for index in range(len(self.uses))]
+        shapes = [self._shapes.get(ends, self._shape) for ends in zip(names, [*names[1:], "scheduler"], strict=True)]
+        return [Link(shape.bandwidth_bytes_per_s or math.inf, shape.latency_s) for shape in shapes]
 
     def restore_links(self) -> None:
         """Every connection broke and came back: all ends resend."""
@@ -276,8 +324,7 @@ class SimCluster:
         for command in commands:
             match command:
                 case Compute(work=work):
-                    seconds = self._paces[index].seconds(work.phase, work.num_rows)
-                    self.busy_s[index] += seconds
+                    seconds = self._work_s(index, work)
                     done = max(self.clock.now, self._device_free_at[index]) + seconds
                     self._device_free_at[index] = done
                     self.clock.call_at(done, partial(self._computed, index, work))
@@ -285,6 +332,20 @@ class SimCluster:
                     self._from_stage(index, port, command)
                 case _:
                     raise AssertionError(f"stage {index} asks for {command!r}")
+
+    def _work_s(self, index: int, work: Work) -> float:
+        seconds = self.paces[index].seconds(work.phase, work.num_rows)
+        if self._scatter:
+            seconds *= max(0.0, self._work_rng.gauss(1.0, self._scatter))
+        rows = work.num_rows
+        use = DeviceUse(1, rows, seconds, rows * rows, rows * seconds)
+        so_far = self.uses[index]
+        if work.phase is Phase.PREFILL:
+            self.uses[index] = replace(so_far, prefill=so_far.prefill + use)
+        else:
+            self.uses[index] = replace(so_far, decode=so_far.decode + use)
+        self.busy_s[index] += seconds
+        return seconds
 
     def _computed(self, index: int, work: Work) -> None:
         outcome = self._devices[index].run(work)

@@ -3,9 +3,12 @@ from __future__ import annotations
 import random
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from bloombee.plan.live import LiveCosts
 from bloombee.plan.topology import LOCAL
+from bloombee.plan.tune import apart
 from bloombee.types import DeviceUse, StageUse
 
 
@@ -43,12 +46,67 @@ def test_equal_batches_keep_the_slope_that_was_known() -> None:
     assert fixed == pytest.approx(0.020, rel=0.05)
 
 
-def test_without_spread_everything_is_fixed() -> None:
+def test_before_sizes_differ_half_of_a_time_is_taken_to_be_fixed() -> None:
     live = LiveCosts(("w",))
     assert not live.is_known
     live.report([StageUse(decode=_use([4] * 10, 0.010, 0.001))])
     assert live.is_known
-    assert _stage(live) == (pytest.approx(0.014), 0.0)
+    assert _stage(live) == (pytest.approx(0.007), pytest.approx(0.014 / 8))
+
+
+COSTS = st.one_of(st.just(0.0), st.floats(1e-4, 0.1))
+
+
+@settings(max_examples=200, deadline=None)
+@given(COSTS, COSTS, st.integers(2, 64), st.integers(2, 16), st.integers(0, 2**32))
+def test_sizes_a_little_apart_are_enough(fixed: float, row: float, size: int, works: int, seed: int) -> None:
+    """What was believed at first, here of microbatches of one row, is gone after a few reports of what the scheduler sends."""
+    assume(fixed + row > 0)
+    rng = random.Random(seed)
+    live, total = LiveCosts(("w",)), _use([1] * 20, fixed, row)
+    live.report([StageUse(decode=total)])
+    for _ in range(12):
+        sizes = [size + rng.choice((-1, 1)) * apart(size) for _ in range(works)]
+        times = [rng.gauss(1.0, 0.01) * (fixed + row * s) for s in sizes]
+        products = sum(s * t for s, t in zip(sizes, times, strict=True))
+        total = total + DeviceUse(works, sum(sizes), sum(times), sum(s * s for s in sizes), products)
+        live.report([StageUse(decode=total)])
+    found_fixed, found_row = _stage(live)
+    whole = fixed + row * size
+    assert 0 <= found_fixed <= 1.05 * whole
+    assert 0 <= found_row * size <= 1.05 * whole
+    assert found_fixed + found_row * size == pytest.approx(whole, rel=0.05)
+    assert found_fixed == pytest.approx(fixed, abs=0.25 * whole)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 64), st.floats(0, 1)), min_size=1, max_size=60))
+def test_no_part_of_a_time_is_ever_negative(works: list[tuple[int, float]]) -> None:
+    live, total = LiveCosts(("w",)), DeviceUse()
+    for rows, seconds in works:
+        total = total + DeviceUse(1, rows, seconds, rows * rows, rows * seconds)
+        live.report([StageUse(decode=total)])
+        fixed, row = _stage(live)
+        assert fixed >= 0
+        assert row >= 0
+
+
+def test_a_device_whose_rows_become_dear_is_believed() -> None:
+    live, total = LiveCosts(("w",)), DeviceUse()
+    for fixed, row in [(0.013, 0.00005)] * 6 + [(0.0, 0.008)] * 6:
+        total = total + _use([14, 18, 14, 18], fixed, row)
+        live.report([StageUse(decode=total)])
+    fixed, row = _stage(live)
+    assert row == pytest.approx(0.008, rel=0.15)
+
+
+def test_few_forwards_wait_until_there_are_enough_to_compare() -> None:
+    live, total = LiveCosts(("w",)), _use([32] * 10, 0.0, 0.008)
+    live.report([StageUse(decode=total)])
+    for size in [28, 36] * 8:
+        total = total + _use([size], 0.0, 0.008)
+        live.report([StageUse(decode=total)])
+    assert _stage(live)[1] == pytest.approx(0.008, rel=0.1)
 
 
 def test_a_device_that_slows_down_is_believed() -> None:

@@ -110,6 +110,17 @@ def test_a_long_prompt_goes_in_chunks_of_which_only_the_last_is_sampled() -> Non
     assert [(i.position, i.num_rows, i.num_picks) for i in items] == [(0, 8, 0), (8, 8, 0), (16, 4, 1)]
 
 
+def _decode_sizes(ring: _Ring, waiting: list[Forward], count: int) -> list[int]:
+    """Of the next ``count`` decode microbatches that come home, in order; ``waiting`` is kept up to date."""
+    sizes: list[int] = []
+    while len(sizes) < count:
+        forward = waiting.pop(0)
+        if forward.phase == Phase.DECODE:
+            sizes.append(len(forward.items))
+        waiting += _forwards(ring.home(forward))
+    return sizes
+
+
 def test_decoding_sequences_are_spread_over_the_microbatches() -> None:
     core = _core(num_pages=64)
     ring = _Ring(core)
@@ -156,6 +167,18 @@ def test_silence_on_one_lane_resends_that_lane_alone() -> None:
     (second,) = _forwards(core.handle(_open(2, num_prompt=2)))
     core.handle(FromStage(0, ack(decode), 0.5))
     assert _forwards(core.handle(Tick(1.5))) == [second]
+
+
+def test_sizes_are_apart_by_turns_while_that_is_asked_for() -> None:
+    core = _core(num_pages=64)
+    ring = _Ring(core)
+    core.handle(Tune(2, 8, 4, None, 0.0, sizes_apart=True))
+    waiting = [f for n in range(8) for f in _forwards(core.handle(_open(n, num_prompt=1, max_new=20)))]
+    apart = _decode_sizes(ring, waiting, 12)
+    core.handle(Tune(2, 8, 4, None, 0.0))
+    together = _decode_sizes(ring, waiting, 8)
+    assert set(apart[8:]) == {3, 5}
+    assert set(together[4:]) == {4}
 
 
 def test_stale_and_doubled_verdicts_change_nothing() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from bloombee.plan.candidate import Candidate, ModelShape
 from bloombee.plan.cost import evaluate, prefill_s
 from bloombee.plan.topology import Device, Link, Topology
-from bloombee.plan.tune import best_chunk, tune
+from bloombee.plan.tune import best_chunk, step_s, tune
 
 LLAMA_30B = ModelShape(hidden=6656, num_layers=60)
 
@@ -57,11 +57,21 @@ def test_no_spread_is_more_than_a_percent_better(
     got = tune(_base(), ring, LLAMA_30B, sequences=sequences, most_microbatches=most, most_rows=512)
     assert got.num_microbatches <= most
     at_once = got.num_microbatches * got.microbatch_sequences
-    mine = got.cost.step_s * max(1, sequences / at_once)
+    assert got.step_s == step_s(got.cost, ring, LLAMA_30B)
+    mine = got.step_s * max(1, sequences / at_once)
     for count in range(1, min(most, sequences) + 1):
         size = -(-sequences // count)
         other = evaluate(replace(_base(), num_microbatches=-(-sequences // size), microbatch_sequences=size), ring, LLAMA_30B)
-        assert mine <= other.step_s * 1.011
+        assert mine <= step_s(other, ring, LLAMA_30B) * 1.011
+
+
+def test_more_are_under_way_than_would_just_fill_the_ring() -> None:
+    """Three equal microbatches keep three stages busy only while nothing is uneven."""
+    got = tune(
+        _base(), _ring((0.0, 0.008, 0.0005), Link(1e9, 0.0)), LLAMA_30B, sequences=128, most_microbatches=64, most_rows=512
+    )
+    assert got.num_microbatches == 4
+    assert got.step_s == pytest.approx(1.024)
 
 
 def test_a_target_limits_how_many_run_at_once() -> None:

@@ -1,0 +1,105 @@
+"""Which way of running a pipeline should go on with, by what it has shown so far. Pure.
+
+What is running is left only for a way that promises WORTH of the step: figures that scatter must not make the ring
+change its mind. A better chunk is taken by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from bloombee.plan.candidate import Candidate, ModelShape
+from bloombee.plan.cost import evaluate
+from bloombee.plan.live import LiveCosts
+from bloombee.plan.topology import Link
+from bloombee.plan.tune import Tuning, step_s, tune
+from bloombee.types import StageUse
+
+WORTH = 0.03
+"""A change must promise this much of the step."""
+
+
+class Steering:
+    """Of one plan.
+
+    Args:
+        names: of the workers, in ring order; layers: of each.
+        most_microbatches: credit there is; most_rows: in one microbatch.
+        target_s: time per token to keep; None: most tokens a second.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        layers: Sequence[int],
+        model: ModelShape,
+        *,
+        most_microbatches: int,
+        most_rows: int,
+        target_s: float | None = None,
+    ) -> None:
+        self.chosen: Tuning | None = None
+        self.sizes_apart = True
+        """Whether microbatches of different sizes are wanted, to learn from them."""
+        self._live = LiveCosts(tuple(names))
+        self._model = model
+        self._base = Candidate(tuple(range(1, len(names) + 1)), tuple(layers))
+        self._most_microbatches = most_microbatches
+        self._most_rows = most_rows
+        self._target_s = target_s
+
+    def report(self, uses: Sequence[StageUse]) -> None:
+        """Sums since each stage was loaded, one a stage."""
+        self._live.report(uses)
+
+    def choose(self, sequences: int, links: Sequence[Link] | None, quickest_loop: tuple[float, int] | None) -> Tuning | None:
+        """For ``sequences`` that decode or are about to.
+
+        Args:
+            links: leaving each stage, as measured; the last one leads to the head. None: by the loop.
+            quickest_loop: seconds and rows of the microbatch that came home quickest of late.
+
+        Returns:
+            How to go on, from now on :attr:`chosen`, with :attr:`sizes_apart`; None: as before, or nothing is known yet.
+        """
+        if not self._live.is_known:
+            return None
+        was_apart, self.sizes_apart = self.sizes_apart, self._live.wants_spread
+        topology = self._live.topology(links or self._links_by_loop(quickest_loop))
+        base = replace(self._base, ratios=self._live.ratios)
+        best = tune(
+            base,
+            topology,
+            self._model,
+            sequences=sequences,
+            most_microbatches=self._most_microbatches,
+            most_rows=self._most_rows,
+            target_s=self._target_s,
+        )
+        old = self.chosen
+        if old is not None and best.max_sequences == old.max_sequences:
+            running = min(sequences, best.max_sequences or sequences)
+            count = min(old.num_microbatches, running)
+            now = evaluate(
+                replace(base, num_microbatches=count, microbatch_sequences=-(-running // count)), topology, self._model
+            )
+            if best.step_s >= step_s(now, topology, self._model) * (1 - WORTH):
+                is_same = (best.chunk_rows, best.num_chunks) == (old.chunk_rows, old.num_chunks)
+                if is_same and self.sizes_apart == was_apart:
+                    return None
+                best = replace(old, chunk_rows=best.chunk_rows, num_chunks=best.num_chunks)
+        self.chosen = best
+        return best
+
+    def _links_by_loop(self, quickest_loop: tuple[float, int] | None) -> list[Link]:
+        """What no device accounts for of the quickest loop, in equal parts."""
+        stages = len(self._base.workers)
+        free = [Link(math.inf, 0.0)] * stages
+        if quickest_loop is None:
+            return free
+        seconds, rows = quickest_loop
+        devices = self._live.topology(free).devices.values()
+        rest = seconds - sum(device.stage.decode_s(rows) for device in devices)
+        return [Link(math.inf, max(0.0, rest) / stages)] * stages
