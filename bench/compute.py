@@ -32,8 +32,8 @@ import bloombee.engine.attention as attention
 from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.checkpoint import Checkpoint, resolve
 from bloombee.engine.model import SpanModel, set_threads
-from bloombee.pipeline.work import Segment, Work
-from bloombee.types import Dtype, Phase, Span
+from bloombee.pipeline.work import Pages, Segment, Work
+from bloombee.types import Dtype, PageGroup, Phase, Span
 from bloombee.wire.messages import Sampling
 
 PAGE = 16
@@ -61,7 +61,12 @@ class Engine:
         self.context = context
         self.pages = -(-(context + steps) // PAGE)
         self.model = SpanModel.load(
-            checkpoint, Span(0, layers), dtype=dtype, device=device, num_pages=max(batches) * self.pages, page_size=PAGE
+            checkpoint,
+            Span(0, layers),
+            dtype=dtype,
+            device=device,
+            groups=[PageGroup(0, max(batches) * self.pages)],
+            page_size=PAGE,
         )
         generator = torch.Generator().manual_seed(0)
         for layer in range(layers):
@@ -81,7 +86,14 @@ class Engine:
         count = position // PAGE + 1
         segments = tuple(
             Segment(
-                i, 0, position, np.uint32(token).tobytes(), 1, tuple(range(i * self.pages, i * self.pages + count)), GREEDY, 1
+                i,
+                0,
+                position,
+                np.uint32(token).tobytes(),
+                1,
+                (Pages(tuple(range(i * self.pages, i * self.pages + count))),),
+                GREEDY,
+                1,
             )
             for i, token in enumerate(tokens)
         )

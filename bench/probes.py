@@ -70,12 +70,12 @@ def measure_pages(rounds: int) -> list[Row]:
     pool = PagePool(1 << 16, PAGE)
     others = [PageTable(pool) for _ in range(64)]
     for number, other in enumerate(others):
-        other.grow(100 + 37 * number)
+        other.place(0, 100 + 37 * number)
     table = PageTable(pool)
 
     def decode() -> None:
         for position in range(1024, 1024 + PAGE):
-            table.grow(position + 1)
+            table.place(position, position + 1)
 
     def back(to: int) -> None:
         table.truncate(to)
@@ -84,20 +84,20 @@ def measure_pages(rounds: int) -> list[Row]:
         decode()
         back(1024)
 
-    table.grow(1024)
+    table.place(0, 1024)
     step = [ns / PAGE for ns in call_ns(there_and_back, calls=200)]
-    read = call_ns(partial(table.first, 1024), calls=200)
+    read = call_ns(lambda: table.pages, calls=200)
     table.truncate(0)
 
     def prompt() -> None:
-        table.grow(1024)
+        table.place(0, 1024)
         back(0)
 
     whole = call_ns(prompt, calls=100)
     return [
-        row("grow by a token, 1 page in 16", "ns", step, "the page's return included"),
+        row("place a token, 1 page in 16", "ns", step, "the page's return included"),
         row("read the pages of 1,024 tokens", "ns", read),
-        row("grow by 1,024 tokens and free them", "ns", whole, f"{1024 // PAGE} pages"),
+        row("place 1,024 tokens and free them", "ns", whole, f"{1024 // PAGE} pages"),
     ]
 
 

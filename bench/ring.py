@@ -118,8 +118,8 @@ class Ring:
 
     async def until_idle(self) -> None:
         """Wait until no request runs and every page is free."""
-        num_pages = self.runtime.plan.num_pages
-        while self.runtime.num_requests or set(await self.runtime.pages_free()) != {num_pages}:  # noqa: ASYNC110
+        all_free = tuple(stage.num_pages for stage in self.runtime.plan.stages)
+        while self.runtime.num_requests or await self.runtime.pages_free() != all_free:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
     def _places(self, targets: list[int]) -> list[LocalWorker]:

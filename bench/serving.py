@@ -99,7 +99,7 @@ async def ask(ring: Ring, number: int, prompt: int, new: int, client: str) -> bo
 
 async def pages_lost(ring: Ring) -> int:
     await ring.until_idle()
-    return sum(ring.runtime.plan.num_pages - free for free in await ring.runtime.pages_free())
+    return sum(stage.num_pages for stage in ring.runtime.plan.stages) - sum(await ring.runtime.pages_free())
 
 
 # -- fairness ----------------------------------------------------------------------------------

@@ -65,16 +65,17 @@ async def load(arguments: argparse.Namespace, progress: Progress) -> tuple[list[
         began = time.monotonic()
         await asyncio.gather(*(one(number) for number in range(arguments.requests)))
         seconds = time.monotonic() - began
+        all_free = tuple(stage.num_pages for stage in runtime.plan.stages)
         for _ in range(200):
             pages = await runtime.pages_free()
-            if set(pages) == {runtime.plan.num_pages}:
+            if pages == all_free:
                 break
             await asyncio.sleep(0.05)
         facts: dict[str, object] = {
             "finished": len(finished),
             "cancelled": cancelled,
             "tokens/s": round(sum(len(tokens) for _, tokens in finished) / seconds, 1),
-            "pages leaked": sum(runtime.plan.num_pages - free for free in pages),
+            "pages leaked": sum(all_free) - sum(pages),
             "resident MB, after each tenth": " ".join(f"{value:.0f}" for value in memory),
         }
     return finished, facts

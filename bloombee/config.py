@@ -64,7 +64,7 @@ class RuntimeConfig:
     codec: str = option("auto", "Lossless compression of activations: auto (on a link where it pays), on or off.")
     max_microbatch_rows: int = option(512, "Most tokens in one microbatch; longer prompts go in chunks.")
     page_size: int = option(16, "Tokens in a page of KV memory.")
-    kv_tokens: int | None = option(None, "Tokens of KV memory on every stage; default: what the workers' memory allows.")
+    kv_tokens: int | None = option(None, "Tokens of KV memory of layers that see them all; default: what memory allows.")
     max_waiting: int = option(1024, "Most requests that may wait to be admitted; one more is refused.")
     heartbeat_s: float = option(0.5, "Seconds between heartbeats.")
     silence_s: float = option(3.0, "Seconds without a word after which a peer counts as gone.")

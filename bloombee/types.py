@@ -33,6 +33,19 @@ class Dtype(enum.StrEnum):
         return 4 if self is Dtype.FLOAT32 else 2
 
 
+@dataclass(frozen=True, slots=True)
+class PageGroup:
+    """Layers that see equally far share page tables and a pool.
+
+    Args:
+        window: how many positions they see, themselves included; 0 for all.
+        num_pages: of the pool.
+    """
+
+    window: int
+    num_pages: int
+
+
 class Phase(enum.IntEnum):
     """What a microbatch is made of; decode overtakes prefill."""
 

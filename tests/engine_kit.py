@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from bloombee.engine.checkpoint import resolve
 from bloombee.engine.model import SpanModel
-from bloombee.pipeline.work import Segment, Work
-from bloombee.types import Dtype, Phase, Span
+from bloombee.pipeline.work import Pages, Segment, Work
+from bloombee.types import Dtype, PageGroup, Phase, Span
 from bloombee.wire.messages import Pick, Sampling
 
 GREEDY = Sampling(
@@ -61,10 +61,16 @@ FAMILIES: dict[str, dict[str, object]] = {
 }  # fmt: skip
 
 
-def make_checkpoint(family: str, directory: Path, **save: object) -> PreTrainedModel:
-    """Save a tiny random model of ``family``; returns it, with transformers' plain attention, as the reference."""
+def make_checkpoint(
+    family: str, directory: Path, *, sizes: Mapping[str, object] | None = None, **save: object
+) -> PreTrainedModel:
+    """Save a tiny random model of ``family``; returns it, with transformers' plain attention, as the reference.
+
+    Args:
+        sizes: entries of the config that are to be others than the family's here.
+    """
     torch.manual_seed(20)
-    config = AutoConfig.for_model(family, **{**_SMALL, **FAMILIES[family]})
+    config = AutoConfig.for_model(family, **{**_SMALL, **FAMILIES[family], **(sizes or {})})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         for parameter in model.parameters():
@@ -106,17 +112,19 @@ def load_chain(
     checkpoint = resolve(str(directory))
     edges = [0, *cuts, num_layers]
     return [
-        SpanModel.load(checkpoint, Span(a, b), num_layers=num_layers, dtype=dtype, device=device, num_pages=128, page_size=PAGE)
+        SpanModel.load(
+            checkpoint, Span(a, b), num_layers=num_layers, dtype=dtype, device=device, groups=[PageGroup(0, 128)], page_size=PAGE
+        )
         for a, b in itertools.pairwise(edges)
     ]
 
 
-def pages_of(sequence: int, length: int) -> tuple[int, ...]:
+def pages_of(sequence: int, length: int) -> Pages:
     """The pages of a sequence, 16 each. Even sequences have theirs in order, odd ones shuffled: adjacent and scattered slots."""
     own = list(range(16 * sequence, 16 * sequence + 16))
     if sequence % 2:
         random.Random(sequence).shuffle(own)
-    return tuple(own[: -(-length // PAGE)])
+    return Pages(tuple(own[: -(-length // PAGE)]))
 
 
 def generate(
@@ -136,7 +144,7 @@ def generate(
                 continue
             stop = min(len(have), done[i] + chunk)
             rows = np.array(have[done[i] : stop], dtype="<u4").tobytes()
-            segments.append(Segment(i, 0, done[i], rows, int(stop == len(have)), pages_of(i, stop), GREEDY, len(prompt)))
+            segments.append(Segment(i, 0, done[i], rows, int(stop == len(have)), (pages_of(i, stop),), GREEDY, len(prompt)))
             done[i] = stop
         work = Work(pipeline=0, epoch=0, number=number, microbatch=number, phase=Phase.DECODE, segments=tuple(segments))
         for pick in run_chain(stages, work):

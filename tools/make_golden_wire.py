@@ -32,7 +32,7 @@ MESSAGES: list[list[Any]] = [
     [8, 70000, 65536],
     [9, 70001],
     [10, 70002, b"padding"],
-    [16, 0, 1, 1, 3, 4, 8, 12, "demo", KEY, "bfloat16", 1000, 16, 2, 2, PEER, [0, "", KEY, LINK], True],
+    [16, 0, 1, 1, 3, 4, 8, 12, "demo", KEY, "bfloat16", [[0, 1000], [512, 70]], 16, 2, 2, PEER, [0, "", KEY, LINK], True],
     [17, 0, 1, 2**33, 2**34],
     [18, 0, 1, 2**33, 2**32],
     [19, 0, 1, "DeviceError", {"message": "out of memory"}],

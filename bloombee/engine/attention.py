@@ -106,8 +106,7 @@ def attend(
         rows = step.rows[number]
         q = query[0, :, rows.start : rows.stop]
         if latent:
-            start, stop = step.spans_of_all[number]
-            start += rows.first_key(sliding_window)
+            start, stop = step.span_of(number, sliding_window)
             k, v = key[0, :, start:stop], value[0, :, start:stop]
         else:
             k, v = step.cache.read(layer, step.keys_of(number, sliding_window))

@@ -1,11 +1,12 @@
 """Keys and values by slots, and where one step's rows find theirs.
 
-One slot holds one token of one sequence, in every layer of the span. Pages say which slots a sequence
-has; nothing here knows sequences beyond the step at hand, so rolling back and forking are index changes.
+One slot holds one token of one sequence, in every layer of a group: those that see equally far. Pages say which slots a
+sequence has in each group; nothing here knows sequences beyond the step at hand, so rolling back and forking are index changes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ import torch
 
 from bloombee.errors import LocalProtocolError, ModelUnsupported
 from bloombee.pipeline.work import Segment
+from bloombee.types import PageGroup
 
 Index: TypeAlias = slice | torch.Tensor
 
@@ -29,7 +31,7 @@ class LayerCache:
 
     Args:
         layer: the number it stores under.
-        window: how many positions it sees; 0 for all.
+        window: how many positions it sees; 0 for all. Of a layer with two attentions the wider.
         latent: it stores something smaller than the keys and values it attends to, and computes those from all it has
             stored, each time (multi-head latent attention).
     """
@@ -51,20 +53,31 @@ class SlotCache:
 
     Args:
         layers: what each layer stores.
+        groups: a layer is in the one with the smallest window that is not below its own; a sequence has pages in each.
+        page_size: in tokens.
         dtype: of keys and values.
     """
 
-    def __init__(self, layers: Sequence[LayerCache], num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.num_slots = num_slots
+    def __init__(
+        self,
+        layers: Sequence[LayerCache],
+        groups: Sequence[PageGroup],
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.groups = tuple(groups)
+        self.page_size = page_size
         self.device = device
         self.latent = {one.layer for one in layers if one.latent}
-        self._layers = {
-            one.layer: (
+        self.group_of = {one.layer: _find_group(self.groups, one) for one in layers}
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        for one in layers:
+            num_slots = self.groups[self.group_of[one.layer]].num_pages * page_size
+            self._layers[one.layer] = (
                 torch.empty((one.keys[0], num_slots, one.keys[1]), dtype=dtype, device=device),
                 torch.empty((one.values[0], num_slots, one.values[1]), dtype=dtype, device=device),
             )
-            for one in layers
-        }
 
     def clear(self, num_slots: int) -> None:
         """Zeros in the first ``num_slots`` slots of every layer."""
@@ -94,6 +107,19 @@ class SlotCache:
             return keys[:, slots], values[:, slots]
         return keys.index_select(1, slots), values.index_select(1, slots)
 
+    def copy_page(self, group: int, source: int, target: int) -> None:
+        """All rows of page ``source`` into page ``target``, in every layer of ``group``."""
+        size = self.page_size
+        for layer, pair in self._layers.items():
+            if self.group_of[layer] == group:
+                for held in pair:
+                    held[:, target * size : (target + 1) * size] = held[:, source * size : (source + 1) * size]
+
+    @property
+    def token_bytes(self) -> int:
+        """Of one token in all layers."""
+        return sum(t.shape[0] * t.shape[2] * t.element_size() for pair in self._layers.values() for t in pair)
+
     @property
     def num_bytes(self) -> int:
         """Of all slots, used or not."""
@@ -107,8 +133,6 @@ class Rows:
     start: int
     stop: int
     position: int
-    slots: np.ndarray[Any, np.dtype[np.int64]]
-    """[position + rows] the slot of every token so far, these rows' included."""
 
     @property
     def num_rows(self) -> int:
@@ -128,7 +152,17 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Group:
+class Held:
+    """Where one group of layers has a segment's sequence."""
+
+    start: int
+    """The first position that is held."""
+    slots: np.ndarray[Any, np.dtype[np.int64]]
+    """[length - start] of every token from there on, the segment's rows included."""
+
+
+@dataclass(frozen=True)
+class Together:
     """One-row segments that are attended in one call.
 
     Args:
@@ -144,33 +178,58 @@ class Group:
 
 
 class Step:
-    """Everything attention needs to know of one forward; indices are built once and shared by all layers.
+    """Everything attention needs to know of one forward; indices are built once and shared by all layers of a group.
+
+    The methods that attention calls speak of the group of ``layer``, the one whose attention is being computed.
 
     Args:
         batched: attend all one-row segments in one padded call, whatever they hold. Fewer kernels, more arithmetic and
             a copy of every key: right for a GPU. Otherwise only sequences of few keys are, see :meth:`grouped`.
     """
 
-    def __init__(self, cache: SlotCache, segments: Sequence[Segment], page_size: int, *, batched: bool) -> None:
+    def __init__(self, cache: SlotCache, segments: Sequence[Segment], *, batched: bool) -> None:
         self.cache = cache
         self.layer = -1
         self._stored: tuple[torch.Tensor, torch.Tensor] | None = None
         self.rows: list[Rows] = []
         start = 0
         for segment in segments:
-            rows = Rows(start, start + segment.num_rows, segment.position, _slots(segment, page_size, cache.num_slots))
-            self.rows.append(rows)
-            start = rows.stop
+            self.rows.append(Rows(start, start + segment.num_rows, segment.position))
+            start += segment.num_rows
         self.num_rows = start
         self._batched = batched
-        self._indices: dict[tuple[int, int | None], Index] = {}
+        self._segments = segments
+        self._held = [[_find_slots(segment, cache, index) for segment in segments] for index in range(len(cache.groups))]
+        self._group = 0
+        self._new_slots: dict[int, Index] = {}
+        self._indices: dict[tuple[int, int, int | None], Index] = {}
         self._masks: dict[tuple[int, int | None], torch.Tensor] = {}
-        self._grouped: dict[tuple[int | None, int], tuple[list[Group], Sequence[int]]] = {}
+        self._grouped: dict[tuple[int, int | None, int], tuple[list[Together], Sequence[int]]] = {}
 
-    @cached_property
+    def copy_shared(self) -> None:
+        """Give segments that write to a page of others' a copy of it. Before anything is written."""
+        for segment in self._segments:
+            for group, pages in enumerate(segment.pages):
+                if pages.source is not None:
+                    at = (segment.position - pages.start) // self.cache.page_size
+                    self.cache.copy_page(group, pages.source, pages.ids[at])
+
     def new_slots(self) -> Index:
         """[t] where this step's own rows go."""
-        return self._index(np.concatenate([rows.slots[rows.position :] for rows in self.rows]))
+        found = self._new_slots.get(self._group)
+        if found is None:
+            own = [held.slots[rows.position - held.start :] for rows, held in zip(self.rows, self._here, strict=True)]
+            found = self._new_slots[self._group] = self._index(np.concatenate(own))
+        return found
+
+    @property
+    def _here(self) -> list[Held]:
+        return self._held[self._group]
+
+    def _seen(self, number: int, window: int | None) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Slots of the keys that ``rows[number]`` sees, oldest first."""
+        held = self._here[number]
+        return held.slots[self.rows[number].first_key(window) - held.start :]
 
     @cached_property
     def position_ids(self) -> torch.Tensor:
@@ -178,18 +237,18 @@ class Step:
         flat = np.concatenate([np.arange(rows.position, rows.length) for rows in self.rows])
         return self._tensor(flat)[None]
 
-    def grouped(self, window: int | None, few: int) -> tuple[list[Group], Sequence[int]]:
+    def grouped(self, window: int | None, few: int) -> tuple[list[Together], Sequence[int]]:
         """How the segments are attended: one-row segments together where each sees at most ``few`` keys, and of
         about the same number; the numbers (in ``rows``) of those that go one by one.
 
         With ``batched`` all one-row segments are together.
         """
-        found = self._grouped.get((window, few))
+        found = self._grouped.get((self._group, window, few))
         if found is None:
-            found = self._grouped[window, few] = self._group(window, few)
+            found = self._grouped[self._group, window, few] = self._bring_together(window, few)
         return found
 
-    def _group(self, window: int | None, few: int) -> tuple[list[Group], Sequence[int]]:
+    def _bring_together(self, window: int | None, few: int) -> tuple[list[Together], Sequence[int]]:
         counts = {number: rows.length - rows.first_key(window) for number, rows in enumerate(self.rows) if rows.num_rows == 1}
         small = sorted((n for n in counts if self._batched or counts[n] <= few), key=counts.__getitem__, reverse=True)
         groups: list[list[int]] = []
@@ -201,23 +260,22 @@ class Step:
         groups = [members for members in groups if len(members) > 1]
         together = {number for members in groups for number in members}
         alone = [number for number in range(len(self.rows)) if number not in together]
-        return [self._make_group(members, window) for members in groups], alone
+        return [self._together(members, window) for members in groups], alone
 
-    def _make_group(self, members: list[int], window: int | None) -> Group:
-        runs = [self.rows[number].slots[self.rows[number].first_key(window) :] for number in members]
+    def _together(self, members: list[int], window: int | None) -> Together:
+        runs = [self._seen(number, window) for number in members]
         longest = len(runs[0]) if not self._batched else max(len(run) for run in runs)
         slots = np.stack([np.pad(run, (0, longest - len(run)), mode="edge") for run in runs])
         lengths = np.array([len(run) for run in runs])
         valid = None if (lengths == longest).all() else self._tensor(np.arange(longest)[None] < lengths[:, None])
         rows = np.array([self.rows[number].start for number in members], dtype=np.int64)
-        return Group(self._tensor(rows), self._tensor(slots), valid)
+        return Together(self._tensor(rows), self._tensor(slots), valid)
 
     def keys_of(self, number: int, window: int | None) -> Index:
         """Slots of the keys that ``rows[number]`` sees, oldest first: a slice (no copy) where they are adjacent."""
-        index = self._indices.get((number, window))
+        index = self._indices.get((self._group, number, window))
         if index is None:
-            rows = self.rows[number]
-            index = self._indices[number, window] = self._index(rows.slots[rows.first_key(window) :])
+            index = self._indices[self._group, number, window] = self._index(self._seen(number, window))
         return index
 
     def mask_of(self, number: int, window: int | None) -> torch.Tensor | None:
@@ -241,9 +299,11 @@ class Step:
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Called by a layer with this step's keys and values, [1, k, t, e]; attention follows at once."""
-        self.cache.write(layer, self.new_slots, keys[0], values[0])
+        self._group = self.cache.group_of[layer]
+        self.cache.write(layer, self.new_slots(), keys[0], values[0])
         if layer in self.cache.latent:
-            keys, values = (held[None] for held in self.cache.read(layer, self._all_slots))
+            all_slots = self._index(np.concatenate([held.slots for held in self._here]))
+            keys, values = (rows[None] for rows in self.cache.read(layer, all_slots))
         self.layer, self._stored = layer, (keys, values)
         return keys, values
 
@@ -257,16 +317,11 @@ class Step:
         self._stored = None
         return self.layer
 
-    @cached_property
-    def _all_slots(self) -> Index:
-        """Slots of everything the step's sequences hold, one sequence after the other."""
-        return self._index(np.concatenate([rows.slots for rows in self.rows]))
-
-    @cached_property
-    def spans_of_all(self) -> list[tuple[int, int]]:
-        """Per entry of ``rows``, where its sequence lies in what a latent layer computes: [start, stop)."""
-        stops = np.cumsum([rows.length for rows in self.rows]).tolist()
-        return [(stop - rows.length, stop) for rows, stop in zip(self.rows, stops, strict=True)]
+    def span_of(self, number: int, window: int | None) -> tuple[int, int]:
+        """[start, stop) of the keys that ``rows[number]`` sees in what a latent layer computes: all that its group holds."""
+        before = sum(len(held.slots) for held in self._here[:number])
+        held = self._here[number]
+        return before + self.rows[number].first_key(window) - held.start, before + len(held.slots)
 
     def get_seq_length(self, *_: Any, **__: Any) -> int:
         return 0
@@ -298,18 +353,30 @@ def require_stored(
         raise ModelUnsupported(f"a layer attends to {how}; it must attend to what it caches", unsupported="kv_cache")
 
 
-def _slots(segment: Segment, page_size: int, num_slots: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _find_group(groups: Sequence[PageGroup], layer: LayerCache) -> int:
+    fitting = [index for index, group in enumerate(groups) if not group.window or 0 < layer.window <= group.window]
+    if not fitting:
+        raise LocalProtocolError(f"layer {layer.layer} sees {layer.window or 'all'} positions; no group of pages does")
+    return min(fitting, key=lambda index: groups[index].window or math.inf)
+
+
+def _find_slots(segment: Segment, cache: SlotCache, index: int) -> Held:
+    size, group = cache.page_size, cache.groups[index]
+    if len(segment.pages) != len(cache.groups):
+        raise LocalProtocolError(f"sequence {segment.sequence}: pages of {len(segment.pages)} groups, not {len(cache.groups)}")
+    pages = segment.pages[index]
     length = segment.position + segment.num_rows
-    pages = np.asarray(segment.pages, dtype=np.int64)
-    if not segment.num_rows or len(pages) * page_size < length:
+    oldest = max(0, segment.position + 1 - group.window) if group.window else 0
+    ids = np.asarray(pages.ids, dtype=np.int64)
+    if not segment.num_rows or pages.start % size or pages.start > oldest or pages.start + len(ids) * size < length:
         raise LocalProtocolError(
-            f"sequence {segment.sequence}: {len(pages)} pages of {page_size} for {length} positions, {segment.num_rows} new",
+            f"sequence {segment.sequence}: {len(ids)} pages of {size} from {pages.start} on for {length} positions,"
+            f" {segment.num_rows} new, that see back to {oldest}",
             sequence=segment.sequence,
         )
-    if pages.min() < 0 or (int(pages.max()) + 1) * page_size > num_slots:
+    if ids.min() < 0 or int(ids.max()) >= group.num_pages:
         raise LocalProtocolError(
-            f"sequence {segment.sequence}: pages up to {pages.max()} in a pool of {num_slots // page_size}",
-            sequence=segment.sequence,
+            f"sequence {segment.sequence}: pages up to {ids.max()} in a pool of {group.num_pages}", sequence=segment.sequence
         )
-    slots: np.ndarray[Any, np.dtype[np.int64]] = (pages[:, None] * page_size + np.arange(page_size)).reshape(-1)[:length]
-    return slots
+    slots: np.ndarray[Any, np.dtype[np.int64]] = (ids[:, None] * size + np.arange(size)).reshape(-1)[: length - pages.start]
+    return Held(pages.start, slots)

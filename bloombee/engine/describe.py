@@ -55,7 +55,7 @@ def describe(model: str) -> ModelCard:
         tail_parameters=counts[skeleton.num_layers],
         tied_parameters=sum(skeleton.meta[name].numel() for name in skeleton.tied()),
         layer_kv_elements=tuple(sum(entry.elements for entry in layer) for layer in caches),
-        layer_windows=tuple(0 if any(not entry.window for entry in layer) else max(e.window for e in layer) for layer in caches),
+        layer_windows=tuple(layer[0].window for layer in caches),
         tokenizer_json=tokenizer.backend_tokenizer.to_str() if tokenizer is not None and tokenizer.is_fast else None,
         has_chat_template=tokenizer is not None and bool(tokenizer.chat_template),
     )

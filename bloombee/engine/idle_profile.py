@@ -20,7 +20,7 @@ from bloombee.engine import profile as full
 from bloombee.engine.buffers import TORCH_DTYPES, to_buffer
 from bloombee.engine.model import SpanModel
 from bloombee.errors import ConfigError
-from bloombee.pipeline.work import Segment, Work
+from bloombee.pipeline.work import Pages, Segment, Work
 from bloombee.plan.profile import Point, Profile, fit, fit_output
 from bloombee.types import Phase
 
@@ -83,7 +83,7 @@ def _profile(model: SpanModel, digest: str, device: str, points: list[Point], ou
         fit=layers,
         output=fit_output(outputs, layers),
         layer_bytes=model.layer_bytes,
-        kv_token_bytes=model.kv_bytes // model.kv.num_slots // len(model.span),
+        kv_token_bytes=model.kv.token_bytes // len(model.span),
         memory_bytes=full.free_bytes(device) + model.weight_bytes,
         encode_bytes_per_s=encode,
         decode_bytes_per_s=decode,
@@ -92,25 +92,25 @@ def _profile(model: SpanModel, digest: str, device: str, points: list[Point], ou
 
 
 def _fits(model: SpanModel, phase: Phase, rows: int, context: int) -> bool:
-    return _slots(model, phase, rows, context) <= model.kv.num_slots
+    return _slots(model, phase, rows, context) <= min(group.num_pages for group in model.kv.groups) * model.kv.page_size
 
 
 def _slots(model: SpanModel, phase: Phase, rows: int, context: int) -> int:
-    """Of the pool's first slots, how many a pass writes or reads."""
+    """Of each pool's first slots, how many a pass writes or reads."""
     sequences, tokens = (1, context + rows) if phase is Phase.PREFILL else (rows, context + 1)
-    return sequences * -(-tokens // model.page_size) * model.page_size
+    return sequences * -(-tokens // model.kv.page_size) * model.kv.page_size
 
 
 def _pass_s(model: SpanModel, layers: int, phase: Phase, rows: int, context: int, picks: int) -> float:
     """One pass, whose garbage is gone from the KV memory afterwards."""
     token = (1).to_bytes(4, "little")
-    pages = -(-(context + (rows if phase is Phase.PREFILL else 1)) // model.page_size)
+    pages = -(-(context + (rows if phase is Phase.PREFILL else 1)) // model.kv.page_size)
     if phase is Phase.PREFILL:
-        segments = [Segment(1, 0, context, token * rows, 0, tuple(range(pages)))]
+        segments = [Segment(1, 0, context, token * rows, 0, _everywhere(model, 0, pages))]
     else:
         segments = [
             Segment(
-                row, 0, context, token, int(row < picks), tuple(range(row * pages, (row + 1) * pages)),
+                row, 0, context, token, int(row < picks), _everywhere(model, row * pages, pages),
                 full.GREEDY if picks else None, 1,
             )
             for row in range(rows)
@@ -126,6 +126,11 @@ def _pass_s(model: SpanModel, layers: int, phase: Phase, rows: int, context: int
         seconds = time.perf_counter() - begin
     model.kv.clear(_slots(model, phase, rows, context))
     return seconds
+
+
+def _everywhere(model: SpanModel, first: int, count: int) -> tuple[Pages, ...]:
+    """The same pages in every group."""
+    return (Pages(tuple(range(first, first + count))),) * len(model.kv.groups)
 
 
 def _path(model: SpanModel, digest: str, device: str) -> Path:

@@ -23,7 +23,7 @@ from bloombee.engine.synthetic import fill_random
 from bloombee.engine.weights import Loading, LoadProgress, fill, materialize, plan_loading
 from bloombee.errors import ConfigError, DeviceError, LocalProtocolError, RemoteProtocolError
 from bloombee.pipeline.work import Segment, Work
-from bloombee.types import Dtype, Span
+from bloombee.types import Dtype, PageGroup, Span
 from bloombee.wire.messages import NO_TOKEN, Pick
 
 
@@ -42,14 +42,13 @@ class SpanModel:
         disk_bytes, requested_bytes: the span's tensors in the checkpoint, and what was asked of its files for them.
     """
 
-    def __init__(self, skeleton: Skeleton, span: Span, dtype: Dtype, kv: SlotCache, page_size: int) -> None:
+    def __init__(self, skeleton: Skeleton, span: Span, dtype: Dtype, kv: SlotCache) -> None:
         config = skeleton.base.config
         self.span = span
         self.num_layers = skeleton.num_layers
         self.dtype = dtype
         self.kv = kv
         self.device = kv.device
-        self.page_size = page_size
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = skeleton.model.get_input_embeddings().weight.shape[0]
         self.weight_bytes = self.layer_bytes = self.disk_bytes = self.requested_bytes = 0
@@ -66,7 +65,7 @@ class SpanModel:
         num_layers: int | None = None,
         dtype: Dtype | None = None,
         device: str = "cpu",
-        num_pages: int,
+        groups: Sequence[PageGroup],
         page_size: int,
         progress: LoadProgress | None = None,
     ) -> SpanModel:
@@ -75,7 +74,7 @@ class SpanModel:
         Args:
             num_layers: what the plan believes the model has; None skips the check.
             dtype: of the run; None: the checkpoint's.
-            num_pages, page_size: of the KV pool, in pages and tokens.
+            groups, page_size: of the KV memory; see :class:`~bloombee.engine.cache.SlotCache`.
             progress: called with (loaded bytes, total bytes) while weights are read.
 
         Raises:
@@ -95,8 +94,8 @@ class SpanModel:
         with Watch(skeleton.model) as watch:
             layers = probe(skeleton, checkpoint.ref, span)
         try:
-            kv = SlotCache(layers, num_pages * page_size, TORCH_DTYPES[dtype], torch.device(device))
-            model = cls(skeleton, span, dtype, kv, page_size)
+            kv = SlotCache(layers, groups, page_size, TORCH_DTYPES[dtype], torch.device(device))
+            model = cls(skeleton, span, dtype, kv)
             model._fill(checkpoint, progress)
             if model.device.type == "cpu":
                 pack_linears(skeleton.model, watch.groups)
@@ -119,9 +118,10 @@ class SpanModel:
             LocalProtocolError: pages that do not hold the rows, or no sampling parameters for a row to be sampled.
             DeviceError: the device failed; KV of the rows may be partly written, which a repeat overwrites.
         """
-        step = Step(self.kv, work.segments, self.page_size, batched=self.batched_decode)
+        step = Step(self.kv, work.segments, batched=self.batched_decode)
         try:
             with torch.inference_mode():
+                step.copy_shared()
                 return self._forward(step, work.segments, hidden)
         except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
             raise DeviceError(f"{self.device}: {error}", device=str(self.device)) from error

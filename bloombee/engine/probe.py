@@ -92,5 +92,5 @@ def _probe_layer(skeleton: Skeleton, ref: str, layer: int) -> list[LayerCache]:
             f"{ref}: layer {layer} is of type sliding_attention and is given no window: its config contradicts itself",
             unsupported="sliding_window",
         )
-    found = zip(notes.stored, notes.windows, notes.latent, strict=True)
-    return [replace(entry, window=window, latent=latent) for entry, window, latent in found]
+    window = max(notes.windows) if all(notes.windows) else 0
+    return [replace(entry, window=window, latent=latent) for entry, latent in zip(notes.stored, notes.latent, strict=True)]

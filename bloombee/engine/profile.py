@@ -24,9 +24,9 @@ from bloombee.engine.checkpoint import Checkpoint, resolve
 from bloombee.engine.model import SpanModel, set_threads
 from bloombee.engine.skeleton import build
 from bloombee.errors import BloomBeeError, ConfigError
-from bloombee.pipeline.work import Segment, Work
+from bloombee.pipeline.work import Pages, Segment, Work
 from bloombee.plan.profile import Point, Profile, fit, fit_output
-from bloombee.types import Dtype, Phase, Span
+from bloombee.types import Dtype, PageGroup, Phase, Span
 from bloombee.wire.messages import Sampling
 
 PAGE_SIZE = 16
@@ -130,7 +130,7 @@ class _Bench:
     def load(cls, checkpoint: Checkpoint, span: Span, device: str, dtype: Dtype) -> _Bench:
         pages = max(rows * _pages(context + 1) for rows, context in DECODE)
         pages = max(pages, *(_pages(rows + context) for rows, context in PREFILL))
-        model = SpanModel.load(checkpoint, span, dtype=dtype, device=device, num_pages=pages, page_size=PAGE_SIZE)
+        model = SpanModel.load(checkpoint, span, dtype=dtype, device=device, groups=[PageGroup(0, pages)], page_size=PAGE_SIZE)
         return cls(model, pages * PAGE_SIZE)
 
     def points(self) -> list[Point]:
@@ -163,12 +163,12 @@ class _Bench:
         self.number += 1
         token = (1).to_bytes(4, "little")
         if phase is Phase.PREFILL:
-            segments = [Segment(1, 0, context, token * rows, 0, tuple(range(_pages(context + rows))))]
+            segments = [Segment(1, 0, context, token * rows, 0, (Pages(tuple(range(_pages(context + rows)))),))]
         else:
             each = _pages(context + 1)
             segments = [
                 Segment(
-                    row, 0, context, token, int(row < picks), tuple(range(row * each, (row + 1) * each)),
+                    row, 0, context, token, int(row < picks), (Pages(tuple(range(row * each, (row + 1) * each))),),
                     GREEDY if picks else None, 1,
                 )
                 for row in range(rows)

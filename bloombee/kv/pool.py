@@ -1,8 +1,29 @@
-"""KV memory as pages: who holds which. Pure bookkeeping; the tensors live in ``engine/cache.py``."""
+"""KV memory as pages: who holds which. Pure bookkeeping; the tensors live in ``engine/cache.py``.
+
+Theory of operation. The layers of a span fall into groups by how far they see: all positions, or a sliding window. A group
+has a pool, and each sequence a table in it. A table holds the pages of an interval of positions: from 0 on where layers see
+all, else from the oldest position that a row to come can see. A row to come is at worst ``MAX_ROLLBACK`` positions before the
+newest that was placed, as nobody rolls a sequence back by more.
+
+Pages are taken and given back in the order in which the device runs the works that use them, and the device runs them
+one after the other. So a page that is given back is free at once: whatever is written there is written by a later work, when
+those that read the page are through. Within one work nothing may be reused: tables are slid once all of it is placed.
+
+A fork shares its pages. A page that several tables hold is only read; the first of them that writes to it gets a page of
+its own instead, into which the device copies the shared one before anything else.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bloombee.errors import LocalProtocolError, PoolExhausted
+from bloombee.types import PageGroup
+
+MAX_ROLLBACK = 64
+"""Most positions that a new generation may go back: the largest draft."""
+WINDOW_SHARE = 4
+"""Groups that see less than the widest hold this part of its tokens: sequences are longer than windows where windows matter."""
 
 
 def pages_for(num_tokens: int, page_size: int) -> int:
@@ -10,8 +31,45 @@ def pages_for(num_tokens: int, page_size: int) -> int:
     return -(-num_tokens // page_size)
 
 
+def most_pages(num_tokens: int, page_size: int, *, window: int, rows: int) -> int:
+    """The most pages that a sequence of ``num_tokens`` ever holds in a group.
+
+    Args:
+        window: how many positions the group's layers see; 0 for all.
+        rows: most of its rows in one work.
+    """
+    whole = pages_for(num_tokens, page_size)
+    if not window:
+        return whole
+    positions = window - 1 + MAX_ROLLBACK + rows
+    return min(whole, 1 + pages_for(positions - 1, page_size))  # one more, as they start anywhere in a page
+
+
+def make_groups(windows: Sequence[int], num_pages: int, page_size: int, *, rows: int) -> tuple[PageGroup, ...]:
+    """The groups of a model whose layers see ``windows``, widest first.
+
+    The widest gets ``num_pages``. The others get one part in ``WINDOW_SHARE`` of them, but no less than what any sequence needs.
+
+    Args:
+        windows: distinct, widest first; 0 is all positions.
+        rows: most rows of a sequence in one work.
+    """
+    least = -(-num_pages // WINDOW_SHARE)
+    groups = [PageGroup(windows[0], num_pages)]
+    for window in windows[1:]:
+        need = most_pages(num_pages * page_size, page_size, window=window, rows=rows)
+        groups.append(PageGroup(window, max(least, need)))
+    return tuple(groups)
+
+
+def can_go_back(position: int, newest: int, window: int) -> bool:
+    """Whether rows can follow at ``position`` once positions [0, newest) have been placed."""
+    oldest = newest - MAX_ROLLBACK - window + 1
+    return not window or position == 0 or position + MAX_ROLLBACK >= newest or oldest <= 0
+
+
 class PagePool:
-    """``num_pages`` pages of ``page_size`` token slots, each free or held once.
+    """``num_pages`` pages of ``page_size`` token slots, each free or held by so many tables.
 
     Low page ids are handed out first, so that memory that was never needed is never touched.
     """
@@ -22,17 +80,21 @@ class PagePool:
         self.num_pages = num_pages
         self.page_size = page_size
         self._free = list(range(num_pages - 1, -1, -1))
-        self._held = bytearray(num_pages)
+        self._holders = [0] * num_pages
 
     @property
     def num_free(self) -> int:
         return len(self._free)
 
+    def holders(self, page: int) -> int:
+        """How many hold ``page``; 0: it is free."""
+        return self._holders[page]
+
     def can_take(self, count: int) -> bool:
         return count <= len(self._free)
 
     def take(self, count: int) -> list[int]:
-        """``count`` pages, now held.
+        """``count`` pages, now held once.
 
         Raises:
             PoolExhausted: fewer are free; nothing was taken.
@@ -43,27 +105,47 @@ class PagePool:
             )
         pages = [self._free.pop() for _ in range(count)]
         for page in pages:
-            self._held[page] = 1
+            self._holders[page] = 1
         return pages
 
-    def give(self, pages: list[int]) -> None:
-        """Free ``pages``.
+    def share(self, pages: Sequence[int]) -> None:
+        """One holder more of each of ``pages``.
+
+        Raises:
+            LocalProtocolError: one of them is free; the pool is as it was.
+        """
+        self._check_held(pages)
+        for page in pages:
+            self._holders[page] += 1
+
+    def give(self, pages: Sequence[int]) -> None:
+        """One holder less of each of ``pages``; free is what has none.
 
         Raises:
             LocalProtocolError: one of them is free already; the pool is as it was.
         """
-        if len(set(pages)) != len(pages) or not all(self._held[page] for page in pages):
-            raise LocalProtocolError(f"pages {pages} freed that are not all held")
-        for page in pages:
-            self._held[page] = 0
-        self._free.extend(reversed(pages))
+        self._check_held(pages)
+        for page in reversed(pages):
+            self._holders[page] -= 1
+            if not self._holders[page]:
+                self._free.append(page)
+
+    def _check_held(self, pages: Sequence[int]) -> None:
+        if len(set(pages)) != len(pages) or not all(self._holders[page] for page in pages):
+            raise LocalProtocolError(f"pages {list(pages)} shared or freed that are not all held")
 
 
 class PageTable:
-    """The pages of one sequence in one layer group, in order of position."""
+    """The pages of one sequence in one group, in order of position, from position ``start`` on.
 
-    def __init__(self, pool: PagePool) -> None:
+    Args:
+        window: how many positions the group's layers see; 0 for all.
+    """
+
+    def __init__(self, pool: PagePool, window: int = 0) -> None:
         self._pool = pool
+        self._window = window
+        self._start = 0
         self._pages: list[int] = []
 
     @property
@@ -71,24 +153,76 @@ class PageTable:
         return tuple(self._pages)
 
     @property
-    def num_slots(self) -> int:
-        return len(self._pages) * self._pool.page_size
+    def start(self) -> int:
+        """The first position of the first page."""
+        return self._start
 
-    def pages_missing(self, num_tokens: int) -> int:
-        return max(0, pages_for(num_tokens, self._pool.page_size) - len(self._pages))
+    @property
+    def stop(self) -> int:
+        """Slots are held for positions [start, stop)."""
+        return self._start + len(self._pages) * self._pool.page_size
 
-    def grow(self, num_tokens: int) -> None:
-        """Hold slots for positions [0, num_tokens). Raises PoolExhausted, holding what it held."""
-        missing = self.pages_missing(num_tokens)
-        if missing:
-            self._pages += self._pool.take(missing)
+    def place(self, position: int, stop: int) -> int | None:
+        """Hold slots for rows at [position, stop); what was held from ``position`` on is stale.
 
-    def first(self, num_tokens: int) -> tuple[int, ...]:
-        """Ids of the pages of positions [0, num_tokens)."""
-        return tuple(self._pages[: pages_for(num_tokens, self._pool.page_size)])
+        Returns:
+            The page whose rows must first be copied into the page of ``position``, as others hold it too; None for no copy.
+
+        Raises:
+            PoolExhausted: too few are free; positions before ``position`` are held as they were.
+            LocalProtocolError: rows before ``position`` that are seen from there are not held; nothing changed.
+        """
+        self.truncate(position)
+        shared = position % self._pool.page_size > 0 and self._pool.holders(self._pages[-1]) > 1
+        missing = pages_for(stop, self._pool.page_size) - self.stop // self._pool.page_size
+        taken = self._pool.take(max(0, missing) + shared)
+        source = None
+        if shared:
+            source = self._pages.pop()
+            self._pool.give([source])
+        self._pages += taken
+        return source
+
+    def slide(self, stop: int) -> None:
+        """Give back the pages that no row after positions [0, stop) will see. Not before all of a work is placed."""
+        if self._window:
+            oldest = max(0, stop - MAX_ROLLBACK - self._window + 1)
+            count = min(max(0, oldest - self._start) // self._pool.page_size, len(self._pages))
+            self._pool.give(self._pages[:count])
+            del self._pages[:count]
+            self._start += count * self._pool.page_size
 
     def truncate(self, num_tokens: int) -> None:
-        """Give back the pages wholly beyond position ``num_tokens``."""
-        keep = pages_for(num_tokens, self._pool.page_size)
+        """Forget positions from ``num_tokens`` on, and give back the pages wholly beyond; 0 gives back all.
+
+        Raises:
+            LocalProtocolError: rows before ``num_tokens`` that are seen from there are not held; nothing changed.
+        """
+        self._check(num_tokens)
+        keep = max(0, pages_for(num_tokens, self._pool.page_size) - self._start // self._pool.page_size)
         self._pool.give(self._pages[keep:])
         del self._pages[keep:]
+        if num_tokens == 0:
+            self._start = 0
+
+    def fork(self, num_tokens: int) -> PageTable:
+        """A table of the same positions [0, num_tokens), as far as they are held; its pages are shared until written to.
+
+        Raises:
+            LocalProtocolError: as :meth:`truncate`.
+        """
+        self._check(num_tokens)
+        twin = PageTable(self._pool, self._window)
+        if num_tokens:
+            twin._start = self._start
+            twin._pages = self._pages[: pages_for(num_tokens - self._start, self._pool.page_size)]
+        self._pool.share(twin._pages)
+        return twin
+
+    def _check(self, position: int) -> None:
+        seen = max(0, position - self._window + 1) if self._window else 0
+        if position and not self._start <= seen <= position <= self.stop:
+            raise LocalProtocolError(
+                f"position {position} sees [{seen}, {position}), pages are held for [{self._start}, {self.stop})",
+                position=position,
+            )

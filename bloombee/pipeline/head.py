@@ -8,6 +8,7 @@ Requests may be submitted at any time; they wait in the scheduler.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from bloombee.codec.choice import CodecMode
@@ -21,6 +22,7 @@ from bloombee.errors import (
     RemoteProtocolError,
     from_wire,
 )
+from bloombee.kv.pool import make_groups
 from bloombee.pipeline.commands import (
     Command,
     Conclude,
@@ -51,8 +53,8 @@ from bloombee.pipeline.events import (
 )
 from bloombee.plan.card import ModelCard
 from bloombee.plan.plan import Plan, StagePlan, check_memory, split_layers
-from bloombee.types import Dtype, Lane, SequenceId, Span, WorkerId
-from bloombee.wire.messages import Assign, Heartbeat, Peer, Progress, Ready, StageFailed
+from bloombee.types import Dtype, Lane, PageGroup, SequenceId, Span, WorkerId
+from bloombee.wire.messages import Assign, Group, Heartbeat, Peer, Progress, Ready, StageFailed
 
 PIPELINE = 1
 Event = WorkerJoined | WorkerSaid | WorkerGone | Submit | CancelRequest | SchedulerSaid | Tick
@@ -67,8 +69,10 @@ class PlanRequest:
     num_workers: int
     split: tuple[int, ...] | None
     num_pages: int
-    """As wished; fewer if a worker's memory holds fewer, unless ``pages_fixed``."""
+    """Of the layers that see furthest, as wished; fewer if a worker's memory holds fewer, unless ``pages_fixed``."""
     page_size: int
+    max_rows: int
+    """Most rows of one sequence in a microbatch."""
     num_microbatches: int
     pages_fixed: bool = True
     codec: CodecMode = CodecMode.OFF
@@ -167,7 +171,8 @@ class HeadCore:
             num_pages = request.num_pages
             if not request.pages_fixed:
                 num_pages = max(1, min(num_pages, *(self._pages_that_fit(w, s) for w, s in zip(workers, spans, strict=True))))
-            stages = tuple(self._stage(index, workers[index], span, num_pages) for index, span in enumerate(spans))
+            groups = self._groups(num_pages)
+            stages = tuple(self._stage(index, workers[index], span, groups) for index, span in enumerate(spans))
             for stage, worker in zip(stages, workers, strict=True):
                 check_memory(stage, worker.memory_bytes)
                 if stage.index > 0 and not worker.endpoint:
@@ -183,7 +188,7 @@ class HeadCore:
             model=request.card.model,
             dtype=request.dtype,
             num_layers=request.card.num_layers,
-            num_pages=num_pages,
+            groups=groups,
             page_size=request.page_size,
             num_microbatches=request.num_microbatches,
             stages=stages,
@@ -197,16 +202,25 @@ class HeadCore:
         order = self.request.order
         return sorted(self._workers.values(), key=lambda w: order.index(w.name) if w.name in order else len(order))
 
-    def _page_bytes(self, span: Span) -> int:
-        return self.request.page_size * self.request.card.kv_bytes_per_token(span, self.request.dtype)
+    def _groups(self, num_pages: int) -> tuple[PageGroup, ...]:
+        request = self.request
+        return make_groups(request.card.windows(), num_pages, request.page_size, rows=request.max_rows)
+
+    def _kv_bytes(self, span: Span, groups: tuple[PageGroup, ...]) -> int:
+        card, dtype = self.request.card, self.request.dtype
+        slots = ((group.window, group.num_pages * self.request.page_size) for group in groups)
+        return sum(count * card.kv_bytes_per_token(span, dtype, window=window) for window, count in slots)
 
     def _pages_that_fit(self, worker: _Worker, span: Span) -> int:
-        weights = self.request.card.weight_bytes(span, self.request.dtype)
-        return max(0, worker.memory_bytes - weights) // max(1, self._page_bytes(span))
+        """Of the wished, how many leave room for the others' and the weights."""
+        room = worker.memory_bytes - self.request.card.weight_bytes(span, self.request.dtype)
+        counts = range(1, self.request.num_pages + 1)
+        return bisect_right(counts, room, key=lambda count: self._kv_bytes(span, self._groups(count)))
 
-    def _stage(self, index: int, worker: _Worker, span: Span, num_pages: int) -> StagePlan:
-        weights = self.request.card.weight_bytes(span, self.request.dtype)
-        return StagePlan(index, worker.id, worker.name, span, weights, num_pages * self._page_bytes(span))
+    def _stage(self, index: int, worker: _Worker, span: Span, groups: tuple[PageGroup, ...]) -> StagePlan:
+        card, dtype = self.request.card, self.request.dtype
+        own = tuple(group for group in groups if group.window in card.windows(span))
+        return StagePlan(index, worker.id, worker.name, span, card.weight_bytes(span, dtype), self._kv_bytes(span, own), own)
 
     def _assign(self, plan: Plan, index: int) -> Send:
         stage = plan.stages[index]
@@ -221,7 +235,7 @@ class HeadCore:
             model=plan.model,
             config_digest=bytes.fromhex(self.request.card.config_digest),
             dtype=str(plan.dtype),
-            num_pages=plan.num_pages,
+            groups=tuple(Group(window=group.window, num_pages=group.num_pages) for group in stage.groups),
             page_size=plan.page_size,
             num_microbatches=plan.num_microbatches,
             codec=self.request.codec,

@@ -24,7 +24,7 @@ from bloombee.errors import (
     RemoteProtocolError,
     StalePlan,
 )
-from bloombee.kv.pool import pages_for
+from bloombee.kv.pool import most_pages
 from bloombee.pipeline.commands import Command, Send, TellHead
 from bloombee.pipeline.events import (
     Cancel,
@@ -66,7 +66,8 @@ class _Sequence:
     end_tokens: frozenset[int]
     client: str
     priority: int
-    num_pages: int = 0
+    num_pages: tuple[int, ...] = ()
+    """Kept free for it on every stage, one a group."""
     num_sent: int = 0
     """Rows given to stage 0."""
     generation: int = 0
@@ -93,7 +94,7 @@ class _Flight:
 
 @dataclass(slots=True)
 class _Closing:
-    num_pages: int
+    num_pages: tuple[int, ...]
     waiting: set[int]
     """Stages that have not confirmed."""
     asked_at: float
@@ -106,7 +107,8 @@ class _Pipeline:
     plan: Plan
     sender: LinkSender
     receiver: FrameReceiver
-    pages_free: int
+    pages_free: list[int]
+    """Of each group, on whichever stages have it."""
     flights: dict[int, _Flight] = field(default_factory=dict)
     closing: dict[SequenceId, _Closing] = field(default_factory=dict)
 
@@ -224,17 +226,17 @@ class SchedulerCore:
         full: set[str] = set()
         while (sequence := self._waiting.first(without=full)) is not None:
             # The last token is never fed back, so it needs no slot.
-            need = pages_for(sequence.num_prompt_tokens + sequence.max_new_tokens - 1, pipe.plan.page_size)
-            if need > pipe.plan.num_pages:
+            need = self._pages_of(pipe.plan, sequence.num_prompt_tokens + sequence.max_new_tokens - 1)
+            if any(count > group.num_pages for count, group in zip(need, pipe.plan.groups, strict=True)):
                 self._waiting.remove(sequence)
                 commands.append(TellHead(Ended(sequence.id, _too_long(sequence, pipe.plan))))
                 continue
             if not self._leaves_room(pipe, sequence.client, need):
                 full.add(sequence.client)
                 continue
-            if need > pipe.pages_free:
+            if any(count > free for count, free in zip(need, pipe.pages_free, strict=True)):
                 break
-            pipe.pages_free -= need
+            pipe.pages_free = [free - count for count, free in zip(need, pipe.pages_free, strict=True)]
             sequence.num_pages = need
             self._waiting.charge(sequence, sequence.num_prompt_tokens + sequence.max_new_tokens)
             self._waiting.remove(sequence)
@@ -243,20 +245,25 @@ class SchedulerCore:
             self._prefill.push(sequence)
         return commands
 
-    def _leaves_room(self, pipe: _Pipeline, client: str, need: int) -> bool:
+    def _pages_of(self, plan: Plan, num_tokens: int) -> tuple[int, ...]:
+        """The most pages that a sequence of ``num_tokens`` will hold, one a group."""
+        return tuple(most_pages(num_tokens, plan.page_size, window=group.window, rows=self._max_rows) for group in plan.groups)
+
+    def _leaves_room(self, pipe: _Pipeline, client: str, need: tuple[int, ...]) -> bool:
         """Whether ``client`` may open a sequence of ``need`` pages and a newcomer still finds a place.
 
         A client with nothing open always may. One that has must leave pages for a sequence as large (a sixteenth of
-        them at least, a quarter at most), and stays within ``max_open``; else whoever comes after a burst that fills
-        the pool would wait until somebody's text has ended. Where no request ever names its client nothing is left over.
+        them at least, a quarter at most, in each group), and stays within ``max_open``; else whoever comes after a burst that
+        fills the pool would wait until somebody's text has ended. Where no request ever names its client nothing is left over.
         """
         if not self._num_open_of[client]:
             return True
         if self._max_open is not None and len(self._open) >= self._max_open:
             return False
-        num_pages = pipe.plan.num_pages
-        room = min(max(need, int(LEAST_ROOM * num_pages)), int(MOST_ROOM * num_pages))
-        return not self._is_shared or need + room <= pipe.pages_free
+        return not self._is_shared or all(
+            count + min(max(count, int(LEAST_ROOM * group.num_pages)), int(MOST_ROOM * group.num_pages)) <= free
+            for count, group, free in zip(need, pipe.plan.groups, pipe.pages_free, strict=True)
+        )
 
     def _cancel(self, sequence_id: SequenceId, now: float) -> list[Command]:
         for sequence in self._waiting:
@@ -292,7 +299,7 @@ class SchedulerCore:
         if self._pipe is not None:
             raise LocalProtocolError("a pipeline is running; hand-over between epochs is not spoken yet")
         sender = LinkSender(limit=plan.num_microbatches, resend_after_s=self._resend_after_s)
-        self._pipe = _Pipeline(plan, sender, FrameReceiver(window=VERDICT_WINDOW), plan.num_pages)
+        self._pipe = _Pipeline(plan, sender, FrameReceiver(window=VERDICT_WINDOW), [g.num_pages for g in plan.groups])
 
     def _lose(self, error: BloomBeeError) -> list[Command]:
         ended = [*self._open, *(sequence.id for sequence in self._waiting)]
@@ -471,7 +478,7 @@ class SchedulerCore:
                 continue
             closing.waiting.discard(stage)
             if not closing.waiting:
-                pipe.pages_free += closing.num_pages
+                pipe.pages_free = [free + count for free, count in zip(pipe.pages_free, closing.num_pages, strict=True)]
                 del pipe.closing[sequence_id]
         return self._schedule(now)
 

@@ -8,10 +8,14 @@ sequence is a prefix [0, have) within a generation, so each item of a frame is o
     ends at or before ``have``             held already, ignored
     starts at or before ``have``           its rows from ``have`` on are taken
     starts beyond ``have``                 Gap(have): the frame is not taken as held and will come again
+    newer, further back than is kept       Gap(0): layers with a window have forgotten what its rows see
 
 Every frame that is taken in becomes exactly one work and exactly one frame for the next stage, whatever became
 of its sequences, so that a microbatch always comes home. A frame is acknowledged when its work is done: from
 then on the next link is responsible for it. An illegal message leaves the state as it was.
+
+Pages are given out when a work goes to the device, not when its frame comes: what waits holds none, and what a work gives
+back can be had by the next, which the device runs after it.
 Source: docs/wire.md; the tests in tests/sim run this very code.
 """
 
@@ -20,12 +24,14 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from bloombee.errors import BloomBeeError, LocalProtocolError, PoolExhausted, RemoteProtocolError, StalePlan, to_wire
-from bloombee.kv.pool import PagePool, PageTable, pages_for
+from bloombee.kv.pool import PagePool, PageTable, can_go_back
 from bloombee.pipeline.commands import Command, Compute, Send
 from bloombee.pipeline.events import Computed, ComputeFailed, LinkRestored, Port, Recoded, StageReceived, Tick
 from bloombee.pipeline.frames import FrameReceiver, LinkSender, lane_of
-from bloombee.pipeline.work import Outcome, Segment, Work
+from bloombee.pipeline.work import Outcome, Pages, Segment, Work
 from bloombee.types import Lane, Phase, SequenceId
 from bloombee.wire.messages import Ack, Assign, Close, Closed, Forward, Gap, Item, Opening, Retire, StageFailed, Verdict
 
@@ -41,14 +47,15 @@ MOST_OVERTAKES = 8
 class _Sequence:
     generation: int
     opening: Opening
-    table: PageTable
+    tables: tuple[PageTable, ...]
+    """One a group; of what the device has been given so far."""
     have: int = 0
+    newest: int = 0
+    """The most that was ever held of it, since it last began at 0: how far back it can go depends on that."""
     tokens: bytearray = field(default_factory=bytearray)
-    """All token ids at [0, have), kept on the last stage for penalties."""
-    num_works: int = 0
-    """Works, queued or on the device, that touch its pages."""
+    """All token ids that the device has been given, kept on the last stage for penalties."""
     num_prefill: int = 0
-    """Those of them in the prefill queue: decode of the same sequence must not overtake them."""
+    """Works in the prefill queue: decode of the same sequence must not overtake them."""
 
     @property
     def is_decoding(self) -> bool:
@@ -58,7 +65,7 @@ class _Sequence:
 
 @dataclass(slots=True)
 class _Job:
-    """A work and what its outgoing frame must say."""
+    """A work and what its outgoing frame must say. Before it goes to the device the work has no segments."""
 
     work: Work
     queue: Phase
@@ -72,11 +79,10 @@ class StageCore:
     def __init__(self, assign: Assign, *, resend_after_s: float) -> None:
         self.assign = assign
         self.is_last = assign.stage == assign.num_stages - 1
-        self.pool = PagePool(assign.num_pages, assign.page_size)
+        self.pools = tuple(PagePool(group.num_pages, assign.page_size) for group in assign.groups)
         self.upstream = {lane: FrameReceiver(window=assign.num_microbatches) for lane in Lane}
         self.downstream = LinkSender(limit=assign.num_microbatches, resend_after_s=resend_after_s)
         self._sequences: dict[SequenceId, _Sequence] = {}
-        self._zombies: dict[SequenceId, _Sequence] = {}
         self._closed: set[SequenceId] = set()
         self._floor = 0
         self._queues: dict[Phase, deque[_Job]] = {Phase.DECODE: deque(), Phase.PREFILL: deque()}
@@ -133,6 +139,11 @@ class StageCore:
         return len(self._sequences)
 
     @property
+    def pages_free(self) -> int:
+        """Of all groups."""
+        return sum(pool.num_free for pool in self.pools)
+
+    @property
     def is_idle(self) -> bool:
         """Nothing queued, on the device, held back or unacknowledged."""
         return not (any(self._queues.values()) or self._on_device or self.downstream.num_backlog or self.downstream.num_kept)
@@ -160,13 +171,6 @@ class StageCore:
         gaps = [gap for item in live if (gap := self._gap(item)) is not None]
         if gaps:
             return [Send(Port.UPSTREAM, Lane.CONTROL, gap) for gap in gaps]
-        missing = self._pages_missing(live)
-        if not self.pool.can_take(missing):
-            error = PoolExhausted(
-                f"stage {self.assign.stage}: {missing} KV pages wanted, {self.pool.num_free} free", wanted=missing
-            )
-            self.failed = True
-            return [self._fail(error)]
         upstream.hold(forward.frame, now)
         queue = self._queue_for(phase, live)
         self._queues[queue].append(self._take(forward, phase, queue, live, payload))
@@ -197,21 +201,16 @@ class StageCore:
             return None
         else:
             have, generation = held.have, item.generation
+            if item.generation > held.generation and not self._can_go_back(held, item.position):
+                have = 0
         if item.position <= have and (held is not None or item.opening is not None):
             return None
         return Gap(
             pipeline=self.assign.pipeline, epoch=self.assign.epoch, sequence=item.sequence, generation=generation, have=have
         )
 
-    def _pages_missing(self, items: list[Item]) -> int:
-        missing = 0
-        for item in items:
-            held = self._sequences.get(item.sequence)
-            if held is None:
-                missing += pages_for(item.position + item.num_rows, self.pool.page_size)
-            elif item.generation >= held.generation:
-                missing += held.table.pages_missing(item.position + item.num_rows)
-        return missing
+    def _can_go_back(self, held: _Sequence, position: int) -> bool:
+        return all(can_go_back(position, held.newest, group.window) for group in self.assign.groups)
 
     def _take(self, forward: Forward, phase: Phase, queue: Phase, live: list[Item], payload: object | None) -> _Job:
         """Update the sequences and make the work; every check has been passed."""
@@ -220,23 +219,25 @@ class StageCore:
         for item in forward.items:
             rows[item.sequence] = (start, start + item.num_rows)
             start += item.num_rows
-        segments, items, spans = [], [], []
+        items, spans = [], []
         for item in live:
             held = self._sequences.get(item.sequence)
             if held is None:
                 assert item.opening is not None
-                held = self._sequences[item.sequence] = _Sequence(item.generation, item.opening, PageTable(self.pool))
+                held = self._sequences[item.sequence] = _Sequence(item.generation, item.opening, self._new_tables())
             if item.generation < held.generation:
                 continue
             if item.generation > held.generation:
                 held.generation = item.generation
                 held.have = item.position
-                del held.tokens[4 * item.position :]
+                held.newest = held.newest if item.position else 0
             skip = held.have - item.position
             if skip >= item.num_rows:
                 continue
+            held.have = item.position + item.num_rows
+            held.newest = max(held.newest, held.have)
+            held.num_prefill += queue is Phase.PREFILL
             begin, end = rows[item.sequence]
-            segments.append(self._segment(held, item, skip, queue))
             items.append(_tail(item, skip))
             spans.append((begin + skip, end))
         work = Work(
@@ -245,32 +246,56 @@ class StageCore:
             number=self._num_works,
             microbatch=forward.microbatch,
             phase=phase,
-            segments=tuple(segments),
+            segments=(),
             hidden=payload,
             hidden_rows=tuple(spans),
         )
         self._num_works += 1
         return _Job(work, queue, forward.frame, tuple(items))
 
-    def _segment(self, held: _Sequence, item: Item, skip: int, queue: Phase) -> Segment:
+    def _new_tables(self) -> tuple[PageTable, ...]:
+        return tuple(PageTable(pool, group.window) for pool, group in zip(self.pools, self.assign.groups, strict=True))
+
+    # -- pages -----------------------------------------------------------------------------
+
+    def _place(self, job: _Job) -> None:
+        """Fill in the job's segments with pages for their rows: it goes to the device now. What was closed meanwhile is left out.
+
+        Raises:
+            PoolExhausted: the scheduler has admitted more than there is room for.
+        """
+        items, segments, spans, placed = [], [], [], []
+        for item, span in zip(job.items, job.work.hidden_rows, strict=True):
+            held = self._sequences.get(item.sequence)
+            if held is None:
+                continue
+            held.num_prefill -= job.queue is Phase.PREFILL
+            items.append(item)
+            segments.append(self._segment(held, item))
+            spans.append(span)
+            placed.append((held, item.position + item.num_rows))
+        for held, stop in placed:
+            for table in held.tables:
+                table.slide(stop)
+        job.items = tuple(items)
+        job.work = replace(job.work, segments=tuple(segments), hidden_rows=tuple(spans))
+
+    def _segment(self, held: _Sequence, item: Item) -> Segment:
         stop = item.position + item.num_rows
-        tokens = item.tokens[4 * skip :]
-        held.table.grow(stop)
-        held.have = stop
-        held.num_works += 1
-        held.num_prefill += queue is Phase.PREFILL
+        sources = [table.place(item.position, stop) for table in held.tables]
         sampling = held.opening.sampling if self.is_last else None
         history = b""
         if sampling is not None and _has_penalty(held.opening):
-            held.tokens += tokens
+            del held.tokens[4 * item.position :]
+            held.tokens += item.tokens
             history = bytes(held.tokens)
         return Segment(
             sequence=item.sequence,
-            generation=held.generation,
-            position=stop - len(tokens) // 4,
-            tokens=tokens,
-            num_picks=min(item.num_picks, len(tokens) // 4) if self.is_last else 0,
-            pages=held.table.first(stop),
+            generation=item.generation,
+            position=item.position,
+            tokens=item.tokens,
+            num_picks=item.num_picks if self.is_last else 0,
+            pages=tuple(Pages(table.pages, table.start, source) for table, source in zip(held.tables, sources, strict=True)),
             sampling=sampling,
             num_prompt_tokens=held.opening.num_prompt_tokens,
             history=history,
@@ -290,6 +315,11 @@ class StageCore:
             job = self._queues[queue].popleft()
             waits = queue is Phase.DECODE and self._queues[Phase.PREFILL]
             self._num_overtakes = self._num_overtakes + 1 if waits else 0
+            try:
+                self._place(job)
+            except PoolExhausted as error:
+                self.failed = True
+                return [*commands, self._fail(error)]
             self._on_device.append(job)
             commands.append(Compute(job.work))
         return commands
@@ -316,8 +346,6 @@ class StageCore:
         if not self._on_device or self._on_device[0].work.number != outcome.number:
             raise LocalProtocolError(f"work {outcome.number} came back out of turn")
         job = self._on_device.popleft()
-        for item in job.items:
-            self._release(item.sequence, job.queue)
         lane_in, lane_out = lane_of(job.work.phase), self._lane_out(job.work)
         self.upstream[lane_in].retire([job.frame])
         sends = self.downstream.lanes[lane_out].push(lambda number: self._outgoing(job, outcome, number), now)
@@ -331,33 +359,21 @@ class StageCore:
             return Send(Port.DOWNSTREAM, lane, Verdict(**head, picks=outcome.picks))
         return Send(Port.DOWNSTREAM, lane, Forward(**head, phase=work.phase, items=job.items), outcome.hidden)
 
-    def _release(self, sequence: SequenceId, queue: Phase) -> None:
-        held = self._sequences.get(sequence) or self._zombies.get(sequence)
-        if held is None:
-            raise LocalProtocolError(f"sequence {sequence} was freed while a work used it")
-        held.num_works -= 1
-        held.num_prefill -= queue is Phase.PREFILL
-        if sequence in self._zombies and held.num_works == 0:
-            self._zombies.pop(sequence).table.truncate(0)
-
     # -- the head --------------------------------------------------------------------------
 
     def _close(self, close: Close) -> list[Command]:
-        """Free at once what no work uses, the rest when its last work is done."""
+        """Free at once all that they hold: works that still read it are on the device already, before any that is to come."""
         self._floor = max(self._floor, close.floor)
         self._closed = {s for s in self._closed.union(close.sequences) if s >= self._floor}
         for sequence in [s for s in self._sequences if self._is_closed(s)]:
-            held = self._sequences.pop(sequence)
-            if held.num_works:
-                self._zombies[sequence] = held
-            else:
-                held.table.truncate(0)
+            for table in self._sequences.pop(sequence).tables:
+                table.truncate(0)
         answer = Closed(
             pipeline=self.assign.pipeline,
             epoch=self.assign.epoch,
             sequences=close.sequences,
             floor=close.floor,
-            pages_free=self.pool.num_free,
+            pages_free=self.pages_free,
         )
         return [Send(Port.HEAD, Lane.CONTROL, answer)]
 

@@ -14,6 +14,20 @@ from bloombee.types import Epoch, Phase, PipelineId, SequenceId
 from bloombee.wire.messages import Pick, Sampling
 
 
+class Pages(Struct, frozen=True, gc=False):
+    """Where one group of layers has the positions of a sequence.
+
+    Args:
+        ids: position q lies in slot ``ids[(q - start) // page_size] * page_size + q % page_size``.
+        start: the first position held, a multiple of page_size; 0 where layers see all positions.
+        source: a page to copy into the page of the segment's first row before anything is written; it belongs to others.
+    """
+
+    ids: tuple[int, ...]
+    start: int = 0
+    source: int | None = None
+
+
 class Segment(Struct, frozen=True, gc=False):
     """The rows of one sequence in one microbatch.
 
@@ -21,8 +35,7 @@ class Segment(Struct, frozen=True, gc=False):
         position: absolute position of the first row; everything before it is in the KV pages.
         tokens: [num_rows] little-endian uint32, the rows' token ids.
         num_picks: sample a token after each of the last ``num_picks`` rows (last stage only).
-        pages: page ids that hold positions [0, position + num_rows); position q lives in slot
-            ``pages[q // page_size] * page_size + q % page_size``.
+        pages: one for each group of layers on the stage; they hold what its rows see, and themselves.
         sampling: of the request; None on all but the last stage.
         num_prompt_tokens: history before this index is prompt, from it on output.
         history: [position + num_rows] little-endian uint32, all token ids so far, this segment's rows included;
@@ -34,7 +47,7 @@ class Segment(Struct, frozen=True, gc=False):
     position: int
     tokens: bytes
     num_picks: int
-    pages: tuple[int, ...]
+    pages: tuple[Pages, ...]
     sampling: Sampling | None = None
     num_prompt_tokens: int = 0
     history: bytes = b""

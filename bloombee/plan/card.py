@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,9 +62,16 @@ class ModelCard:
         count += self.embed_parameters * first + self.tail_parameters * last - self.tied_parameters * (first and last)
         return count * (dtype or self.dtype).num_bytes
 
-    def kv_bytes_per_token(self, span: Span, dtype: Dtype | None = None) -> int:
-        """KV memory of one token in the layers of ``span``."""
-        return sum(self.layer_kv_elements[span.start : span.stop]) * (dtype or self.dtype).num_bytes
+    def kv_bytes_per_token(self, span: Span, dtype: Dtype | None = None, *, window: int | None = None) -> int:
+        """KV memory of one token in the layers of ``span``; only in those of ``window`` unless that is None."""
+        layers = range(span.start, span.stop)
+        count = sum(self.layer_kv_elements[layer] for layer in layers if window in (None, self.layer_windows[layer]))
+        return count * (dtype or self.dtype).num_bytes
+
+    def windows(self, span: Span | None = None) -> tuple[int, ...]:
+        """How far the layers of ``span`` (None: all) see: each window once, widest first; 0 is all positions."""
+        found = set(self.layer_windows[span.start : span.stop] if span else self.layer_windows)
+        return tuple(sorted(found, key=lambda window: window or math.inf, reverse=True))
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "dtype": self.dtype.value}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bloombee.errors import ConfigError, Infeasible
-from bloombee.types import HEAD, Dtype, Epoch, PipelineId, Span, WorkerId
+from bloombee.types import HEAD, Dtype, Epoch, PageGroup, PipelineId, Span, WorkerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,13 @@ class StagePlan:
     span: Span
     weight_bytes: int
     kv_bytes: int
+    groups: tuple[PageGroup, ...]
+    """Those of the plan's that have layers here."""
+
+    @property
+    def num_pages(self) -> int:
+        """Of all groups together: what it has free when no sequence is open."""
+        return sum(group.num_pages for group in self.groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +38,16 @@ class Plan:
     model: str
     dtype: Dtype
     num_layers: int
-    num_pages: int
+    groups: tuple[PageGroup, ...]
+    """Of all layers, widest window first."""
     page_size: int
     num_microbatches: int
     stages: tuple[StagePlan, ...]
 
     @property
     def num_tokens(self) -> int:
-        """KV slots of every stage: what all open sequences together may hold."""
-        return self.num_pages * self.page_size
+        """KV slots of the layers that see furthest: the longest sequence, and all open ones together, have no more."""
+        return self.groups[0].num_pages * self.page_size
 
     @property
     def hops(self) -> frozenset[tuple[WorkerId, WorkerId]]:
@@ -55,6 +63,7 @@ class Plan:
             "dtype": str(self.dtype),
             "max_microbatches": self.num_microbatches,
             "kv_tokens": self.num_tokens,
+            "kv_groups": [{"window": g.window, "tokens": g.num_pages * self.page_size} for g in self.groups],
             "stages": [
                 {"worker": s.worker, "name": s.name, "layers": [s.span.start, s.span.stop], "weight_bytes": s.weight_bytes}
                 for s in self.stages

@@ -27,7 +27,7 @@ from bloombee.roles.coding import Payload, Receiver, Sender
 from bloombee.roles.precise_sleep import sleep_until, wake_exactly
 from bloombee.roles.profiles import paced
 from bloombee.roles.tracing import StageTrace
-from bloombee.types import Dtype, Phase, Span
+from bloombee.types import Dtype, PageGroup, Phase, Span
 from bloombee.wire.messages import Assign, Tally
 
 log = logging.getLogger(__name__)
@@ -207,7 +207,7 @@ class DeviceThread:
             num_layers=assign.num_layers,
             dtype=self._dtype,
             device=_pick_device(self._device),
-            num_pages=assign.num_pages,
+            groups=[PageGroup(group.window, group.num_pages) for group in assign.groups],
             page_size=assign.page_size,
             progress=progress,
         )

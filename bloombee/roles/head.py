@@ -29,7 +29,7 @@ from bloombee.errors import (
     from_wire,
     to_wire,
 )
-from bloombee.kv.pool import pages_for
+from bloombee.kv.pool import most_pages, pages_for
 from bloombee.pipeline.commands import (
     Command,
     Conclude,
@@ -368,7 +368,7 @@ class HeadRole:
                 prompt_tokens=len(prompt),
                 max_positions=card.max_positions,
             )
-        if self.plan is not None and pages_for(total - 1, self.plan.page_size) > self.plan.num_pages:
+        if self.plan is not None and not self._has_pages(self.plan, total - 1):
             raise Infeasible(
                 f"prompt and max_new_tokens need {total} KV tokens, a stage has {self.plan.num_tokens}: raise kv_tokens or"
                 " use more workers",
@@ -376,6 +376,10 @@ class HeadRole:
                 wanted=total,
                 allowed=self.plan.num_tokens,
             )
+
+    def _has_pages(self, plan: Plan, num_tokens: int) -> bool:
+        rows = self.config.max_microbatch_rows
+        return all(most_pages(num_tokens, plan.page_size, window=g.window, rows=rows) <= g.num_pages for g in plan.groups)
 
     # -- the plan --------------------------------------------------------------------------
 
@@ -390,6 +394,7 @@ class HeadRole:
             split=config.split,
             num_pages=pages_for(wish, config.page_size),
             page_size=config.page_size,
+            max_rows=config.max_microbatch_rows,
             num_microbatches=config.microbatches or MOST_MICROBATCHES,
             order=self._local.names,
             pages_fixed=config.kv_tokens is not None,

@@ -228,7 +228,7 @@ class StageHost:
             epoch=asked.epoch,
             decode=self._device.tally(Phase.DECODE),
             prefill=self._device.tally(Phase.PREFILL),
-            pages_free=self.core.pool.num_free,
+            pages_free=self.core.pages_free,
             encoded_frames=sender.num_encoded if sender is not None else 0,
             raw_bytes=sender.raw_bytes if sender is not None else 0,
             sent_bytes=sender.sent_bytes if sender is not None else 0,
@@ -358,8 +358,8 @@ class StageHost:
 
     def _measure_on(self) -> None:
         """The next step of this stage's profile, unless a sequence has rows here."""
-        pool = self.core.pool
-        if not self._profile_asked and not self._profile_over and not self._failed and pool.num_free == pool.num_pages:
+        all_free = all(pool.num_free == pool.num_pages for pool in self.core.pools)
+        if not self._profile_asked and not self._profile_over and not self._failed and all_free:
             self._profile_asked = True
             self._device.profile(self._measured_step)
 

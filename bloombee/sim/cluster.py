@@ -52,7 +52,7 @@ from bloombee.plan.plan import Plan
 from bloombee.plan.steering import Steering
 from bloombee.plan.topology import Link
 from bloombee.sim.clock import VirtualClock
-from bloombee.sim.device import VOCAB, SimDevice
+from bloombee.sim.device import VOCAB, Device, SimDevice
 from bloombee.sim.network import Faults, LinkShape, SimLink
 from bloombee.types import DeviceUse, Dtype, FinishReason, Lane, Phase, StageUse
 from bloombee.wire.messages import AnyMessage, Assign, Forward, Ready, Sampling, Verdict
@@ -83,6 +83,8 @@ class SimCluster:
     """Head, scheduler and ``num_stages`` workers.
 
     Args:
+        card: of the model; default: one of a layer a stage, which sees all positions.
+        make_device: of each stage; default: one that computes digests.
         pace: of the works on every stage, or one a stage.
         shape: of every directed link; ``row_bytes`` is what a hidden row weighs on it.
         shapes: of single links, by their ends (``head``, ``scheduler``, ``stage0``, ...), instead of ``shape``.
@@ -102,6 +104,8 @@ class SimCluster:
         num_pages: int = 64,
         page_size: int = 4,
         max_rows: int = 16,
+        card: ModelCard | None = None,
+        make_device: Callable[[Assign], Device] | None = None,
         pace: Pace | Sequence[Pace] = PACE,
         shape: LinkShape | None = None,
         shapes: Mapping[tuple[str, str], LinkShape] | None = None,
@@ -132,16 +136,18 @@ class SimCluster:
         self._faults = faults or Faults()
         self._row_bytes = row_bytes
         self._resend_after_s = resend_after_s
-        self._devices: dict[int, SimDevice] = {}
+        self._make_device = make_device or _digests
+        self._devices: dict[int, Device] = {}
         self._device_free_at = [0.0] * num_stages
         self._links: dict[tuple[str, str], SimLink] = {}
         request = PlanRequest(
-            card=sim_card(num_stages),
+            card=card or sim_card((0,) * num_stages),
             dtype=Dtype.FLOAT32,
             num_workers=num_stages,
             split=None,
             num_pages=num_pages,
             page_size=page_size,
+            max_rows=max_rows,
             num_microbatches=num_microbatches,
         )
         limits = HeadLimits(max_waiting=10_000, heartbeat_s=1e9, silence_s=1e9, load_deadline_s=1e9)
@@ -289,12 +295,7 @@ class SimCluster:
     def _load(self, assign: Assign, worker: int) -> None:
         index = assign.stage
         self.stages[index] = StageCore(assign, resend_after_s=self._resend_after_s)
-        self._devices[index] = SimDevice(
-            stage=index,
-            is_last=index == assign.num_stages - 1,
-            num_pages=assign.num_pages,
-            page_size=assign.page_size,
-        )
+        self._devices[index] = self._make_device(assign)
         ready = Ready(pipeline=assign.pipeline, epoch=assign.epoch, weight_bytes=0, kv_bytes=0)
 
         def tell() -> None:
@@ -368,8 +369,14 @@ class SimCluster:
             self._carry(source, f"stage{target}", message, take, reliable=False, lane=send.lane)
 
 
-def sim_card(num_layers: int) -> ModelCard:
-    """A model of one parameter a layer, for swarms that compute digests."""
+def _digests(assign: Assign) -> SimDevice:
+    is_last = assign.stage == assign.num_stages - 1
+    return SimDevice(stage=assign.stage, is_last=is_last, groups=assign.groups, page_size=assign.page_size)
+
+
+def sim_card(windows: Sequence[int]) -> ModelCard:
+    """A model of one parameter a layer, whose layers see ``windows``, for swarms that compute digests."""
+    num_layers = len(windows)
     return ModelCard(
         model="sim",
         config_digest="00" * 16,
@@ -386,7 +393,7 @@ def sim_card(num_layers: int) -> ModelCard:
         tail_parameters=0,
         tied_parameters=0,
         layer_kv_elements=(1,) * num_layers,
-        layer_windows=(0,) * num_layers,
+        layer_windows=tuple(windows),
         tokenizer_json=None,
         has_chat_template=False,
     )

@@ -160,6 +160,13 @@ class Peer(Part, frozen=True):
     link: LinkId
 
 
+class Group(Part, frozen=True):
+    """Layers of a span that see equally far (types.PageGroup): their window, 0 for all positions, and the pages of their pool."""
+
+    window: U32
+    num_pages: Annotated[int, Meta(ge=1, le=2**32 - 1)]
+
+
 class Assign(Message, frozen=True, tag=16):
     """Become stage ``stage`` of ``pipeline`` in plan ``epoch``."""
 
@@ -173,7 +180,8 @@ class Assign(Message, frozen=True, tag=16):
     model: Path
     config_digest: Annotated[bytes, Meta(min_length=16, max_length=32)]
     dtype: Name
-    num_pages: U32
+    groups: Annotated[tuple[Group, ...], Meta(min_length=1, max_length=64)]
+    """Those that have a layer in the span, of different windows."""
     page_size: U16
     num_microbatches: U16
     """Credits this stage grants its predecessor."""
@@ -234,7 +242,7 @@ class Measure(Message, frozen=True, tag=21):
 
 
 class Measured(Message, frozen=True, tag=22):
-    """Answer to Measure: forwards since the stage was loaded, by phase, and free KV pages."""
+    """Answer to Measure: forwards since the stage was loaded, by phase, and free KV pages of all its groups."""
 
     pipeline: U32
     epoch: U32
@@ -418,7 +426,7 @@ class Close(Message, frozen=True, tag=36):
 
 
 class Closed(Message, frozen=True, tag=37):
-    """Answer to Close; ``pages_free`` lets the head see a leak."""
+    """Answer to Close; ``pages_free``, of all groups together, lets the head see a leak."""
 
     pipeline: U32
     epoch: U32

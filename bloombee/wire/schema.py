@@ -132,9 +132,11 @@ def _check_assign(assign: m.Assign) -> None:
         raise refuse("Assign.stage", assign.stage, f"< num_stages = {assign.num_stages}")
     if assign.num_stages > assign.num_layers:
         raise refuse("Assign.num_stages", assign.num_stages, f"<= num_layers = {assign.num_layers}")
-    for name in ("num_pages", "page_size", "num_microbatches"):
+    for name in ("page_size", "num_microbatches"):
         if getattr(assign, name) < 1:
             raise refuse(f"Assign.{name}", getattr(assign, name), "at least 1")
+    if len({group.window for group in assign.groups}) != len(assign.groups):
+        raise refuse("Assign.groups", [group.window for group in assign.groups], "of different windows")
     if assign.dtype not in _DTYPES:
         raise refuse("Assign.dtype", assign.dtype, "one of " + ", ".join(sorted(_DTYPES)))
     if assign.stage > 0 and assign.predecessor is None:

@@ -107,6 +107,9 @@ def test_a_worker_that_says_what_it_must_not_is_refused_and_the_head_lives(messa
             with pytest.raises(bloombee.BloomBeeError) as caught:
                 await asyncio.wait_for(runtime.ready(), 30)
             assert "enough" in str(caught.value)
+            async with asyncio.timeout(10):
+                while not turncoat.heard:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
             assert [refused.code for refused in turncoat.heard] in (["RemoteProtocolError"], ["StalePlan"])
         finally:
             await runtime.close()

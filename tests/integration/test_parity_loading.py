@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from bloombee.engine.checkpoint import INDEX_FILE, resolve
 from bloombee.engine.model import SpanModel
 from bloombee.errors import ConfigError
-from bloombee.types import Dtype, Span
+from bloombee.types import Dtype, PageGroup, Span
 
 NEW_TOKENS = 8
 IDLE_BYTES = 450 << 20
@@ -79,13 +79,13 @@ def test_a_missing_tensor_or_shard_is_named(tmp_path: Path) -> None:
     index = json.loads((tmp_path / INDEX_FILE).read_text())
     name = "model.layers.2.mlp.up_proj.weight"
     (tmp_path / index["weight_map"][name]).unlink()
-    assert SpanModel.load(resolve(str(tmp_path)), Span(0, 1), num_pages=1, page_size=4).disk_bytes
+    assert SpanModel.load(resolve(str(tmp_path)), Span(0, 1), groups=[PageGroup(0, 1)], page_size=4).disk_bytes
     with pytest.raises(ConfigError, match=index["weight_map"][name]):
-        SpanModel.load(resolve(str(tmp_path)), Span(2, 3), num_pages=1, page_size=4)
+        SpanModel.load(resolve(str(tmp_path)), Span(2, 3), groups=[PageGroup(0, 1)], page_size=4)
     del index["weight_map"][name]
     (tmp_path / INDEX_FILE).write_text(json.dumps(index))
     with pytest.raises(ConfigError, match=name):
-        SpanModel.load(resolve(str(tmp_path)), Span(2, 3), num_pages=1, page_size=4)
+        SpanModel.load(resolve(str(tmp_path)), Span(2, 3), groups=[PageGroup(0, 1)], page_size=4)
 
 
 HUB_SCRIPT = """
@@ -94,11 +94,12 @@ from bloombee.engine.checkpoint import resolve
 from bloombee.engine.describe import describe
 from bloombee.engine.model import SpanModel
 from bloombee.errors import ConfigError
-from bloombee.types import Span
+from bloombee.types import PageGroup, Span
 checkpoint = resolve("someone/tiny-model")
 print(checkpoint.config_digest.hex(), describe("someone/tiny-model").num_layers)
-print(SpanModel.load(checkpoint, Span(0, 1), num_pages=1, page_size=4).disk_bytes)
-for ask in (lambda: SpanModel.load(checkpoint, Span(3, 4), num_pages=1, page_size=4), lambda: resolve("someone/else")):
+print(SpanModel.load(checkpoint, Span(0, 1), groups=[PageGroup(0, 1)], page_size=4).disk_bytes)
+groups = [PageGroup(0, 1)]
+for ask in (lambda: SpanModel.load(checkpoint, Span(3, 4), groups=groups, page_size=4), lambda: resolve("someone/else")):
     try:
         ask()
     except ConfigError as error:
@@ -124,7 +125,7 @@ def test_a_hub_id_needs_only_the_shards_of_its_span(tmp_path: Path) -> None:
     )
     lines = out.stdout.splitlines()
     assert lines[0] == f"{resolve(str(local)).config_digest.hex()} {LAYERS}"
-    assert int(lines[1]) == SpanModel.load(resolve(str(local)), Span(0, 1), num_pages=1, page_size=4).disk_bytes
+    assert int(lines[1]) == SpanModel.load(resolve(str(local)), Span(0, 1), groups=[PageGroup(0, 1)], page_size=4).disk_bytes
     assert lines[2].startswith("ConfigError someone/tiny-model: cannot fetch model-")
     assert any(other in lines[2] for other in others)
     assert lines[3].startswith("ConfigError no model 'someone/else'")
@@ -145,7 +146,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("span", [Span(0, 5), Span(1, 6)])
 def test_bytes_read_are_those_of_the_span(large: Path, span: Span) -> None:
-    stage = SpanModel.load(resolve(str(large)), span, num_pages=1, page_size=4)
+    stage = SpanModel.load(resolve(str(large)), span, groups=[PageGroup(0, 1)], page_size=4)
     assert stage.disk_bytes == stage.weight_bytes >= 100e6
     assert stage.requested_bytes <= 1.02 * stage.disk_bytes
     assert stage.requested_bytes > stage.disk_bytes
@@ -156,18 +157,18 @@ import sys
 import numpy as np, torch
 from bloombee.engine.checkpoint import resolve
 from bloombee.engine.model import SpanModel, set_threads
-from bloombee.pipeline.work import Segment, Work
-from bloombee.types import Dtype, Phase, Span
+from bloombee.pipeline.work import Pages, Segment, Work
+from bloombee.types import Dtype, PageGroup, Phase, Span
 def resident(name):
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(name))
 set_threads(1)
 imports = resident("VmRSS")
-stage = SpanModel.load(resolve(sys.argv[1]), Span(0, 5), dtype=Dtype(sys.argv[2]), num_pages=4096, page_size=16)
+stage = SpanModel.load(resolve(sys.argv[1]), Span(0, 5), dtype=Dtype(sys.argv[2]), groups=[PageGroup(0, 4096)], page_size=16)
 rows = 256
-segment = Segment(0, 0, 0, np.arange(rows, dtype="<u4").tobytes(), 0, tuple(range(rows // 16)))
+segment = Segment(0, 0, 0, np.arange(rows, dtype="<u4").tobytes(), 0, (Pages(tuple(range(rows // 16))),))
 stage.run(Work(pipeline=0, epoch=0, number=0, microbatch=0, phase=Phase.PREFILL, segments=(segment,)), None)
 has_cuda = int(torch.version.cuda is not None)
-print(resident("VmHWM"), imports, has_cuda, stage.weight_bytes, stage.kv_bytes // stage.kv.num_slots * rows, stage.kv_bytes)
+print(resident("VmHWM"), imports, has_cuda, stage.weight_bytes, stage.kv_bytes // (4096 * 16) * rows, stage.kv_bytes)
 """
 
 

@@ -22,7 +22,7 @@ from bloombee.engine.idle_profile import idle_profile
 from bloombee.engine.model import SpanModel
 from bloombee.plan.profile import Profile
 from bloombee.roles.worker import WorkerRole
-from bloombee.types import Dtype, Phase, Span
+from bloombee.types import Dtype, PageGroup, Phase, Span
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_a_remote_worker_tells_it_too(cache: Path) -> None:
 
 
 def test_a_span_is_measured_pass_by_pass_and_left_as_it_was(cache: Path) -> None:
-    model = SpanModel.load(resolve("demo"), Span(1, 4), dtype=Dtype.FLOAT32, num_pages=64, page_size=16)
+    model = SpanModel.load(resolve("demo"), Span(1, 4), dtype=Dtype.FLOAT32, groups=[PageGroup(0, 64)], page_size=16)
     *steps, found = idle_profile(model, "digest", "cpu")
     assert found is not None
     assert set(steps) == {None}
@@ -126,7 +126,7 @@ def test_a_span_is_measured_pass_by_pass_and_left_as_it_was(cache: Path) -> None
     assert all(not held[:, :400].any() for layer in range(1, 4) for held in model.kv.rows(layer))
     assert len(steps) > len(found.points)
     assert list(idle_profile(model, "digest", "cpu")) == [dataclasses.replace(found, points=found.points, memory_bytes=ANY)]
-    small = SpanModel.load(resolve("demo"), Span(0, 1), dtype=Dtype.FLOAT32, num_pages=1, page_size=8)
+    small = SpanModel.load(resolve("demo"), Span(0, 1), dtype=Dtype.FLOAT32, groups=[PageGroup(0, 1)], page_size=8)
     assert list(idle_profile(small, "another", "cpu")) == [None]
 
 

@@ -37,7 +37,8 @@ def oracle() -> Callable[[str, int], tuple[list[int], str]]:
 
 async def _until_idle(runtime: bloombee.Runtime) -> None:
     """Returns once no request runs and every page of every stage is free; the test's time-out is the limit."""
-    while runtime.num_requests or set(await runtime.pages_free()) != {runtime.plan.num_pages}:  # noqa: ASYNC110
+    all_free = tuple(stage.num_pages for stage in runtime.plan.stages)
+    while runtime.num_requests or await runtime.pages_free() != all_free:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
 
 

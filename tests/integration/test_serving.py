@@ -33,8 +33,9 @@ def _ask(swarm: Swarm, requests: list[tuple[list[int], int, str]]) -> list[Any]:
 
 
 async def _until_free(runtime: bloombee.Runtime) -> None:
+    all_free = tuple(stage.num_pages for stage in runtime.plan.stages)
     async with asyncio.timeout(20):
-        while set(await runtime.pages_free()) != {runtime.plan.num_pages}:  # noqa: ASYNC110
+        while await runtime.pages_free() != all_free:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert runtime.num_requests == 0
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+from collections.abc import Sequence
 
 import pytest
 
 from bloombee.errors import Infeasible
 from bloombee.pace import Pace
-from bloombee.sim.cluster import SimCluster
+from bloombee.sim.cluster import SimCluster, sim_card
 from bloombee.sim.device import oracle
 from bloombee.sim.network import Faults, LinkShape
 from bloombee.types import FinishReason
@@ -27,10 +28,10 @@ def _load(cluster: SimCluster, seed: int, count: int) -> None:
             cluster.cancel(number, at=rng.uniform(0, 3))
 
 
-def _assert_right(cluster: SimCluster, num_stages: int) -> int:
+def _assert_right(cluster: SimCluster, num_stages: int, windows: Sequence[Sequence[int]] | None = None) -> int:
     cancelled = 0
     for request in cluster.requests.values():
-        want = oracle(request.prompt, request.seed, num_stages, request.max_new_tokens)
+        want = oracle(request.prompt, request.seed, num_stages, request.max_new_tokens, windows)
         assert request.error is None
         if request.finish is None:
             cancelled += 1
@@ -40,7 +41,7 @@ def _assert_right(cluster: SimCluster, num_stages: int) -> int:
             assert request.tokens == want
     for stage in cluster.stages.values():
         assert stage.num_sequences == 0
-        assert stage.pool.num_free == stage.pool.num_pages
+        assert all(pool.num_free == pool.num_pages for pool in stage.pools)
     return cancelled
 
 
@@ -52,6 +53,26 @@ def test_every_token_is_right_whatever_the_links_do(num_stages: int, num_microba
     _load(cluster, seed, 20)
     assert cluster.run()
     _assert_right(cluster, num_stages)
+
+
+@pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
+@pytest.mark.parametrize("seed", range(3))
+def test_layers_with_windows_keep_what_they_see_and_no_more(faults: Faults | None, seed: int) -> None:
+    """Stages of two groups, of one and of another; sequences far longer than windows; too few pages for all at once."""
+    windows = ((0, 6), (6,), (0,))
+    cluster = SimCluster(
+        seed=seed, num_stages=3, card=sim_card((0, 6, 6, 6, 0, 0)), faults=faults, num_pages=256, max_rows=16, num_microbatches=3
+    )
+    rng = random.Random(seed)
+    for _ in range(12):
+        prompt = [rng.randrange(50_000) for _ in range(rng.randint(1, 250))]
+        cluster.submit(prompt, max_new_tokens=rng.randint(1, 60), seed=rng.randrange(2**64), at=rng.uniform(0, 1))
+    assert cluster.run()
+    assert _assert_right(cluster, 3, windows) == 0
+    assert cluster.plan is not None
+    assert [[group.window for group in stage.groups] for stage in cluster.plan.stages] == [[0, 6], [6], [0]]
+    full, narrow = cluster.plan.groups
+    assert narrow.num_pages < full.num_pages / 2
 
 
 def test_faults_really_happen() -> None:

@@ -17,7 +17,7 @@ from bloombee.cli import main
 from bloombee.config import RuntimeConfig, WorkerConfig
 from bloombee.errors import ConfigError, LinkDown
 from bloombee.plan.plan import Plan, StagePlan
-from bloombee.types import Dtype, FinishReason, Generation, LoadProgress, SamplingParams, Span, Token
+from bloombee.types import Dtype, FinishReason, Generation, LoadProgress, PageGroup, SamplingParams, Span, Token
 
 TEXT = ["one", " two", "", " th\x1b[2Jree"]
 
@@ -53,8 +53,9 @@ class FakeRuntime:
     @property
     def plan(self) -> Plan:
         spans = [Span(0, 3), Span(3, 6), Span(6, 8)][: self.config.num_stages]
-        stages = tuple(StagePlan(i, i + 1, f"w{i}", span, 4_000_000, 1) for i, span in enumerate(spans))
-        return Plan(0, 0, self.config.model, Dtype.FLOAT32, 8, 4, 16, 2, stages)
+        groups = (PageGroup(0, 4),)
+        stages = tuple(StagePlan(i, i + 1, f"w{i}", span, 4_000_000, 1, groups) for i, span in enumerate(spans))
+        return Plan(0, 0, self.config.model, Dtype.FLOAT32, 8, groups, 16, 2, stages)
 
     async def generate(self, prompt: Any, params: SamplingParams) -> Generation:
         self.asked.append((prompt, params))

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine_kit import GREEDY, VOCABULARY, generate, load_chain, make_checkpoint, pages_of, ragged_prompts, run_chain
+from engine_kit import GREEDY, PAGE, VOCABULARY, generate, load_chain, make_checkpoint, pages_of, ragged_prompts, run_chain
 from msgspec.structs import replace
 
 from bloombee.engine.checkpoint import resolve
 from bloombee.engine.model import SpanModel
 from bloombee.errors import ConfigError, LocalProtocolError, RemoteProtocolError
-from bloombee.pipeline.work import Segment, Work
-from bloombee.types import Dtype, Phase, Span
-from bloombee.wire.messages import NO_TOKEN
+from bloombee.kv.pool import PagePool, PageTable
+from bloombee.pipeline.work import Pages, Segment, Work
+from bloombee.types import Dtype, PageGroup, Phase, Span
+from bloombee.wire.messages import NO_TOKEN, Pick
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +41,7 @@ def work(*segments: Segment) -> Work:
 
 def rows(tokens: list[int], position: int = 0, picks: int = 1, sequence: int = 0) -> Segment:
     data = np.array(tokens, dtype="<u4").tobytes()
-    return Segment(sequence, 5, position, data, picks, pages_of(sequence, position + len(tokens)), GREEDY, len(tokens))
+    return Segment(sequence, 5, position, data, picks, (pages_of(sequence, position + len(tokens)),), GREEDY, len(tokens))
 
 
 def test_token_ids_outside_the_vocabulary_are_the_peers_fault(tiny: Path) -> None:
@@ -93,16 +94,64 @@ def test_rows_after_a_roll_back_replace_what_was_there(tiny: Path) -> None:
     assert got == run_chain(load_chain(tiny, (2,)), work(rows([*prompt, 9, 8])))
 
 
+@pytest.mark.parametrize("at", [8, 10])
+def test_two_forks_go_on_as_two_sequences_would(at: int, tmp_path: Path) -> None:
+    """They share the pages of what they have in common; whoever first writes to the last of them gets a copy of it."""
+    make_checkpoint("gemma3_text", tmp_path)
+    windows = (0, 6)
+
+    def load() -> SpanModel:
+        groups = [PageGroup(window, 30) for window in windows]
+        return SpanModel.load(resolve(str(tmp_path)), Span(0, 4), groups=groups, page_size=PAGE)
+
+    def feed(model: SpanModel, tables: list[PageTable], tokens: list[int], position: int) -> int:
+        stop = position + len(tokens)
+        sources = [table.place(position, stop) for table in tables]
+        pages = tuple(Pages(table.pages, table.start, source) for table, source in zip(tables, sources, strict=True))
+        (pick,) = model.run(work(replace(rows(tokens, position), pages=pages)), None)
+        for table in tables:
+            table.slide(stop)
+        assert isinstance(pick, Pick)
+        return pick.token
+
+    def go_on(model: SpanModel, sequences: list[list[PageTable]], firsts: list[int]) -> list[list[int]]:
+        got = [[first] for first in firsts]
+        for step in range(8):
+            for tokens, tables in zip(got, sequences, strict=True):
+                tokens.append(feed(model, tables, tokens[-1:], at + step))
+        return got
+
+    prompt = ragged_prompts()[5][:at]
+    pools = [PagePool(30, PAGE) for _ in windows]
+    model = load()
+    original = [PageTable(pool, window) for pool, window in zip(pools, windows, strict=True)]
+    feed(model, original, prompt, 0)
+    twin = [table.fork(at) for table in original]
+    assert [pool.num_free for pool in pools] == [30 - -(-at // PAGE)] * 2
+    forked = go_on(model, [original, twin], [5, 77])
+
+    pools = [PagePool(30, PAGE) for _ in windows]
+    apart = load()
+    separate = [[PageTable(pool, window) for pool, window in zip(pools, windows, strict=True)] for _ in range(2)]
+    for tables in separate:
+        feed(apart, tables, prompt, 0)
+    expected = go_on(apart, separate, [5, 77])
+    assert forked == expected
+    assert expected[0][1:] != expected[1][1:]
+
+
 def test_spans_and_plans_that_do_not_fit_the_model(tiny: Path) -> None:
     checkpoint = resolve(str(tiny))
     for span, layers in ((Span(0, 5), None), (Span(0, 2), 6)):
         with pytest.raises(ConfigError, match="has 4 layers"):
-            SpanModel.load(checkpoint, span, num_layers=layers, num_pages=1, page_size=4)
+            SpanModel.load(checkpoint, span, num_layers=layers, groups=[PageGroup(0, 1)], page_size=4)
 
 
 def test_progress_grows_to_the_total_and_counts_the_span(tiny: Path) -> None:
     calls: list[tuple[int, int]] = []
-    stage = SpanModel.load(resolve(str(tiny)), Span(1, 3), num_pages=2, page_size=4, progress=lambda *call: calls.append(call))
+    stage = SpanModel.load(
+        resolve(str(tiny)), Span(1, 3), groups=[PageGroup(0, 2)], page_size=4, progress=lambda *call: calls.append(call)
+    )
     assert [loaded for loaded, _ in calls] == sorted(loaded for loaded, _ in calls)
     assert calls[-1] == (stage.disk_bytes, stage.disk_bytes)
     assert stage.disk_bytes == stage.weight_bytes

@@ -45,7 +45,7 @@ def _core(
     *, memory: int = 10_000, endpoint: str = "tcp://127.0.0.1:1", join: int = 3, num_layers: int = 8, **request: object
 ) -> HeadCore:
     card = dataclasses.replace(
-        sim_card(num_layers),
+        sim_card((0,) * num_layers),
         layer_parameters=(25,) * num_layers,
         embed_parameters=12,
         tail_parameters=15,
@@ -58,6 +58,7 @@ def _core(
         split=None,
         num_pages=10,
         page_size=16,
+        max_rows=32,
         num_microbatches=2,
     )
     limits = HeadLimits(max_waiting=2, heartbeat_s=0.5, silence_s=3.0, load_deadline_s=60.0)
@@ -140,7 +141,7 @@ def test_kv_shrinks_to_the_smallest_worker_unless_asked_for() -> None:
     _, commands = _joined(memory=1700, pages_fixed=False)
     made = commands[0]
     assert isinstance(made, PlanMade)
-    assert made.plan.num_pages == (1700 - 348) // (16 * 24)
+    assert made.plan.groups[0].num_pages == (1700 - 348) // (16 * 24)
 
 
 def test_requests_go_to_the_scheduler_and_tokens_back() -> None:

@@ -19,15 +19,16 @@ from bloombee.pipeline.events import (
 from bloombee.pipeline.frames import lane_of
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.plan.plan import Plan, StagePlan
-from bloombee.types import Dtype, FinishReason, Phase, Span
+from bloombee.types import Dtype, FinishReason, PageGroup, Phase, Span
 from bloombee.wire.messages import NO_TOKEN, Ack, Close, Closed, Forward, Pick, Sampling, Verdict
 
 SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
 
 
 def _plan(*, microbatches: int = 2, num_pages: int = 8) -> Plan:
-    stages = tuple(StagePlan(i, i + 1, f"w{i}", Span(i, i + 1), 0, 0) for i in range(2))
-    return Plan(1, 1, "m", Dtype.FLOAT32, 2, num_pages, 4, microbatches, stages)
+    groups = (PageGroup(0, num_pages),)
+    stages = tuple(StagePlan(i, i + 1, f"w{i}", Span(i, i + 1), 0, 0, groups) for i in range(2))
+    return Plan(1, 1, "m", Dtype.FLOAT32, 2, groups, 4, microbatches, stages)
 
 
 def _core(**plan: int) -> SchedulerCore:

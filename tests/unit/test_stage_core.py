@@ -8,17 +8,34 @@ import msgspec
 import pytest
 
 from bloombee.errors import LocalProtocolError, RemoteProtocolError, StalePlan
+from bloombee.kv.pool import MAX_ROLLBACK, most_pages, pages_for
 from bloombee.pipeline.commands import Command, Compute, Send
 from bloombee.pipeline.events import Computed, ComputeFailed, Port, StageReceived
 from bloombee.pipeline.stage import DEVICE_DEPTH, MOST_OVERTAKES, StageCore
-from bloombee.pipeline.work import Outcome, Work
+from bloombee.pipeline.work import Outcome, Pages, Work
 from bloombee.types import Lane, Phase
-from bloombee.wire.messages import Ack, Assign, Close, Closed, Forward, Gap, Item, Opening, Retire, Sampling, StageFailed, Verdict
+from bloombee.wire.messages import (
+    Ack,
+    Assign,
+    Close,
+    Closed,
+    Forward,
+    Gap,
+    Group,
+    Item,
+    Opening,
+    Retire,
+    Sampling,
+    StageFailed,
+    Verdict,
+)
 
 SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.2, 0.0, 0.0, 5, -1)
 
 
-def _core(*, stage: int = 0, num_stages: int = 2, num_pages: int = 8, credits_: int = 4) -> StageCore:
+def _core(
+    *, stage: int = 0, num_stages: int = 2, num_pages: int = 8, credits_: int = 4, windows: tuple[int, ...] = (0,)
+) -> StageCore:
     assign = Assign(
         1,
         1,
@@ -30,7 +47,7 @@ def _core(*, stage: int = 0, num_stages: int = 2, num_pages: int = 8, credits_: 
         "m",
         bytes(16),
         "float32",
-        num_pages,
+        tuple(Group(window, num_pages) for window in windows),
         4,
         credits_,
         0,
@@ -68,7 +85,7 @@ def test_rows_go_to_the_device_and_on_with_the_same_address() -> None:
     assert work.microbatch == 100
     (segment,) = work.segments
     assert (segment.sequence, segment.position, segment.num_rows, segment.num_picks) == (7, 0, 5, 0)
-    assert segment.pages == (0, 1)
+    assert segment.pages == (Pages((0, 1)),)
     commands = _done(core, work)
     send = commands[0]
     assert isinstance(send, Send)
@@ -120,7 +137,7 @@ def test_a_higher_generation_rolls_back_and_a_lower_one_is_dropped() -> None:
         _done(core, work)
     (work,) = _works(core.handle(_forward(1, _item(7, 4, 2, generation=1, first_token=50))))
     assert (work.segments[0].position, work.segments[0].generation) == (4, 1)
-    assert len(work.segments[0].pages) == 2
+    assert work.segments[0].pages == (Pages((0, 1)),)
     _done(core, work)
     (empty,) = _works(core.handle(_forward(2, _item(7, 6, 1, generation=0))))
     assert empty.segments == ()
@@ -129,14 +146,100 @@ def test_a_higher_generation_rolls_back_and_a_lower_one_is_dropped() -> None:
     assert onward.items == ()  # type: ignore[attr-defined]
 
 
-def test_closing_frees_pages_only_after_the_last_work_that_uses_them() -> None:
-    core = _core()
-    (work,) = _works(core.handle(_forward(0, _item(7, 0, 5))))
-    closed = _messages(core.handle(StageReceived(Close(1, 1, (7,), 0), 0.0)), Closed)
-    assert closed == [Closed(1, 1, (7,), 0, 6)]
-    assert core.num_sequences == 0
+def test_a_rollback_gives_back_the_pages_beyond_it() -> None:
+    core = _core(credits_=9)
+    (work,) = _works(core.handle(_forward(0, _item(7, 0, 14))))
     _done(core, work)
-    assert core.pool.num_free == 8
+    assert core.pages_free == 4
+    (work,) = _works(core.handle(_forward(1, _item(7, 5, 1, generation=1))))
+    assert work.segments[0].pages == (Pages((0, 1)),)
+    assert core.pages_free == 6
+    _done(core, work)
+
+
+def test_rows_of_an_older_generation_that_wait_are_placed_before_the_rollback() -> None:
+    """Pages follow the order of the device: what waits is stale only from the rollback's position on."""
+    core = _core(credits_=9)
+    for frame in range(2):
+        core.handle(_forward(frame, _item(frame, 0, 1)))
+    core.handle(_forward(2, _item(7, 0, 9)))
+    core.handle(_forward(3, _item(7, 6, 2, generation=1, first_token=50)))
+    (old,) = _works(core.handle(Computed(Outcome(0, hidden=b""), 0.0)))
+    assert (old.segments[0].generation, old.segments[0].pages[0].ids) == (0, (2, 3, 4))
+    (new,) = _works(core.handle(Computed(Outcome(1, hidden=b""), 0.0)))
+    assert (new.segments[0].generation, new.segments[0].position, new.segments[0].pages[0].ids) == (1, 6, (2, 3))
+    assert core.pages_free == 4
+
+
+def test_a_window_holds_a_bounded_number_of_pages_of_a_sequence_of_any_length() -> None:
+    core = _core(credits_=999, windows=(0, 6), num_pages=200)
+    most = most_pages(700, 4, window=6, rows=3)
+    for frame in range(233):
+        commands = core.handle(_forward(frame, _item(7, 3 * frame, 3)))
+        (work,) = _works(commands)
+        full, narrow = work.segments[0].pages
+        assert full.start == 0
+        assert len(full.ids) == pages_for(3 * frame + 3, 4)
+        assert narrow.start <= max(0, 3 * frame - 5)
+        assert len(narrow.ids) <= most
+        _done(core, work)
+        assert core.pages_free <= 400 - len(full.ids)
+    assert 200 - core.pools[1].num_free <= most < 25
+    core.handle(StageReceived(Close(1, 1, (), 8), 0.0))
+    assert core.pages_free == 400
+
+
+def test_pages_that_one_segment_leaves_behind_are_not_reused_within_its_work() -> None:
+    core = _core(credits_=999, windows=(6,), num_pages=30)
+    for frame in range(25):
+        (work,) = _works(core.handle(_forward(frame, _item(7, 4 * frame, 4))))
+        _done(core, work)
+    (work,) = _works(core.handle(_forward(25, _item(7, 100, 4), _item(8, 0, 30))))
+    long, fresh = (segment.pages[0] for segment in work.segments)
+    assert not set(long.ids) & set(fresh.ids)
+    _done(core, work)
+    (work,) = _works(core.handle(_forward(26, _item(9, 0, 4))))
+    assert set(work.segments[0].pages[0].ids) & set(long.ids)
+
+
+def test_a_rollback_beyond_what_a_window_keeps_asks_for_everything_again() -> None:
+    core = _core(credits_=999, windows=(0, 6), num_pages=100)
+    for frame in range(10):
+        for work in _works(core.handle(_forward(frame, _item(7, 30 * frame, 30)))):
+            _done(core, work)
+    too_far, free = 300 - MAX_ROLLBACK - 1, core.pages_free
+    assert _messages(core.handle(_forward(10, _item(7, too_far, 2, generation=1))), Gap) == [Gap(1, 1, 7, 1, 0)]
+    assert core.pages_free == free
+    (work,) = _works(core.handle(_forward(10, _item(7, too_far + 1, 2, generation=1))))
+    _done(core, work)
+    (work,) = _works(core.handle(_forward(11, _item(7, 0, 20, generation=2))))
+    assert [pages.start for pages in work.segments[0].pages] == [0, 0]
+    assert [pool.num_pages - pool.num_free for pool in core.pools] == [5, 5]
+
+
+def test_pages_that_are_not_there_fail_the_stage() -> None:
+    core = _core(num_pages=2)
+    (failed,) = _messages(core.handle(_forward(0, _item(7, 0, 9))), StageFailed)
+    assert failed.code == "PoolExhausted"  # type: ignore[attr-defined]
+    assert _works(core.handle(_forward(1, _item(8, 0, 1)))) == []
+
+
+def test_closing_frees_at_once_and_what_waits_for_the_device_is_left_out() -> None:
+    """What still runs on the device reads pages that are free: whoever gets them writes to them in a later work."""
+    core = _core(credits_=9)
+    for frame in range(2):
+        core.handle(_forward(frame, _item(frame, 0, 5)))
+    core.handle(_forward(2, _item(7, 0, 5), _item(8, 0, 1)))
+    closed = _messages(core.handle(StageReceived(Close(1, 1, (1, 7), 0), 0.0)), Closed)
+    assert closed == [Closed(1, 1, (1, 7), 0, 6)]
+    (work,) = _works(core.handle(Computed(Outcome(0, hidden=b""), 0.0)))
+    assert [segment.sequence for segment in work.segments] == [8]
+    assert work.hidden_rows == ((5, 6),)
+    core.handle(Computed(Outcome(1, hidden=b""), 0.0))
+    (onward,) = _messages(_done(core, work), Forward)
+    assert [item.sequence for item in onward.items] == [8]  # type: ignore[attr-defined]
+    core.handle(StageReceived(Close(1, 1, (), 9), 0.0))
+    assert core.pages_free == 8
 
 
 @pytest.mark.parametrize("close", [Close(1, 1, (7,), 0), Close(1, 1, (), 8)])
@@ -255,7 +358,7 @@ def test_illegal_messages_are_refused_and_change_nothing(event: StageReceived) -
     assert before["upstream"] == after["upstream"]
     assert before["downstream"].lanes == after["downstream"].lanes
     assert after["_sequences"] == {}
-    assert after["pool"].num_free == 8
+    assert core.pages_free == 8
 
 
 @pytest.mark.parametrize("event", [_forward(0, _item(7, 0, 1), epoch=2), StageReceived(Close(2, 1, (), 0), 0.0)])
