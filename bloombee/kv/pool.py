@@ -172,6 +172,8 @@ class PageTable:
             PoolExhausted: too few are free; positions before ``position`` are held as they were.
             LocalProtocolError: rows before ``position`` that are seen from there are not held; nothing changed.
         """
+        if self._has_slots(position, stop):
+            return None
         self.truncate(position)
         shared = position % self._pool.page_size > 0 and self._pool.holders(self._pages[-1]) > 1
         missing = pages_for(stop, self._pool.page_size) - self.stop // self._pool.page_size
@@ -182,6 +184,15 @@ class PageTable:
             self._pool.give([source])
         self._pages += taken
         return source
+
+    def _has_slots(self, position: int, stop: int) -> bool:
+        """Whether rows at [position, stop) go into the last page and nothing else changes: most tokens that decode."""
+        end = self._start + len(self._pages) * self._pool.page_size
+        return (
+            end - self._pool.page_size < position < stop <= end
+            and self._start <= max(0, position - self._window + 1)
+            and self._pool.holders(self._pages[-1]) == 1
+        )
 
     def slide(self, stop: int) -> None:
         """Give back the pages that no row after positions [0, stop) will see. Not before all of a work is placed."""

@@ -295,7 +295,7 @@ class StageCore:
             position=item.position,
             tokens=item.tokens,
             num_picks=item.num_picks if self.is_last else 0,
-            pages=tuple(Pages(table.pages, table.start, source) for table, source in zip(held.tables, sources, strict=True)),
+            pages=tuple([Pages(table.pages, table.start, source) for table, source in zip(held.tables, sources, strict=True)]),
             sampling=sampling,
             num_prompt_tokens=held.opening.num_prompt_tokens,
             history=history,
