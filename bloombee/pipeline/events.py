@@ -97,12 +97,15 @@ class Cancel(Struct, frozen=True, gc=False):
 
 
 class Tune(Struct, frozen=True, gc=False):
-    """From now on at most ``num_microbatches`` that decode under way, prompts in chunks of ``chunk_rows`` of which at most
-    ``num_chunks`` are under way, and no sequence admitted while ``max_sequences`` (None: any number) are open. Pauses nothing."""
+    """From now on at most ``num_microbatches`` that decode under way, prompts in chunks of ``chunk_rows``, or ``gentle_rows``
+    while sequences decode, no further chunk while ``prefill_rows`` (half of them
+    while sequences decode) are under way, and no sequence admitted while
+    ``max_sequences`` (None: any number) are open. Pauses nothing."""
 
     num_microbatches: int
     chunk_rows: int
-    num_chunks: int
+    gentle_rows: int
+    prefill_rows: int
     max_sequences: int | None
     now: float
     sizes_apart: bool = False

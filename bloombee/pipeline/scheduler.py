@@ -12,6 +12,7 @@ position is the next. So repeated, late or stale verdicts change nothing.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
@@ -116,8 +117,15 @@ class _Pipeline:
     def last(self) -> int:
         return len(self.plan.stages) - 1
 
-    def num_flights(self, phase: Phase) -> int:
-        return sum(flight.phase is phase for flight in self.flights.values())
+    @property
+    def num_decoding(self) -> int:
+        """Microbatches that decode under way."""
+        return sum(flight.phase is Phase.DECODE for flight in self.flights.values())
+
+    @property
+    def prefill_rows(self) -> int:
+        """Of prompts, under way."""
+        return sum(flight.num_rows for flight in self.flights.values() if flight.phase is Phase.PREFILL)
 
     def can_send(self, phase: Phase) -> bool:
         return self.sender.lanes[lane_of(phase)].can_send()
@@ -133,7 +141,7 @@ class SchedulerCore:
     """
 
     def __init__(self, *, max_rows: int, resend_after_s: float, step_deadline_s: float) -> None:
-        self._max_rows = self._chunk_rows = max_rows
+        self._max_rows = self._chunk_rows = self._gentle_rows = max_rows
         self._resend_after_s = resend_after_s
         self._step_deadline_s = step_deadline_s
         self._pipe: _Pipeline | None = None
@@ -148,7 +156,7 @@ class SchedulerCore:
         self._num_microbatches = 0
         self._is_large_turn = False
         self._max_flights: int | None = None
-        self._max_chunks: int | None = None
+        self._max_prefill_rows: float = math.inf
         self._max_open: int | None = None
         self._sizes_apart = False
         self._next_sequence = 0
@@ -169,7 +177,8 @@ class SchedulerCore:
                 return self._cancel(sequence, now)
             case Tune():
                 self._max_flights = max(1, event.num_microbatches)
-                self._max_chunks = max(1, event.num_chunks)
+                self._max_prefill_rows = max(1, event.prefill_rows)
+                self._gentle_rows = max(1, min(event.gentle_rows, self._max_rows))
                 self._chunk_rows = max(1, min(event.chunk_rows, self._max_rows))
                 self._max_open = event.max_sequences
                 self._sizes_apart = event.sizes_apart
@@ -319,7 +328,7 @@ class SchedulerCore:
         commands = self._admit(pipe)
         while self._may_decode(pipe) and pipe.can_send(Phase.DECODE):
             commands += self._send(pipe, Phase.DECODE, self._decode_items(pipe), now)
-        while self._prefill and pipe.num_flights(Phase.PREFILL) < self._most_chunks(pipe) and pipe.can_send(Phase.PREFILL):
+        while self._prefill and pipe.prefill_rows < self._most_prefill_rows() and pipe.can_send(Phase.PREFILL):
             commands += self._send(pipe, Phase.PREFILL, self._prefill_items(), now)
         return commands
 
@@ -327,18 +336,22 @@ class SchedulerCore:
         """When fewer are to be under way than are, small ones come home: they go on as soon as they make a large one."""
         if not self._decode:
             return False
-        return pipe.num_flights(Phase.DECODE) < self._most_flights(pipe) or len(self._decode) >= self._largest(pipe)
+        return pipe.num_decoding < self._most_flights(pipe) or len(self._decode) >= self._largest(pipe)
 
     def _most_flights(self, pipe: _Pipeline) -> int:
         """Microbatches that may decode at once."""
         return min(self._max_flights or pipe.plan.num_microbatches, pipe.plan.num_microbatches)
 
-    def _most_chunks(self, pipe: _Pipeline) -> int:
-        """Chunks of prompts that may be under way: as fill the ring, and no more, so that the next prompt has its turn soon."""
-        return min(self._max_chunks or pipe.plan.num_microbatches, pipe.plan.num_microbatches)
+    @property
+    def _is_decoding(self) -> bool:
+        return any(not sequence.in_prefill for sequence in self._open.values())
+
+    def _most_prefill_rows(self) -> float:
+        """Under way: what makes sure that no wire runs dry also makes decode wait; beside decode only what fills the ring."""
+        return self._max_prefill_rows / 2 if self._is_decoding else self._max_prefill_rows
 
     def _prefill_items(self) -> list[Item]:
-        items, rows = [], self._chunk_rows
+        items, rows = [], self._gentle_rows if self._is_decoding else self._chunk_rows
         while self._prefill and rows > 0:
             sequence = self._prefill.peek()
             count = min(rows, sequence.num_prompt_tokens - sequence.num_sent)
@@ -361,7 +374,7 @@ class SchedulerCore:
         if count > most:
             self._is_large_turn = not self._is_large_turn
             count = most if self._is_large_turn else max(1, 2 * share - most)
-        elif pipe.num_flights(Phase.DECODE) + 1 < self._most_flights(pipe):
+        elif pipe.num_decoding + 1 < self._most_flights(pipe):
             count = min(count, share)  # those that met on the way part again
         return [self._item(self._decode.popleft(), 1) for _ in range(min(count, self._max_rows))]
 

@@ -23,7 +23,7 @@ from bloombee.plan.candidate import Candidate, ModelShape
 from bloombee.plan.topology import Topology
 from bloombee.types import HEAD, WorkerId
 
-__all__ = ["Candidate", "Cost", "LinkCost", "ModelShape", "StageCost", "evaluate", "prefill_pass", "prefill_s"]
+__all__ = ["Candidate", "Cost", "LinkCost", "ModelShape", "StageCost", "evaluate", "prefill_passes", "prefill_s"]
 
 TOKEN_BYTES = 4
 
@@ -201,15 +201,15 @@ def prefill_s(candidate: Candidate, topology: Topology, model: ModelShape, *, to
     return finish
 
 
-def prefill_pass(candidate: Candidate, topology: Topology, model: ModelShape, *, chunk: int) -> tuple[float, float]:
-    """Of a chunk of ``chunk`` rows at the candidate's context: (seconds once round the idle ring, seconds of the slowest
-    stage or link)."""
-    links = _links(candidate, topology, model, 1, chunk)
-    busy = [
+def prefill_passes(
+    candidate: Candidate, topology: Topology, model: ModelShape, *, chunk: int
+) -> tuple[tuple[float, ...], tuple[LinkCost, ...]]:
+    """Of a chunk of ``chunk`` rows at the candidate's context: (seconds on each stage, each link as in :class:`Cost`)."""
+    stages = tuple(
         device.stage.prefill_s(chunk) + layers * device.layer.prefill_s(chunk, candidate.context)
         for device, layers in zip(map(topology.device, candidate.workers), candidate.layers, strict=True)
-    ]
-    return sum(busy) + sum(link.pass_s for link in links), max(*busy, *(link.busy_s for link in links))
+    )
+    return stages, _links(candidate, topology, model, 1, chunk)
 
 
 def _through_link(free: dict[tuple[str, int], float], index: int, link: LinkCost, now: float) -> float:

@@ -86,6 +86,10 @@ class _Line:
         slope = self._believed_s
         return max(0.0, (self._seconds - slope * self._rows) / self._works), slope
 
+    def row_s(self, fixed_s: float) -> float:
+        """Seconds a row where a forward takes ``fixed_s`` besides: known even if all had the same number of rows."""
+        return max(0.0, self._seconds - self._works * fixed_s) / self._rows
+
 
 @dataclass(slots=True)
 class LiveCosts:
@@ -141,6 +145,6 @@ class LiveCosts:
         devices = []
         for name, decode, prefill in zip(self.names, self._decode, self._prefill, strict=True):
             fixed, row = decode.fit()
-            prefill_row = prefill.fit()[1] if prefill.is_known and prefill.slope_s is not None else row
+            prefill_row = prefill.row_s(fixed) if prefill.is_known else row
             devices.append(Device(name, stage=RowTime(fixed, row, prefill_row)))
         return Topology.ring(devices, links)

@@ -86,10 +86,10 @@ class Steering:
                 replace(base, num_microbatches=count, microbatch_sequences=-(-running // count)), topology, self._model
             )
             if best.step_s >= step_s(now, topology, self._model) * (1 - WORTH):
-                is_same = (best.chunk_rows, best.num_chunks) == (old.chunk_rows, old.num_chunks)
+                is_same = (best.chunk_rows, best.gentle_rows) == (old.chunk_rows, old.gentle_rows)
                 if is_same and self.sizes_apart == was_apart:
                     return None
-                best = replace(old, chunk_rows=best.chunk_rows, num_chunks=best.num_chunks)
+                best = replace(old, chunk_rows=best.chunk_rows, gentle_rows=best.gentle_rows, prefill_rows=best.prefill_rows)
         self.chosen = best
         return best
 

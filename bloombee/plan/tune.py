@@ -13,12 +13,12 @@ import math
 from dataclasses import dataclass, replace
 
 from bloombee.plan.candidate import Candidate, ModelShape
-from bloombee.plan.cost import Cost, evaluate, prefill_pass, prefill_s
+from bloombee.plan.chunk import SMALLEST_CHUNK, filling_rows, gentle_chunk
+from bloombee.plan.cost import Cost, evaluate, prefill_s
 from bloombee.plan.topology import Topology
 
 CLOSE = 0.01
 """Costs within this share of each other count as the same."""
-SMALLEST_CHUNK = 16
 APART = 4
 """Sizes of decode microbatches that are apart differ from their mean by one in so many, at least by one."""
 UNEVEN = 0.125
@@ -32,7 +32,8 @@ class Tuning:
     Args:
         num_microbatches, microbatch_sequences: under way at once, and decoding sequences in each.
         max_sequences: more than these would break the target; None: no limit.
-        chunk_rows: most rows of a prefill chunk; num_chunks: of them under way, as many as fill the ring.
+        chunk_rows: most rows of a prefill chunk; gentle_rows: while sequences decode.
+        prefill_rows: of prompts under way while nothing decodes, twice what fills the ring.
         cost: what the model expects of microbatches of one size; step_s: of uneven ones.
     """
 
@@ -40,7 +41,8 @@ class Tuning:
     microbatch_sequences: int
     max_sequences: int | None
     chunk_rows: int
-    num_chunks: int
+    gentle_rows: int
+    prefill_rows: int
     cost: Cost
     step_s: float
 
@@ -99,8 +101,9 @@ def tune(
         best, seconds = _spread(base, topology, model, low, most_microbatches, most_rows)
     chunk = best_chunk(base, topology, model, prompt_tokens=prompt_tokens, most_rows=most_rows)
     chosen = best.candidate
-    chunks = filling_chunks(base, topology, model, chunk)
-    return Tuning(chosen.num_microbatches, chosen.microbatch_sequences, limit, chunk, chunks, best, seconds)
+    gentle = gentle_chunk(base, topology, model, step_s=best.step_s, fastest=chunk)
+    rows = max(filling_rows(base, topology, model, size) for size in (chunk, gentle))
+    return Tuning(chosen.num_microbatches, chosen.microbatch_sequences, limit, chunk, gentle, rows, best, seconds)
 
 
 def best_chunk(base: Candidate, topology: Topology, model: ModelShape, *, prompt_tokens: int, most_rows: int) -> int:
@@ -119,12 +122,6 @@ def best_chunk(base: Candidate, topology: Topology, model: ModelShape, *, prompt
         if chunk >= min(prompt_tokens, most_rows):
             return best
         chunk *= 2
-
-
-def filling_chunks(base: Candidate, topology: Topology, model: ModelShape, chunk: int) -> int:
-    """Chunks of ``chunk`` rows that leave the bottleneck no idle moment, and one that waits there."""
-    once_round_s, bottleneck_s = prefill_pass(base, topology, model, chunk=chunk)
-    return 1 + (math.ceil(once_round_s / bottleneck_s - 1e-9) if bottleneck_s > 0 else len(base.workers))
 
 
 def _spread(

@@ -414,8 +414,8 @@ class HeadRole:
             apply=self._schedule,
             target_s=self.config.target_s,
         )
-        stages = len(plan.stages)
-        self._schedule(Tune(stages, self.config.max_microbatch_rows, 2 * stages, None, time.monotonic(), sizes_apart=True))
+        stages, rows = len(plan.stages), self.config.max_microbatch_rows
+        self._schedule(Tune(stages, rows, rows, 2 * stages * rows, None, time.monotonic(), sizes_apart=True))
         await self.tuner.run()
 
     def _measured_links(self, plan: Plan) -> list[Link] | None:

@@ -85,5 +85,14 @@ class Tuner:
         if best is None:
             return
         log.debug("%d microbatches of %d for %d sequences", best.num_microbatches, best.microbatch_sequences, sequences)
-        now, apart = time.monotonic(), self._steering.sizes_apart
-        self._apply(Tune(best.num_microbatches, best.chunk_rows, best.num_chunks, best.max_sequences, now, apart))
+        self._apply(
+            Tune(
+                best.num_microbatches,
+                best.chunk_rows,
+                best.gentle_rows,
+                best.prefill_rows,
+                best.max_sequences,
+                time.monotonic(),
+                self._steering.sizes_apart,
+            )
+        )

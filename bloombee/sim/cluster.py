@@ -165,7 +165,7 @@ class SimCluster:
                 most_microbatches=num_microbatches,
                 most_rows=max_rows,
             )
-            self._apply(num_stages, max_rows, 2 * num_stages, sizes_apart=True)
+            self._apply(Tune(num_stages, max_rows, max_rows, 2 * num_stages * max_rows, None, self.clock.now, sizes_apart=True))
             self.clock.call_later(LOOK_EVERY_S, self._look)
 
     # -- for tests and benchmarks ----------------------------------------------------------
@@ -244,15 +244,22 @@ class SimCluster:
             self._steering.report(self.uses)
             best = self._steering.choose(self.scheduler.num_open, self._links_as_they_are(), self.scheduler.quickest_loop)
             if best is not None:
-                apart = self._steering.sizes_apart
-                self._apply(best.num_microbatches, best.chunk_rows, best.num_chunks, sizes_apart=apart)
+                self._apply(
+                    Tune(
+                        best.num_microbatches,
+                        best.chunk_rows,
+                        best.gentle_rows,
+                        best.prefill_rows,
+                        None,
+                        self.clock.now,
+                        self._steering.sizes_apart,
+                    )
+                )
 
-    def _apply(self, num_microbatches: int, chunk_rows: int, num_chunks: int, *, sizes_apart: bool) -> None:
-        if not self.tunings or self.tunings[-1][1] != num_microbatches:
-            self.tunings.append((self.clock.now, num_microbatches))
-        self._do_scheduler(
-            self.scheduler.handle(Tune(num_microbatches, chunk_rows, num_chunks, None, self.clock.now, sizes_apart))
-        )
+    def _apply(self, tune: Tune) -> None:
+        if not self.tunings or self.tunings[-1][1] != tune.num_microbatches:
+            self.tunings.append((self.clock.now, tune.num_microbatches))
+        self._do_scheduler(self.scheduler.handle(tune))
 
     def _links_as_they_are(self) -> list[Link]:
         names = [f"stage{index}" for index in range(len(self.uses))]

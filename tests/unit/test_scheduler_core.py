@@ -150,6 +150,19 @@ def test_prefill_that_crosses_a_slow_wire_withholds_no_credit_from_decode() -> N
         (forward,) = _forwards(ring.home(forward))
 
 
+def test_chunks_are_gentle_while_something_decodes_and_bounded_in_rows() -> None:
+    core = _core(microbatches=9, num_pages=64)
+    core.handle(Tune(4, 8, 2, 10, None, 0.0))
+    chunks = _forwards(core.handle(_open(1, num_prompt=24, max_new=9)))
+    assert [chunk.items[0].num_rows for chunk in chunks] == [8, 8]
+    ring = _Ring(core)
+    chunks += _forwards(ring.home(chunks[0]))
+    for chunk in chunks[1:]:
+        ring.home(chunk)
+    chunks = _forwards(core.handle(_open(2, num_prompt=40)))
+    assert [chunk.items[0].num_rows for chunk in chunks] == [2, 2, 2]
+
+
 def test_decode_that_fills_its_lane_withholds_no_credit_from_prefill() -> None:
     core = _core(num_pages=64)
     ring = _Ring(core)
@@ -173,10 +186,10 @@ def test_silence_on_one_lane_resends_that_lane_alone() -> None:
 def test_sizes_are_apart_by_turns_while_that_is_asked_for() -> None:
     core = _core(num_pages=64)
     ring = _Ring(core)
-    core.handle(Tune(2, 8, 4, None, 0.0, sizes_apart=True))
+    core.handle(Tune(2, 8, 8, 64, None, 0.0, sizes_apart=True))
     waiting = [f for n in range(8) for f in _forwards(core.handle(_open(n, num_prompt=1, max_new=20)))]
     apart = _decode_sizes(ring, waiting, 12)
-    core.handle(Tune(2, 8, 4, None, 0.0))
+    core.handle(Tune(2, 8, 8, 64, None, 0.0))
     together = _decode_sizes(ring, waiting, 8)
     assert set(apart[8:]) == {3, 5}
     assert set(together[4:]) == {4}
@@ -326,7 +339,7 @@ def test_nothing_is_left_over_where_nobody_names_a_client() -> None:
 
 def test_the_most_open_sequences_hold_for_all_but_newcomers() -> None:
     core = _core(num_pages=64)
-    core.handle(Tune(2, 8, 4, 2, 0.0))
+    core.handle(Tune(2, 8, 8, 64, 2, 0.0))
     assert [_admitted(core, n, "many") for n in range(3)] == [True, True, False]
     assert _admitted(core, 3, "new")
     assert not _admitted(core, 4, "new")

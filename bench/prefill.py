@@ -1,0 +1,198 @@
+"""Long prompts through a ring: how long they take, and what they cost those who decode: python -m bench.prefill [--help]
+
+alone    seconds to the first token of one prompt, in the chunks that the runtime chooses and whole, against the longest that any
+         single link (bytes / bandwidth) or stage (one forward of the whole prompt, by the pace) must take.
+beside   time between the tokens of sequences that decode, alone and while a long prompt shares the links, in turns.
+
+Real workers behind emulated links, emulated devices (--pace), activations raw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import platform
+import statistics
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import uvloop
+
+from bench.load import warm_up
+from bench.profiles import load_profile
+from bench.ring import Ring, RingSpec
+from bloombee.pace import Pace, parse_pace
+from bloombee.pipeline.events import Tune
+from bloombee.plan.standin import standin_card
+
+SETTLE_S = 6.0
+"""What is tuned while it runs gets this long."""
+SPARE_TOKENS = 100_000
+
+
+@dataclass(slots=True)
+class Decoders:
+    """Sequences that decode until they are cancelled; ``times[i]``: when sequence i got its tokens."""
+
+    times: list[list[float]]
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def gaps_s(self, since: float, until: float) -> list[float]:
+        """Between tokens that both came in [since, until], of all sequences, sorted."""
+        gaps = []
+        for times in self.times:
+            within = [moment for moment in times if since <= moment <= until]
+            gaps += [after - before for before, after in pairwise(within)]
+        return sorted(gaps)
+
+
+@contextlib.asynccontextmanager
+async def decoding(ring: Ring, count: int) -> AsyncIterator[Decoders]:
+    """``count`` sequences, all of which have begun."""
+    decoders = Decoders([[] for _ in range(count)])
+
+    async def decode(number: int) -> None:
+        stream = ring.runtime.stream([number + 1] * 4, max_new_tokens=SPARE_TOKENS // count, ignore_eos=True, seed=number)
+        async with contextlib.aclosing(stream) as tokens:
+            async for _ in tokens:
+                decoders.times[number].append(time.monotonic())
+
+    decoders.tasks = [asyncio.create_task(decode(number)) for number in range(count)]
+    try:
+        while not all(len(times) > 1 for times in decoders.times):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        yield decoders
+    finally:
+        for task in decoders.tasks:
+            task.cancel()
+        await asyncio.gather(*decoders.tasks, return_exceptions=True)
+
+
+async def first_token_s(ring: Ring, tokens: int, seed: int) -> float:
+    """Seconds from handing over a prompt of ``tokens`` to its first token."""
+    start = time.monotonic()
+    await ring.runtime.generate([1 + seed % 100] * tokens, max_new_tokens=1, ignore_eos=True, seed=seed)
+    return time.monotonic() - start
+
+
+async def alone(ring: Ring, pace: Pace, options: argparse.Namespace) -> None:
+    """Prints one row a repeat for the runtime's own chunks, and one with the prompt whole."""
+    shape = ring.profile.link(0).forward
+    row_bytes = 2 * standin_card(options.model).hidden_size
+    link_s = 8 * row_bytes * options.prompt / (shape.bandwidth_bits_per_s or float("inf"))
+    stage_s = pace.fixed_s + pace.prefill_row_s * options.prompt
+    bound_s = max(link_s, stage_s)
+    print(f"  bottleneck: link {link_s:.3f} s, stage {stage_s:.3f} s; one way round {ring.num_links * shape.delay_s:.3f} s")
+    await first_token_s(ring, options.prompt, 7)
+    own: list[float] = []
+    for repeat in range(options.repeats):
+        await ring.until_idle()
+        own.append(await first_token_s(ring, options.prompt, repeat))
+    seconds = statistics.median(own)
+    print(f"  {'own chunks':<14}{_chunks(ring):>22} {seconds:>8.3f} s {seconds / bound_s:>6.2f} x the bottleneck", flush=True)
+    for chunk in (*options.chunks, options.prompt):
+        _fix_chunk(ring, chunk)
+        fixed = statistics.median([await first_token_s(ring, options.prompt, 99 + repeat) for repeat in range(options.repeats)])
+        name = "whole prompt" if chunk == options.prompt else "fixed chunks"
+        print(f"  {name:<14}{chunk:>22} {fixed:>8.3f} s {fixed / bound_s:>6.2f} x the bottleneck", flush=True)
+
+
+async def beside(ring: Ring, options: argparse.Namespace) -> None:
+    """Prints the time between tokens without a prefill and with one, and by how much the one exceeds the other."""
+    spans: dict[str, list[float]] = {"decode alone": [], "beside prefill": []}
+    prompts: list[float] = []
+    async with decoding(ring, options.decoders) as decoders:
+        await asyncio.sleep(SETTLE_S)
+        await first_token_s(ring, options.prompt, 7)
+        for repeat in range(options.repeats):
+            await asyncio.sleep(1.0)
+            start = time.monotonic()
+            await asyncio.sleep(options.seconds)
+            between = time.monotonic()
+            prompts.append(await first_token_s(ring, options.prompt, repeat))
+            stop = time.monotonic()
+            spans["decode alone"] += decoders.gaps_s(start, between)
+            spans["beside prefill"] += decoders.gaps_s(between, stop)
+        print(f"  chunk rows {_chunks(ring)}; prompts took {statistics.median(prompts):.2f} s")
+    p50, p99 = {}, {}
+    for name, gaps in spans.items():
+        gaps.sort()
+        p50[name], p99[name] = _quantile(gaps, 0.5), _quantile(gaps, 0.99)
+        print(f"  {name:<16}{len(gaps):>6} tokens  p50 {1e3 * p50[name]:7.1f} ms  p99 {1e3 * p99[name]:7.1f} ms")
+    more = [values["beside prefill"] / values["decode alone"] - 1 for values in (p50, p99)]
+    print(f"  inflation: p50 {more[0]:+.1%}, p99 {more[1]:+.1%}", flush=True)
+
+
+def _quantile(values: list[float], share: float) -> float:
+    return values[int(share * (len(values) - 1))] if values else float("nan")
+
+
+def _chunks(ring: Ring) -> str:
+    head = ring.runtime._head
+    chosen = head.tuner._steering.chosen if head.tuner is not None else None
+    return "untuned" if chosen is None else f"{chosen.chunk_rows} ({chosen.gentle_rows} beside decode)"
+
+
+def _fix_chunk(ring: Ring, chunk: int) -> None:
+    """Prompts in chunks of ``chunk`` from now on, as many under way as there is credit for; nothing is tuned any more."""
+    head = ring.runtime._head
+    if head._tuner_task is not None:
+        head._tuner_task.cancel()
+    head._scheduler._max_rows = chunk
+    head._schedule(Tune(1, chunk, chunk, SPARE_TOKENS, None, time.monotonic()))
+
+
+def _rows(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+async def run(part: str, profile: str, options: argparse.Namespace) -> None:
+    spec = RingSpec(
+        model=options.model,
+        dtype="bfloat16",
+        workers=options.workers,
+        microbatches=None,
+        codec="off",
+        pace=options.pace,
+        kv_tokens=2 * options.prompt + SPARE_TOKENS + 1024,
+        profile=load_profile(profile),
+    )
+    async with Ring(spec) as ring:
+        await warm_up(ring)
+        print(
+            f"{part}, {profile}, {options.workers} workers, a prompt of {options.prompt} tokens, pace {options.pace}", flush=True
+        )
+        if part == "alone":
+            await alone(ring, parse_pace(options.pace), options)
+        else:
+            await beside(ring, options)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("alone", "beside"))
+    parser.add_argument("--profiles", default="20M-100ms")
+    parser.add_argument("--model", default="standin:1024x16")
+    parser.add_argument("--pace", default="4,0.2,0.2", help="of each stage: ms fixed, a decode row, a prefill row")
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--prompt", type=int, help="tokens; default 2048 alone, 4096 beside")
+    parser.add_argument("--chunks", type=_rows, default=(), help="alone: rows of further chunks to try, with commas")
+    parser.add_argument("--decoders", type=int, default=8, help="sequences that decode; default 8")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of decode alone, each time; default 6")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    options.prompt = options.prompt or (2048 if options.part == "alone" else 4096)
+    if options.prompt < 1 or options.decoders < 1 or options.repeats < 1 or min(options.chunks, default=1) < 1:
+        parser.error("--prompt, --decoders, --repeats and --chunks: whole numbers from 1")
+    parse_pace(options.pace)
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}")
+    for profile in options.profiles.split(","):
+        uvloop.run(run(options.part, profile, options))
+
+
+if __name__ == "__main__":
+    main()
