@@ -20,8 +20,9 @@ SLACK_TOKENS = 256
 """Tokens that a sequence may decode before the window begins, besides three times those asked for."""
 LEAST_LOOP_S = 0.03
 """Behind links that change over time no token takes less."""
-SETTLE_S, SETTLE_TOKENS = 1.5, 64
-"""What is tuned while it runs gets this long, or this many tokens of each sequence, before the window begins."""
+SETTLE_S, SETTLE_LOOPS, SETTLE_TOKENS = 1.5, 6, 64
+"""What is tuned while it runs gets this long and so many loops of the links, or this many tokens of each sequence, before the
+window begins."""
 
 
 class RunError(RuntimeError):
@@ -47,8 +48,9 @@ class Snapshot:
 class Run:
     """What came of a run. JSON-able by :meth:`to_json`; ``tokens`` are the emitted ids of each sequence."""
 
-    prefill_tokens_per_s: float
-    time_to_first_token_s: float
+    prefill_tokens_per_s: float | None
+    time_to_first_token_s: float | None
+    """Of the prefill by itself, if that was run."""
     decode_tokens_per_s: float
     gaps_s: tuple[float, ...]
     window_s: float
@@ -69,27 +71,38 @@ class Run:
         return {name: value for name, value in asdict(self).items() if name != "tokens"}
 
 
-async def measure(ring: Ring, prompts: list[list[int]], tokens: int) -> Run:
-    """Run ``prompts`` through an idle ring, first to their first token only, then decoding ``tokens`` and more.
+async def measure(ring: Ring, prompts: list[list[int]], tokens: int, *, prefill: bool = True) -> Run:
+    """Run ``prompts`` through an idle ring, first (``prefill``) to their first token only, then decoding ``tokens`` and more.
 
     Cancelled: the requests end; the ring may be used again once idle.
 
     Raises:
         RunError: a sequence reached its end before all had decoded together for ``tokens``.
     """
-    await ring.until_idle()
-    prefill_s, first_s = await _prefill(ring, prompts)
-    await ring.until_idle()
+    await _meet_links(ring)
+    prefill_tokens_per_s, first_s = None, None
+    if prefill:
+        prefill_s, first_s = await _prefill(ring, prompts)
+        prefill_tokens_per_s = sum(map(len, prompts)) / prefill_s
+        await ring.until_idle()
     streams = _Streams(ring, prompts, tokens)
     window = await streams.run()
     await ring.until_idle()
-    return _report(streams, window, sum(map(len, prompts)) / prefill_s, first_s)
+    return _report(streams, window, prefill_tokens_per_s, first_s)
 
 
 async def warm_up(ring: Ring) -> None:
     """Both lanes of every link have carried something, and code has run once."""
     for _ in range(2):
         await ring.runtime.generate([1, 2, 3, 4] * 8, max_new_tokens=8, ignore_eos=True, seed=0)
+    await ring.until_idle()
+
+
+async def _meet_links(ring: Ring) -> None:
+    """Show a ring whose links have just changed a few small frames: large ones tell no longer link from a narrower one."""
+    if ring.is_reshaped:
+        await ring.runtime.generate([1, 2, 3, 4], max_new_tokens=6, ignore_eos=True, seed=0)
+        ring.is_reshaped = False
     await ring.until_idle()
 
 
@@ -114,7 +127,8 @@ class _Streams:
         self._wanted = tokens
         self.times: list[list[float]] = [[] for _ in prompts]
         self.ids: list[list[int]] = [[] for _ in prompts]
-        self._settle_s = SETTLE_S if ring.is_tuned else 0.0
+        delays_s = sum(link.forward.delay_s for link in ring.links())
+        self._settle_s = SETTLE_S + SETTLE_LOOPS * delays_s if ring.is_tuned else 0.0
         self._since_s = float("-inf")
         self._all_started = asyncio.Event()
         self._settled = asyncio.Event()
@@ -204,7 +218,7 @@ class _Streams:
         return Snapshot(cpu, stages, await self._ring.link_bytes())
 
 
-def _report(streams: _Streams, window: Window, prefill_tokens_per_s: float, first_s: float) -> Run:
+def _report(streams: _Streams, window: Window, prefill_tokens_per_s: float | None, first_s: float | None) -> Run:
     before, after = streams.before, streams.after
     decode = [(late - early).decode for early, late in zip(before.stages, after.stages, strict=True)]
     tokens = max(1, decode[-1].num_rows)

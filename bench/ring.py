@@ -40,6 +40,8 @@ class Ring:
     def __init__(self, spec: RingSpec) -> None:
         self.spec = spec
         self.profile = spec.profile
+        self.is_reshaped = False
+        """Its links have changed since anything was measured on it."""
         self.num_links = spec.workers if spec.workers > 1 else 0
         self.runtime: Runtime
         self.wan: Wan | None = None
@@ -83,6 +85,7 @@ class Ring:
 
     def shape(self, profile: Profile) -> None:
         """Give the links other shapes, from now on; a schedule begins anew. The ring should be idle."""
+        self.is_reshaped = self.is_reshaped or profile != self.profile
         self.profile = profile
         if self.wan is None:
             return

@@ -17,7 +17,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import random
 import statistics
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.paired import interval
 from bloombee.roles.tracing import StageTrace, open_tracer
 from bloombee.runtime import Runtime
 
@@ -65,15 +65,6 @@ async def _pair(plain: Runtime, other: Runtime, tokens: int, *, other_first: boo
 async def time_per_token_s(runtime: Runtime, tokens: int) -> float:
     """Of one request alone, after its first token."""
     return 1 / (await runtime.generate(PROMPT, max_new_tokens=tokens, ignore_eos=True)).tokens_per_s
-
-
-def interval(rounds: list[list[float]], share: float = 0.9) -> tuple[float, float]:
-    """Of the median of all pairs, by bootstrap over rounds (2,000 draws, seeded)."""
-    rng = random.Random(0)
-    draws = ([ratio for one in rng.choices(rounds, k=len(rounds)) for ratio in one] for _ in range(2000))
-    medians = sorted(statistics.median(draw) for draw in draws)
-    edge = round((1 - share) / 2 * len(medians))
-    return medians[edge], medians[-1 - edge]
 
 
 def stamps_us() -> tuple[float, float]:

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from bench import pipes
 from bench.arguments import OptionError
 from bench.cells import Cell, LogError, RunLog, interleave, make_cells
 from bench.exact import judge_standin
 from bench.floors import Floors, bubble, excess_per_hop_s, floors, microbatches_in_use, roofline_tokens_per_s
 from bench.options import AUTO, parse
+from bench.paired import interval
 from bench.pipeline import main
 from bench.predict import Setting, fit_paces, predict_by_cost, simulate
 from bench.profiles import ProfileError, load_profile
@@ -337,3 +339,26 @@ def test_a_standins_lost_doubled_or_misplaced_token_shows() -> None:
     doubled = [right[0], [right[1][0], *right[1]]]
     for wrong in (lost, doubled, right[::-1]):
         assert not judge_standin(prompt, wrong).exact
+
+
+def test_an_interval_holds_the_median_and_narrows_with_agreement() -> None:
+    low, high = interval([[0.9], [1.0], [1.1], [1.0], [1.0]])
+    assert 0.9 <= low <= 1.0 <= high <= 1.1
+    assert interval([[1.25]] * 4) == (1.25, 1.25)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["flat", "--profiles", "lan"],
+        ["flat", "--model", "demo"],
+        ["knee", "--microbatches", "0-4"],
+        ["knee", "--microbatches", "many"],
+        ["knee", "--profiles", "drift"],
+        ["flat", "--pace", "8"],
+        ["knee", "--batch", "0"],
+    ],
+)
+def test_what_pipes_cannot_do_is_said_at_once(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert pipes.main(arguments) == 2
+    assert capsys.readouterr().err.startswith("pipes: ")
