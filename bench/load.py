@@ -23,6 +23,8 @@ LEAST_LOOP_S = 0.03
 SETTLE_S, SETTLE_LOOPS, SETTLE_TOKENS = 1.5, 6, 64
 """What is tuned while it runs gets this long and so many loops of the links, or this many tokens of each sequence, before the
 window begins."""
+FIXED_TOKENS = 4
+"""What is not tuned: so many tokens of each sequence, for microbatches that prompts have left uneven to even out."""
 
 
 class RunError(RuntimeError):
@@ -128,7 +130,8 @@ class _Streams:
         self.times: list[list[float]] = [[] for _ in prompts]
         self.ids: list[list[int]] = [[] for _ in prompts]
         delays_s = sum(link.forward.delay_s for link in ring.links())
-        self._settle_s = SETTLE_S + SETTLE_LOOPS * delays_s if ring.is_tuned else 0.0
+        self._settle_s = SETTLE_S + SETTLE_LOOPS * delays_s if ring.is_tuned else None
+        self._settle_tokens = SETTLE_TOKENS if ring.is_tuned else FIXED_TOKENS
         self._since_s = float("-inf")
         self._all_started = asyncio.Event()
         self._settled = asyncio.Event()
@@ -144,8 +147,7 @@ class _Streams:
         lasts_s = self._ring.profile.lasts_s
         try:
             await self._until(self._all_started, tasks)
-            if self._settle_s:
-                await self._settle(tasks)
+            await self._settle(tasks)
             if lasts_s:
                 self._ring.begin_schedule()
                 self._since_s = time.monotonic()
@@ -179,7 +181,7 @@ class _Streams:
             if self._num_started == len(self._prompts):
                 self._all_started.set()
         elif self._goals is None:
-            if done >= SETTLE_TOKENS and all(len(ids) >= SETTLE_TOKENS for ids in self.ids):
+            if done >= self._settle_tokens and all(len(ids) >= self._settle_tokens for ids in self.ids):
                 self._settled.set()
         elif done == self._goals[number]:
             self._num_enough += 1

@@ -264,7 +264,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OptionError, ProfileError, ConfigError) as error:
         print(f"pipes: {error}", file=sys.stderr)
         return 2
-    run, report = (flat, report_flat) if options.mode == "flat" else (knee, report_knee)
     try:
         lines = asyncio.run(flat(options, console) if options.mode == "flat" else knee(options, console))
     except (BloomBeeError, RunError, WanError) as error:
