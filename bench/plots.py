@@ -76,7 +76,8 @@ def draw_parts(axis: Any, lines: Sequence[Line]) -> None:
     rest = [max(0.0, 1e3 * line["time_per_token_s"]["p50"] - low) for line, low in zip(lines, base, strict=True)]
     axis.bar(places, rest, bottom=base, label="beyond the floor", color="#e45756")
     for place, line, low, more in zip(places, lines, base, rest, strict=True):
-        axis.annotate(f"{line['bubble']:.0%}", (place, low + more), ha="center", va="bottom", fontsize=8)
+        if line["bubble"] is not None:
+            axis.annotate(f"{line['bubble']:.0%}", (place, low + more), ha="center", va="bottom", fontsize=8)
     names = [f"{line['profile']}\n{line['technique']} B={line['batch']}" for line in lines]
     axis.set_xticks(list(places), names, rotation=60, ha="right", fontsize=8)
     axis.set_ylabel("ms once round the ring")
@@ -86,6 +87,10 @@ def draw_parts(axis: Any, lines: Sequence[Line]) -> None:
 
 def draw_predicted(axis: Any, lines: Sequence[Line]) -> None:
     """Cost model (and simulator) against measurement, with the 10 % band."""
+    lines = [line for line in lines if line["predicted_tokens_per_s"] is not None]
+    if not lines:
+        axis.set_title("nothing to predict: the links change")
+        return
     measured = [line["decode_tokens_per_s"]["p50"] for line in lines]
     kinds = [("cost model", "predicted_tokens_per_s", "o"), ("simulated cluster", "simulated_tokens_per_s", "x")]
     for name, field, marker in kinds:

@@ -23,6 +23,14 @@ from bloombee.pace import Pace
 
 CONTENDED_SHARE = 0.6
 DISTURBED_SHARE = 0.3
+CHANGELESS = {
+    "bubble",
+    "predicted_tokens_per_s",
+    "predicted_time_per_token_s",
+    "simulated_tokens_per_s",
+    "simulated_time_per_token_s",
+}
+"""Fields that hold for links that stay as they are."""
 RING_FIELDS = (
     "floor_delay_s", "floor_wire_s", "floor_compute_s", "loop_floor_s", "stage_compute_s", "excess_per_hop_s",
     "roofline_tokens_per_s", "bubble", "predicted_tokens_per_s", "predicted_time_per_token_s",
@@ -126,6 +134,8 @@ def cell_line(
         simulation = simulate(setting)
         line["simulated_tokens_per_s"] = simulation.tokens_per_s
         line["simulated_time_per_token_s"] = simulation.time_per_token_s
+    if any(link.schedule is not None for link in links):  # no one figure holds for links that change meanwhile
+        line |= dict.fromkeys(line.keys() & CHANGELESS)
     return line
 
 
