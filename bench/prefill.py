@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import uvloop
 
@@ -32,6 +33,16 @@ from bloombee.plan.standin import standin_card
 SETTLE_S = 6.0
 """What is tuned while it runs gets this long."""
 SPARE_TOKENS = 100_000
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "alone": {
+        "profiles": "20M-100ms,100M-60ms",
+        "model": "standin:llama-30b",
+        "pace": "13,0.05,0.5",
+        "prompt": 2048,
+    },
+    "beside": {"profiles": "20M-100ms", "model": "standin:1024x16", "pace": "4,0.2,0.2", "prompt": 4096},
+}
+"""A prompt is bound by what is busiest where that is busy for much longer than the way round; decode meets chunks everywhere."""
 
 
 @dataclass(slots=True)
@@ -163,9 +174,8 @@ async def run(part: str, profile: str, options: argparse.Namespace) -> None:
     )
     async with Ring(spec) as ring:
         await warm_up(ring)
-        print(
-            f"{part}, {profile}, {options.workers} workers, a prompt of {options.prompt} tokens, pace {options.pace}", flush=True
-        )
+        about = f"{part}, {profile}, {options.model}, pace {options.pace}, {options.workers} workers"
+        print(f"{about}, a prompt of {options.prompt} tokens", flush=True)
         if part == "alone":
             await alone(ring, parse_pace(options.pace), options)
         else:
@@ -175,9 +185,9 @@ async def run(part: str, profile: str, options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("alone", "beside"))
-    parser.add_argument("--profiles", default="20M-100ms")
-    parser.add_argument("--model", default="standin:1024x16")
-    parser.add_argument("--pace", default="4,0.2,0.2", help="of each stage: ms fixed, a decode row, a prefill row")
+    parser.add_argument("--profiles", help="default 20M-100ms,100M-60ms alone, 20M-100ms beside")
+    parser.add_argument("--model", help="default standin:llama-30b alone, standin:1024x16 beside")
+    parser.add_argument("--pace", help="of a stage: ms fixed, a decode row, a prefill row; 13,0.05,0.5 alone, 4,0.2,0.2 beside")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--prompt", type=int, help="tokens; default 2048 alone, 4096 beside")
     parser.add_argument("--chunks", type=_rows, default=(), help="alone: rows of further chunks to try, with commas")
@@ -185,7 +195,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="of decode alone, each time; default 6")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    options.prompt = options.prompt or (2048 if options.part == "alone" else 4096)
+    for name, value in DEFAULTS[options.part].items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
     if options.prompt < 1 or options.decoders < 1 or options.repeats < 1 or min(options.chunks, default=1) < 1:
         parser.error("--prompt, --decoders, --repeats and --chunks: whole numbers from 1")
     parse_pace(options.pace)

@@ -4,7 +4,8 @@ Stages report sums over their forwards (works, rows, seconds, and the second mom
 two reports are the forwards between them. Older ones fade, so that a device that slows down is believed after a few
 seconds. The line ``seconds = fixed + rows * per_row`` is fitted per stage and phase: it goes through the mean, its slope is
 the least-squares one *within* reports (so a device that changed between two of them does not look like a slope), held towards
-what was believed before with the weight of PRIOR_SPREAD. Before anything is known half of a forward's time is taken to be
+what was believed before with the weight of PRIOR_SPREAD. Before anything is known a row of decode is taken to cost what one
+of a prompt does, for chunks are larger than microbatches; and without any chunk half of a forward's time is taken to be
 fixed: whichever is wrong, sizes that follow from it differ from those measured, and the next report tells. Microbatches of
 one size say nothing of the slope: LiveCosts says when some of different sizes are wanted.
 """
@@ -81,10 +82,19 @@ class _Line:
         most = self._seconds / self._rows
         return FIRST_ROW_SHARE * most if self.slope_s is None else min(self.slope_s, most)
 
-    def fit(self) -> tuple[float, float]:
-        """(fixed seconds, seconds a row), both >= 0."""
+    def fit(self, larger: _Line) -> tuple[float, float]:
+        """(fixed seconds, seconds a row), both >= 0; while no sizes differed, on the line to the forwards of ``larger``."""
         slope = self._believed_s
+        if self.slope_s is None and larger.is_known:
+            slope = self._slope_towards(larger, slope)
         return max(0.0, (self._seconds - slope * self._rows) / self._works), slope
+
+    def _slope_towards(self, other: _Line, otherwise_s: float) -> float:
+        mean_rows, mean_s = self._rows / self._works, self._seconds / self._works
+        more_rows = other._rows / other._works - mean_rows
+        if more_rows < mean_rows:
+            return otherwise_s  # too near each other to tell
+        return min(max(0.0, (other._seconds / other._works - mean_s) / more_rows), mean_s / mean_rows)
 
     def row_s(self, fixed_s: float) -> float:
         """Seconds a row where a forward takes ``fixed_s`` besides: known even if all had the same number of rows."""
@@ -144,7 +154,7 @@ class LiveCosts:
         """
         devices = []
         for name, decode, prefill in zip(self.names, self._decode, self._prefill, strict=True):
-            fixed, row = decode.fit()
+            fixed, row = decode.fit(prefill)
             prefill_row = prefill.row_s(fixed) if prefill.is_known else row
             devices.append(Device(name, stage=RowTime(fixed, row, prefill_row)))
         return Topology.ring(devices, links)

@@ -107,13 +107,13 @@ def tune(
 
 
 def best_chunk(base: Candidate, topology: Topology, model: ModelShape, *, prompt_tokens: int, most_rows: int) -> int:
-    """Rows of a chunk that bring the first token of a prompt soonest; a power of two times SMALLEST_CHUNK.
+    """Rows of a chunk that bring the first token of a prompt soonest: SMALLEST_CHUNK or half as much again, times a power of two.
 
     The first chunk pays the whole path, every further one only the bottleneck; each pays its fixed costs. So neither the
     whole prompt nor single rows are best.
     """
     best_s, best = float("inf"), SMALLEST_CHUNK
-    chunk = SMALLEST_CHUNK
+    chunk, larger = SMALLEST_CHUNK, SMALLEST_CHUNK * 3 // 2
     while True:
         chunk = min(chunk, most_rows)
         seconds = prefill_s(base, topology, model, tokens=prompt_tokens, chunk=chunk)
@@ -121,7 +121,7 @@ def best_chunk(base: Candidate, topology: Topology, model: ModelShape, *, prompt
             best_s, best = seconds, chunk
         if chunk >= min(prompt_tokens, most_rows):
             return best
-        chunk *= 2
+        chunk, larger = larger, 2 * chunk
 
 
 def _spread(

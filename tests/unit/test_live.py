@@ -54,6 +54,21 @@ def test_before_sizes_differ_half_of_a_time_is_taken_to_be_fixed() -> None:
     assert _stage(live) == (pytest.approx(0.007), pytest.approx(0.014 / 8))
 
 
+@pytest.mark.parametrize(("fixed", "row"), [(0.013, 0.0005), (0.0, 0.001), (0.02, 0.0)])
+def test_before_sizes_differ_a_chunk_tells_what_is_fixed(fixed: float, row: float) -> None:
+    """One sequence decodes and its prompt goes in chunks of one size: what a chunk costs besides its rows is known at once."""
+    live = LiveCosts(("w",))
+    live.report([StageUse(decode=_use([1] * 10, fixed, row), prefill=_use([32] * 10, fixed, row))])
+    time = live.topology([LOCAL]).device(1).stage
+    assert (time.fixed_s, time.decode_row_s, time.prefill_row_s) == (pytest.approx(fixed), pytest.approx(row), pytest.approx(row))
+
+
+def test_a_chunk_of_as_few_rows_as_decode_has_tells_nothing() -> None:
+    live = LiveCosts(("w",))
+    live.report([StageUse(decode=_use([4] * 10, 0.010, 0.001), prefill=_use([5] * 10, 0.010, 0.001))])
+    assert _stage(live) == (pytest.approx(0.007), pytest.approx(0.014 / 8))
+
+
 COSTS = st.one_of(st.just(0.0), st.floats(1e-4, 0.1))
 
 

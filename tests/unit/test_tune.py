@@ -94,3 +94,10 @@ def test_the_chunk_is_neither_the_whole_prompt_nor_a_row(latency_s: float) -> No
     assert took < 0.6 * prefill_s(_base(), ring, LLAMA_30B, tokens=4096, chunk=4096)
     for other in (16, 32, 64, 128, 256, 512, 1024):
         assert took <= 1.02 * prefill_s(_base(), ring, LLAMA_30B, tokens=4096, chunk=other)
+
+
+def test_a_prompt_over_slow_links_takes_little_longer_than_its_bytes() -> None:
+    """Three links of 100 Mbit/s and 30 ms, and one home; half powers of two are fine enough steps."""
+    ring = _ring((0.013, 0.00005, 0.0005), Link(12.5e6, 0.03), stages=4)
+    chunk = best_chunk(_base(4), ring, LLAMA_30B, prompt_tokens=512, most_rows=512)
+    assert prefill_s(_base(4), ring, LLAMA_30B, tokens=2048, chunk=chunk) < 1.135 * 2048 * LLAMA_30B.row_bytes / 12.5e6
