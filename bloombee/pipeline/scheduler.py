@@ -4,7 +4,8 @@ Sequences are opened by the head, admitted when every stage has KV pages for the
 packed into microbatches for stage 0; verdicts come back from the last stage. At most ``num_microbatches`` microbatches
 that decode are under way, and the decoding sequences are spread evenly over them, so that with several in flight
 every stage has work while others travel. Chunks of prompts have a lane and credit of their own, so that neither waits
-for the other here; stages let decode pass. Admission and prefill are shared out fairly between clients (``fair.py``).
+for the other here; stages let decode pass, and with it the short prompt of a newcomer. Admission and prefill are
+shared out fairly between clients (``fair.py``).
 
 A token is believed once: a pick counts iff its sequence is open, its generation is the current one and its
 position is the next. So repeated, late or stale verdicts change nothing.
@@ -51,6 +52,8 @@ VERDICT_WINDOW = 1 << 20
 """Verdicts are tiny and the scheduler never makes the last stage wait."""
 LEAST_ROOM, MOST_ROOM = 1 / 16, 1 / 4
 """Shares of the pages between which lies what a client leaves to others; see :meth:`SchedulerCore._leaves_room`."""
+MOST_PASSING_ROWS = 128
+"""Of a prompt that passes others; see :meth:`SchedulerCore._may_pass`."""
 LOOP_FORGETS = 1.001
 """By how much the quickest loop is doubted with each slower one."""
 Event = Open | Cancel | Tune | PlanReady | PipelineLost | FromStage | StageRestored | Tick
@@ -229,8 +232,8 @@ class SchedulerCore:
         self._is_shared = self._is_shared or bool(event.client)
         return self._schedule(event.now)
 
-    def _admit(self, pipe: _Pipeline) -> list[Command]:
-        """Move sequences from waiting to open while every stage has pages for their whole length."""
+    def _admit(self, pipe: _Pipeline, now: float) -> list[Command]:
+        """Move sequences from waiting to open while every stage has pages for their whole length; some go out at once."""
         commands: list[Command] = []
         full: set[str] = set()
         while (sequence := self._waiting.first(without=full)) is not None:
@@ -249,10 +252,33 @@ class SchedulerCore:
             sequence.num_pages = need
             self._waiting.charge(sequence, sequence.num_prompt_tokens + sequence.max_new_tokens)
             self._waiting.remove(sequence)
+            passes = self._may_pass(sequence)
             self._open[sequence.id] = sequence
             self._num_open_of[sequence.client] += 1
-            self._prefill.push(sequence)
+            if passes:
+                commands += self._send_past(pipe, sequence, now)
+            else:
+                self._prefill.push(sequence)
         return commands
+
+    def _send_past(self, pipe: _Pipeline, sequence: _Sequence, now: float) -> list[Command]:
+        """The whole prompt in even chunks, as decode travels."""
+        commands: list[Command] = []
+        count = sequence.num_prompt_tokens
+        rows = -(-count // -(-count // self._gentle_rows))
+        while sequence.in_prefill:
+            items = [self._item(sequence, min(rows, count - sequence.num_sent))]
+            commands += self._send(pipe, Phase.PREFILL, items, now, travels_as=Phase.DECODE)
+        return commands
+
+    def _may_pass(self, sequence: _Sequence) -> bool:
+        """Whether a prompt goes at once and as decode does, past the chunks of others that wait and are under way.
+
+        A short one of a client that has nothing open, while others have: whoever asks for one thing at a time waits for no
+        burst of somebody else's, and costs their decode a few works of a size that it meets anyway.
+        """
+        is_short = sequence.num_prompt_tokens <= min(MOST_PASSING_ROWS, self._max_rows)
+        return is_short and bool(self._open) and not self._num_open_of[sequence.client]
 
     def _pages_of(self, plan: Plan, num_tokens: int) -> tuple[int, ...]:
         """The most pages that a sequence of ``num_tokens`` will hold, one a group."""
@@ -325,7 +351,7 @@ class SchedulerCore:
         pipe = self._pipe
         if pipe is None:
             return []
-        commands = self._admit(pipe)
+        commands = self._admit(pipe, now)
         while self._may_decode(pipe) and pipe.can_send(Phase.DECODE):
             commands += self._send(pipe, Phase.DECODE, self._decode_items(pipe), now)
         while self._prefill and pipe.prefill_rows < self._most_prefill_rows() and pipe.can_send(Phase.PREFILL):
@@ -400,11 +426,14 @@ class SchedulerCore:
             parents=None,
         )
 
-    def _send(self, pipe: _Pipeline, phase: Phase, items: list[Item], now: float) -> list[Command]:
+    def _send(
+        self, pipe: _Pipeline, phase: Phase, items: list[Item], now: float, travels_as: Phase | None = None
+    ) -> list[Command]:
         microbatch = self._num_microbatches
         self._num_microbatches += 1
         pipe.flights[microbatch] = _Flight(phase, now, sum(item.num_rows for item in items))
-        lane = lane_of(phase)
+        travels_as = phase if travels_as is None else travels_as
+        lane = lane_of(travels_as)
 
         def make(number: int) -> Send:
             message = Forward(
@@ -412,7 +441,7 @@ class SchedulerCore:
                 epoch=pipe.plan.epoch,
                 frame=number,
                 microbatch=microbatch,
-                phase=phase,
+                phase=travels_as,
                 items=tuple(items),
             )
             return Send(0, lane, message)

@@ -78,6 +78,12 @@ class Work(Struct, frozen=True, gc=False):
     def num_rows(self) -> int:
         return sum(segment.num_rows for segment in self.segments)
 
+    @property
+    def computes(self) -> Phase:
+        """What it is to the device: a short prompt may have the phase of decode, to overtake others."""
+        is_prompt = any(segment.position < segment.num_prompt_tokens for segment in self.segments)
+        return Phase.PREFILL if is_prompt else self.phase
+
 
 class Outcome(Struct, frozen=True, gc=False):
     """Exactly one of: activations for the next stage, or (last stage) picks."""

@@ -251,10 +251,10 @@ class DeviceThread:
         start = time.monotonic_ns()
         result = self._model.run(work, hidden)
         if self._pace is not None:
-            sleep_until(start + round(1e9 * self._pace.seconds(work.phase, work.num_rows)))
+            sleep_until(start + round(1e9 * self._pace.seconds(work.computes, work.num_rows)))
         stop = time.monotonic_ns()
         self._forward_ns = (start, stop)
-        tally = self._tallies[work.phase]
+        tally = self._tallies[work.computes]
         tally[0] += 1
         tally[1] += work.num_rows
         tally[2] += stop - start

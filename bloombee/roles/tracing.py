@@ -30,6 +30,7 @@ from typing import Any
 
 from bloombee.errors import ConfigError
 from bloombee.trace import Tracer
+from bloombee.types import Phase
 from bloombee.wire.messages import Forward
 
 STAGE_CHAIN = ("receive", "queue", "decode", "compute", "encode", "wait", "send")
@@ -93,7 +94,11 @@ class HeadTrace:
         """A microbatch has just set out; resending it adds nothing."""
         if forward.microbatch not in self._sent:
             self._sent.add(forward.microbatch)
-            facts = {"phase": forward.phase, "sequences": [item.sequence for item in forward.items]}
+            is_prompt = any(item.opening is not None or item.num_rows > 1 for item in forward.items)  # some travel as decode
+            facts = {
+                "phase": int(Phase.PREFILL if is_prompt else forward.phase),
+                "sequences": [item.sequence for item in forward.items],
+            }
             self.tracer.chain(("send",), forward.microbatch, (sending, self.now()), facts)
 
     def came_home(self, microbatch: int, taken: int, took: int) -> None:

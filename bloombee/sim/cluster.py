@@ -170,7 +170,7 @@ class SimCluster:
 
     # -- for tests and benchmarks ----------------------------------------------------------
 
-    def submit(self, prompt: list[int], *, max_new_tokens: int, seed: int = 0, at: float = 0.0) -> int:
+    def submit(self, prompt: list[int], *, max_new_tokens: int, seed: int = 0, at: float = 0.0, client: str = "") -> int:
         """A request at virtual time ``at``; its number."""
         number = len(self.requests)
         self.requests[number] = SimRequest(prompt, seed, max_new_tokens, submitted_at=at)
@@ -178,7 +178,7 @@ class SimCluster:
         packed = b"".join(token.to_bytes(4, "little") for token in prompt)
 
         def act() -> None:
-            event = Submit(number, packed, sampling, max_new_tokens, frozenset(), self.clock.now)
+            event = Submit(number, packed, sampling, max_new_tokens, frozenset(), self.clock.now, client)
             self._do_head(self.head.handle(event))
 
         self.clock.call_at(at, act)
@@ -342,13 +342,15 @@ class SimCluster:
                     raise AssertionError(f"stage {index} asks for {command!r}")
 
     def _work_s(self, index: int, work: Work) -> float:
-        seconds = self.paces[index].seconds(work.phase, work.num_rows)
+        if not work.num_rows:
+            return 0.0  # all of it was closed meanwhile
+        seconds = self.paces[index].seconds(work.computes, work.num_rows)
         if self._scatter:
             seconds *= max(0.0, self._work_rng.gauss(1.0, self._scatter))
         rows = work.num_rows
         use = DeviceUse(1, rows, seconds, rows * rows, rows * seconds)
         so_far = self.uses[index]
-        if work.phase is Phase.PREFILL:
+        if work.computes is Phase.PREFILL:
             self.uses[index] = replace(so_far, prefill=so_far.prefill + use)
         else:
             self.uses[index] = replace(so_far, decode=so_far.decode + use)

@@ -23,7 +23,8 @@ def _load(cluster: SimCluster, seed: int, count: int) -> None:
     rng = random.Random(seed)
     for number in range(count):
         prompt = [rng.randrange(50_000) for _ in range(rng.randint(1, 40))]
-        cluster.submit(prompt, max_new_tokens=rng.randint(1, 20), seed=rng.randrange(2**64), at=rng.uniform(0, 1))
+        new, seed, at = rng.randint(1, 20), rng.randrange(2**64), rng.uniform(0, 1)
+        cluster.submit(prompt, max_new_tokens=new, seed=seed, at=at, client=f"client {number % 4}")
         if rng.random() < 0.2:
             cluster.cancel(number, at=rng.uniform(0, 3))
 

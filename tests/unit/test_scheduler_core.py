@@ -343,3 +343,30 @@ def test_the_most_open_sequences_hold_for_all_but_newcomers() -> None:
     assert [_admitted(core, n, "many") for n in range(3)] == [True, True, False]
     assert _admitted(core, 3, "new")
     assert not _admitted(core, 4, "new")
+
+
+def _phases(core: SchedulerCore, sequence: int, client: str, num_prompt: int) -> list[tuple[Phase, int]]:
+    """Phase and rows of what goes out as soon as a request comes."""
+    sent = _forwards(core.handle(Open(sequence, bytes(4 * num_prompt), SAMPLING, 9, frozenset(), 0.0, client)))
+    return [(Phase(forward.phase), forward.items[0].num_rows) for forward in sent]
+
+
+def test_a_short_prompt_of_a_client_with_nothing_open_passes_the_chunks_of_others() -> None:
+    core = _core(num_pages=64, microbatches=4)
+    core.handle(Tune(4, 8, 4, 8, None, 0.0))
+    assert _phases(core, 0, "many", 8) == [(Phase.PREFILL, 8)]  # there is nobody to pass
+    assert _phases(core, 1, "many", 8) == []
+    assert _phases(core, 2, "once", 7) == [(Phase.DECODE, 4), (Phase.DECODE, 3)]
+    assert _phases(core, 3, "once", 2) == []  # it has something open now
+    assert _phases(core, 4, "long", 9) == []
+
+
+def test_a_prompt_that_passed_goes_on_to_decode_and_ends() -> None:
+    core = _core(num_pages=64, microbatches=4)
+    core.handle(Open(0, bytes(4), SAMPLING, 9, frozenset(), 0.0, "many"))
+    (passing,) = _forwards(core.handle(Open(1, bytes(8), SAMPLING, 2, frozenset(), 0.0, "once")))
+    ring = _Ring(core)
+    commands = ring.home(passing)
+    (decode,) = _forwards(commands)
+    assert [(item.sequence, item.position) for item in decode.items] == [(1, 2)]
+    assert [told.finish for told in _told(commands) + _told(ring.home(decode))] == [None, FinishReason.LENGTH]  # type: ignore[attr-defined]
