@@ -98,7 +98,7 @@ class Cancel(Struct, frozen=True, gc=False):
 
 class Tune(Struct, frozen=True, gc=False):
     """From now on at most ``num_microbatches`` that decode under way, prompts in chunks of ``chunk_rows``, or ``gentle_rows``
-    while sequences decode, no further chunk while ``prefill_rows`` (half of them
+    while sequences decode, no further chunk while ``prefill_rows`` (fewer of them
     while sequences decode) are under way, and no sequence admitted while
     ``max_sequences`` (None: any number) are open. Pauses nothing."""
 

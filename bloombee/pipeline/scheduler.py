@@ -54,6 +54,8 @@ LEAST_ROOM, MOST_ROOM = 1 / 16, 1 / 4
 """Shares of the pages between which lies what a client leaves to others; see :meth:`SchedulerCore._leaves_room`."""
 MOST_PASSING_ROWS = 128
 """Of a prompt that passes others; see :meth:`SchedulerCore._may_pass`."""
+BESIDE_DECODE = 0.4
+"""Of the rows of prompts that may be under way, while sequences decode: a little less than fills the ring (that is a half)."""
 LOOP_FORGETS = 1.001
 """By how much the quickest loop is doubted with each slower one."""
 Event = Open | Cancel | Tune | PlanReady | PipelineLost | FromStage | StageRestored | Tick
@@ -160,6 +162,7 @@ class SchedulerCore:
         self._is_large_turn = False
         self._max_flights: int | None = None
         self._max_prefill_rows: float = math.inf
+        self._next_chunk_at = -math.inf
         self._max_open: int | None = None
         self._sizes_apart = False
         self._next_sequence = 0
@@ -354,8 +357,9 @@ class SchedulerCore:
         commands = self._admit(pipe, now)
         while self._may_decode(pipe) and pipe.can_send(Phase.DECODE):
             commands += self._send(pipe, Phase.DECODE, self._decode_items(pipe), now)
-        while self._prefill and pipe.prefill_rows < self._most_prefill_rows() and pipe.can_send(Phase.PREFILL):
+        while self._may_prefill(pipe, now):
             commands += self._send(pipe, Phase.PREFILL, self._prefill_items(), now)
+            self._space_chunks(now)
         return commands
 
     def _may_decode(self, pipe: _Pipeline) -> bool:
@@ -372,9 +376,19 @@ class SchedulerCore:
     def _is_decoding(self) -> bool:
         return any(not sequence.in_prefill for sequence in self._open.values())
 
+    def _may_prefill(self, pipe: _Pipeline, now: float) -> bool:
+        has_room = pipe.prefill_rows < self._most_prefill_rows() and pipe.can_send(Phase.PREFILL)
+        return bool(self._prefill) and has_room and (not self._is_decoding or now >= self._next_chunk_at)
+
+    def _space_chunks(self, now: float) -> None:
+        """Beside decode chunks go spread over a loop: all that fill the ring at once would meet each microbatch everywhere."""
+        if self._is_decoding and self.quickest_loop is not None:
+            apart_s = self.quickest_loop[0] * self._gentle_rows / self._most_prefill_rows()
+            self._next_chunk_at = max(self._next_chunk_at, now - apart_s) + apart_s
+
     def _most_prefill_rows(self) -> float:
-        """Under way: what makes sure that no wire runs dry also makes decode wait; beside decode only what fills the ring."""
-        return self._max_prefill_rows / 2 if self._is_decoding else self._max_prefill_rows
+        """Under way: what makes sure that no wire runs dry also makes decode wait."""
+        return self._max_prefill_rows * (BESIDE_DECODE if self._is_decoding else 1)
 
     def _prefill_items(self) -> list[Item]:
         items, rows = [], self._gentle_rows if self._is_decoding else self._chunk_rows

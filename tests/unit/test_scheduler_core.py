@@ -160,7 +160,24 @@ def test_chunks_are_gentle_while_something_decodes_and_bounded_in_rows() -> None
     for chunk in chunks[1:]:
         ring.home(chunk)
     chunks = _forwards(core.handle(_open(2, num_prompt=40)))
-    assert [chunk.items[0].num_rows for chunk in chunks] == [2, 2, 2]
+    assert [chunk.items[0].num_rows for chunk in chunks] == [2, 2]
+
+
+def test_chunks_beside_decode_are_spread_over_a_loop() -> None:
+    """Eight rows may be under way in a loop of a second: a chunk of two each quarter, and one to catch up."""
+    core = _core(microbatches=9, num_pages=64)
+    core.handle(Tune(4, 8, 2, 20, None, 0.0))
+    ring = _Ring(core)
+    (prompt,) = _forwards(core.handle(_open(1, num_prompt=1, max_new=9)))
+    (decode,) = _forwards(ring.home(prompt))
+    ring.home(decode, now=1.0)
+    core.quickest_loop = (1.0, 1)
+
+    def num_chunks(commands: list[Command]) -> int:
+        return sum(forward.phase is Phase.PREFILL for forward in _forwards(commands))
+
+    assert num_chunks(core.handle(Open(2, bytes(4 * 200), SAMPLING, 1, frozenset(), 5.0))) == 2
+    assert [num_chunks(core.handle(Tick(now))) for now in (5.1, 5.26, 5.4, 5.55, 5.9)] == [0, 1, 0, 1, 0]
 
 
 def test_decode_that_fills_its_lane_withholds_no_credit_from_prefill() -> None:

@@ -1,0 +1,68 @@
+"""A long prompt through slow links, alone and beside decode, by the real cores and the tuner under a virtual clock."""
+
+from __future__ import annotations
+
+import itertools
+
+from bloombee.pace import Pace
+from bloombee.sim.cluster import SimCluster
+from bloombee.sim.network import LinkShape
+
+NAMES = ("stage0", "stage1", "stage2", "stage3", "scheduler")
+ROW_BYTES = 13312
+
+
+def _cluster(link: LinkShape, pace: Pace, *, row_bytes: int = ROW_BYTES) -> SimCluster:
+    """Four stages that have served two short requests."""
+    cluster = SimCluster(
+        seed=0,
+        num_stages=4,
+        num_microbatches=64,
+        num_pages=2000,
+        page_size=16,
+        max_rows=512,
+        pace=pace,
+        shape=LinkShape(0.0),
+        shapes={ends: link for a, b in itertools.pairwise(NAMES) for ends in ((a, b), (b, a))},
+        row_bytes=row_bytes,
+        resend_after_s=60.0,
+        tuned=True,
+    )
+    for _ in range(2):
+        cluster.submit([1] * 32, max_new_tokens=8)
+        assert cluster.run()
+    return cluster
+
+
+def _first_token_s(cluster: SimCluster, tokens: int) -> float:
+    start = cluster.clock.now
+    request = cluster.requests[cluster.submit([1] * tokens, max_new_tokens=1, at=start)]
+    assert cluster.run()
+    return request.token_times[0] - start
+
+
+def test_a_prompt_takes_little_longer_than_the_busiest_link() -> None:
+    """The first long prompt, too: what short requests have shown is enough to choose its chunks."""
+    for bandwidth, latency_s in ((12.5e6, 0.03), (2.5e6, 0.05)):
+        cluster = _cluster(LinkShape(latency_s, bandwidth), Pace(0.013, 0.00005, 0.0005))
+        took = _first_token_s(cluster, 2048)
+        assert took <= 1.15 * 2048 * ROW_BYTES / bandwidth
+
+
+def test_decode_slows_down_by_less_than_a_tenth_beside_a_prompt() -> None:
+    cluster = _cluster(LinkShape(0.05, 2.5e6), Pace(0.004, 0.0002, 0.0002), row_bytes=2048)
+    decoders = [cluster.submit([1] * 4, max_new_tokens=400, seed=n, at=cluster.clock.now) for n in range(8)]
+    assert cluster.run_for(8.0)
+    start = cluster.clock.now
+    prompt = cluster.requests[cluster.submit([1] * 4096, max_new_tokens=1, at=start)]
+    assert cluster.run_for(12.0)
+    assert prompt.ended
+    times = [cluster.requests[number].token_times for number in decoders]
+    alone = _gaps_s(times, start - 4.0, start)
+    beside = _gaps_s(times, start, prompt.token_times[0])
+    assert beside[int(0.99 * len(beside))] <= 1.1 * alone[int(0.99 * len(alone))]
+
+
+def _gaps_s(times: list[list[float]], since: float, until: float) -> list[float]:
+    """Between tokens of one sequence that both came in [since, until], sorted."""
+    return sorted(b - a for one in times for a, b in itertools.pairwise(one) if since <= a and b <= until)
