@@ -369,12 +369,20 @@ class SchedulerCore:
         return pipe.num_decoding < self._most_flights(pipe) or len(self._decode) >= self._largest(pipe)
 
     def _most_flights(self, pipe: _Pipeline) -> int:
-        """Microbatches that may decode at once."""
+        """Microbatches that may decode at once: so many as hold everybody in even shares. More would be smaller ones, and each
+        costs a forward whatever it holds: 24 of 1 or 2 sequences are slower than 16 of 2."""
+        return -(-self._num_decoding // self._share(pipe)) if self._is_decoding else self._credit(pipe)
+
+    def _credit(self, pipe: _Pipeline) -> int:
         return min(self._max_flights or pipe.plan.num_microbatches, pipe.plan.num_microbatches)
 
     @property
+    def _num_decoding(self) -> int:
+        return sum(not sequence.in_prefill for sequence in self._open.values())
+
+    @property
     def _is_decoding(self) -> bool:
-        return any(not sequence.in_prefill for sequence in self._open.values())
+        return self._num_decoding > 0
 
     def _may_prefill(self, pipe: _Pipeline, now: float) -> bool:
         has_room = pipe.prefill_rows < self._most_prefill_rows() and pipe.can_send(Phase.PREFILL)
@@ -419,8 +427,8 @@ class SchedulerCore:
         return [self._item(self._decode.popleft(), 1) for _ in range(min(count, self._max_rows))]
 
     def _share(self, pipe: _Pipeline) -> int:
-        num_decoding = sum(not sequence.in_prefill for sequence in self._open.values())
-        return -(-num_decoding // self._most_flights(pipe))
+        """Sequences of a microbatch when all that decode are spread evenly over those that may be under way."""
+        return min(self._max_rows, -(-self._num_decoding // self._credit(pipe)))
 
     def _largest(self, pipe: _Pipeline) -> int:
         share = self._share(pipe)
