@@ -19,6 +19,9 @@ from bloombee.sim.cluster import SimCluster
 from bloombee.sim.network import LinkShape
 
 PAGE_TOKENS = 16
+HOP_S, HOP_SEQUENCE_S = 0.45e-3, 0.02e-3
+"""What a hop takes besides device, wire and delay: hand-overs between threads, sockets, encryption; and more for each sequence in
+the frame. Measured by bench/hops.py and bench/pipeline.py on the machine of bench/results/."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ def predict_cost(setting: Setting) -> Cost:
         Device.paced(f"stage {index}", pace.fixed_s, pace.decode_row_s, pace.prefill_row_s)
         for index, pace in enumerate(setting.paces)
     ]
-    links = [_link(forward) for forward, _ in setting.links] or [LOCAL]
+    links = [_link(forward, rows) for forward, _ in setting.links] or [LOCAL]
     candidate = Candidate(workers, setting.layers, num_microbatches=count, microbatch_sequences=rows, ratios=setting.ratios)
     model = ModelShape(setting.hidden, sum(setting.layers), activation_bytes=setting.row_bytes // setting.hidden)
     return evaluate(candidate, Topology.ring(devices, links), model)
@@ -105,21 +108,26 @@ def simulate(setting: Setting, *, seed: int = 0) -> Prediction:
 
 def _shapes(setting: Setting, stages: int) -> dict[tuple[str, str], LinkShape]:
     shapes = {}
+    _, rows = microbatches_in_use(setting.batch, setting.microbatches)
     for index, (forward, backward) in enumerate(setting.links):
         here, there = f"stage{index}", f"stage{index + 1}" if index + 1 < stages else "scheduler"
-        shapes[here, there] = _link_shape(forward)
-        shapes[there, here] = _link_shape(backward)
+        shapes[here, there] = _link_shape(forward, _hop_s(rows))
+        shapes[there, here] = _link_shape(backward, 0.0)
     return shapes
 
 
-def _link_shape(shape: Shape) -> LinkShape:
+def _link_shape(shape: Shape, hop_s: float) -> LinkShape:
     bits = shape.bandwidth_bits_per_s
-    return LinkShape(shape.delay_s, None if bits is None else bits / 8)
+    return LinkShape(shape.delay_s + hop_s, None if bits is None else bits / 8)
 
 
-def _link(shape: Shape) -> Link:
+def _link(shape: Shape, rows: int) -> Link:
     bits = shape.bandwidth_bits_per_s
-    return Link(math.inf if bits is None else bits / 8, shape.delay_s)
+    return Link(math.inf if bits is None else bits / 8, shape.delay_s + _hop_s(rows))
+
+
+def _hop_s(rows: int) -> float:
+    return HOP_S + HOP_SEQUENCE_S * rows
 
 
 def fit_paces(asked: Pace | None, computes_s: Sequence[float], rows: int) -> tuple[Pace, ...]:

@@ -371,7 +371,7 @@ class SchedulerCore:
     def _most_flights(self, pipe: _Pipeline) -> int:
         """Microbatches that may decode at once: so many as hold everybody in even shares. More would be smaller ones, and each
         costs a forward whatever it holds: 24 of 1 or 2 sequences are slower than 16 of 2."""
-        return -(-self._num_decoding // self._share(pipe)) if self._is_decoding else self._credit(pipe)
+        return -(-self._num_decoding // self._share(pipe)) if self._num_decoding else self._credit(pipe)
 
     def _credit(self, pipe: _Pipeline) -> int:
         return min(self._max_flights or pipe.plan.num_microbatches, pipe.plan.num_microbatches)
@@ -381,25 +381,28 @@ class SchedulerCore:
         return sum(not sequence.in_prefill for sequence in self._open.values())
 
     @property
-    def _is_decoding(self) -> bool:
-        return self._num_decoding > 0
+    def _is_gentle(self) -> bool:
+        """Whether prompts make way for decode: at full speed they would hold up each sequence that decodes, gently each of them
+        takes longer itself. So those of a burst do not while they are more than what decodes."""
+        num_started = sum(sequence.num_output > 0 for sequence in self._open.values())
+        return num_started > 0 and num_started >= len(self._prefill)
 
     def _may_prefill(self, pipe: _Pipeline, now: float) -> bool:
         has_room = pipe.prefill_rows < self._most_prefill_rows() and pipe.can_send(Phase.PREFILL)
-        return bool(self._prefill) and has_room and (not self._is_decoding or now >= self._next_chunk_at)
+        return bool(self._prefill) and has_room and (not self._is_gentle or now >= self._next_chunk_at)
 
     def _space_chunks(self, now: float) -> None:
         """Beside decode chunks go spread over a loop: all that fill the ring at once would meet each microbatch everywhere."""
-        if self._is_decoding and self.quickest_loop is not None:
+        if self._is_gentle and self.quickest_loop is not None:
             apart_s = self.quickest_loop[0] * self._gentle_rows / self._most_prefill_rows()
             self._next_chunk_at = max(self._next_chunk_at, now - apart_s) + apart_s
 
     def _most_prefill_rows(self) -> float:
         """Under way: what makes sure that no wire runs dry also makes decode wait."""
-        return self._max_prefill_rows * (BESIDE_DECODE if self._is_decoding else 1)
+        return self._max_prefill_rows * (BESIDE_DECODE if self._is_gentle else 1)
 
     def _prefill_items(self) -> list[Item]:
-        items, rows = [], self._gentle_rows if self._is_decoding else self._chunk_rows
+        items, rows = [], self._gentle_rows if self._is_gentle else self._chunk_rows
         while self._prefill and rows > 0:
             sequence = self._prefill.peek()
             count = min(rows, sequence.num_prompt_tokens - sequence.num_sent)
