@@ -94,8 +94,9 @@ def draw_predicted(axis: Any, lines: Sequence[Line]) -> None:
     measured = [line["decode_tokens_per_s"]["p50"] for line in lines]
     kinds = [("cost model", "predicted_tokens_per_s", "o"), ("simulated cluster", "simulated_tokens_per_s", "x")]
     for name, field, marker in kinds:
-        if field in lines[0]:
-            axis.scatter(measured, [line[field] for line in lines], marker=marker, label=name)
+        points = [(at, line[field]) for at, line in zip(measured, lines, strict=True) if line.get(field) is not None]
+        if points:
+            axis.scatter(*zip(*points, strict=True), marker=marker, label=name)
     ends = [0.8 * min(measured), 1.25 * max(measured)]
     axis.plot(ends, ends, color="black", linewidth=0.8)
     axis.fill_between(ends, [0.9 * end for end in ends], [1.1 * end for end in ends], alpha=0.15, label="within 10 %")

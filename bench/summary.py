@@ -132,8 +132,8 @@ def cell_line(
     }
     if simulated:
         simulation = simulate(setting)
-        line["simulated_tokens_per_s"] = simulation.tokens_per_s
-        line["simulated_time_per_token_s"] = simulation.time_per_token_s
+        line["simulated_tokens_per_s"] = simulation and simulation.tokens_per_s
+        line["simulated_time_per_token_s"] = simulation and simulation.time_per_token_s
     if any(link.schedule is not None for link in links):  # no one figure holds for links that change meanwhile
         line |= dict.fromkeys(line.keys() & CHANGELESS)
     return line

@@ -106,6 +106,8 @@ class BulkWindow:
         self._rates: deque[float] = deque(maxlen=ROUNDS)
         self._round_end = 0
         self._round_rate = 0.0
+        self._round_counts = False
+        """Some delivery rate of this round was the wire's, not the sender's."""
         self._round_rtt_s = math.inf
         self._extra_s = 2 * PIECE_S
         self._num_empty = 0
@@ -221,7 +223,10 @@ class BulkWindow:
         if elapsed_s < self.min_rtt_s:  # acknowledgements that came in a heap
             return
         rate = (self._delivered - piece.delivered) / elapsed_s
-        if not piece.is_limited or rate > self.bandwidth_bytes_per_s:
+        # Of what was sent at once and was all there was, the round trip tells the rate, not the wire: a bound from below.
+        is_limited = piece.is_limited or self._limited_upto > 0
+        self._round_counts = self._round_counts or not is_limited
+        if not is_limited or (self._rates and rate > self.bandwidth_bytes_per_s):
             self._round_rate = max(self._round_rate, rate)
             self.bandwidth_bytes_per_s = max(self.bandwidth_bytes_per_s, rate)
 
@@ -240,7 +245,9 @@ class BulkWindow:
         self._num_empty = self._num_empty + 1 if rtts and least_s <= target_s / 2 else 0
         if self._is_young:
             is_empty = least_s <= max(target_s / 2, self.min_rtt_s / 16)  # pieces grow meanwhile, and their own time with them
-            self._num_flat = 0 if self.bandwidth_bytes_per_s > LEAST_GROWTH * self._last_bandwidth else self._num_flat + 1
+            has_grown = self.bandwidth_bytes_per_s > LEAST_GROWTH * self._last_bandwidth
+            self._num_flat = 0 if has_grown else self._num_flat + self._round_counts
+            self._round_counts = False
             self._last_bandwidth = self.bandwidth_bytes_per_s
             is_near = self.bandwidth_bytes_per_s > TRAIN_SHARE * self._first_goal()
             self._is_young = is_empty and self._num_flat < FLAT_ROUNDS and not is_near
