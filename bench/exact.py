@@ -30,6 +30,8 @@ class Verdict:
 
     exact: bool
     flips: int
+    worst: float = 0.0
+    """The furthest that an emitted token's logit lies below the best, in parts of the largest magnitude of its position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class _Judged:
     tokens: tuple[int, ...]
     flips: list[bool]
     wrong: list[bool]
+    below: list[float]
 
 
 class Reference:
@@ -61,15 +64,17 @@ class Reference:
         judged = [self._one(tuple(prompt), tuple(emitted)) for prompt, emitted in zip(prompts, tokens, strict=True)]
         flips = sum(sum(one.flips) for one in judged)
         wrong = sum(sum(one.wrong) for one in judged)
-        return Verdict((flips if self._dtype is Dtype.FLOAT32 else wrong) == 0, flips)
+        worst = max((value for one in judged for value in one.below), default=0.0)
+        return Verdict((flips if self._dtype is Dtype.FLOAT32 else wrong) == 0, flips, worst)
 
     def _one(self, prompt: tuple[int, ...], emitted: tuple[int, ...]) -> _Judged:
         """Runs of one prompt mostly emit the same tokens: what was judged before is not judged again."""
         known = self._known.get(prompt)
         if known is None or known.tokens[: len(emitted)] != emitted:
             answer = json.loads(self._ask(json.dumps({"prompt": prompt, "tokens": emitted})))
-            known = self._known[prompt] = _Judged(emitted, answer["flips"], answer["wrong"])
-        return _Judged(emitted, known.flips[: len(emitted)], known.wrong[: len(emitted)])
+            known = self._known[prompt] = _Judged(emitted, answer["flips"], answer["wrong"], answer["below"])
+        count = len(emitted)
+        return _Judged(emitted, known.flips[:count], known.wrong[:count], known.below[:count])
 
     def _ask(self, line: str) -> str:
         if self._process is None:
@@ -126,17 +131,18 @@ def load(model: str, dtype: Dtype) -> Any:
     return loaded.eval()
 
 
-def _judge(model: Any, prompt: list[int], emitted: list[int]) -> dict[str, list[bool]]:
-    """For each token: is it another than the best, and is it further below than rounding explains."""
+def _judge(model: Any, prompt: list[int], emitted: list[int]) -> dict[str, list[Any]]:
+    """For each token: is it another than the best, is it further below than rounding explains, and by how much is it."""
     import torch
 
     with torch.inference_mode():
         logits = model(torch.tensor([prompt + emitted[:-1]])).logits[0, len(prompt) - 1 :].float()
     ids = torch.tensor(emitted)
-    below = logits.max(dim=1).values - logits.gather(1, ids[:, None])[:, 0]
+    below = (logits.max(dim=1).values - logits.gather(1, ids[:, None])[:, 0]) / logits.abs().max(dim=1).values
     return {
         "flips": (logits.argmax(dim=1) != ids).tolist(),
-        "wrong": (below > TOLERANCE * logits.abs().max(dim=1).values).tolist(),
+        "wrong": (below > TOLERANCE).tolist(),
+        "below": below.tolist(),
     }
 
 

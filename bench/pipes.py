@@ -52,7 +52,7 @@ async def flat(options: argparse.Namespace, console: Console) -> list[Line]:
     """A line a pair."""
     near, far = (load_profile(name) for name in options.profiles)
     lines: list[Line] = []
-    async with Ring(_spec(options, None)) as ring:
+    async with Ring(_spec(options, None, near.name)) as ring:
         await warm_up(ring)
         for pair in range(-1, options.pairs):
             speeds = {}
@@ -90,10 +90,12 @@ def report_flat(lines: Sequence[Line], options: argparse.Namespace, console: Con
 async def knee(options: argparse.Namespace, console: Console) -> list[Line]:
     """A line for each M and profile, and one for what the runtime chooses (``asked`` None)."""
     lines: list[Line] = []
-    for asked in (*options.microbatches, None):
-        async with Ring(_spec(options, asked)) as ring:
+    fixed: list[tuple[int | None, tuple[str, ...]]] = [(asked, options.profiles) for asked in options.microbatches]
+    # What tunes itself gets a ring of its own for each profile: it is to know links as they are, not as they were before.
+    for asked, names in fixed + [(None, (name,)) for name in options.profiles]:
+        async with Ring(_spec(options, asked, names[0])) as ring:
             await warm_up(ring)
-            for name in options.profiles:
+            for name in names:
                 ring.shape(load_profile(name))
                 runs = [await measure(ring, _texts(options), options.tokens, prefill=False) for _ in range(options.repeats)]
                 lines.append(_knee_line(options, ring, asked, name, runs))
@@ -186,10 +188,9 @@ def draw_knee(lines: Sequence[Line], options: argparse.Namespace, path: Path) ->
     figure.savefig(path, dpi=110)
 
 
-def _spec(options: argparse.Namespace, microbatches: int | None) -> RingSpec:
+def _spec(options: argparse.Namespace, microbatches: int | None, profile: str) -> RingSpec:
     kv_tokens = (options.batch + 1) * (options.prompt_tokens + most_tokens(options.tokens) + 16)
-    profile = load_profile(options.profiles[0])
-    return RingSpec(options.model, "auto", options.workers, microbatches, "off", options.pace, kv_tokens, profile)
+    return RingSpec(options.model, "auto", options.workers, microbatches, "off", options.pace, kv_tokens, load_profile(profile))
 
 
 def _texts(options: argparse.Namespace) -> list[list[int]]:

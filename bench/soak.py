@@ -93,11 +93,13 @@ def main() -> int:
         finished, facts = asyncio.run(load(arguments, progress))
         reference = Reference("demo", Dtype.FLOAT32)
         task = progress.add_task("judging", total=len(finished))
-        flips = 0
+        flips, worst = 0, 0.0
         for prompt, tokens in finished:
-            flips += reference.judge([prompt], [tokens]).flips
+            verdict = reference.judge([prompt], [tokens])
+            flips, worst = flips + verdict.flips, max(worst, verdict.worst)
             progress.advance(task)
     facts["tokens that one process would not have picked"] = flips
+    facts["furthest below the best, in parts of the largest logit"] = f"{worst:.1e}"
     table = Table(title=f"{arguments.requests} requests, {arguments.workers} workers", show_header=False)
     for name, value in facts.items():
         table.add_row(name, str(value))
