@@ -16,17 +16,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 import uvloop
 
-from bench.micro import SWARM, forward
+from bench.micro import SWARM, child, forward
 from bench.profiles import load_profile
 from bloombee.pipeline.frames import FrameReceiver
 from bloombee.plan.meter import LinkFacts
@@ -75,7 +72,8 @@ async def measure(profile: str, traffic: str, seconds: float) -> LinkFacts:
     keys, link = generate(), os.urandom(16)
     shape = load_profile(profile).link(0)
     rate = (shape.forward.bandwidth_bits_per_s or 1e9) / 8
-    with acknowledging(link, keys) as (pipe, address, server_key):
+    with child(_acknowledge, link, keys) as pipe:
+        address, server_key = pipe.recv()
         wire = Link.of("link", target=address.removeprefix("tcp://"), profile=shape)
         with Wan([wire]) as wan:
             sender = Sender(keys, link)
@@ -113,23 +111,7 @@ async def _load(sender: Sender, traffic: str, rate: float, seconds: float) -> No
                 sender.send(Lane.BULK, BULK_BYTES)
 
 
-@contextmanager
-def acknowledging(link: bytes, keys: KeyPair) -> Iterator[tuple[Connection, str, bytes]]:
-    """A process that acknowledges what comes: (pipe, address, its public key)."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_listen, args=(theirs, link, keys), daemon=True)
-    process.start()
-    try:
-        yield (ours, *ours.recv())
-        process.join(5)
-    finally:
-        if process.is_alive():
-            process.kill()
-            process.join()
-
-
-def _listen(pipe: Connection, link: bytes, peer: KeyPair) -> None:
+def _acknowledge(pipe: Connection, link: bytes, peer: KeyPair) -> None:
     async def serve() -> None:
         keys = generate()
         receivers = {lane: FrameReceiver(window=1 << 40) for lane in Lane}

@@ -97,7 +97,7 @@ async def _echo_through_endpoints(curve: bool, rounds: int) -> dict[int, list[fl
     link = os.urandom(16)
     arrived = asyncio.Event()
     endpoint = Endpoint(keys, swarm=SWARM, on_message=lambda *_: arrived.set(), on_event=lambda _: None, curve=curve)
-    with _child(_serve_endpoint, curve, link, keys) as pipe:
+    with child(_serve_endpoint, curve, link, keys) as pipe:
         address, server_key = await asyncio.to_thread(pipe.recv)
         endpoint.dial(link, address, server_key)
         times: dict[int, list[float]] = {}
@@ -135,7 +135,7 @@ def _serve_endpoint(pipe: Connection, curve: bool, link: bytes, peer: KeyPair) -
 
 
 def _echo_through_tcp(size: int, rounds: int) -> list[float]:
-    with _child(_serve_tcp, size) as pipe, socket.create_connection(("127.0.0.1", pipe.recv())) as connection:
+    with child(_serve_tcp, size) as pipe, socket.create_connection(("127.0.0.1", pipe.recv())) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         payload, room = os.urandom(size), bytearray(size)
         times = []
@@ -169,7 +169,7 @@ def _fill(connection: socket.socket, room: bytearray) -> bool:
 
 
 @contextlib.contextmanager
-def _child(target: Callable[..., None], *args: Any) -> Iterator[Connection]:
+def child(target: Callable[..., None], *args: Any) -> Iterator[Connection]:
     """``target(pipe, *args)`` in a process of its own, ended at the end."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import multiprocessing
+import contextlib
 import os
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import uvloop
 
-from bench.micro import SWARM, forward
+from bench.micro import SWARM, child, forward
 from bench.profiles import load_profile
 from bloombee.transport import Endpoint, KeyPair
 from bloombee.transport.bulk import WHOLE_BYTES
@@ -54,7 +52,9 @@ async def measure(
 ) -> Result:
     """Control frames of ``control_bytes`` every ``period_s`` for ``seconds``, with bulk beside them or not."""
     keys, link = generate(), os.urandom(16)
-    with listening(link, keys) as (pipe, address, server_key), Wan([_link(profile, address)]) as wan:
+    with child(_listen, link, keys) as pipe, contextlib.ExitStack() as stack:
+        address, server_key = pipe.recv()
+        wan = stack.enter_context(Wan([_link(profile, address)]))
         endpoint = Endpoint(keys, swarm=SWARM, on_message=lambda *_: None, on_event=lambda _: None, whole_bytes=whole_bytes)
         endpoint.dial(link, f"tcp://{wan.address('link')}", server_key)
         over = _watch(endpoint, link)
@@ -103,22 +103,6 @@ async def _fill(endpoint: Endpoint, link: bytes) -> None:
         if endpoint.pending_bytes(link, Lane.BULK) < BULK_BYTES:
             endpoint.send(link, Lane.BULK, message, tensors, (payload,))
         await asyncio.sleep(0.002)
-
-
-@contextmanager
-def listening(link: bytes, keys: KeyPair) -> Iterator[tuple[Connection, str, bytes]]:
-    """A process that listens and notes delays: (pipe, address, its public key)."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_listen, args=(theirs, link, keys), daemon=True)
-    process.start()
-    try:
-        yield (ours, *ours.recv())
-        process.join(5)
-    finally:
-        if process.is_alive():
-            process.kill()
-            process.join()
 
 
 def _listen(pipe: Connection, link: bytes, peer: KeyPair) -> None:

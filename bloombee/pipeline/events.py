@@ -9,6 +9,7 @@ from msgspec import Struct
 from bloombee.errors import BloomBeeError
 from bloombee.pipeline.work import Outcome
 from bloombee.plan.plan import Plan
+from bloombee.plan.tune import Tuning
 from bloombee.types import FinishReason, Lane, SequenceId, WorkerId
 from bloombee.wire.messages import AnyMessage, Pick, Sampling
 
@@ -110,6 +111,19 @@ class Tune(Struct, frozen=True, gc=False):
     now: float
     sizes_apart: bool = False
     """Decode microbatches by turns larger and smaller, so that it shows what a row costs."""
+
+
+def tune_event(tuning: Tuning, *, sizes_apart: bool, now: float) -> Tune:
+    """What tells the scheduler to run as ``tuning`` says."""
+    return Tune(
+        num_microbatches=tuning.num_microbatches,
+        chunk_rows=tuning.chunk_rows,
+        gentle_rows=tuning.gentle_rows,
+        prefill_rows=tuning.prefill_rows,
+        max_sequences=tuning.max_sequences,
+        now=now,
+        sizes_apart=sizes_apart,
+    )
 
 
 class FromStage(Struct, frozen=True, gc=False):

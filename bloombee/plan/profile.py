@@ -98,16 +98,6 @@ class Profile:
             decode_bytes_per_s=self.decode_bytes_per_s or math.inf,
         )
 
-    def stage_time(self, num_layers: int, *, is_last: bool = False) -> RowTime:
-        """Of a stage of so many layers, for those who count stages and not layers; its output is charged to decode rows."""
-        total = [
-            getattr(self.fit.stage, name)
-            + num_layers * getattr(self.fit.layer, name)
-            + (getattr(self.output, name) if is_last and name in ("fixed_s", "decode_row_s") else 0.0)
-            for name in ("fixed_s", "decode_row_s", "prefill_row_s", "context_s")
-        ]
-        return RowTime(*total)
-
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)})
 

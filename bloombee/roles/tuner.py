@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from bloombee.errors import BloomBeeError
-from bloombee.pipeline.events import Tune
+from bloombee.pipeline.events import Tune, tune_event
 from bloombee.plan.candidate import ModelShape
 from bloombee.plan.card import ModelCard
 from bloombee.plan.plan import Plan
@@ -85,14 +85,4 @@ class Tuner:
         if best is None:
             return
         log.debug("%d microbatches of %d for %d sequences", best.num_microbatches, best.microbatch_sequences, sequences)
-        self._apply(
-            Tune(
-                best.num_microbatches,
-                best.chunk_rows,
-                best.gentle_rows,
-                best.prefill_rows,
-                best.max_sequences,
-                time.monotonic(),
-                self._steering.sizes_apart,
-            )
-        )
+        self._apply(tune_event(best, sizes_apart=self._steering.sizes_apart, now=time.monotonic()))

@@ -41,6 +41,7 @@ from bloombee.pipeline.events import (
     Tune,
     WorkerJoined,
     WorkerSaid,
+    tune_event,
 )
 from bloombee.pipeline.head import HeadCore, HeadLimits, PlanRequest
 from bloombee.pipeline.scheduler import SchedulerCore
@@ -244,17 +245,7 @@ class SimCluster:
             self._steering.report(self.uses)
             best = self._steering.choose(self.scheduler.num_open, self._links_as_they_are(), self.scheduler.quickest_loop)
             if best is not None:
-                self._apply(
-                    Tune(
-                        best.num_microbatches,
-                        best.chunk_rows,
-                        best.gentle_rows,
-                        best.prefill_rows,
-                        None,
-                        self.clock.now,
-                        self._steering.sizes_apart,
-                    )
-                )
+                self._apply(tune_event(best, sizes_apart=self._steering.sizes_apart, now=self.clock.now))
 
     def _apply(self, tune: Tune) -> None:
         if not self.tunings or self.tunings[-1][1] != tune.num_microbatches:

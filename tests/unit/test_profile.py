@@ -111,12 +111,10 @@ def test_what_is_no_profile_is_refused(text: str) -> None:
         Profile.from_json(text)
 
 
-def test_a_stage_takes_its_own_time_and_its_layers_and_the_last_its_output() -> None:
+def test_a_device_has_the_memory_that_it_is_given() -> None:
     found = Profile(
         "m", "cpu", "float32", 1, Fit(RowTime(1, 2, 3, 4), RowTime(10, 20, 30, 40), 0.0, 0.0), RowTime(100, 200, 300), 1, 1, 0
     )
-    assert found.stage_time(3) == RowTime(31, 62, 93, 124)
-    assert found.stage_time(3, is_last=True) == RowTime(131, 262, 93, 124)
     assert found.as_device("a").memory_bytes is None
     assert found.as_device("a", 5).memory_bytes == 5
 
@@ -134,4 +132,4 @@ def test_a_profile_survives_its_way_to_the_head() -> None:
 
 def test_an_emulated_device_is_known_without_measuring() -> None:
     found = paced(parse_pace("4,1,0.5"), "digest", "bfloat16")
-    assert found.stage_time(7, is_last=True) == RowTime(0.004, 0.001, 0.0005)
+    assert (found.fit.stage, found.fit.layer, found.output) == (RowTime(0.004, 0.001, 0.0005), RowTime(), RowTime())
