@@ -5,10 +5,15 @@ alternates, so that a slow minute of the machine falls on both. Swarms differ by
 for every round, started in the other order, and the interval is over rounds. A second series, both swarms untraced, says what
 the method itself makes of no difference at all.
 
+A real device computes on cores that others use as well, and its times scatter by more than tracing costs. With ``--pace`` it
+takes the same time for every forward, asleep for the rest of it, so that what is left is the way of a token between devices.
+
 What a hop's hooks cost is also measured by itself: on, a microbatch's stamps and their share of the writing; off, a handful of
 attribute tests, counted by hand.
 
-Example: python bench/trace_cost.py --pairs 24 --rounds 8
+Examples:
+  python bench/trace_cost.py --pairs 24 --rounds 8
+  python bench/trace_cost.py --pairs 24 --rounds 8 --pace 4,0,0 --tokens 96
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.paired import interval
+from bloombee.errors import ConfigError
 from bloombee.roles.tracing import StageTrace, open_tracer
 from bloombee.runtime import Runtime
 
@@ -42,7 +48,7 @@ async def series(options: argparse.Namespace, *, traced: bool) -> list[list[floa
     pairs = -(-options.pairs // options.rounds)
     for number in range(options.rounds):
         with tempfile.TemporaryDirectory() as folder:
-            common = {"workers": options.workers, "threads": 1, "dtype": "float32"}
+            common = {"workers": options.workers, "threads": 1, "dtype": "float32", "pace": options.pace}
             plain = Runtime(options.model, **common)
             other = Runtime(options.model, trace=folder if traced else None, **common)
             first, second = (other, plain) if number % 2 else (plain, other)
@@ -110,8 +116,13 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=24, help="of each series, at least 20 for a claim")
     parser.add_argument("--rounds", type=int, default=8, help="fresh swarms so many times")
     parser.add_argument("--tokens", type=int, default=128, help="a request; the demo model has room for 2,000")
+    parser.add_argument("--pace", metavar="F,R,P", help="emulated devices: milliseconds fixed, a decode row, a prefill row")
     parser.add_argument("--json", type=Path, help="append one line a series to this file")
     options = parser.parse_args()
+    try:
+        Runtime(options.model, workers=options.workers, pace=options.pace)
+    except ConfigError as error:
+        parser.error(str(error))
     rows = []
     with contextlib.suppress(KeyboardInterrupt):
         for traced, name in ((True, "on / off"), (False, "off / off")):
