@@ -19,11 +19,13 @@ prompt still waits here. So each lane has trains of its own:
 
 Round trips vary, for reasons that are no queue: a train says something once it has lasted many times as long. A single
 frame that found the link idle is a train by itself if it takes that long. Shorter ones say nothing, and a link that
-carries nothing else has no known bandwidth. Machines stall for longer than any link, so what is far off the mean waits
-for a second that agrees. Bytes are those on the wire: :func:`wire_bytes`.
+carries nothing else has no known bandwidth. Machines stall for longer than any link, so how much round trips vary is told by
+the middle half of them, and what is far off the mean waits for a second that agrees. Bytes are those on the wire:
+:func:`wire_bytes`.
 
 Averages forget exponentially; a step (two such samples, or Page-Hinkley on the logarithm) makes them forget at once. A
-plan counts on :attr:`LinkFacts.bandwidth_low_bytes_per_s`, a one-sided 95 % bound.
+plan that stays counts on :attr:`LinkFacts.bandwidth_low_bytes_per_s`, a one-sided 95 % bound; what can be changed again in
+a moment is better led by the mean.
 
 Sources: docs/design.md (planning). Page-Hinkley: E. S. Page, Continuous inspection schemes, Biometrika 41 (1954);
 D. Hinkley (1971). Not timing what was sent twice: P. Karn, C. Partridge, SIGCOMM 1987 (the caller's part).
@@ -45,14 +47,18 @@ BASE_WINDOW_S = 30.0
 LARGE_FACTOR = 8
 """A frame that found the link idle is no round trip but a load if it is so many times the size of the least one's."""
 JITTER_FACTOR = 20
-"""A train counts once it has lasted so many times as long as round trips vary (standard deviation), and ..."""
+"""A train counts once it has lasted so many times as long as round trips vary (as a standard deviation), and ..."""
 MIN_TRAIN_S = 0.01
 """... this long: schedulers of operating systems are no links."""
 MAX_PIECES = 1 << 14
 """On their way and timed; older ones are forgotten."""
-FEW_TRIPS = 5.0
+FEW_TRIPS = 5
 UNKNOWN_JITTER_S, UNKNOWN_JITTER_SHARE = 0.0005, 0.01
 """Until so many round trips were seen, they are taken to vary by this, and by this share of themselves."""
+MANY_TRIPS = 32
+"""How much they vary is told by so many of the last."""
+QUARTILES_OF_NORMAL = 1.349
+"""Standard deviations between the quartiles of a normal distribution."""
 SAMPLE_S = 0.05
 """A train that has lasted so long, and long enough, is a sample; it goes on as the next."""
 RTT_FLOOR_S = 0.005
@@ -65,8 +71,8 @@ PART_BYTES = 43
 """What ZeroMQ and CURVE add to each part of a message."""
 FAR = math.log(3.0)
 """A sample so far off the mean (logarithm) needs a second one that agrees."""
-FEW = 3.0
-"""Below so many samples their own spread is no guide: the bound is half the mean."""
+PRIOR_SPREAD, PRIOR_SAMPLES = 0.25, 2.0
+"""What samples are taken to vary by (of their mean) before they have shown it, and how many of them that is worth."""
 
 
 def wire_bytes(num_bytes: int, num_parts: int) -> int:
@@ -115,11 +121,12 @@ class Ewma:
 
     @property
     def low(self) -> float | None:
-        """One-sided 95 % lower bound of the mean, at least half of it."""
-        mean = self.mean
-        if mean is None or self.num_samples < FEW:
-            return None if mean is None else mean / 2
-        return max(mean / 2, mean - Z * self.std / math.sqrt(self.num_samples - 1))
+        """One-sided 95 % lower bound of the mean, at least half of it; a few samples' spread counts beside the prior's."""
+        mean, count = self.mean, self.num_samples
+        if mean is None:
+            return None
+        variance = (count * self.std**2 + PRIOR_SAMPLES * (PRIOR_SPREAD * mean) ** 2) / (count + PRIOR_SAMPLES)
+        return max(mean / 2, mean - Z * math.sqrt(variance / count))
 
 
 @dataclass(slots=True)
@@ -225,10 +232,15 @@ class LinkFacts:
     num_changes: int = 0
 
     def as_link(self) -> Link | None:
-        """For a topology: the lower bound, half the least round trip. None while no round trip is known."""
-        if self.base_rtt_s is None:
-            return None
-        return Link(self.bandwidth_low_bytes_per_s or math.inf, self.base_rtt_s / 2)
+        """For a plan that stays: the lower bound, half the least round trip. None while no round trip is known."""
+        return self._link(self.bandwidth_low_bytes_per_s)
+
+    def as_expected(self) -> Link | None:
+        """For a choice that errs as badly either way and is soon taken back: the mean instead of the bound."""
+        return self._link(self.bandwidth_bytes_per_s)
+
+    def _link(self, bandwidth: float | None) -> Link | None:
+        return None if self.base_rtt_s is None else Link(bandwidth or math.inf, self.base_rtt_s / 2)
 
 
 @dataclass(slots=True)
@@ -247,6 +259,25 @@ class _Least:
     @property
     def value(self) -> float:
         return min(self.now, self.before)
+
+
+@dataclass(slots=True)
+class _Trips:
+    """How much the last round trips vary, whatever a few of them that met a stall do."""
+
+    std_s: float = 0.0
+    """As a standard deviation."""
+    _last: deque[float] = field(default_factory=lambda: deque(maxlen=MANY_TRIPS))
+
+    def add(self, rtt_s: float) -> None:
+        self._last.append(rtt_s)
+        if self.is_known:
+            ordered, count = sorted(self._last), len(self._last)
+            self.std_s = (ordered[3 * count // 4] - ordered[count // 4]) / QUARTILES_OF_NORMAL
+
+    @property
+    def is_known(self) -> bool:
+        return len(self._last) >= FEW_TRIPS
 
 
 @dataclass(slots=True)
@@ -292,6 +323,7 @@ class LinkEstimator:
     _rate: Tracked = field(default_factory=lambda: Tracked(slack=0.25, threshold=3.0))
     _rtt: Tracked = field(default_factory=lambda: Tracked(slack=0.5, threshold=5.0))
     _base: _Least = field(default_factory=_Least)
+    _trips: _Trips = field(default_factory=_Trips)
     _small: float = math.inf
     _control: _Train = field(default_factory=_Train)
     _bulk: _Train = field(default_factory=_Train)
@@ -345,8 +377,9 @@ class LinkEstimator:
         rate = self._rate.slow.mean
         rtt_s = max(1e-6, rtt_s - num_bytes / rate) if rate else rtt_s
         if self._rtt.add(rtt_s + RTT_FLOOR_S, 1.0, now):
-            self._base, self._piece_delay, self._small = _Least(), _Least(), math.inf
+            self._base, self._trips, self._piece_delay, self._small = _Least(), _Trips(), _Least(), math.inf
         self._base.add(rtt_s, now)
+        self._trips.add(rtt_s)
         self._small = min(self._small, num_bytes)
 
     # -- bulk: pieces --------------------------------------------------------------------------
@@ -388,9 +421,9 @@ class LinkEstimator:
 
     @property
     def _jitter_s(self) -> float:
+        if self._trips.is_known:
+            return self._trips.std_s
         trips = self._rtt.slow
-        if trips.num_samples >= FEW_TRIPS:
-            return trips.std
         return max(trips.std, UNKNOWN_JITTER_S + UNKNOWN_JITTER_SHARE * (trips.mean or 0.0))
 
     @property

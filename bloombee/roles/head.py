@@ -304,7 +304,7 @@ class HeadRole:
 
     @property
     def links(self) -> dict[tuple[WorkerId, WorkerId], LinkFacts]:
-        """(from, to) -> what their own frames have told of the ring's links so far; a worker reports every 2 s."""
+        """(from, to) -> what their own frames have told of the ring's links so far; a worker reports twice a second."""
         if self.plan is None:
             return {}
         return {(HEAD, self.plan.stages[0].worker): self._meter.facts(), **self._link_facts}
@@ -419,10 +419,10 @@ class HeadRole:
         await self.tuner.run()
 
     def _measured_links(self, plan: Plan) -> list[Link] | None:
-        """Leaving each stage; None until every one of them has shown its round trip."""
+        """Leaving each stage, as expected; None until every one of them has shown its round trip."""
         workers = [stage.worker for stage in plan.stages]
         facts = [self._link_facts.get(pair) for pair in zip(workers, [*workers[1:], HEAD], strict=True)]
-        links = [one.as_link() for one in facts if one is not None]
+        links = [one.as_expected() for one in facts if one is not None]
         known = [link for link in links if link is not None]
         return known if len(known) == len(workers) else None
 

@@ -55,7 +55,7 @@ from bloombee.wire.messages import (
 
 log = logging.getLogger(__name__)
 CODECS = (0, api.CODEC_ID)
-REPORT_EVERY_S = 2.0
+REPORT_EVERY_S = 0.5
 IDLE_S = 0.5
 """A stage without work for so long may measure itself."""
 RESEND_AFTER_S = 30.0

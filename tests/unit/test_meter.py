@@ -78,6 +78,33 @@ def test_small_frames_on_an_idle_link_tell_its_length_and_nothing_of_its_width()
     assert link.bandwidth_bytes_per_s == math.inf
 
 
+def test_a_machine_that_stalls_now_and_then_has_no_jittery_link() -> None:
+    """Else no train would ever be long enough."""
+    link, rng = FakeLink(2.5e6, 0.04, jitter_s=0.002), random.Random(2)
+    estimator = LinkEstimator()
+    for number in range(50):
+        back, _ = link.carry(200, number * 1.0)
+        stall_s = 0.07 if rng.random() < 0.1 else 0.0
+        estimator.acknowledged(1, 200, number * 1.0, back + stall_s, 0.0)
+    assert estimator.facts().rtt_std_s > 0.01
+    assert estimator.least_train_s < 0.03
+    feed(estimator, link, [50_000] * 6, start=50.0, every_s=0.01)
+    assert estimator.facts().bandwidth_bytes_per_s == pytest.approx(2.5e6, rel=0.1)
+
+
+def test_what_is_expected_of_a_link_is_its_mean_and_what_a_plan_may_count_on_is_less() -> None:
+    estimator = LinkEstimator()
+    link = FakeLink(2.5e6, 0.04)
+    now = feed(estimator, link, [200] * 6, start=0.0, every_s=0.5)
+    feed(estimator, link, [50_000] * 4, start=now, every_s=0.01)
+    expected, sure = estimator.facts().as_expected(), estimator.facts().as_link()
+    assert expected is not None
+    assert sure is not None
+    assert expected.bandwidth_bytes_per_s == pytest.approx(2.5e6, rel=0.02)
+    assert 0.5 * 2.5e6 < sure.bandwidth_bytes_per_s < 0.9 * 2.5e6
+    assert expected.latency_s == sure.latency_s
+
+
 def test_one_large_frame_now_and_then_is_enough() -> None:
     estimator = LinkEstimator()
     link = FakeLink(2.5e6, 0.06, jitter_s=0.002)
@@ -120,7 +147,11 @@ def test_the_bound_is_lower_the_more_a_link_varies_and_the_less_is_known() -> No
     assert 98 < low(10, 200) < 101
     assert low(60, 200) < low(10, 200)
     assert low(60, 5) < low(60, 200)
-    assert low(0, 2) == 50
+    assert 60 < low(0, 1) < low(0, 2) < low(0, 10) < 95  # few that agree by chance
+    wild = Ewma(60.0)
+    for value in (1.0, 1.0, 1.0, 1.0, 10.0):
+        wild.add(value, 1.0, 0.0)
+    assert wild.low == pytest.approx(2.8 / 2)
     assert Ewma(1.0).low is None
     assert Ewma(1.0).mean is None
 
