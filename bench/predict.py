@@ -14,14 +14,14 @@ from bench.shapes import Shape
 from bench.window import find_window
 from bloombee.pace import Pace
 from bloombee.plan.cost import Candidate, Cost, ModelShape, evaluate
-from bloombee.plan.topology import LOCAL, Device, Link, Topology
+from bloombee.plan.topology import LOCAL, Cores, Device, Link, Topology
 from bloombee.sim.cluster import SimCluster
 from bloombee.sim.network import LinkShape
 
 PAGE_TOKENS = 16
 HOP_S, HOP_SEQUENCE_S = 0.45e-3, 0.02e-3
 """What a hop takes besides device, wire and delay: hand-overs between threads, sockets, encryption; and more for each sequence in
-the frame. Measured by bench/hops.py and bench/pipeline.py on the machine of bench/results/."""
+the frame. Measured by bench/hops.py and bench/pipeline.py on the machine of bench/results/; where nothing was measured apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,14 @@ class Setting:
     tokens: int
     ratios: tuple[float, ...] = ()
     """Sent over raw bytes of each activation link; empty: 1."""
+    cores: Cores | None = None
+    """That all workers share, with what a hop takes; None: every worker is a machine, and a hop takes what HOP_S says."""
+
+    @property
+    def hop_s(self) -> float:
+        if self.cores is not None:
+            return self.cores.hop_s
+        return HOP_S + HOP_SEQUENCE_S * microbatches_in_use(self.batch, self.microbatches)[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +70,10 @@ def predict_cost(setting: Setting) -> Cost:
         Device.paced(f"stage {index}", pace.fixed_s, pace.decode_row_s, pace.prefill_row_s)
         for index, pace in enumerate(setting.paces)
     ]
-    links = [_link(forward, rows) for forward, _ in setting.links] or [LOCAL]
+    links = [_link(forward, setting.hop_s) for forward, _ in setting.links] or [LOCAL]
     candidate = Candidate(workers, setting.layers, num_microbatches=count, microbatch_sequences=rows, ratios=setting.ratios)
     model = ModelShape(setting.hidden, sum(setting.layers), activation_bytes=setting.row_bytes // setting.hidden)
-    return evaluate(candidate, Topology.ring(devices, links), model)
+    return evaluate(candidate, Topology.ring(devices, links, setting.cores), model)
 
 
 def predict_by_cost(setting: Setting) -> Prediction:
@@ -94,6 +102,7 @@ def simulate(setting: Setting, *, seed: int = 0) -> Prediction | None:
         shapes=_shapes(setting, stages),
         row_bytes=round(setting.row_bytes * (statistics.fmean(setting.ratios) if setting.ratios else 1.0)),
         resend_after_s=60.0,
+        cores=setting.cores,
     )
     rng = random.Random(seed)
     numbers = [
@@ -111,10 +120,10 @@ def simulate(setting: Setting, *, seed: int = 0) -> Prediction | None:
 
 def _shapes(setting: Setting, stages: int) -> dict[tuple[str, str], LinkShape]:
     shapes = {}
-    _, rows = microbatches_in_use(setting.batch, setting.microbatches)
+    hop_s = 0.0 if setting.cores else setting.hop_s  # shared cores: the cluster adds it, as a turn there
     for index, (forward, backward) in enumerate(setting.links):
         here, there = f"stage{index}", f"stage{index + 1}" if index + 1 < stages else "scheduler"
-        shapes[here, there] = _link_shape(forward, _hop_s(rows))
+        shapes[here, there] = _link_shape(forward, hop_s)
         shapes[there, here] = _link_shape(backward, 0.0)
     return shapes
 
@@ -124,17 +133,13 @@ def _link_shape(shape: Shape, hop_s: float) -> LinkShape:
     return LinkShape(shape.delay_s + hop_s, None if bits is None else bits / 8)
 
 
-def _link(shape: Shape, rows: int) -> Link:
+def _link(shape: Shape, hop_s: float) -> Link:
     bits = shape.bandwidth_bits_per_s
-    return Link(math.inf if bits is None else bits / 8, shape.delay_s + _hop_s(rows))
-
-
-def _hop_s(rows: int) -> float:
-    return HOP_S + HOP_SEQUENCE_S * rows
+    return Link(math.inf if bits is None else bits / 8, shape.delay_s + hop_s)
 
 
 def fit_paces(asked: Pace | None, computes_s: Sequence[float], rows: int) -> tuple[Pace, ...]:
-    """As asked; of a real device one that takes what a forward of ``rows`` rows took in the run itself."""
+    """As asked; of a real device one that takes what a forward of ``rows`` rows took."""
     if asked is not None:
         return (asked,) * len(computes_s)
     return tuple(Pace(seconds, 0.0, seconds / max(1, rows)) for seconds in computes_s)

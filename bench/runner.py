@@ -9,6 +9,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+from bench.apart import TOKENS as APART_TOKENS
+from bench.apart import Parts, measure_apart
 from bench.cells import Cell, RunLog, interleave, make_cells
 from bench.exact import Reference
 from bench.load import Run, RunError, measure, most_tokens, warm_up
@@ -56,6 +58,7 @@ class ModelRunner:
         with contextlib.ExitStack() as stack:
             self._reference: Reference | None = None
             self._hidden = await self._find_hidden()
+            self._apart = await self._measure_apart()
             for names in self._passes():
                 cells = [cell for cell in self._cells if cell.profile in names]
                 async with self._rings(names[0]) as rings:
@@ -64,6 +67,25 @@ class ModelRunner:
                     async with self._peers(rings[0]):
                         await self._run_pass(cells, {(ring.spec.microbatches, ring.spec.codec): ring for ring in rings})
         return [self._line(cell) for cell in self._cells]
+
+    async def _measure_apart(self) -> tuple[Parts, ...]:
+        """Of a ring of its own, while nothing else runs."""
+        options = self.options
+        self._on_run(self._num_done, self._num_runs, f"measuring devices and hops of {self.model} by themselves")
+        most = max(CALIBRATION_BATCH if one == AUTO else one for one in options.batches)
+        spec = RingSpec(
+            model=self.model,
+            dtype=options.dtype,
+            workers=options.workers,
+            microbatches=1,
+            codec="off",
+            pace=options.pace,
+            kv_tokens=(most + 1) * (options.prompt_tokens + most_tokens(APART_TOKENS) + 16),
+            profile=load_profile("lan"),
+            port=options.port,
+        )
+        async with Ring(spec) as ring:
+            return tuple(await measure_apart(ring, most, options.prompt_tokens))
 
     async def _find_hidden(self) -> int:
         """The model's hidden size, which only scaled profiles need before the model runs."""
@@ -107,7 +129,7 @@ class ModelRunner:
                 )
                 ring = await stack.enter_async_context(Ring(spec))
                 if not rings:
-                    self.subject = _subject(ring.runtime, options)
+                    self.subject = _subject(ring.runtime, options, self._apart)
                 rings.append(ring)
                 await warm_up(ring)
             yield rings
@@ -198,7 +220,7 @@ class ModelRunner:
         )
 
 
-def _subject(runtime: Runtime, options: BenchOptions) -> Subject:
+def _subject(runtime: Runtime, options: BenchOptions, apart: tuple[Parts, ...]) -> Subject:
     plan, card = runtime.plan, runtime.card
     layers = tuple(len(stage.span) for stage in plan.stages)
     return Subject(
@@ -212,6 +234,7 @@ def _subject(runtime: Runtime, options: BenchOptions) -> Subject:
         paces=_paces(runtime, options),
         prompt_tokens=options.prompt_tokens,
         tokens=options.tokens,
+        apart=apart,
     )
 
 

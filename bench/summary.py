@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from bench.apart import Parts, parts_at
 from bench.cells import Cell
 from bench.floors import (
     bubble,
@@ -20,6 +21,7 @@ from bench.predict import Setting, fit_paces, predict_by_cost, simulate
 from bench.profiles import LinkProfile
 from bench.usage import num_cores
 from bloombee.pace import Pace
+from bloombee.plan.topology import Cores
 
 CONTENDED_SHARE = 0.6
 DISTURBED_SHARE = 0.3
@@ -32,7 +34,7 @@ CHANGELESS = {
 }
 """Fields that hold for links that stay as they are."""
 RING_FIELDS = (
-    "floor_delay_s", "floor_wire_s", "floor_compute_s", "loop_floor_s", "stage_compute_s", "excess_per_hop_s",
+    "floor_delay_s", "floor_wire_s", "floor_compute_s", "loop_floor_s", "stage_compute_s", "apart", "excess_per_hop_s",
     "roofline_tokens_per_s", "bubble", "predicted_tokens_per_s", "predicted_time_per_token_s",
 )  # fmt: skip
 
@@ -44,6 +46,7 @@ class Subject:
     Args:
         pace: as asked, or a stand-in's own (then ``paces`` has one a stage); None: real devices.
         row_bytes: raw activations of one row.
+        apart: what the parts take by themselves, by rows; empty: predictions take devices as they were in the row itself.
     """
 
     model: str
@@ -56,6 +59,7 @@ class Subject:
     paces: tuple[Pace, ...] | None
     prompt_tokens: int
     tokens: int
+    apart: tuple[Parts, ...] = ()
 
 
 def cell_line(
@@ -75,9 +79,10 @@ def cell_line(
     gap = spread([value for run in runs for value in run["gaps_s"]])
     ratios = [statistics.median(one) for one in zip(*(run["codec_ratios"] for run in runs), strict=True)]
     as_sent = replace(floor, wires_s=tuple(wire * ratio for wire, ratio in zip(floor.wires_s, ratios, strict=True)))
+    parts = parts_at(subject.apart, rows) if subject.apart else None
     setting = Setting(
         links=tuple((link.forward, link.backward) for link in links),
-        paces=subject.paces or fit_paces(None, computes, rows),
+        paces=subject.paces or fit_paces(None, parts.computes_s if parts else computes, rows),
         layers=subject.layers,
         hidden=subject.hidden,
         row_bytes=subject.row_bytes,
@@ -86,6 +91,7 @@ def cell_line(
         prompt_tokens=subject.prompt_tokens,
         tokens=subject.tokens,
         ratios=tuple(ratios),
+        cores=Cores(num_cores(), parts.hop_s, parts.hop_cpu_s, is_computing=subject.pace is None) if parts else None,
     )
     predicted = predict_by_cost(setting)
     own_share = _median(runs, "cpu_share")
@@ -117,6 +123,7 @@ def cell_line(
         "floor_compute_s": floor.compute_s,
         "loop_floor_s": floor.loop_s,
         "stage_compute_s": computes,
+        "apart": parts and asdict(parts),
         "excess_per_hop_s": excess_per_hop_s(gap["p50"], floor, hops),
         "roofline_tokens_per_s": roofline,
         "bubble": bubble(speed["p50"], cell.batch, microbatches, as_sent),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from dataclasses import dataclass
 
@@ -31,13 +32,20 @@ def num_cores() -> int:
 
 
 def measure_cpu(relay_pid: int | None) -> CpuUse:
-    """As of now. About a millisecond."""
+    """As of now. About a millisecond. Ours exact on Linux, elsewhere and the machine's in ticks of a hundredth of a second."""
     own = 0.0
     this = psutil.Process()
     for process in (this, *this.children(recursive=True)):
         if process.pid != relay_pid:
             with contextlib.suppress(psutil.NoSuchProcess):
-                times = process.cpu_times()
-                own += times.user + times.system
+                own += _cpu_s(process)
     every = psutil.cpu_times()
     return CpuUse(time.monotonic(), own, sum(every) - every.idle - getattr(every, "iowait", 0.0) - getattr(every, "guest", 0.0))
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    if sys.platform == "linux":  # the clock of another process's CPU time: clock_getcpuclockid(3)
+        with contextlib.suppress(OSError):
+            return time.clock_gettime((~process.pid << 3) | 2)
+    times = process.cpu_times()
+    return float(times.user + times.system)

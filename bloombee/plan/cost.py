@@ -9,6 +9,9 @@ holds any number at a time (latency). With M microbatches under way::
     step = max(M * T, L)                           after which each microbatch is back
     tokens/s = M * b * tokens a round / step       time per token = step / tokens a round
 
+Where all workers share the cores of one machine (``Topology.cores``), a microbatch also needs C seconds of them once round, and
+step = max(M * T, L + W) with W, the wait for a core, from :func:`core_wait_s`.
+
 Source: docs/design.md (planning). Exact for times that do not vary: tests/unit/test_cost.py has the ring as a
 queueing network and finds the same step.
 """
@@ -20,10 +23,12 @@ from dataclasses import dataclass, field
 
 from bloombee.errors import ConfigError, Infeasible
 from bloombee.plan.candidate import Candidate, ModelShape
-from bloombee.plan.topology import Topology
+from bloombee.plan.topology import Cores, Topology
 from bloombee.types import HEAD, WorkerId
 
-__all__ = ["Candidate", "Cost", "LinkCost", "ModelShape", "StageCost", "evaluate", "prefill_passes", "prefill_s"]
+__all__ = [
+    "Candidate", "Cost", "LinkCost", "ModelShape", "StageCost", "core_wait_s", "evaluate", "prefill_passes", "prefill_s",
+]  # fmt: skip
 
 TOKEN_BYTES = 4
 
@@ -83,6 +88,7 @@ class Cost:
     candidate: Candidate
     stages: tuple[StageCost, ...]
     links: tuple[LinkCost, ...]
+    cores: Cores | None = None
     loop_s: float = field(init=False)
     bottleneck_s: float = field(init=False)
     bottleneck: str = field(init=False)
@@ -97,7 +103,21 @@ class Cost:
 
     @property
     def step_s(self) -> float:
-        return max(self.candidate.num_microbatches * self.bottleneck_s, self.loop_s)
+        return max(self.candidate.num_microbatches * self.bottleneck_s, self.loop_s + self.core_wait_s)
+
+    @property
+    def cpu_s(self) -> float:
+        """Of shared cores, for one microbatch once round."""
+        if self.cores is None:
+            return 0.0
+        return self.cores.is_computing * self.compute_s + len(self.stages) * self.cores.hop_cpu_s
+
+    @property
+    def core_wait_s(self) -> float:
+        """For a core that others have, once round."""
+        if self.cores is None:
+            return 0.0
+        return core_wait_s(self.cpu_s, self.loop_s, self.candidate.num_microbatches, self.cores.count)
 
     @property
     def tokens_per_s(self) -> float:
@@ -159,6 +179,22 @@ class Cost:
         return _explain(self)
 
 
+def core_wait_s(cpu_s: float, loop_s: float, num_microbatches: int, num_cores: int) -> float:
+    """How long a microbatch waits for cores once round, where it needs ``cpu_s`` of them and takes ``loop_s`` if it never waits.
+
+    Mean value analysis of a closed network: a newcomer finds what a ring with one microbatch fewer would hold, and of what runs
+    half is still to come, for times scatter little. ``num_cores`` cores count as one of so many times the speed, and a delay
+    for the rest (Seidmann et al. 1987; Reiser and Lavenberg 1980). The step is at least what the cores need for all.
+    """
+    turn_s = cpu_s / num_cores
+    queue = busy = wait_s = 0.0
+    for count in range(1, num_microbatches + 1):
+        wait_s = turn_s * max(0.0, queue - busy / 2)
+        rate = count / (loop_s + wait_s) if loop_s + wait_s > 0 else 0.0
+        queue, busy = rate * (turn_s + wait_s), rate * turn_s
+    return max(wait_s, num_microbatches * turn_s - loop_s)
+
+
 def evaluate(candidate: Candidate, topology: Topology, model: ModelShape) -> Cost:
     """The cost of decode steps of ``candidate``.
 
@@ -169,7 +205,8 @@ def evaluate(candidate: Candidate, topology: Topology, model: ModelShape) -> Cos
     _check_layers(candidate, model)
     last = len(candidate.workers) - 1
     stages = tuple(_stage(candidate, topology, model, index, is_last=index == last) for index in range(last + 1))
-    return Cost(candidate, stages, _links(candidate, topology, model, candidate.microbatch_sequences, candidate.rows))
+    links = _links(candidate, topology, model, candidate.microbatch_sequences, candidate.rows)
+    return Cost(candidate, stages, links, topology.cores)
 
 
 def prefill_s(candidate: Candidate, topology: Topology, model: ModelShape, *, tokens: int, chunk: int) -> float:
@@ -321,14 +358,24 @@ def _explain(cost: Cost) -> str:
     parts = f"compute {_ms(cost.compute_s)} + wire {_ms(cost.wire_s)} + latency {_ms(cost.delay_s)} + codec {_ms(cost.codec_s)}"
     sizes = f"M = {candidate.num_microbatches} microbatches of b = {candidate.microbatch_sequences} sequences"
     limit = "the loop" if cost.step_s > candidate.num_microbatches * cost.bottleneck_s else cost.bottleneck
+    waits = cost.cores is not None and cost.core_wait_s > 0
+    limit += " and the wait for a core" if waits and limit == "the loop" else ""
     lines += [
         f"loop L {_ms(cost.loop_s)} = {parts}",
         f"bottleneck T {_ms(cost.bottleneck_s)} ({cost.bottleneck}); {sizes}",
-        f"step = max(M T, L) = {_ms(cost.step_s)}, set by {limit}",
+        *_cores_line(cost),
+        f"step = max(M T, L{' + W' if cost.cores else ''}) = {_ms(cost.step_s)}, set by {limit}",
         f"{cost.tokens_per_s:.1f} tokens/s, {_ms(cost.time_per_token_s)} a token, bottleneck idle {cost.bubble:.0%};"
         f" {cost.filling_microbatches} such microbatches would fill it",
     ]
     return "\n".join(lines)
+
+
+def _cores_line(cost: Cost) -> list[str]:
+    if cost.cores is None:
+        return []
+    share = cost.candidate.num_microbatches * cost.cpu_s / cost.cores.count / cost.step_s if cost.step_s > 0 else 0.0
+    return [f"{cost.cores.count} shared cores: C {_ms(cost.cpu_s)} each microbatch, busy {share:.0%}; W {_ms(cost.core_wait_s)}"]
 
 
 def _ms(seconds: float) -> str:

@@ -104,6 +104,27 @@ class Link:
         return num_bytes / self.bandwidth_bytes_per_s
 
 
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """CPU cores that all workers of a ring and its head take turns on, where they are one machine's.
+
+    Args:
+        hop_s: of a hop's latency, what passes besides the link: hand-overs between threads, sockets, encryption.
+        hop_cpu_s: CPU time of a hop; what exceeds ``hop_s`` holds nothing up but takes a core nevertheless.
+        is_computing: whether what the devices do takes a core; not of accelerators, nor of paced devices, which sleep.
+    """
+
+    count: int
+    hop_s: float = 0.0
+    hop_cpu_s: float = 0.0
+    is_computing: bool = True
+
+    def __post_init__(self) -> None:
+        _check(self, "count", self.count >= 1, ">= 1")
+        for name in ("hop_s", "hop_cpu_s"):
+            _check(self, name, math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, "seconds >= 0")
+
+
 LOCAL = Link(bandwidth_bytes_per_s=math.inf, latency_s=0.0)
 """Inside one machine, where a link costs nothing that a plan would weigh."""
 
@@ -114,9 +135,11 @@ class Topology:
 
     devices: Mapping[WorkerId, Device]
     links: Mapping[tuple[WorkerId, WorkerId], Link] = field(default_factory=dict)
+    cores: Cores | None = None
+    """Shared by all devices; None: each is a machine."""
 
     @classmethod
-    def ring(cls, devices: Sequence[Device], links: Sequence[Link]) -> Topology:
+    def ring(cls, devices: Sequence[Device], links: Sequence[Link], cores: Cores | None = None) -> Topology:
         """Workers 1..N in the order of ``devices``, the head beside the first.
 
         Args:
@@ -133,7 +156,7 @@ class Topology:
         hops = {
             (worker, worker + 1 if worker < len(devices) else HEAD): link for worker, link in zip(workers, links, strict=True)
         }
-        return cls(dict(zip(workers, devices, strict=True)), {(HEAD, 1): LOCAL, **hops})
+        return cls(dict(zip(workers, devices, strict=True)), {(HEAD, 1): LOCAL, **hops}, cores)
 
     def device(self, worker: WorkerId) -> Device:
         """Raises PlanError if there is no such worker."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -51,8 +52,9 @@ from bloombee.plan.candidate import ModelShape
 from bloombee.plan.card import ModelCard
 from bloombee.plan.plan import Plan
 from bloombee.plan.steering import Steering
-from bloombee.plan.topology import Link
+from bloombee.plan.topology import Cores, Link
 from bloombee.sim.clock import VirtualClock
+from bloombee.sim.cores import CorePool
 from bloombee.sim.device import VOCAB, Device, SimDevice
 from bloombee.sim.network import Faults, LinkShape, SimLink
 from bloombee.types import DeviceUse, Dtype, FinishReason, Lane, Phase, StageUse
@@ -94,6 +96,8 @@ class SimCluster:
         tuned: how many microbatches are under way is chosen as a runtime does (links known as they are), up to
             ``num_microbatches``.
         scatter: standard deviation of a work's time, of the time that its pace says.
+        cores: that all stages share, and what a hop costs on them: its ``hop_s`` are part of the way of every frame from a
+            stage, the rest of its CPU time comes after it. None: each stage is a machine, and a hop costs nothing.
     """
 
     def __init__(
@@ -116,6 +120,7 @@ class SimCluster:
         step_deadline_s: float = 600.0,
         tuned: bool = False,
         scatter: float = 0.0,
+        cores: Cores | None = None,
     ) -> None:
         self.clock = VirtualClock()
         self.trace: list[str] = []
@@ -139,7 +144,10 @@ class SimCluster:
         self._resend_after_s = resend_after_s
         self._make_device = make_device or _digests
         self._devices: dict[int, Device] = {}
-        self._device_free_at = [0.0] * num_stages
+        self._works: list[deque[Work]] = [deque() for _ in range(num_stages)]
+        """Of each device, in order; the first one runs."""
+        self._cores = cores
+        self._pool = CorePool(self.clock, None if cores is None else cores.count)
         self._links: dict[tuple[str, str], SimLink] = {}
         request = PlanRequest(
             card=card or sim_card((0,) * num_stages),
@@ -323,21 +331,41 @@ class SimCluster:
         for command in commands:
             match command:
                 case Compute(work=work):
-                    seconds = self._work_s(index, work)
-                    done = max(self.clock.now, self._device_free_at[index]) + seconds
-                    self._device_free_at[index] = done
-                    self.clock.call_at(done, partial(self._computed, index, work))
+                    self._works[index].append(work)
+                    if len(self._works[index]) == 1:
+                        self._begin_work(index)
                 case Send(to=Port() as port):
                     self._from_stage(index, port, command)
                 case _:
                     raise AssertionError(f"stage {index} asks for {command!r}")
 
+    def _begin_work(self, index: int) -> None:
+        work = self._works[index][0]
+        seconds = self._work_s(index, work)
+        then = partial(self._computed, index, work, self.clock.now)
+        if self._cores is not None and self._cores.is_computing:
+            self._pool.take(seconds, then)
+        else:
+            self.clock.call_later(seconds, then)
+
     def _work_s(self, index: int, work: Work) -> float:
         if not work.num_rows:
             return 0.0  # all of it was closed meanwhile
         seconds = self.paces[index].seconds(work.computes, work.num_rows)
-        if self._scatter:
-            seconds *= max(0.0, self._work_rng.gauss(1.0, self._scatter))
+        return seconds * max(0.0, self._work_rng.gauss(1.0, self._scatter)) if self._scatter else seconds
+
+    def _computed(self, index: int, work: Work, begun_at: float) -> None:
+        self._count(index, work, self.clock.now - begun_at)
+        outcome = self._devices[index].run(work)
+        self._do_stage(index, self.stages[index].handle(Computed(outcome, self.clock.now)))
+        self._works[index].popleft()
+        if self._works[index]:
+            self._begin_work(index)
+
+    def _count(self, index: int, work: Work, seconds: float) -> None:
+        """``seconds`` as a device's own clock sees them, the wait for a core among them."""
+        if not work.num_rows:
+            return
         rows = work.num_rows
         use = DeviceUse(1, rows, seconds, rows * rows, rows * seconds)
         so_far = self.uses[index]
@@ -346,11 +374,6 @@ class SimCluster:
         else:
             self.uses[index] = replace(so_far, decode=so_far.decode + use)
         self.busy_s[index] += seconds
-        return seconds
-
-    def _computed(self, index: int, work: Work) -> None:
-        outcome = self._devices[index].run(work)
-        self._do_stage(index, self.stages[index].handle(Computed(outcome, self.clock.now)))
 
     def _from_stage(self, index: int, port: Port, send: Send) -> None:
         target = {Port.HEAD: None, Port.UPSTREAM: index - 1, Port.DOWNSTREAM: index + 1}[port]
@@ -360,13 +383,28 @@ class SimCluster:
             def tell() -> None:
                 self._do_scheduler(self.scheduler.handle(FromStage(index, message, self.clock.now)))
 
-            self._carry(source, "scheduler", message, tell, reliable=False, lane=send.lane)
+            self._hop(source, "scheduler", send, tell)
         else:
 
             def take() -> None:
                 self._to_stage(target, message, payload)
 
-            self._carry(source, f"stage{target}", message, take, reliable=False, lane=send.lane)
+            self._hop(source, f"stage{target}", send, take)
+
+    def _hop(self, source: str, target: str, send: Send, deliver: Callable[[], None]) -> None:
+        """Carry what a stage sends; with shared cores a frame first takes its turn there."""
+        carry = partial(self._carry, source, target, send.message, deliver, reliable=False, lane=send.lane)
+        cores = self._cores
+        if cores is None or not isinstance(send.message, Forward | Verdict):
+            carry()
+            return
+        on_core_s = min(cores.hop_s, cores.hop_cpu_s)
+
+        def go() -> None:
+            self._pool.take(cores.hop_cpu_s - on_core_s, lambda: None)
+            self.clock.call_later(cores.hop_s - on_core_s, carry)
+
+        self._pool.take(on_core_s, go)
 
 
 def _digests(assign: Assign) -> SimDevice:

@@ -20,10 +20,11 @@ from bloombee.plan.cost import (
     Candidate,
     Cost,
     ModelShape,
+    core_wait_s,
     evaluate,
     prefill_s,
 )
-from bloombee.plan.topology import LOCAL, Device, Link, RowTime, Topology
+from bloombee.plan.topology import LOCAL, Cores, Device, Link, RowTime, Topology
 from bloombee.types import HEAD
 
 MODEL = ModelShape(
@@ -100,6 +101,30 @@ def test_a_paced_device_takes_its_pace_whatever_its_layers() -> None:
     for layers in ((1, 5), (3, 3)):
         cost = evaluate(Candidate((1, 2), layers, microbatch_sequences=32), topology, MODEL)
         assert [stage.compute_s for stage in cost.stages] == pytest.approx([0.013 + 32 * 0.00005] * 2)
+
+
+def test_shared_cores_cost_nothing_alone_and_are_what_limits_many() -> None:
+    cores = Cores(2, hop_s=0.0, hop_cpu_s=0.001)
+    shared = dataclasses.replace(THREE, cores=cores)
+    alone = evaluate(PLAIN, shared, MODEL)
+    assert alone.step_s == alone.loop_s == evaluate(PLAIN, THREE, MODEL).step_s
+    assert alone.cpu_s == pytest.approx(alone.compute_s + 3 * 0.001)
+    many = evaluate(dataclasses.replace(PLAIN, num_microbatches=32), shared, MODEL)
+    assert many.step_s == pytest.approx(32 * many.cpu_s / 2)
+    assert "2 shared cores: C" in many.explain()
+    assert "the wait for a core" in many.explain()
+    asleep = dataclasses.replace(THREE, cores=dataclasses.replace(cores, is_computing=False))
+    assert evaluate(PLAIN, asleep, MODEL).cpu_s == pytest.approx(3 * 0.001)
+
+
+@given(st.floats(1e-6, 0.1), st.floats(0, 1), st.integers(1, 64), st.integers(1, 8))
+def test_laws_of_waiting_for_cores(cpu_s: float, rest_s: float, count: int, cores: int) -> None:
+    wait_s = core_wait_s(cpu_s, cpu_s + rest_s, count, cores)
+    assert wait_s >= 0
+    assert cpu_s + rest_s + wait_s >= count * cpu_s / cores * (1 - 1e-9)
+    assert wait_s <= (count - 1) * cpu_s / cores * (1 + 1e-9)  # never more than all others, one after another
+    assert core_wait_s(cpu_s, cpu_s + rest_s, count + 1, cores) >= wait_s * (1 - 1e-9)
+    assert core_wait_s(cpu_s, cpu_s + rest_s, count, cores + 1) <= wait_s * (1 + 1e-9)
 
 
 def test_a_codec_saves_bytes_and_costs_its_time() -> None:
