@@ -47,6 +47,28 @@ def feed(estimator: LinkEstimator, link: FakeLink, sizes: list[int], *, start: f
     return now
 
 
+def circulate(
+    estimator: LinkEstimator, link: FakeLink, count: int, size: int, *, others_s: float, start: float, seconds: float
+) -> float:
+    """``count`` frames go round a ring: over the link, then ``others_s`` of others (it scatters by a hundredth), and again.
+
+    Returns when the last was acknowledged.
+    """
+    # When, what (0: send, 1: acknowledge), when it was sent, how long it lay at the receiver.
+    ready = [(start + number * 0.002, 0, 0.0, 0.0) for number in range(count)]
+    last = start
+    while ready:
+        now, kind, sent, waited = heapq.heappop(ready)
+        if kind:
+            last = max(last, now)
+            estimator.acknowledged(1, size, sent, last, waited + last - now)
+        elif now < start + seconds:
+            back, waited = link.carry(size, now)
+            heapq.heappush(ready, (back, 1, now, waited))
+            heapq.heappush(ready, (back - waited - link.rtt_s / 2 + others_s * link.rng.uniform(0.99, 1.01), 0, 0.0, 0.0))
+    return last
+
+
 class TwoLanes:
     """A link with real windows of bulk and frames beside them: what its estimator makes of it.
 

@@ -13,7 +13,9 @@ only while a queue stood.
 A link has two lanes that share the wire. Each keeps its order, between them there is none: decode frames leave while a
 prompt still waits here. So each lane has trains of its own:
 
-- *control*: whole frames, with their acknowledgements. What was on its way together with bulk is not timed.
+- *control*: whole frames, with their acknowledgements. What was on its way together with bulk is not timed. A link that
+  has become longer looks like one whose wire was never idle, but then frames come out at the pace at which they go in; so a
+  train of frames counts if its queue grew or shrank, frame by frame, or if it agrees with what is known.
 - *bulk*: pieces (wire/window.py), acknowledged as they come, and what the control lane sent between them, for it is
   between them on the wire as well. Probes are pieces too.
 
@@ -22,6 +24,10 @@ frame that found the link idle is a train by itself if it takes that long. Short
 carries nothing else has no known bandwidth. Machines stall for longer than any link, so how much round trips vary is told by
 the middle half of them, and what is far off the mean waits for a second that agrees. Bytes are those on the wire:
 :func:`wire_bytes`.
+
+The least round trip of a minute is the link's, unless all have been longer for seconds: a queue drains now and then, a
+longer way does not become shorter. Such round trips are of frames that found no queue of ours: even at half the bandwidth
+that is known those before them had left.
 
 Averages forget exponentially; a step (two such samples, or Page-Hinkley on the logarithm) makes them forget at once. A
 plan that stays counts on :attr:`LinkFacts.bandwidth_low_bytes_per_s`, a one-sided 95 % bound; what can be changed again in
@@ -71,6 +77,22 @@ PART_BYTES = 43
 """What ZeroMQ and CURVE add to each part of a message."""
 FAR = math.log(3.0)
 """A sample so far off the mean (logarithm) needs a second one that agrees."""
+GROWN_S = 0.001
+"""A queue has grown by no less, besides the largest jump ..."""
+AGREE = math.log(1.15)
+"""... or its train agrees so well (logarithm) with what is known, or with the last that had one."""
+UNPROVED_S = 1.0
+"""A train that shows no queue for so long says nothing."""
+RISE_TRIPS, RISE_S = 8, 2.0
+"""So many round trips in so many seconds, all above the least one by ..."""
+RISE_FACTOR, RISE_SHARE = 4, 0.1
+"""... so many times as they vary, this share of it and RTT_FLOOR_S: the link has become longer."""
+CAREFUL = 0.5
+"""Of the bandwidth that is known: whether a frame found a queue of ours is reckoned with that."""
+SLOWEST_BYTES_PER_S = 125_000.0
+"""The same while no bandwidth is known."""
+QUICK = 3
+"""So many frames that took less than a third of what the wire is thought to need: it has become wider."""
 PRIOR_SPREAD, PRIOR_SAMPLES = 0.25, 2.0
 """What samples are taken to vary by (of their mean) before they have shown it, and how many of them that is worth."""
 
@@ -180,19 +202,20 @@ class Tracked:
             before, self._suspect = self._suspect, (value, weight)
             if before is None or abs(math.log(value / before[0])) > FAR:
                 return False
-            self._forget()
+            self.forget()
             self._take(*before, now)
             self._take(value, weight, now)
             return True
         self._suspect = None
         if self._steps is not None and self._steps.add(math.log(value)):
-            self._forget()
+            self.forget()
             self._take(value, weight, now)
             return True
         self._take(value, weight, now)
         return False
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """It has jumped: what is known is of no use."""
         self.num_changes += 1
         self.slow.clear()
         self.fast.clear()
@@ -256,6 +279,9 @@ class _Least:
             self.since, self.before, self.now = at, self.now, math.inf
         self.now = min(self.now, value)
 
+    def lower(self, by: float) -> None:
+        self.now, self.before = max(1e-6, self.now - by), max(1e-6, self.before - by)
+
     @property
     def value(self) -> float:
         return min(self.now, self.before)
@@ -263,21 +289,41 @@ class _Least:
 
 @dataclass(slots=True)
 class _Trips:
-    """How much the last round trips vary, whatever a few of them that met a stall do."""
+    """The last round trips, whatever a few of them that met a stall do.
 
+    Attributes:
+        median_s: of them. std_s: how much they vary, as a standard deviation. Both once they are known.
+    """
+
+    median_s: float = 0.0
     std_s: float = 0.0
-    """As a standard deviation."""
-    _last: deque[float] = field(default_factory=lambda: deque(maxlen=MANY_TRIPS))
+    last: deque[float] = field(default_factory=lambda: deque(maxlen=MANY_TRIPS))
 
     def add(self, rtt_s: float) -> None:
-        self._last.append(rtt_s)
+        self.last.append(rtt_s)
         if self.is_known:
-            ordered, count = sorted(self._last), len(self._last)
+            ordered, count = sorted(self.last), len(self.last)
+            self.median_s = ordered[count // 2]
             self.std_s = (ordered[3 * count // 4] - ordered[count // 4]) / QUARTILES_OF_NORMAL
 
     @property
     def is_known(self) -> bool:
-        return len(self._last) >= FEW_TRIPS
+        return len(self.last) >= FEW_TRIPS
+
+
+@dataclass(slots=True)
+class _Rise:
+    """Round trips without exception longer than the least one has been."""
+
+    trips: list[float] = field(default_factory=list)
+    _since: float = math.inf
+
+    def add(self, rtt_s: float, now: float) -> bool:
+        """Another one; True: there are enough."""
+        if not self.trips:
+            self._since = now
+        self.trips.append(rtt_s)
+        return len(self.trips) >= RISE_TRIPS and now - self._since >= RISE_S
 
 
 @dataclass(slots=True)
@@ -291,6 +337,12 @@ class _Train:
     since: float = -math.inf
     departed: float = -math.inf
     num_bytes: int = 0
+    _is_alone: bool = False
+    _wait_s: float = 0.0
+    """How long the last took to depart; the least and the longest of the train, and the largest step between two."""
+    _least_s: float = 0.0
+    _most_s: float = 0.0
+    _jump_s: float = 0.0
 
     def take(self, num_bytes: int, sent: float, departed: float, margin_s: float) -> bool:
         """The next to have departed, all of it handed over by ``sent``; False: the wire may have been idle before it."""
@@ -298,10 +350,37 @@ class _Train:
             return False
         self.num_bytes += num_bytes
         self.departed = max(self.departed, departed)
+        wait_s = self.departed - sent
+        self._jump_s = max(self._jump_s, abs(wait_s - self._wait_s))
+        self._least_s, self._most_s = min(self._least_s, wait_s), max(self._most_s, wait_s)
+        self._wait_s = wait_s
         return True
 
-    def restart(self, since: float, departed: float, num_bytes: int = 0) -> None:
-        self.since, self.departed, self.num_bytes = since, departed, num_bytes
+    def begin(self, sent: float, departed: float, alone_bytes: int = 0) -> None:
+        """After a pause, with what was handed over at ``sent``: by itself a train if it is ``alone_bytes``."""
+        self._is_alone = alone_bytes > 0
+        self.since, self.departed, self.num_bytes = sent if alone_bytes else departed, departed, alone_bytes
+        self._wait_s = departed - sent
+        self._forget()
+
+    def go_on(self) -> None:
+        """What comes next is another train, if there was no pause."""
+        self.since, self.num_bytes, self._is_alone = self.departed, 0, False
+        self._forget()
+
+    def reset(self) -> None:
+        """Nothing is known of what went before."""
+        self.since = self.departed = -math.inf
+        self.num_bytes = 0
+
+    def _forget(self) -> None:
+        self._least_s = self._most_s = self._wait_s
+        self._jump_s = 0.0
+
+    def has_queue(self, least_s: float) -> bool:
+        """Whether frames waited: a queue grew or shrank by more than ``least_s`` besides the largest step, which a stall or
+        a change of the link's length makes by itself."""
+        return self._is_alone or self._most_s - self._least_s - self._jump_s > least_s
 
     @property
     def lasts_s(self) -> float:
@@ -323,7 +402,18 @@ class LinkEstimator:
     _rate: Tracked = field(default_factory=lambda: Tracked(slack=0.25, threshold=3.0))
     _rtt: Tracked = field(default_factory=lambda: Tracked(slack=0.5, threshold=5.0))
     _base: _Least = field(default_factory=_Least)
+    _raw_bytes: int = 0
+    """Of the frame of the least round trip, whose time on the wire is in it, since no bandwidth was known then."""
+    _raw_since: float = -math.inf
+    _proved_rate: float | None = None
+    """Of the last train whose queue grew or shrank."""
     _trips: _Trips = field(default_factory=_Trips)
+    _rise: _Rise = field(default_factory=_Rise)
+    _free_at: float = -math.inf
+    """The wire's, were it as slow as it is carefully taken to be."""
+    _is_unqueued: bool = False
+    """Frames come out at the pace at which they go in, and no queue was ever seen."""
+    _num_quick: int = 0
     _small: float = math.inf
     _control: _Train = field(default_factory=_Train)
     _bulk: _Train = field(default_factory=_Train)
@@ -353,34 +443,94 @@ class LinkEstimator:
         arrived = now - waited_s
         rtt_s = max(1e-6, arrived - sent)
         if self._pieces or sent <= self._bulk_idle_since:  # bulk was between them
-            self._end(self._control, now)
-            self._control.restart(-math.inf, -math.inf)
+            self._end_control(now)
+            self._control.reset()
             return
         is_large = num_bytes >= LARGE_FACTOR * self._small
-        is_idle = sent > self._control.departed
-        if is_idle and num_frames == 1 and not is_large:
-            self._idle(rtt_s, num_bytes, now)
-        mean = self._rtt.slow.mean
-        if mean is None:
+        has_left = sent > self._control.departed
+        may_be_idle = has_left or sent >= self._free_at or self._is_unqueued
+        self._free_at = max(self._free_at, sent) + num_bytes / (CAREFUL * (self._rate.slow.mean or SLOWEST_BYTES_PER_S))
+        if may_be_idle and num_frames == 1 and not is_large:
+            self._idle(rtt_s, num_bytes, now, is_sure=has_left)
+        if self._rtt.slow.mean is None:
             return
-        delay_s = max(0.0, mean - RTT_FLOOR_S)
-        departed = arrived - delay_s
+        departed = arrived - self._delay_s
         if not self._control.take(num_bytes, sent, departed, self._jitter_s):
-            self._end(self._control, now)
-            # One large frame on an idle link is a train from when it was handed over.
-            alone = is_idle and is_large and num_frames == 1
-            self._control.restart(sent if alone else departed, departed, num_bytes if alone else 0)
-        elif self._control.lasts_s >= max(SAMPLE_S, self.least_train_s):
-            self._end(self._control, now)
+            self._end_control(now)
+            # One large frame on an idle link is a train from when it was handed over, but not where it may be longer now.
+            alone = has_left and is_large and num_frames == 1 and not self._rise.trips
+            self._control.begin(sent, departed, num_bytes if alone else 0)
+        elif self._control.lasts_s >= max(SAMPLE_S, self.least_train_s) and (
+            self._says(self._control) or self._control.lasts_s > UNPROVED_S
+        ):
+            self._end_control(now)
 
-    def _idle(self, rtt_s: float, num_bytes: int, now: float) -> None:
-        rate = self._rate.slow.mean
-        rtt_s = max(1e-6, rtt_s - num_bytes / rate) if rate else rtt_s
-        if self._rtt.add(rtt_s + RTT_FLOOR_S, 1.0, now):
-            self._base, self._trips, self._piece_delay, self._small = _Least(), _Trips(), _Least(), math.inf
+    @property
+    def _delay_s(self) -> float:
+        """Of a small frame and its acknowledgement."""
+        return self._trips.median_s if self._trips.is_known else max(0.0, (self._rtt.slow.mean or 0.0) - RTT_FLOOR_S)
+
+    def _says(self, train: _Train) -> bool:
+        """Whether its bytes over its time are the wire's bandwidth, and not the pace of the sender."""
+        if not train.lasts_s:
+            return False
+        rate = train.num_bytes / train.lasts_s
+        if train.has_queue(max(GROWN_S, QUEUE_FACTOR * self._jitter_s)):
+            self._proved_rate = rate
+            return True
+        return any(known and abs(math.log(rate / known)) < AGREE for known in (self._rate.slow.mean, self._proved_rate))
+
+    def _end_control(self, now: float) -> None:
+        train = self._control
+        if self._says(train):
+            self._is_unqueued = False
+            self._end(train, now)
+            return
+        if train.lasts_s > UNPROVED_S and self._rate.slow.mean is None:
+            self._is_unqueued = True
+        train.go_on()
+
+    def _idle(self, rtt_s: float, num_bytes: int, now: float, *, is_sure: bool) -> None:
+        """A round trip of a frame that found the link idle, as it seems or (``is_sure``) as its length is known."""
+        rate, base_s = self._rate.slow.mean, self._base.value
+        own_s = num_bytes / rate if rate else 0.0
+        known_s = base_s if math.isfinite(base_s) else 0.0
+        margin_s = max(RISE_FACTOR * self._jitter_s, RISE_SHARE * known_s, RTT_FLOOR_S)
+        if own_s > 2 * margin_s:
+            self._compare(rtt_s - base_s, own_s, margin_s)
+            return
+        rtt_s = max(1e-6, rtt_s - own_s)
+        if is_sure and self._rtt.add(rtt_s + RTT_FLOOR_S, 1.0, now):
+            self._base, self._trips, self._rise = _Least(), _Trips(), _Rise()
+            self._piece_delay, self._small = _Least(), math.inf
+        elif rtt_s <= base_s + margin_s + own_s / 2:
+            waiting, self._rise = self._rise.trips, _Rise()
+            for one in (*waiting[-MANY_TRIPS:], rtt_s):
+                self._trips.add(one)
+        elif self._rise.add(rtt_s, now):
+            self._longer(self._rise.trips, now)
+        if rtt_s < self._base.value:
+            self._raw_bytes, self._raw_since = num_bytes, -math.inf if rate else now
         self._base.add(rtt_s, now)
-        self._trips.add(rtt_s)
         self._small = min(self._small, num_bytes)
+
+    def _compare(self, took_s: float, own_s: float, margin_s: float) -> None:
+        """A frame whose own time on the wire is too long to tell a round trip, and so short that the wire must be wider?"""
+        is_quick = -margin_s < took_s < own_s * math.exp(-FAR)
+        self._num_quick = self._num_quick + 1 if is_quick else 0
+        if self._num_quick >= QUICK:
+            self._num_quick = 0
+            self._rate.forget()
+
+    def _longer(self, trips: list[float], now: float) -> None:
+        """The link has become longer, as ``trips`` show it."""
+        self._base, self._trips, self._rise, self._piece_delay = _Least(), _Trips(), _Rise(), _Least()
+        self._rtt.forget()
+        self._control.reset()
+        for one in trips[-MANY_TRIPS:]:
+            self._rtt.add(one + RTT_FLOOR_S, 1.0, now)
+            self._base.add(one, now)
+            self._trips.add(one)
 
     # -- bulk: pieces --------------------------------------------------------------------------
 
@@ -405,7 +555,7 @@ class LinkEstimator:
         departed = now - self._piece_delay.value
         if not self._bulk.take(num_bytes + others, newest.sent, departed, QUEUE_FACTOR * self._jitter_s):
             self._end(self._bulk, now)
-            self._bulk.restart(departed, departed)
+            self._bulk.begin(newest.sent, departed)
         elif self._bulk.lasts_s >= max(SAMPLE_S, self.least_train_s):
             self._end(self._bulk, now)
         if not self._pieces:
@@ -415,7 +565,7 @@ class LinkEstimator:
     def pieces_lost(self) -> None:
         """The connection is gone with what was on its way."""
         self._pieces.clear()
-        self._bulk.restart(-math.inf, -math.inf)
+        self._bulk.reset()
 
     # -- samples -------------------------------------------------------------------------------
 
@@ -433,11 +583,15 @@ class LinkEstimator:
 
     def _end(self, train: _Train, now: float) -> None:
         busy_s, num_bytes = train.lasts_s, train.num_bytes
-        train.restart(train.departed, train.departed)
+        train.go_on()
         if busy_s >= self.least_train_s and num_bytes >= MIN_TRAIN_BYTES:
             self._busy_s += busy_s
             self._sampled_at = now
-            self._rate.add(num_bytes / busy_s, busy_s, now)
+            if self._rate.add(num_bytes / busy_s, busy_s, now):
+                self._rise = _Rise()  # it was the wire
+            if self._rate.slow.mean and now - self._raw_since < FAST_S:
+                self._base.lower(self._raw_bytes / self._rate.slow.mean)
+            self._raw_since = -math.inf
 
     @property
     def sampled_at(self) -> float:

@@ -8,7 +8,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from meter_kit import MBIT, FakeLink, TwoLanes, feed
+from meter_kit import MBIT, FakeLink, TwoLanes, circulate, feed
 
 from bloombee.plan.meter import PART_BYTES, Ewma, LinkEstimator, LinkFacts, PageHinkley
 from bloombee.transport.meter import LinkMeter
@@ -133,6 +133,96 @@ def test_a_link_that_drops_to_a_tenth_is_flagged_and_believed_at_once() -> None:
     after = estimator.facts()
     assert after.num_changes == 1
     assert after.bandwidth_bytes_per_s == pytest.approx(1.25e6, rel=0.05)
+
+
+# -- longer, shorter, wider, narrower ----------------------------------------------------------
+
+DECODE_BYTES = 53_000
+"""Of a frame of four rows of a 30 B model."""
+
+
+def _known(link: FakeLink) -> tuple[LinkEstimator, float]:
+    """An estimator that has met a few small frames and a burst of large ones, and when."""
+    estimator = LinkEstimator()
+    now = feed(estimator, link, [13_500] * 8, start=0.0, every_s=0.15)
+    now = feed(estimator, link, [DECODE_BYTES] * 60, start=now, every_s=0.0001)
+    return estimator, max(now, link.free_at) + 1.0
+
+
+def _assert_is(estimator: LinkEstimator, link: FakeLink, rel: float = 0.15) -> None:
+    facts = estimator.facts()
+    assert facts.base_rtt_s == pytest.approx(link.rtt_s, abs=2e-3 + 2 * link.jitter_s)
+    assert facts.bandwidth_bytes_per_s is None or facts.bandwidth_bytes_per_s == pytest.approx(link.rate, rel=rel)
+
+
+@pytest.mark.parametrize("jitter_s", [0.0, 0.001, 0.003])
+@pytest.mark.parametrize("longer_s", [0.06, 0.08, 0.11])
+@pytest.mark.parametrize("mbit", [125, 300])
+def test_a_link_that_becomes_longer_while_decode_goes_round_is_believed_in_seconds(
+    mbit: float, longer_s: float, jitter_s: float
+) -> None:
+    """And is not taken for a narrower one, though all frames have one size and come at one pace; back again as well."""
+    link = FakeLink(mbit * MBIT, 0.04, jitter_s)
+    estimator, now = _known(link)
+    now = circulate(estimator, link, 8, DECODE_BYTES, others_s=0.1, start=now, seconds=5.0)
+    _assert_is(estimator, link)
+    link.rtt_s = longer_s
+    now = circulate(estimator, link, 8, DECODE_BYTES, others_s=0.1, start=now, seconds=3.0)
+    _assert_is(estimator, link)
+    assert estimator.facts().num_changes == 1
+    link.rtt_s = 0.04
+    circulate(estimator, link, 8, DECODE_BYTES, others_s=0.1, start=now, seconds=3.0)
+    _assert_is(estimator, link)
+
+
+@pytest.mark.parametrize("jitter_s", [0.0, 0.001, 0.003])
+def test_the_way_of_verdicts_whose_width_nobody_knows_is_believed_to_be_longer_too(jitter_s: float) -> None:
+    link = FakeLink(20 * MBIT, 0.04, jitter_s)
+    estimator = LinkEstimator()
+    now = feed(estimator, link, [200] * 200, start=0.0, every_s=0.02)
+    link.rtt_s = 0.08
+    feed(estimator, link, [200] * 150, start=now, every_s=0.02)
+    _assert_is(estimator, link)
+    assert estimator.facts().bandwidth_bytes_per_s is None
+
+
+@pytest.mark.parametrize("jitter_s", [0.0, 0.001, 0.003])
+@pytest.mark.parametrize("count", [4, 8, 16])
+def test_a_standing_queue_is_no_longer_link(count: int, jitter_s: float) -> None:
+    """Decode that fills the wire, each frame behind the one before: for a minute nothing finds it idle."""
+    link = FakeLink(20 * MBIT, 0.04, jitter_s)
+    estimator, now = _known(link)
+    circulate(estimator, link, count, DECODE_BYTES, others_s=0.02, start=now, seconds=60.0)
+    _assert_is(estimator, link, rel=0.05)
+    assert estimator.facts().num_changes == 0
+
+
+@pytest.mark.parametrize("jitter_s", [0.0, 0.001, 0.003])
+@pytest.mark.parametrize("factor", [0.3, 0.1])
+def test_a_link_that_becomes_narrower_is_no_longer_one(factor: float, jitter_s: float) -> None:
+    """And when it is wide again it is not taken for a shorter one."""
+    link = FakeLink(125 * MBIT, 0.04, jitter_s)
+    estimator, now = _known(link)
+    now = circulate(estimator, link, 8, DECODE_BYTES, others_s=0.03, start=now, seconds=5.0)
+    link.rate *= factor
+    now = circulate(estimator, link, 8, DECODE_BYTES, others_s=0.03, start=now, seconds=3.0)
+    _assert_is(estimator, link)
+    assert estimator.facts().bandwidth_bytes_per_s is not None
+    link.rate /= factor
+    circulate(estimator, link, 8, DECODE_BYTES, others_s=0.03, start=now, seconds=3.0)
+    _assert_is(estimator, link)
+
+
+def test_a_machine_that_stalls_for_a_second_makes_no_link_longer() -> None:
+    link = FakeLink(125 * MBIT, 0.04, 0.001)
+    estimator, now = _known(link)
+    for _ in range(5):
+        now = circulate(estimator, link, 8, DECODE_BYTES, others_s=0.1, start=now, seconds=2.0)
+        link.rtt_s = 0.1
+        now = circulate(estimator, link, 8, DECODE_BYTES, others_s=0.1, start=now, seconds=1.0)
+        link.rtt_s = 0.04
+    _assert_is(estimator, link)
+    assert estimator.facts().num_changes == 0
 
 
 def test_the_bound_is_lower_the_more_a_link_varies_and_the_less_is_known() -> None:
