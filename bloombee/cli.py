@@ -165,7 +165,7 @@ def doctor(
     profile: Annotated[
         str | None, Parameter(help="Measure the layers of this model on this machine instead; kept for the next time.")
     ] = None,
-    device: Annotated[str, Parameter(help="With --profile: cpu, cuda or cuda:N.")] = "cpu",
+    device: Annotated[str, Parameter(help="With --profile: auto, cpu, cuda or cuda:N.")] = "cpu",
     threads: Annotated[int | None, Parameter(help="With --profile: compute threads.")] = None,
 ) -> int:
     """Say what was found on this machine and what to do about what was not.
@@ -177,6 +177,7 @@ def doctor(
     from bloombee.doctor import examine, healthy, profile_table, table
 
     if profile is not None:
+        WorkerConfig(device=device, threads=threads)  # refuses what no worker could be given
         from bloombee.engine.profile import profile as measured
 
         found = measured(profile, device=device, threads=threads)

@@ -94,7 +94,7 @@ class SamplingParams:
     """How one request turns logits into tokens. Order: penalties, temperature, top-k, top-p, min-p, pick.
 
     Args:
-        max_new_tokens: >= 1.
+        max_new_tokens: 1 to 2**31 - 1.
         temperature: >= 0; 0 is greedy (no noise, lowest id wins a tie).
         top_k: keep the k best; 0 keeps all.
         top_p: keep the smallest set whose probabilities reach p, in (0, 1]; 1 keeps all.
@@ -132,7 +132,11 @@ class SamplingParams:
         elif isinstance(self.stop, (list, set, frozenset)):
             object.__setattr__(self, "stop", tuple(self.stop))
         for ok, field, allowed in (
-            (_whole(self.max_new_tokens) and 1 <= self.max_new_tokens < 2**31, "max_new_tokens", "a whole number >= 1"),
+            (
+                _whole(self.max_new_tokens) and 1 <= self.max_new_tokens < 2**31,
+                "max_new_tokens",
+                "a whole number from 1 to 2**31 - 1",
+            ),
             (_finite(self.temperature) and 0 <= self.temperature <= 1e4, "temperature", "a number from 0 to 10000"),
             (_whole(self.top_k) and 0 <= self.top_k < 2**31, "top_k", "a whole number >= 0 (0: all)"),
             (_finite(self.top_p) and 0 < self.top_p <= 1, "top_p", "a number in (0, 1] (1: all)"),

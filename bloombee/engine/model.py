@@ -27,6 +27,19 @@ from bloombee.types import Dtype, PageGroup, Span
 from bloombee.wire.messages import NO_TOKEN, Pick
 
 
+def pick_device(name: str) -> str:
+    """torch's name of the device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means here.
+
+    Raises:
+        ConfigError: a CUDA device, and torch sees none.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device = {name!r}: torch sees no CUDA device here; use --device cpu", device=name)
+    return name
+
+
 def set_threads(count: int) -> None:
     """How many cores torch may use in this process. For worker processes; never called at import."""
     torch.set_num_threads(max(1, count))

@@ -21,7 +21,7 @@ from bloombee.codec.table import DTYPE_CODES, default_table
 from bloombee.config import cache_dir
 from bloombee.engine.buffers import TORCH_DTYPES, to_buffer
 from bloombee.engine.checkpoint import Checkpoint, resolve
-from bloombee.engine.model import SpanModel, set_threads
+from bloombee.engine.model import SpanModel, pick_device, set_threads
 from bloombee.engine.skeleton import build
 from bloombee.errors import BloomBeeError, ConfigError
 from bloombee.pipeline.work import Pages, Segment, Work
@@ -54,6 +54,7 @@ def profile(model: str, *, device: str = "cpu", dtype: str = "auto", threads: in
 
     Time: some seconds; loads at most five layers.
     """
+    device = pick_device(device)
     if threads is not None:
         set_threads(threads)
     checkpoint = resolve(model)
@@ -218,7 +219,7 @@ def free_bytes(device: str) -> int:
 
 def device_name(device: str) -> str:
     """As profiles name it."""
-    return torch.cuda.getdevice_name(device) if device.startswith("cuda") else f"cpu {platform.machine()} {_cpu()}".strip()
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"cpu {platform.machine()} {_cpu()}".strip()
 
 
 def _cpu() -> str:
@@ -239,8 +240,6 @@ def cache_path(digest: str, device: str, dtype: Dtype) -> Path:
 def main() -> int:
     """``python -m bloombee.engine.profile MODEL DEVICE DTYPE THREADS``: the profile as JSON, or what is wrong."""
     model, device, dtype, threads = sys.argv[1:]
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         print(profile(model, device=device, dtype=dtype, threads=int(threads)).to_json())
     except BloomBeeError as error:

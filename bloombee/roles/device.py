@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from bloombee.codec.choice import CodecMode
 from bloombee.codec.table import Table
-from bloombee.errors import BloomBeeError, ConfigError, DeviceError, RemoteProtocolError
+from bloombee.errors import BloomBeeError, DeviceError, RemoteProtocolError
 from bloombee.pace import Pace
 from bloombee.pipeline.work import Outcome, Work
 from bloombee.plan.profile import Profile
@@ -180,7 +180,7 @@ class DeviceThread:
         if is_standin(assign.model):
             return self._build_standin(assign)
         from bloombee.engine.checkpoint import resolve
-        from bloombee.engine.model import SpanModel, set_threads
+        from bloombee.engine.model import SpanModel, pick_device, set_threads
 
         if self._threads:
             set_threads(self._threads)
@@ -206,7 +206,7 @@ class DeviceThread:
             Span(assign.start, assign.stop),
             num_layers=assign.num_layers,
             dtype=self._dtype,
-            device=_pick_device(self._device),
+            device=pick_device(self._device),
             groups=[PageGroup(group.window, group.num_pages) for group in assign.groups],
             page_size=assign.page_size,
             progress=progress,
@@ -286,16 +286,6 @@ class DeviceThread:
     def _encode(self, hidden: Any) -> Payload:
         assert self.sender is not None
         return self.sender.encode(self._buffers.to_buffer(hidden).data, hidden.shape[0])
-
-
-def _pick_device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device = {name!r}: torch sees no CUDA device here; use --device cpu", device=name)
-    return name
 
 
 def _say(error: Exception) -> str:

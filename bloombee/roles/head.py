@@ -60,7 +60,7 @@ from bloombee.pipeline.scheduler import Event as SchedulerEvent
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.plan.card import ModelCard
 from bloombee.plan.meter import LinkFacts
-from bloombee.plan.plan import Plan
+from bloombee.plan.plan import Plan, split_layers
 from bloombee.plan.profile import Profile
 from bloombee.plan.topology import LOCAL, Device, Link, Topology
 from bloombee.roles.greeting import Greeter
@@ -223,8 +223,10 @@ class HeadRole:
         """
         self.card = await self._local.describe()
         self.text = TextCodec(self.card.tokenizer_json)
+        request = self._plan_request()
+        split_layers(request.card.num_layers, request.num_workers, request.split)  # refused now, not when all workers are here
         self._core = HeadCore(
-            self._plan_request(),
+            request,
             HeadLimits(self.config.max_waiting, self.config.heartbeat_s, self.config.silence_s, self.config.load_deadline_s),
             links=[secrets.token_bytes(16) for _ in range(self.config.num_stages)],
         )

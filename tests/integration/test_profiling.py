@@ -20,6 +20,7 @@ from bloombee.engine import profile as profiling
 from bloombee.engine.checkpoint import resolve
 from bloombee.engine.idle_profile import idle_profile
 from bloombee.engine.model import SpanModel
+from bloombee.errors import ConfigError
 from bloombee.plan.profile import Profile
 from bloombee.roles.worker import WorkerRole
 from bloombee.types import Dtype, PageGroup, Phase, Span
@@ -45,6 +46,14 @@ def test_a_profile_is_measured_once(cache: Path, monkeypatch: pytest.MonkeyPatch
     (cache / sorted(os.listdir(cache))[1]).write_text("broken")
     with pytest.raises(pytest.fail.Exception):
         profiling.profile("demo", dtype="float32")
+
+
+def test_a_cuda_device_is_named_by_torch_and_refused_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"the one at {device}")
+    assert profiling.device_name("cuda:1") == "the one at cuda:1"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="torch sees no CUDA device"):
+        profiling.profile("demo", device="cuda:1")
 
 
 def test_caches_go_where_the_system_keeps_them(tmp_path: Path) -> None:

@@ -196,6 +196,11 @@ def test_a_request_that_can_never_fit_the_pool_is_refused(make_swarm: Callable[.
     assert len(small.generate([1] * 50, max_new_tokens=15, ignore_eos=True).token_ids) == 15
 
 
+def test_more_workers_than_layers_are_refused_before_any_is_started() -> None:
+    with pytest.raises(ConfigError, match="at most one worker a layer"):
+        asyncio.run(bloombee.Runtime("demo", workers=9).prepare())
+
+
 def test_a_closed_runtime_says_so() -> None:
     async def use() -> None:
         runtime = bloombee.Runtime("demo", workers=1)

@@ -86,3 +86,13 @@ def test_exit_code_is_whether_something_needed_is_missing(
     assert out == f"{state:<8}  thing  found\n{'':<8}         -> do this\n"
     assert main(["doctor", "--json"]) == code
     assert json.loads(capsys.readouterr().out) == [{"name": "thing", "state": state, "found": "found", "advice": "do this"}]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["--threads", "-1"], "threads = -1: must be"), (["--device", "gpu"], "auto, cpu, cuda or cuda:N")]
+)
+def test_a_profile_is_refused_what_no_worker_could_be_given(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--profile", "demo", *words]) == 2
+    assert said in capsys.readouterr().err
