@@ -28,6 +28,7 @@ from bench.profiles import load_profile
 from bench.ring import Ring, RingSpec
 from bloombee.pace import Pace, parse_pace
 from bloombee.pipeline.events import Tune
+from bloombee.plan.chunk import Chunks
 from bloombee.plan.standin import standin_card
 
 SETTLE_S = 6.0
@@ -145,7 +146,7 @@ def _quantile(values: list[float], share: float) -> float:
 def _chunks(ring: Ring) -> str:
     head = ring.runtime._head
     chosen = head.tuner._steering.chosen if head.tuner is not None else None
-    return "untuned" if chosen is None else f"{chosen.chunk_rows} ({chosen.gentle_rows} beside decode)"
+    return "untuned" if chosen is None else f"{chosen.chunks[0].fast} ({chosen.chunks[0].gentle} beside decode)"
 
 
 def _fix_chunk(ring: Ring, chunk: int) -> None:
@@ -154,7 +155,7 @@ def _fix_chunk(ring: Ring, chunk: int) -> None:
     if head._tuner_task is not None:
         head._tuner_task.cancel()
     head._scheduler._max_rows = chunk
-    head._schedule(Tune(1, chunk, chunk, SPARE_TOKENS, None, time.monotonic()))
+    head._schedule(Tune(1, (Chunks(0, chunk, chunk, SPARE_TOKENS),), None, time.monotonic()))
 
 
 def _rows(text: str) -> tuple[int, ...]:

@@ -230,6 +230,8 @@ class DeviceUse:
     rows_squared: int = 0
     """Sum of the squares of the forwards' rows, and of rows times seconds: what a line needs besides."""
     row_s: float = 0.0
+    num_attended: int = 0
+    """Pairs of a row and a token before it (``Work.num_attended``)."""
 
     def __add__(self, other: DeviceUse) -> DeviceUse:
         return self._with(other, 1)
@@ -244,6 +246,7 @@ class DeviceUse:
             self.busy_s + sign * other.busy_s,
             self.rows_squared + sign * other.rows_squared,
             self.row_s + sign * other.row_s,
+            self.num_attended + sign * other.num_attended,
         )
 
     @property

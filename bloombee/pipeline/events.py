@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from bloombee.errors import BloomBeeError
 from bloombee.pipeline.work import Outcome
+from bloombee.plan.chunk import Chunks
 from bloombee.plan.plan import Plan
 from bloombee.plan.tune import Tuning
 from bloombee.types import FinishReason, Lane, SequenceId, WorkerId
@@ -98,15 +99,11 @@ class Cancel(Struct, frozen=True, gc=False):
 
 
 class Tune(Struct, frozen=True, gc=False):
-    """From now on at most ``num_microbatches`` that decode under way, prompts in chunks of ``chunk_rows``, or ``gentle_rows``
-    while sequences decode, no further chunk while ``prefill_rows`` (fewer of them
-    while sequences decode) are under way, and no sequence admitted while
-    ``max_sequences`` (None: any number) are open. Pauses nothing."""
+    """From now on at most ``num_microbatches`` that decode under way, prompts cut as ``chunks`` say (in rising order of position,
+    the first at 0), and no sequence admitted while ``max_sequences`` (None: any number) are open. Pauses nothing."""
 
     num_microbatches: int
-    chunk_rows: int
-    gentle_rows: int
-    prefill_rows: int
+    chunks: tuple[Chunks, ...]
     max_sequences: int | None
     now: float
     sizes_apart: bool = False
@@ -117,9 +114,7 @@ def tune_event(tuning: Tuning, *, sizes_apart: bool, now: float) -> Tune:
     """What tells the scheduler to run as ``tuning`` says."""
     return Tune(
         num_microbatches=tuning.num_microbatches,
-        chunk_rows=tuning.chunk_rows,
-        gentle_rows=tuning.gentle_rows,
-        prefill_rows=tuning.prefill_rows,
+        chunks=tuning.chunks,
         max_sequences=tuning.max_sequences,
         now=now,
         sizes_apart=sizes_apart,

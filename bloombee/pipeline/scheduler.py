@@ -43,6 +43,7 @@ from bloombee.pipeline.events import (
 )
 from bloombee.pipeline.fair import FairQueue
 from bloombee.pipeline.frames import FrameReceiver, LinkSender, lane_of
+from bloombee.plan.chunk import Chunks, chunks_at
 from bloombee.plan.plan import Plan
 from bloombee.plan.tune import apart
 from bloombee.types import FinishReason, Lane, Phase, SequenceId
@@ -96,6 +97,8 @@ class _Flight:
     phase: Phase
     sent_at: float
     num_rows: int
+    prefill_share: float
+    """Of the rows of prompts that may be under way."""
 
 
 @dataclass(slots=True)
@@ -128,9 +131,9 @@ class _Pipeline:
         return sum(flight.phase is Phase.DECODE for flight in self.flights.values())
 
     @property
-    def prefill_rows(self) -> int:
-        """Of prompts, under way."""
-        return sum(flight.num_rows for flight in self.flights.values() if flight.phase is Phase.PREFILL)
+    def prefill_share(self) -> float:
+        """Under way of the rows of prompts that may be."""
+        return sum(flight.prefill_share for flight in self.flights.values())
 
     def can_send(self, phase: Phase) -> bool:
         return self.sender.lanes[lane_of(phase)].can_send()
@@ -146,7 +149,8 @@ class SchedulerCore:
     """
 
     def __init__(self, *, max_rows: int, resend_after_s: float, step_deadline_s: float) -> None:
-        self._max_rows = self._chunk_rows = self._gentle_rows = max_rows
+        self._max_rows = max_rows
+        self._chunks: tuple[Chunks, ...] = (Chunks(0, max_rows, max_rows, math.inf),)
         self._resend_after_s = resend_after_s
         self._step_deadline_s = step_deadline_s
         self._pipe: _Pipeline | None = None
@@ -161,7 +165,6 @@ class SchedulerCore:
         self._num_microbatches = 0
         self._is_large_turn = False
         self._max_flights: int | None = None
-        self._max_prefill_rows: float = math.inf
         self._next_chunk_at = -math.inf
         self._max_open: int | None = None
         self._sizes_apart = False
@@ -183,9 +186,7 @@ class SchedulerCore:
                 return self._cancel(sequence, now)
             case Tune():
                 self._max_flights = max(1, event.num_microbatches)
-                self._max_prefill_rows = max(1, event.prefill_rows)
-                self._gentle_rows = max(1, min(event.gentle_rows, self._max_rows))
-                self._chunk_rows = max(1, min(event.chunk_rows, self._max_rows))
+                self._chunks = event.chunks
                 self._max_open = event.max_sequences
                 self._sizes_apart = event.sizes_apart
                 return self._schedule(event.now)
@@ -268,7 +269,7 @@ class SchedulerCore:
         """The whole prompt in even chunks, as decode travels."""
         commands: list[Command] = []
         count = sequence.num_prompt_tokens
-        rows = -(-count // -(-count // self._gentle_rows))
+        rows = -(-count // -(-count // self._rows_at(0, is_gentle=True)))
         while sequence.in_prefill:
             items = [self._item(sequence, min(rows, count - sequence.num_sent))]
             commands += self._send(pipe, Phase.PREFILL, items, now, travels_as=Phase.DECODE)
@@ -358,8 +359,9 @@ class SchedulerCore:
         while self._may_decode(pipe) and pipe.can_send(Phase.DECODE):
             commands += self._send(pipe, Phase.DECODE, self._decode_items(pipe), now)
         while self._may_prefill(pipe, now):
-            commands += self._send(pipe, Phase.PREFILL, self._prefill_items(), now)
-            self._space_chunks(now)
+            items = self._prefill_items()
+            commands += self._send(pipe, Phase.PREFILL, items, now)
+            self._space_chunks(items, now)
         return commands
 
     def _may_decode(self, pipe: _Pipeline) -> bool:
@@ -388,26 +390,39 @@ class SchedulerCore:
         return num_started > 0 and num_started >= len(self._prefill)
 
     def _may_prefill(self, pipe: _Pipeline, now: float) -> bool:
-        has_room = pipe.prefill_rows < self._most_prefill_rows() and pipe.can_send(Phase.PREFILL)
-        return bool(self._prefill) and has_room and (not self._is_gentle or now >= self._next_chunk_at)
+        if not self._prefill or not pipe.can_send(Phase.PREFILL):
+            return False
+        # What makes sure that no wire runs dry also makes decode wait.
+        is_gentle = self._is_gentle
+        has_room = pipe.prefill_share < (BESIDE_DECODE if is_gentle else 1) - 1e-9
+        return has_room and (not is_gentle or now >= self._next_chunk_at)
 
-    def _space_chunks(self, now: float) -> None:
+    def _space_chunks(self, items: list[Item], now: float) -> None:
         """Beside decode chunks go spread over a loop: all that fill the ring at once would meet each microbatch everywhere."""
         if self._is_gentle and self.quickest_loop is not None:
-            apart_s = self.quickest_loop[0] * self._gentle_rows / self._most_prefill_rows()
+            apart_s = self.quickest_loop[0] * self._share_of_prompts(items) / BESIDE_DECODE
             self._next_chunk_at = max(self._next_chunk_at, now - apart_s) + apart_s
 
-    def _most_prefill_rows(self) -> float:
-        """Under way: what makes sure that no wire runs dry also makes decode wait."""
-        return self._max_prefill_rows * (BESIDE_DECODE if self._is_gentle else 1)
+    def _share_of_prompts(self, items: list[Item]) -> float:
+        return sum(item.num_rows / chunks_at(self._chunks, item.position).under_way for item in items)
+
+    def _rows_at(self, position: int, *, is_gentle: bool) -> int:
+        """Most rows of a chunk that begins at ``position``."""
+        chunks = chunks_at(self._chunks, position)
+        return min(chunks.gentle if is_gentle else chunks.fast, self._max_rows)
 
     def _prefill_items(self) -> list[Item]:
-        items, rows = [], self._gentle_rows if self._is_gentle else self._chunk_rows
-        while self._prefill and rows > 0:
+        """A chunk of the prompt whose turn it is, filled up with others where their position allows that many rows."""
+        items: list[Item] = []
+        rows, is_gentle = 0, self._is_gentle
+        while self._prefill:
             sequence = self._prefill.peek()
-            count = min(rows, sequence.num_prompt_tokens - sequence.num_sent)
+            room = self._rows_at(sequence.num_sent, is_gentle=is_gentle) - rows
+            if room <= 0:
+                break
+            count = min(room, sequence.num_prompt_tokens - sequence.num_sent)
             items.append(self._item(sequence, count))
-            rows -= count
+            rows += count
             if sequence.in_prefill:
                 self._prefill.charge(sequence, count)
             else:
@@ -456,7 +471,8 @@ class SchedulerCore:
     ) -> list[Command]:
         microbatch = self._num_microbatches
         self._num_microbatches += 1
-        pipe.flights[microbatch] = _Flight(phase, now, sum(item.num_rows for item in items))
+        share = self._share_of_prompts(items) if phase is Phase.PREFILL else 0.0
+        pipe.flights[microbatch] = _Flight(phase, now, sum(item.num_rows for item in items), share)
         travels_as = phase if travels_as is None else travels_as
         lane = lane_of(travels_as)
 

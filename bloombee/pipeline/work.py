@@ -79,6 +79,11 @@ class Work(Struct, frozen=True, gc=False):
         return sum(segment.num_rows for segment in self.segments)
 
     @property
+    def num_attended(self) -> int:
+        """Pairs of a row and a token before it, cached or of the same segment, as if all layers saw everything."""
+        return sum(s.num_rows * s.position + s.num_rows * s.num_rows // 2 for s in self.segments)
+
+    @property
     def computes(self) -> Phase:
         """What it is to the device: a short prompt may have the phase of decode, to overtake others."""
         is_prompt = any(segment.position < segment.num_prompt_tokens for segment in self.segments)

@@ -19,6 +19,7 @@ queueing network and finds the same step.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bloombee.errors import ConfigError, Infeasible
@@ -209,33 +210,47 @@ def evaluate(candidate: Candidate, topology: Topology, model: ModelShape) -> Cos
     return Cost(candidate, stages, links, topology.cores)
 
 
-def prefill_s(candidate: Candidate, topology: Topology, model: ModelShape, *, tokens: int, chunk: int) -> float:
-    """Seconds until the first token of one prompt of ``tokens``, in chunks of ``chunk``, through an idle ring.
+def prefill_s(
+    candidate: Candidate, topology: Topology, model: ModelShape, *, tokens: int, chunk: int | Callable[[int], int]
+) -> float:
+    """Seconds until the first token of one prompt of ``tokens``, in chunks of ``chunk`` rows, through an idle ring.
 
     Chunks follow each other: each starts on a stage or a link when it has arrived and the one before it is done there.
+
+    Args:
+        chunk: the same everywhere, or by the position of a chunk's first row (``plan/chunk.py``).
 
     Raises:
         ConfigError: ``tokens`` or ``chunk`` below 1, and as :func:`evaluate`.
     """
-    if tokens < 1 or chunk < 1:
-        raise ConfigError(f"a prefill of {tokens} tokens in chunks of {chunk}: both must be >= 1", tokens=tokens, chunk=chunk)
     _check_layers(candidate, model)
     free: dict[tuple[str, int], float] = {}
-    last, finish = len(candidate.workers) - 1, 0.0
-    for start in range(0, tokens, chunk):
-        rows = min(chunk, tokens - start)
+    last, finish, start = len(candidate.workers) - 1, 0.0, 0
+    for rows in _chunk_sizes(tokens, chunk):
         links = _links(candidate, topology, model, 1, rows)
         now = _through_link(free, 0, links[0], 0.0)
         for index, worker in enumerate(candidate.workers):
             device, context = topology.device(worker), candidate.context + start
-            busy_s = device.stage.prefill_s(rows) + candidate.layers[index] * device.layer.prefill_s(rows, context)
+            busy_s = device.stage.prefill_s(rows, context) + candidate.layers[index] * device.layer.prefill_s(rows, context)
             if index == last and start + rows == tokens:
                 busy_s += device.output.decode_s(1)
             now = _use(free, ("stage", index), now, max(busy_s, _stream_s(candidate, topology, index)))
             if index < last or start + rows == tokens:
                 now = _through_link(free, index + 1, links[index + 1], now)
-        finish = now
+        finish, start = now, start + rows
     return finish
+
+
+def _chunk_sizes(tokens: int, chunk: int | Callable[[int], int]) -> list[int]:
+    sizes: list[int] = []
+    start = 0
+    while start < tokens or not sizes:
+        rows = chunk if isinstance(chunk, int) else chunk(start)
+        if tokens < 1 or rows < 1:
+            raise ConfigError(f"a prefill of {tokens} tokens in chunks of {rows}: both must be >= 1", tokens=tokens, chunk=rows)
+        sizes.append(min(rows, tokens - start))
+        start += sizes[-1]
+    return sizes
 
 
 def prefill_passes(
@@ -243,7 +258,7 @@ def prefill_passes(
 ) -> tuple[tuple[float, ...], tuple[LinkCost, ...]]:
     """Of a chunk of ``chunk`` rows at the candidate's context: (seconds on each stage, each link as in :class:`Cost`)."""
     stages = tuple(
-        device.stage.prefill_s(chunk) + layers * device.layer.prefill_s(chunk, candidate.context)
+        device.stage.prefill_s(chunk, candidate.context) + layers * device.layer.prefill_s(chunk, candidate.context)
         for device, layers in zip(map(topology.device, candidate.workers), candidate.layers, strict=True)
     )
     return stages, _links(candidate, topology, model, 1, chunk)
@@ -273,7 +288,7 @@ def _check_layers(candidate: Candidate, model: ModelShape) -> None:
 def _stage(candidate: Candidate, topology: Topology, model: ModelShape, index: int, *, is_last: bool) -> StageCost:
     worker, layers, rows = candidate.workers[index], candidate.layers[index], candidate.rows
     device = topology.device(worker)
-    compute_s = device.stage.decode_s(rows) + layers * device.layer.decode_s(rows, candidate.context)
+    compute_s = device.stage.decode_s(rows, candidate.context) + layers * device.layer.decode_s(rows, candidate.context)
     weights = layers * model.layer_bytes + (model.embedding_bytes if index == 0 else 0)
     if is_last:
         compute_s += device.output.decode_s(rows)

@@ -8,6 +8,9 @@ what was believed before with the weight of PRIOR_SPREAD. Before anything is kno
 of a prompt does, for chunks are larger than microbatches; and without any chunk half of a forward's time is taken to be
 fixed: whichever is wrong, sizes that follow from it differ from those measured, and the next report tells. Microbatches of
 one size say nothing of the slope: LiveCosts says when some of different sizes are wanted.
+
+What attention adds to the chunks of prompts shows between reports: a long prompt goes on for many, each further on. Short
+prompts say nothing of it; then it is taken to be nothing, and the next long one shows it while it is still near its start.
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ SURE_SPREAD, STALE_SPREAD = 0.3, 0.05
 SURE_FADE = 0.97
 FIRST_ROW_SHARE = 0.5
 """Of a forward's time that grows with its rows, while nothing is known of it."""
+CONTEXT_FADE = 0.95
+LEAST_CONTEXT = 500
+"""Tokens by which positions must differ (standard deviation) for half of what their times show of attention to be believed."""
 
 
 @dataclass(slots=True)
@@ -40,6 +46,7 @@ class _Line:
     _works: float = 0.0
     _rows: float = 0.0
     _seconds: float = 0.0
+    _attended: float = 0.0
     _spread: float = 0.0
     """Sum of squared distances of rows from the mean of their report, and of these times those of the seconds."""
     _slant_s: float = 0.0
@@ -57,6 +64,7 @@ class _Line:
         self._works = FADE * self._works + use.num_works
         self._rows = FADE * self._rows + use.num_rows
         self._seconds = FADE * self._seconds + use.busy_s
+        self._attended = FADE * self._attended + use.num_attended
         spread = max(0.0, use.rows_squared - use.num_rows**2 / use.num_works)
         self._seen = SURE_FADE * self._seen + spread * (use.num_works / use.num_rows) ** 2
         self.is_sure = self._seen > (STALE_SPREAD if self.is_sure else SURE_SPREAD)
@@ -82,23 +90,65 @@ class _Line:
         most = self._seconds / self._rows
         return FIRST_ROW_SHARE * most if self.slope_s is None else min(self.slope_s, most)
 
-    def fit(self, larger: _Line) -> tuple[float, float]:
-        """(fixed seconds, seconds a row), both >= 0; while no sizes differed, on the line to the forwards of ``larger``."""
+    def fit(self, larger: _Line, pair_s: float = 0.0) -> tuple[float, float]:
+        """(fixed seconds, seconds a row), both >= 0; while no sizes differed, on the line to the forwards of ``larger``, less
+        what these took for each token that they attended to."""
         slope = self._believed_s
         if self.slope_s is None and larger.is_known:
-            slope = self._slope_towards(larger, slope)
+            slope = self._slope_towards(larger, pair_s, slope)
         return max(0.0, (self._seconds - slope * self._rows) / self._works), slope
 
-    def _slope_towards(self, other: _Line, otherwise_s: float) -> float:
+    def _slope_towards(self, other: _Line, pair_s: float, otherwise_s: float) -> float:
         mean_rows, mean_s = self._rows / self._works, self._seconds / self._works
         more_rows = other._rows / other._works - mean_rows
         if more_rows < mean_rows:
             return otherwise_s  # too near each other to tell
-        return min(max(0.0, (other._seconds / other._works - mean_s) / more_rows), mean_s / mean_rows)
+        other_s = (other._seconds - pair_s * other._attended) / other._works
+        return min(max(0.0, (other_s - mean_s) / more_rows), mean_s / mean_rows)
 
-    def row_s(self, fixed_s: float) -> float:
-        """Seconds a row where a forward takes ``fixed_s`` besides: known even if all had the same number of rows."""
-        return max(0.0, self._seconds - self._works * fixed_s) / self._rows
+    def row_and_pair_s(self, fixed_s: float, pair_s: float) -> tuple[float, float]:
+        """Seconds a row, and for each token it attends to, where a forward takes ``fixed_s`` besides and attention is thought to
+        take ``pair_s``: known even if all had the same number of rows. Attention cannot take longer than everything."""
+        seconds = max(0.0, self._seconds - self._works * fixed_s)
+        if self._attended:
+            pair_s = min(pair_s, seconds / self._attended)
+        return max(0.0, seconds - pair_s * self._attended) / self._rows, pair_s
+
+
+@dataclass(slots=True)
+class _Attention:
+    """Faded sums over reports of chunks, weighted by rows, from which the time for each token that a row attends to follows."""
+
+    _rows: float = 0.0
+    _works: float = 0.0
+    _seconds: float = 0.0
+    _attended: float = 0.0
+    _attended_squared: float = 0.0
+    _attended_works: float = 0.0
+    _attended_s: float = 0.0
+    """Products of what a row of a report attended to, and of the works and seconds it took."""
+
+    def add(self, use: DeviceUse) -> None:
+        """Forwards since the last call."""
+        if not use.num_rows:
+            return
+        context = use.num_attended / use.num_rows
+        self._rows = CONTEXT_FADE * self._rows + use.num_rows
+        self._works = CONTEXT_FADE * self._works + use.num_works
+        self._seconds = CONTEXT_FADE * self._seconds + use.busy_s
+        self._attended = CONTEXT_FADE * self._attended + use.num_attended
+        self._attended_squared = CONTEXT_FADE * self._attended_squared + context * use.num_attended
+        self._attended_works = CONTEXT_FADE * self._attended_works + context * use.num_works
+        self._attended_s = CONTEXT_FADE * self._attended_s + context * use.busy_s
+
+    def pair_s(self, fixed_s: float) -> float:
+        """Seconds for each pair of a row and a token, where a forward takes ``fixed_s`` besides; 0 while nothing is known."""
+        if not self._rows:
+            return 0.0
+        context = self._attended / self._rows
+        spread = self._attended_squared - context * self._attended
+        slant = self._attended_s - fixed_s * self._attended_works - context * (self._seconds - fixed_s * self._works)
+        return max(0.0, slant) / (max(0.0, spread) + self._rows * LEAST_CONTEXT**2)
 
 
 @dataclass(slots=True)
@@ -113,12 +163,14 @@ class LiveCosts:
     _last: list[StageUse] = field(default_factory=list)
     _decode: list[_Line] = field(default_factory=list)
     _prefill: list[_Line] = field(default_factory=list)
+    _attention: list[_Attention] = field(default_factory=list)
     _ratios: list[float | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._last = [StageUse() for _ in self.names]
         self._decode = [_Line() for _ in self.names]
         self._prefill = [_Line() for _ in self.names]
+        self._attention = [_Attention() for _ in self.names]
         self._ratios = [None] * len(self.names)
 
     def report(self, uses: Sequence[StageUse]) -> None:
@@ -128,6 +180,7 @@ class LiveCosts:
             self._last[index] = use
             self._decode[index].add(since.decode)
             self._prefill[index].add(since.prefill)
+            self._attention[index].add(since.prefill)
             if since.raw_bytes > 0:
                 self._ratios[index] = since.sent_bytes / since.raw_bytes if since.encoded_frames else None
 
@@ -153,8 +206,8 @@ class LiveCosts:
             links: leaving each stage, the last one for the head.
         """
         devices = []
-        for name, decode, prefill in zip(self.names, self._decode, self._prefill, strict=True):
-            fixed, row = decode.fit(prefill)
-            prefill_row = prefill.row_s(fixed) if prefill.is_known else row
-            devices.append(Device(name, stage=RowTime(fixed, row, prefill_row)))
+        for name, decode, prefill, attention in zip(self.names, self._decode, self._prefill, self._attention, strict=True):
+            fixed, row = decode.fit(prefill, attention.pair_s(0.0))
+            prefill_row, pair = prefill.row_and_pair_s(fixed, attention.pair_s(fixed)) if prefill.is_known else (row, 0.0)
+            devices.append(Device(name, stage=RowTime(fixed, row, prefill_row, pair)))
         return Topology.ring(devices, links)

@@ -86,10 +86,9 @@ class Steering:
                 replace(base, num_microbatches=count, microbatch_sequences=-(-running // count)), topology, self._model
             )
             if best.step_s >= step_s(now, topology, self._model) * (1 - WORTH):
-                is_same = (best.chunk_rows, best.gentle_rows) == (old.chunk_rows, old.gentle_rows)
-                if is_same and self.sizes_apart == was_apart:
+                if best.chunks == old.chunks and self.sizes_apart == was_apart:
                     return None
-                best = replace(old, chunk_rows=best.chunk_rows, gentle_rows=best.gentle_rows, prefill_rows=best.prefill_rows)
+                best = replace(old, chunks=best.chunks)
         self.chosen = best
         return best
 

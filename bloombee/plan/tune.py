@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, replace
 
 from bloombee.plan.candidate import Candidate, ModelShape
-from bloombee.plan.chunk import SMALLEST_CHUNK, filling_rows, gentle_chunk
+from bloombee.plan.chunk import SMALLEST_CHUNK, Chunks, chunks_by_position
 from bloombee.plan.cost import Cost, evaluate, prefill_s
 from bloombee.plan.topology import Topology
 
@@ -32,17 +32,14 @@ class Tuning:
     Args:
         num_microbatches, microbatch_sequences: under way at once, and decoding sequences in each.
         max_sequences: more than these would break the target; None: no limit.
-        chunk_rows: most rows of a prefill chunk; gentle_rows: while sequences decode.
-        prefill_rows: of prompts under way while nothing decodes, twice what fills the ring.
+        chunks: of prompts, by position.
         cost: what the model expects of microbatches of one size; step_s: of uneven ones.
     """
 
     num_microbatches: int
     microbatch_sequences: int
     max_sequences: int | None
-    chunk_rows: int
-    gentle_rows: int
-    prefill_rows: int
+    chunks: tuple[Chunks, ...]
     cost: Cost
     step_s: float
 
@@ -101,9 +98,8 @@ def tune(
         best, seconds = _spread(base, topology, model, low, most_microbatches, most_rows)
     chunk = best_chunk(base, topology, model, prompt_tokens=prompt_tokens, most_rows=most_rows)
     chosen = best.candidate
-    gentle = gentle_chunk(base, topology, model, step_s=best.step_s, fastest=chunk)
-    rows = max(filling_rows(base, topology, model, size) for size in (chunk, gentle))
-    return Tuning(chosen.num_microbatches, chosen.microbatch_sequences, limit, chunk, gentle, rows, best, seconds)
+    chunks = chunks_by_position(base, topology, model, step_s=best.step_s, fastest=chunk)
+    return Tuning(chosen.num_microbatches, chosen.microbatch_sequences, limit, chunks, best, seconds)
 
 
 def best_chunk(base: Candidate, topology: Topology, model: ModelShape, *, prompt_tokens: int, most_rows: int) -> int:

@@ -66,7 +66,7 @@ class DeviceThread:
         self.sender: Sender | None = None
         self.receiver: Receiver | None = None
         """Of the boundaries after and before this stage, once it is loaded."""
-        self._tallies: dict[Phase, list[int]] = {phase: [0, 0, 0, 0, 0] for phase in Phase}
+        self._tallies: dict[Phase, list[int]] = {phase: [0, 0, 0, 0, 0, 0] for phase in Phase}
         """As wire.messages.Tally, of forwards since the start."""
         self.trace: StageTrace | None = None
         self._profiling: Iterator[Profile | None] = iter(())
@@ -260,6 +260,7 @@ class DeviceThread:
         tally[2] += stop - start
         tally[3] += work.num_rows * work.num_rows
         tally[4] += work.num_rows * (stop - start)
+        tally[5] += work.num_attended
         if isinstance(result, list):
             return Outcome(work.number, picks=tuple(result))
         return Outcome(work.number, hidden=self._encode(result))

@@ -59,6 +59,7 @@ from bloombee.pipeline.head import HeadCore, HeadLimits, PlanRequest
 from bloombee.pipeline.scheduler import Event as SchedulerEvent
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.plan.card import ModelCard
+from bloombee.plan.chunk import Chunks
 from bloombee.plan.meter import LinkFacts
 from bloombee.plan.plan import Plan, split_layers
 from bloombee.plan.profile import Profile
@@ -417,7 +418,8 @@ class HeadRole:
             target_s=self.config.target_s,
         )
         stages, rows = len(plan.stages), self.config.max_microbatch_rows
-        self._schedule(Tune(stages, rows, rows, 2 * stages * rows, None, time.monotonic(), sizes_apart=True))
+        chunks = (Chunks(0, rows, rows, 2 * stages * rows),)
+        self._schedule(Tune(stages, chunks, None, time.monotonic(), sizes_apart=True))
         await self.tuner.run()
 
     def _measured_links(self, plan: Plan) -> list[Link] | None:
@@ -700,7 +702,7 @@ class HeadRole:
 
 
 def _use(tally: Tally) -> DeviceUse:
-    return DeviceUse(tally.works, tally.rows, tally.ns / 1e9, tally.rows_squared, tally.row_ns / 1e9)
+    return DeviceUse(tally.works, tally.rows, tally.ns / 1e9, tally.rows_squared, tally.row_ns / 1e9, tally.attended)
 
 
 def _sampling(params: SamplingParams) -> Sampling:

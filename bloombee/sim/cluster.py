@@ -50,6 +50,7 @@ from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Work
 from bloombee.plan.candidate import ModelShape
 from bloombee.plan.card import ModelCard
+from bloombee.plan.chunk import Chunks
 from bloombee.plan.plan import Plan
 from bloombee.plan.steering import Steering
 from bloombee.plan.topology import Cores, Link
@@ -98,6 +99,7 @@ class SimCluster:
         scatter: standard deviation of a work's time, of the time that its pace says.
         cores: that all stages share, and what a hop costs on them: its ``hop_s`` are part of the way of every frame from a
             stage, the rest of its CPU time comes after it. None: each stage is a machine, and a hop costs nothing.
+        context_s: what a work takes besides for each pair of a row and a token before it.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class SimCluster:
         tuned: bool = False,
         scatter: float = 0.0,
         cores: Cores | None = None,
+        context_s: float = 0.0,
     ) -> None:
         self.clock = VirtualClock()
         self.trace: list[str] = []
@@ -135,6 +138,7 @@ class SimCluster:
         self.tunings: list[tuple[float, int]] = []
         """When another number of microbatches was chosen, and which."""
         self._scatter = scatter
+        self._context_s = context_s
         self._work_rng = random.Random(f"works {seed}")
         self._rng = random.Random(seed)
         self._shape = shape or LinkShape()
@@ -174,7 +178,8 @@ class SimCluster:
                 most_microbatches=num_microbatches,
                 most_rows=max_rows,
             )
-            self._apply(Tune(num_stages, max_rows, max_rows, 2 * num_stages * max_rows, None, self.clock.now, sizes_apart=True))
+            chunks = (Chunks(0, max_rows, max_rows, 2 * num_stages * max_rows),)
+            self._apply(Tune(num_stages, chunks, None, self.clock.now, sizes_apart=True))
             self.clock.call_later(LOOK_EVERY_S, self._look)
 
     # -- for tests and benchmarks ----------------------------------------------------------
@@ -351,7 +356,7 @@ class SimCluster:
     def _work_s(self, index: int, work: Work) -> float:
         if not work.num_rows:
             return 0.0  # all of it was closed meanwhile
-        seconds = self.paces[index].seconds(work.computes, work.num_rows)
+        seconds = self.paces[index].seconds(work.computes, work.num_rows) + self._context_s * work.num_attended
         return seconds * max(0.0, self._work_rng.gauss(1.0, self._scatter)) if self._scatter else seconds
 
     def _computed(self, index: int, work: Work, begun_at: float) -> None:
@@ -367,7 +372,7 @@ class SimCluster:
         if not work.num_rows:
             return
         rows = work.num_rows
-        use = DeviceUse(1, rows, seconds, rows * rows, rows * seconds)
+        use = DeviceUse(1, rows, seconds, rows * rows, rows * seconds, work.num_attended)
         so_far = self.uses[index]
         if work.computes is Phase.PREFILL:
             self.uses[index] = replace(so_far, prefill=so_far.prefill + use)

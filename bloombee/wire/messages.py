@@ -225,13 +225,14 @@ class Retire(Message, frozen=True, tag=20):
 
 
 class Tally(Part, frozen=True, gc=False):
-    """Sums over forwards: how many, rows, nanoseconds, rows squared, rows times nanoseconds."""
+    """Sums over forwards: how many, rows, nanoseconds, rows squared, rows times nanoseconds, tokens attended to by rows."""
 
     works: U63
     rows: U63
     ns: U63
     rows_squared: U63
     row_ns: U63
+    attended: U63
 
 
 class Measure(Message, frozen=True, tag=21):

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import replace
 
 import pytest
 
 from bloombee.plan.candidate import Candidate, ModelShape
-from bloombee.plan.chunk import MOST_INFLATION, SMALLEST_CHUNK, decode_wait_s, filling_rows, gentle_chunk
+from bloombee.plan.chunk import (
+    BAND_GROWTH,
+    LEAST_ROWS,
+    MOST_INFLATION,
+    SMALLEST_CHUNK,
+    Chunks,
+    chunks_at,
+    chunks_by_position,
+    decode_wait_s,
+    filling_rows,
+    gentle_chunk,
+)
 from bloombee.plan.topology import Device, Link, RowTime, Topology
 
 MODEL = ModelShape(hidden=1024, num_layers=4, activation_bytes=2)
@@ -55,3 +68,34 @@ def test_rows_that_fill_a_ring_grow_with_its_latency() -> None:
     near, far = (filling_rows(BASE, _ring(2.5e6, latency_s, stage), MODEL, 64) for latency_s in (0.001, 0.1))
     assert far - near == pytest.approx(2 * 0.396 * 2.5e6 / 2048, abs=2 * 64)
     assert near % 64 == 0
+
+
+def test_where_attention_takes_no_time_chunks_are_the_same_at_every_position() -> None:
+    topology = _ring(2.5e6, 0.05, RowTime(0.001, 0.0, 0.0005))
+    (chunks,) = chunks_by_position(BASE, topology, MODEL, step_s=0.22, fastest=96)
+    gentle = gentle_chunk(BASE, topology, MODEL, step_s=0.22, fastest=96)
+    assert chunks == Chunks(0, 96, gentle, max(filling_rows(BASE, topology, MODEL, rows) for rows in (96, gentle)))
+
+
+@pytest.mark.parametrize("rate", [2.5e6, 1e9])
+@pytest.mark.parametrize("context_s", [1e-8, 1e-7, 1e-6])
+def test_chunks_beside_decode_shrink_so_that_none_holds_it_up_more(rate: float, context_s: float) -> None:
+    topology = _ring(rate, 0.05, RowTime(0.0005, 0.0, 0.0004, context_s))
+    found = chunks_by_position(BASE, topology, MODEL, step_s=0.3, fastest=128)
+    assert found[0].position == 0
+    assert [one.position for one in found] == sorted({one.position for one in found})
+    assert all(before.gentle >= after.gentle >= LEAST_ROWS for before, after in itertools.pairwise(found))
+    assert found[-1].gentle < found[0].gentle
+    for position in (0, 100, 1000, 3000, 10_000, 30_000):
+        chunks = chunks_at(found, position)
+        assert chunks.fast == 128
+        if chunks.gentle > SMALLEST_CHUNK:
+            here = replace(BASE, context=position)
+            assert decode_wait_s(here, topology, MODEL, chunks.gentle) <= BAND_GROWTH * MOST_INFLATION * 0.3
+
+
+def test_far_on_the_smallest_chunk_takes_as_long_as_at_the_start() -> None:
+    """Rows cost five times as much: 16 become four."""
+    topology = _ring(1e9, 0.0, RowTime(0.0, 0.0, 0.001, 1e-6))
+    found = chunks_by_position(BASE, topology, MODEL, step_s=0.01, fastest=128)
+    assert (chunks_at(found, 0).gentle, chunks_at(found, 4000).gentle, chunks_at(found, 10**6).gentle) == (16, 4, LEAST_ROWS)

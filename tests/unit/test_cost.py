@@ -398,3 +398,17 @@ def test_a_prefill_is_never_faster_than_its_bottleneck_nor_slower_than_one_chunk
     for link in [topology.link(worker, worker + 1) for worker in candidate.workers[:-1]]:
         least = 0.1 * tokens * model.row_bytes  # ratios are 0.1 or more
         assert took >= link.wire_s(least) + link.latency_s
+
+
+def test_chunks_may_differ_by_position() -> None:
+    ring = Topology.ring([Device("w", stage=RowTime(0.001, 0.0, 0.0001, 1e-6))] * 3, [Link(1e9, 0.01)] * 3)
+    alike = prefill_s(PLAIN, ring, MODEL, tokens=1000, chunk=100)
+    assert prefill_s(PLAIN, ring, MODEL, tokens=1000, chunk=lambda _: 100) == alike
+    starts: list[int] = []
+
+    def shrinking(position: int) -> int:
+        starts.append(position)
+        return 200 if position < 400 else 50
+
+    assert prefill_s(PLAIN, ring, MODEL, tokens=510, chunk=shrinking) > 0
+    assert starts == [0, 200, 400, 450, 500]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
@@ -132,3 +133,57 @@ def test_a_device_that_slows_down_is_believed() -> None:
         total = total + _use([1, 4, 9] * 10, 0.030, 0.0)
         live.report([StageUse(decode=total)])
     assert _stage(live)[0] == pytest.approx(0.030, rel=0.1)
+
+
+def _chunks(works: list[tuple[int, int]], fixed: float, row: float, pair: float, noise: random.Random | None = None) -> DeviceUse:
+    """Of chunks of (rows, position)."""
+    total = DeviceUse()
+    for rows, position in works:
+        attended = rows * position + rows * rows // 2
+        seconds = (fixed + rows * row + attended * pair) * (noise.gauss(1, 0.03) if noise else 1)
+        total = total + DeviceUse(1, rows, seconds, rows * rows, rows * seconds, attended)
+    return total
+
+
+def _report_prompt(live: LiveCosts, decode: DeviceUse, prefill: DeviceUse, sizes: list[int], **cost: Any) -> DeviceUse:
+    """A prompt in chunks of ``sizes``, ten in each report; what all have taken."""
+    positions = [sum(sizes[:n]) for n in range(len(sizes))]
+    works = list(zip(sizes, positions, strict=True))
+    for first in range(0, len(works), 10):
+        prefill = prefill + _chunks(works[first : first + 10], **cost)
+        live.report([StageUse(decode, prefill)])
+    return prefill
+
+
+@pytest.mark.parametrize("sizes", [[64] * 120, [64] * 60 + [32] * 60 + [16] * 120])
+@pytest.mark.parametrize("pair", [2e-8, 2e-7])
+def test_a_long_prompt_shows_what_attention_takes(sizes: list[int], pair: float) -> None:
+    live, decode = LiveCosts(("w",)), _use([1, 2, 4, 8] * 10, 0.002, 0.0001)
+    _report_prompt(live, decode, DeviceUse(), sizes, fixed=0.002, row=0.0004, pair=pair, noise=random.Random(1))
+    time = live.topology([LOCAL]).device(1).stage
+    assert time.context_s == pytest.approx(pair, rel=0.2)
+    here = sum(sizes)
+    assert time.prefill_s(16, here) == pytest.approx(0.002 + 16 * (0.0004 + pair * here), rel=0.1)
+
+
+def test_what_a_chunk_attends_to_does_not_count_as_the_time_of_its_rows() -> None:
+    """Decode microbatches of one size are on a line with the chunks, less their attention."""
+    live, decode = LiveCosts(("w",)), _use([1] * 20, 0.004, 0.0002)
+    _report_prompt(live, decode, DeviceUse(), [16] * 1000, fixed=0.004, row=0.0002, pair=5e-8)
+    assert _stage(live) == (pytest.approx(0.004, rel=0.05), pytest.approx(0.0002, rel=0.5))
+
+
+def test_short_prompts_that_scatter_show_nothing_of_attention() -> None:
+    live, decode = LiveCosts(("w",)), _use([1, 2, 4, 8] * 10, 0.002, 0.0001)
+    rng, total = random.Random(2), DeviceUse()
+    for _ in range(50):
+        total = total + _chunks([(rng.randint(8, 64), rng.randint(0, 200)) for _ in range(5)], 0.002, 0.0004, 0.0, rng)
+        live.report([StageUse(decode, total)])
+        assert live.topology([LOCAL]).device(1).stage.context_s * 4000 < 0.0004 / 4
+
+
+def test_attention_that_becomes_cheaper_is_believed_with_the_next_long_prompt() -> None:
+    live, decode = LiveCosts(("w",)), _use([1, 2, 4, 8] * 10, 0.002, 0.0001)
+    total = _report_prompt(live, decode, DeviceUse(), [64] * 240, fixed=0.002, row=0.0004, pair=2e-7)
+    _report_prompt(live, decode, total, [64] * 480, fixed=0.002, row=0.0004, pair=5e-8)
+    assert live.topology([LOCAL]).device(1).stage.context_s == pytest.approx(5e-8, rel=0.3)

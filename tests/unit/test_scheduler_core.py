@@ -18,6 +18,7 @@ from bloombee.pipeline.events import (
 )
 from bloombee.pipeline.frames import lane_of
 from bloombee.pipeline.scheduler import SchedulerCore
+from bloombee.plan.chunk import Chunks
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.types import Dtype, FinishReason, PageGroup, Phase, Span
 from bloombee.wire.messages import NO_TOKEN, Ack, Close, Closed, Forward, Pick, Sampling, Verdict
@@ -152,7 +153,7 @@ def test_prefill_that_crosses_a_slow_wire_withholds_no_credit_from_decode() -> N
 
 def test_chunks_are_gentle_while_something_decodes_and_bounded_in_rows() -> None:
     core = _core(microbatches=9, num_pages=64)
-    core.handle(Tune(4, 8, 2, 10, None, 0.0))
+    core.handle(Tune(4, (Chunks(0, 8, 2, 10),), None, 0.0))
     chunks = _forwards(core.handle(_open(1, num_prompt=24, max_new=9)))
     assert [chunk.items[0].num_rows for chunk in chunks] == [8, 8]
     ring = _Ring(core)
@@ -163,10 +164,33 @@ def test_chunks_are_gentle_while_something_decodes_and_bounded_in_rows() -> None
     assert [chunk.items[0].num_rows for chunk in chunks] == [2, 2]
 
 
+def test_chunks_are_cut_and_counted_by_position() -> None:
+    """At most one and a half chunks at a time, of eight rows at first and of four from position 20 on."""
+    core = _core(microbatches=9, num_pages=64)
+    core.handle(Tune(4, (Chunks(0, 8, 2, 12), Chunks(20, 4, 1, 6)), None, 0.0))
+    ring = _Ring(core)
+    (first, second) = _forwards(core.handle(_open(1, num_prompt=40, max_new=1)))
+    rest = [*_forwards(ring.home(first)), *_forwards(ring.home(second))]
+    assert [(chunk.items[0].position, chunk.items[0].num_rows) for chunk in (first, second)] == [(0, 8), (8, 8)]
+    assert [(chunk.items[0].position, chunk.items[0].num_rows) for chunk in rest] == [(16, 8), (24, 4)]
+
+
+def test_the_end_of_one_prompt_and_the_start_of_another_share_a_chunk_as_far_as_both_allow() -> None:
+    core = _core(microbatches=9, num_pages=64)
+    core.handle(Tune(4, (Chunks(0, 8, 8, 8), Chunks(8, 4, 4, 4)), None, 0.0))
+    ring = _Ring(core)
+    (first,) = _forwards(core.handle(_open(1, num_prompt=10, max_new=1)))
+    core.handle(_open(2, num_prompt=30, max_new=1))
+    (second,) = _forwards(ring.home(first))
+    assert [(item.sequence, item.position, item.num_rows) for item in second.items] == [(1, 8, 2), (2, 0, 6)]
+    (third,) = _forwards(ring.home(second))
+    assert [(item.sequence, item.position, item.num_rows) for item in third.items] == [(2, 6, 8)]
+
+
 def test_chunks_beside_decode_are_spread_over_a_loop() -> None:
     """Eight rows may be under way in a loop of a second: a chunk of two each quarter, and one to catch up."""
     core = _core(microbatches=9, num_pages=64)
-    core.handle(Tune(4, 8, 2, 20, None, 0.0))
+    core.handle(Tune(4, (Chunks(0, 8, 2, 20),), None, 0.0))
     ring = _Ring(core)
     (prompt,) = _forwards(core.handle(_open(1, num_prompt=1, max_new=9)))
     (decode,) = _forwards(ring.home(prompt))
@@ -203,10 +227,10 @@ def test_silence_on_one_lane_resends_that_lane_alone() -> None:
 def test_sizes_are_apart_by_turns_while_that_is_asked_for() -> None:
     core = _core(num_pages=64)
     ring = _Ring(core)
-    core.handle(Tune(2, 8, 8, 64, None, 0.0, sizes_apart=True))
+    core.handle(Tune(2, (Chunks(0, 8, 8, 64),), None, 0.0, sizes_apart=True))
     waiting = [f for n in range(8) for f in _forwards(core.handle(_open(n, num_prompt=1, max_new=20)))]
     apart = _decode_sizes(ring, waiting, 12)
-    core.handle(Tune(2, 8, 8, 64, None, 0.0))
+    core.handle(Tune(2, (Chunks(0, 8, 8, 64),), None, 0.0))
     together = _decode_sizes(ring, waiting, 8)
     assert set(apart[8:]) == {3, 5}
     assert set(together[4:]) == {4}
@@ -356,7 +380,7 @@ def test_nothing_is_left_over_where_nobody_names_a_client() -> None:
 
 def test_the_most_open_sequences_hold_for_all_but_newcomers() -> None:
     core = _core(num_pages=64)
-    core.handle(Tune(2, 8, 8, 64, 2, 0.0))
+    core.handle(Tune(2, (Chunks(0, 8, 8, 64),), 2, 0.0))
     assert [_admitted(core, n, "many") for n in range(3)] == [True, True, False]
     assert _admitted(core, 3, "new")
     assert not _admitted(core, 4, "new")
@@ -370,7 +394,7 @@ def _phases(core: SchedulerCore, sequence: int, client: str, num_prompt: int) ->
 
 def test_a_short_prompt_of_a_client_with_nothing_open_passes_the_chunks_of_others() -> None:
     core = _core(num_pages=64, microbatches=4)
-    core.handle(Tune(4, 8, 4, 8, None, 0.0))
+    core.handle(Tune(4, (Chunks(0, 8, 4, 8),), None, 0.0))
     assert _phases(core, 0, "many", 8) == [(Phase.PREFILL, 8)]  # there is nobody to pass
     assert _phases(core, 1, "many", 8) == []
     assert _phases(core, 2, "once", 7) == [(Phase.DECODE, 4), (Phase.DECODE, 3)]
