@@ -88,8 +88,19 @@ class TwoLanes:
         self._timer = 0
         self.estimator = LinkEstimator()
 
-    def run(self, seconds: float, *, control: tuple[int, float] | None = None, bulk: bool = False) -> LinkFacts:
-        """Eight small frames, then for ``seconds``: frames of (bytes, every so many seconds), and bulk without an end."""
+    def run(
+        self,
+        seconds: float,
+        *,
+        control: tuple[int, float] | None = None,
+        bulk: bool = False,
+        longer: tuple[float, float] | None = None,
+    ) -> LinkFacts:
+        """Eight small frames, then for ``seconds``: frames of (bytes, every so many seconds), and bulk without an end.
+
+        Args:
+            longer: (after how many of the seconds, what the round trip is then).
+        """
         pause_s = self._rtt_s + 0.1
         for index in range(8):
             self._push(index * pause_s, "frame", 200, 0.0)
@@ -98,6 +109,8 @@ class TwoLanes:
             self._push(start, "frame", *control)
         if bulk:
             self._push(start, "timer", 0)
+        if longer is not None:
+            self._push(start + longer[0], "longer", longer[1])
         while self._events and self._events[0][0] < start + seconds:
             now, _, kind, what = heapq.heappop(self._events)
             getattr(self, f"_on_{kind}")(now, *what)
@@ -110,6 +123,9 @@ class TwoLanes:
         self._push(at + waited_s + self._way_s(), "ack", num_bytes, now, waited_s)
         if period_s:
             self._push(now + period_s, "frame", num_bytes, period_s)
+
+    def _on_longer(self, _: float, rtt_s: float) -> None:
+        self._rtt_s = rtt_s
 
     def _on_ack(self, now: float, num_bytes: int, sent: float, waited_s: float) -> None:
         self.estimator.acknowledged(1, num_bytes, sent, now, waited_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ class SimulatedLink:
     """
     Args:
         bytes_per_s: of the wire, at a time.
-        delay_s: each way, without wire and queue.
+        delay_s: each way, without wire and queue. longer: (from when on, how many times that).
         jitter_s: what each way's delay wanders up from there, along straight lines.
         noise_s: mean of what an acknowledgement is late by itself.
         other: (bytes, every so many seconds) that share the wire and overtake nothing.
@@ -28,9 +29,11 @@ class SimulatedLink:
     noise_s: float = 0.0
     other: tuple[int, float] | None = None
     has_data: Callable[[float], bool] = lambda now: True
+    longer: tuple[float, float] = (math.inf, 1.0)
     seed: int = 0
     window: BulkWindow = field(default_factory=BulkWindow)
     delivered: int = 0
+    delivered_at: list[tuple[float, int]] = field(default_factory=list)
     queue: list[tuple[float, float]] = field(default_factory=list)
     """(time, seconds that a frame would wait for the wire), each millisecond."""
     over_bytes: int = 0
@@ -56,10 +59,11 @@ class SimulatedLink:
                 self._push(now + self.other[1], "other")
             elif kind == "piece":
                 late = self._random.expovariate(1 / self.noise_s) if self.noise_s else 0.0
-                self._last_ack = max(self._last_ack, now + self.delay_s + self._wander(1, now) + late)
+                self._last_ack = max(self._last_ack, now + self._delay_s(now) + self._wander(1, now) + late)
                 self._push(self._last_ack, "ack", what)
             elif kind == "ack":
                 self.delivered += what[1]
+                self.delivered_at.append((now, self.delivered))
                 self.window.acked(what[0] + 1, now)
                 self._send(now)
             elif what[0] == self._timer:
@@ -71,6 +75,15 @@ class SimulatedLink:
         waits = sorted(wait for at, wait in self.queue if since <= at < until)
         return waits[int(share * (len(waits) - 1))]
 
+    def share(self, since: float, until: float) -> float:
+        """Bytes acknowledged meanwhile over those that the wire might have carried."""
+        counts = [count for at, count in self.delivered_at if since <= at < until]
+        return (counts[-1] - counts[0]) / (self.bytes_per_s(since) * (until - since)) if counts else 0.0
+
+    def _delay_s(self, now: float) -> float:
+        since, factor = self.longer
+        return self.delay_s * (factor if now >= since else 1.0)
+
     def _send(self, now: float) -> None:
         window = self.window
         while self.has_data(now):
@@ -81,7 +94,9 @@ class SimulatedLink:
             number = window.sent(size, now)
             self.over_bytes = max(self.over_bytes, window.unacked_bytes - window.window_bytes)
             self._wire(now, size)
-            self._last_arrival = max(self._last_arrival, self._busy_until + self.delay_s + self._wander(0, self._busy_until))
+            self._last_arrival = max(
+                self._last_arrival, self._busy_until + self._delay_s(now) + self._wander(0, self._busy_until)
+            )
             self._push(self._last_arrival, "piece", (number, size))
         else:
             window.ran_dry()

@@ -87,6 +87,8 @@ RISE_TRIPS, RISE_S = 8, 2.0
 """So many round trips in so many seconds, all above the least one by ..."""
 RISE_FACTOR, RISE_SHARE = 4, 0.1
 """... so many times as they vary, this share of it and RTT_FLOOR_S: the link has become longer."""
+SUSPICIOUS_TRIPS = 3
+"""After so many it may have, and a single large frame is not timed."""
 CAREFUL = 0.5
 """Of the bandwidth that is known: whether a frame found a queue of ours is reckoned with that."""
 SLOWEST_BYTES_PER_S = 125_000.0
@@ -317,13 +319,19 @@ class _Rise:
 
     trips: list[float] = field(default_factory=list)
     _since: float = math.inf
+    _last: float = -math.inf
 
     def add(self, rtt_s: float, now: float) -> bool:
         """Another one; True: there are enough."""
         if not self.trips:
             self._since = now
         self.trips.append(rtt_s)
+        self._last = now
         return len(self.trips) >= RISE_TRIPS and now - self._since >= RISE_S
+
+    def is_likely(self, now: float) -> bool:
+        """More than a stall, and of late."""
+        return len(self.trips) >= SUSPICIOUS_TRIPS and now - self._last < RISE_S
 
 
 @dataclass(slots=True)
@@ -458,7 +466,7 @@ class LinkEstimator:
         if not self._control.take(num_bytes, sent, departed, self._jitter_s):
             self._end_control(now)
             # One large frame on an idle link is a train from when it was handed over, but not where it may be longer now.
-            alone = has_left and is_large and num_frames == 1 and not self._rise.trips
+            alone = has_left and is_large and num_frames == 1 and not self._rise.is_likely(now)
             self._control.begin(sent, departed, num_bytes if alone else 0)
         elif self._control.lasts_s >= max(SAMPLE_S, self.least_train_s) and (
             self._says(self._control) or self._control.lasts_s > UNPROVED_S

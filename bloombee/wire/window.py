@@ -13,6 +13,10 @@ acknowledgements allows) and after rounds in which nothing waited at all. Pieces
 since a window sent at once after a pause would stand in the queue as a whole. A piece is what the wire carries in two
 milliseconds.
 
+A link that becomes longer looks like a queue, and a window that shrinks for it does not make it go: rates fall with the window
+and the window with the rates. So the wire is emptied for one round trip, to see the least one again, every ten seconds and as
+soon as pieces wait although none is meant to.
+
 No clock inside: time comes with each call, in seconds of any monotonic clock. Source of the model: BBR (Cardwell et al.,
 ACM Queue 14(5), 2016; draft-cardwell-iccrg-bbr-congestion-control section 4.1 for the samples); its probing by
 adding a queue for a while is what must not be here, so growth is decided by the round trip instead.
@@ -52,6 +56,15 @@ ROUNDS = 6
 """Of the bandwidth's maximum."""
 MIN_RTT_AGE_S = 10.0
 """After that the wire is emptied for one round trip, to see the least one again."""
+LOOKING_PIECES = 4
+"""On their way meanwhile."""
+STUCK_ROUNDS = 2
+"""And after so many rounds in which pieces still waited although none was meant to: the link may have become longer ..."""
+STUCK_AGE_S = 1.0
+"""... but not sooner than this after the last time, and in no fewer than ROUNDS rounds."""
+LONGER = 1.05
+"""Times the least round trip, and longer than those pieces take: it was no queue, and the rates since were those of too small a
+window."""
 STALL_S = 5.0
 """Without any acknowledgement for so long, what is on its way is taken for lost (an acknowledgement may be, with its lane)."""
 
@@ -108,7 +121,14 @@ class BulkWindow:
         self._round_rate = 0.0
         self._round_counts = False
         """Some delivery rate of this round was the wire's, not the sender's."""
-        self._round_rtt_s = math.inf
+        self._num_stuck = 0
+        self._stuck_bandwidth = 0.0
+        """Before the first of these rounds."""
+        self._stuck_at = -math.inf
+        self._rounds_left = 0
+        """Until the least round trip may be looked at again for that."""
+        self._looked: tuple[float, float] | None = None
+        """The bandwidth and the least round trip before that."""
         self._extra_s = 2 * PIECE_S
         self._num_empty = 0
         self._scatter_s = 0.0
@@ -204,6 +224,7 @@ class BulkWindow:
         if rtt_s <= self.min_rtt_s or (self._probe_number is not None and piece.number >= self._probe_number):
             self.min_rtt_s, self._min_rtt_at = rtt_s, now
             self._probe_number = None
+            self._looked_again()
         if piece.is_full:
             self._rtts.append(rtt_s)
         if self._rates and rtt_s - self.min_rtt_s > 2 * self._queue_s():
@@ -253,10 +274,34 @@ class BulkWindow:
             self._is_young = is_empty and self._num_flat < FLAT_ROUNDS and not is_near
         elif rtts and not self._goal:
             self._lead(rtts, target_s - least_s)
+            self._look_if_stuck(is_waiting=least_s > target_s)
         if self._is_young:
             self._goal = self._first_goal()
         else:
             self._goal = GAIN * self.bandwidth_bytes_per_s if self._num_empty >= EMPTY_ROUNDS else 0.0
+
+    def _look_if_stuck(self, *, is_waiting: bool) -> None:
+        """A queue goes when it is led to; where the least round trip is another, leading ends in a window of nothing."""
+        self._rounds_left -= 1
+        before = self.bandwidth_bytes_per_s if not self._num_stuck else self._stuck_bandwidth
+        self._num_stuck = self._num_stuck + 1 if is_waiting and self._extra_s == 0 else 0
+        self._stuck_bandwidth = before
+        now = self._heard_at
+        if self._num_stuck < STUCK_ROUNDS or self._rounds_left > 0 or now - self._stuck_at < STUCK_AGE_S:
+            return
+        self._looked = (before, self.min_rtt_s)
+        self._stuck_at, self._rounds_left, self._num_stuck = now, ROUNDS, 0
+        self._min_rtt_at = -math.inf
+
+    def _looked_again(self) -> None:
+        """If it was the link's length, rates since were those of too small a window."""
+        if self._looked is None:
+            return
+        (bandwidth, least_s), self._looked = self._looked, None
+        own_s = LOOKING_PIECES * self.piece_bytes / self._rates[-1]
+        if self.min_rtt_s > max(LONGER * least_s, least_s + own_s):
+            self._rates.append(bandwidth)
+            self.bandwidth_bytes_per_s = max(self._rates)
 
     def _lead(self, rtts: list[float], missing_s: float) -> None:
         """Let more wait, or less."""
@@ -275,10 +320,13 @@ class BulkWindow:
         if not self._rates:
             return
         bandwidth = max(self.bandwidth_bytes_per_s, self._goal)
-        self.piece_bytes = min(max(int(bandwidth * PIECE_S), MIN_PIECE_BYTES), MAX_PIECE_BYTES)
+        is_looking = self._wants_probe(now)
+        # While the wire is emptied, by what it has carried last: it may have become narrower.
+        piece_bytes = (self._rates[-1] if is_looking else bandwidth) * PIECE_S
+        self.piece_bytes = min(max(int(piece_bytes), MIN_PIECE_BYTES), MAX_PIECE_BYTES)
         window = bandwidth * (self.min_rtt_s + self._extra_s)
-        if self._wants_probe(now):
-            window = min(window, 4 * self.piece_bytes)
+        if is_looking:
+            window = min(window, LOOKING_PIECES * self.piece_bytes)
         self.window_bytes = max(int(window), 2 * self.piece_bytes)
 
     def _wants_probe(self, now: float) -> bool:

@@ -213,6 +213,14 @@ def test_a_link_that_becomes_narrower_is_no_longer_one(factor: float, jitter_s: 
     _assert_is(estimator, link)
 
 
+@pytest.mark.parametrize("jitter_s", [0.0, 0.001])
+@pytest.mark.parametrize("mbit", [20, 125])
+def test_bulk_on_a_link_that_becomes_longer_still_tells_its_width(mbit: float, jitter_s: float) -> None:
+    for control in (None, (max(300, int(mbit * MBIT * 0.005)), 0.02)):
+        facts = TwoLanes(mbit * MBIT, 0.04, jitter_s).run(6.0, bulk=True, control=control, longer=(3.0, 0.08))
+        assert facts.bandwidth_bytes_per_s == pytest.approx(mbit * MBIT, rel=0.05)
+
+
 def test_a_machine_that_stalls_for_a_second_makes_no_link_longer() -> None:
     link = FakeLink(125 * MBIT, 0.04, 0.001)
     estimator, now = _known(link)

@@ -51,6 +51,25 @@ def test_more_bandwidth_is_taken_and_less_does_not_leave_a_queue() -> None:
     assert less.waits_s(0.99, since=9) < 0.02
 
 
+@pytest.mark.parametrize("jitter_s", [0.0, 0.001, 0.003])
+@pytest.mark.parametrize("factor", [1.1, 1.25, 2.0, 3.0])
+@pytest.mark.parametrize("mbit", [20, 125])
+def test_a_link_that_becomes_longer_is_full_again_soon(mbit: float, factor: float, jitter_s: float) -> None:
+    """Its longer round trips look like a queue, and a window that shrinks for it does not make them shorter."""
+    link = SimulatedLink(lambda now: mbit * MBIT, 0.02, jitter_s, longer=(3.0, factor)).run(9)
+    assert link.share(2.0, 3.0) > 0.95
+    assert link.share(5.0, 9.0) > 0.93
+    assert link.waits_s(0.9, since=6) < 0.02
+    shorter = SimulatedLink(lambda now: mbit * MBIT, 0.02 * factor, jitter_s, longer=(3.0, 1 / factor)).run(9)
+    assert shorter.share(5.0, 9.0) > 0.93
+
+
+def test_what_waits_behind_a_wire_that_became_narrower_is_no_longer_link() -> None:
+    link = SimulatedLink(lambda now: (125 if now < 3 else 12.5) * MBIT, 0.02).run(10)
+    assert link.window.min_rtt_s < 0.055  # a piece takes 5 ms now, and a few may be on the wire
+    assert link.waits_s(0.9, since=7) < 0.03
+
+
 def test_a_pause_is_not_followed_by_a_burst() -> None:
     link = SimulatedLink(lambda now: 20 * MBIT, 0.05, has_data=lambda now: now % 0.5 < 0.3).run(10)
     assert link.waits_s(1.0, since=1) < 0.03  # a window sent at once would wait for 0.1 s
