@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bloombee.plan.candidate import Candidate, ModelShape
+from bloombee.plan.chunk import Chunks
 from bloombee.plan.cost import evaluate
 from bloombee.plan.live import LiveCosts
-from bloombee.plan.topology import Link
+from bloombee.plan.topology import Device, Link, Topology
 from bloombee.plan.tune import Tuning, step_s, tune
 from bloombee.types import StageUse
 
@@ -54,6 +55,27 @@ class Steering:
         """Sums since each stage was loaded, one a stage."""
         self._live.report(uses)
 
+    @property
+    def is_known(self) -> bool:
+        """What has run tells enough to :meth:`choose`."""
+        return self._live.is_known
+
+    def begin(self, devices: Sequence[Device | None], links: Sequence[Link] | None) -> Chunks:
+        """How to cut prompts before anything has run, so that the first does not wait for what it is to show itself.
+
+        Args:
+            devices: as the workers have measured themselves. Unless all have, chunks are as large as can be.
+            links: leaving each stage, as measured. None: as many rows are under way as the longest need.
+        """
+        stages, rows = len(self._base.workers), self._most_rows
+        largest = Chunks(0, rows, rows, 2 * stages * rows)
+        known = [device for device in devices if device is not None]
+        if len(known) < stages:
+            return largest
+        topology = Topology.ring(known, links or [Link(math.inf, 0.0)] * stages)
+        chunks = self._tune(self._base, topology, stages).chunks[0]
+        return chunks if links else replace(chunks, under_way=largest.under_way)
+
     def choose(self, sequences: int, links: Sequence[Link] | None, quickest_loop: tuple[float, int] | None) -> Tuning | None:
         """For ``sequences`` that decode or are about to.
 
@@ -69,15 +91,7 @@ class Steering:
         was_apart, self.sizes_apart = self.sizes_apart, self._live.wants_spread
         topology = self._live.topology(links or self._links_by_loop(quickest_loop))
         base = replace(self._base, ratios=self._live.ratios)
-        best = tune(
-            base,
-            topology,
-            self._model,
-            sequences=sequences,
-            most_microbatches=self._most_microbatches,
-            most_rows=self._most_rows,
-            target_s=self._target_s,
-        )
+        best = self._tune(base, topology, sequences)
         old = self.chosen
         if old is not None and best.max_sequences == old.max_sequences:
             running = min(sequences, best.max_sequences or sequences)
@@ -91,6 +105,17 @@ class Steering:
                 best = replace(old, chunks=best.chunks)
         self.chosen = best
         return best
+
+    def _tune(self, base: Candidate, topology: Topology, sequences: int) -> Tuning:
+        return tune(
+            base,
+            topology,
+            self._model,
+            sequences=sequences,
+            most_microbatches=self._most_microbatches,
+            most_rows=self._most_rows,
+            target_s=self._target_s,
+        )
 
     def _links_by_loop(self, quickest_loop: tuple[float, int] | None) -> list[Link]:
         """What no device accounts for of the quickest loop, in equal parts."""

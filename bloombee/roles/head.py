@@ -50,7 +50,6 @@ from bloombee.pipeline.events import (
     StageRestored,
     Submit,
     Tick,
-    Tune,
     WorkerGone,
     WorkerJoined,
     WorkerSaid,
@@ -59,9 +58,8 @@ from bloombee.pipeline.head import HeadCore, HeadLimits, PlanRequest
 from bloombee.pipeline.scheduler import Event as SchedulerEvent
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.plan.card import ModelCard
-from bloombee.plan.chunk import Chunks
 from bloombee.plan.meter import LinkFacts
-from bloombee.plan.plan import Plan, split_layers
+from bloombee.plan.plan import Plan, StagePlan, split_layers
 from bloombee.plan.profile import Profile
 from bloombee.plan.topology import LOCAL, Device, Link, Topology
 from bloombee.roles.greeting import Greeter
@@ -318,14 +316,14 @@ class HeadRole:
         plan = self.plan
         if plan is None:
             return Topology({})
-        devices = {
-            stage.worker: self.profiles[stage.worker].as_device(stage.name)
-            if stage.worker in self.profiles
-            else Device(stage.name)
-            for stage in plan.stages
-        }
+        devices = {stage.worker: self._device(stage) or Device(stage.name) for stage in plan.stages}
         known = {ends: facts.as_link() for ends, facts in self.links.items()}
         return Topology(devices, {ends: known.get(ends) or LOCAL for ends in plan.hops})
+
+    def _device(self, stage: StagePlan) -> Device | None:
+        """As it has measured itself."""
+        profile = self.profiles.get(stage.worker)
+        return None if profile is None else profile.as_device(stage.name)
 
     async def pages_free(self) -> tuple[int, ...]:
         """Free KV pages of every stage, asked now. Raises as :meth:`_measure`."""
@@ -411,15 +409,13 @@ class HeadRole:
             plan,
             max_rows=self.config.max_microbatch_rows,
             measure=self.stage_use,
+            devices=lambda: [self._device(stage) for stage in plan.stages],
             links=lambda: self._measured_links(plan),
             quickest_loop=lambda: self._scheduler.quickest_loop,
             num_sequences=lambda: self._scheduler.num_open if self.config.target_s is None else self._scheduler.num_sequences,
             apply=self._schedule,
             target_s=self.config.target_s,
         )
-        stages, rows = len(plan.stages), self.config.max_microbatch_rows
-        chunks = (Chunks(0, rows, rows, 2 * stages * rows),)
-        self._schedule(Tune(stages, chunks, None, time.monotonic(), sizes_apart=True))
         await self.tuner.run()
 
     def _measured_links(self, plan: Plan) -> list[Link] | None:

@@ -1,7 +1,8 @@
 """Keeps the number of microbatches and the chunk of prompts where the cost model, fed with live figures, wants them.
 
 Every half second, while there is something to tune: ask the stages what their devices have done, take what the links have
-shown, let ``plan/steering.py`` choose, and tell the scheduler. Nothing pauses for it.
+shown, let ``plan/steering.py`` choose, and tell the scheduler. Nothing pauses for it. Before anything has run prompts are cut by
+what the workers have measured of themselves.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from bloombee.plan.candidate import ModelShape
 from bloombee.plan.card import ModelCard
 from bloombee.plan.plan import Plan
 from bloombee.plan.steering import Steering
-from bloombee.plan.topology import Link
+from bloombee.plan.topology import Device, Link
 from bloombee.types import StageUse
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class Tuner:
 
     Args:
         measure: sums of every stage's forwards.
+        devices: every stage's, as it has measured itself; None while it has not.
         links: leaving each stage, as measured; the last one leads to the head. None while nothing is known of them.
         quickest_loop: seconds and rows of the microbatch that came home quickest of late.
         num_sequences: that want to run now.
@@ -43,6 +45,7 @@ class Tuner:
         *,
         max_rows: int,
         measure: Callable[[], Awaitable[Sequence[StageUse]]],
+        devices: Callable[[], Sequence[Device | None]],
         links: Callable[[], Sequence[Link] | None],
         quickest_loop: Callable[[], tuple[float, int] | None],
         num_sequences: Callable[[], int],
@@ -57,7 +60,10 @@ class Tuner:
             most_rows=max_rows,
             target_s=target_s,
         )
+        self._num_stages = len(plan.stages)
+        self._known_first: tuple[Sequence[Device | None], Sequence[Link] | None] | None = None
         self._measure = measure
+        self._devices = devices
         self._links = links
         self._num_sequences = num_sequences
         self._quickest_loop = quickest_loop
@@ -67,6 +73,8 @@ class Tuner:
         """Until cancelled, or the pipeline is gone."""
         seen = 0
         while True:
+            if not self._steering.is_known:
+                self._begin()
             await asyncio.sleep(LOOK_EVERY_S)
             count = self._num_sequences()
             if count == 0 and seen == 0:
@@ -79,6 +87,12 @@ class Tuner:
                 return
             if count:
                 self._choose(count)
+
+    def _begin(self) -> None:
+        known = (self._devices(), self._links())
+        if known != self._known_first:
+            self._known_first = known
+            self._apply(Tune(self._num_stages, (self._steering.begin(*known),), None, time.monotonic(), sizes_apart=True))
 
     def _choose(self, sequences: int) -> None:
         best = self._steering.choose(sequences, self._links(), self._quickest_loop())

@@ -50,7 +50,6 @@ from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Work
 from bloombee.plan.candidate import ModelShape
 from bloombee.plan.card import ModelCard
-from bloombee.plan.chunk import Chunks
 from bloombee.plan.plan import Plan
 from bloombee.plan.steering import Steering
 from bloombee.plan.topology import Cores, Link
@@ -178,8 +177,7 @@ class SimCluster:
                 most_microbatches=num_microbatches,
                 most_rows=max_rows,
             )
-            chunks = (Chunks(0, max_rows, max_rows, 2 * num_stages * max_rows),)
-            self._apply(Tune(num_stages, chunks, None, self.clock.now, sizes_apart=True))
+            self._apply(Tune(num_stages, (self._steering.begin([], None),), None, self.clock.now, sizes_apart=True))
             self.clock.call_later(LOOK_EVERY_S, self._look)
 
     # -- for tests and benchmarks ----------------------------------------------------------
