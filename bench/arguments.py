@@ -51,8 +51,8 @@ def whole(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
-def seconds(least: float, most: float) -> Callable[[str], float]:
-    """An argparse type: seconds in a range."""
+def seconds(least: float, most: float, unit: str = "seconds") -> Callable[[str], float]:
+    """An argparse type: a time in a range, in ``unit``."""
 
     def parse(text: str) -> float:
         try:
@@ -60,7 +60,7 @@ def seconds(least: float, most: float) -> Callable[[str], float]:
         except ValueError:
             number = math.nan
         if not least <= number <= most:
-            raise argparse.ArgumentTypeError(f"{shown(text)}: must be seconds from {least:g} to {most:g}")
+            raise argparse.ArgumentTypeError(f"{shown(text)}: must be {unit} from {least:g} to {most:g}")
         return number
 
     return parse
@@ -98,6 +98,46 @@ def make_folder(path: Path) -> None:
 def reason(error: Exception) -> str:
     """Of a failure to open or write, without the path."""
     return getattr(error, "strerror", None) or str(error)
+
+
+def wholes(least: int, most: int) -> Callable[[str], tuple[int, ...]]:
+    """An argparse type: whole numbers in a range, with commas or as ``A-B``, each once."""
+    one = whole(least, most)
+
+    def parse(text: str) -> tuple[int, ...]:
+        numbers: list[int] = []
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            numbers += range(one(first), one(last) + 1) if dash else [one(first)]
+        if not numbers:
+            raise argparse.ArgumentTypeError(f"{shown(text)}: must be such as 1,2,4 or 1-32")
+        return tuple(dict.fromkeys(numbers))
+
+    return parse
+
+
+def names(*allowed: str) -> Callable[[str], tuple[str, ...]]:
+    """An argparse type: names with commas, each once; any if none is ``allowed`` in particular."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+        if unknown := [name for name in found if allowed and name not in allowed]:
+            raise argparse.ArgumentTypeError(f"{shown(unknown[0])}: there are {', '.join(allowed)}")
+        if not found:
+            raise argparse.ArgumentTypeError(f"{shown(text)}: at least one name is needed")
+        return found
+
+    return parse
+
+
+def writable(text: str) -> Path:
+    """An argparse type: a file that can be written, in a folder that exists."""
+    path = out_file(text)
+    try:
+        check_file(path)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return path
 
 
 def out_path(text: str) -> Path:

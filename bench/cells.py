@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.arguments import check_file, make_folder, reason
+from bench.program import BenchError
 
 
-class LogError(RuntimeError):
+class LogError(BenchError):
     """A finished run could not be written down."""
 
 

@@ -29,6 +29,8 @@ import numpy as np
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.arguments import OptionError, Parser, seconds, writable
+from bench.program import program
 from bloombee import _native
 from bloombee.codec import api
 from bloombee.codec.fit import SPAN, context_counts, exponents_of, fit, fit_rows
@@ -329,10 +331,14 @@ def codecs_for(table: Table, dtype: Dtype, test: np.ndarray, args: argparse.Name
 def tensors_of(path: Path) -> Iterator[tuple[str, np.ndarray, Dtype]]:
     """(name, [rows, d] bit patterns, dtype) of the floating-point tensors in a file that have two rows."""
     import torch
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     kinds = {torch.bfloat16: Dtype.BFLOAT16, torch.float16: Dtype.FLOAT16, torch.float32: Dtype.FLOAT32}
-    with safe_open(path, "pt") as file:
+    try:
+        opened = safe_open(path, "pt")
+    except SafetensorError as error:
+        raise OptionError(f"--input {path}: {error}") from error
+    with opened as file:
         for name in file.keys():  # noqa: SIM118 (not a mapping)
             tensor = file.get_tensor(name)
             dtype = kinds.get(tensor.dtype)
@@ -353,16 +359,20 @@ def show(row: Row) -> None:
     )
 
 
+@program("codec")
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", nargs="+", required=True, type=Path)
     parser.add_argument("--only", default="", help="tensors whose name contains this")
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--isa", choices=["best", "all"], default="best")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--seconds", type=float, default=0.3, help="of timing for each direction of each row")
-    parser.add_argument("--json", type=Path, help="write one JSON line a row")
+    parser.add_argument("--seconds", type=seconds(0.001, 3600), default=0.3, help="of timing for each direction of each row")
+    parser.add_argument("--json", type=writable, help="write one JSON line a row")
     args = parser.parse_args()
+    for path in args.input:
+        if not path.is_file():
+            raise OptionError(f"--input {path}: no such file")
     print(f"{platform.machine()} isa {_native.codec_isa()}; table fitted on the first half, scored on the second")
     print(f"{'tensor':24} {'message':>9} {'codec':20} {'isa':7} {'ratio':>7} {'/limit':>6}", end=" ")
     print(f"{'enc GB/s':>8} {'dec GB/s':>8} {'enc us':>10} {'dec us':>10}")

@@ -11,14 +11,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
 import statistics
-import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,16 +27,22 @@ import transformers
 from transformers import AutoModelForCausalLM, DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 import bloombee.engine.attention as attention
+from bench.arguments import OptionError, Parser, whole, wholes, writable
+from bench.peers.checkpoint import write_checkpoint
+from bench.peers.kinds import KINDS, PeerEnv, parse_envs
+from bench.peers.peer import Peer
+from bench.peers.star import Star
+from bench.profiles import load_profile
+from bench.program import headline, program
 from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.checkpoint import Checkpoint, resolve
-from bloombee.engine.model import SpanModel, set_threads
+from bloombee.engine.model import SpanModel, pick_device, set_threads
 from bloombee.pipeline.work import Pages, Segment, Work
 from bloombee.types import Dtype, PageGroup, Phase, Span
 from bloombee.wire.messages import Sampling
 
 PAGE = 16
 GREEDY = Sampling(0, 0, 1, 0, 1, 0, 0, 0, -1)
-PEER = Path(__file__).with_name("peer_llama_cpp.py")
 
 Times = list[tuple[float, float]]
 """(seconds, processor seconds) of each step."""
@@ -104,7 +108,7 @@ class Engine:
     @property
     def bytes_read(self) -> int:
         """Of weights in a step: all but the embedding, of which a row a token is read."""
-        embedding: torch.Tensor = self.model._skeleton.model.get_input_embeddings().weight
+        embedding: torch.Tensor = self.model.module.get_input_embeddings().weight
         return self.model.weight_bytes - int(embedding.nbytes)
 
 
@@ -130,7 +134,7 @@ def counted(model: SpanModel) -> Iterator[Shares]:
     """Count where a step's time goes, for the length of the block; counting costs a microsecond a call."""
     shares = Shares()
     changed = []
-    for module in model._skeleton.model.modules():
+    for module in model.module.modules():
         name = type(module).__name__
         kind = "linears" if name.endswith("Linear") or name.startswith("Packed") else "norms" if name.endswith("Norm") else None
         if kind is not None:
@@ -191,45 +195,28 @@ class Generate:
 
 
 class LlamaCpp:
-    """llama.cpp in a process of its own, same shape, bfloat16 weights; its keys and values are float16, as it has them."""
+    """llama.cpp in a process of its own, same weights, one thread; its keys and values are float16, as it has them."""
 
-    def __init__(self, environment: str, checkpoint: Checkpoint, batches: list[int], context: int, threads: int) -> None:
-        config = checkpoint.new_config()
-        shape = {
-            "hidden": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads,
-            "kv_heads": config.num_key_value_heads, "head": config.head_dim, "mlp": config.intermediate_size,
-            "vocabulary": config.vocab_size,
-        }  # fmt: skip
-        self._directory = tempfile.TemporaryDirectory()
-        self._log = open(Path(self._directory.name) / "log", "w+")  # noqa: SIM115 - as long as the process
-        self._process = subprocess.Popen(
-            [Path(environment) / "bin" / "python", PEER],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
-        )  # fmt: skip
-        file = str(Path(self._directory.name) / "model.gguf")
-        made = self._ask({"file": file, "shape": shape, "context": context, "batches": batches, "threads": threads})
-        self.version: str = made["version"]
+    def __init__(self, peer: Peer, vocabulary: int, context: int, room: int) -> None:
+        self._peer, self._vocabulary, self._context, self._room = peer, vocabulary, context, room
+        self._batch = 0
 
     def __call__(self, batch: int, steps: int) -> Times:
-        return [(wall, cpu) for wall, cpu in self._ask({"batch": batch, "steps": steps})]
+        if batch != self._batch:
+            random = np.random.default_rng(1)
+            self._peer.prefill(random.integers(0, self._vocabulary, (batch, self._context)).tolist(), room=self._room)
+            self._batch = batch
+        answer = self._peer.decode(steps, again=True)
+        return list(zip(answer["steps_s"], answer["cpu_s"], strict=True))
 
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._log.close()
-        self._directory.cleanup()
 
-    def _ask(self, question: dict[str, Any]) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            self._log.seek(0)
-            raise SystemExit("llama.cpp ended:\n" + self._log.read()[-2000:])
-        return json.loads(answer)
+@contextmanager
+def llama_cpp(env: PeerEnv, model: str, dtype: Dtype, num_layers: int) -> Iterator[Peer]:
+    """llama.cpp with ``model``, for the length of the block."""
+    with tempfile.TemporaryDirectory() as folder, Star(1, load_profile("lan")) as star:
+        write_checkpoint(model, dtype, Path(folder))
+        with Peer(env, star, model=model, directory=Path(folder), dtype=str(dtype), layers=[num_layers]) as peer:
+            yield peer
 
 
 # -- taking turns ------------------------------------------------------------------------------
@@ -279,59 +266,63 @@ def report(batch: int, results: dict[str, Rounds], bytes_read: int) -> dict[str,
     return record
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.compute", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def parse() -> tuple[argparse.Namespace, PeerEnv | None]:
+    """The options, and llama.cpp's environment if it is to run too."""
+    parser = Parser(prog="python -m bench.compute", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="llama:1024x16")
-    parser.add_argument("--context", type=int, default=512, help="tokens that each sequence holds")
-    parser.add_argument("--batches", default="1,8", help="rows of a step, comma-separated")
+    parser.add_argument("--context", type=whole(1, 1 << 20), default=512, help="tokens that each sequence holds")
+    parser.add_argument("--batches", type=wholes(1, 1024), default="1,8", help="rows of a step, comma-separated")
     parser.add_argument("--dtype", default="bfloat16", choices=[d.value for d in Dtype])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=16, help="of a turn")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=whole(1, 1024), default=1)
+    parser.add_argument("--steps", type=whole(2, 4096), default=16, help="of a turn")
+    parser.add_argument("--rounds", type=whole(1, 1000), default=7)
     parser.add_argument(
         "--device", default="cpu", help="of the engine: cpu (default), cuda or cuda:N; beyond the CPU with --only"
     )
     parser.add_argument("--only", action="store_true", help="the engine alone")
-    parser.add_argument("--peers", action="store_true", help="llama.cpp too (bfloat16 only)")
+    parser.add_argument("--peers", action="store_true", help="llama.cpp too, on one thread; --model llama:HIDDENxLAYERS")
     parser.add_argument("--peer-env", action="append", default=[], metavar="NAME=DIR", help="virtual environment of a peer")
-    parser.add_argument("--json", type=Path, help="write every round here")
-    return parser.parse_args()
+    parser.add_argument("--json", type=writable, help="write every round here")
+    options = parser.parse_args()
+    if options.device != "cpu" and not options.only:
+        raise OptionError(f"--device {options.device} needs --only: the other rows run on the CPU")
+    if not options.peers:
+        return options, None
+    if options.threads != 1 or not options.model.startswith("llama:"):
+        raise OptionError("--peers: llama.cpp runs llama:HIDDENxLAYERS shapes on one thread")
+    envs = [env for env in parse_envs(options.peer_env) if env.technique == KINDS["llama.cpp"].technique]
+    if not envs:
+        raise OptionError("--peers needs --peer-env llama.cpp=DIR")
+    return options, envs[0]
 
 
+@program("compute")
 def main() -> None:
-    args = parse()
-    batches = [int(text) for text in args.batches.split(",")]
-    environments = dict(text.split("=", 1) for text in args.peer_env)
-    if args.peers and ("llama.cpp" not in environments or args.dtype != "bfloat16"):
-        raise SystemExit("--peers needs --peer-env llama.cpp=DIR and bfloat16")
-    if args.device != "cpu" and not (args.only and torch.cuda.is_available()):
-        raise SystemExit(f"--device {args.device} needs --only and a CUDA device that torch sees: the other rows run on the CPU")
+    args, env = parse()
+    device = pick_device(args.device)
     set_threads(args.threads)
     checkpoint, dtype = resolve(args.model), Dtype(args.dtype)
-    engine = Engine(checkpoint, dtype, batches, args.context, args.steps, args.device)
+    engine = Engine(checkpoint, dtype, list(args.batches), args.context, args.steps, device)
     rows: dict[str, Row] = {"engine": engine}
-    llama = None
     if not args.only:
-        rows["transformers"] = Generate(checkpoint, dtype, batches, args.context)
-    if args.peers:
-        rows["llama.cpp"] = llama = LlamaCpp(environments["llama.cpp"], checkpoint, batches, args.context, args.threads)
-    print(
-        f"{args.model} {args.dtype}, context {args.context}, threads {args.threads}, {args.rounds} rounds of {args.steps} steps;"
-        f" {engine.bytes_read / 1e6:.0f} MB of weights a step; torch {torch.__version__}, transformers {transformers.__version__}"
-        + (f", llama-cpp-python {llama.version}" if llama else "")
-        + f"; {platform.processor() or platform.machine()}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    )
-    record = {}
-    for batch in batches:
-        record[batch] = report(batch, measure(rows, batch, args.rounds, args.steps), engine.bytes_read)
-        print_shares(engine, batch, args.steps)
-    if llama is not None:
-        llama.close()
+        rows["transformers"] = Generate(checkpoint, dtype, list(args.batches), args.context)
+    with ExitStack() as stack:
+        config = checkpoint.new_config()
+        peer = stack.enter_context(llama_cpp(env, args.model, dtype, config.num_hidden_layers)) if env else None
+        if peer is not None:
+            rows["llama.cpp"] = LlamaCpp(peer, config.vocab_size, args.context, args.steps)
+        print(
+            f"{args.model} {args.dtype}, context {args.context}, threads {args.threads}, {args.rounds} rounds of {args.steps}"
+            f" steps, {engine.bytes_read / 1e6:.0f} MB of weights a step\ntorch {torch.__version__}, transformers"
+            f" {transformers.__version__}{f', {peer.version}' if peer else ''}; {headline()}"
+        )
+        record = {}
+        for batch in args.batches:
+            record[batch] = report(batch, measure(rows, batch, args.rounds, args.steps), engine.bytes_read)
+            print_shares(engine, batch, args.steps)
     if args.json:
         args.json.write_text(json.dumps({"arguments": {k: str(v) for k, v in vars(args).items()}, "batches": record}, indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,12 +16,19 @@ import signal
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import psutil
 from rich.console import Console
 from rich.table import Table
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import bloombee
+from bench.arguments import Parser, seconds, whole
+from bench.program import program
+from bench.spread import quantile
 from bloombee.errors import LinkDown
 
 PERIOD_S = 0.002
@@ -37,12 +44,7 @@ async def lateness(until: asyncio.Event) -> list[float]:
     return late
 
 
-def percentile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-async def stalls(seconds: float) -> dict[str, list[float]]:
+async def stalls(idle_s: float) -> dict[str, list[float]]:
     """Lateness with nothing, while the Runtime starts, and while 32 requests stream."""
     found = {}
     for name in ("idle", "starting"):
@@ -50,7 +52,7 @@ async def stalls(seconds: float) -> dict[str, list[float]]:
         watch = asyncio.ensure_future(lateness(until))
         runtime = None
         if name == "idle":
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(idle_s)
         else:
             runtime = await bloombee.Runtime("demo", workers=3, dtype="float32").__aenter__()
         until.set()
@@ -96,16 +98,17 @@ async def first_token() -> float:
     raise AssertionError("no token")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each lost-worker case (default 3)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of the idle baseline (default 5)")
+@program("embedding")
+def main() -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=whole(1, 1000), default=3, help="runs of each lost-worker case (default 3)")
+    parser.add_argument("--seconds", type=seconds(0.1, 3600), default=5.0, help="of the idle baseline (default 5)")
     arguments = parser.parse_args()
     table = Table(title=f"An application's view ({os.cpu_count()} cores, load {os.getloadavg()[0]:.1f})")
     for column in ("what", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "n"):
         table.add_column(column, justify="left" if column == "what" else "right")
     for name, late in asyncio.run(stalls(arguments.seconds)).items():
-        row = [statistics.median(late), percentile(late, 0.99), percentile(late, 0.999), max(late)]
+        row = [quantile(late, share) for share in (0.5, 0.99, 0.999, 1.0)]
         table.add_row(f"caller's loop late: {name}", *(f"{1e3 * value:.2f}" for value in row), str(len(late)))
     for name, measure in (
         ("start to first token", first_token),
@@ -115,7 +118,6 @@ def main() -> int:
         values = [asyncio.run(measure()) for _ in range(arguments.repeats)]
         table.add_row(name, f"{1e3 * statistics.median(values):.0f}", "", "", f"{1e3 * max(values):.0f}", str(len(values)))
     Console().print(table)
-    return 0
 
 
 if __name__ == "__main__":

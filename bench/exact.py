@@ -10,6 +10,7 @@ A stand-in's tokens are known beforehand.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from bench.arguments import Parser
+from bench.program import program
 from bloombee.plan.standin import is_standin, standin_token
 from bloombee.types import Dtype
 
@@ -146,12 +149,17 @@ def _judge(model: Any, prompt: list[int], emitted: list[int]) -> dict[str, list[
     }
 
 
+@program("exact")
 def main() -> None:
-    model = load(sys.argv[1], Dtype(sys.argv[2]))
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("dtype", choices=[dtype.value for dtype in Dtype])
+    options = parser.parse_args()
+    model = load(options.model, Dtype(options.dtype))
     for line in sys.stdin:
         run = json.loads(line)
         print(json.dumps(_judge(model, run["prompt"], run["tokens"])), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

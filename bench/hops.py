@@ -18,12 +18,18 @@ import os
 import statistics
 import sys
 import time
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import bloombee
+from bench.arguments import Parser, whole, writable
+from bench.program import program
 
 
 async def round_of(runtime: bloombee.Runtime, tokens: int) -> dict[str, float]:
@@ -58,16 +64,17 @@ async def measure(arguments: argparse.Namespace, console: Console) -> list[dict[
         return rounds
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@program("hops")
+def main() -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="llama:1024x6")
-    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--workers", type=whole(1, 64), default=3)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu", help="of every worker: cpu (default), cuda, cuda:N")
-    parser.add_argument("--tokens", type=int, default=128, help="per round (default 128)")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--tokens", type=whole(8, 4096), default=128, help="per round (default 128)")
+    parser.add_argument("--rounds", type=whole(1, 1000), default=9)
     parser.add_argument("--no-curve", action="store_true", help="plain TCP")
-    parser.add_argument("--json", metavar="FILE", help="append one JSON line")
+    parser.add_argument("--json", type=writable, metavar="FILE", help="append one JSON line")
     arguments = parser.parse_args()
     console = Console(stderr=True)
     load = os.getloadavg()[0]
@@ -85,9 +92,9 @@ def main() -> int:
         table.add_row(name, *(f"{1e3 * v:.3f}" for v in (values[0], statistics.median(values), values[-1])))
     Console().print(table)
     if arguments.json:
-        with open(arguments.json, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"bench": "hops", **vars(arguments), "load": load, **summary}) + "\n")
-    return 0
+        facts = {"bench": "hops", **vars(arguments), "json": str(arguments.json), "load": load}
+        with arguments.json.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**facts, **summary}) + "\n")
 
 
 if __name__ == "__main__":

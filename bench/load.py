@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.profiles import Profile
+from bench.program import BenchError
 from bench.ring import Ring
 from bench.usage import CpuUse, measure_cpu
 from bench.window import Window, find_window
@@ -27,7 +28,7 @@ FIXED_TOKENS = 4
 """What is not tuned: so many tokens of each sequence, for microbatches that prompts have left uneven to even out."""
 
 
-class RunError(RuntimeError):
+class RunError(BenchError):
     """A run that gave no measurement."""
 
 

@@ -17,14 +17,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import platform
+import sys
 import time
 from multiprocessing.connection import Connection
 
 import uvloop
 
+from bench.arguments import Parser, names, seconds
 from bench.micro import SWARM, child, forward
-from bench.profiles import load_profile
+from bench.profiles import Profile, load_profile
+from bench.program import headline, program
 from bloombee.pipeline.frames import FrameReceiver
 from bloombee.plan.meter import LinkFacts
 from bloombee.transport import Endpoint, KeyPair
@@ -67,10 +69,10 @@ class Sender:
             self.meter.acked(envelope.message, time.monotonic())
 
 
-async def measure(profile: str, traffic: str, seconds: float) -> LinkFacts:
+async def measure(profile: Profile, traffic: str, lasts_s: float) -> LinkFacts:
     """What the sender's meter knows after so long of ``traffic``."""
     keys, link = generate(), os.urandom(16)
-    shape = load_profile(profile).link(0)
+    shape = profile.link(0)
     rate = (shape.forward.bandwidth_bits_per_s or 1e9) / 8
     with child(_acknowledge, link, keys) as pipe:
         address, server_key = pipe.recv()
@@ -83,14 +85,14 @@ async def measure(profile: str, traffic: str, seconds: float) -> LinkFacts:
             for _ in range(8):
                 sender.send(Lane.CONTROL, SMALL_BYTES)
                 await asyncio.sleep(0.1 + 2 * shape.forward.delay_s)
-            await _load(sender, traffic, rate, seconds)
+            await _load(sender, traffic, rate, lasts_s)
             facts = sender.meter.facts()
             pipe.send("end")
             await sender.endpoint.close(0)
     return facts
 
 
-async def _load(sender: Sender, traffic: str, rate: float, seconds: float) -> None:
+async def _load(sender: Sender, traffic: str, rate: float, lasts_s: float) -> None:
     frame_bytes, period_s = {
         "bulk": (0, 0.02),
         "both": (max(300, int(rate * 0.005)), 0.02),
@@ -100,7 +102,7 @@ async def _load(sender: Sender, traffic: str, rate: float, seconds: float) -> No
         "probe": (0, 0.1),
     }[traffic]
     start = time.monotonic()
-    for number in range(int(seconds / period_s)):
+    for number in range(int(lasts_s / period_s)):
         await asyncio.sleep(max(0.0, start + number * period_s - time.monotonic()))
         if frame_bytes:
             sender.send(Lane.CONTROL, frame_bytes)
@@ -134,18 +136,20 @@ def _acknowledge(pipe: Connection, link: bytes, peer: KeyPair) -> None:
     uvloop.run(serve())
 
 
+@program("meter")
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profiles", default="1M-100ms,20M-100ms,100M-20ms,125M-60ms,home,500M-10ms")
-    parser.add_argument("--traffics", default=",".join(TRAFFICS))
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profiles", type=names(), default="1M-100ms,20M-100ms,100M-20ms,125M-60ms,home,500M-10ms")
+    parser.add_argument("--traffics", type=names(*TRAFFICS), default=",".join(TRAFFICS))
+    parser.add_argument("--seconds", type=seconds(0.1, 3600), default=2.0)
     options = parser.parse_args()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}")
+    profiles = [load_profile(name) for name in options.profiles]
+    print(headline())
     print(f"{'profile':<12} {'traffic':<8}{'asked':>9}{'read':>9}{'ratio':>7}{'low':>9}{'asked ms':>10}{'read ms':>9}{'+-':>7}")
-    for profile in options.profiles.split(","):
-        shape = load_profile(profile).link(0)
+    for profile in profiles:
+        shape = profile.link(0)
         mbit = (shape.forward.bandwidth_bits_per_s or float("inf")) / 1e6
-        for traffic in options.traffics.split(","):
+        for traffic in options.traffics:
             facts = uvloop.run(measure(profile, traffic, options.seconds))
             read, low = facts.bandwidth_bytes_per_s, facts.bandwidth_low_bytes_per_s
             known = (
@@ -155,11 +159,11 @@ def main() -> None:
             )
             rtt_ms = 1e3 * (shape.forward.delay_s + shape.backward.delay_s)
             print(
-                f"{profile:<12} {traffic:<8}{mbit:>9g}{known}{rtt_ms:>10.1f}{1e3 * (facts.base_rtt_s or 0):>9.2f}"
+                f"{profile.name:<12} {traffic:<8}{mbit:>9g}{known}{rtt_ms:>10.1f}{1e3 * (facts.base_rtt_s or 0):>9.2f}"
                 f"{1e3 * facts.rtt_std_s:>7.2f}",
                 flush=True,
             )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

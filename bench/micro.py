@@ -26,13 +26,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import uvloop
 
-from bench.pipeline import machine
-from bench.probes import Row, call_ns, measure_cores, measure_device, measure_pages, quantile, row
+from bench.arguments import Parser, whole, writable
+from bench.probes import Row, call_ns, measure_cores, measure_device, measure_pages, row
+from bench.program import headline, machine, program
+from bench.spread import quantile
 from bloombee.transport import Endpoint, KeyPair
 from bloombee.transport.keys import generate
 from bloombee.types import Dtype, Lane
@@ -88,7 +89,7 @@ def measure_echo(rounds: int) -> list[Row]:
 
 
 def _hop_row(what: str, times: list[float], ways: int = 2) -> Row:
-    hops = sorted(t / ways * 1e6 for t in times)
+    hops = [t / ways * 1e6 for t in times]
     return row(what, "us", hops, f"p99 {quantile(hops, 0.99):.0f} us")
 
 
@@ -196,18 +197,17 @@ PROBES: dict[str, Callable[[int], list[Row]]] = {
 }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@program("micro")
+def main() -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=sorted(PROBES), help="this part; may be repeated (default: all)")
-    parser.add_argument("--rounds", type=int, default=1000, help="there-and-backs of each row, at least 10 (default 1000)")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows here too")
+    parser.add_argument(
+        "--rounds", type=whole(10, 10**7), default=1000, help="there-and-backs of each row, at least 10 (default 1000)"
+    )
+    parser.add_argument("--json", metavar="FILE", type=writable, help="write the rows here too")
     options = parser.parse_args()
-    if options.rounds < 10:
-        parser.error(f"--rounds {options.rounds}: at least 10")
-    if options.json is not None and not options.json.parent.is_dir():
-        parser.error(f"--json {options.json}: there is no directory {options.json.parent}")
     load = os.getloadavg()[0]
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {load:.1f}")
+    print(headline())
     print(f"{'':<36} {'median':>10} {'p10':>10} {'p90':>10}")
     rows = []
     for name in options.only or PROBES:
@@ -218,7 +218,6 @@ def main() -> int:
     if options.json is not None:
         facts = {"bench": "micro", **machine(), "python": platform.python_version(), "rounds": options.rounds, "load": load}
         options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":

@@ -6,15 +6,16 @@ Example: python -m bench.native --rows 32 --vocabulary 128000
 from __future__ import annotations
 
 import argparse
-import platform
+import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.arguments import Parser, whole
+from bench.program import processor, program
 from bloombee import _native
 
 SAMPLER_CASES: dict[str, dict[str, float]] = {
@@ -68,24 +69,21 @@ def bench_sampler(rows: int, vocabulary: int, spread: float, repeats: int) -> No
         print(f"  {name:24} {seconds(run, repeats) * 1e3:8.2f} ms")
 
 
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
+@program("native")
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--isa", choices=_native.available_isas(), nargs="*", default=_native.available_isas(), help="levels to measure"
     )
-    parser.add_argument("--rows", type=int, default=32, help="rows of logits (default: %(default)s)")
-    parser.add_argument("--vocabulary", type=int, default=128_000, help="tokens a row (default: %(default)s)")
+    parser.add_argument("--rows", type=whole(1, 1 << 16), default=32, help="rows of logits (default: %(default)s)")
+    parser.add_argument("--vocabulary", type=whole(1, 1 << 24), default=128_000, help="tokens a row (default: %(default)s)")
     parser.add_argument("--spread", type=float, nargs="*", default=[1.0, 3.0, 8.0], help="standard deviations of the logits")
-    parser.add_argument("--bytes", type=int, nargs="*", default=[1 << 20, 1 << 26], help="buffer sizes of planes and checksum")
-    parser.add_argument("--repeats", type=int, default=30, help="calls measured; the median counts (default: %(default)s)")
+    parser.add_argument(
+        "--bytes", type=whole(4, 1 << 32), nargs="*", default=[1 << 20, 1 << 26], help="buffer sizes of planes and checksum"
+    )
+    parser.add_argument(
+        "--repeats", type=whole(1, 10**6), default=30, help="calls measured; the median counts (default: %(default)s)"
+    )
     options = parser.parse_args()
     print(f"{processor()}, one core")
     before = _native.current_isa()
@@ -101,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.arguments import OptionError, Parser, out_file, out_path, parse_whole, seconds, shown, whole
+from bench.arguments import OptionError, Parser, names, out_file, out_path, parse_whole, seconds, shown, whole
 from bench.peers.kinds import KINDS, PeerEnv, parse_envs
 from bench.profiles import SCALED_HIDDEN, load_profile, profile_names
 from bench.techniques import TECHNIQUES, Technique, find_technique
@@ -66,23 +66,21 @@ def parse(arguments: Sequence[str] | None = None) -> BenchOptions:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(given)
     bare = not given
-    profiles = _names("profiles", options.profiles)
-    for name in profiles:
+    for name in options.profiles:
         load_profile(name, hidden=SCALED_HIDDEN)
     if options.pace is not None:
         parse_pace(options.pace)
-    models = _names("models", options.models)
-    for model in models:
+    for model in options.models:
         _check_model(model)
-    batches = tuple(_batch(text) for text in _names("batches", options.batches))
+    batches = tuple(_batch(text) for text in options.batches)
     if max(batches) > (most := most_prompts(options.prompt_tokens)):
         raise OptionError(f"--prompt-tokens {options.prompt_tokens}: there is text for {most} of them, not for {max(batches)}")
     RuntimeConfig(workers=options.workers, dtype=options.dtype)
-    _check_peers(options, models, batches)
+    _check_peers(options, options.models, batches)
     return BenchOptions(
-        models=models,
-        profiles=profiles,
-        techniques=tuple(find_technique(name) for name in _names("techniques", options.techniques)),
+        models=options.models,
+        profiles=options.profiles,
+        techniques=tuple(find_technique(name) for name in options.techniques),
         batches=batches,
         workers=options.workers,
         tokens=options.tokens or (16 if bare else 32),
@@ -108,14 +106,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="the demo model, plain and all, B = 1 and 32, three profiles: the defaults")
-    add("--models", default="demo", help="with commas: directories, demo, llama:HIDDENxLAYERS, standin:llama-30b; default demo")
+    add(
+        "--models",
+        type=names(),
+        default="demo",
+        help="with commas: directories, demo, llama:HIDDENxLAYERS, standin:llama-30b; default demo",
+    )
     add(
         "--profiles",
+        type=names(),
         default=",".join(LADDER),
         help=f"with commas: BANDWIDTH-RTT, scaled:NAME, {', '.join(profile_names())}; default {','.join(LADDER)}",
     )
-    add("--techniques", default="plain,all", help=f"with commas: {', '.join(TECHNIQUES)}; default plain,all")
-    add("--batches", default="1,32", help="sequences, with commas; auto: 1.25 x what fills the links; default 1,32")
+    add("--techniques", type=names(), default="plain,all", help=f"with commas: {', '.join(TECHNIQUES)}; default plain,all")
+    add("--batches", type=names(), default="1,32", help="sequences, with commas; auto: 1.25 x what fills the links; default 1,32")
     add("--workers", type=whole(1, 64), default=3, help="stages; default 3")
     add("--tokens", type=whole(2, 4096), help="that each sequence decodes while all do; default 32 (without arguments 16)")
     add("--prompt-tokens", type=whole(1, MAX_PROMPT_TOKENS), default=64, help="of each sequence; default 64")
@@ -130,13 +134,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--peer-env", action="append", default=[], metavar="NAME=DIR", help="a virtual environment with petals or llama.cpp")
     add("--port", type=whole(0, 65535), default=0, help="of the head, behind the last link; default: any free one")
     return parser
-
-
-def _names(option: str, text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if not names:
-        raise OptionError(f"--{option} {shown(text)}: at least one name is needed")
-    return names
 
 
 def _batch(text: str) -> int:

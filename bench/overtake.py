@@ -11,15 +11,18 @@ import argparse
 import asyncio
 import contextlib
 import os
-import platform
+import sys
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import uvloop
 
+from bench.arguments import Parser, names, seconds, whole
 from bench.micro import SWARM, child, forward
-from bench.profiles import load_profile
+from bench.profiles import Profile, load_profile
+from bench.program import headline, program
+from bench.spread import quantile
 from bloombee.transport import Endpoint, KeyPair
 from bloombee.transport.bulk import WHOLE_BYTES
 from bloombee.transport.keys import generate
@@ -43,18 +46,15 @@ class Result:
     over_window: int
     """Most bytes that were unacknowledged beyond the window when a piece was sent."""
 
-    def quantile(self, share: float) -> float:
-        return sorted(self.delays_ms)[int(share * (len(self.delays_ms) - 1))] if self.delays_ms else float("nan")
-
 
 async def measure(
-    profile: str, control_bytes: int, whole_bytes: int, seconds: float, *, bulk: bool, period_s: float = PERIOD_S
+    profile: Profile, control_bytes: int, whole_bytes: int, lasts_s: float, *, bulk: bool, period_s: float = PERIOD_S
 ) -> Result:
-    """Control frames of ``control_bytes`` every ``period_s`` for ``seconds``, with bulk beside them or not."""
+    """Control frames of ``control_bytes`` every ``period_s`` for ``lasts_s``, with bulk beside them or not."""
     keys, link = generate(), os.urandom(16)
     with child(_listen, link, keys) as pipe, contextlib.ExitStack() as stack:
         address, server_key = pipe.recv()
-        wan = stack.enter_context(Wan([_link(profile, address)]))
+        wan = stack.enter_context(Wan([Link.of("link", target=address.removeprefix("tcp://"), profile=profile.link(0))]))
         endpoint = Endpoint(keys, swarm=SWARM, on_message=lambda *_: None, on_event=lambda _: None, whole_bytes=whole_bytes)
         endpoint.dial(link, f"tcp://{wan.address('link')}", server_key)
         over = _watch(endpoint, link)
@@ -62,7 +62,7 @@ async def measure(
         await asyncio.to_thread(pipe.recv)
         start = time.monotonic()
         filler = asyncio.create_task(_fill(endpoint, link)) if bulk else None
-        for number in range(int(seconds / period_s)):
+        for number in range(int(lasts_s / period_s)):
             await asyncio.sleep(max(0.0, start + number * period_s - time.monotonic()))
             message, tensors = forward(8, control_bytes)
             payloads = (bytes(control_bytes),)
@@ -73,11 +73,7 @@ async def measure(
         pipe.send("end")
         delays_ms, bulk_bytes = await asyncio.to_thread(pipe.recv)
         await endpoint.close(0)
-    return Result(delays_ms, bulk_bytes, seconds, max(over, default=0))
-
-
-def _link(profile: str, address: str) -> Link:
-    return Link.of("link", target=address.removeprefix("tcp://"), profile=load_profile(profile).link(0))
+    return Result(delays_ms, bulk_bytes, lasts_s, max(over, default=0))
 
 
 def _watch(endpoint: Endpoint, link: bytes) -> list[int]:
@@ -131,31 +127,38 @@ def _listen(pipe: Connection, link: bytes, peer: KeyPair) -> None:
     uvloop.run(serve())
 
 
+@program("overtake")
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profiles", default="20M-100ms,125M-60ms")
-    parser.add_argument("--seconds", type=float, default=8.0)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profiles", type=names(), default="20M-100ms,125M-60ms")
+    parser.add_argument("--seconds", type=seconds(0.1, 3600), default=8.0)
     parser.add_argument(
-        "--control-bytes", type=int, default=16 << 10, help="payload of a control frame (default 8 rows, d = 1024)"
+        "--control-bytes", type=whole(16, 1 << 24), default=16 << 10, help="payload of a control frame (default 8 rows, d = 1024)"
     )
-    parser.add_argument("--period-ms", type=float, default=1e3 * PERIOD_S, help="between control frames (default 20)")
+    parser.add_argument(
+        "--period-ms",
+        type=seconds(0.1, 60000, "milliseconds"),
+        default=1e3 * PERIOD_S,
+        help="between control frames (default 20)",
+    )
     options = parser.parse_args()
     period_s = options.period_ms / 1e3
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}")
+    profiles = [load_profile(name) for name in options.profiles]
+    print(headline())
     print(f"control frames of {options.control_bytes} bytes every {options.period_ms:g} ms, bulk frames of {BULK_BYTES} bytes")
     titles = ("p50 ms", "p90 ms", "p99 ms", "max ms")
     print(
         f"{'profile':<12} {'bulk':<10}" + "".join(f"{title:>9}" for title in titles) + f"{'bulk Mbit/s':>13} {'over window':>12}"
     )
-    for profile in options.profiles.split(","):
+    for profile in profiles:
         for what, whole_bytes, bulk in ROWS:
             result = uvloop.run(
                 measure(profile, options.control_bytes, whole_bytes, options.seconds, bulk=bulk, period_s=period_s)
             )
-            quantiles = "".join(f"{result.quantile(share):>9.1f}" for share in (0.5, 0.9, 0.99, 1.0))
+            quantiles = "".join(f"{quantile(result.delays_ms, share):>9.1f}" for share in (0.5, 0.9, 0.99, 1.0))
             rate = 8e-6 * result.bulk_bytes / result.seconds
-            print(f"{profile:<12} {what:<10}{quantiles}{rate:>13.1f} {result.over_window:>12}", flush=True)
+            print(f"{profile.name:<12} {what:<10}{quantiles}{rate:>13.1f} {result.over_window:>12}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

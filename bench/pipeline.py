@@ -10,9 +10,6 @@ again with the same arguments. docs: bench/README.md.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -23,41 +20,23 @@ ROOT = Path(__file__).resolve().parent.parent
 if __package__ in (None, ""):  # run as a program: the repository's root is where the imports below live
     sys.path[0] = str(ROOT)
 
-from bench.arguments import OptionError, check_file, make_folder, reason  # noqa: E402
+from bench.arguments import check_file, make_folder, reason  # noqa: E402
 from bench.cells import LogError, RunLog  # noqa: E402
-from bench.load import RunError  # noqa: E402
 from bench.options import BenchOptions, parse  # noqa: E402
 from bench.peers.kinds import missing  # noqa: E402
-from bench.profiles import ProfileError  # noqa: E402
+from bench.program import commit, machine, program  # noqa: E402
 from bench.runner import ModelRunner  # noqa: E402
 from bench.screen import Screen, table  # noqa: E402
-from bench.techniques import TechniqueError  # noqa: E402
-from bench.texts import TextError  # noqa: E402
-from bench.usage import num_cores  # noqa: E402
-from bloombee.errors import AddressInUse, BloomBeeError, ConfigError  # noqa: E402
-from tools.wan import WanError  # noqa: E402
-
-BAD_INPUT = (OptionError, TextError, ProfileError, TechniqueError, ConfigError, AddressInUse)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0: measured; 2: bad input; 1: any other failure; 130: interrupted."""
-    try:
-        options = parse(arguments)
-        if options.peers and (hint := missing(options.peers)):
-            print(f"pipeline: {hint}", file=sys.stderr)
-        for model in options.models:
-            _measure(model, options)
-    except BAD_INPUT as error:
-        print(f"pipeline: {error}", file=sys.stderr)
-        return 2
-    except (WanError, RunError, LogError, BloomBeeError) as error:
-        print(f"pipeline: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("pipeline: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+@program("pipeline", interrupted="interrupted; the same command goes on from here")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Whatever the options name, model by model."""
+    options = parse(arguments)
+    if options.peers and (hint := missing(options.peers)):
+        print(f"pipeline: {hint}", file=sys.stderr)
+    for model in options.models:
+        _measure(model, options)
 
 
 def _measure(model: str, options: BenchOptions) -> None:
@@ -101,33 +80,6 @@ def _asked(model: str, options: BenchOptions) -> dict[str, Any]:
     for name in ("json", "plots", "models", "repeats", "budget_s", "simulate", "port"):
         del asked[name]
     return {"model": model, "commit": commit(), "machine": machine()["machine"], **asked}
-
-
-def machine() -> dict[str, str]:
-    """What a line says of where and of what it was measured."""
-    return {"machine": f"{num_cores()} cores {_processor()}, {platform.system()} {platform.release()}", "commit": commit()}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def commit() -> str:
-    """Of the working tree; followed by a hash of what differs from it, if anything does."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-
-    try:
-        changes = git("diff", "HEAD", "--", "bloombee", "csrc", "bench", "tools")
-        head = git("rev-parse", "--short", "HEAD").strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head + (f"+{hashlib.blake2b(changes.encode(), digest_size=3).hexdigest()}" if changes else "")
 
 
 if __name__ == "__main__":

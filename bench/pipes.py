@@ -31,18 +31,16 @@ from rich.table import Table
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.arguments import OptionError, Parser, out_file, shown, whole
-from bench.load import Run, RunError, measure, most_tokens, warm_up
-from bench.paired import interval
-from bench.pipeline import machine
+from bench.arguments import OptionError, Parser, names, shown, whole, wholes, writable
+from bench.load import Run, measure, most_tokens, warm_up
 from bench.predict import Setting, predict_by_cost
-from bench.profiles import ProfileError, load_profile
+from bench.profiles import load_profile
+from bench.program import machine, program
 from bench.ring import Ring, RingSpec
+from bench.spread import interval
 from bench.texts import prompts
-from bloombee.errors import BloomBeeError, ConfigError
 from bloombee.pace import parse_pace
 from bloombee.plan.standin import is_standin, standin_card
-from tools.wan import WanError
 
 FLAT_GOAL, MODEL_GOAL, CHOICE_GOAL = 0.97, 0.95, 0.95
 Line = dict[str, Any]
@@ -92,10 +90,10 @@ async def knee(options: argparse.Namespace, console: Console) -> list[Line]:
     lines: list[Line] = []
     fixed: list[tuple[int | None, tuple[str, ...]]] = [(asked, options.profiles) for asked in options.microbatches]
     # What tunes itself gets a ring of its own for each profile: it is to know links as they are, not as they were before.
-    for asked, names in fixed + [(None, (name,)) for name in options.profiles]:
-        async with Ring(_spec(options, asked, names[0])) as ring:
+    for asked, profiles in fixed + [(None, (name,)) for name in options.profiles]:
+        async with Ring(_spec(options, asked, profiles[0])) as ring:
             await warm_up(ring)
-            for name in names:
+            for name in profiles:
                 ring.shape(load_profile(name))
                 runs = [await measure(ring, _texts(options), options.tokens, prefill=False) for _ in range(options.repeats)]
                 lines.append(_knee_line(options, ring, asked, name, runs))
@@ -209,15 +207,6 @@ def _title(options: argparse.Namespace) -> str:
     )
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    """``1-32`` or ``1,2,4``."""
-    first, dash, last = text.partition("-")
-    parts = list(range(int(first), int(last) + 1)) if dash else [int(part) for part in text.split(",")]
-    if not parts or min(parts) < 1 or max(parts) > 1024:
-        raise ValueError
-    return tuple(parts)
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="bench.pipes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = parser.add_subparsers(dest="mode", required=True, parser_class=Parser)
@@ -230,16 +219,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         add("--batch", type=whole(1, 1024), default=128 if is_flat else 32, help="sequences; default %(default)s")
         add("--tokens", type=whole(2, 4096), default=8, help="that each decodes in the window; default %(default)s")
         add("--prompt-tokens", type=whole(1, 1024), default=4, help="default %(default)s")
-        add("--profiles", default="1G-2ms,1G-512ms" if is_flat else "125M-60ms", help="with commas; default %(default)s")
-        add("--json", type=out_file, metavar="FILE", help="append one JSON line a row")
+        add(
+            "--profiles",
+            type=names(),
+            default="1G-2ms,1G-512ms" if is_flat else "125M-60ms",
+            help="with commas; default %(default)s",
+        )
+        add("--json", type=writable, metavar="FILE", help="append one JSON line a row")
         if is_flat:
             add("--pairs", type=whole(1, 1000), default=10, help="default %(default)s")
         else:
-            add("--microbatches", default="1-32", help="A-B or with commas; default %(default)s")
+            add("--microbatches", type=wholes(1, 1024), default="1-32", help="A-B or with commas; default %(default)s")
             add("--repeats", type=whole(1, 100), default=1, help="runs a row; default %(default)s")
-            add("--plot", type=out_file, metavar="FILE.png")
+            add("--plot", type=writable, metavar="FILE.png")
     options = parser.parse_args(arguments)
-    options.profiles = tuple(options.profiles.split(","))
     if options.mode == "flat" and len(options.profiles) != 2:
         raise OptionError(f"--profiles {shown(','.join(options.profiles))}: flat compares two, the short latency first")
     for name in options.profiles:
@@ -249,27 +242,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         raise OptionError(f"--model {shown(options.model)}: a stand-in, such as standin:llama-30b")
     standin_card(options.model)
     parse_pace(options.pace)
-    if options.mode == "knee":
-        try:
-            options.microbatches = _numbers(options.microbatches)
-        except ValueError:
-            raise OptionError(f"--microbatches {shown(options.microbatches)}: such as 1-32 or 1,2,4,8") from None
     return options
 
 
+@program("pipes")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: every goal met; 1: missed, or it could not be measured; 2: bad input."""
+    """0: every goal met; 1: missed."""
     console = Console(width=None if sys.stdout.isatty() else 120)
-    try:
-        options = _parse(arguments)
-    except (OptionError, ProfileError, ConfigError) as error:
-        print(f"pipes: {error}", file=sys.stderr)
-        return 2
-    try:
-        lines = asyncio.run(flat(options, console) if options.mode == "flat" else knee(options, console))
-    except (BloomBeeError, RunError, WanError) as error:
-        print(f"pipes: {error}", file=sys.stderr)
-        return 1
+    options = _parse(arguments)
+    lines = asyncio.run(flat(options, console) if options.mode == "flat" else knee(options, console))
     is_met = report_flat(lines, options, console) if options.mode == "flat" else report_knee(lines, options, console)
     if options.json:
         facts = {**machine(), "model": options.model, "pace": options.pace, "batch": options.batch, "standin": True}

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import uvloop
 
+from bench.spread import quantile
 from bloombee.kv.pool import PagePool, PageTable
 from bloombee.pace import Pace
 from bloombee.pipeline.scheduler import SchedulerCore
@@ -42,13 +43,7 @@ def row(what: str, unit: str, samples: Sequence[float], note: str = "") -> Row:
     """Raises ValueError for no samples."""
     if not samples:
         raise ValueError(f"{what}: no samples")
-    ordered = sorted(samples)
-    return Row(what, unit, statistics.median(ordered), quantile(ordered, 0.1), quantile(ordered, 0.9), note)
-
-
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """Of sorted samples, the nearest one."""
-    return ordered[round(share * (len(ordered) - 1))]
+    return Row(what, unit, quantile(samples, 0.5), quantile(samples, 0.1), quantile(samples, 0.9), note)
 
 
 def call_ns(call: Callable[[], object], *, batches: int = 20, calls: int = 1000) -> list[float]:

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bench.arguments import OptionError
 from bench.schedules import Schedule, ScheduleError, parse_schedule
 from bench.shapes import UNSHAPED, Shape, ShapeError, parse_bandwidth, parse_duration
 
@@ -28,7 +29,7 @@ SCALED_HIDDEN = 6656
 PROFILES_FILE = Path(__file__).with_name("profiles.toml")
 
 
-class ProfileError(ValueError):
+class ProfileError(OptionError):
     """A profile that does not exist or cannot be; the message says what is allowed."""
 
 

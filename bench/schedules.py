@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from bench.arguments import OptionError
 from bench.shapes import Shape, ShapeError, parse_bandwidth, parse_duration
 
 Way = Literal["forward", "backward"]
@@ -31,7 +32,7 @@ _RELATIVE = {"bandwidth", "delay", "jitter", "loss"}
 _MAX_STEPS = 10_000
 
 
-class ScheduleError(ValueError):
+class ScheduleError(OptionError):
     """A schedule that cannot be read or cannot be followed; the message names the line or the time."""
 
 

@@ -26,7 +26,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,12 @@ from rich.table import Table
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.pipeline import machine
-from bench.probes import quantile
-from bench.profiles import Profile, ProfileError, load_profile
+from bench.arguments import Parser, names, whole, writable
+from bench.profiles import Profile, load_profile
+from bench.program import machine, program
 from bench.ring import Ring, RingSpec
-from bloombee.errors import BloomBeeError, ConfigError, Infeasible, QueueFull
+from bench.spread import quantile
+from bloombee.errors import BloomBeeError, Infeasible, QueueFull
 from bloombee.pace import parse_pace
 from bloombee.plan.standin import is_standin, standin_token
 
@@ -148,7 +149,7 @@ async def fairness(settings: Settings, mode: str, share: float) -> list[Line]:
     """``share``: of the heavy client's requests that the pool holds."""
     kv_tokens = int(share * settings.requests * (HEAVY_PROMPT + HEAVY_NEW)) + 16 * (SINGLE_PROMPT + SINGLE_NEW)
     async with settings.ring(kv_tokens) as ring:
-        alone = sorted([await first_token_s(ring, number) for number in range(settings.repeats)])
+        alone = [await first_token_s(ring, number) for number in range(settings.repeats)]
         base = quantile(alone, 0.5)
         lines = [Line(mode, "first token, alone", _ms(alone), None, {"alone_s": alone})]
         every = []
@@ -164,7 +165,7 @@ async def fairness(settings: Settings, mode: str, share: float) -> list[Line]:
             lines.append(Line(mode, f"the same beside {settings.requests}, after {after} of their tokens", _ratio(some)))
             every += some
         facts = {"alone_s": alone, "ratios": {str(after): some for after, some in ratios.items()}}
-        lines.append(Line(mode, "all moments", _ratio(every), quantile(sorted(every), 0.5) <= GOAL, facts))
+        lines.append(Line(mode, "all moments", _ratio(every), quantile(every, 0.5) <= GOAL, facts))
         return lines
 
 
@@ -173,8 +174,7 @@ def _ms(seconds: list[float]) -> str:
 
 
 def _ratio(values: list[float]) -> str:
-    ordered = sorted(values)
-    return f"{quantile(ordered, 0.5):.2f}x (p90 {quantile(ordered, 0.9):.2f}x)"
+    return f"{quantile(values, 0.5):.2f}x (p90 {quantile(values, 0.9):.2f}x)"
 
 
 # -- what does not fit -------------------------------------------------------------------------
@@ -241,37 +241,25 @@ MODES: dict[str, Callable[[Settings, str], Awaitable[list[Line]]]] = {
 
 
 def parse(words: list[str] | None) -> tuple[argparse.Namespace, Settings]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--modes", default=",".join(MODES), help="with commas between them (default: all)")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--modes", type=names(*MODES), default=",".join(MODES), help="with commas between them (default: all)")
     parser.add_argument("--model", default="standin:1024x12", help="default %(default)s")
     parser.add_argument("--pace", default="4,0.1,0.1", help="F,R,P of every worker's device, or none (default %(default)s)")
     parser.add_argument("--profile", default="125M-60ms", help="of every link (default %(default)s)")
-    parser.add_argument("--workers", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=200, help="of the heavy client (default %(default)s)")
-    parser.add_argument("--burst", type=int, default=500, help="requests of a burst (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="of each moment (default %(default)s)")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the lines here too")
+    parser.add_argument("--workers", type=whole(1, 64), default=3)
+    parser.add_argument("--requests", type=whole(1, 10**6), default=200, help="of the heavy client (default %(default)s)")
+    parser.add_argument("--burst", type=whole(1, 10**6), default=500, help="requests of a burst (default %(default)s)")
+    parser.add_argument("--repeats", type=whole(1, 1000), default=5, help="of each moment (default %(default)s)")
+    parser.add_argument("--json", metavar="FILE", type=writable, help="write the lines here too")
     options = parser.parse_args(words)
-    unknown = [mode for mode in options.modes.split(",") if mode not in MODES]
-    if unknown:
-        parser.error(f"--modes {unknown[0]}: there are {', '.join(MODES)}")
-    for name in ("workers", "requests", "burst", "repeats"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} {getattr(options, name)}: at least 1")
-    if options.json is not None and not options.json.parent.is_dir():
-        parser.error(f"--json {options.json}: there is no directory {options.json.parent}")
     pace = None if options.pace == "none" else options.pace
-    try:
-        if pace is not None:
-            parse_pace(pace)
-        profile = load_profile(options.profile)
-    except (ConfigError, ProfileError) as error:
-        parser.error(str(error))
+    if pace is not None:
+        parse_pace(pace)
     numbers = (options.workers, options.requests, options.burst, options.repeats)
-    return options, Settings(options.model, pace, profile, *numbers)
+    return options, Settings(options.model, pace, load_profile(options.profile), *numbers)
 
 
-async def run(settings: Settings, modes: list[str], console: Console) -> list[Line]:
+async def run(settings: Settings, modes: Sequence[str], console: Console) -> list[Line]:
     lines = []
     for mode in modes:
         console.print(f"{mode} ...")
@@ -279,13 +267,10 @@ async def run(settings: Settings, modes: list[str], console: Console) -> list[Li
     return lines
 
 
+@program("serving")
 def main(words: list[str] | None = None) -> int:
     options, settings = parse(words)
-    try:
-        lines = asyncio.run(run(settings, options.modes.split(","), Console(stderr=True)))
-    except BloomBeeError as error:
-        print(f"serving: {error}", file=sys.stderr)
-        return 1
+    lines = asyncio.run(run(settings, options.modes, Console(stderr=True)))
     stand_in = " (stand-in)" if is_standin(settings.model) else ""
     table = Table(title=f"{settings.model}{stand_in}, pace {options.pace}, {settings.workers} workers, {options.profile}")
     for column in ("mode", "what", "", "goal"):

@@ -6,6 +6,8 @@ import math
 import re
 from dataclasses import dataclass, replace
 
+from bench.arguments import OptionError
+
 _BITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
@@ -13,7 +15,7 @@ MIN_BITS_PER_S, MAX_BITS_PER_S = 1e3, 1e11
 MAX_DELAY_S = 60.0
 
 
-class ShapeError(ValueError):
+class ShapeError(OptionError):
     """A number that is malformed or out of range; the message says what is allowed."""
 
 

@@ -19,6 +19,7 @@ from bench.floors import (
 from bench.peers.kinds import BY_TECHNIQUE
 from bench.predict import Setting, fit_paces, predict_by_cost, simulate
 from bench.profiles import LinkProfile
+from bench.spread import spread
 from bench.usage import num_cores
 from bloombee.pace import Pace
 from bloombee.plan.topology import Cores
@@ -183,19 +184,6 @@ def peer_line(cell: Cell, runs: Sequence[dict[str, Any]], subject: Subject, *, s
     if simulated:
         line |= {"simulated_tokens_per_s": None, "simulated_time_per_token_s": None}
     return line
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Percentiles 10, 50 and 90, linear between neighbours."""
-    ordered = sorted(values)
-    return {name: _percentile(ordered, share) for name, share in (("p10", 0.1), ("p50", 0.5), ("p90", 0.9))}
-
-
-def _percentile(ordered: Sequence[float], share: float) -> float:
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
 def _median(runs: Sequence[dict[str, Any]], name: str) -> float:

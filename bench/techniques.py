@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bench.arguments import OptionError
 
-class TechniqueError(ValueError):
+
+class TechniqueError(OptionError):
     """No such technique."""
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from bench.arguments import OptionError
+
 MIN_FILE_BYTES = 4000
 MAX_PROMPT_TOKENS = 1024
 """Of one prompt: with the demo model's tokenizer 815 parts of files are that long, and 1,081 hold 768 tokens."""
 
 
-class TextError(ValueError):
+class TextError(OptionError):
     """More, or longer, prompts than there is text for."""
 
 

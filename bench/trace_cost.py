@@ -31,8 +31,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.paired import interval
-from bloombee.errors import ConfigError
+from bench.arguments import Parser, whole, writable
+from bench.program import program
+from bench.spread import interval
 from bloombee.roles.tracing import StageTrace, open_tracer
 from bloombee.runtime import Runtime
 
@@ -109,20 +110,17 @@ def report(name: str, rounds: list[list[float]]) -> dict[str, object]:
     return {"series": name, "pairs": len(ratios), "median": median, "low90": low, "high90": high, "rounds": rounds}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@program("trace_cost")
+def main() -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--workers", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=24, help="of each series, at least 20 for a claim")
-    parser.add_argument("--rounds", type=int, default=8, help="fresh swarms so many times")
-    parser.add_argument("--tokens", type=int, default=128, help="a request; the demo model has room for 2,000")
+    parser.add_argument("--workers", type=whole(1, 64), default=3)
+    parser.add_argument("--pairs", type=whole(1, 10**6), default=24, help="of each series, at least 20 for a claim")
+    parser.add_argument("--rounds", type=whole(1, 10**6), default=8, help="fresh swarms so many times")
+    parser.add_argument("--tokens", type=whole(2, 4096), default=128, help="a request; the demo model has room for 2,000")
     parser.add_argument("--pace", metavar="F,R,P", help="emulated devices: milliseconds fixed, a decode row, a prefill row")
-    parser.add_argument("--json", type=Path, help="append one line a series to this file")
+    parser.add_argument("--json", type=writable, help="append one line a series to this file")
     options = parser.parse_args()
-    try:
-        Runtime(options.model, workers=options.workers, pace=options.pace)
-    except ConfigError as error:
-        parser.error(str(error))
     rows = []
     with contextlib.suppress(KeyboardInterrupt):
         for traced, name in ((True, "on / off"), (False, "off / off")):
@@ -134,7 +132,6 @@ def main() -> int:
     if options.json:
         with options.json.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
-    return 0
 
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ if __package__ in (None, ""):  # run as a program: the repository's root is wher
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.arguments import OptionError, Parser, check_file, out_file, parse_whole, reason, seconds, shown, whole
-from bench.profiles import LinkProfile, Profile, ProfileError, load_profile, profile_names
-from bench.schedules import Schedule, ScheduleError, read_schedule
-from bench.shapes import UNSHAPED, Shape, ShapeError
+from bench.profiles import LinkProfile, Profile, load_profile, profile_names
+from bench.schedules import Schedule, read_schedule
+from bench.shapes import UNSHAPED, Shape
 from tools.wan_native import PortInUse, Relay, WanError
 
 __all__ = ["DirectionStats", "Link", "LinkStats", "PortInUse", "Schedule", "Shape", "Wan", "WanError"]
@@ -326,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json is not None and options.json != STDOUT:
             check_file(options.json)
         return _serve(options, links)
-    except (OptionError, WanError, ProfileError, ScheduleError, ShapeError) as error:
+    except (OptionError, WanError) as error:
         print(f"wan: {error}", file=sys.stderr)
         return 2
 

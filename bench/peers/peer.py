@@ -54,8 +54,8 @@ class Peer:
         )  # fmt: skip
         try:
             self.version = self._ask(self._configuration)["version"]
-            self._ask({"prefill": [[1, 2, 3, 4] * 4] * 2, "room": 4})
-            self._ask({"decode": 4})
+            self.prefill([[1, 2, 3, 4] * 4] * 2, room=4)
+            self.decode(4)
         except BaseException:
             self.__exit__()
             raise
@@ -70,15 +70,23 @@ class Peer:
         self._log.close()
         self._folder.cleanup()
 
+    def prefill(self, prompts: list[list[int]], *, room: int) -> dict[str, Any]:
+        """The first token of each, after which ``room`` more may be decoded; the answer as :mod:`bench.peers.protocol` has it."""
+        return self._ask({"prefill": prompts, "room": room})
+
+    def decode(self, tokens: int, *, again: bool = False) -> dict[str, Any]:
+        """So many tokens more of each; ``again``: from the end of the prompts (llama.cpp alone)."""
+        return self._ask({"decode": tokens, "again": again})
+
     def measure(self, prompts: list[list[int]], tokens: int) -> tuple[dict[str, Any], list[list[int]]]:
         """One run: what :class:`bench.load.Run` says of it, as far as it applies, and the emitted ids of each sequence.
 
         Raises:
             RunError: as on entry.
         """
-        first = self._ask({"prefill": prompts, "room": tokens})
+        first = self.prefill(prompts, room=tokens)
         links, cpu = self.star.link_bytes(), measure_cpu(self.star.relay_pid)
-        rest = self._ask({"decode": tokens})
+        rest = self.decode(tokens)
         own, others = (after := measure_cpu(self.star.relay_pid)).share_since(cpu)
         emitted = len(prompts) * tokens
         run = {

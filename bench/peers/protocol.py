@@ -5,8 +5,8 @@ JSON lines, one answer a question. The first question is the configuration (:mod
 
     {"prefill": [[id, ...], ...], "room": n}   all sequences anew, of equal length; room for n tokens more of each
         -> {"first_s": seconds until all have their first token, "tokens": [id, ...]}
-    {"decode": n}                              n tokens more of each, greedy, all sequences in step
-        -> {"steps_s": [seconds, ...], "tokens": [[id, ...], ...]}
+    {"decode": n, "again": bool}               n tokens more of each, greedy, all sequences in step; again: from the prompts' end
+        -> {"steps_s": [seconds, ...], "cpu_s": [this process's processor seconds, ...], "tokens": [[id, ...], ...]}
 
 At the end of its input a program ends everything that it started: it leads a process group.
 """
@@ -24,7 +24,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 Json = dict[str, Any]
 
@@ -42,6 +42,13 @@ class Decoder(Protocol):
 
     def step(self, tokens: list[int]) -> list[int]:
         """The token after each of ``tokens``."""
+
+
+class Rewinder(Decoder, Protocol):
+    """One that can decode again after the same prompts."""
+
+    def rewind(self) -> None:
+        """Forget what came after the prompts. Not timed."""
 
 
 class Server:
@@ -64,6 +71,7 @@ class Server:
     def serve(self, decoder: Decoder) -> None:
         """Until the input ends, and the process with it."""
         self._answer({"version": decoder.version})
+        first: list[int] = []
         tokens: list[int] = []
         while True:
             question = self._questions.get()
@@ -71,18 +79,22 @@ class Server:
                 prompts = question["prefill"]
                 decoder.prepare(len(prompts), len(prompts[0]) + question["room"])
                 start = time.perf_counter()
-                tokens = decoder.prefill(prompts)
+                first = tokens = decoder.prefill(prompts)
                 self._answer({"first_s": time.perf_counter() - start, "tokens": tokens})
                 continue
-            steps, rows = [], []
-            start = time.perf_counter()
+            if question.get("again"):
+                cast(Rewinder, decoder).rewind()
+                tokens = first
+            steps, cpu, rows = [], [], []
+            start, cpu_start = time.perf_counter(), time.process_time()
             for _ in range(question["decode"]):
                 tokens = decoder.step(tokens)
-                now = time.perf_counter()
+                now, cpu_now = time.perf_counter(), time.process_time()
                 steps.append(now - start)
+                cpu.append(cpu_now - cpu_start)
                 rows.append(tokens)
-                start = now
-            self._answer({"steps_s": steps, "tokens": [list(one) for one in zip(*rows)]})  # noqa: B905 - for old Pythons
+                start, cpu_start = now, cpu_now
+            self._answer({"steps_s": steps, "cpu_s": cpu, "tokens": [list(one) for one in zip(*rows)]})  # noqa: B905 - for old Pythons
 
     def _read(self) -> None:
         """In a thread of its own, so that whoever asks may end at any moment and nothing is left running."""

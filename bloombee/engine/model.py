@@ -156,6 +156,11 @@ class SpanModel:
         return self.kv.num_bytes
 
     @property
+    def module(self) -> Any:
+        """transformers' model, of which the span's layers are real; for whoever measures its parts."""
+        return self._skeleton.model
+
+    @property
     def is_first(self) -> bool:
         return self.span.start == 0
 

@@ -26,20 +26,6 @@ def test_parts_give_rows_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert all(line["what"] in out for line in found["rows"])
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [(["--rounds", "9"], "at least 10"), (["--json", "/nowhere/x.json"], "no directory /nowhere"), (["--only", "x"], "envelope")],
-)
-def test_bad_arguments_are_refused(
-    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["micro", *words])
-    with pytest.raises(SystemExit) as caught:
-        micro.main()
-    assert caught.value.code == 2
-    assert said in capsys.readouterr().err
-
-
 def test_a_row_is_of_its_samples() -> None:
     got = row("x", "us", [float(n) for n in range(11)][::-1])
     assert (got.p10, got.median, got.p90) == (1.0, 5.0, 9.0)

@@ -14,12 +14,12 @@ from bench.cells import Cell, LogError, RunLog, interleave, make_cells
 from bench.exact import judge_standin
 from bench.floors import Floors, bubble, excess_per_hop_s, floors, microbatches_in_use, roofline_tokens_per_s
 from bench.options import AUTO, parse
-from bench.paired import interval
 from bench.pipeline import main
 from bench.predict import Setting, fit_paces, predict_by_cost, simulate
 from bench.profiles import ProfileError, load_profile
 from bench.shapes import Shape
-from bench.summary import Subject, cell_line, spread
+from bench.spread import interval, spread
+from bench.summary import Subject, cell_line
 from bench.techniques import TechniqueError
 from bench.texts import MAX_PROMPT_TOKENS, TextError, most_prompts, prompts
 from bench.window import find_window

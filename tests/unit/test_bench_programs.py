@@ -1,0 +1,95 @@
+"""Every benchmark refuses what it cannot measure at once, in one sentence, and ends as a program should."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from bench.arguments import OptionError
+from bench.program import BenchError, program
+
+ROOT = Path(__file__).parents[2]
+BAD = [
+    ("codec", ["--input", "/nowhere.safetensors"], "--input /nowhere.safetensors: no such file"),
+    ("codec", ["--input", "x", "--seconds", "-1"], "must be seconds from"),
+    ("compute", ["--batches", "1,x"], "'x': must be a whole number from 1"),
+    ("compute", ["--peers"], "needs --peer-env llama.cpp=DIR"),
+    ("compute", ["--peers", "--peer-env", "llama.cpp=/nowhere"], "no bin/python there"),
+    ("compute", ["--device", "cuda"], "needs --only"),
+    ("compute", ["--model", "nowhere/"], "no model"),
+    ("embedding", ["--repeats", "0"], "must be a whole number from 1"),
+    ("exact", ["demo"], "required: dtype"),
+    ("hops", ["--workers", "-1"], "must be a whole number from 1"),
+    ("hops", ["--json", str(ROOT)], "Is a directory"),
+    ("meter", ["--profiles", "moon"], "unknown profile 'moon'"),
+    ("meter", ["--traffics", "moon"], "'moon': there are bulk"),
+    ("micro", ["--rounds", "9"], "whole number from 10"),
+    ("micro", ["--json", "/nowhere/x.json"], "cannot write '/nowhere/x.json'"),
+    ("micro", ["--only", "x"], "envelope"),
+    ("native", ["--rows", "0"], "must be a whole number from 1"),
+    ("overtake", ["--period-ms", "0"], "must be milliseconds from"),
+    ("pipes", ["flat", "--json", str(ROOT)], "Is a directory"),
+    ("pipes", ["knee", "--microbatches", "4-x"], "'x': must be a whole number"),
+    ("pipes", ["knee", "--plot", "/nowhere/x.png"], "cannot write"),
+    ("serving", ["--modes", "moon"], "'moon': there are fairness"),
+    ("serving", ["--pace", "slow"], "pace"),
+    ("trace_cost", ["--tokens", "1"], "must be a whole number from 2"),
+    ("trace_cost", ["--pace", "slow"], "pace"),
+]
+
+
+@pytest.mark.parametrize(("name", "words", "said"), BAD, ids=[f"{name} {' '.join(words)}" for name, words, _ in BAD])
+def test_what_cannot_be_is_refused_before_anything_starts(
+    name: str, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    assert import_module(f"bench.{name}").main() == 2
+    out = capsys.readouterr()
+    assert out.err.startswith(f"{name}: ")
+    assert said in out.err
+    assert not out.out
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (OptionError("no"), 2, "x: no\n"),
+        (BenchError("it did not"), 1, "x: it did not\n"),
+        (OSError(28, "No space left on device"), 1, "x: [Errno 28] No space left on device\n"),
+        (KeyboardInterrupt(), 130, "x: interrupted\n"),
+    ],
+)
+def test_a_failure_is_a_sentence_and_a_status(
+    error: BaseException, status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @program("x")
+    def main() -> None:
+        raise error
+
+    assert main() == status
+    assert capsys.readouterr().err == said
+
+
+def test_a_fault_of_our_own_is_not_hidden() -> None:
+    @program("x")
+    def main() -> None:
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError):
+        main()
+
+
+def test_whoever_stops_reading_is_told_nothing() -> None:
+    words = ["--only", "pages", "--rounds", "10"]
+    readable, writable = os.pipe()
+    os.close(readable)
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.micro", *words], stdout=writable, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=60
+    )
+    os.close(writable)
+    assert (done.returncode, done.stderr) == (1, "")
