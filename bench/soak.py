@@ -4,7 +4,8 @@
     python bench/soak.py --requests 200
 
 Every finished request's tokens are judged by one process (teacher-forced, fp32: each must be the best one). Afterwards every
-KV page of every stage must be free. Memory is the sum of the head's and the workers' resident sets, after each tenth.
+KV page of every stage must be free. Memory is what the head and the workers have resident each for itself, after each tenth; all
+of the KV pools, which become resident as pages are first used, is told beside it.
 """
 
 from __future__ import annotations
@@ -31,24 +32,24 @@ from bloombee.types import Dtype
 MAX_PROMPT, MAX_NEW = 200, 60
 
 
-def resident_mb() -> float:
-    """Of this process and everything it started."""
+def private_mb() -> float:
+    """Resident memory of this process and everything it started that no other of them shares."""
     own = psutil.Process()
-    return float(sum(process.memory_info().rss for process in [own, *own.children(recursive=True)])) / 1e6
+    return float(sum(process.memory_full_info().uss for process in [own, *own.children(recursive=True)])) / 1e6
 
 
 async def load(arguments: argparse.Namespace, progress: Progress) -> tuple[list[tuple[list[int], list[int]]], dict[str, object]]:
     """(prompt, tokens) of every finished request, and facts."""
     rng = random.Random(arguments.seed)
     finished: list[tuple[list[int], list[int]]] = []
-    cancelled = 0
+    cancelled = ended = 0
     memory = []
     async with bloombee.Runtime("demo", workers=arguments.workers, dtype="float32", threads=1) as runtime:
         gate = asyncio.Semaphore(arguments.concurrency)
         task = progress.add_task("requests", total=arguments.requests)
 
         async def one(number: int) -> None:
-            nonlocal cancelled
+            nonlocal cancelled, ended
             prompt = [rng.randrange(1, 4096) for _ in range(rng.randint(1, MAX_PROMPT))]
             length, patience = rng.randint(1, MAX_NEW), rng.expovariate(2.0) if rng.random() < 0.25 else None
             async with gate:
@@ -59,8 +60,9 @@ async def load(arguments: argparse.Namespace, progress: Progress) -> tuple[list[
                 except TimeoutError:
                     cancelled += 1
             progress.advance(task)
-            if number % max(1, arguments.requests // 10) == 0:
-                memory.append(resident_mb())
+            ended += 1
+            if ended % max(1, arguments.requests // 10) == 0:
+                memory.append(private_mb())
 
         began = time.monotonic()
         await asyncio.gather(*(one(number) for number in range(arguments.requests)))
@@ -76,7 +78,8 @@ async def load(arguments: argparse.Namespace, progress: Progress) -> tuple[list[
             "cancelled": cancelled,
             "tokens/s": round(sum(len(tokens) for _, tokens in finished) / seconds, 1),
             "pages leaked": sum(all_free) - sum(pages),
-            "resident MB, after each tenth": " ".join(f"{value:.0f}" for value in memory),
+            "private MB, after each tenth": " ".join(f"{value:.0f}" for value in memory),
+            "of which KV pools at most, MB": round(sum(stage.kv_bytes for stage in runtime.plan.stages) / 1e6),
         }
     return finished, facts
 

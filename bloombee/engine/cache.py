@@ -24,6 +24,9 @@ Index: TypeAlias = slice | torch.Tensor
 LEAST_FILL = 0.75
 """Of the longest in a group, the least that a member holds: the rest is padding, which is read and multiplied too."""
 
+KEYS_STEP = 16
+"""Members of a group are padded to a multiple of so many keys."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
@@ -264,7 +267,9 @@ class Step:
 
     def _together(self, members: list[int], window: int | None) -> Together:
         runs = [self._seen(number, window) for number in members]
-        longest = len(runs[0]) if not self._batched else max(len(run) for run in runs)
+        longest = max(len(run) for run in runs)
+        if not self._batched:  # the CPU's products write a kernel for every number of keys
+            longest = -(-longest // KEYS_STEP) * KEYS_STEP
         slots = np.stack([np.pad(run, (0, longest - len(run)), mode="edge") for run in runs])
         lengths = np.array([len(run) for run in runs])
         valid = None if (lengths == longest).all() else self._tensor(np.arange(longest)[None] < lengths[:, None])

@@ -9,10 +9,14 @@ there is no second path to choose.
 Layers that are handed one and the same tensor (queries, keys and values; gate and up) are multiplied as one. Which those are
 is not known by name but seen: the layers run once without values, for the cache's sake (probe.py), and :class:`Watch`
 looks on.
+
+Kernels are written for every shape anew. So that they do not become more and more as requests of all lengths come and go,
+rows are padded to one of few numbers (:func:`padded_rows`), and only the last used are kept.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -21,14 +25,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from bloombee.engine.hugepages import collapse, forget
 
 ROWS = 32
 """Rows that the layout is made for. Those for 4 to 512 rows measure alike; the one for a single row is slower from 2 on."""
+EXACT_ROWS = 16
+"""Up to so many, each number of rows has kernels of its own: what decodes comes in these."""
+KEPT_KERNELS = 512
+"""That oneDNN keeps of those it has written, the last used: its own 1,024 take 0.7 to 1.7 MB each."""
 CHUNK_BYTES = 64 << 20
 """Larger weights are packed by parts, each part of the original let go before the next; and larger groups are not joined."""
+
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_KERNELS))  # read when the first kernel is written; no other way
 
 
 class Watch:
@@ -84,10 +94,26 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
         self._multiply = torch.ops.mkldnn._linear_pointwise.default  # its packet would look up the overload on every call
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.shape[-2]
+        padded = padded_rows(rows)
+        if padded == rows:
+            return self._multiplied(x)
+        return self._multiplied(pad(x, (0, 0, 0, padded - rows)))[..., :rows, :]
+
+    def _multiplied(self, x: torch.Tensor) -> torch.Tensor:
         if len(self.parts) == 1:
             out: torch.Tensor = self._multiply(x, self.weight, self._bias, "none", [], "")
             return out
         return torch.cat([self._multiply(x, weight, bias, "none", [], "") for weight, bias in self.parts], -1)
+
+
+def padded_rows(rows: int) -> int:
+    """How many rows are multiplied for ``rows``, the others zeros: few different numbers, none much larger than asked for.
+
+    oneDNN writes a kernel for every number of rows that it meets, which takes half a millisecond and 0.7 MB each.
+    """
+    step = 1 if rows <= EXACT_ROWS else max(4, 1 << ((rows - 1).bit_length() - 5))
+    return -(-rows // step) * step
 
 
 class _Product:

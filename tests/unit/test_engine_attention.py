@@ -118,6 +118,21 @@ def test_rows_of_few_keys_share_calls_and_give_what_each_gives_alone(lengths: tu
         torch.testing.assert_close(got[i], expected, atol=0.02, rtol=0.02)
 
 
+def test_sequences_that_grow_together_are_attended_in_few_shapes() -> None:
+    cache = make_cache()
+    pages = [tuple(range(25 * i, 25 * i + 25)) for i in range(2)]
+    shapes, counts = set(), set()
+    for length in range(1, 99):
+        step = Step(cache, [segment(i, length - 1, 1, pages[i]) for i in range(2)], batched=False)
+        (group,), alone = step.grouped(None, 1000)
+        assert not alone
+        shapes.add(tuple(group.slots.shape))
+        counts.add(length if group.valid is None else int(group.valid.sum()) // 2)
+        assert set(group.slots[1].tolist()) == set(range(25 * PAGE, 25 * PAGE + length))
+    assert shapes == {(2, count) for count in range(16, 113, 16)}
+    assert counts == set(range(1, 99))
+
+
 @pytest.mark.parametrize("rows", [1, 3, 12])
 @pytest.mark.parametrize("window", [None, 200])
 def test_few_rows_over_many_keys_equal_the_formula(rows: int, window: int | None) -> None:

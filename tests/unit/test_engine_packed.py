@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bloombee.engine import hugepages, packed
-from bloombee.engine.packed import PackedLinear, PackedPart, Watch, can_pack, pack_linears
+from bloombee.engine.packed import PackedLinear, PackedPart, Watch, can_pack, pack_linears, padded_rows
 
 needs_kernels = pytest.mark.skipif(not can_pack(torch.float32), reason="this torch has no packed kernels for this processor")
 
@@ -101,6 +101,35 @@ def test_weights_that_others_use_and_other_classes_stay_as_they_are() -> None:
     model = nn.ModuleList([embedding, head, Own(24, 24), nn.Linear(24, 24, dtype=torch.float64)])
     pack_linears(model)
     assert [type(one) for one in model] == [nn.Embedding, nn.Linear, Own, nn.Linear]
+
+
+def test_rows_are_padded_to_few_numbers_and_by_little() -> None:
+    padded = [padded_rows(rows) for rows in range(513)]
+    assert padded[:17] == list(range(17))
+    assert all(rows <= more <= rows + max(3, rows / 16) for rows, more in enumerate(padded))
+    assert [padded_rows(more) for more in padded] == padded
+    assert len(set(padded)) < 80
+
+
+@needs_kernels
+@pytest.mark.parametrize("bias", [False, True])
+def test_kernels_are_written_for_few_numbers_of_rows_and_padding_changes_nothing(bias: bool) -> None:
+    seen: set[int] = set()
+    with torch.inference_mode():
+        plain = nn.Linear(24, 40, bias=bias)
+        weight = plain.weight.clone()
+        layer = PackedLinear([plain])
+        multiply = layer._multiply
+
+        def noted(x: torch.Tensor, *rest: object) -> torch.Tensor:
+            seen.add(x.shape[-2])
+            return multiply(x, *rest)
+
+        layer._multiply = noted
+        for rows in range(1, 300):
+            x = torch.randn(1, rows, 24)
+            torch.testing.assert_close(layer(x), nn.functional.linear(x, weight, plain.bias), atol=1e-5, rtol=1e-5)
+    assert len(seen) < 64
 
 
 def test_a_dtype_without_kernels_is_not_packed() -> None:

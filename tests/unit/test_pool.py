@@ -129,6 +129,7 @@ class Memory(RuleBasedStateMachine):
         self.tokens: dict[int, list[int]] = {}
         self.newest: dict[int, int] = {}
         self.written = 0
+        self.most_held = 0
 
     @rule(target=sequences)
     def open(self) -> int:
@@ -169,6 +170,11 @@ class Memory(RuleBasedStateMachine):
         assert self.pool.num_free == PAGES - len(held)
 
     @invariant()
+    def memory_is_touched_for_the_most_pages_ever_held_at_once(self) -> None:
+        touched = {slot // PAGE for slot, token in enumerate(self.slots) if token >= 0}
+        assert len(touched) <= self.most_held
+
+    @invariant()
     def what_is_seen_is_what_was_written(self) -> None:
         for sequence, table in self.tables.items():
             tokens = self.tokens[sequence]
@@ -199,6 +205,7 @@ class Memory(RuleBasedStateMachine):
             self.written += 1
         self.newest[sequence] = max(self.newest[sequence], position + rows)
         self.what_is_seen_is_what_was_written()
+        self.most_held = max(self.most_held, PAGES - self.pool.num_free)
         table.slide(position + rows)
 
     def _cut(self, sequence: int, position: int) -> None:
