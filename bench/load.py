@@ -24,6 +24,8 @@ LEAST_LOOP_S = 0.03
 SETTLE_S, SETTLE_LOOPS, SETTLE_TOKENS = 1.5, 6, 64
 """What is tuned while it runs gets this long and so many loops of the links, or this many tokens of each sequence, before the
 window begins."""
+MOST_SETTLE_S = 15.0
+"""What is tuned decodes for at most this long before its first run, until it has measured what it chose."""
 FIXED_TOKENS = 4
 """What is not tuned: so many tokens of each sequence, for microbatches that prompts have left uneven to even out."""
 
@@ -101,6 +103,16 @@ async def warm_up(ring: Ring) -> None:
     await ring.until_idle()
 
 
+async def settle(ring: Ring, prompts: list[list[int]], tokens: int) -> None:
+    """Let a ring that tunes itself find out how it runs so many sequences on these links best; nothing for other rings."""
+    if ring.spec.microbatches is not None or len(prompts) == 1:
+        return
+    await _meet_links(ring)
+    streams = _Streams(ring, prompts, tokens)
+    await streams.settle()
+    await ring.until_idle()
+
+
 async def _meet_links(ring: Ring) -> None:
     """Show a ring whose links have just changed a few small frames: large ones tell no longer link from a narrower one."""
     if ring.is_reshaped:
@@ -158,13 +170,24 @@ class _Streams:
             await self._until_later(self._since_s + lasts_s, tasks)
             self.after = await self._snapshot()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _end(tasks)
         window = find_window(self.times, self._wanted, self._since_s, least_s=lasts_s)
         if window is None:
             raise RunError("the sequences did not decode together long enough: fewer sequences, or more --tokens")
         return window
+
+    async def settle(self) -> None:
+        """Until the ring has settled, a sequence comes to its end, or it takes too long."""
+        tasks = [asyncio.create_task(self._stream(number, prompt)) for number, prompt in enumerate(self._prompts)]
+        try:
+            await self._until(self._all_started, tasks)
+            stop = time.monotonic() + MOST_SETTLE_S
+            await asyncio.sleep(1.0)  # it looks twice a second; before, it speaks of the last load
+            runtime = self._ring.runtime
+            while time.monotonic() < stop and not runtime.is_settled and not any(map(asyncio.Task.done, tasks)):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        finally:
+            await _end(tasks)
 
     async def _stream(self, number: int, prompt: list[int]) -> None:
         limit = most_tokens(self._wanted, self._ring.profile)
@@ -219,6 +242,12 @@ class _Streams:
         stages = await self._ring.runtime.stage_use()
         cpu = await asyncio.to_thread(measure_cpu, self._ring.relay_pid)
         return Snapshot(cpu, stages, await self._ring.link_bytes())
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _report(streams: _Streams, window: Window, prefill_tokens_per_s: float | None, first_s: float | None) -> Run:

@@ -32,7 +32,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.arguments import OptionError, Parser, names, shown, whole, wholes, writable
-from bench.load import Run, measure, most_tokens, warm_up
+from bench.load import Run, measure, most_tokens, settle, warm_up
 from bench.predict import Setting, predict_by_cost
 from bench.profiles import load_profile
 from bench.program import machine, program
@@ -95,6 +95,7 @@ async def knee(options: argparse.Namespace, console: Console) -> list[Line]:
             await warm_up(ring)
             for name in profiles:
                 ring.shape(load_profile(name))
+                await settle(ring, _texts(options), options.tokens)
                 runs = [await measure(ring, _texts(options), options.tokens, prefill=False) for _ in range(options.repeats)]
                 lines.append(_knee_line(options, ring, asked, name, runs))
                 console.print(

@@ -13,7 +13,7 @@ from bench.apart import TOKENS as APART_TOKENS
 from bench.apart import Parts, measure_apart
 from bench.cells import Cell, RunLog, interleave, make_cells
 from bench.exact import Reference
-from bench.load import Run, RunError, measure, most_tokens, warm_up
+from bench.load import Run, RunError, measure, most_tokens, settle, warm_up
 from bench.options import AUTO, MAX_BATCH, BenchOptions
 from bench.peers.field import Field
 from bench.profiles import SCALED_HIDDEN, Profile, load_profile
@@ -46,6 +46,7 @@ class ModelRunner:
         rows = [*(technique.name for technique in options.techniques), *(env.technique for env in options.peers)]
         self._cells = make_cells(options.profiles, rows, options.batches)
         self._links: dict[str, Profile] = {}
+        self._settled: set[tuple[Ring, str, int]] = set()
         self._num_done = 0
         self._started = time.monotonic()
 
@@ -176,6 +177,9 @@ class ModelRunner:
     async def _run_cell(self, cell: Cell, ring: Ring, batch: int) -> dict[str, Any]:
         ring.shape(self._links[cell.profile])
         texts = prompts(batch, self.options.prompt_tokens, ring.runtime.card.tokenizer_json)
+        if (ring, cell.profile, batch) not in self._settled:
+            self._settled.add((ring, cell.profile, batch))
+            await settle(ring, texts, self.options.tokens)
         run = await measure(ring, texts, self.options.tokens)
         assert self._reference is not None
         verdict = await asyncio.to_thread(self._reference.judge, texts, run.tokens)

@@ -274,6 +274,14 @@ class Runtime:
         return self._started().topology
 
     @property
+    def is_settled(self) -> bool:
+        """Whether how many microbatches are under way has been measured under the present load and found right.
+
+        Takes some seconds of steady decode; with a fixed number there is nothing to find.
+        """
+        return self._started().is_settled
+
+    @property
     def num_requests(self) -> int:
         """Requests that are waiting or running."""
         return self._started().num_requests

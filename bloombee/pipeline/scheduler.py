@@ -171,6 +171,8 @@ class SchedulerCore:
         self._next_sequence = 0
         self.quickest_loop: tuple[float, int] | None = None
         """Seconds and rows of the decode microbatch that came home quickest of late."""
+        self.decoded: tuple[int, float] = (0, 0.0)
+        """Tokens that came of decode microbatches so far, and when the last of these came home."""
 
     def handle(self, event: Event) -> list[Command]:
         """Raises RemoteProtocolError for a message that its sender must not send; the state is as it was."""
@@ -519,6 +521,7 @@ class SchedulerCore:
         flight = pipe.flights.pop(verdict.microbatch, None)
         if flight is not None and flight.phase is Phase.DECODE:
             self._note_loop(flight, now)
+            self.decoded = (self.decoded[0] + len(verdict.picks), now)
         told: list[Command] = []
         for pick in verdict.picks:
             told += self._pick(pick, now)

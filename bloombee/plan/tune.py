@@ -72,12 +72,13 @@ def tune(
     most_rows: int,
     target_s: float | None = None,
     prompt_tokens: int = 512,
+    least_microbatches: int = 1,
 ) -> Tuning:
     """The best way to run ``sequences`` decoding sequences on the plan of ``base``.
 
     Args:
         base: workers, layers, codec ratios and context; its microbatches are replaced.
-        most_microbatches: credit there is; most_rows: in one microbatch.
+        most_microbatches: credit there is; most_rows: in one microbatch; least_microbatches: as far as sequences go round.
         target_s: time per token to keep, giving up throughput by running fewer sequences at once; None: none to keep.
             If not even one sequence keeps it, one is run.
         prompt_tokens: for which the chunk is chosen.
@@ -85,17 +86,18 @@ def tune(
     Time: about 2 * sqrt(sequences) evaluations of the cost model, log2(sequences) times that with a target.
     """
     limit = None
-    best, seconds = _spread(base, topology, model, sequences, most_microbatches, most_rows)
+    allowed = range(least_microbatches, most_microbatches + 1)
+    best, seconds = _spread(base, topology, model, sequences, allowed, most_rows)
     if target_s is not None and best.time_per_token_s > target_s:
         low, high = 1, sequences
         while low < high:
             middle = (low + high + 1) // 2
-            if _spread(base, topology, model, middle, most_microbatches, most_rows)[0].time_per_token_s <= target_s:
+            if _spread(base, topology, model, middle, allowed, most_rows)[0].time_per_token_s <= target_s:
                 low = middle
             else:
                 high = middle - 1
         limit = low
-        best, seconds = _spread(base, topology, model, low, most_microbatches, most_rows)
+        best, seconds = _spread(base, topology, model, low, allowed, most_rows)
     chunk = best_chunk(base, topology, model, prompt_tokens=prompt_tokens, most_rows=most_rows)
     chosen = best.candidate
     chunks = chunks_by_position(base, topology, model, step_s=best.step_s, fastest=chunk)
@@ -121,12 +123,14 @@ def best_chunk(base: Candidate, topology: Topology, model: ModelShape, *, prompt
 
 
 def _spread(
-    base: Candidate, topology: Topology, model: ModelShape, sequences: int, most: int, most_rows: int
+    base: Candidate, topology: Topology, model: ModelShape, sequences: int, allowed: range, most_rows: int
 ) -> tuple[Cost, float]:
-    """The cheapest spread of ``sequences`` over at most ``most`` microbatches, and its step."""
+    """The cheapest spread of ``sequences`` over as many microbatches as are ``allowed``, and its step."""
     best: tuple[Cost, float] | None = None
     least_s = math.inf
-    for size in sorted({min(most_rows, -(-sequences // count)) for count in range(1, min(most, sequences) + 1)}, reverse=True):
+    most = allowed[-1]
+    counts = range(min(allowed[0], sequences), min(most, sequences) + 1)
+    for size in sorted({min(most_rows, -(-sequences // count)) for count in counts}, reverse=True):
         count = min(most, -(-sequences // size))
         cost = evaluate(replace(base, num_microbatches=count, microbatch_sequences=size), topology, model)
         seconds = step_s(cost, topology, model)

@@ -311,6 +311,11 @@ class HeadRole:
         return {(HEAD, self.plan.stages[0].worker): self._meter.facts(), **self._link_facts}
 
     @property
+    def is_settled(self) -> bool:
+        """How the present load is run has been measured and found right, or is not the head's to choose."""
+        return self.tuner is None or self.tuner.is_settled
+
+    @property
     def topology(self) -> Topology:
         """The ring as its workers' profiles and its links' frames describe it; what has said nothing takes no time."""
         plan = self.plan
@@ -412,6 +417,7 @@ class HeadRole:
             devices=lambda: [self._device(stage) for stage in plan.stages],
             links=lambda: self._measured_links(plan),
             quickest_loop=lambda: self._scheduler.quickest_loop,
+            decoded=lambda: self._scheduler.decoded,
             num_sequences=lambda: self._scheduler.num_open if self.config.target_s is None else self._scheduler.num_sequences,
             apply=self._schedule,
             target_s=self.config.target_s,

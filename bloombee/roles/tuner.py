@@ -33,6 +33,7 @@ class Tuner:
         devices: every stage's, as it has measured itself; None while it has not.
         links: leaving each stage, as measured; the last one leads to the head. None while nothing is known of them.
         quickest_loop: seconds and rows of the microbatch that came home quickest of late.
+        decoded: tokens so far, and when (monotonic) the last of them came.
         num_sequences: that want to run now.
         apply: hand the choice to the scheduler.
         target_s: time per token to keep; None: most tokens a second.
@@ -48,6 +49,7 @@ class Tuner:
         devices: Callable[[], Sequence[Device | None]],
         links: Callable[[], Sequence[Link] | None],
         quickest_loop: Callable[[], tuple[float, int] | None],
+        decoded: Callable[[], tuple[int, float]],
         num_sequences: Callable[[], int],
         apply: Callable[[Tune], None],
         target_s: float | None = None,
@@ -67,7 +69,13 @@ class Tuner:
         self._links = links
         self._num_sequences = num_sequences
         self._quickest_loop = quickest_loop
+        self._decoded = decoded
         self._apply = apply
+
+    @property
+    def is_settled(self) -> bool:
+        """How the present load is run has been measured and found right; nothing is being tried."""
+        return self._steering.is_settled
 
     async def run(self) -> None:
         """Until cancelled, or the pipeline is gone."""
@@ -95,7 +103,9 @@ class Tuner:
             self._apply(Tune(self._num_stages, (self._steering.begin(*known),), None, time.monotonic(), sizes_apart=True))
 
     def _choose(self, sequences: int) -> None:
-        best = self._steering.choose(sequences, self._links(), self._quickest_loop())
+        best = self._steering.choose(
+            sequences, self._links(), self._quickest_loop(), decoded=self._decoded(), now=time.monotonic()
+        )
         if best is None:
             return
         log.debug("%d microbatches of %d for %d sequences", best.num_microbatches, best.microbatch_sequences, sequences)

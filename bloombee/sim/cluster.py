@@ -254,7 +254,13 @@ class SimCluster:
         self.clock.call_later(LOOK_EVERY_S, self._look)
         if self.scheduler.num_open:
             self._steering.report(self.uses)
-            best = self._steering.choose(self.scheduler.num_open, self._links_as_they_are(), self.scheduler.quickest_loop)
+            best = self._steering.choose(
+                self.scheduler.num_open,
+                self._links_as_they_are(),
+                self.scheduler.quickest_loop,
+                decoded=self.scheduler.decoded,
+                now=self.clock.now,
+            )
             if best is not None:
                 self._apply(tune_event(best, sizes_apart=self._steering.sizes_apart, now=self.clock.now))
 

@@ -8,6 +8,7 @@ import pytest
 
 from bench.window import find_window
 from bloombee.pace import Pace
+from bloombee.plan.topology import Cores
 from bloombee.sim.cluster import SimCluster
 from bloombee.sim.network import LinkShape
 
@@ -18,7 +19,16 @@ NAMES = ("stage0", "stage1", "stage2", "scheduler")
 TOKENS, SETTLE_TOKENS = 10, 4
 
 
-def _cluster(pace: Pace, latency_s: float, batch: int, *, microbatches: int | None = None, scatter: float = 0.0) -> SimCluster:
+def _cluster(
+    pace: Pace,
+    latency_s: float,
+    batch: int,
+    *,
+    microbatches: int | None = None,
+    scatter: float = 0.0,
+    cores: Cores | None = None,
+    tokens: int = 300,
+) -> SimCluster:
     """Three stages, a gigabit between them; like a runtime that has served a short request before."""
     far = LinkShape(latency_s, 125e6)
     shapes = {ends: far for a, b in itertools.pairwise(NAMES) for ends in ((a, b), (b, a))}
@@ -26,7 +36,7 @@ def _cluster(pace: Pace, latency_s: float, batch: int, *, microbatches: int | No
         seed=0,
         num_stages=3,
         num_microbatches=microbatches or 128,
-        num_pages=20 * batch,
+        num_pages=tokens * batch // 16 + batch,
         page_size=16,
         max_rows=512,
         pace=pace,
@@ -36,6 +46,7 @@ def _cluster(pace: Pace, latency_s: float, batch: int, *, microbatches: int | No
         resend_after_s=60.0,
         tuned=microbatches is None,
         scatter=scatter,
+        cores=cores,
     )
     cluster.submit([1] * 32, max_new_tokens=8)
     assert cluster.run()
@@ -87,3 +98,34 @@ def test_a_device_that_changes_its_nature_is_found_out_while_it_runs() -> None:
     done = sum(len(request.tokens) for request in cluster.requests.values())
     assert cluster.run_for(8.0)
     assert sum(len(request.tokens) for request in cluster.requests.values()) - done >= 0.95 * 125 * 8
+
+
+def _decoded_by(cluster: SimCluster, batch: int, *, settle_s: float, window_s: float) -> float:
+    for n in range(batch):
+        cluster.submit([n] * 4, max_new_tokens=700, seed=n, at=cluster.clock.now)
+    cluster.run_for(settle_s)
+    before = sum(len(request.tokens) for request in cluster.requests.values())
+    assert cluster.run_for(window_s)
+    return (sum(len(request.tokens) for request in cluster.requests.values()) - before) / window_s
+
+
+TINY = Pace(0.005, 0.0003, 0.0001)
+TWO_CORES = Cores(2, hop_s=0.003, hop_cpu_s=0.004)
+
+
+@pytest.mark.parametrize(("latency_s", "scatter"), [(0.0005, 0.1), (0.020, 0.1), (0.020, 0.0)])
+def test_workers_that_fight_for_cores_end_where_they_fight_least(latency_s: float, scatter: float) -> None:
+    """The cost model takes every worker for a machine and would have 11 under way; only the tokens tell."""
+
+    def speed(microbatches: int | None, settle_s: float) -> float:
+        cluster = _cluster(TINY, latency_s, 32, microbatches=microbatches, scatter=scatter, cores=TWO_CORES, tokens=800)
+        return _decoded_by(cluster, 32, settle_s=settle_s, window_s=3.0)
+
+    best = max(speed(microbatches, 0.5) for microbatches in (1, 2, 3, 4, 6, 8))
+    assert speed(None, 15.0) >= 0.95 * best
+
+
+def test_on_machines_of_their_own_the_check_finds_nothing_to_mend() -> None:
+    cluster = _cluster(FIXED, 0.050, 32, scatter=0.05, tokens=1600)
+    _decoded_by(cluster, 32, settle_s=10.0, window_s=30.0)
+    assert {count for moment, count in cluster.tunings if moment > 10.0} <= {cluster.tunings[-1][1]}
