@@ -35,7 +35,7 @@ GIVE_UP_S, GIVE_UP_TURNS = 30.0, 60
 MOVED = 0.25
 """A promise that differs by more than this share is another one."""
 SAME_LOAD = 1 / 32
-SAME_DELAY_S = 0.005
+SAME_DELAY_S = 0.010
 MOST_LOADS = 16
 
 
@@ -82,7 +82,7 @@ class _Load:
             return False
         if delay_s is None or self.delay_s is None:
             return True
-        return abs(delay_s - self.delay_s) <= max(MOVED * self.delay_s, SAME_DELAY_S)
+        return abs(delay_s - self.delay_s) <= max(MOVED * max(delay_s, self.delay_s), SAME_DELAY_S)
 
     def try_out(self, count: int, give_up_s: float) -> None:
         self.pin, self.until_s, self.is_trial = count, give_up_s, True
