@@ -458,7 +458,7 @@ class LinkEstimator:
         has_left = sent > self._control.departed
         may_be_idle = has_left or sent >= self._free_at or self._is_unqueued
         self._free_at = max(self._free_at, sent) + num_bytes / (CAREFUL * (self._rate.slow.mean or SLOWEST_BYTES_PER_S))
-        if may_be_idle and num_frames == 1 and not is_large:
+        if may_be_idle and num_frames == 1 and not (is_large and self._rate.slow.mean is None):
             self._idle(rtt_s, num_bytes, now, is_sure=has_left)
         if self._rtt.slow.mean is None:
             return
@@ -505,7 +505,9 @@ class LinkEstimator:
         known_s = base_s if math.isfinite(base_s) else 0.0
         margin_s = max(RISE_FACTOR * self._jitter_s, RISE_SHARE * known_s, RTT_FLOOR_S)
         if own_s > 2 * margin_s:
-            self._compare(rtt_s - base_s, own_s, margin_s)
+            if rtt_s < base_s - margin_s:  # shorter as a whole than an empty frame was
+                self._another_length([rtt_s], now)
+            self._compare(rtt_s - base_s, own_s)
             return
         rtt_s = max(1e-6, rtt_s - own_s)
         if is_sure and self._rtt.add(rtt_s + RTT_FLOOR_S, 1.0, now):
@@ -516,22 +518,21 @@ class LinkEstimator:
             for one in (*waiting[-MANY_TRIPS:], rtt_s):
                 self._trips.add(one)
         elif self._rise.add(rtt_s, now):
-            self._longer(self._rise.trips, now)
+            self._another_length(self._rise.trips, now)
         if rtt_s < self._base.value:
             self._raw_bytes, self._raw_since = num_bytes, -math.inf if rate else now
         self._base.add(rtt_s, now)
         self._small = min(self._small, num_bytes)
 
-    def _compare(self, took_s: float, own_s: float, margin_s: float) -> None:
+    def _compare(self, took_s: float, own_s: float) -> None:
         """A frame whose own time on the wire is too long to tell a round trip, and so short that the wire must be wider?"""
-        is_quick = -margin_s < took_s < own_s * math.exp(-FAR)
-        self._num_quick = self._num_quick + 1 if is_quick else 0
+        self._num_quick = self._num_quick + 1 if took_s < own_s * math.exp(-FAR) else 0
         if self._num_quick >= QUICK:
             self._num_quick = 0
             self._rate.forget()
 
-    def _longer(self, trips: list[float], now: float) -> None:
-        """The link has become longer, as ``trips`` show it."""
+    def _another_length(self, trips: list[float], now: float) -> None:
+        """The link has become longer or shorter, as ``trips`` show it."""
         self._base, self._trips, self._rise, self._piece_delay = _Least(), _Trips(), _Rise(), _Least()
         self._rtt.forget()
         self._control.reset()

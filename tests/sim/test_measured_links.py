@@ -1,0 +1,59 @@
+"""What is chosen by links that only their own frames have shown, behind named profiles with jitter and asymmetry."""
+
+from __future__ import annotations
+
+import pytest
+from measured_kit import MeasuredCluster
+
+from bench.window import find_window
+from bloombee.pace import Pace
+
+FIXED = Pace(0.013, 0.00005, 0.0005)
+MIXED = Pace(0.004, 0.001, 0.0005)
+BATCH, TOKENS, SETTLE_TOKENS = 32, 10, 4
+
+
+def _cluster(profile: str, pace: Pace, microbatches: int | None = None) -> MeasuredCluster:
+    """It has served two short requests before."""
+    cluster = MeasuredCluster(profile, pace, BATCH, microbatches=microbatches)
+    for _ in range(2):
+        cluster.submit([1] * 32, max_new_tokens=8, at=cluster.clock.now)
+        assert cluster.run()
+    return cluster
+
+
+def _speed(cluster: MeasuredCluster) -> float:
+    """Decoded tokens a second after the fourth token of the last sequence; the sequences end with that."""
+    start = cluster.clock.now
+    numbers = [cluster.submit([n] * 4, max_new_tokens=200, seed=n, at=start) for n in range(BATCH)]
+    window = None
+    while window is None:
+        assert cluster.run_for(0.5)
+        times = [cluster.requests[number].token_times for number in numbers]
+        if all(len(one) > SETTLE_TOKENS for one in times):
+            window = find_window(times, TOKENS, max(one[SETTLE_TOKENS] for one in times))
+    for number in numbers:
+        cluster.cancel(number, at=cluster.clock.now)
+    assert cluster.run()
+    return window.tokens_per_s
+
+
+@pytest.mark.parametrize(
+    ("profile", "pace"),
+    [("home", FIXED), ("home", MIXED), ("three-regions", FIXED), ("three-regions", MIXED), ("20M-100ms", FIXED)],
+)
+def test_the_choice_is_as_good_as_the_best_of_a_sweep(profile: str, pace: Pace) -> None:
+    sweep = {m: _speed(_cluster(profile, pace, m)) for m in (4, 8, 16)}
+    assert _speed(_cluster(profile, pace)) >= 0.95 * max(sweep.values()), sweep
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "best"),
+    [("home", "500M-10ms", 4), ("20M-100ms", "125M-60ms", 8)],
+)
+def test_links_that_have_become_others_are_found_out_while_it_runs(before: str, after: str, best: int) -> None:
+    cluster = _cluster(before, FIXED)
+    _speed(cluster)
+    cluster.reshape(after)
+    _speed(cluster)
+    assert _speed(cluster) >= 0.9 * _speed(_cluster(after, FIXED, best))
