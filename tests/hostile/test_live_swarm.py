@@ -97,7 +97,7 @@ class _Turncoat(WorkerRole):
 )
 def test_a_worker_that_says_what_it_must_not_is_refused_and_the_head_lives(message: Any) -> None:
     async def use() -> None:
-        runtime = bloombee.Runtime("demo", remote_workers=1, dtype="float32", load_deadline_s=3)
+        runtime = bloombee.Runtime("demo", remote_workers=1, dtype="float32", load_deadline_s=60)
         await runtime.prepare()
         turncoat = _Turncoat(
             WorkerConfig(join=runtime.join_token), [message, StageFailed(1, 1, "DeviceError", {"message": "enough"})]

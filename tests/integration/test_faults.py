@@ -33,9 +33,16 @@ from bloombee.wire.token import JoinToken, decode_token, encode_token
 
 
 def _newest_workers() -> list[psutil.Process]:
-    """Of the Runtime of this process that was started last, in their order: other tests may keep swarms running."""
+    """Of the Runtime of this process that was started last, in their order: other tests may keep swarms running.
+
+    Process ids say nothing of the order: they begin anew at pid_max.
+    """
+
+    def age(process: psutil.Process) -> tuple[float, int]:
+        return process.create_time(), process.pid
+
     spawners = [child for child in psutil.Process().children() if "bloombee.roles.spawner" in " ".join(child.cmdline())]
-    return sorted(max(spawners, key=lambda p: p.pid).children(), key=lambda p: p.pid)
+    return sorted(max(spawners, key=age).children(), key=age)
 
 
 def _gone(pids: list[int]) -> bool:
@@ -168,9 +175,10 @@ def _altered(token: str, **changes: Any) -> str:
 )
 def test_a_wrong_join_token_is_refused_with_the_reason(changes: dict[str, Any], kind: Any, says: str) -> None:
     async def use(runtime: bloombee.Runtime) -> None:
-        config = WorkerConfig(join=_altered(runtime.join_token, **changes), join_deadline_s=3)
+        deadline_s = 3 if kind is not AuthenticationError else 30
+        config = WorkerConfig(join=_altered(runtime.join_token, **changes), join_deadline_s=deadline_s)
         with pytest.raises(kind) as caught:
-            await asyncio.wait_for(WorkerRole(config).serve(), 20)
+            await asyncio.wait_for(WorkerRole(config).serve(), 40)
         assert says in str(caught.value)
 
     asyncio.run(_with_head(use))
@@ -178,11 +186,11 @@ def test_a_wrong_join_token_is_refused_with_the_reason(changes: dict[str, Any], 
 
 def test_a_token_lets_one_worker_in(monkeypatch: pytest.MonkeyPatch) -> None:
     async def use(runtime: bloombee.Runtime) -> None:
-        config = WorkerConfig(join=runtime.join_token, join_deadline_s=5)
+        config = WorkerConfig(join=runtime.join_token, join_deadline_s=30)
         first = asyncio.ensure_future(WorkerRole(config).serve())
         await asyncio.wait_for(runtime.ready(), 60)
         with pytest.raises(AuthenticationError) as caught:
-            await asyncio.wait_for(WorkerRole(config).serve(), 20)
+            await asyncio.wait_for(WorkerRole(config).serve(), 40)
         assert "spent" in str(caught.value)
         assert (await runtime.generate("x", max_new_tokens=2)).token_ids
         await runtime.close()
@@ -198,7 +206,7 @@ def test_another_protocol_version_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
     async def use(runtime: bloombee.Runtime) -> None:
         with pytest.raises(VersionMismatch):
-            await asyncio.wait_for(WorkerRole(WorkerConfig(join=runtime.join_token, join_deadline_s=5)).serve(), 20)
+            await asyncio.wait_for(WorkerRole(WorkerConfig(join=runtime.join_token, join_deadline_s=30)).serve(), 40)
 
     asyncio.run(_with_head(use))
 
@@ -235,7 +243,7 @@ def test_a_swarm_that_cannot_be_says_why_and_leaves_nothing(arguments: dict[str,
     with pytest.raises(kind) as caught:
         asyncio.run(use())
     assert says in str(caught.value)
-    assert psutil.Process().children(recursive=True) == before
+    assert not set(psutil.Process().children(recursive=True)) - set(before)
 
 
 def test_a_worker_started_by_hand_ends_when_its_head_is_killed() -> None:
