@@ -12,9 +12,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
-import platform
 import statistics
+import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -23,9 +22,12 @@ from typing import Any
 
 import uvloop
 
+from bench.arguments import Parser, names, seconds, whole, wholes
 from bench.load import warm_up
-from bench.profiles import load_profile
+from bench.profiles import Profile, load_profile
+from bench.program import headline, program
 from bench.ring import Ring, RingSpec
+from bench.spread import quantile
 from bloombee.pace import Pace, parse_pace
 from bloombee.pipeline.events import Tune
 from bloombee.plan.chunk import Chunks
@@ -36,12 +38,12 @@ SETTLE_S = 6.0
 SPARE_TOKENS = 100_000
 DEFAULTS: dict[str, dict[str, Any]] = {
     "alone": {
-        "profiles": "20M-100ms,100M-60ms",
+        "profiles": ("20M-100ms", "100M-60ms"),
         "model": "standin:llama-30b",
         "pace": "13,0.05,0.5",
         "prompt": 2048,
     },
-    "beside": {"profiles": "20M-100ms", "model": "standin:1024x16", "pace": "4,0.2,0.2", "prompt": 4096},
+    "beside": {"profiles": ("20M-100ms",), "model": "standin:1024x16", "pace": "4,0.2,0.2", "prompt": 4096},
 }
 """A prompt is bound by what is busiest where that is busy for much longer than the way round; decode meets chunks everywhere."""
 
@@ -132,15 +134,10 @@ async def beside(ring: Ring, options: argparse.Namespace) -> None:
         print(f"  chunk rows {_chunks(ring)}; prompts took {statistics.median(prompts):.2f} s")
     p50, p99 = {}, {}
     for name, gaps in spans.items():
-        gaps.sort()
-        p50[name], p99[name] = _quantile(gaps, 0.5), _quantile(gaps, 0.99)
+        p50[name], p99[name] = quantile(gaps, 0.5), quantile(gaps, 0.99)
         print(f"  {name:<16}{len(gaps):>6} tokens  p50 {1e3 * p50[name]:7.1f} ms  p99 {1e3 * p99[name]:7.1f} ms")
     more = [values["beside prefill"] / values["decode alone"] - 1 for values in (p50, p99)]
     print(f"  inflation: p50 {more[0]:+.1%}, p99 {more[1]:+.1%}", flush=True)
-
-
-def _quantile(values: list[float], share: float) -> float:
-    return values[int(share * (len(values) - 1))] if values else float("nan")
 
 
 def _chunks(ring: Ring) -> str:
@@ -158,11 +155,7 @@ def _fix_chunk(ring: Ring, chunk: int) -> None:
     head._schedule(Tune(1, (Chunks(0, chunk, chunk, SPARE_TOKENS),), None, time.monotonic()))
 
 
-def _rows(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
-async def run(part: str, profile: str, options: argparse.Namespace) -> None:
+async def run(part: str, profile: Profile, options: argparse.Namespace) -> None:
     spec = RingSpec(
         model=options.model,
         dtype="bfloat16",
@@ -171,11 +164,11 @@ async def run(part: str, profile: str, options: argparse.Namespace) -> None:
         codec="off",
         pace=options.pace,
         kv_tokens=2 * options.prompt + SPARE_TOKENS + 1024,
-        profile=load_profile(profile),
+        profile=profile,
     )
     async with Ring(spec) as ring:
         await warm_up(ring)
-        about = f"{part}, {profile}, {options.model}, pace {options.pace}, {options.workers} workers"
+        about = f"{part}, {profile.name}, {options.model}, pace {options.pace}, {options.workers} workers"
         print(f"{about}, a prompt of {options.prompt} tokens", flush=True)
         if part == "alone":
             await alone(ring, parse_pace(options.pace), options)
@@ -183,29 +176,29 @@ async def run(part: str, profile: str, options: argparse.Namespace) -> None:
             await beside(ring, options)
 
 
+@program("prefill")
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("alone", "beside"))
-    parser.add_argument("--profiles", help="default 20M-100ms,100M-60ms alone, 20M-100ms beside")
+    parser.add_argument("--profiles", type=names(), help="default 20M-100ms,100M-60ms alone, 20M-100ms beside")
     parser.add_argument("--model", help="default standin:llama-30b alone, standin:1024x16 beside")
     parser.add_argument("--pace", help="of a stage: ms fixed, a decode row, a prefill row; 13,0.05,0.5 alone, 4,0.2,0.2 beside")
-    parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--prompt", type=int, help="tokens; default 2048 alone, 4096 beside")
-    parser.add_argument("--chunks", type=_rows, default=(), help="alone: rows of further chunks to try, with commas")
-    parser.add_argument("--decoders", type=int, default=8, help="sequences that decode; default 8")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of decode alone, each time; default 6")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--workers", type=whole(2, 64), default=4)
+    parser.add_argument("--prompt", type=whole(1, 10**6), help="tokens; default 2048 alone, 4096 beside")
+    parser.add_argument("--chunks", type=wholes(1, 10**6), default=(), help="alone: rows of further chunks to try, with commas")
+    parser.add_argument("--decoders", type=whole(1, 1024), default=8, help="sequences that decode; default 8")
+    parser.add_argument("--seconds", type=seconds(0.1, 3600), default=6.0, help="of decode alone, each time; default 6")
+    parser.add_argument("--repeats", type=whole(1, 1000), default=3)
     options = parser.parse_args()
     for name, value in DEFAULTS[options.part].items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    if options.prompt < 1 or options.decoders < 1 or options.repeats < 1 or min(options.chunks, default=1) < 1:
-        parser.error("--prompt, --decoders, --repeats and --chunks: whole numbers from 1")
     parse_pace(options.pace)
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}")
-    for profile in options.profiles.split(","):
+    profiles = [load_profile(name) for name in options.profiles]
+    print(headline())
+    for profile in profiles:
         uvloop.run(run(options.part, profile, options))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

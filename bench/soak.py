@@ -26,7 +26,9 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import bloombee
+from bench.arguments import Parser, whole
 from bench.exact import Reference
+from bench.program import program
 from bloombee.types import Dtype
 
 MAX_PROMPT, MAX_NEW = 200, 60
@@ -84,11 +86,12 @@ async def load(arguments: argparse.Namespace, progress: Progress) -> tuple[list[
     return finished, facts
 
 
+@program("soak")
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--workers", type=int, default=3)
-    parser.add_argument("--concurrency", type=int, default=48, help="requests at once (default 48)")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=whole(1, 10**7), default=2000)
+    parser.add_argument("--workers", type=whole(1, 64), default=3)
+    parser.add_argument("--concurrency", type=whole(1, 10**5), default=48, help="requests at once (default 48)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     console = Console(stderr=True)

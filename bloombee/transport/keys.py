@@ -64,7 +64,7 @@ def save(path: str | os.PathLike[str], keys: KeyPair, *, overwrite: bool = False
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
     except FileExistsError:
-        raise ConfigError(f"{target} exists: a key file is not overwritten unless asked", path=str(target)) from None
+        raise ConfigError(f"{target} exists: a key file is not overwritten", path=str(target)) from None
     except OSError as error:
         raise ConfigError(f"cannot write the key file {target}: {error.strerror}", path=str(target)) from error
 
