@@ -193,7 +193,8 @@ async def burst(settings: Settings, mode: str) -> list[Line]:
             refused = sum(isinstance(result, QueueFull) for result in results)
             lost = await pages_lost(ring)
             expected = max(0, settings.burst - max_waiting)
-            ok = right + refused == settings.burst and refused == expected and lost == 0
+            # Fewer are refused where some have ended before the last came.
+            ok = right + refused == settings.burst and min(1, expected) <= refused <= expected and lost == 0
             what = f"{settings.burst} requests at once, {max_waiting} may wait"
             value = f"{right} right, {refused} QueueFull, {lost} pages lost, {seconds:.1f} s"
             lines.append(Line(mode, what, value, ok, {"right": right, "refused": refused, "lost": lost, "seconds": seconds}))

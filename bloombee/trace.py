@@ -17,6 +17,7 @@ The lines of a file, all times in nanoseconds of the process's own monotonic clo
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections import deque
@@ -34,6 +35,7 @@ Chain = tuple[tuple[str, ...], int, Sequence[int], dict[str, Any] | None]
 """names, microbatch, stamps, facts"""
 
 _encode = msgspec.json.Encoder().encode
+_log = logging.getLogger(__name__)
 
 
 class Tracer:
@@ -93,9 +95,12 @@ class Tracer:
         with self._writing:
             if data and not self._file.closed and self._written + len(data) <= MAX_FILE_BYTES:
                 self._written += len(data)
-                with contextlib.suppress(OSError):  # a full disk costs the trace, not the request
+                try:
                     self._file.write(data)
                     self._file.flush()
+                except OSError as error:  # a full disk costs the trace, not the request
+                    self._written = MAX_FILE_BYTES  # no line after one that may be cut off
+                    _log.warning("the trace %s ends here: %s", self.path, error)
 
 
 def _line(names: tuple[str, ...], microbatch: int, stamps: Sequence[int], facts: dict[str, Any] | None) -> dict[str, Any]:

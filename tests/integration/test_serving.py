@@ -146,19 +146,3 @@ def test_the_benchmark_of_serving_finds_nothing_lost(tmp_path: Path, capsys: pyt
     out = capsys.readouterr().out
     assert "MISSED" not in out
     assert "60 right, 0 QueueFull, 0 pages lost" in out
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--modes", "x"], "there are fairness"),
-        (["--profile", "x"], "x"),
-        (["--pace", "1"], "pace"),
-        (["--burst", "0"], "at least 1"),
-    ],
-)
-def test_the_benchmark_refuses_bad_arguments(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(words)
-    assert caught.value.code == 2
-    assert said in capsys.readouterr().err

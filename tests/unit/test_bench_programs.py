@@ -40,6 +40,8 @@ BAD = [
     ("prefill", ["beside", "--profiles", "moon"], "unknown profile 'moon'"),
     ("soak", ["--concurrency", "0"], "must be a whole number from 1"),
     ("serving", ["--modes", "moon"], "'moon': there are fairness"),
+    ("serving", ["--profile", "x"], "unknown profile 'x'"),
+    ("serving", ["--burst", "0"], "must be a whole number from 1"),
     ("serving", ["--pace", "slow"], "pace"),
     ("trace_cost", ["--tokens", "1"], "must be a whole number from 2"),
     ("trace_cost", ["--pace", "slow"], "pace"),

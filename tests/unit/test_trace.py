@@ -104,3 +104,15 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         open_tracer(tmp_path / "taken", "head", {})
     assert str(tmp_path / "taken" / "head.jsonl") in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_ends_the_trace_and_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "stage.jsonl").symlink_to("/dev/full")
+    tracer = open_tracer(tmp_path, "stage", {})
+    tracer.chain(("send",), 1, (0, 1))
+    tracer.flush()
+    tracer.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the trace {tracer.path} ends here: [Errno 28] No space left on device"
+    ]
