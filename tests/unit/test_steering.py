@@ -39,4 +39,4 @@ def test_what_workers_know_of_themselves_makes_the_first_prompt_quick(links: lis
     )
     assert took < 0.7 * whole
     assert not steering.is_known
-    assert steering.choose(1, links, None) is None
+    assert steering.choose(1, links, None, decoded=(0, 0.0), now=0.0) is None
