@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ LAYER_INPUTS = {
 ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 ROPE_BY_LENGTH = ("dynamic", "longrope")
 """Rotary types whose frequencies depend on the longest sequence of a batch, once past the trained length."""
+
+_BUILDING = threading.Lock()
+"""``no_init_weights`` patches torch for the whole process: of two that overlap, the later would put the patch back for good."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def build(checkpoint: Checkpoint, dtype: Dtype) -> Skeleton:
     """
     config = checkpoint.new_config()
     plan = _require_plan(checkpoint.ref, config)
-    with torch.device("meta"), no_init_weights():
+    with _BUILDING, torch.device("meta"), no_init_weights():
         try:
             model = AutoModelForCausalLM.from_config(
                 config, dtype=TORCH_DTYPES[dtype], attn_implementation=ATTENTION, trust_remote_code=False

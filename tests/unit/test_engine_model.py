@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 import torch
 from engine_kit import GREEDY, PAGE, VOCABULARY, generate, load_chain, make_checkpoint, pages_of, ragged_prompts, run_chain
 from msgspec.structs import replace
+from transformers import PreTrainedModel
 
 from bloombee.engine.checkpoint import resolve
 from bloombee.engine.model import SpanModel
+from bloombee.engine.skeleton import build
 from bloombee.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from bloombee.kv.pool import PagePool, PageTable
 from bloombee.pipeline.work import Pages, Segment, Work
@@ -182,3 +185,12 @@ def test_a_row_without_finite_logits_is_no_token(tmp_path: Path) -> None:
         parameter.fill_(torch.nan)
     picks = model.run(work(rows([1, 2]), rows([3], sequence=1)), None)
     assert [(pick.token, pick.logprob, pick.top) for pick in picks] == [(NO_TOKEN, None, ())] * 2  # type: ignore[union-attr]
+
+
+def test_models_built_at_the_same_time_leave_the_process_able_to_initialise_others(tmp_path: Path) -> None:
+    make_checkpoint("llama", tmp_path)
+    checkpoint = resolve(str(tmp_path))
+    before = (torch.nn.init.normal_, PreTrainedModel.init_weights)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: build(checkpoint, Dtype.FLOAT32), range(16)))
+    assert (torch.nn.init.normal_, PreTrainedModel.init_weights) == before
