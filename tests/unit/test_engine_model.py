@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,10 @@ import pytest
 import torch
 from engine_kit import GREEDY, PAGE, VOCABULARY, generate, load_chain, make_checkpoint, pages_of, ragged_prompts, run_chain
 from msgspec.structs import replace
-from transformers import PreTrainedModel
 
+from bloombee.engine import skeleton
 from bloombee.engine.checkpoint import resolve
 from bloombee.engine.model import SpanModel
-from bloombee.engine.skeleton import build
 from bloombee.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from bloombee.kv.pool import PagePool, PageTable
 from bloombee.pipeline.work import Pages, Segment, Work
@@ -187,10 +188,18 @@ def test_a_row_without_finite_logits_is_no_token(tmp_path: Path) -> None:
     assert [(pick.token, pick.logprob, pick.top) for pick in picks] == [(NO_TOKEN, None, ())] * 2  # type: ignore[union-attr]
 
 
-def test_models_built_at_the_same_time_leave_the_process_able_to_initialise_others(tmp_path: Path) -> None:
+def test_models_are_built_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_checkpoint("llama", tmp_path)
     checkpoint = resolve(str(tmp_path))
-    before = (torch.nn.init.normal_, PreTrainedModel.init_weights)
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda _: build(checkpoint, Dtype.FLOAT32), range(16)))
-    assert (torch.nn.init.normal_, PreTrainedModel.init_weights) == before
+    both_inside, overlaps = threading.Barrier(2), []
+
+    @contextmanager
+    def patch() -> Iterator[None]:
+        with suppress(threading.BrokenBarrierError):
+            overlaps.append(both_inside.wait(0.3))
+        yield
+
+    monkeypatch.setattr(skeleton, "no_init_weights", patch)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda _: skeleton.build(checkpoint, Dtype.FLOAT32), range(2)))
+    assert not overlaps
