@@ -17,7 +17,7 @@ from bloombee.pipeline.events import (
     Tune,
 )
 from bloombee.pipeline.frames import lane_of
-from bloombee.pipeline.scheduler import SchedulerCore
+from bloombee.pipeline.scheduler import BESIDE_DECODE, SchedulerCore
 from bloombee.plan.chunk import Chunks
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.types import Dtype, FinishReason, PageGroup, Phase, Span
@@ -190,7 +190,7 @@ def test_the_end_of_one_prompt_and_the_start_of_another_share_a_chunk_as_far_as_
 def test_chunks_beside_decode_are_spread_over_a_loop() -> None:
     """Eight rows may be under way in a loop of a second: a chunk of two each quarter, and one to catch up."""
     core = _core(microbatches=9, num_pages=64)
-    core.handle(Tune(4, (Chunks(0, 8, 2, 20),), None, 0.0))
+    core.handle(Tune(4, (Chunks(0, 8, 2, 8 / BESIDE_DECODE),), None, 0.0))
     ring = _Ring(core)
     (prompt,) = _forwards(core.handle(_open(1, num_prompt=1, max_new=9)))
     (decode,) = _forwards(ring.home(prompt))
