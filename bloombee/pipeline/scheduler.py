@@ -56,8 +56,8 @@ LEAST_ROOM, MOST_ROOM = 1 / 16, 1 / 4
 MOST_PASSING_ROWS = 128
 """Of a prompt that passes others; see :meth:`SchedulerCore._may_pass`."""
 BESIDE_DECODE = 0.25
-"""Of the rows of prompts that may be under way, while sequences decode: half of what fills the ring. More makes prompts quicker and
-decode slower: measured by ``bench/prefill.py beside``."""
+"""Of the rows of prompts that may be under way, while sequences decode: half of what fills the ring. With more of them
+prompts are quicker and decode is slower: ``bench/prefill.py beside``."""
 LOOP_FORGETS = 1.001
 """By how much the quickest loop is doubted with each slower one."""
 Event = Open | Cancel | Tune | PlanReady | PipelineLost | FromStage | StageRestored | Tick

@@ -109,7 +109,7 @@ def _beside_a_long_prompt() -> tuple[float, list[float]]:
 
 
 def test_the_end_of_a_long_prompt_holds_up_decode_no_more_than_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its rows take nine times as long there; its chunks, which shrink, do not. That costs the prompt up to a third of its time."""
+    """Rows take nine times as long there; chunks, which shrink, do not. It costs the prompt up to a third of its time."""
     took_s, more = _beside_a_long_prompt()
     assert max(more) <= 0.14
     monkeypatch.setattr(tune, "chunks_by_position", lambda *args, **options: chunks_by_position(*args, **options)[:1])
