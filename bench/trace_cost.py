@@ -32,8 +32,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.arguments import Parser, whole, writable
+from bench.preflight import require_positions
 from bench.program import program
 from bench.spread import interval
+from bloombee.config import RuntimeConfig
 from bloombee.roles.tracing import StageTrace, open_tracer
 from bloombee.runtime import Runtime
 
@@ -121,6 +123,8 @@ def main() -> None:
     parser.add_argument("--pace", metavar="F,R,P", help="emulated devices: milliseconds fixed, a decode row, a prefill row")
     parser.add_argument("--json", type=writable, help="append one line a series to this file")
     options = parser.parse_args()
+    RuntimeConfig(pace=options.pace)
+    asyncio.run(require_positions(options.model, options.workers, len(PROMPT) + options.tokens))
     rows = []
     with contextlib.suppress(KeyboardInterrupt):
         for traced, name in ((True, "on / off"), (False, "off / off")):
