@@ -65,9 +65,9 @@ def check_memory() -> Finding:
         return Finding("memory", "missing", psutil, "pip install 'psutil>=6'")
     memory = psutil.virtual_memory()
     found = f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}"
-    if memory.available < 2 << 30:
+    if memory.available < 1 << 30:
         return Finding(
-            "memory", "optional", found, "three workers of the demo take about 1.5 GiB; use fewer workers or end something"
+            "memory", "optional", found, "three workers of the demo take about half a GiB; use fewer workers or end something"
         )
     return Finding("memory", "ok", found)
 

@@ -113,7 +113,7 @@ def test_standard_streams_may_be_closed(closed: str, tmp_path: Path) -> None:
     [
         {"PYTHONOPTIMIZE": "2"},
         {"PYTHONWARNINGS": "error"},
-        {"PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONINSPECT": ""},
+        {"PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONINSPECT": "1"},
         {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TMPDIR": "/nowhere", "HOME": "/proc"},
     ],
     ids=["optimizing", "warnings are errors", "safe path", "no home, no locale"],

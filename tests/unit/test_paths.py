@@ -19,7 +19,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_current_folder_gives_no_code_under_any_name(here: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(here)
-    names = ["", ".", str(here), f"{here}/", str(tmp_path / "link"), "src", "../checkpoint"]
+    names = ["", ".", str(here), f"{here}/", str(tmp_path / "link"), "src", "../checkpoint", tmp_path]
     assert code_paths([*names, "/lib", "/site"], "/site") == ["/lib", "/site"]
 
 
