@@ -322,8 +322,9 @@ def main() -> None:
         for batch in args.batches:
             record[batch] = report(batch, measure(rows, batch, args.rounds, args.steps), engine.bytes_read)
             print_shares(engine, batch, args.steps)
-    if args.json:
-        args.json.write_text(json.dumps({"arguments": {k: str(v) for k, v in vars(args).items()}, "batches": record}, indent=1))
+            if args.json:
+                words = {name: str(value) for name, value in vars(args).items()}
+                args.json.write_text(json.dumps({"arguments": words, "batches": record}, indent=1))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,15 @@ FLAT_GOAL, MODEL_GOAL, CHOICE_GOAL = 0.97, 0.95, 0.95
 Line = dict[str, Any]
 
 
+def keep(line: Line, options: argparse.Namespace) -> Line:
+    """``line``, appended to the file that was asked for as soon as it is measured."""
+    if options.json:
+        facts = {**machine(), "model": options.model, "pace": options.pace, "batch": options.batch, "standin": True}
+        with options.json.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**line, **facts}) + "\n")
+    return line
+
+
 async def flat(options: argparse.Namespace, console: Console) -> list[Line]:
     """A line a pair."""
     near, far = (load_profile(name) for name in options.profiles)
@@ -61,15 +70,14 @@ async def flat(options: argparse.Namespace, console: Console) -> list[Line]:
                 speeds[profile.name] = run
                 console.print(f"pair {pair + 1} of {options.pairs}, {profile.name}: {_says(run, options.batch)}")
             if pair >= 0:  # the first one finds out what the devices take
-                lines.append(
-                    {
-                        "mode": "flat",
-                        "pair": pair,
-                        "tokens_per_s": {name: run.decode_tokens_per_s for name, run in speeds.items()},
-                        "ratio": speeds[far.name].decode_tokens_per_s / speeds[near.name].decode_tokens_per_s,
-                        "cpu_share": max(run.cpu_share for run in speeds.values()),
-                    }
-                )
+                line = {
+                    "mode": "flat",
+                    "pair": pair,
+                    "tokens_per_s": {name: run.decode_tokens_per_s for name, run in speeds.items()},
+                    "ratio": speeds[far.name].decode_tokens_per_s / speeds[near.name].decode_tokens_per_s,
+                    "cpu_share": max(run.cpu_share for run in speeds.values()),
+                }
+                lines.append(keep(line, options))
     return lines
 
 
@@ -101,7 +109,7 @@ async def knee(options: argparse.Namespace, console: Console) -> list[Line]:
                     await measure(ring, _texts(options), options.tokens, prefill=False, limit=options.limit)
                     for _ in range(options.repeats)
                 ]
-                lines.append(_knee_line(options, ring, asked, name, runs))
+                lines.append(keep(_knee_line(options, ring, asked, name, runs), options))
                 console.print(
                     f"{name}, M = {asked or 'chosen'}: {_says(runs[-1], options.batch)} (model {lines[-1]['predicted']:.1f})"
                 )
@@ -268,10 +276,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     lines = asyncio.run(flat(options, console) if options.mode == "flat" else knee(options, console))
     is_met = report_flat(lines, options, console) if options.mode == "flat" else report_knee(lines, options, console)
-    if options.json:
-        facts = {**machine(), "model": options.model, "pace": options.pace, "batch": options.batch, "standin": True}
-        with options.json.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps({**line, **facts}) + "\n" for line in lines)
     if options.mode == "knee" and options.plot:
         draw_knee(lines, options, options.plot)
     return 0 if is_met else 1

@@ -125,17 +125,16 @@ def main() -> None:
     options = parser.parse_args()
     RuntimeConfig(pace=options.pace)
     asyncio.run(require_positions(options.model, options.workers, len(PROMPT) + options.tokens))
-    rows = []
     with contextlib.suppress(KeyboardInterrupt):
         for traced, name in ((True, "on / off"), (False, "off / off")):
-            rows.append(report(name, asyncio.run(series(options, traced=traced))))
+            row = report(name, asyncio.run(series(options, traced=traced)))
+            if options.json:
+                with options.json.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
     on_us, writing_us = min(stamps_us() for _ in range(5))
     print(f"on: {on_us:.1f} us a microbatch and stage on its way, {writing_us:.1f} us in the writing thread")
     test_ns = attribute_test_ns()
     print(f"off: {TESTS_PER_HOP} attribute tests a hop of {test_ns:.0f} ns: {TESTS_PER_HOP * test_ns / 1e3:.2f} us a hop")
-    if options.json:
-        with options.json.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import AsyncMock
 
 import pytest
 
+from bench import pipes, serving
 from bench.arguments import OptionError
 from bench.program import BenchError, program
+from bloombee.errors import LinkDown
 
 ROOT = Path(__file__).parents[2]
 BAD = [
@@ -105,3 +111,39 @@ def test_whoever_stops_reading_is_told_nothing() -> None:
     )
     os.close(writable)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_what_was_measured_is_kept_when_a_later_part_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def works(settings: object, mode: str) -> list[serving.Line]:
+        return [serving.Line(mode, "thing", "1", ok=True)]
+
+    async def fails(settings: object, mode: str) -> list[serving.Line]:
+        raise LinkDown("a worker is gone")
+
+    file = tmp_path / "out.json"
+    for mode, kind in (("fairness", works), ("burst", fails), ("overlong", works)):
+        monkeypatch.setitem(serving.MODES, mode, kind)
+    assert serving.main(["--modes", "fairness,burst,overlong", "--json", str(file)]) == 1
+    lines = json.loads(file.read_text())["lines"]
+    assert [(line["mode"], line["value"], line["ok"]) for line in lines] == [
+        ("fairness", "1", True), ("burst", "a worker is gone", False), ("overlong", "1", True),
+    ]  # fmt: skip
+
+
+def test_pairs_that_were_measured_are_in_the_file_when_a_later_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = iter([SimpleNamespace(decode_tokens_per_s=10.0, cpu_share=0.1, microbatch_rows=1.0, others_cpu_share=0.0)] * 7)
+
+    async def measure(*_: object, **__: object) -> object:
+        try:
+            return next(runs)
+        except StopIteration:
+            raise BenchError("no window") from None
+
+    ring = SimpleNamespace(shape=lambda profile: None)
+    monkeypatch.setattr(pipes, "Ring", lambda spec: contextlib.nullcontext(ring))
+    monkeypatch.setattr(pipes, "warm_up", AsyncMock())
+    monkeypatch.setattr(pipes, "measure", measure)
+    monkeypatch.setattr(pipes, "_says", lambda *_: "")
+    file = tmp_path / "out.jsonl"
+    assert pipes.main(["flat", "--json", str(file)]) == 1
+    assert [json.loads(line)["pair"] for line in file.read_text().splitlines()] == [0, 1]
