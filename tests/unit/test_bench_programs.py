@@ -147,3 +147,12 @@ def test_pairs_that_were_measured_are_in_the_file_when_a_later_one_fails(tmp_pat
     file = tmp_path / "out.jsonl"
     assert pipes.main(["flat", "--json", str(file)]) == 1
     assert [json.loads(line)["pair"] for line in file.read_text().splitlines()] == [0, 1]
+
+
+def test_a_benchs_second_process_runs_nothing_that_lies_in_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "multiprocessing.py").write_text("open('RAN', 'w').close()\nraise SystemExit(7)\n")
+    program = "import sys; sys.path.remove(''); from bench.micro import main; main()"
+    words = [sys.executable, "-c", program, "--only", "hop", "--rounds", "10"]
+    found = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, env=found, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, (tmp_path / "RAN").exists()) == (0, False), done.stderr
