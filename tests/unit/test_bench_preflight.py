@@ -76,7 +76,7 @@ def test_too_few_positions_are_refused() -> None:
 def test_the_first_sequence_lasts_until_the_last_has_begun_and_all_fit_the_memory(batch: int, profile: str) -> None:
     links = load_profile(profile)
     limit = tokens_each(GROUND, links, batch)
-    assert limit >= max(most_tokens(32, links), GROUND.head_start(links, batch) + SETTLE_TOKENS + 2 * 32)
+    assert limit >= max(most_tokens(32, links), GROUND.head_start(links, batch) + SETTLE_TOKENS + 32)
     assert kv_tokens(GROUND, batch, limit) <= GROUND.kv_tokens_that_fit
 
 
