@@ -1,4 +1,5 @@
-"""What a ring's parts take by themselves, measured before anything is predicted: devices, hops, and the CPU time of either.
+"""What a ring's parts take by themselves, measured before anything is predicted: devices, hops, and the CPU time of either. Only
+real devices are measured: the pace of others is given.
 
 A ring of its own, one microbatch under way, unshaped links: at any moment one stage computes and nothing waits for a core. What
 is then predicted of a row comes from here and from the links asked for, and from nothing that was measured in the row.
@@ -26,7 +27,7 @@ class Parts:
     Args:
         computes_s: of a forward, of each stage.
         hop_s: what a hop takes besides device, wire and delay.
-        hop_cpu_s: CPU time of a hop, everything but the devices' forwards; of paced devices, which sleep, everything.
+        hop_cpu_s: CPU time of a hop, everything but the devices' forwards.
     """
 
     rows: int
@@ -47,16 +48,15 @@ async def measure_apart(ring: Ring, most_rows: int, prompt_tokens: int) -> list[
     for rows in rows_to_measure(most_rows):
         texts = prompts(rows, prompt_tokens, ring.runtime.card.tokenizer_json)
         runs = [await measure(ring, texts, TOKENS, prefill=False) for _ in range(RUNS)]
-        found.append(parts_of(runs, rows, hops=len(ring.runtime.plan.stages), is_paced=ring.spec.pace is not None))
+        found.append(parts_of(runs, rows, hops=len(ring.runtime.plan.stages)))
     return found
 
 
-def parts_of(runs: Sequence[Run], rows: int, *, hops: int, is_paced: bool) -> Parts:
+def parts_of(runs: Sequence[Run], rows: int, *, hops: int) -> Parts:
     """From runs with ``rows`` sequences in one microbatch: of each figure the least."""
     computes = tuple(min(times) for times in zip(*(run.computes_s for run in runs), strict=True))
     hop_s = min(statistics.median(run.gaps_s) - sum(run.computes_s) for run in runs) / hops
-    devices = [0.0 if is_paced else sum(run.computes_s) for run in runs]
-    cpu_s = min(run.cpu_s_per_token * rows - device for run, device in zip(runs, devices, strict=True)) / hops
+    cpu_s = min(run.cpu_s_per_token * rows - sum(run.computes_s) for run in runs) / hops
     return Parts(rows, computes, max(0.0, hop_s), max(0.0, cpu_s))
 
 

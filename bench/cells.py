@@ -1,7 +1,7 @@
 """Cells of a benchmark run, and the log that lets an interrupted run go on where it stopped.
 
 A cell is one row of the table; each is run several times, the repeats interleaved. Finished runs are appended to
-``FILE.part``, whose first line says what was asked for; when all are there, ``FILE`` gets one line a cell.
+``FILE.part``, whose first line says what was asked for; ``FILE`` gets the line of each cell when all of its runs are there.
 """
 
 from __future__ import annotations
@@ -81,13 +81,19 @@ class RunLog:
         mine = {repeat: run for (one, repeat), run in self._runs.items() if one == cell}
         return [mine[repeat] for repeat in sorted(mine)]
 
-    def finish(self, lines: Sequence[dict[str, Any]]) -> None:
-        """Write one line a cell and drop the log."""
+    def keep(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Write the lines of the cells that are done so far."""
         try:
             self.path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-            self.part.unlink(missing_ok=True)
         except OSError as error:
             raise LogError(f"cannot write {self.path}: {reason(error)}; the runs are in {self.part}") from error
+
+    def finish(self) -> None:
+        """All is done: drop the log."""
+        try:
+            self.part.unlink(missing_ok=True)
+        except OSError as error:
+            raise LogError(f"cannot remove {self.part}: {reason(error)}") from error
 
     def _read(self) -> int:
         try:

@@ -34,6 +34,7 @@ from bench.peers.peer import Peer
 from bench.peers.star import Star
 from bench.profiles import load_profile
 from bench.program import headline, program
+from bloombee.config import WorkerConfig
 from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.checkpoint import Checkpoint, resolve
 from bloombee.engine.model import SpanModel, pick_device, set_threads
@@ -284,6 +285,7 @@ def parse() -> tuple[argparse.Namespace, PeerEnv | None]:
     parser.add_argument("--peer-env", action="append", default=[], metavar="NAME=DIR", help="virtual environment of a peer")
     parser.add_argument("--json", type=writable, help="write every round here")
     options = parser.parse_args()
+    WorkerConfig(device=options.device)  # refuses what no worker could be given
     if options.device != "cpu" and not options.only:
         raise OptionError(f"--device {options.device} needs --only: the other rows run on the CPU")
     if not options.peers:
@@ -320,8 +322,9 @@ def main() -> None:
         for batch in args.batches:
             record[batch] = report(batch, measure(rows, batch, args.rounds, args.steps), engine.bytes_read)
             print_shares(engine, batch, args.steps)
-    if args.json:
-        args.json.write_text(json.dumps({"arguments": {k: str(v) for k, v in vars(args).items()}, "batches": record}, indent=1))
+            if args.json:
+                words = {name: str(value) for name, value in vars(args).items()}
+                args.json.write_text(json.dumps({"arguments": words, "batches": record}, indent=1))
 
 
 if __name__ == "__main__":

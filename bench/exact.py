@@ -16,12 +16,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from bench.arguments import Parser
 from bench.program import program
 from bloombee.plan.standin import is_standin, standin_token
+from bloombee.roles.child import start_child
 from bloombee.types import Dtype
 
 TOLERANCE = 2.0**-6
@@ -81,9 +81,8 @@ class Reference:
 
     def _ask(self, line: str) -> str:
         if self._process is None:
-            root = Path(__file__).resolve().parents[1]
-            command = [sys.executable, "-m", "bench.exact", self._model, str(self._dtype)]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root)
+            words = (self._model, str(self._dtype))
+            self._process = start_child("bench.exact", *words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(line + "\n")

@@ -29,13 +29,17 @@ if __name__ == "__main__":
 
 import bloombee
 from bench.arguments import Parser, whole, writable
+from bench.preflight import require_positions
 from bench.program import program
+from bloombee.config import RuntimeConfig
+
+PROMPT = [1, 2, 3, 4]
 
 
 async def round_of(runtime: bloombee.Runtime, tokens: int) -> dict[str, float]:
     """Seconds: between tokens, of the device, and per hop, of one request."""
     before = await runtime.stage_use()
-    times = [time.perf_counter() async for _ in runtime.stream([1, 2, 3, 4], max_new_tokens=tokens, ignore_eos=True)]
+    times = [time.perf_counter() async for _ in runtime.stream(PROMPT, max_new_tokens=tokens, ignore_eos=True)]
     after = await runtime.stage_use()
     gaps = [b - a for a, b in itertools.pairwise(times)]
     device = sum((b.decode - a.decode).busy_s / (b.decode - a.decode).num_works for a, b in zip(before, after, strict=True))
@@ -76,6 +80,8 @@ def main() -> None:
     parser.add_argument("--no-curve", action="store_true", help="plain TCP")
     parser.add_argument("--json", type=writable, metavar="FILE", help="append one JSON line")
     arguments = parser.parse_args()
+    RuntimeConfig(dtype=arguments.dtype, device=arguments.device)
+    asyncio.run(require_positions(arguments.model, arguments.workers, len(PROMPT) + arguments.tokens))
     console = Console(stderr=True)
     load = os.getloadavg()[0]
     rounds = asyncio.run(measure(arguments, console))

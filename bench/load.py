@@ -76,8 +76,11 @@ class Run:
         return {name: value for name, value in asdict(self).items() if name != "tokens"}
 
 
-async def measure(ring: Ring, prompts: list[list[int]], tokens: int, *, prefill: bool = True) -> Run:
+async def measure(ring: Ring, prompts: list[list[int]], tokens: int, *, prefill: bool = True, limit: int | None = None) -> Run:
     """Run ``prompts`` through an idle ring, first (``prefill``) to their first token only, then decoding ``tokens`` and more.
+
+    Args:
+        limit: tokens that a sequence may generate in all; by default :func:`most_tokens`.
 
     Cancelled: the requests end; the ring may be used again once idle.
 
@@ -90,7 +93,7 @@ async def measure(ring: Ring, prompts: list[list[int]], tokens: int, *, prefill:
         prefill_s, first_s = await _prefill(ring, prompts)
         prefill_tokens_per_s = sum(map(len, prompts)) / prefill_s
         await ring.until_idle()
-    streams = _Streams(ring, prompts, tokens)
+    streams = _Streams(ring, prompts, tokens, limit)
     window = await streams.run()
     await ring.until_idle()
     return _report(streams, window, prefill_tokens_per_s, first_s)
@@ -103,12 +106,12 @@ async def warm_up(ring: Ring) -> None:
     await ring.until_idle()
 
 
-async def settle(ring: Ring, prompts: list[list[int]], tokens: int) -> None:
+async def settle(ring: Ring, prompts: list[list[int]], tokens: int, *, limit: int | None = None) -> None:
     """Let a ring that tunes itself find out how it runs so many sequences on these links best; nothing for other rings."""
     if ring.spec.microbatches is not None or len(prompts) == 1:
         return
     await _meet_links(ring)
-    streams = _Streams(ring, prompts, tokens)
+    streams = _Streams(ring, prompts, tokens, limit)
     await streams.settle()
     await ring.until_idle()
 
@@ -136,8 +139,9 @@ async def _prefill(ring: Ring, prompts: list[list[int]]) -> tuple[float, float]:
 class _Streams:
     """All sequences of a run while they decode."""
 
-    def __init__(self, ring: Ring, prompts: list[list[int]], tokens: int) -> None:
+    def __init__(self, ring: Ring, prompts: list[list[int]], tokens: int, limit: int | None) -> None:
         self._ring = ring
+        self._limit = limit or most_tokens(tokens, ring.profile)
         self._prompts = prompts
         self._wanted = tokens
         self.times: list[list[float]] = [[] for _ in prompts]
@@ -190,8 +194,7 @@ class _Streams:
             await _end(tasks)
 
     async def _stream(self, number: int, prompt: list[int]) -> None:
-        limit = most_tokens(self._wanted, self._ring.profile)
-        stream = self._ring.runtime.stream(prompt, max_new_tokens=limit, ignore_eos=True, seed=number)
+        stream = self._ring.runtime.stream(prompt, max_new_tokens=self._limit, ignore_eos=True, seed=number)
         async with contextlib.aclosing(stream) as tokens:
             async for token in tokens:
                 self.times[number].append(time.monotonic())

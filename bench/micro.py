@@ -170,12 +170,27 @@ def _fill(connection: socket.socket, room: bytearray) -> bool:
 
 
 @contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """Interpreters that start meanwhile find no code in the current folder, where ``multiprocessing`` would look first."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
+@contextlib.contextmanager
 def child(target: Callable[..., None], *args: Any) -> Iterator[Connection]:
     """``target(pipe, *args)`` in a process of its own, ended at the end."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=target, args=(theirs, *args), daemon=True)
-    process.start()
+    with _safe_path():
+        process.start()
     try:
         yield ours
         process.join(5)

@@ -32,8 +32,9 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.arguments import OptionError, Parser, names, shown, whole, wholes, writable
-from bench.load import Run, measure, most_tokens, settle, warm_up
+from bench.load import Run, measure, settle, warm_up
 from bench.predict import Setting, predict_by_cost
+from bench.preflight import Ground, kv_tokens, tokens_each
 from bench.profiles import load_profile
 from bench.program import machine, program
 from bench.ring import Ring, RingSpec
@@ -46,6 +47,15 @@ FLAT_GOAL, MODEL_GOAL, CHOICE_GOAL = 0.97, 0.95, 0.95
 Line = dict[str, Any]
 
 
+def keep(line: Line, options: argparse.Namespace) -> Line:
+    """``line``, appended to the file that was asked for as soon as it is measured."""
+    if options.json:
+        facts = {**machine(), "model": options.model, "pace": options.pace, "batch": options.batch, "standin": True}
+        with options.json.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**line, **facts}) + "\n")
+    return line
+
+
 async def flat(options: argparse.Namespace, console: Console) -> list[Line]:
     """A line a pair."""
     near, far = (load_profile(name) for name in options.profiles)
@@ -56,19 +66,18 @@ async def flat(options: argparse.Namespace, console: Console) -> list[Line]:
             speeds = {}
             for profile in (near, far) if pair % 2 else (far, near):
                 ring.shape(profile)
-                run = await measure(ring, _texts(options), options.tokens, prefill=False)
+                run = await measure(ring, _texts(options), options.tokens, prefill=False, limit=options.limit)
                 speeds[profile.name] = run
                 console.print(f"pair {pair + 1} of {options.pairs}, {profile.name}: {_says(run, options.batch)}")
             if pair >= 0:  # the first one finds out what the devices take
-                lines.append(
-                    {
-                        "mode": "flat",
-                        "pair": pair,
-                        "tokens_per_s": {name: run.decode_tokens_per_s for name, run in speeds.items()},
-                        "ratio": speeds[far.name].decode_tokens_per_s / speeds[near.name].decode_tokens_per_s,
-                        "cpu_share": max(run.cpu_share for run in speeds.values()),
-                    }
-                )
+                line = {
+                    "mode": "flat",
+                    "pair": pair,
+                    "tokens_per_s": {name: run.decode_tokens_per_s for name, run in speeds.items()},
+                    "ratio": speeds[far.name].decode_tokens_per_s / speeds[near.name].decode_tokens_per_s,
+                    "cpu_share": max(run.cpu_share for run in speeds.values()),
+                }
+                lines.append(keep(line, options))
     return lines
 
 
@@ -95,9 +104,12 @@ async def knee(options: argparse.Namespace, console: Console) -> list[Line]:
             await warm_up(ring)
             for name in profiles:
                 ring.shape(load_profile(name))
-                await settle(ring, _texts(options), options.tokens)
-                runs = [await measure(ring, _texts(options), options.tokens, prefill=False) for _ in range(options.repeats)]
-                lines.append(_knee_line(options, ring, asked, name, runs))
+                await settle(ring, _texts(options), options.tokens, limit=options.limit)
+                runs = [
+                    await measure(ring, _texts(options), options.tokens, prefill=False, limit=options.limit)
+                    for _ in range(options.repeats)
+                ]
+                lines.append(keep(_knee_line(options, ring, asked, name, runs), options))
                 console.print(
                     f"{name}, M = {asked or 'chosen'}: {_says(runs[-1], options.batch)} (model {lines[-1]['predicted']:.1f})"
                 )
@@ -188,8 +200,8 @@ def draw_knee(lines: Sequence[Line], options: argparse.Namespace, path: Path) ->
 
 
 def _spec(options: argparse.Namespace, microbatches: int | None, profile: str) -> RingSpec:
-    kv_tokens = (options.batch + 1) * (options.prompt_tokens + most_tokens(options.tokens) + 16)
-    return RingSpec(options.model, "auto", options.workers, microbatches, "off", options.pace, kv_tokens, load_profile(profile))
+    kv = kv_tokens(_ground(options), options.batch, options.limit)
+    return RingSpec(options.model, "auto", options.workers, microbatches, "off", options.pace, kv, load_profile(profile))
 
 
 def _texts(options: argparse.Namespace) -> list[list[int]]:
@@ -241,9 +253,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             raise OptionError(f"--profiles {shown(name)}: links that change over time have no one best M")
     if not is_standin(options.model):
         raise OptionError(f"--model {shown(options.model)}: a stand-in, such as standin:llama-30b")
-    standin_card(options.model)
-    parse_pace(options.pace)
+    options.limit = max(tokens_each(_ground(options), load_profile(name), options.batch) for name in options.profiles)
     return options
+
+
+def _ground(options: argparse.Namespace) -> Ground:
+    return Ground(
+        card=standin_card(options.model),
+        dtype="auto",
+        workers=options.workers,
+        prompt_tokens=options.prompt_tokens,
+        tokens=options.tokens,
+        pace=parse_pace(options.pace),
+        rings=1,
+    )
 
 
 @program("pipes")
@@ -253,10 +276,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     lines = asyncio.run(flat(options, console) if options.mode == "flat" else knee(options, console))
     is_met = report_flat(lines, options, console) if options.mode == "flat" else report_knee(lines, options, console)
-    if options.json:
-        facts = {**machine(), "model": options.model, "pace": options.pace, "batch": options.batch, "standin": True}
-        with options.json.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps({**line, **facts}) + "\n" for line in lines)
     if options.mode == "knee" and options.plot:
         draw_knee(lines, options, options.plot)
     return 0 if is_met else 1

@@ -24,6 +24,7 @@ import uvloop
 
 from bench.arguments import Parser, names, seconds, whole, wholes
 from bench.load import warm_up
+from bench.preflight import require_positions
 from bench.profiles import Profile, load_profile
 from bench.program import headline, program
 from bench.ring import Ring, RingSpec
@@ -194,6 +195,10 @@ def main() -> None:
         if getattr(options, name) is None:
             setattr(options, name, value)
     parse_pace(options.pace)
+    if options.part == "alone":
+        standin_card(options.model)
+    longest = max(options.prompt + 1, (SPARE_TOKENS // options.decoders + 4) * (options.part == "beside"))
+    asyncio.run(require_positions(options.model, options.workers, longest))
     profiles = [load_profile(name) for name in options.profiles]
     print(headline())
     for profile in profiles:

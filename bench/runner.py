@@ -13,65 +13,117 @@ from bench.apart import TOKENS as APART_TOKENS
 from bench.apart import Parts, measure_apart
 from bench.cells import Cell, RunLog, interleave, make_cells
 from bench.exact import Reference
-from bench.load import Run, RunError, measure, most_tokens, settle, warm_up
+from bench.load import Run, measure, most_tokens, settle, warm_up
 from bench.options import AUTO, MAX_BATCH, BenchOptions
 from bench.peers.field import Field
-from bench.profiles import SCALED_HIDDEN, Profile, load_profile
+from bench.preflight import Ground, kv_tokens, tokens_each
+from bench.profiles import load_profile
+from bench.program import BenchError
 from bench.ring import Ring, RingSpec
-from bench.summary import Subject, cell_line, peer_line
+from bench.summary import Subject, cell_line, failed_line, peer_line
 from bench.techniques import TECHNIQUES
 from bench.texts import prompts
+from bloombee.errors import AddressInUse, BloomBeeError, ConfigError
 from bloombee.pace import Pace, parse_pace
+from bloombee.plan.card import ModelCard
 from bloombee.plan.standin import default_pace, is_standin, standin_card
 from bloombee.runtime import Runtime
+from tools.wan_native import WanError
 
+FAILURES = (BenchError, BloomBeeError, WanError, OSError)
+"""Of one cell; the others go on."""
 AUTO_MOST = 256
 CALIBRATION_BATCH = 32
 Say = Callable[[str], None]
 
 
 class ModelRunner:
-    """All cells of one model.
+    """All cells of one model. Making one starts nothing, and finds out whether every cell can be run.
 
     Args:
-        on_run: called with (runs done, runs in all, what is next).
+        facts: of where and of what is measured, for every line.
+
+    Raises:
+        OptionError: a cell cannot be run; says what could.
     """
 
-    def __init__(self, model: str, options: BenchOptions, log: RunLog, on_run: Callable[[int, int, str], None]) -> None:
-        self.model = model
+    def __init__(self, card: ModelCard, options: BenchOptions, log: RunLog, facts: dict[str, str]) -> None:
+        self.model = card.model
         self.options = options
         self.log = log
         self.subject: Subject
-        self._on_run = on_run
+        self._facts = facts
         rows = [*(technique.name for technique in options.techniques), *(env.technique for env in options.peers)]
         self._cells = make_cells(options.profiles, rows, options.batches)
-        self._links: dict[str, Profile] = {}
+        self._links = {name: load_profile(name, hidden=card.hidden_size) for name in options.profiles}
+        self._ground = _ground(card, options)
+        self._limits = {
+            (cell.profile, cell.batch): tokens_each(self._ground, self._links[cell.profile], _most_sequences(cell.batch))
+            for cell in self._cells
+        }
+        """Tokens that each sequence may generate, by profile and batch as asked for."""
         self._settled: set[tuple[Ring, str, int]] = set()
+        self._lines: dict[Cell, dict[str, Any]] = {}
+        """Of the cells that are done."""
         self._num_done = 0
-        self._started = time.monotonic()
 
-    async def run(self) -> list[dict[str, Any]]:
-        """The line of each cell. Interrupted: what was done stays in the log.
+    @property
+    def has_failed(self) -> bool:
+        """Some cell has no measurement."""
+        return any("failed" in line for line in self._lines.values())
+
+    async def run(self, on_run: Callable[[int, int, str], None]) -> list[dict[str, Any]]:
+        """The line of each cell, all in the log's file as soon as they are done; of one that failed it says why.
+
+        Args:
+            on_run: called with (runs done, runs in all, what is next).
+
+        Interrupted: what was done stays in the log.
 
         Raises:
-            ConfigError, WanError, RunError and others: something cannot be run at all.
+            ConfigError, AddressInUse: something cannot be run at all.
         """
+        self._on_run = on_run
+        self._started = time.monotonic()
         with contextlib.ExitStack() as stack:
             self._reference: Reference | None = None
-            self._hidden = await self._find_hidden()
             self._apart = await self._measure_apart()
             for names in self._passes():
                 cells = [cell for cell in self._cells if cell.profile in names]
-                async with self._rings(names[0]) as rings:
-                    if self._reference is None:
-                        self._reference = stack.enter_context(Reference(self.model, rings[0].runtime.plan.dtype))
-                    async with self._peers(rings[0]):
-                        await self._run_pass(cells, {(ring.spec.microbatches, ring.spec.codec): ring for ring in rings})
-        return [self._line(cell) for cell in self._cells]
+                try:
+                    await self._start_pass(names[0], cells, stack)
+                except (ConfigError, AddressInUse):
+                    raise
+                except FAILURES as error:
+                    self._fail(cells, error)
+        return self._kept()
+
+    async def _start_pass(self, first_profile: str, cells: Sequence[Cell], stack: contextlib.ExitStack) -> None:
+        async with self._rings(first_profile, cells) as rings:
+            if self._reference is None:
+                self._reference = stack.enter_context(Reference(self.model, rings[0].runtime.plan.dtype))
+            async with self._peers(rings[0]):
+                await self._run_pass(cells, {(ring.spec.microbatches, ring.spec.codec): ring for ring in rings})
+
+    def _kept(self) -> list[dict[str, Any]]:
+        return [self._lines[cell] for cell in self._cells if cell in self._lines]
+
+    def _keep(self, cell: Cell) -> None:
+        """``cell`` is done: its line goes to the file."""
+        self._lines[cell] = {**self._line(cell), **self._facts}
+        self.log.keep(self._kept())
+
+    def _fail(self, cells: Sequence[Cell], error: Exception) -> None:
+        """Those of ``cells`` that are not done never will be."""
+        for cell in cells:
+            self._lines.setdefault(cell, {**failed_line(cell, self.model, str(error)), **self._facts})
+        self.log.keep(self._kept())
 
     async def _measure_apart(self) -> tuple[Parts, ...]:
-        """Of a ring of its own, while nothing else runs."""
+        """Of a ring of its own, while nothing else runs; nothing of devices whose pace is known."""
         options = self.options
+        if options.pace is not None or is_standin(self.model):
+            return ()
         self._on_run(self._num_done, self._num_runs, f"measuring devices and hops of {self.model} by themselves")
         most = max(CALIBRATION_BATCH if one == AUTO else one for one in options.batches)
         spec = RingSpec(
@@ -80,7 +132,7 @@ class ModelRunner:
             workers=options.workers,
             microbatches=1,
             codec="off",
-            pace=options.pace,
+            pace=None,
             kv_tokens=(most + 1) * (options.prompt_tokens + most_tokens(APART_TOKENS) + 16),
             profile=load_profile("lan"),
             port=options.port,
@@ -88,31 +140,17 @@ class ModelRunner:
         async with Ring(spec) as ring:
             return tuple(await measure_apart(ring, most, options.prompt_tokens))
 
-    async def _find_hidden(self) -> int:
-        """The model's hidden size, which only scaled profiles need before the model runs."""
-        if not any(name.startswith("scaled:") for name in self.options.profiles):
-            return SCALED_HIDDEN
-        async with contextlib.AsyncExitStack() as stack:
-            runtime = Runtime(self.model, workers=self.options.workers)
-            stack.push_async_callback(runtime.close)
-            await runtime.prepare()
-            return runtime.card.hidden_size
-
     def _passes(self) -> list[list[str]]:
         """Profiles that one set of rings can serve: all steady ones, then each with a schedule by itself."""
         steady: list[str] = []
         others: list[str] = []
-        for name in self.options.profiles:
-            profile = load_profile(name, hidden=self._hidden)
+        for name, profile in self._links.items():
             (others if profile.lasts_s else steady).append(name)
         return [names for names in (steady, *([name] for name in others)) if names]
 
     @contextlib.asynccontextmanager
-    async def _rings(self, first_profile: str) -> AsyncIterator[list[Ring]]:
+    async def _rings(self, first_profile: str, cells: Sequence[Cell]) -> AsyncIterator[list[Ring]]:
         options = self.options
-        batch = max(AUTO_MOST if one == AUTO else one for one in options.batches)
-        profile = load_profile(first_profile, hidden=self._hidden)
-        kv_tokens = (batch + 1) * (options.prompt_tokens + most_tokens(options.tokens, profile) + 16)
         async with contextlib.AsyncExitStack() as stack:
             rings: list[Ring] = []
             for number, (microbatches, codec) in enumerate(dict.fromkeys(technique.way for technique in options.techniques)):
@@ -124,8 +162,8 @@ class ModelRunner:
                     microbatches=microbatches,
                     codec=codec,
                     pace=options.pace,
-                    kv_tokens=kv_tokens,
-                    profile=profile,
+                    kv_tokens=max(kv_tokens(self._ground, _most_sequences(cell.batch), self._limit(cell)) for cell in cells),
+                    profile=self._links[first_profile],
                     port=options.port + number if options.port else 0,
                 )
                 ring = await stack.enter_async_context(Ring(spec))
@@ -154,20 +192,30 @@ class ModelRunner:
         return len(self._cells) * self.options.repeats
 
     async def _run_pass(self, cells: Sequence[Cell], rings: dict[tuple[int | None, str], Ring]) -> None:
-        batches: dict[Cell, int] = {}
-        for cell in cells:
-            self._links.setdefault(cell.profile, load_profile(cell.profile, hidden=self._hidden))
-            batches[cell] = cell.batch or await self._auto_batch(cell, rings[TECHNIQUES[cell.technique].way])
         for repeat, cell in interleave(cells, self.options.repeats):
-            if not self.log.has(cell, repeat) and not (repeat and self._is_late):
-                self._on_run(self._num_done, self._num_runs, f"{cell.profile} {cell.technique} B={batches[cell]}")
-                if cell.technique in TECHNIQUES:
-                    run = await self._run_cell(cell, rings[TECHNIQUES[cell.technique].way], batches[cell])
+            if cell not in self._lines:
+                try:
+                    await self._run_repeat(repeat, cell, rings)
+                except FAILURES as error:
+                    self._fail([cell], error)
                 else:
-                    run = await self._run_peer(cell, next(iter(rings.values())))
-                self.log.add(cell, repeat, {"batch": batches[cell], **run})
+                    if repeat == self.options.repeats - 1:
+                        self._keep(cell)
             self._num_done += 1
         self._on_run(self._num_done, self._num_runs, "")
+
+    async def _run_repeat(self, repeat: int, cell: Cell, rings: dict[tuple[int | None, str], Ring]) -> None:
+        """One run of ``cell``, logged, unless it was logged before or is beyond the budget."""
+        if self.log.has(cell, repeat) or (repeat and self._is_late):
+            return
+        if cell.technique not in TECHNIQUES:
+            self._on_run(self._num_done, self._num_runs, f"{cell.profile} {cell.technique} B={cell.batch}")
+            self.log.add(cell, repeat, {"batch": cell.batch, **await self._run_peer(cell, next(iter(rings.values())))})
+            return
+        ring = rings[TECHNIQUES[cell.technique].way]
+        batch = cell.batch or await self._auto_batch(cell, ring)
+        self._on_run(self._num_done, self._num_runs, f"{cell.profile} {cell.technique} B={batch}")
+        self.log.add(cell, repeat, {"batch": batch, **await self._run_cell(cell, ring, batch)})
 
     @property
     def _is_late(self) -> bool:
@@ -179,8 +227,8 @@ class ModelRunner:
         texts = prompts(batch, self.options.prompt_tokens, ring.runtime.card.tokenizer_json)
         if (ring, cell.profile, batch) not in self._settled:
             self._settled.add((ring, cell.profile, batch))
-            await settle(ring, texts, self.options.tokens)
-        run = await measure(ring, texts, self.options.tokens)
+            await settle(ring, texts, self.options.tokens, limit=self._limit(cell))
+        run = await measure(ring, texts, self.options.tokens, limit=self._limit(cell))
         assert self._reference is not None
         verdict = await asyncio.to_thread(self._reference.judge, texts, run.tokens)
         return {**run.to_json(), "exact": verdict.exact, "flips": verdict.flips}
@@ -207,10 +255,11 @@ class ModelRunner:
         loop_s = sum(link.forward.delay_s for link in links) + sum(run.computes_s)
         return max(1, min(AUTO_MOST, MAX_BATCH, math.ceil(1.25 * run.decode_tokens_per_s * loop_s)))
 
+    def _limit(self, cell: Cell) -> int:
+        return self._limits[cell.profile, cell.batch]
+
     def _line(self, cell: Cell) -> dict[str, Any]:
         runs = self.log.runs(cell)
-        if not runs:
-            raise RunError(f"no run of {cell}")
         if cell.technique not in TECHNIQUES:
             return peer_line(cell, runs, self.subject, simulated=self.options.simulate)
         profile = self._links[cell.profile]
@@ -222,6 +271,22 @@ class ModelRunner:
             [profile.link(hop) for hop in range(num_links)],
             simulated=self.options.simulate,
         )
+
+
+def _most_sequences(batch: int) -> int:
+    return AUTO_MOST if batch == AUTO else batch
+
+
+def _ground(card: ModelCard, options: BenchOptions) -> Ground:
+    return Ground(
+        card=card,
+        dtype=options.dtype,
+        workers=options.workers,
+        prompt_tokens=options.prompt_tokens,
+        tokens=options.tokens,
+        pace=parse_pace(options.pace) if options.pace is not None else None,
+        rings=len({technique.way for technique in options.techniques}),
+    )
 
 
 def _subject(runtime: Runtime, options: BenchOptions, apart: tuple[Parts, ...]) -> Subject:
@@ -243,9 +308,9 @@ def _subject(runtime: Runtime, options: BenchOptions, apart: tuple[Parts, ...]) 
 
 
 def _paces(runtime: Runtime, options: BenchOptions) -> tuple[Pace, ...] | None:
-    """Known beforehand for a stand-in; a real model behind a pace takes at least its own time."""
-    if not is_standin(runtime.card.model):
-        return None
+    """As asked, or as a stand-in's data sheet says; None of real devices."""
     if options.pace is not None:
         return (parse_pace(options.pace),) * len(runtime.plan.stages)
+    if not is_standin(runtime.card.model):
+        return None
     return tuple(default_pace(standin_card(runtime.card.model), stage.span) for stage in runtime.plan.stages)

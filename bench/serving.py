@@ -39,10 +39,10 @@ if __name__ == "__main__":
 
 from bench.arguments import Parser, names, whole, writable
 from bench.profiles import Profile, load_profile
-from bench.program import machine, program
+from bench.program import BenchError, machine, program
 from bench.ring import Ring, RingSpec
 from bench.spread import quantile
-from bloombee.errors import BloomBeeError, Infeasible, QueueFull
+from bloombee.errors import BloomBeeError, ConfigError, Infeasible, QueueFull
 from bloombee.pace import parse_pace
 from bloombee.plan.standin import is_standin, standin_token
 
@@ -260,18 +260,36 @@ def parse(words: list[str] | None) -> tuple[argparse.Namespace, Settings]:
     return options, Settings(options.model, pace, load_profile(options.profile), *numbers)
 
 
-async def run(settings: Settings, modes: Sequence[str], console: Console) -> list[Line]:
-    lines = []
+async def run(settings: Settings, modes: Sequence[str], console: Console, keep: Callable[[list[Line]], None]) -> list[Line]:
+    """Mode by mode; one that fails is a line that says why, and the others go on.
+
+    Args:
+        keep: given all lines so far after each mode.
+    """
+    lines: list[Line] = []
     for mode in modes:
         console.print(f"{mode} ...")
-        lines += await MODES[mode](settings, mode)
+        try:
+            lines += await MODES[mode](settings, mode)
+        except ConfigError:
+            raise
+        except (BenchError, BloomBeeError) as error:
+            lines.append(Line(mode, "failed", str(error), ok=False))
+        keep(lines)
     return lines
 
 
 @program("serving")
 def main(words: list[str] | None = None) -> int:
     options, settings = parse(words)
-    lines = asyncio.run(run(settings, options.modes, Console(stderr=True)))
+    facts = {"bench": "serving", **machine(), "options": {k: str(v) for k, v in vars(options).items()}}
+
+    def keep(lines: list[Line]) -> None:
+        if options.json is not None:
+            text = json.dumps({**facts, "lines": [asdict(line) for line in lines]}, indent=1)
+            options.json.write_text(text + "\n", encoding="utf-8")
+
+    lines = asyncio.run(run(settings, options.modes, Console(stderr=True), keep))
     stand_in = " (stand-in)" if is_standin(settings.model) else ""
     table = Table(title=f"{settings.model}{stand_in}, pace {options.pace}, {settings.workers} workers, {options.profile}")
     for column in ("mode", "what", "", "goal"):
@@ -279,11 +297,6 @@ def main(words: list[str] | None = None) -> int:
     for line in lines:
         table.add_row(line.mode, line.what, line.value, {True: "met", False: "MISSED", None: ""}[line.ok])
     Console(width=max(130, Console().width)).print(table)
-    if options.json is not None:
-        facts = {"bench": "serving", **machine(), "options": {k: str(v) for k, v in vars(options).items()}}
-        options.json.write_text(
-            json.dumps({**facts, "lines": [asdict(line) for line in lines]}, indent=1) + "\n", encoding="utf-8"
-        )
     return 0 if all(line.ok is not False for line in lines) else 1
 
 

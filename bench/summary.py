@@ -45,9 +45,9 @@ class Subject:
     """What is the same in all cells of a model.
 
     Args:
-        pace: as asked, or a stand-in's own (then ``paces`` has one a stage); None: real devices.
+        pace: as asked, or a stand-in's own; then ``paces`` has one a stage. None: real devices.
         row_bytes: raw activations of one row.
-        apart: what the parts take by themselves, by rows; empty: predictions take devices as they were in the row itself.
+        apart: what real devices and their hops take by themselves, by rows; empty of paced devices.
     """
 
     model: str
@@ -92,7 +92,7 @@ def cell_line(
         prompt_tokens=subject.prompt_tokens,
         tokens=subject.tokens,
         ratios=tuple(ratios),
-        cores=Cores(num_cores(), parts.hop_s, parts.hop_cpu_s, is_computing=subject.pace is None) if parts else None,
+        cores=Cores(num_cores(), parts.hop_s, parts.hop_cpu_s) if parts else None,
     )
     predicted = predict_by_cost(setting)
     own_share = _median(runs, "cpu_share")
@@ -184,6 +184,11 @@ def peer_line(cell: Cell, runs: Sequence[dict[str, Any]], subject: Subject, *, s
     if simulated:
         line |= {"simulated_tokens_per_s": None, "simulated_time_per_token_s": None}
     return line
+
+
+def failed_line(cell: Cell, model: str, reason: str) -> dict[str, Any]:
+    """The line of a cell without a measurement."""
+    return {"profile": cell.profile, "technique": cell.technique, "model": model, "batch": cell.batch or "auto", "failed": reason}
 
 
 def _median(runs: Sequence[dict[str, Any]], name: str) -> float:

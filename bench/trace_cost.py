@@ -32,8 +32,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.arguments import Parser, whole, writable
+from bench.preflight import require_positions
 from bench.program import program
 from bench.spread import interval
+from bloombee.config import RuntimeConfig
 from bloombee.roles.tracing import StageTrace, open_tracer
 from bloombee.runtime import Runtime
 
@@ -121,17 +123,18 @@ def main() -> None:
     parser.add_argument("--pace", metavar="F,R,P", help="emulated devices: milliseconds fixed, a decode row, a prefill row")
     parser.add_argument("--json", type=writable, help="append one line a series to this file")
     options = parser.parse_args()
-    rows = []
+    RuntimeConfig(pace=options.pace)
+    asyncio.run(require_positions(options.model, options.workers, len(PROMPT) + options.tokens))
     with contextlib.suppress(KeyboardInterrupt):
         for traced, name in ((True, "on / off"), (False, "off / off")):
-            rows.append(report(name, asyncio.run(series(options, traced=traced))))
+            row = report(name, asyncio.run(series(options, traced=traced)))
+            if options.json:
+                with options.json.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
     on_us, writing_us = min(stamps_us() for _ in range(5))
     print(f"on: {on_us:.1f} us a microbatch and stage on its way, {writing_us:.1f} us in the writing thread")
     test_ns = attribute_test_ns()
     print(f"off: {TESTS_PER_HOP} attribute tests a hop of {test_ns:.0f} ns: {TESTS_PER_HOP * test_ns / 1e3:.2f} us a hop")
-    if options.json:
-        with options.json.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 if __name__ == "__main__":

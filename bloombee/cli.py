@@ -124,7 +124,9 @@ def worker(given: Given, *, config: ConfigFile = None) -> int:
             "join is empty: give the token that 'bloombee head' printed, with --join or in BLOOMBEE_JOIN", field="join"
         )
     from bloombee.roles.worker import run
+    from bloombee.transport.descriptors import require_descriptors
 
+    require_descriptors()
     run(settings)
     return 0
 

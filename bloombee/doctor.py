@@ -9,6 +9,8 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import re
+import resource
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,12 +18,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
+from bloombee.errors import CapacityError
+from bloombee.transport.descriptors import require_descriptors
+
 if TYPE_CHECKING:
     from bloombee.plan.profile import Profile
 
 State = Literal["ok", "optional", "missing"]
 """``optional``: not there, and the program works without it. ``missing``: it does not."""
 
+REQUIREMENT = re.compile(r"([\w.-]+)>=([\d.]+)")
+"""Of every installation on every system: one with a marker is not."""
 REINSTALL = "reinstall the package with a C++20 compiler on the path: pip install --force-reinstall --no-deps ."
 
 
@@ -55,12 +62,12 @@ def check_machine() -> Finding:
 def check_memory() -> Finding:
     psutil = _module("psutil")
     if isinstance(psutil, str):
-        return Finding("memory", "optional", psutil, "pip install psutil, or say --memory where it is asked for")
+        return Finding("memory", "missing", psutil, "pip install 'psutil>=6'")
     memory = psutil.virtual_memory()
     found = f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}"
-    if memory.available < 2 << 30:
+    if memory.available < 1 << 30:
         return Finding(
-            "memory", "optional", found, "three workers of the demo take about 1.5 GiB; use fewer workers or end something"
+            "memory", "optional", found, "three workers of the demo take about half a GiB; use fewer workers or end something"
         )
     return Finding("memory", "ok", found)
 
@@ -90,8 +97,27 @@ def check_torch() -> Finding:
     return Finding("torch", "ok", f"{torch.__version__}; {_devices(torch)}")
 
 
-def check_transformers() -> Finding:
-    return _package("transformers", "transformers>=5.20")
+def check_packages() -> Finding:
+    """What the package itself says that it needs, in the versions that it needs."""
+    try:
+        needed = [match for line in importlib.metadata.requires("bloombee") or () if (match := REQUIREMENT.fullmatch(line))]
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("packages", "optional", "bloombee is not installed, so nothing says what it needs", "pip install .")
+    unmet = {f"{name}>={least}": found for name, least in map(re.Match.groups, needed) if (found := _unmet(name, least))}
+    if not unmet:
+        return Finding("packages", "ok", f"all {len(needed)} that are needed, transformers {_version('transformers')} among them")
+    wanted = " ".join(f"'{requirement}'" for requirement in unmet)
+    return Finding("packages", "missing", ", ".join(unmet.values()), f"pip install {wanted}")
+
+
+def check_descriptors() -> Finding:
+    """Of a head with three workers; theirs have the same limit."""
+    try:
+        require_descriptors(workers=3)
+    except CapacityError as error:
+        return Finding("file descriptors", "missing", f"limit {error.fields['limit']}", f"ulimit -n {error.fields['needed']}")
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return Finding("file descriptors", "ok", f"limit {soft}")
 
 
 def check_zmq() -> Finding:
@@ -151,10 +177,11 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     check_memory,
     check_extension,
     check_cuda_extension,
+    check_packages,
     check_torch,
-    check_transformers,
     check_zmq,
     check_uvloop,
+    check_descriptors,
     check_loopback,
     check_demo_model,
 )
@@ -195,18 +222,31 @@ def profile_table(profile: Profile) -> str:
 
 
 def _module(name: str) -> ModuleType | Any | str:
-    """The module, or why it cannot be had. A broken shared library raises OSError, a missing one ImportError."""
+    """The module, or why it cannot be had. A broken installation may raise anything."""
     try:
         return importlib.import_module(name)
-    except (ImportError, OSError) as error:
+    except Exception as error:
         return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _package(name: str, requirement: str) -> Finding:
+def _unmet(name: str, least: str) -> str | None:
+    """What is wrong with the installed version of a package, if anything is."""
+    found = _version(name)
+    if found is None:
+        return f"{name} is not installed"
+    return f"{name} {found} is too old" if _numbers(found) < _numbers(least) else None
+
+
+def _version(name: str) -> str | None:
     try:
-        return Finding(name, "ok", importlib.metadata.version(name))
+        return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(name, "missing", "not installed", f"pip install '{requirement}'")
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Of a release: 2.8.0+cpu is 2, 8, 0."""
+    return tuple(map(int, re.findall(r"\d+", re.split(r"[^0-9.]", version, maxsplit=1)[0])))
 
 
 def _devices(torch: Any) -> str:

@@ -29,6 +29,7 @@ from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
 from bloombee.plan.topology import Topology
 from bloombee.roles.head import HeadRole
+from bloombee.transport.descriptors import require_descriptors
 from bloombee.types import FinishReason, Generation, LoadProgress, SamplingParams, StageUse, Token, WorkerId
 
 T = TypeVar("T")
@@ -157,7 +158,7 @@ class Runtime:
         Cancelled or failed: everything that was started is ended before the exception leaves.
 
         Raises:
-            ConfigError, ModelUnsupported, AddressInUse, Infeasible, DeviceError, TransportError: see errors.py.
+            ConfigError, ModelUnsupported, AddressInUse, CapacityError, Infeasible, DeviceError, TransportError: see errors.py.
         """
         await self.prepare()
         try:
@@ -179,9 +180,13 @@ class Runtime:
             announce: called with the join tokens as soon as the head listens, seconds before the model has been looked at.
 
         Cancelled or failed: everything that was started is ended.
+
+        Raises:
+            CapacityError: this process may open too few files.
         """
         if self._home is not None:
             raise ConfigError("this Runtime has been started before; make a new one")
+        require_descriptors(self.config.num_stages)
         self._home = _Home()
         try:
             await self._there(self._listen())

@@ -87,7 +87,7 @@ STEPS = (
 def find_device() -> str | None:
     """The name of torch's first CUDA device; None if there is none, or no torch."""
     ask = "import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else '')"
-    done = subprocess.run([PY, "-c", ask], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([PY, "-P", "-c", ask], capture_output=True, text=True, timeout=120)
     return done.stdout.strip() or None
 
 

@@ -91,7 +91,9 @@ def _python(name: str, folder: Path) -> str:
     if not python.is_file():
         raise OptionError(f"--peer-env {name}={folder}: no bin/python there; {README} says how to make one")
     try:
-        run = subprocess.run([python, "-c", KINDS[name].check], capture_output=True, text=True, timeout=CHECK_S, check=False)
+        run = subprocess.run(
+            [python, "-I", "-c", KINDS[name].check], capture_output=True, text=True, timeout=CHECK_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise OptionError(f"--peer-env {name}={folder}: its python does not run: {error}; see {README}") from error
     if run.returncode:

@@ -27,6 +27,7 @@ import time
 from typing import Any, BinaryIO
 
 from bloombee.errors import BloomBeeError, ConfigError, DeviceError, to_wire
+from bloombee.roles.child import start_child
 
 LOOK_EVERY_S = 0.5
 GRACE_S = 2.0
@@ -45,15 +46,16 @@ class Spawner:
 
     def run(self) -> None:
         """Obey until standard input closes or the parent is gone."""
-        wake, self._wake = socket.socketpair()
+        wake, signalled = socket.socketpair()
         wake.setblocking(False)
-        self._wake.setblocking(False)
+        signalled.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
-        try:
-            self._loop(wake)
-        finally:
-            signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(signalled.fileno(), warn_on_full_buffer=False)
+        with wake, signalled:
+            try:
+                self._loop(wake)
+            finally:
+                signal.set_wakeup_fd(-1)
 
     def _loop(self, wake: socket.socket) -> None:
         os.set_blocking(self._orders.fileno(), False)
@@ -131,16 +133,13 @@ class Spawner:
 
     def _do_profile(self, model: str, device: str, dtype: str, threads: int) -> str:
         """In a process of its own: this one is to be forked, and torch's threads do not outlive a fork."""
-        done = subprocess.run(
-            [sys.executable, "-m", "bloombee.engine.profile", model, device, dtype, str(threads)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
-            preexec_fn=_killed_with_parent,
-        )
-        if done.returncode:
-            raise DeviceError(f"the profile of {model!r} could not be measured: {done.stdout.strip() or 'see stderr'}")
-        return done.stdout
+        words = (model, device, dtype, str(threads))
+        how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True, "preexec_fn": _killed_with_parent}
+        with start_child("bloombee.engine.profile", *words, **how) as process:
+            said: str = process.communicate()[0]
+        if process.returncode:
+            raise DeviceError(f"the profile of {model!r} could not be measured: {said.strip() or 'see stderr'}")
+        return said
 
     def _do_chat(self, model: str, messages: list[dict[str, Any]]) -> str:
         from bloombee.engine.describe import render_chat

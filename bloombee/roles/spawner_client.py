@@ -8,13 +8,13 @@ import dataclasses
 import json
 import queue
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from bloombee.config import WorkerConfig
 from bloombee.errors import ConfigError, DeviceError, from_wire
+from bloombee.roles.child import start_child
 
 END_S = 4.0
 
@@ -39,13 +39,11 @@ class SpawnerClient:
         """A pipe may be full: only the writing thread ever waits for it."""
 
     def start(self) -> None:
+        """Raises DeviceError if no process can be started."""
         self._loop = asyncio.get_running_loop()
         # A session of its own: Ctrl-C at the terminal reaches the application, which ends its workers in order.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bloombee.roles.spawner"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
+        self._process = start_child(
+            "bloombee.roles.spawner", stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
         threading.Thread(target=self._read, name="bloombee-spawner-reader", daemon=True).start()
         threading.Thread(target=self._write, name="bloombee-spawner-writer", daemon=True).start()

@@ -41,11 +41,10 @@ def test_sizes_double_up_to_the_largest() -> None:
 def test_what_no_device_accounts_for_is_the_hops() -> None:
     """And of several runs the least disturbed counts, for each figure."""
     runs = [_run(0.010, (0.003, 0.004), 0.004), _run(0.012, (0.0035, 0.0035), 0.003)]
-    found = parts_of(runs, 4, hops=2, is_paced=False)
+    found = parts_of(runs, 4, hops=2)
     assert found.computes_s == (0.003, 0.0035)
     assert found.hop_s == pytest.approx(0.0015)
     assert found.hop_cpu_s == pytest.approx((4 * 0.003 - 0.007) / 2)
-    assert parts_of(runs, 4, hops=2, is_paced=True).hop_cpu_s == pytest.approx(4 * 0.003 / 2)
 
 
 def test_sizes_between_lie_on_a_line_and_beyond_on_its_end() -> None:

@@ -133,7 +133,8 @@ def test_a_log_of_something_else_is_begun_anew(tmp_path: Path) -> None:
     other = RunLog(tmp_path / "out.jsonl", {"tokens": 9})
     assert other.resumed == 0
     assert not other.has(Cell("a", "plain", 1), 0)
-    other.finish([{"profile": "a"}, {"profile": "b"}])
+    other.keep([{"profile": "a"}, {"profile": "b"}])
+    other.finish()
     assert (tmp_path / "out.jsonl").read_text() == '{"profile": "a"}\n{"profile": "b"}\n'
     assert not other.part.exists()
 
@@ -203,7 +204,7 @@ def test_a_result_that_cannot_be_written_at_the_end_leaves_the_log(tmp_path: Pat
     log = RunLog(tmp_path / "out.jsonl", {})
     log.path.mkdir()
     with pytest.raises(LogError, match="the runs are in"):
-        log.finish([])
+        log.keep([])
     assert log.part.exists()
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import AsyncMock
 
 import pytest
 
+from bench import pipes, serving
 from bench.arguments import OptionError
 from bench.program import BenchError, program
+from bloombee.errors import LinkDown
 
 ROOT = Path(__file__).parents[2]
 BAD = [
@@ -21,11 +27,14 @@ BAD = [
     ("compute", ["--peers"], "needs --peer-env llama.cpp=DIR"),
     ("compute", ["--peers", "--peer-env", "llama.cpp=/nowhere"], "no bin/python there"),
     ("compute", ["--device", "cuda"], "needs --only"),
+    ("compute", ["--device", "moon", "--only"], "auto, cpu, cuda or cuda:N"),
     ("compute", ["--model", "nowhere/"], "no model"),
     ("embedding", ["--repeats", "0"], "must be a whole number from 1"),
     ("exact", ["demo"], "required: dtype"),
     ("hops", ["--workers", "-1"], "must be a whole number from 1"),
     ("hops", ["--json", str(ROOT)], "Is a directory"),
+    ("hops", ["--dtype", "int8"], "dtype = 'int8'"),
+    ("hops", ["--model", "standin:1024x2"], "3 workers for 2 layers"),
     ("meter", ["--profiles", "moon"], "unknown profile 'moon'"),
     ("meter", ["--traffics", "moon"], "'moon': there are bulk"),
     ("micro", ["--rounds", "9"], "whole number from 10"),
@@ -34,15 +43,19 @@ BAD = [
     ("native", ["--rows", "0"], "must be a whole number from 1"),
     ("overtake", ["--period-ms", "0"], "must be milliseconds from"),
     ("pipes", ["flat", "--json", str(ROOT)], "Is a directory"),
+    ("pipes", ["knee", "--batch", "1024"], "KV memory for"),
     ("pipes", ["knee", "--microbatches", "4-x"], "'x': must be a whole number"),
     ("pipes", ["knee", "--plot", "/nowhere/x.png"], "cannot write"),
     ("prefill", ["alone", "--chunks", "0"], "must be a whole number from 1"),
+    ("prefill", ["alone", "--model", "demo"], "no stand-in"),
+    ("prefill", ["alone", "--workers", "64"], "64 workers for 60 layers"),
     ("prefill", ["beside", "--profiles", "moon"], "unknown profile 'moon'"),
     ("soak", ["--concurrency", "0"], "must be a whole number from 1"),
     ("serving", ["--modes", "moon"], "'moon': there are fairness"),
     ("serving", ["--profile", "x"], "unknown profile 'x'"),
     ("serving", ["--burst", "0"], "must be a whole number from 1"),
     ("serving", ["--pace", "slow"], "pace"),
+    ("trace_cost", ["--model", "demo", "--tokens", "4096"], "demo has 2048 positions"),
     ("trace_cost", ["--tokens", "1"], "must be a whole number from 2"),
     ("trace_cost", ["--pace", "slow"], "pace"),
 ]
@@ -98,3 +111,48 @@ def test_whoever_stops_reading_is_told_nothing() -> None:
     )
     os.close(writable)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_what_was_measured_is_kept_when_a_later_part_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def works(settings: object, mode: str) -> list[serving.Line]:
+        return [serving.Line(mode, "thing", "1", ok=True)]
+
+    async def fails(settings: object, mode: str) -> list[serving.Line]:
+        raise LinkDown("a worker is gone")
+
+    file = tmp_path / "out.json"
+    for mode, kind in (("fairness", works), ("burst", fails), ("overlong", works)):
+        monkeypatch.setitem(serving.MODES, mode, kind)
+    assert serving.main(["--modes", "fairness,burst,overlong", "--json", str(file)]) == 1
+    lines = json.loads(file.read_text())["lines"]
+    assert [(line["mode"], line["value"], line["ok"]) for line in lines] == [
+        ("fairness", "1", True), ("burst", "a worker is gone", False), ("overlong", "1", True),
+    ]  # fmt: skip
+
+
+def test_pairs_that_were_measured_are_in_the_file_when_a_later_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = iter([SimpleNamespace(decode_tokens_per_s=10.0, cpu_share=0.1, microbatch_rows=1.0, others_cpu_share=0.0)] * 7)
+
+    async def measure(*_: object, **__: object) -> object:
+        try:
+            return next(runs)
+        except StopIteration:
+            raise BenchError("no window") from None
+
+    ring = SimpleNamespace(shape=lambda profile: None)
+    monkeypatch.setattr(pipes, "Ring", lambda spec: contextlib.nullcontext(ring))
+    monkeypatch.setattr(pipes, "warm_up", AsyncMock())
+    monkeypatch.setattr(pipes, "measure", measure)
+    monkeypatch.setattr(pipes, "_says", lambda *_: "")
+    file = tmp_path / "out.jsonl"
+    assert pipes.main(["flat", "--json", str(file)]) == 1
+    assert [json.loads(line)["pair"] for line in file.read_text().splitlines()] == [0, 1]
+
+
+def test_a_benchs_second_process_runs_nothing_that_lies_in_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "multiprocessing.py").write_text("open('RAN', 'w').close()\nraise SystemExit(7)\n")
+    program = "import sys; sys.path.remove(''); from bench.micro import main; main()"
+    words = [sys.executable, "-c", program, "--only", "hop", "--rounds", "10"]
+    found = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, env=found, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, (tmp_path / "RAN").exists()) == (0, False), done.stderr

@@ -14,6 +14,7 @@ import pytest
 from bloombee import doctor
 from bloombee.cli import main
 from bloombee.doctor import Finding
+from bloombee.errors import CapacityError
 
 
 def _without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -29,19 +30,55 @@ def test_a_missing_module_is_a_finding_with_advice(monkeypatch: pytest.MonkeyPat
         (doctor.check_torch, "missing"),
         (doctor.check_zmq, "missing"),
         (doctor.check_uvloop, "optional"),
-        (doctor.check_memory, "optional"),
+        (doctor.check_memory, "missing"),
     ):
         finding = check()
         assert finding.state == state
         assert finding.advice
 
 
-def test_a_library_that_does_not_load_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [OSError, RuntimeError, AttributeError])
+def test_a_library_that_does_not_load_is_a_finding(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> types.ModuleType:
-        raise OSError("libgomp.so.1: cannot open shared object file\nmore")
+        raise kind("libgomp.so.1: cannot open shared object file\nmore")
 
     monkeypatch.setattr(doctor.importlib, "import_module", refuse)
     assert doctor.check_torch().found == "libgomp.so.1: cannot open shared object file"
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "found"),
+    [
+        ("transformers", "5.3.1", "transformers 5.3.1 is too old"),
+        ("torch", "2.7.9+cpu", "torch 2.7.9+cpu is too old"),
+        ("msgspec", None, "msgspec is not installed"),
+    ],
+)
+def test_a_package_that_is_too_old_or_not_there_is_missing(
+    name: str, version: str | None, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert doctor.check_packages().state == "ok"
+    real = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda one: version if one == name else real(one))
+    finding = doctor.check_packages()
+    assert (finding.state, finding.found) == ("missing", found)
+    assert finding.advice.startswith(f"pip install '{name}>=")
+
+
+def test_a_later_release_is_not_too_old() -> None:
+    assert doctor._unmet("torch", "2.8") is None
+    assert doctor._numbers("2.13.0+cu126") > doctor._numbers("2.8")
+    assert doctor._numbers("27.1.0rc1") >= doctor._numbers("27")
+
+
+def test_too_few_descriptors_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.check_descriptors().state == "ok"
+
+    def refuse(**_: int) -> None:
+        raise CapacityError("too few", limit=24, needed=94)
+
+    monkeypatch.setattr(doctor, "require_descriptors", refuse)
+    assert doctor.check_descriptors() == Finding("file descriptors", "missing", "limit 24", "ulimit -n 94")
 
 
 def test_zmq_without_curve_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
