@@ -55,7 +55,7 @@ def check_machine() -> Finding:
 def check_memory() -> Finding:
     psutil = _module("psutil")
     if isinstance(psutil, str):
-        return Finding("memory", "optional", psutil, "pip install psutil, or say --memory where it is asked for")
+        return Finding("memory", "missing", psutil, "pip install psutil")
     memory = psutil.virtual_memory()
     found = f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}"
     if memory.available < 2 << 30:

@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 import psutil
-import uvloop
 
 from bloombee.config import WorkerConfig
 from bloombee.errors import (
@@ -25,6 +24,7 @@ from bloombee.errors import (
 )
 from bloombee.pace import parse_pace
 from bloombee.roles.device import DeviceThread
+from bloombee.roles.event_loop import new_event_loop
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.stage_host import CODECS, StageHost
 from bloombee.roles.tracing import StageTrace, open_tracer
@@ -67,7 +67,7 @@ def run(config: WorkerConfig) -> None:
     """
     logging.getLogger("bloombee").setLevel(config.log_level.upper())
     logging.basicConfig(format=f"bloombee worker {config.name or os.getpid()}: %(message)s")
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(WorkerRole(config).serve())
 
 
