@@ -115,7 +115,7 @@ def worker(given: Given, *, config: ConfigFile = None) -> int:
 
     Examples:
       bloombee worker --join TOKEN
-      bloombee worker --join TOKEN --listen tcp://0.0.0.0:7701 --advertise tcp://203.0.113.5:7701 --memory 8GiB
+      bloombee worker --join TOKEN --listen 'tcp://*:7701' --advertise tcp://203.0.113.5:7701 --memory 8GiB
     """
     base = _config(config).worker
     settings = merge(base, {"join": given.get("join") or Environment.read().join or base.join, **given})
@@ -146,10 +146,12 @@ def worker(given: Given, *, config: ConfigFile = None) -> int:
 def head(swarm: Given, sampling: Given, *, chat: Chat = False, json: Json = False, config: ConfigFile = None) -> int:
     """Wait for workers to join from other machines, then answer each line of stdin.
 
-    Prints the command that joins a worker. To be reached from other machines it must listen on an address of theirs.
+    Prints the command that joins a worker. To be reached from other machines it must listen on an address that they
+    reach: docs/network.md.
 
     Examples:
-      bloombee head --workers 2 --listen tcp://0.0.0.0:7700 --advertise tcp://203.0.113.5:7700
+      bloombee head --workers 2 --listen 'tcp://*:7700'
+      bloombee head --workers 2 --listen 'tcp://*:7700' --advertise tcp://203.0.113.5:7700
       bloombee head --model ./Qwen3-0.6B --workers 3 --chat < questions.txt
     """
     base = _config(config).runtime
@@ -342,11 +344,20 @@ async def _answer(runtime: Runtime, prompt: Any, params: SamplingParams, *, json
 
 
 async def _answer_lines(config: RuntimeConfig, params: SamplingParams, *, chat: bool, json: bool) -> None:
+    from bloombee.address import read_dialled
     from bloombee.terminal import open_runtime, say
+    from bloombee.wire.token import decode_token
+
+    def where(token: str) -> str:
+        endpoints = decode_token(token).endpoints
+        if all(read_dialled(endpoint).is_loopback for endpoint in endpoints):
+            return "on this machine (--listen 'tcp://*:7700' lets others in)"
+        return f"on any machine that reaches {' or '.join(endpoints)}"
 
     def announce(tokens: Sequence[str]) -> None:
         joins = "\n".join(f"    bloombee worker --join {token}" for token in tokens)
-        say(f"waiting for {len(tokens)} worker{'s' * (len(tokens) > 1)}; run each of these once, on any machine:\n\n{joins}\n")
+        count = f"{len(tokens)} worker{'s' * (len(tokens) > 1)}"
+        say(f"waiting for {count}; run each of these once, {where(tokens[0])}:\n\n{joins}\n")
 
     async with open_runtime(config, announce=announce) as runtime:
         async for line in _lines():

@@ -20,22 +20,21 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bloombee.address import LISTEN_RULE, TOLD_RULE, read_dialled, read_listen, read_told
 from bloombee.errors import ConfigError
 from bloombee.pace import parse_pace
 from bloombee.types import Dtype
 
-_ENDPOINT = re.compile(r"tcp://(?:\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _DTYPES = ("auto", *(str(dtype) for dtype in Dtype))
 _CODEC_MODES = ("auto", "on", "off")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
-_ENDPOINT_RULE = "tcp://HOST:PORT (port 0: any free one)"
 
 
 def option(default: Any, help: str, *, name: str | None = None) -> Any:
@@ -56,20 +55,20 @@ class RuntimeConfig:
     split: tuple[int, ...] | None = option(None, "Layers of each stage, as 3,3,2; default: as even as can be.")
     dtype: str = option("auto", "auto (the checkpoint's own), bfloat16, float16 or float32.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N; of the workers started here.")
-    listen: str = option("tcp://127.0.0.1:0", "Where the head listens for workers; port 0: any free one.")
-    advertise: str | None = option(None, "How workers on other machines reach that address; default: the address itself.")
+    listen: str = option("tcp://127.0.0.1:0", "Where the head listens for workers; tcp://*:PORT: on all addresses.")
+    advertise: str | None = option(None, "How workers reach that address; default: itself, or every own one for *.")
     remote_workers: int = option(0, "Wait for this many workers to join from elsewhere instead of starting any.")
     microbatches: int | None = option(None, "Microbatches under way at once; default: tuned live, by measured costs.")
     target_s: float | None = option(None, "Seconds a token to keep, with fewer requests at once; default: most throughput.")
     codec: str = option("auto", "Lossless compression of activations: auto (on a link where it pays), on or off.")
     max_microbatch_rows: int = option(512, "Most tokens in one microbatch; longer prompts go in chunks.")
     page_size: int = option(16, "Tokens in a page of KV memory.")
-    kv_tokens: int | None = option(None, "Tokens of KV memory of layers that see them all; default: what memory allows.")
-    max_waiting: int = option(1024, "Most requests that may wait to be admitted; one more is refused.")
+    kv_tokens: int | None = option(None, "KV memory of layers that see all, in tokens; default: as memory allows, at most 32768.")
+    max_waiting: int = option(1024, "Most requests that may be open or waiting at once; one more is refused.")
     heartbeat_s: float = option(0.5, "Seconds between heartbeats.")
     silence_s: float = option(3.0, "Seconds without a word after which a peer counts as gone.")
     step_deadline_s: float = option(60.0, "Seconds that one step through all stages may take.")
-    load_deadline_s: float = option(600.0, "Seconds that loading the model may take once every worker has joined.")
+    load_deadline_s: float = option(600.0, "Seconds without progress after which a worker that loads counts as stuck.")
     curve: bool = option(True, "Encrypt and authenticate every connection.")
     threads: int | None = option(None, "Compute threads of each worker started here; default: the cores shared out.")
     pace: str | None = option(
@@ -85,8 +84,9 @@ class RuntimeConfig:
         _check(self, "workers", _whole(self.workers, 1, 1000), "a whole number from 1 to 1000")
         _check(self, "dtype", self.dtype in _DTYPES, _one_of(_DTYPES))
         _check(self, "device", _text(self.device) and bool(_DEVICE.fullmatch(self.device)), "auto, cpu, cuda or cuda:N")
-        _check(self, "listen", _endpoint(self.listen), _ENDPOINT_RULE)
-        _check(self, "advertise", self.advertise is None or _endpoint(self.advertise), _ENDPOINT_RULE)
+        _check(self, "listen", self.listen is not None, LISTEN_RULE)
+        _check_endpoint(self, "listen", read_listen, LISTEN_RULE)
+        _check_endpoint(self, "advertise", read_told, TOLD_RULE)
         _check(self, "remote_workers", _whole(self.remote_workers, 0, 1000), "a whole number from 0 to 1000")
         _check(
             self, "microbatches", self.microbatches is None or _whole(self.microbatches, 1, 256), "a whole number from 1 to 256"
@@ -142,20 +142,20 @@ class WorkerConfig:
         None, "Where other workers reach this one; default: loopback if the head is there, else all interfaces."
     )
     advertise: str | None = option(None, "How other machines reach that address, if it differs (NAT, containers).")
-    name: str = option("", "What to call this worker in plans and progress; default: the host's name.")
+    name: str = option("", "What to call this worker in plans and progress; default: the host's name and the process's number.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
     memory_bytes: int | None = option(None, "Memory for weights and KV, as 8GiB; default: most of what is free.", name="memory")
     model: str | None = option(None, "Where the checkpoint is on this machine, if not where the head says.")
     threads: int | None = option(None, "Compute threads; default: one a core.")
-    join_deadline_s: float = option(60.0, "Seconds that the head may take to answer.")
+    join_deadline_s: float = option(60.0, "Seconds in which the head must be reached, and then answer.")
     pace: str | None = option(None, "An emulated device: milliseconds F,R,P of a forward; default: the real one.")
     key: str | None = option(None, "A key file made by 'bloombee keygen'; default: a new key for this run.")
     trace: str = option(".", "The directory for this worker's trace, should the head ask for one.")
     log_level: str = option("info", "debug, info, warning or error; to stderr.")
 
     def __post_init__(self) -> None:
-        _check(self, "listen", self.listen is None or _endpoint(self.listen), _ENDPOINT_RULE)
-        _check(self, "advertise", self.advertise is None or _endpoint(self.advertise), _ENDPOINT_RULE)
+        _check_endpoint(self, "listen", read_listen, LISTEN_RULE)
+        _check_endpoint(self, "advertise", read_told, TOLD_RULE)
         _check(self, "name", isinstance(self.name, str) and len(self.name) <= 256, "at most 256 characters")
         _check(self, "device", _text(self.device) and bool(_DEVICE.fullmatch(self.device)), "auto, cpu, cuda or cuda:N")
         _check(
@@ -192,8 +192,9 @@ class LocalWorker:
     head_endpoint: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("listen", "advertise", "head_endpoint"):
-            _check(self, name, getattr(self, name) is None or _endpoint(getattr(self, name)), _ENDPOINT_RULE)
+        _check_endpoint(self, "listen", read_listen, LISTEN_RULE)
+        _check_endpoint(self, "advertise", read_told, TOLD_RULE)
+        _check_endpoint(self, "head_endpoint", read_dialled, TOLD_RULE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,9 +336,19 @@ def _seconds(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e9
 
 
-def _endpoint(value: object) -> bool:
-    match = _ENDPOINT.fullmatch(value) if isinstance(value, str) else None
-    return match is not None and int(match[1]) < 2**16
+def _check_endpoint(config: object, field: str, read: Callable[[str], object], rule: str) -> None:
+    """None means: as the field's help says."""
+    value = getattr(config, field)
+    if value is None:
+        return
+    reason = "it is no text"
+    if isinstance(value, str):
+        try:
+            read(value)
+            return
+        except ValueError as error:
+            reason = str(error)
+    _check(config, field, False, f"{rule}; {reason}")
 
 
 def _one_of(names: tuple[str, ...]) -> str:

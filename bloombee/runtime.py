@@ -19,8 +19,6 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
-import uvloop
-
 from bloombee.config import LocalWorker, RuntimeConfig, merge
 from bloombee.errors import BloomBeeError, ConfigError, RuntimeClosed
 from bloombee.plan.card import ModelCard
@@ -28,6 +26,7 @@ from bloombee.plan.meter import LinkFacts
 from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
 from bloombee.plan.topology import Topology
+from bloombee.roles.event_loop import new_event_loop
 from bloombee.roles.head import HeadRole
 from bloombee.transport.descriptors import require_descriptors
 from bloombee.types import FinishReason, Generation, LoadProgress, SamplingParams, StageUse, Token, WorkerId
@@ -71,7 +70,7 @@ class _Home:
         started = threading.Event()
 
         def main() -> None:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            with asyncio.Runner(loop_factory=new_event_loop) as runner:
                 self.loop = runner.get_loop()
                 self.loop.call_soon(started.set)
                 with contextlib.suppress(asyncio.CancelledError):

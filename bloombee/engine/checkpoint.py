@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -133,11 +134,12 @@ class Checkpoint:
         return hashlib.blake2b(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode(), digest_size=16).digest()
 
 
-def resolve(model: str) -> Checkpoint:
+def resolve(model: str, on_bytes: Callable[[], None] | None = None) -> Checkpoint:
     """Find a checkpoint by name.
 
     Args:
         model: a directory, a hub id (``owner/name``), ``demo``, ``demo:draft`` or ``llama:HIDDENxLAYERS``.
+        on_bytes: called while files of a hub checkpoint are fetched, now or later.
 
     Raises:
         ConfigError: there is no such model; the message says where was looked.
@@ -155,7 +157,7 @@ def resolve(model: str) -> Checkpoint:
             raise ConfigError(
                 f"no model {model!r}: it is no directory, no hub id (owner/name) and none of demo, demo:draft", model=model
             )
-        repo = hub.open_repo(model)
+        repo = hub.open_repo(model, on_bytes)
         directory = repo.directory
     if not (directory / "config.json").is_file():
         raise ConfigError(f"no model in {directory}: it has no config.json", model=model, path=str(directory))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import tqdm
 
 from bloombee.errors import ConfigError
 
@@ -23,10 +26,15 @@ def is_id(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Repo:
-    """One revision of a hub repository; ``directory`` is its snapshot in the hub's cache."""
+    """One revision of a hub repository; ``directory`` is its snapshot in the hub's cache.
+
+    Args:
+        on_bytes: called from the hub's own threads whenever some of a file have come.
+    """
 
     id: str
     directory: Path
+    on_bytes: Callable[[], None] | None = field(default=None, compare=False)
 
     def fetch(self, name: str) -> Path:
         """The local path of file ``name``, downloaded if the cache lacks it.
@@ -35,19 +43,31 @@ class Repo:
             ConfigError: the hub cannot be reached (or HF_HUB_OFFLINE is set) and the cache lacks it.
         """
         try:
-            return Path(huggingface_hub.hf_hub_download(self.id, name, revision=self.directory.name))
+            bar = None if self.on_bytes is None else _bar(self.on_bytes)
+            return Path(huggingface_hub.hf_hub_download(self.id, name, revision=self.directory.name, tqdm_class=bar))
         except (OSError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
             raise ConfigError(f"{self.id}: cannot fetch {name}: {_first_line(error)}", model=self.id, path=name) from error
 
 
-def open_repo(repo_id: str) -> Repo:
+def _bar(on_bytes: Callable[[], None]) -> type[tqdm[Any]]:
+    """The hub tells of bytes through a progress bar alone: one that tells on, also where bars are switched off."""
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def update(self, n: float | None = 1) -> bool | None:
+            on_bytes()
+            return super().update(n)  # type: ignore[no-any-return]
+
+    return Bar
+
+
+def open_repo(repo_id: str, on_bytes: Callable[[], None] | None = None) -> Repo:
     """The newest revision of ``repo_id`` with its small files present, from the hub or from its cache.
 
     Raises:
         ConfigError: no such repository, no access to it, or no network and not in the cache.
     """
     try:
-        return Repo(repo_id, Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=SMALL_FILES)))
+        return Repo(repo_id, Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=SMALL_FILES)), on_bytes)
     except (OSError, HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, ValueError) as error:
         raise ConfigError(
             f"no model {repo_id!r}: there is no such directory, and the hub (or its cache here) gave none: {_first_line(error)}",

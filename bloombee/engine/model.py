@@ -88,7 +88,7 @@ class SpanModel:
             num_layers: what the plan believes the model has; None skips the check.
             dtype: of the run; None: the checkpoint's.
             groups, page_size: of the KV memory; see :class:`~bloombee.engine.cache.SlotCache`.
-            progress: called with (loaded bytes, total bytes) while weights are read.
+            progress: called with (loaded bytes, total bytes) while weights are read, and then packed.
 
         Raises:
             ModelUnsupported: the family cannot be split.
@@ -111,7 +111,8 @@ class SpanModel:
             model = cls(skeleton, span, dtype, kv)
             model._fill(checkpoint, progress)
             if model.device.type == "cpu":
-                pack_linears(skeleton.model, watch.groups)
+                total = model.disk_bytes
+                pack_linears(skeleton.model, watch.groups, lambda: progress(total, total) if progress is not None else None)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise DeviceError(f"no memory on {device} for {span} of {checkpoint.ref}", device=device) from error
         return model

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from types import TracebackType
 from typing import Any
@@ -151,7 +151,9 @@ class PackedPart(nn.Module):  # type: ignore[misc]
         return part
 
 
-def pack_linears(model: nn.Module, groups: Iterable[tuple[nn.Linear, ...]] = ()) -> None:
+def pack_linears(
+    model: nn.Module, groups: Iterable[tuple[nn.Linear, ...]] = (), on_packed: Callable[[], None] = lambda: None
+) -> None:
     """Replace the linear layers of ``model``, in place, by packed ones.
 
     Left as they are: weights that share memory with others (a head tied to its embedding, which is looked up by
@@ -159,6 +161,7 @@ def pack_linears(model: nn.Module, groups: Iterable[tuple[nn.Linear, ...]] = ())
 
     Args:
         groups: layers of one input, as a :class:`Watch` saw them; layers outside ``model`` are ignored.
+        on_packed: called after each.
 
     Memory: ``CHUNK_BYTES`` more than before on Linux, one weight elsewhere. Time: one read and one write of the weights,
     and one more for huge pages.
@@ -178,8 +181,10 @@ def pack_linears(model: nn.Module, groups: Iterable[tuple[nn.Linear, ...]] = ())
             product = _Product(PackedLinear(layers), [layer.out_features for layer in layers])
             for number, layer in enumerate(layers):
                 setattr(*places.pop(layer), PackedPart(product, number))
+            on_packed()
     for layer, place in places.items():
         setattr(*place, PackedLinear([layer]))
+        on_packed()
     collapse({_memory(weight) for module in model.modules() for weight in _weights(module)})
 
 

@@ -101,6 +101,12 @@ class _Worker:
     spoke_at: float = 0.0
     stage: int | None = None
     ready: bool = False
+    progress_at: float = 0.0
+    """When it was told to load, or said last that more of the span is there."""
+
+    @property
+    def is_loading(self) -> bool:
+        return self.stage is not None and not self.ready
 
 
 @dataclass(slots=True)
@@ -120,7 +126,6 @@ class HeadCore:
     _sequences: dict[SequenceId, int] = field(default_factory=dict)
     _next_sequence: SequenceId = 1
     _beats: int = 0
-    _assigned_at: float = 0.0
     _ticked_at: float = 0.0
 
     def handle(self, event: Event) -> list[Command]:
@@ -193,9 +198,9 @@ class HeadCore:
             num_microbatches=request.num_microbatches,
             stages=stages,
         )
-        self._assigned_at = now
         for stage in stages:
-            self._workers[stage.worker].stage = stage.index
+            worker = self._workers[stage.worker]
+            worker.stage, worker.progress_at = stage.index, now
         return [PlanMade(self.plan), *(self._assign(self.plan, stage.index) for stage in stages)]
 
     def _in_order(self) -> list[_Worker]:
@@ -261,6 +266,7 @@ class HeadCore:
             case Heartbeat():
                 return []
             case Progress(loaded_bytes=loaded, total_bytes=total) if worker.stage is not None:
+                worker.progress_at = now
                 return [ReportProgress(worker_id, worker.stage, loaded, total)]
             case Ready() if self.plan is not None and worker.stage is not None:
                 worker.ready = True
@@ -295,26 +301,32 @@ class HeadCore:
         if self._ticked_at and now - self._ticked_at > 2 * self.limits.heartbeat_s:
             # It was this process that stood still: what the workers said meanwhile has yet to be read.
             for worker in self._workers.values():
-                worker.heard_at = now
+                worker.heard_at = worker.progress_at = now
         self._ticked_at = now
         for worker in list(self._workers.values()):
-            # A worker that loads may hold its interpreter's lock for long: only load_deadline_s counts then.
-            is_loading = worker.stage is not None and not worker.ready
-            if now - worker.heard_at > self.limits.silence_s and not is_loading:
+            # A worker that loads may hold its interpreter's lock for long: only its progress counts then.
+            if now - worker.heard_at > self.limits.silence_s and not worker.is_loading:
                 error = LinkDown(f"worker {worker.name!r} has been silent for {now - worker.heard_at:.1f} s", worker=worker.name)
                 commands += [Dismiss(worker.id, error), *self._gone(worker.id, f"silent for {now - worker.heard_at:.1f} s", now)]
             elif now - worker.spoke_at >= self.limits.heartbeat_s:
                 worker.spoke_at = now
                 self._beats += 1
                 commands.append(Send(worker.id, Lane.CONTROL, Heartbeat(count=self._beats)))
-        if self.plan and not self.is_up and not self.error and now - self._assigned_at > self.limits.load_deadline_s:
-            late = [w.name for w in self._workers.values() if w.stage is not None and not w.ready]
-            overdue = DeadlineExceeded(
-                f"loading took longer than load_deadline_s = {self.limits.load_deadline_s:g} on {', '.join(late)}",
-                workers=", ".join(late),
-            )
-            commands += self._down(overdue, now)
-        return commands
+        return commands + self._look_for_stuck(now)
+
+    def _look_for_stuck(self, now: float) -> list[Command]:
+        """Loading may take any time while every worker gets on with it."""
+        limit = self.limits.load_deadline_s
+        stuck = [w.name for w in self._workers.values() if w.is_loading and now - w.progress_at > limit]
+        if not stuck or self.error is not None:
+            return []
+        names = ", ".join(stuck)
+        error = DeadlineExceeded(
+            f"no progress with loading for load_deadline_s = {limit:g} s on {names}: look at its log, its disk and its network,"
+            " or allow more",
+            workers=names,
+        )
+        return self._down(error, now)
 
     # -- requests --------------------------------------------------------------------------
 

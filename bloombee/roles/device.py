@@ -184,7 +184,8 @@ class DeviceThread:
 
         if self._threads:
             set_threads(self._threads)
-        checkpoint = resolve(self._override or assign.model)
+        progress = self._throttled(on_progress)
+        checkpoint = resolve(self._override or assign.model, lambda: progress(0, 0))
         if checkpoint.config_digest != assign.config_digest:
             raise DeviceError(
                 f"the checkpoint at {self._override or assign.model!r} on this machine is not the head's: its configuration"
@@ -192,15 +193,6 @@ class DeviceThread:
                 model=assign.model,
             )
         self._dtype = Dtype(assign.dtype)
-        last = 0.0
-
-        def progress(loaded: int, total: int) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if loaded >= total or now - last >= PROGRESS_EVERY_S:
-                last = now
-                self._post(on_progress, loaded, total)
-
         return SpanModel.load(
             checkpoint,
             Span(assign.start, assign.stop),
@@ -211,6 +203,20 @@ class DeviceThread:
             page_size=assign.page_size,
             progress=progress,
         )
+
+    def _throttled(self, on_progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
+        """``on_progress`` on the event loop, ten times a second at most; callable from any thread."""
+        last, told = 0.0, False
+
+        def progress(loaded: int, total: int) -> None:
+            nonlocal last, told
+            now = time.monotonic()
+            is_end = 0 < total == loaded and not told
+            if is_end or now - last >= PROGRESS_EVERY_S:
+                last, told = now, told or is_end
+                self._post(on_progress, loaded, total)
+
+        return progress
 
     def _profiler(self, assign: Assign) -> Iterator[Profile | None]:
         digest = assign.config_digest.hex()

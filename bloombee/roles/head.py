@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from bloombee.address import Address, loopback_of, reachable_at, read_listen, read_told
 from bloombee.codec.choice import CodecMode
 from bloombee.config import LocalWorker, RuntimeConfig
 from bloombee.errors import (
@@ -71,6 +72,7 @@ from bloombee.roles.tracing import HeadTrace, open_tracer
 from bloombee.roles.tuner import Tuner
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.events import LinkEvent, LinkEventKind
+from bloombee.transport.interfaces import own_addresses
 from bloombee.transport.keys import generate
 from bloombee.transport.meter import LinkMeter
 from bloombee.types import (
@@ -107,7 +109,7 @@ from bloombee.wire.messages import (
     Tally,
     Verdict,
 )
-from bloombee.wire.token import JoinToken, encode_token
+from bloombee.wire.token import MAX_ENDPOINTS, JoinToken, encode_token
 
 log = logging.getLogger(__name__)
 TICK_S = 0.1
@@ -201,15 +203,16 @@ class HeadRole:
             process = {"worker": HEAD, "stage": None, "num_stages": self.config.num_stages}
             self._trace = HeadTrace(open_tracer(self.config.trace, "head", process))
             self._endpoint.stamps = True
-        bound = await self._endpoint.bind(self.config.listen)
+        bound = read_listen(await self._endpoint.bind(self.config.listen))
         self._local.start()
-        address = self.config.advertise or bound
+        told = _told(self.config, bound)
         key = self._keys.public if self.config.curve else bytes(32)
         tokens = []
         for index in range(self.config.num_stages):
             secret = secrets.token_bytes(SECRET_BYTES)
             self._door.issue(secret)
-            endpoints = (self._local.head_endpoint(index) or address,)
+            own = self._local.head_endpoint(index)
+            endpoints = told if own is None else (own,)
             tokens.append(encode_token(JoinToken(key=key, secret=secret, endpoints=endpoints)))
         self.join_tokens = tuple(tokens)
         loop.set_exception_handler(self._bug)
@@ -705,6 +708,23 @@ class HeadRole:
 
 def _use(tally: Tally) -> DeviceUse:
     return DeviceUse(tally.works, tally.rows, tally.ns / 1e9, tally.rows_squared, tally.row_ns / 1e9, tally.attended)
+
+
+def _told(config: RuntimeConfig, bound: Address) -> tuple[str, ...]:
+    """Where workers dial a head that listens on ``bound``; best first.
+
+    Raises:
+        ConfigError: at an address of one link, for which other machines have other names.
+    """
+    if config.advertise is not None:
+        return (config.advertise,)
+    if not config.remote_workers:
+        return (str(loopback_of(bound)),)
+    endpoints = tuple(str(address) for address in reachable_at(bound, own_addresses()))[:MAX_ENDPOINTS]
+    try:
+        return tuple(str(read_told(endpoint)) for endpoint in endpoints)
+    except ValueError as error:
+        raise ConfigError(f"listen = {config.listen!r}: {error}, with --advertise", field="listen") from None
 
 
 def _sampling(params: SamplingParams) -> Sampling:

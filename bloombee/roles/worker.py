@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import socket
 import time
 from typing import Any
 
 import psutil
-import uvloop
 
+from bloombee.address import Address, default_listen, reachable_at, read_listen
 from bloombee.config import WorkerConfig
 from bloombee.errors import (
     BloomBeeError,
@@ -25,11 +24,14 @@ from bloombee.errors import (
 )
 from bloombee.pace import parse_pace
 from bloombee.roles.device import DeviceThread
+from bloombee.roles.event_loop import new_event_loop
 from bloombee.roles.greeting import Greeter
+from bloombee.roles.head_search import Found, HeadSearch
 from bloombee.roles.stage_host import CODECS, StageHost
 from bloombee.roles.tracing import StageTrace, open_tracer
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.events import LinkEvent, LinkEventKind
+from bloombee.transport.interfaces import own_address_towards, own_addresses
 from bloombee.transport.keys import generate, load
 from bloombee.types import HEAD, VERSION, Lane
 from bloombee.wire.envelope import Envelope
@@ -67,7 +69,7 @@ def run(config: WorkerConfig) -> None:
     """
     logging.getLogger("bloombee").setLevel(config.log_level.upper())
     logging.basicConfig(format=f"bloombee worker {config.name or os.getpid()}: %(message)s")
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(WorkerRole(config).serve())
 
 
@@ -78,7 +80,9 @@ class WorkerRole:
         self._config = config
         self._token: JoinToken = decode_token(config.join)
         self._name = config.name or f"{socket.gethostname()}-{os.getpid()}"
-        self._head_link = secrets.token_bytes(16)
+        self._search: HeadSearch | None = None
+        self._head_link = b""
+        self._head_endpoint = ""
         self._stages: dict[tuple[int, int], StageHost] = {}
         self._joined: Joined | None = None
         self._endpoint: Endpoint
@@ -97,8 +101,11 @@ class WorkerRole:
         keys = load(self._config.key) if self._config.key else generate()
         self._endpoint = Endpoint(keys, swarm=0, on_message=self._received, on_event=self._link_event, curve=_curve(self._token))
         try:
-            bound = await self._endpoint.bind(self._config.listen or _default_listen(self._token.endpoints[0]))
-            await self._join(bound)
+            bound = await self._endpoint.bind(self._config.listen) if self._config.listen else None
+            head = await self._find_head()
+            bound = bound or await self._endpoint.bind(str(default_listen(head.address)))
+            told = self._config.advertise or _own_endpoint(read_listen(bound), head.address)
+            await self._join(told)
             ticker = loop.create_task(self._tick(), name="bloombee-worker-tick")
             try:
                 await asyncio.wait([ticker, self._over], return_when=asyncio.FIRST_COMPLETED)
@@ -113,20 +120,27 @@ class WorkerRole:
 
     # -- joining ---------------------------------------------------------------------------
 
-    async def _join(self, bound: str) -> None:
+    async def _find_head(self) -> Found:
+        self._search = HeadSearch(self._endpoint, self._token)
+        found = await self._search.run(self._config.join_deadline_s)
+        self._search = None
+        self._head_link, self._head_endpoint = found.link, found.endpoint
+        return found
+
+    async def _join(self, told: str) -> None:
+        """With ``told`` for others to dial."""
         config = self._config
-        peer = self._token.endpoints[0]
+        peer = self._head_endpoint
         join = Join(
             protocol=PROTOCOL_VERSION,
             secret=self._token.secret,
             name=self._name,
             software=VERSION,
-            endpoint=config.advertise or _advertise(bound, peer),
+            endpoint=told,
             device=config.device,
             memory_bytes=config.memory_bytes or int(0.8 * psutil.virtual_memory().available),
             codecs=CODECS,
         )
-        self._endpoint.dial(self._head_link, peer, self._token.key)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         joiner = Joiner(join, peer=peer, deadline_ns=int(config.join_deadline_s * 1e9))
         self._joiner = Greeter(
@@ -289,6 +303,9 @@ class WorkerRole:
         return trace
 
     def _link_event(self, event: LinkEvent) -> None:
+        if self._search is not None:
+            self._search.event(event)
+            return
         if event.link == self._head_link:
             if event.kind is LinkEventKind.HANDSHAKE_FAILED and self._joined is None:
                 self._end(event.error)
@@ -327,9 +344,9 @@ class WorkerRole:
                 stage.tick()
             silent = now - self._heard_at
             if self._head_broken_at is not None and now - self._head_broken_at > HEAD_GRACE_S:
-                self._end(LinkDown(f"the head at {self._token.endpoints[0]} has closed the connection"))
+                self._end(LinkDown(f"the head at {self._head_endpoint} has closed the connection"))
             elif silent > HEAD_SILENCE_FACTOR * self._joined.silence_s:
-                self._end(LinkDown(f"the head at {self._token.endpoints[0]} has been silent for {silent:.1f} s"))
+                self._end(LinkDown(f"the head at {self._head_endpoint} has been silent for {silent:.1f} s"))
             await asyncio.sleep(TICK_S)
 
 
@@ -338,24 +355,26 @@ def _curve(token: JoinToken) -> bool:
     return token.key != bytes(32)
 
 
-def _default_listen(head: str) -> str:
-    return "tcp://127.0.0.1:0" if _host(head) in ("127.0.0.1", "localhost", "[::1]") else "tcp://0.0.0.0:0"
+def _own_endpoint(bound: Address, head: Address) -> str:
+    """Where others dial a worker that listens on ``bound`` and has reached the head at ``head``.
 
+    Of a wildcard that is the address from which this machine reaches the head; if the head is on this machine, or behind a
+    tunnel that ends here, the one from which it reaches the world.
 
-def _host(endpoint: str) -> str:
-    return endpoint.removeprefix("tcp://").rpartition(":")[0]
-
-
-def _advertise(bound: str, head: str) -> str:
-    """``bound`` with a wildcard address replaced by the one from which this machine reaches the head."""
-    if _host(bound) not in ("0.0.0.0", "*", "[::]"):
-        return bound
-    host, port = _host(head).strip("[]"), int(head.rpartition(":")[2])
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.connect(address)
-            own = probe.getsockname()[0]
-    except OSError as error:
-        raise ConfigError(f"the head's address {head} cannot be resolved here ({error}); pass --advertise") from error
-    return f"tcp://{f'[{own}]' if ':' in own else own}:{bound.rpartition(':')[2]}"
+    Raises:
+        ConfigError: the worker does not listen on that address' family.
+    """
+    if not bound.is_wildcard:
+        if bound.is_loopback and not head.is_loopback:
+            log.warning("%s can be dialled on this machine only; --listen 'tcp://*:PORT' lets other workers in", bound)
+        return str(bound)
+    if head.is_loopback:
+        return str(reachable_at(bound, own_addresses())[0])
+    own = own_address_towards(head)
+    if own is None or head.family not in bound.families:
+        raise ConfigError(
+            f"listening on {bound}, which has no IPv{head.family}, but the head is reached over it; listen on tcp://*:PORT,"
+            " which has both, or say with --advertise how other workers dial this one",
+            field="advertise",
+        )
+    return str(bound.at(own))

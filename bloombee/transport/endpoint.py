@@ -25,6 +25,7 @@ import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
+from bloombee.address import Address, read_dialled, read_listen
 from bloombee.errors import (
     AddressInUse,
     AuthenticationError,
@@ -39,10 +40,11 @@ from bloombee.errors import (
 from bloombee.plan.meter import LinkEstimator
 from bloombee.transport.bulk import LINK_MESSAGES, WHOLE_BYTES, Bulk, wrong_lane
 from bloombee.transport.events import Counters, LinkEvent, LinkEventKind
+from bloombee.transport.interfaces import look_up
 from bloombee.transport.keys import KeyPair
 from bloombee.transport.lanes import LanePort, Unreachable
 from bloombee.transport.refusals import Bucket, handshake_error, read_join
-from bloombee.transport.sockets import Reader, has_input, has_room, new_dealer, new_monitor, new_router, use_ipv6_for
+from bloombee.transport.sockets import Reader, bind, has_input, has_room, new_dealer, new_monitor, new_router
 from bloombee.transport.zap import ZapHandler
 from bloombee.types import Lane, WorkerId
 from bloombee.wire.envelope import MAX_TENSORS, Envelope, TensorHeader, check_payloads, decode_header, encode_envelope
@@ -142,17 +144,20 @@ class Endpoint:
 
         Raises:
             AddressInUse: something else holds the port.
-            ConfigError: not an address of this machine.
+            ConfigError: not an endpoint, or not of this machine.
         """
+        try:
+            wanted = read_listen(address)
+        except ValueError as error:
+            raise ConfigError(f"cannot listen on {address!r}: {error}", address=address) from None
         if self._router is not None:
             raise LocalProtocolError("this endpoint is bound already")
         if self._keys is not None and self._zap is None:
             self._zap = ZapHandler(self._context, self._loop, self._may_enter)
         socket = new_router(self._context, self._keys)
-        use_ipv6_for(socket, address)
         monitor = new_monitor(self._context, socket)
         try:
-            socket.bind(address)
+            bound = bind(socket, wanted)
         except zmq.ZMQError as error:
             socket.disable_monitor()
             monitor.close(0)
@@ -162,12 +167,13 @@ class Endpoint:
                     f"{address} is in use by another process: choose another port, or port 0 for any free one", address=address
                 ) from None
             raise ConfigError(
-                f"cannot listen on {address}: {error.strerror}; give tcp://ADDRESS:PORT with an address of this machine",
+                f"cannot listen on {address}: {error.strerror}; give tcp://ADDRESS:PORT with an address of this machine, or"
+                " tcp://*:PORT for all it has",
                 address=address,
             ) from None
         self._router = Reader(self._loop, socket, self._drain_router)
         self._router_monitor = Reader(self._loop, monitor, self._drain_router_monitor)
-        return socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        return str(bound)
 
     def allow(self, link: bytes, key: bytes, worker: WorkerId) -> None:
         """Take ``link`` from whoever proves ``key``. Allowing the same again changes nothing.
@@ -212,20 +218,26 @@ class Endpoint:
         Raises:
             LocalProtocolError: the link exists.
             ConfigError: ``endpoint`` is not tcp://host:port.
+
+        A name may stand for several addresses: they are tried in turn, and looked up again for each new connection.
         """
         if link in self._links:
             raise LocalProtocolError(f"link {link.hex()[:8]} exists already")
-        ports = tuple(LanePort(link, lane, accepted=False, key=server_key, endpoint=endpoint) for lane in Lane)
+        try:
+            target = read_dialled(endpoint)
+        except ValueError as error:
+            raise ConfigError(f"cannot dial {endpoint!r}: {error}", endpoint=endpoint) from None
+        ports = tuple(LanePort(link, lane, accepted=False, key=server_key, target=target) for lane in Lane)
         look = partial(self._look_at_dealer, ports[Lane.BULK])
         ports[Lane.BULK].bulk = Bulk(self._whole_bytes, look, ports[Lane.CONTROL].counters)
-        try:
-            for port in ports:
-                self._connect(port)
-        except zmq.ZMQError as error:
-            for port in ports:
-                port.close(0)
-            raise ConfigError(f"cannot dial {endpoint!r}: {error.strerror}; must be tcp://host:port", endpoint=endpoint) from None
         self._links[link] = (ports[0], ports[1])
+        for port in ports:
+            self._dial(port)
+
+    def address(self, link: bytes) -> Address | None:
+        """The IP address at which a dialled link's control lane found its peer, or is being tried now; None: none yet."""
+        ports = self._links.get(link)
+        return ports[Lane.CONTROL].address if ports is not None else None
 
     def hang_up(self, link: bytes) -> None:
         """Close a dialled link at once, with all that waits to be sent. An unknown link changes nothing."""
@@ -658,24 +670,47 @@ class Endpoint:
 
     # -- connections come and go ---------------------------------------------------------------
 
-    def _connect(self, port: LanePort) -> None:
+    def _dial(self, port: LanePort) -> None:
         socket = new_dealer(self._context, port.lane, port.routing_id, self._keys, port.key)
-        use_ipv6_for(socket, port.endpoint)
         monitor = new_monitor(self._context, socket)
         port.reader = Reader(self._loop, socket, partial(self._drain, socket, port))
         port.monitor = Reader(self._loop, monitor, partial(self._drain_monitor, monitor, port))
-        socket.connect(port.endpoint)
+        if port.untried or not port.is_name:
+            port.connect()
+        else:
+            assert port.target is not None
+            look_up(self._loop, port.target, partial(self._looked_up, port, socket))
 
-    def _reconnect(self, port: LanePort) -> None:
-        port.close(0)
-        self._connect(port)
+    def _looked_up(self, port: LanePort, socket: zmq.Socket[bytes], found: list[Address]) -> None:
+        """What the name of a dialled lane stands for; ``socket`` is the one it was asked for."""
+        if socket.closed:
+            return
+        port.untried = found
+        if found:
+            port.connect()
+            return
+        what = f"{port.endpoint} cannot be resolved here: is the name right, and known to this machine's DNS?"
+        self._redial_later(port)
+        self._tell(LinkEventKind.UNREACHABLE, port, self._link_down(port, what))
+
+    def _redial_later(self, port: LanePort) -> None:
+        if port.retry is None:
+            port.retry = self._loop.call_later(port.retry_s, self._redial, port)
+            port.retry_s = min(_MAX_RETRY_S, 2 * port.retry_s)
+
+    def _redial(self, port: LanePort) -> None:
+        """With a new socket, unless ZeroMQ has come through meanwhile, or whoever heard of it has hung up."""
+        self._look_at_dealer(port)
+        if not port.up and port.reader is not None and not port.reader.socket.closed:
+            port.close(0)
+            self._dial(port)
 
     def _drain_monitor(self, monitor: zmq.Socket[bytes], port: LanePort) -> bool:
         """What became of a dialled lane's connection."""
         while not monitor.closed and has_input(monitor):
             event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                port.up, port.retry_s = True, 0.1
+                port.came_up()
                 self._say_again(port)
                 self._tell(LinkEventKind.CONNECTED, port)
                 self._flush(port)
@@ -687,12 +722,18 @@ class Endpoint:
                 self._tell(LinkEventKind.DISCONNECTED, port, self._link_down(port, f"{port.endpoint} closed the connection"))
             elif event in (zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL):
                 # ZeroMQ gives up for good after these two; but the peer may hear of our key a moment after us.
-                port.retry = self._loop.call_later(port.retry_s, self._reconnect, port)
-                port.retry_s = min(_MAX_RETRY_S, 2 * port.retry_s)
-                self._tell(LinkEventKind.HANDSHAKE_FAILED, port, handshake_error(port, event))
+                self._redial_later(port)
+                self._handshake_failed(port, event)
             elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-                self._tell(LinkEventKind.HANDSHAKE_FAILED, port, handshake_error(port, event))
+                self._handshake_failed(port, event)
+            elif event == zmq.EVENT_CONNECT_RETRIED and port.is_name:
+                self._redial_later(port)
         return False
+
+    def _handshake_failed(self, port: LanePort, event: int) -> None:
+        """Told once no address of the name is left to try."""
+        if not port.untried:
+            self._tell(LinkEventKind.HANDSHAKE_FAILED, port, handshake_error(port, event))
 
     def _drain_router_monitor(self) -> bool:
         """Accepted connections are known by their file descriptor, which each message of theirs carries too."""

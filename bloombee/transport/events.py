@@ -19,7 +19,7 @@ class LinkEventKind(enum.StrEnum):
     """CURVE did not come to an end: wrong key, unknown key, or not ZeroMQ at all. Dialled lanes go on trying."""
     UNREACHABLE = "unreachable"
     """Something was sent to an accepted lane whose peer is not there; it and what was queued are gone. Said once
-    an outage."""
+    an outage. Or: a dialled lane's name stands for no address; it is asked for again and again."""
     REFUSED = "refused"
     """The peer broke a rule. On a known link it has been told so and the link has been dropped."""
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 
 import zmq
 
+from bloombee.address import Address
 from bloombee.errors import QueueFull
 from bloombee.transport.bulk import Bulk
 from bloombee.transport.events import Counters
-from bloombee.transport.sockets import Reader
+from bloombee.transport.sockets import Reader, connect
 from bloombee.types import Lane, WorkerId
 from bloombee.wire.envelope import encode_envelope
 from bloombee.wire.messages import Piece
@@ -35,7 +36,9 @@ class LanePort:
         accepted: the peer dialled; the socket is the ROUTER, shared by all.
         key: the peer's public key.
         user_id: what ZAP must have attached to this peer's messages; None where nothing is checked.
-        endpoint: where a dialled lane goes; "" on accepted ones.
+        target: where a dialled lane goes, perhaps a name; None on accepted ones.
+        untried: addresses that the name stands for and that have not been tried since it was looked up.
+        address: where the lane's connection goes, or is being tried.
         fd: of the connection that the last message came on, accepted lanes only; see Endpoint._monitor_router.
         bulk: what only bulk lanes have.
     """
@@ -46,7 +49,9 @@ class LanePort:
     key: bytes
     user_id: str | None = None
     worker: WorkerId = 0
-    endpoint: str = ""
+    target: Address | None = None
+    untried: list[Address] = field(default_factory=list)
+    address: Address | None = None
     routing_id: bytes = b""
     reader: Reader | None = None
     monitor: Reader | None = None
@@ -79,6 +84,30 @@ class LanePort:
             )
         self.queue.append((header, payloads, num_bytes))
         self.pending_bytes += num_bytes
+
+    @property
+    def is_name(self) -> bool:
+        return self.target is not None and self.target.ip is None
+
+    @property
+    def endpoint(self) -> str:
+        """For people: where a dialled lane goes, as it was told."""
+        return "" if self.target is None else str(self.target)
+
+    def connect(self) -> None:
+        """Dial the address that is next."""
+        assert self.reader is not None
+        self.address = self.untried.pop(0) if self.untried else self.target
+        assert self.address is not None
+        connect(self.reader.socket, self.address)
+
+    def came_up(self) -> None:
+        """The handshake of a dialled lane has come to its end."""
+        self.up, self.retry_s = True, 0.1
+        self.untried.clear()
+        if self.retry is not None:
+            self.retry.cancel()
+            self.retry = None
 
     @property
     def is_held(self) -> bool:

@@ -9,6 +9,7 @@ from itertools import count
 import zmq
 from zmq.utils import z85
 
+from bloombee.address import Address, read_listen
 from bloombee.transport.keys import KeyPair
 from bloombee.types import Lane
 from bloombee.wire.envelope import MAX_TENSOR_BYTES
@@ -26,6 +27,7 @@ MONITORED = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CONNECT_RETRIED
 )
 _monitor_number = count()
 
@@ -72,9 +74,35 @@ def _set_common(socket: zmq.Socket[bytes], hwm: int) -> None:
     socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
 
 
-def use_ipv6_for(socket: zmq.Socket[bytes], endpoint: str) -> None:
-    """Switch IPv6 on where the endpoint is a bracketed literal: on by default it breaks hosts without IPv6."""
-    socket.setsockopt(zmq.IPV6, 1 if "//[" in endpoint else 0)
+def bind(socket: zmq.Socket[bytes], address: Address) -> Address:
+    """Listen on ``address``; a name is an interface's, or stands for an address of this machine, IPv4 if it has both.
+
+    Returns:
+        It with its real port.
+
+    Raises:
+        zmq.ZMQError: it is in use, or not of this machine.
+    """
+    try:
+        _use_ipv6(socket, (address.is_wildcard and address.family != 4) or address.family == 6)
+        socket.bind(str(address))
+    except zmq.ZMQError as error:
+        if address.family is not None or address.is_wildcard or error.errno == zmq.EADDRINUSE:
+            raise
+        _use_ipv6(socket, True)
+        socket.bind(str(address))
+    return read_listen(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+
+
+def connect(socket: zmq.Socket[bytes], address: Address) -> None:
+    """Dial ``address``, an IP address."""
+    _use_ipv6(socket, address.family == 6)
+    socket.connect(str(address))
+
+
+def _use_ipv6(socket: zmq.Socket[bytes], wanted: bool) -> None:
+    """On where nothing else will do: hosts without IPv6 exist. It lets ``*`` listen on both."""
+    socket.setsockopt(zmq.IPV6, int(wanted))
 
 
 def new_monitor(context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:

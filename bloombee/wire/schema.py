@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from bloombee.address import TOLD_RULE, read_told
 from bloombee.errors import LocalProtocolError, RemoteProtocolError
 from bloombee.types import Dtype, Lane, Phase
 from bloombee.wire import messages as m
@@ -89,15 +90,21 @@ def check_message(message: AnyMessage) -> None:
 
 def refuse(path: str, value: object, allowed: str) -> RemoteProtocolError:
     """The error for ``value`` at ``path``."""
-    shown = repr(value)
-    if len(shown) > 80:
-        shown = shown[:77] + "..."
-    return RemoteProtocolError(f"{path} = {shown}: must be {allowed}", path=path)
+    return RemoteProtocolError(f"{path} = {shorten(repr(value))}: must be {allowed}", path=path)
+
+
+def shorten(text: str, most: int = 80) -> str:
+    """``text``, its end left out where it has more than ``most`` characters."""
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def _check_endpoint(path: str, endpoint: str) -> None:
-    if endpoint and not endpoint.startswith("tcp://"):
-        raise refuse(path, endpoint, "empty or tcp://host:port")
+    """Refused here, at the door, it cannot fail where somebody else is told to dial it."""
+    if endpoint:
+        try:
+            read_told(endpoint)
+        except ValueError as error:
+            raise refuse(path, endpoint, f"empty or {TOLD_RULE}; {shorten(str(error), 200)}") from None
 
 
 def _check_facts(path: str, facts: dict[str, Any]) -> None:

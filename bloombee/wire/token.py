@@ -2,7 +2,7 @@
 
 ``bb1-`` + base64url without padding of the msgpack array ``[key, secret, endpoints]``: the head's
 CURVE public key (32 bytes), a secret that lets one worker in (16 to 64 bytes), and where the head
-listens, in the order to try.
+may be reached: a worker dials all of it at once, and the first to prove the key is the head.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from bloombee.address import read_dialled
 from bloombee.errors import ConfigError
 from bloombee.wire.messages import Key, Path
 
 PREFIX = "bb1-"
 MAX_TOKEN_CHARS = 4096
+MAX_ENDPOINTS = 8
 
 
 class JoinToken(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -27,12 +29,12 @@ class JoinToken(Struct, frozen=True, array_like=True, forbid_unknown_fields=True
     Args:
         key: public key of the head, 32 bytes.
         secret: 16 to 64 bytes; good for one worker unless the head says otherwise.
-        endpoints: ``tcp://host:port``, 1 to 8.
+        endpoints: ``tcp://host:port`` that lead to the head, best first; 1 to 8.
     """
 
     key: Key
     secret: Annotated[bytes, Meta(min_length=16, max_length=64)]
-    endpoints: Annotated[tuple[Path, ...], Meta(min_length=1, max_length=8)]
+    endpoints: Annotated[tuple[Path, ...], Meta(min_length=1, max_length=MAX_ENDPOINTS)]
 
     def __repr__(self) -> str:
         return f"JoinToken(key={self.key[:4].hex()}..., secret=..., endpoints={self.endpoints})"
@@ -71,7 +73,8 @@ def decode_token(text: str) -> JoinToken:
     except (binascii.Error, ValueError, msgspec.MsgspecError, RecursionError):
         raise ConfigError("join token is damaged or cut off: copy the whole text that the head printed") from None
     for endpoint in token.endpoints:
-        host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-        if not endpoint.startswith("tcp://") or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-            raise ConfigError(f"join token names the endpoint {endpoint!r}: must be tcp://host:port")
+        try:
+            read_dialled(endpoint)
+        except ValueError as error:
+            raise ConfigError(f"join token names the endpoint {endpoint!r}: must be tcp://host:port; {error}") from None
     return token

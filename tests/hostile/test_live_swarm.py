@@ -12,6 +12,7 @@ from transport_kit import Attacker
 
 import bloombee
 from bloombee.config import WorkerConfig
+from bloombee.errors import RemoteProtocolError
 from bloombee.roles.worker import WorkerRole
 from bloombee.types import Lane
 from bloombee.wire.envelope import encode_envelope
@@ -114,5 +115,40 @@ def test_a_worker_that_says_what_it_must_not_is_refused_and_the_head_lives(messa
         finally:
             await runtime.close()
             await asyncio.gather(serving, return_exceptions=True)
+
+    asyncio.run(use())
+
+
+class _Liar(WorkerRole):
+    """Tells others to dial what cannot be dialled."""
+
+    def __init__(self, config: WorkerConfig, told: str) -> None:
+        super().__init__(config)
+        self._lie = told
+
+    async def _join(self, told: str) -> None:
+        await super()._join(self._lie)
+
+
+LIES = ("tcp://x", "inproc://x", "ipc://x", "tcp://a:99999", "tcp://0.0.0.0:5", "tcp://a\x1b[2J:1", "tcp://" + "a" * 65536)
+
+
+def test_an_endpoint_that_nobody_can_dial_is_refused_at_the_door_and_ends_no_other_worker() -> None:
+    async def use() -> None:
+        runtime = bloombee.Runtime("standin:256x4", remote_workers=2)
+        await runtime.prepare()
+        first, second = (WorkerConfig(join=token, pace="1,0,0") for token in runtime.join_tokens)
+        honest = [asyncio.ensure_future(WorkerRole(first).serve())]
+        try:
+            for lie in LIES:
+                with pytest.raises(RemoteProtocolError) as caught:
+                    await _Liar(second, lie).serve()
+                assert caught.value.fields["path"] in ("Join.endpoint", "header")
+            honest.append(asyncio.ensure_future(WorkerRole(second).serve()))
+            await asyncio.wait_for(runtime.ready(), 60)
+            assert len((await runtime.generate([1, 2, 3], max_new_tokens=4)).token_ids) == 4
+        finally:
+            await runtime.close()
+            await asyncio.gather(*honest, return_exceptions=True)
 
     asyncio.run(use())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import subprocess
 import sys
 import types
@@ -18,8 +19,13 @@ from bloombee.config import RuntimeConfig, WorkerConfig
 from bloombee.errors import ConfigError, LinkDown
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.types import Dtype, FinishReason, Generation, LoadProgress, PageGroup, SamplingParams, Span, Token
+from bloombee.wire.token import JoinToken, encode_token
 
 TEXT = ["one", " two", "", " th\x1b[2Jree"]
+
+
+def join_token(number: int, endpoint: str) -> str:
+    return encode_token(JoinToken(bytes(32), bytes([number]) * 16, (endpoint.replace(":0", ":7700").replace("*", "192.0.2.2"),)))
 
 
 class FakeRuntime:
@@ -32,7 +38,7 @@ class FakeRuntime:
     def __init__(self, *, config: RuntimeConfig, on_progress: Callable[[LoadProgress], None]) -> None:
         self.config, self._on_progress = config, on_progress
         self.asked: list[tuple[Any, SamplingParams]] = []
-        self.join_tokens = tuple(f"bb1-token{i}" for i in range(config.num_stages))
+        self.join_tokens = tuple(join_token(i, config.listen) for i in range(config.num_stages))
         self.closed = False
         FakeRuntime.made.append(self)
 
@@ -257,10 +263,27 @@ def test_head_says_how_to_join_and_answers_each_line(
         monkeypatch.setattr(sys, "stdin", stdin)
         assert main(["head", "--workers", "2", "--json", "--chat", "--listen", "tcp://127.0.0.1:7700"]) == 0
     out, err = capsys.readouterr()
-    assert "bloombee worker --join bb1-token0\n    bloombee worker --join bb1-token1\n" in err
+    first, second = fake.made[0].join_tokens
+    assert f"bloombee worker --join {first}\n    bloombee worker --join {second}\n" in err
     assert [json.loads(line)["text"] for line in out.splitlines()] == ["".join(TEXT)] * 2
     assert fake.made[0].config == RuntimeConfig(remote_workers=2, listen="tcp://127.0.0.1:7700")
     assert [prompt[0]["content"] for prompt, _ in fake.made[0].asked] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("listen", "says"),
+    [
+        ("tcp://127.0.0.1:0", "on this machine (--listen 'tcp://*:7700' "),
+        ("tcp://*:7700", "machine that reaches tcp://192.0.2.2:7700"),
+    ],
+)
+def test_head_says_from_where_workers_can_join(
+    listen: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fake: type[FakeRuntime]
+) -> None:
+    with open(os.devnull, encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main(["head", "--workers", "1", "--listen", listen]) == 0
+    assert says in capsys.readouterr().err
 
 
 def test_head_goes_on_after_a_line_it_cannot_answer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -35,6 +36,26 @@ def test_a_missing_module_is_a_finding_with_advice(monkeypatch: pytest.MonkeyPat
         finding = check()
         assert finding.state == state
         assert finding.advice
+
+
+@pytest.mark.parametrize("module", ["uvloop", "bloombee._native_cuda"])
+def test_what_is_called_optional_is_not_needed(module: str) -> None:
+    program = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "import bloombee.cli, bloombee.runtime, bloombee.roles.worker\n"
+        "from bloombee import doctor\n"
+        "assert [f.name for f in doctor.examine() if f.state == 'missing'] == []"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", ["psutil"])
+def test_what_nothing_starts_without_is_called_missing(module: str) -> None:
+    program = f"import sys; sys.modules[{module!r}] = None\nimport bloombee.runtime"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert f"import of {module} halted" in done.stderr
 
 
 @pytest.mark.parametrize("kind", [OSError, RuntimeError, AttributeError])

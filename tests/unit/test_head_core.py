@@ -117,6 +117,35 @@ def test_it_is_up_when_every_stage_is_ready() -> None:
     assert core.handle(WorkerSaid(3, Ready(1, 1, 0, 0), 0.0)) == []
 
 
+def test_a_worker_that_gets_on_with_loading_has_no_deadline() -> None:
+    core, _ = _joined()
+    for worker in (1, 2):
+        core.handle(WorkerSaid(worker, Ready(1, 1, 0, 0), 0.0))
+    for second in range(1, 600):
+        for worker in (1, 2):
+            core.handle(WorkerSaid(worker, Heartbeat(second), float(second)))
+        said = core.handle(WorkerSaid(3, Progress(1, 1, second, 600), float(second))) if second % 50 == 0 else []
+        assert not any(isinstance(c, PipelineDown) for c in [*said, *core.handle(Tick(float(second)))])
+    assert any(isinstance(c, PipelineUp) for c in core.handle(WorkerSaid(3, Ready(1, 1, 0, 0), 600.0)))
+
+
+def test_a_worker_that_makes_no_progress_with_loading_is_named() -> None:
+    core, _ = _joined()
+    core.handle(WorkerSaid(1, Ready(1, 1, 0, 0), 0.0))
+    downs: list[tuple[int, PipelineDown]] = []
+    for second in range(1, 200):
+        if second < 100:
+            core.handle(WorkerSaid(2, Progress(1, 1, second, 600), float(second)))
+        for worker in (1, 3):
+            core.handle(WorkerSaid(worker, Heartbeat(second), float(second)))
+        downs += [(second, c) for c in core.handle(Tick(float(second))) if isinstance(c, PipelineDown)]
+    ((when, down),) = downs
+    assert when == 61
+    assert isinstance(down.error, DeadlineExceeded)
+    assert down.error.fields["workers"] == "w3"
+    assert "no progress with loading for load_deadline_s = 60 s on w3" in down.error.message
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind", "says"),
     [
@@ -222,7 +251,7 @@ def test_heartbeats_go_to_everybody_at_their_pace() -> None:
     assert beats == [(5, 1), (5, 2), (5, 3), (10, 1), (10, 2), (10, 3)]
 
 
-def test_loading_has_a_deadline_and_says_who_is_late() -> None:
+def test_workers_stuck_while_loading_are_named_together() -> None:
     core, _ = _joined()
     core.handle(WorkerSaid(1, Ready(1, 1, 0, 0), 0.0))
     for tick in range(1, 70):

@@ -27,6 +27,19 @@ ASSIGN = m.Assign(
 TIMES = m.Times(0.001, 0.0002, 0.0001, 0.0)
 PROFILED = m.Profiled(0, 1, "cpu", 2, TIMES, TIMES, TIMES, 0.1, 0.2, 1, 1, 0, None, 1e9)
 
+UNDIALLABLE = (
+    "http://x:1",
+    "inproc://x",
+    "ipc:///x",
+    "tcp://x",
+    "tcp://x:0",
+    "tcp://a:99999",
+    "tcp://0.0.0.0:1",
+    "tcp://*:1",
+    "tcp://[fe80::1%eth0]:1",
+    "tcp://a\x1b[2J:1",
+    "tcp://" + "a" * 4000 + ":1",
+)
 replace = msgspec.structs.replace
 
 
@@ -39,7 +52,7 @@ def with_sampling(**fields: Any) -> m.Forward:
 
 
 BROKEN: list[tuple[str, Any]] = [
-    ("Join.endpoint", m.Join(1, bytes(16), "n", "s", "http://x", "cpu", 1, ())),
+    *(("Join.endpoint", m.Join(1, bytes(16), "n", "s", endpoint, "cpu", 1, ())) for endpoint in UNDIALLABLE),
     ("Joined.worker", m.Joined(0, 1, 0.5, 3.0)),
     ("Joined.heartbeat_s", m.Joined(1, 1, 3.0, 3.0)),
     ("Joined.heartbeat_s", m.Joined(1, 1, 0.0, 3.0)),
@@ -55,7 +68,7 @@ BROKEN: list[tuple[str, Any]] = [
     ("Assign.dtype", replace(ASSIGN, dtype="int8")),
     ("Assign.predecessor", replace(ASSIGN, predecessor=None)),
     ("Assign.successor", replace(ASSIGN, successor=None)),
-    ("Assign.successor.endpoint", replace(ASSIGN, successor=replace(PEER, endpoint="ipc:///x"))),
+    *(("Assign.successor.endpoint", replace(ASSIGN, successor=replace(PEER, endpoint=endpoint))) for endpoint in UNDIALLABLE),
     ("Progress.loaded_bytes", m.Progress(0, 1, 5, 4)),
     ("Forward.phase", replace(FORWARD, phase=2)),
     ("Forward.items", replace(FORWARD, items=(replace(ITEM, tokens=bytes(4 * m.MAX_ROWS)), ITEM))),

@@ -38,7 +38,20 @@ def test_garbage_says_what_is_wrong(text: str, says: str) -> None:
         decode_token(text)
 
 
-@pytest.mark.parametrize("endpoint", ["ipc:///tmp/x", "tcp://h", "tcp://h:0", "tcp://h:99999", "tcp://:5", "tcp://h:٣"])
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "ipc:///tmp/x",
+        "tcp://h",
+        "tcp://h:0",
+        "tcp://h:99999",
+        "tcp://:5",
+        "tcp://h:٣",
+        "tcp://0.0.0.0:7",
+        "tcp://*:7",
+        "tcp://::1:7",
+    ],
+)
 def test_endpoints_are_checked_on_both_ways(endpoint: str) -> None:
     with pytest.raises(ConfigError, match="tcp://host:port"):
         encode_token(JoinToken(TOKEN.key, TOKEN.secret, (endpoint,)))

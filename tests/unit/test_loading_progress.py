@@ -1,0 +1,59 @@
+"""What counts as progress while a span is loaded: bytes fetched, bytes read, layers packed."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from torch import nn
+
+from bloombee.engine.hub import Repo
+from bloombee.engine.packed import can_pack, pack_linears
+from bloombee.roles import device
+from bloombee.roles.device import DeviceThread
+
+
+def test_a_shard_that_comes_from_the_hub_is_progress_while_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters
+    told: list[int] = []
+
+    def download(repo: str, name: str, *, revision: str, tqdm_class: Any) -> str:
+        with tqdm_class(total=300, disable=True) as bar:
+            for _ in range(3):
+                bar.update(100)
+        assert len(told) == 3
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert Repo("owner/name", tmp_path, lambda: told.append(1)).fetch("model.safetensors") == tmp_path / "model.safetensors"
+
+
+@pytest.mark.skipif(not can_pack(torch.float32), reason="this torch packs no float32 weights on this CPU")
+def test_every_layer_that_is_packed_is_progress() -> None:
+    told: list[int] = []
+    pack_linears(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)), on_packed=lambda: told.append(1))
+    assert len(told) == 2
+
+
+def test_progress_is_told_now_and_then_and_when_all_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(device.time, "monotonic", lambda: now[0])
+    told: list[tuple[int, int]] = []
+
+    async def main() -> None:
+        thread = DeviceThread(asyncio.get_running_loop())
+        monkeypatch.setattr(thread, "_post", lambda function, *args: function(*args))
+        progress = thread._throttled(lambda loaded, total: told.append((loaded, total)))
+        for loaded in (1, 2, 3, 4, 4, 4):
+            progress(loaded, 4)
+        now[0] += 1
+        progress(4, 4)
+        thread.stop()
+
+    asyncio.run(main())
+    assert told == [(1, 4), (4, 4), (4, 4)]
