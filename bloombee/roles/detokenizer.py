@@ -121,8 +121,8 @@ class _ByteText:
         self._decoder = decoder
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._utf8.decode(self._end_of(prompt))
-        self._begun_before = bool(self._utf8.getstate()[0])
-        """The prompt ends within a character."""
+        self._num_before = len(self._utf8.getstate()[0].decode("utf-8", "replace"))
+        """U+FFFD that the prompt's last bytes show, and the text begins with unless they become a character."""
 
     def push(self, token_id: int) -> str:
         return self._own(self._utf8.decode(self._decoder.bytes_of(token_id)))
@@ -131,10 +131,10 @@ class _ByteText:
         return self._own(self._utf8.decode(b"", True))
 
     def _own(self, text: str) -> str:
-        if not self._begun_before or not text:
-            return text
-        self._begun_before = False
-        return text.removeprefix(UNDECODABLE)
+        if self._num_before and text:
+            text = text[_num_common(UNDECODABLE * self._num_before, text) :]
+            self._num_before = 0
+        return text
 
     def _end_of(self, prompt: Sequence[int]) -> bytes:
         end = b""

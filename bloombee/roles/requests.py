@@ -5,6 +5,7 @@ What one request's text or sink raises ends that request, with a typed error and
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
@@ -33,9 +34,9 @@ def typed() -> Iterator[None]:
     """Whatever is raised in here is a BloomBeeError."""
     try:
         yield
-    except BloomBeeError:
+    except (BloomBeeError, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:
+    except BaseException as error:  # a library's panic is no Exception
         log.exception("a request failed by itself")
         raise LocalProtocolError(f"internal error, please report it: {type(error).__name__}: {error}") from error
 
