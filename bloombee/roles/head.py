@@ -608,7 +608,7 @@ class HeadRole:
     # -- commands --------------------------------------------------------------------------
 
     def _do(self, commands: list[Command]) -> None:
-        _each(self._do_one, commands)
+        each(self._do_one, commands)
 
     def _do_one(self, command: Command) -> None:
         match command:
@@ -642,7 +642,7 @@ class HeadRole:
 
     def _schedule(self, event: SchedulerEvent) -> None:
         """The scheduler's core sends to stages and tells the head."""
-        _each(self._do_scheduled, self._scheduler.handle(event))
+        each(self._do_scheduled, self._scheduler.handle(event))
 
     def _do_scheduled(self, command: Command) -> None:
         match command:
@@ -683,7 +683,7 @@ class HeadRole:
                     self._gone(worker, "its connection is broken")
 
 
-def _each(act: Callable[[Command], None], commands: Sequence[Command]) -> None:
+def each(act: Callable[[Command], None], commands: Sequence[Command]) -> None:
     """Act on every command, whatever one of them raises; raises that of the first in the end."""
     errors: list[Exception] = []
     for command in commands:
