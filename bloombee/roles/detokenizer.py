@@ -56,16 +56,16 @@ class Decoder:
     def __init__(self, tokenizer: Tokenizer, *, cleans_up: bool = False) -> None:
         self._tokenizer = tokenizer
         self._cleaned = CLEANED if cleans_up else ()
-        self._steps = decoding_steps(tokenizer)
-        self._lag = _lag(self._steps, self._cleaned)
+        self._decoders = decoders_of(tokenizer)
+        self._lag = _lag(self._decoders, self._cleaned)
         self._specials = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-        self._has_bytes = any(step["type"] == "ByteFallback" for step in self._steps)
+        self._has_bytes = any(one["type"] == "ByteFallback" for one in self._decoders)
         self._kinds: dict[int, int] = {}
         self._bytes: dict[int, bytes] = {}
 
     def stream(self, prompt: Sequence[int]) -> Detokenizer:
         """The text of what follows ``prompt``."""
-        if is_byte_level(self._steps) and not self._cleaned:
+        if is_byte_level(self._decoders) and not self._cleaned:
             return _ByteText(self, prompt)
         return _WholeText(self, prompt) if self._lag is None else _WindowText(self, prompt, self._lag)
 
@@ -309,13 +309,13 @@ def _num_common(one: str, other: str) -> int:
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def is_byte_level(steps: list[dict[str, Any]]) -> bool:
+def is_byte_level(decoders: list[dict[str, Any]]) -> bool:
     """Whether the text is the tokens' bytes, one after the other."""
-    types = [step["type"] for step in steps]
+    types = [one["type"] for one in decoders]
     return types[:1] == ["ByteLevel"] and set(types[1:]) <= {"Fuse"}
 
 
-def decoding_steps(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+def decoders_of(tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """The tokenizer's decoders in the order in which they work, as tokenizer.json describes them."""
     return _flat(json.loads(tokenizer.decoder.__getstate__())) if tokenizer.decoder is not None else []
 
@@ -323,30 +323,29 @@ def decoding_steps(tokenizer: Tokenizer) -> list[dict[str, Any]]:
 def _flat(decoder: dict[str, Any]) -> list[dict[str, Any]]:
     if decoder["type"] != "Sequence":
         return [decoder]
-    return [step for inner in decoder["decoders"] for step in _flat(inner)]
+    return [one for inner in decoder["decoders"] for one in _flat(inner)]
 
 
-def _lag(steps: list[dict[str, Any]], cleaned: Sequence[str]) -> int | None:
+def _lag(decoders: list[dict[str, Any]], cleaned: Sequence[str]) -> int | None:
     """Characters at the end of a text that further tokens may change, runs of byte tokens apart; None: it cannot be told."""
-    types = [step["type"] for step in steps]
-    fused = types.index("Fuse") if "Fuse" in types else len(steps)
-    replaced = [step for step in steps[fused:] if step["type"] == "Replace"]
-    if types in (["BPEDecoder"], ["CTC"]):
-        replaced = []
-    elif not all(map(_is_local, steps[:fused])) or not all(map(_is_local_in_whole, steps[fused:])):
+    types = [one["type"] for one in decoders]
+    fused = types.index("Fuse") if "Fuse" in types else len(decoders)
+    replaced = [one for one in decoders[fused:] if one["type"] == "Replace"]
+    is_known = all(map(_is_local, decoders[:fused])) and all(map(_is_local_in_whole, decoders[fused:]))
+    if not is_known and types not in (["BPEDecoder"], ["CTC"]):
         return None
-    lag = sum(len(pattern) - 1 for pattern in [*cleaned, *(step["pattern"]["String"] for step in replaced)])
+    lag = sum(len(pattern) - 1 for pattern in [*cleaned, *(one["pattern"]["String"] for one in replaced)])
     return None if "ByteFallback" in types and (lag or "WordPiece" in types) else lag
 
 
-def _is_local(step: dict[str, Any]) -> bool:
-    """Whether the step shows a token the same in all texts in which it is not the first."""
-    return step["type"] in ("Replace", "Strip", "ByteFallback", "Metaspace", "WordPiece")
+def _is_local(decoder: dict[str, Any]) -> bool:
+    """Whether it shows a token the same in all texts in which it is not the first."""
+    return decoder["type"] in ("Replace", "Strip", "ByteFallback", "Metaspace", "WordPiece")
 
 
-def _is_local_in_whole(step: dict[str, Any]) -> bool:
-    """The same of a step that sees all text as one token."""
-    if step["type"] == "Replace":
-        pattern = step["pattern"].get("String", "")
-        return bool(pattern) and len(step["content"]) <= len(pattern)
-    return step["type"] == "Fuse" or (step["type"] == "Strip" and not step["stop"])
+def _is_local_in_whole(decoder: dict[str, Any]) -> bool:
+    """The same of one that sees all text as one token."""
+    if decoder["type"] == "Replace":
+        pattern = decoder["pattern"].get("String", "")
+        return bool(pattern) and len(decoder["content"]) <= len(pattern)
+    return decoder["type"] == "Fuse" or (decoder["type"] == "Strip" and not decoder["stop"])

@@ -7,17 +7,19 @@ text with the token that completes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 from tokenizers import Tokenizer
 
 from bloombee.errors import ConfigError
 from bloombee.roles import byte_level
-from bloombee.roles.detokenizer import BYTE_TOKEN, decoding_steps
+from bloombee.roles.detokenizer import BYTE_TOKEN, decoders_of
 
 _BEFORE = "abcdef"
 """What each token is put behind, to see it in the middle of a text."""
+_BETWEEN = b"\xff"
+"""Tokens in a row of them; no stop string has that byte."""
 
 
 class Spelling:
@@ -25,7 +27,7 @@ class Spelling:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        types = {step["type"] for step in decoding_steps(tokenizer)}
+        types = {one["type"] for one in decoders_of(tokenizer)}
         self._is_fallback = "ByteFallback" in types
         self._is_byte_level = "ByteLevel" in types and not self._is_fallback
         self._known: dict[int, bytes | None] = {}
@@ -40,16 +42,29 @@ class Spelling:
     def check(self, stops: Sequence[str]) -> None:
         """Raises ConfigError where transformers refuses: none of ``stops`` ends in any token of the vocabulary.
 
-        Time: some microseconds; if no token is the last character of one of them, a look at the whole vocabulary.
+        Time: some microseconds; the first time that no token is the last character of one of them, a look at all tokens.
         """
         if not self._before:
             raise ConfigError(
                 f"stop: with this tokenizer, which cannot write {_BEFORE!r}, there are no stop strings", field="stop"
             )
-        wanted = [stop.encode() for stop in stops]
-        likely = (self._last_of(stop) for stop in stops)
-        if not any(_can_end(token, stop) for tokens in (likely, self._all()) for token in tokens for stop in wanted):
+        if not any(self._is_end(stop) for stop in stops) and not any(self._can_end(stop.encode()) for stop in stops):
             raise ConfigError(f"stop = {tuple(stops)!r}: the tokenizer can write the end of none of them", field="stop")
+
+    def _is_end(self, stop: str) -> bool:
+        """Whether the last character, or byte, is a token."""
+        last = stop.encode()[-1]
+        token = byte_level.LETTERS[last] if self._is_byte_level else f"<0x{last:02X}>" if self._is_fallback else stop[-1]
+        return self._tokenizer.token_to_id(token) is not None and stop.encode().endswith(self._spell(token))
+
+    def _can_end(self, stop: bytes) -> bool:
+        """Whether a token has all of it within, or begins with an end of it."""
+        return stop in self._all or any(_BETWEEN + stop[-length:] in self._all for length in range(1, len(stop)))
+
+    @cached_property
+    def _all(self) -> bytes:
+        """Every token, one after the other."""
+        return _BETWEEN.join([b"", *map(self._spell, self._tokenizer.get_vocab())])
 
     @cached_property
     def _before(self) -> list[str]:
@@ -68,20 +83,6 @@ class Spelling:
     def _text(self, tokens: list[str]) -> str:
         decoder = self._tokenizer.decoder
         return " ".join(tokens) if decoder is None else str(decoder.decode(tokens))
-
-    def _last_of(self, stop: str) -> bytes:
-        """The token that is the stop string's last character or byte, if there is one."""
-        last = stop.encode()[-1]
-        token = byte_level.LETTERS[last] if self._is_byte_level else f"<0x{last:02X}>" if self._is_fallback else stop[-1]
-        return b"" if self._tokenizer.token_to_id(token) is None else self._spell(token)
-
-    def _all(self) -> Iterator[bytes]:
-        return (self._spell(token) for token in self._tokenizer.get_vocab())
-
-
-def _can_end(token: bytes, stop: bytes) -> bool:
-    """Whether ``stop`` can end within ``token``: it is in it, or an end of it begins the token."""
-    return stop in token or any(token.startswith(stop[-length:]) for length in range(1, min(len(stop), len(token) + 1)))
 
 
 class StopStrings:
