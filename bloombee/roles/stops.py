@@ -59,12 +59,18 @@ class Spelling:
 
     def _can_end(self, stop: bytes) -> bool:
         """Whether a token has all of it within, or begins with an end of it."""
-        return stop in self._all or any(_BETWEEN + stop[-length:] in self._all for length in range(1, len(stop)))
+        lengths = range(1, min(len(stop), self._longest + 1))
+        return stop in self._all or any(_BETWEEN + stop[-length:] in self._all for length in lengths)
 
     @cached_property
     def _all(self) -> bytes:
         """Every token, one after the other."""
         return _BETWEEN.join([b"", *map(self._spell, self._tokenizer.get_vocab())])
+
+    @cached_property
+    def _longest(self) -> int:
+        """Bytes of a token, at most."""
+        return max(map(len, self._all.split(_BETWEEN)))
 
     @cached_property
     def _before(self) -> list[str]:
