@@ -104,7 +104,7 @@ class SamplingParams:
         presence_penalty: subtracted once from logits of tokens in the output; 0 is off.
         frequency_penalty: subtracted per occurrence in the output; 0 is off.
         seed: of the noise, an unsigned 64-bit integer; None draws one when the request is made.
-        stop: strings that end the text; not part of it.
+        stop: strings that end the text; not part of it. They may begin in the prompt.
         logprobs: None, or how many most likely tokens to report per position besides the picked one
             (0: the picked one only), <= 20. Of the model's own distribution: before penalties and filters.
         ignore_eos: go on past end tokens.

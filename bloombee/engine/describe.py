@@ -58,6 +58,8 @@ def describe(model: str) -> ModelCard:
         layer_windows=tuple(layer[0].window for layer in caches),
         tokenizer_json=tokenizer.backend_tokenizer.to_str() if tokenizer is not None and tokenizer.is_fast else None,
         has_chat_template=tokenizer is not None and bool(tokenizer.chat_template),
+        cleans_up=tokenizer is not None and tokenizer.is_fast and _cleans_up(tokenizer),
+        splits_special=tokenizer is not None and bool(tokenizer.split_special_tokens),
     )
 
 
@@ -109,6 +111,13 @@ def _token_ids(checkpoint: Checkpoint, key: str) -> tuple[int, ...]:
         path = checkpoint.directory / file if checkpoint.directory else file
         raise ConfigError(f"{path}: {key} = {value!r}: must be a token id or a list of them", path=str(path), field=key)
     return tuple(found)
+
+
+def _cleans_up(tokenizer: Any) -> bool:
+    """Whether transformers' ``decode`` changes what the library decodes: by default not where the model is BPE."""
+    is_bpe = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"
+    forced = tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output
+    return bool(tokenizer.clean_up_tokenization_spaces and (forced or not is_bpe))
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:

@@ -25,6 +25,8 @@ class ModelCard:
             included. tied_parameters: those of the head that are the embedding's, which one stage with both holds once.
         layer_kv_elements: of one token in each layer. layer_windows: positions each layer sees; 0 for all.
         tokenizer_json: for ``tokenizers.Tokenizer.from_str``; None if the checkpoint has none.
+        cleans_up: the tokenizer drops spaces before punctuation and English contractions when it decodes.
+        splits_special: it takes the names of special tokens in a text for plain text.
     """
 
     model: str
@@ -45,6 +47,8 @@ class ModelCard:
     layer_windows: tuple[int, ...]
     tokenizer_json: str | None
     has_chat_template: bool
+    cleans_up: bool = False
+    splits_special: bool = False
 
     @property
     def num_parameters(self) -> int:

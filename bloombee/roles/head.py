@@ -12,7 +12,7 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from bloombee.address import Address, loopback_of, reachable_at, read_listen, read_told
 from bloombee.codec.choice import CodecMode
@@ -66,8 +66,9 @@ from bloombee.plan.topology import LOCAL, Device, Link, Topology
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.local_swarm import LocalSwarm
 from bloombee.roles.profiles import from_message
+from bloombee.roles.requests import Requests, Sink, typed
 from bloombee.roles.stage_host import CODECS, RESEND_AFTER_S
-from bloombee.roles.text import TextCodec, TextStream
+from bloombee.roles.text import TextCodec
 from bloombee.roles.tracing import HeadTrace, open_tracer
 from bloombee.roles.tuner import Tuner
 from bloombee.transport.endpoint import Endpoint
@@ -79,12 +80,10 @@ from bloombee.types import (
     HEAD,
     DeviceUse,
     Dtype,
-    FinishReason,
     Lane,
     LoadProgress,
     SamplingParams,
     StageUse,
-    Token,
     WorkerId,
 )
 from bloombee.wire.envelope import Envelope
@@ -102,7 +101,6 @@ from bloombee.wire.messages import (
     LinkReport,
     Measure,
     Measured,
-    Pick,
     Profiled,
     Refused,
     Sampling,
@@ -122,19 +120,6 @@ LINK_FACTS = tuple(fact.name for fact in dataclasses.fields(LinkFacts))
 MOST_MICROBATCHES = 128
 """Credit that stages grant where the number is tuned."""
 MAX_TOKENS_BY_DEFAULT = 32_768
-
-
-class Sink(Protocol):
-    """Where the tokens of a request go; called on the head's loop, must not block."""
-
-    def token(self, token: Token) -> None: ...
-    def end(self, error: BloomBeeError | None) -> None: ...
-
-
-class _Request:
-    def __init__(self, sink: Sink, text: TextStream) -> None:
-        self.sink = sink
-        self.text = text
 
 
 class HeadRole:
@@ -174,7 +159,7 @@ class HeadRole:
         self._greeters: dict[bytes, Greeter] = {}
         self._names: dict[WorkerId, str] = {}
         self._suspects: dict[WorkerId, float] = {}
-        self._requests: dict[int, _Request] = {}
+        self._requests = Requests(self._free)
         self._asked: defaultdict[int, list[asyncio.Future[Measured]]] = defaultdict(list)
         self._ticker: asyncio.Task[None] | None = None
         self._tuner_task: asyncio.Task[None] | None = None
@@ -224,7 +209,8 @@ class HeadRole:
             ConfigError, ModelUnsupported: it cannot be served.
         """
         self.card = await self._local.describe()
-        self.text = TextCodec(self.card.tokenizer_json)
+        card = self.card
+        self.text = TextCodec(card.tokenizer_json, cleans_up=card.cleans_up, splits_special=card.splits_special)
         request = self._plan_request()
         split_layers(request.card.num_layers, request.num_workers, request.split)  # refused now, not when all workers are here
         self._core = HeadCore(
@@ -254,9 +240,7 @@ class HeadRole:
         self._closed = True
         closed = RuntimeClosed("the Runtime was closed")
         self._give_up_measuring(closed)
-        for request in list(self._requests.values()):
-            request.sink.end(closed)
-        self._requests.clear()
+        self._requests.end_all(closed)
         tasks = [task for task in (self._ticker, self._tuner_task) if task is not None]
         for task in tasks:
             task.cancel()
@@ -285,8 +269,16 @@ class HeadRole:
         """
         if self._closed:
             raise RuntimeClosed("the Runtime was closed")
+        try:
+            with typed():
+                self._begin(number, prompt, params, sink, client, priority)
+        except BloomBeeError:
+            self.cancel(number)
+            raise
+
+    def _begin(self, number: int, prompt: list[int], params: SamplingParams, sink: Sink, client: str, priority: int) -> None:
         self._check_prompt(prompt, params)
-        self._requests[number] = _Request(sink, self.text.stream(params.stop))
+        self._requests.add(number, sink, self.text.stream(params.stop, prompt))
         packed = b"".join(token.to_bytes(4, "little") for token in prompt)
         ends = frozenset() if params.ignore_eos else frozenset(self.card.eos_token_ids)
         now = time.monotonic()
@@ -295,7 +287,11 @@ class HeadRole:
 
     def cancel(self, number: int) -> None:
         """End a request and free its KV on every stage; nothing more goes to its sink."""
-        if self._requests.pop(number, None) is not None and not self._closed:
+        self._requests.cancel(number)
+
+    def _free(self, number: int) -> None:
+        """A request's KV on every stage, where there still is a pipeline."""
+        if not self._closed and self._core.error is None:
             self._do(self._core.handle(CancelRequest(number, time.monotonic())))
 
     async def render_chat(self, messages: list[dict[str, Any]]) -> str:
@@ -615,72 +611,56 @@ class HeadRole:
     # -- commands --------------------------------------------------------------------------
 
     def _do(self, commands: list[Command]) -> None:
-        for command in commands:
-            match command:
-                case TellScheduler(message=message):
-                    self._schedule(message)
-                case Send(to=int(worker), lane=lane, message=message):
-                    self._send(worker, lane, message)
-                case Deliver(request=number, pick=pick, finish=finish):
-                    self._deliver(number, pick, finish)
-                case Conclude(request=number, error=error):
-                    request = self._requests.pop(number, None)
-                    if request is not None:
-                        request.sink.end(error)
-                case PlanMade(plan=plan):
-                    self.plan = plan
-                case PipelineUp(plan=plan):
-                    for stage in plan.stages:
-                        size = stage.weight_bytes
-                        self._on_progress(LoadProgress(stage.worker, stage.name, stage.index, size, size, "ready"))
-                    if self.config.microbatches is None:
-                        self._tuner_task = asyncio.get_running_loop().create_task(self._tune(plan), name="bloombee-head-tune")
-                    if not self._up.done():
-                        self._up.set_result(plan)
-                case PipelineDown(error=error):
-                    self._fail(error)
-                case Dismiss(worker=worker):
-                    self._send(worker, Lane.CONTROL, Goodbye(reason="dismissed"))
-                    self._hang_up(worker)
-                case ReportProgress(worker=worker, stage=index, loaded_bytes=loaded, total_bytes=total):
-                    self._on_progress(LoadProgress(worker, self._names[worker], index, loaded, total, "loading"))
-                case _:
-                    raise AssertionError(f"no core of the head asks for {command!r}")
+        each(self._do_one, commands)
+
+    def _do_one(self, command: Command) -> None:
+        match command:
+            case TellScheduler(message=message):
+                self._schedule(message)
+            case Send(to=int(worker), lane=lane, message=message):
+                self._send(worker, lane, message)
+            case Deliver(request=number, pick=pick, finish=finish):
+                self._requests.deliver(number, pick, finish)
+            case Conclude(request=number, error=error):
+                self._requests.end(number, error)
+            case PlanMade(plan=plan):
+                self.plan = plan
+            case PipelineUp(plan=plan):
+                for stage in plan.stages:
+                    size = stage.weight_bytes
+                    self._on_progress(LoadProgress(stage.worker, stage.name, stage.index, size, size, "ready"))
+                if self.config.microbatches is None:
+                    self._tuner_task = asyncio.get_running_loop().create_task(self._tune(plan), name="bloombee-head-tune")
+                if not self._up.done():
+                    self._up.set_result(plan)
+            case PipelineDown(error=error):
+                self._fail(error)
+            case Dismiss(worker=worker):
+                self._send(worker, Lane.CONTROL, Goodbye(reason="dismissed"))
+                self._hang_up(worker)
+            case ReportProgress(worker=worker, stage=index, loaded_bytes=loaded, total_bytes=total):
+                self._on_progress(LoadProgress(worker, self._names[worker], index, loaded, total, "loading"))
+            case _:
+                raise AssertionError(f"no core of the head asks for {command!r}")
 
     def _schedule(self, event: SchedulerEvent) -> None:
         """The scheduler's core sends to stages and tells the head."""
-        for command in self._scheduler.handle(event):
-            match command:
-                case Send(to=int(stage), lane=lane, message=message) if self.plan is not None:
-                    self._send_ring(self.plan.stages[stage].worker, lane, message)
-                case TellHead(message=told):
-                    self._do(self._core.handle(SchedulerSaid(told, time.monotonic())))
-                case _:
-                    raise AssertionError(f"the scheduler asks for {command!r}")
+        each(self._do_scheduled, self._scheduler.handle(event))
+
+    def _do_scheduled(self, command: Command) -> None:
+        match command:
+            case Send(to=int(stage), lane=lane, message=message) if self.plan is not None:
+                self._send_ring(self.plan.stages[stage].worker, lane, message)
+            case TellHead(message=told):
+                self._do(self._core.handle(SchedulerSaid(told, time.monotonic())))
+            case _:
+                raise AssertionError(f"the scheduler asks for {command!r}")
 
     def _fail(self, error: BloomBeeError) -> None:
         self._give_up_measuring(error)
         if not self._up.done():
             self._up.set_exception(error)
-        for request in list(self._requests.values()):
-            request.sink.end(error)
-        self._requests.clear()
-
-    def _deliver(self, number: int, pick: Pick, finish: FinishReason | None) -> None:
-        request = self._requests.get(number)
-        if request is None:
-            return
-        is_end = finish is FinishReason.STOP
-        piece = request.text.push(pick.token)
-        if request.text.stopped:
-            finish = FinishReason.STOP
-        elif finish is not None:
-            piece += request.text.finish()
-            finish = FinishReason.STOP if request.text.stopped or is_end else finish
-        request.sink.token(Token(piece, pick.token, pick.logprob, tuple(pick.top), finish))
-        if finish is not None:
-            request.sink.end(None)
-            self.cancel(number)
+        self._requests.end_all(error)
 
     # -- time ------------------------------------------------------------------------------
 
@@ -704,6 +684,20 @@ class HeadRole:
             for worker, since in list(self._suspects.items()):
                 if now - since > GRACE_S:
                     self._gone(worker, "its connection is broken")
+
+
+def each(act: Callable[[Command], None], commands: Sequence[Command]) -> None:
+    """Act on every command, whatever one of them raises; raises that of the first in the end."""
+    errors: list[Exception] = []
+    for command in commands:
+        try:
+            act(command)
+        except Exception as error:
+            errors.append(error)
+    for another in errors[1:]:
+        log.error("another command failed as well: %s", another, exc_info=another)
+    if errors:
+        raise errors[0]
 
 
 def _use(tally: Tally) -> DeviceUse:

@@ -1,103 +1,120 @@
 """Token ids to text and back on the head, without torch and transformers.
 
-The tokenizer arrives as the JSON of the ``tokenizers`` library inside the model card. Text grows by whole
-characters; a piece that may turn out to be the beginning of a stop string is held back until that is known.
+The tokenizer arrives as the JSON of the ``tokenizers`` library inside the model card. Text grows by what no further token
+can change; tokens that may turn out to be the beginning of a stop string are held back until that is known.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
+
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from bloombee.errors import ConfigError
+from bloombee.roles.detokenizer import HIDDEN, Decoder
+from bloombee.roles.stops import Spelling, StopStrings
 
 
 class TextCodec:
-    """Encodes prompts and makes a :class:`TextStream` a request.
+    """Encodes prompts and makes a :class:`TextStream` a request, as transformers' ``AutoTokenizer`` would.
 
-    Raises:
-        ConfigError: the model has no tokenizer that the ``tokenizers`` library can hold.
+    Args:
+        tokenizer_json: truncation and padding in it are what it was trained with, and are not obeyed.
+        cleans_up, splits_special: as in :class:`~bloombee.plan.card.ModelCard`.
     """
 
-    def __init__(self, tokenizer_json: str | None) -> None:
+    def __init__(self, tokenizer_json: str | None, *, cleans_up: bool = False, splits_special: bool = False) -> None:
         self._tokenizer = Tokenizer.from_str(tokenizer_json) if tokenizer_json is not None else None
+        if self._tokenizer is not None:
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            self._tokenizer.encode_special_tokens = splits_special
+            self._decoder = Decoder(self._tokenizer, cleans_up=cleans_up)
+            self._spelling = Spelling(self._tokenizer)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Raises ConfigError: the model has no tokenizer that the ``tokenizers`` library can hold."""
         return list(self._need().encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, token_ids: list[int]) -> str:
-        return str(self._need().decode(token_ids, skip_special_tokens=True)) if self._tokenizer is not None else ""
+        return self._decoder.decode(token_ids) if self._tokenizer is not None else ""
 
-    def stream(self, stop: tuple[str, ...] = ()) -> TextStream:
-        return TextStream(self._tokenizer, stop)
+    def stream(self, stop: tuple[str, ...] = (), prompt: Sequence[int] = ()) -> TextStream:
+        """The text of an answer to ``prompt``.
 
-    def _need(self) -> Tokenizer:
+        Raises:
+            ConfigError: no stop string can ever be met, where transformers refuses them as well.
+        """
+        if stop:
+            self._need("stop strings need a tokenizer, which this model does not have")
+            self._spelling.check(stop)
         if self._tokenizer is None:
-            raise ConfigError("this model has no tokenizer: give the prompt as token ids")
+            return TextStream(None, prompt, None)
+        return TextStream(self._decoder, prompt, StopStrings(self._spelling, stop, prompt) if stop else None)
+
+    def _need(self, why: str = "this model has no tokenizer: give the prompt as token ids") -> Tokenizer:
+        if self._tokenizer is None:
+            raise ConfigError(why)
         return self._tokenizer
 
 
 class TextStream:
-    """The text of one request as its tokens come.
+    """The text of one request as its tokens come. Without a tokenizer there is none.
 
-    Without a tokenizer there is no text, and stop strings never match.
+    Args:
+        stops: what ends the text; None for nothing.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, stop: tuple[str, ...]) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = DecodeStream(skip_special_tokens=True) if tokenizer is not None else None
-        self._stop = stop
-        self._ids: list[int] = []
-        self._text = ""
-        self._num_given = 0
+    def __init__(self, decoder: Decoder | None, prompt: Sequence[int], stops: StopStrings | None) -> None:
+        self._decoder = decoder
+        self._text = decoder.stream(prompt) if decoder is not None else None
+        self._stops = stops
+        self._held: deque[tuple[int, bytes]] = deque()
+        """Tokens, as stop strings see them, that may be the beginning of one."""
+        self._num_held = 0
+        """Bytes of them."""
         self.stopped = False
-        """A stop string was met; :attr:`text` ends before it and nothing more is taken."""
-
-    @property
-    def text(self) -> str:
-        """Everything given out so far."""
-        return self._text[: self._num_given]
+        """A stop string was met; the text ends before it and nothing more is taken."""
 
     def push(self, token_id: int) -> str:
         """Take a token; the text that is now certain."""
-        if self._tokenizer is None or self._decoder is None or self.stopped:
+        if self._text is None or self.stopped:
             return ""
-        self._ids.append(token_id)
-        return self._take(self._decoder.step(self._tokenizer, token_id) or "")
+        if self._stops is None:
+            return self._text.push(token_id)
+        spelled = self._stops.spelling.of(token_id)
+        num_open, self.stopped = self._stops.push(spelled)
+        self._held.append((token_id, spelled or b""))
+        self._num_held += len(spelled or b"")
+        given = self._release(num_open)
+        return given + self._end_before(num_open) if self.stopped else given
 
     def finish(self) -> str:
         """No more tokens: the rest of the text, incomplete characters as the tokenizer shows them."""
-        if self._tokenizer is None or self.stopped:
+        if self._text is None or self.stopped:
             return ""
-        whole = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        rest = whole[len(self._text) :] if whole.startswith(self._text) else ""
-        given = self._take(rest)
-        return given if self.stopped else given + self._give(len(self._text))
+        return self._release(0) + self._text.finish()
 
-    def _take(self, piece: str) -> str:
-        if not piece:
-            return ""
-        longest = max((len(s) for s in self._stop), default=0)
-        begin = max(0, len(self._text) - longest)
-        self._text += piece
-        hits = [at for s in self._stop if (at := self._text.find(s, begin)) >= 0]
-        if hits:
-            self.stopped = True
-            self._text = self._text[: min(hits)]
-            return self._give(len(self._text))
-        return self._give(len(self._text) - self._held_back())
+    def _release(self, num_open: int) -> str:
+        """The text of what is held before the last ``num_open`` bytes, by whole tokens."""
+        assert self._text is not None
+        pieces = []
+        while self._held and self._num_held - len(self._held[0][1]) >= num_open:
+            token_id, spelled = self._held.popleft()
+            self._num_held -= len(spelled)
+            pieces.append(self._text.push(token_id))
+        return "".join(pieces)
 
-    def _held_back(self) -> int:
-        """Length of the longest end of the text that a stop string begins with."""
-        longest = 0
-        for stop in self._stop:
-            for length in range(min(len(stop) - 1, len(self._text)), longest, -1):
-                if self._text.endswith(stop[:length]):
-                    longest = length
-                    break
-        return longest
-
-    def _give(self, upto: int) -> str:
-        piece = self._text[self._num_given : upto]
-        self._num_given = max(self._num_given, upto)
-        return piece
+    def _end_before(self, num_open: int) -> str:
+        """The last text, up to the stop string that begins ``num_open`` bytes before the end, perhaps within a token."""
+        assert self._text is not None
+        assert self._decoder is not None
+        num_before = self._num_held - num_open
+        if num_before <= 0:
+            return self._text.finish()
+        token_id, spelled = self._held[0]
+        text = self._text.push(token_id) + self._text.finish()
+        if self._decoder.kind(token_id) == HIDDEN:
+            return text
+        return text.removesuffix(spelled[num_before:].decode("utf-8", "replace"))

@@ -14,7 +14,7 @@ from bench.probes import row
 
 def test_parts_give_rows_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "micro.json"
-    parts = ["device", "pages", "cores"]
+    parts = ["device", "pages", "cores", "text"]
     words = [word for part in parts for word in ("--only", part)]
     monkeypatch.setattr(sys, "argv", ["micro", *words, "--rounds", "10", "--json", str(file)])
     assert micro.main() == 0

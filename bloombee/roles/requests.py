@@ -1,0 +1,112 @@
+"""The requests that the application has, each with its text and where that goes.
+
+What one request's text or sink raises ends that request, with a typed error and its memory freed, and no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from bloombee.errors import BloomBeeError, LocalProtocolError
+from bloombee.roles.text import TextStream
+from bloombee.types import FinishReason, Token
+from bloombee.wire.messages import Pick
+
+log = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Where the tokens of a request go; called on the head's loop, must not block.
+
+    What it raises ends its request. After :meth:`end` nothing more comes.
+    """
+
+    def token(self, token: Token) -> None: ...
+    def end(self, error: BloomBeeError | None) -> None: ...
+
+
+@contextlib.contextmanager
+def typed() -> Iterator[None]:
+    """Whatever is raised in here is a BloomBeeError."""
+    try:
+        yield
+    except (BloomBeeError, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a library's panic is no Exception
+        log.exception("a request failed by itself")
+        raise LocalProtocolError(f"internal error, please report it: {type(error).__name__}: {error}") from error
+
+
+class Requests:
+    """By number.
+
+    Args:
+        free: called with the number of each request that has ended, however it did: its sequence must end, if it has not.
+    """
+
+    def __init__(self, free: Callable[[int], None]) -> None:
+        self._free = free
+        self._running: dict[int, tuple[Sink, TextStream]] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def add(self, number: int, sink: Sink, text: TextStream) -> None:
+        self._running[number] = sink, text
+
+    def deliver(self, number: int, pick: Pick, finish: FinishReason | None) -> None:
+        """A token, the last one if ``finish`` says so or it completes a stop string; none for a request that has ended."""
+        if number not in self._running:
+            return
+        sink, text = self._running[number]
+        try:
+            with typed():
+                token = _shown(text, pick, finish)
+                sink.token(token)
+        except BloomBeeError as error:
+            self.end(number, error)
+        else:
+            if token.finish_reason is not None:
+                self.end(number, None)
+
+    def end(self, number: int, error: BloomBeeError | None) -> None:
+        """Tell its sink, unless the request has ended before."""
+        if number in self._running:
+            self._tell(number, error)
+            self._free(number)
+
+    def end_all(self, error: BloomBeeError) -> None:
+        """Each is told, whatever comes of freeing it."""
+        numbers = list(self._running)
+        for number in numbers:
+            self._tell(number, error)
+        for number in numbers:
+            try:
+                self._free(number)
+            except Exception:
+                log.exception("request %d could not be freed", number)
+
+    def _tell(self, number: int, error: BloomBeeError | None) -> None:
+        sink, _ = self._running.pop(number)
+        try:
+            sink.end(error)
+        except Exception:
+            log.exception("the sink of request %d raised at its end", number)
+
+    def cancel(self, number: int) -> None:
+        """End it; nothing more goes to its sink."""
+        if self._running.pop(number, None) is not None:
+            self._free(number)
+
+
+def _shown(text: TextStream, pick: Pick, finish: FinishReason | None) -> Token:
+    piece = text.push(pick.token)
+    if text.stopped:
+        finish = FinishReason.STOP
+    elif finish is not None:
+        piece += text.finish()
+    return Token(piece, pick.token, pick.logprob, tuple(pick.top), finish)
