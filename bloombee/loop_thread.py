@@ -9,9 +9,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-import uvloop
-
 from bloombee.errors import RuntimeClosed
+from bloombee.roles.event_loop import new_event_loop
 
 T = TypeVar("T")
 
@@ -32,7 +31,7 @@ class LoopThread:
 
         def main() -> None:
             try:
-                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                with asyncio.Runner(loop_factory=new_event_loop) as runner:
                     self.loop = runner.get_loop()
                     self.loop.call_soon(started.set)
                     with contextlib.suppress(asyncio.CancelledError):
