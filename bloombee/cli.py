@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import io
 import os
 import signal
 import sys
@@ -22,9 +23,10 @@ from cyclopts import App, CycloptsError, Parameter
 
 from bloombee import __version__
 from bloombee.config import Config, Environment, RuntimeConfig, WorkerConfig, load_config, merge
-from bloombee.errors import BloomBeeError, ConfigError
+from bloombee.errors import BloomBeeError, CapacityError, ConfigError, Infeasible
 from bloombee.options import Given, Options, command
 from bloombee.types import SamplingParams
+from bloombee.utf8 import surrogate_at
 
 if TYPE_CHECKING:
     from bloombee.runtime import Runtime
@@ -87,7 +89,7 @@ def generate(
     sampling: Given,
     *,
     prompt: Annotated[
-        str, Parameter(allow_leading_hyphen=True, help="The text to go on from, taken as it is; - reads all of stdin.")
+        str, Parameter(allow_leading_hyphen=True, help="The text to go on from, taken as it is; - reads all of stdin, UTF-8.")
     ],
     chat: Chat = False,
     json: Json = False,
@@ -189,9 +191,9 @@ def doctor(
         return 0
     findings = examine()
     if json:
-        import msgspec
+        from bloombee.terminal import write_line_of_json
 
-        print(msgspec.json.encode(findings).decode())
+        write_line_of_json(findings)
     else:
         print(table(findings))
     return 0 if healthy(findings) else 1
@@ -236,7 +238,17 @@ def keygen(*, out: Annotated[str, Parameter(help="The file to write, readable by
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, and turn whatever happened into an exit code."""
     _open_standard_files()
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    code = _outcome(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # The reader of stdout went away, or its disk is full. Python flushes once more at exit: give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return code or _fail(error, 1, debug=False)
+    return code
+
+
+def _outcome(words: list[str]) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
@@ -249,16 +261,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except asyncio.CancelledError:
         return 143
-    except BrokenPipeError:
-        # The reader of stdout went away. Python flushes stdout once more at exit: give it somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:  # the last door: whatever it was, a person gets a sentence and not a traceback
         return _fail(error, 1, debug)
 
 
 def _open_standard_files() -> None:
-    """Where the caller closed stdin, stdout or stderr, the next file or socket would take its number."""
+    """Make stdin, stdout and stderr such that nothing that is written ends the program.
+
+    Where the caller closed one, the next file or socket would take its number. What the encoding of stdout lacks is escaped, as
+    Python itself does on stderr.
+    """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
@@ -266,9 +278,13 @@ def _open_standard_files() -> None:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _fail(error: Exception, code: int, debug: bool) -> int:
+    if isinstance(error, BrokenPipeError):
+        return code  # whoever read has had enough
     if debug:
         traceback.print_exception(error)
     if isinstance(error, BloomBeeError):
@@ -308,17 +324,21 @@ def _sampling(given: Given) -> SamplingParams:
 
 def _prompt(text: str) -> str:
     if text == "-":
-        try:
-            text = sys.stdin.read()
-        except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"the prompt on stdin is not {error.encoding} text: {error.reason} at byte {error.start}"
-            ) from error
+        text = _decoded(sys.stdin.buffer.read(), "the prompt")
     if not text:
         raise ConfigError("prompt is empty: give at least one character", field="prompt")
-    if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
+    if surrogate_at(text) is not None:
         raise ConfigError("prompt is not UTF-8 text", field="prompt")
     return text
+
+
+def _decoded(data: bytes, what: str) -> str:
+    """Of stdin, which is UTF-8 whatever the locale says. Raises ConfigError."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        said = f"{what} on stdin is not UTF-8 text: {error.reason} at byte {error.start}"
+        raise ConfigError(said, field="prompt") from error
 
 
 def _conversation(text: str, chat: bool) -> Any:
@@ -362,24 +382,24 @@ async def _answer_lines(config: RuntimeConfig, params: SamplingParams, *, chat: 
     async with open_runtime(config, announce=announce) as runtime:
         async for line in _lines():
             try:
-                await _answer(runtime, _conversation(line, chat), params, json=json)
-            except ConfigError as error:  # of this line alone: the next may be better
+                await _answer(runtime, _conversation(_decoded(line, "a line"), chat), params, json=json)
+            except (ConfigError, Infeasible, CapacityError) as error:  # of this line alone: the next may be better
                 say(f"bloombee: {error.message}")
 
 
-async def _lines() -> AsyncIterator[str]:
+async def _lines() -> AsyncIterator[bytes]:
     """Lines of stdin without their ends, blank ones left out; asks for each on a terminal.
 
     A daemon thread reads, with a file object of its own: a read that nobody ends must hold up neither the loop nor
     the interpreter's exit, which takes the lock of sys.stdin.
     """
-    loop, queue = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[bytes | None]()
 
     def read() -> None:
-        with open(sys.stdin.fileno(), encoding="utf-8", errors="replace", closefd=False) as source:
+        with open(sys.stdin.fileno(), "rb", closefd=False) as source, contextlib.suppress(RuntimeError):  # the loop has ended
             for line in source:
-                loop.call_soon_threadsafe(queue.put_nowait, line.rstrip("\r\n"))
-        loop.call_soon_threadsafe(queue.put_nowait, None)
+                loop.call_soon_threadsafe(queue.put_nowait, line.rstrip(b"\r\n"))
+            loop.call_soon_threadsafe(queue.put_nowait, None)
 
     threading.Thread(target=read, name="stdin", daemon=True).start()
     while True:

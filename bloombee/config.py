@@ -29,6 +29,7 @@ from bloombee.address import LISTEN_RULE, TOLD_RULE, read_dialled, read_listen, 
 from bloombee.errors import ConfigError
 from bloombee.pace import parse_pace
 from bloombee.types import Dtype
+from bloombee.utf8 import surrogate_at
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
@@ -156,7 +157,7 @@ class WorkerConfig:
     def __post_init__(self) -> None:
         _check_endpoint(self, "listen", read_listen, LISTEN_RULE)
         _check_endpoint(self, "advertise", read_told, TOLD_RULE)
-        _check(self, "name", isinstance(self.name, str) and len(self.name) <= 256, "at most 256 characters")
+        _check(self, "name", self.name == "" or (_text(self.name) and len(self.name) <= 256), "at most 256 characters of text")
         _check(self, "device", _text(self.device) and bool(_DEVICE.fullmatch(self.device)), "auto, cpu, cuda or cuda:N")
         _check(
             self,
@@ -325,7 +326,8 @@ def _check_pace(pace: object) -> None:
 
 
 def _text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    """Not blank, and such as file names and messages can hold."""
+    return isinstance(value, str) and bool(value.strip()) and "\0" not in value and surrogate_at(value) is None
 
 
 def _whole(value: object, least: int, most: int) -> bool:

@@ -1,4 +1,4 @@
-"""The embedding API: a swarm behind an async context manager, a synchronous face on top.
+"""The embedding API: a swarm behind an async context manager. ``sync.py`` has the blocking face.
 
 The Runtime's transport and cores run on an event loop and a thread of their own; calls cross with
 ``call_soon_threadsafe``, tokens come back the same way. So the caller's loop, of whatever kind, is never blocked,
@@ -14,27 +14,26 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
-import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from bloombee.config import LocalWorker, RuntimeConfig, merge
 from bloombee.errors import BloomBeeError, ConfigError, RuntimeClosed
+from bloombee.loop_thread import LoopThread
 from bloombee.plan.card import ModelCard
 from bloombee.plan.meter import LinkFacts
 from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
 from bloombee.plan.topology import Topology
-from bloombee.roles.event_loop import new_event_loop
 from bloombee.roles.head import HeadRole
+from bloombee.roles.prompts import Prompt
+from bloombee.sync import SyncRuntime
 from bloombee.transport.descriptors import require_descriptors
 from bloombee.types import FinishReason, Generation, LoadProgress, SamplingParams, StageUse, Token, WorkerId
+from bloombee.utf8 import surrogate_at
 
 T = TypeVar("T")
-Prompt = str | list[int] | list[dict[str, Any]]
-"""Text (encoded as it is), token ids, or a conversation for the model's chat template."""
-PROMPT_KINDS = "must be text, a list of token ids or a list of chat messages"
 _END = object()
 
 
@@ -60,49 +59,6 @@ class _Channel:
     def take(self) -> Token | BloomBeeError | object | None:
         """The next item, None if there is none now."""
         return self._items.popleft() if self._items else None
-
-
-class _Home:
-    """The Runtime's thread and loop."""
-
-    def __init__(self) -> None:
-        self.loop: asyncio.AbstractEventLoop
-        started = threading.Event()
-
-        def main() -> None:
-            with asyncio.Runner(loop_factory=new_event_loop) as runner:
-                self.loop = runner.get_loop()
-                self.loop.call_soon(started.set)
-                with contextlib.suppress(asyncio.CancelledError):
-                    runner.run(self._serve())
-
-        self._thread = threading.Thread(target=main, name="bloombee-runtime", daemon=True)
-        self._thread.start()
-        started.wait()
-
-    async def _serve(self) -> None:
-        self._over = asyncio.Event()
-        await self._over.wait()
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Raises RuntimeClosed if the loop has ended."""
-        try:
-            return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-        except RuntimeError:
-            coroutine.close()
-            raise RuntimeClosed("the Runtime was closed") from None
-
-    def soon(self, action: Callable[..., None], *args: Any) -> bool:
-        """False: the loop has ended, and so has everything on it."""
-        try:
-            self.loop.call_soon_threadsafe(action, *args)
-        except RuntimeError:
-            return False
-        return True
-
-    def end(self) -> None:
-        """Let the thread end; does not wait."""
-        self.soon(lambda: self._over.set())
 
 
 class Runtime:
@@ -144,7 +100,7 @@ class Runtime:
         self.config = merge(config or RuntimeConfig(), fields)
         self._local_workers = _places(local_workers)
         self._on_progress = on_progress
-        self._home: _Home | None = None
+        self._home: LoopThread | None = None
         self._head: HeadRole
         self._closing: concurrent.futures.Future[None] | None = None
         self._numbers = itertools.count(1)
@@ -186,7 +142,7 @@ class Runtime:
         if self._home is not None:
             raise ConfigError("this Runtime has been started before; make a new one")
         require_descriptors(self.config.num_stages)
-        self._home = _Home()
+        self._home = LoopThread("bloombee-runtime")
         try:
             await self._there(self._listen())
             if announce is not None:
@@ -322,11 +278,9 @@ class Runtime:
             ConfigError: an empty or over-long prompt, a bad parameter, no chat template.
             QueueFull, Infeasible, LinkDown, DeadlineExceeded, DeviceError, RuntimeClosed: see errors.py.
         """
-        started = time.monotonic()
         params = _params(params, fields)
-        ids = await self._there(self._encode(prompt))
-        collected = _Collected(ids, started)
-        async with contextlib.aclosing(self._tokens(ids, params, client, priority)) as tokens:
+        collected = _Collected()
+        async with contextlib.aclosing(self._tokens(prompt, params, client, priority, collected.opened)) as tokens:
             async for token in tokens:
                 collected.add(token)
         return collected.generation(params)
@@ -339,12 +293,14 @@ class Runtime:
         Cancelled, or the iteration left early: the request ends and its KV is freed on every stage.
         """
         params = _params(params, fields)
-        ids = await self._there(self._encode(prompt))
-        async with contextlib.aclosing(self._tokens(ids, params, client, priority)) as tokens:
+        async with contextlib.aclosing(self._tokens(prompt, params, client, priority, lambda prompt: None)) as tokens:
             async for token in tokens:
                 yield token
 
-    async def _tokens(self, ids: list[int], params: SamplingParams, client: str, priority: int) -> AsyncGenerator[Token, None]:
+    async def _tokens(
+        self, prompt: Prompt, params: SamplingParams, client: str, priority: int, opened: Callable[[tuple[int, ...]], None]
+    ) -> AsyncGenerator[Token, None]:
+        """``opened`` is called with the token ids of ``prompt`` before the first token comes."""
         caller = asyncio.get_running_loop()
         arrived = asyncio.Event()
 
@@ -352,15 +308,11 @@ class Runtime:
             with contextlib.suppress(RuntimeError):  # the caller's loop has ended
                 caller.call_soon_threadsafe(arrived.set)
 
-        if not isinstance(client, str) or type(priority) is not int or abs(priority) > 1 << 31:
-            raise ConfigError(f"client = {client!r}, priority = {priority!r}: must be text and a whole number", field="priority")
-        channel = _Channel(notify)
-        assert self._home is not None
-        number = next(self._numbers)
-        if not self._home.soon(self._submit, number, ids, params, channel, client, priority):
-            raise RuntimeClosed("the Runtime was closed")
+        _check_sender(client, priority)
+        head, channel, number = self._started(), _Channel(notify), next(self._numbers)
         ended = False
         try:
+            opened(await self._there(head.submit(number, prompt, params, channel, client=client, priority=priority)))
             while True:
                 item = channel.take()
                 if item is None:
@@ -374,33 +326,8 @@ class Runtime:
                         raise item
                     return
         finally:
-            if not ended:
-                self._home.soon(self._head.cancel, number)
-
-    def _submit(self, number: int, ids: list[int], params: SamplingParams, channel: _Channel, client: str, priority: int) -> None:
-        try:
-            self._head.submit(number, ids, params, channel, client=client, priority=priority)
-        except BloomBeeError as error:
-            channel.end(error)
-
-    async def _encode(self, prompt: Prompt) -> list[int]:
-        head = self._started()
-        if isinstance(prompt, str):
-            if not prompt:
-                raise ConfigError("the prompt is empty: give at least one character", field="prompt")
-            _check_text(prompt)
-            return head.text.encode(prompt)
-        if not isinstance(prompt, list):
-            raise ConfigError(f"a prompt of type {type(prompt).__name__}: {PROMPT_KINDS}", field="prompt")
-        if not prompt:
-            raise ConfigError("the prompt is empty: give text, token ids or chat messages", field="prompt")
-        ids = [item for item in prompt if isinstance(item, int)]
-        messages = [item for item in prompt if isinstance(item, dict)]
-        if len(messages) == len(prompt):
-            return head.text.encode(await head.render_chat(messages), add_special_tokens=False)
-        if len(ids) != len(prompt):
-            raise ConfigError(f"a prompt of mixed or other items: {PROMPT_KINDS}", field="prompt")
-        return ids
+            if not ended and self._home is not None:
+                self._home.soon(head.cancel, number)
 
     def _started(self) -> HeadRole:
         if not hasattr(self, "_head"):
@@ -415,56 +342,16 @@ class Runtime:
         return SyncRuntime(cls(model, **arguments))
 
 
-class SyncRuntime:
-    """A :class:`Runtime` for scripts without an event loop. Same methods, blocking. Not inside a running loop."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self._runner = asyncio.Runner()
-
-    def __enter__(self) -> SyncRuntime:
-        """As :meth:`Runtime.__aenter__`."""
-        self._runner.run(self._runtime.__aenter__())
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._runner.run(self._runtime.close())
-        self._runner.close()
-
-    @property
-    def plan(self) -> Plan:
-        return self._runtime.plan
-
-    @property
-    def card(self) -> ModelCard:
-        return self._runtime.card
-
-    def generate(self, prompt: Prompt, params: SamplingParams | None = None, **fields: Any) -> Generation:
-        """As :meth:`Runtime.generate`."""
-        return self._runner.run(self._runtime.generate(prompt, params, **fields))
-
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **fields: Any) -> Iterator[Token]:
-        """As :meth:`Runtime.stream`."""
-        tokens = self._runtime.stream(prompt, params, **fields)
-        try:
-            while (token := self._runner.run(_next(tokens))) is not None:
-                yield token
-        finally:
-            self._runner.run(tokens.aclose())
-
-
-async def _next(tokens: AsyncGenerator[Token, None]) -> Token | None:
-    return await anext(tokens, None)
-
-
 class _Collected:
     """Tokens of one request, becoming a Generation."""
 
-    def __init__(self, prompt: list[int], started: float) -> None:
-        self._prompt = prompt
-        self._started = started
+    def __init__(self) -> None:
+        self._prompt: tuple[int, ...] = ()
         self._tokens: list[Token] = []
-        self._first = self._last = started
+        self._started = self._first = self._last = time.monotonic()
+
+    def opened(self, prompt: tuple[int, ...]) -> None:
+        self._prompt = prompt
 
     def add(self, token: Token) -> None:
         self._last = time.monotonic()
@@ -479,7 +366,7 @@ class _Collected:
         return Generation(
             text="".join(token.text for token in tokens),
             token_ids=tuple(token.token_id for token in tokens),
-            prompt_token_ids=tuple(self._prompt),
+            prompt_token_ids=self._prompt,
             finish_reason=tokens[-1].finish_reason or FinishReason.CANCELLED,
             logprobs=tuple(t.logprob for t in tokens if t.logprob is not None) if params.logprobs is not None else None,
             top_logprobs=tuple(t.top_logprobs for t in tokens) if params.logprobs else None,
@@ -494,11 +381,11 @@ def _places(local_workers: Sequence[LocalWorker]) -> tuple[LocalWorker, ...]:
     raise ConfigError(f"local_workers = {local_workers!r}: must be a list of LocalWorker, one a worker", field="local_workers")
 
 
-def _check_text(prompt: str) -> None:
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"the prompt has a lone surrogate at character {error.start}: not text", field="prompt") from None
+def _check_sender(client: object, priority: object) -> None:
+    if not isinstance(client, str) or type(priority) is not int or abs(priority) > 1 << 31:
+        raise ConfigError(f"client = {client!r}, priority = {priority!r}: must be text and a whole number", field="priority")
+    if (at := surrogate_at(client)) is not None:
+        raise ConfigError(f"client has a lone surrogate at character {at}: not text", field="client")
 
 
 def _params(params: SamplingParams | None, fields: dict[str, Any]) -> SamplingParams:

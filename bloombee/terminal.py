@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -45,6 +47,17 @@ def write_dim(text: str) -> None:
         write(text)
 
 
+def write_line_of_json(value: Any) -> None:
+    """``value`` as one line on stdout, in whatever encoding that has: what it lacks is escaped as JSON does."""
+    line = msgspec.json.encode(value).decode()
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        line = re.sub(r"[^\x00-\x7f]", lambda character: json.dumps(character[0])[1:-1], line)
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def write_json(answer: Generation, plan: dict[str, object]) -> None:
     """One line: the answer and the plan that gave it. Numbers that JSON lacks (a log-probability of -inf) are null."""
     fields: dict[str, Any] = {
@@ -60,8 +73,7 @@ def write_json(answer: Generation, plan: dict[str, object]) -> None:
         fields["logprobs"] = answer.logprobs
     if answer.top_logprobs is not None:
         fields["top_logprobs"] = answer.top_logprobs
-    sys.stdout.write(msgspec.json.encode(fields).decode() + "\n")
-    sys.stdout.flush()
+    write_line_of_json(fields)
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""The nouns that every layer shares. Imports nothing of ours.
+"""The nouns that every layer shares.
 
 Shapes use one alphabet everywhere: b sequences, t new tokens (rows), d hidden size, h attention
 heads, k KV heads, e head dim, v vocabulary.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+
+from bloombee.utf8 import surrogate_at
 
 VERSION = "0.1.0"
 
@@ -104,7 +106,7 @@ class SamplingParams:
         presence_penalty: subtracted once from logits of tokens in the output; 0 is off.
         frequency_penalty: subtracted per occurrence in the output; 0 is off.
         seed: of the noise, an unsigned 64-bit integer; None draws one when the request is made.
-        stop: strings that end the text; not part of it. They may begin in the prompt.
+        stop: strings that end the text, without lone surrogates; not part of it. They may begin in the prompt.
         logprobs: None, or how many most likely tokens to report per position besides the picked one
             (0: the picked one only), <= 20. Of the model's own distribution: before penalties and filters.
         ignore_eos: go on past end tokens.
@@ -158,9 +160,9 @@ class SamplingParams:
             ),
             (self.seed is None or (_whole(self.seed) and 0 <= self.seed < 2**64), "seed", "a whole number from 0 to 2**64 - 1"),
             (
-                isinstance(self.stop, tuple) and len(self.stop) <= 16 and all(isinstance(s, str) and s for s in self.stop),
+                isinstance(self.stop, tuple) and len(self.stop) <= 16 and all(map(_is_text, self.stop)),
                 "stop",
-                "at most 16 non-empty strings",
+                "at most 16 non-empty strings, without lone surrogates",
             ),
             (
                 self.logprobs is None or (_whole(self.logprobs) and 0 <= self.logprobs <= 20),
@@ -174,6 +176,10 @@ class SamplingParams:
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and surrogate_at(value) is None
 
 
 def _finite(value: object) -> bool:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 
 from bloombee.engine.checkpoint import Checkpoint, resolve
 from bloombee.engine.probe import probe
 from bloombee.engine.skeleton import ROPE_BY_LENGTH, Skeleton, build
+from bloombee.engine.token_bytes import token_bytes
 from bloombee.errors import ConfigError
 from bloombee.plan.card import ModelCard
 from bloombee.plan.standin import is_standin, standin_card
@@ -57,28 +57,12 @@ def describe(model: str) -> ModelCard:
         layer_kv_elements=tuple(sum(entry.elements for entry in layer) for layer in caches),
         layer_windows=tuple(layer[0].window for layer in caches),
         tokenizer_json=tokenizer.backend_tokenizer.to_str() if tokenizer is not None and tokenizer.is_fast else None,
-        has_chat_template=tokenizer is not None and bool(tokenizer.chat_template),
         cleans_up=tokenizer is not None and tokenizer.is_fast and _cleans_up(tokenizer),
         splits_special=tokenizer is not None and bool(tokenizer.split_special_tokens),
+        token_bytes=token_bytes(tokenizer.backend_tokenizer) if tokenizer is not None and tokenizer.is_fast else 0,
+        chat_templates=_chat_templates(tokenizer),
+        special_tokens=dict(tokenizer.special_tokens_map) if tokenizer is not None else {},
     )
-
-
-def render_chat(model: str, messages: list[dict[str, str]]) -> str:
-    """The text a chat model was trained to see for ``messages``, up to where its answer starts.
-
-    Args:
-        messages: ``{"role": ..., "content": ...}`` each.
-
-    Raises:
-        ConfigError: the model has no tokenizer or no chat template, or the template refuses the messages.
-    """
-    tokenizer = _tokenizer(resolve(model))
-    if tokenizer is None or not tokenizer.chat_template:
-        raise ConfigError(f"{model} has no chat template; give a raw prompt instead", model=model)
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except (TemplateError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{model}: its chat template refuses these messages: {error}", model=model) from error
 
 
 def _count(skeleton: Skeleton) -> list[int]:
@@ -129,3 +113,11 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise ConfigError(f"{checkpoint.ref}: its tokenizer cannot be loaded: {error}", model=checkpoint.ref) from error
+
+
+def _chat_templates(tokenizer: Any) -> dict[str, str]:
+    """By name, from wherever in the checkpoint transformers finds them."""
+    found = getattr(tokenizer, "chat_template", None)
+    if isinstance(found, dict):
+        return dict(found)
+    return {"default": found} if found else {}

@@ -240,12 +240,13 @@ def cache_path(digest: str, device: str, dtype: Dtype) -> Path:
 def main() -> int:
     """``python -m bloombee.engine.profile MODEL DEVICE DTYPE THREADS``: the profile as JSON, or what is wrong."""
     model, device, dtype, threads = sys.argv[1:]
+    said, code = "", 0
     try:
-        print(profile(model, device=device, dtype=dtype, threads=int(threads)).to_json())
+        said = profile(model, device=device, dtype=dtype, threads=int(threads)).to_json()
     except BloomBeeError as error:
-        print(error)
-        return 1
-    return 0
+        said, code = error.message, 1
+    sys.stdout.buffer.write(f"{said}\n".encode())  # UTF-8 whatever the locale says, for whoever started this
+    return code
 
 
 if __name__ == "__main__":

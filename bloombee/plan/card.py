@@ -27,6 +27,9 @@ class ModelCard:
         tokenizer_json: for ``tokenizers.Tokenizer.from_str``; None if the checkpoint has none.
         cleans_up: the tokenizer drops spaces before punctuation and English contractions when it decodes.
         splits_special: it takes the names of special tokens in a text for plain text.
+        token_bytes: most bytes of text that one token covers; 0 where no bound is known (``engine/token_bytes.py``).
+        chat_templates: jinja sources by name, as transformers reads them; a checkpoint's only one is ``default``.
+        special_tokens: what chat templates know of the tokenizer: ``bos_token`` and such.
     """
 
     model: str
@@ -46,9 +49,11 @@ class ModelCard:
     layer_kv_elements: tuple[int, ...]
     layer_windows: tuple[int, ...]
     tokenizer_json: str | None
-    has_chat_template: bool
     cleans_up: bool = False
     splits_special: bool = False
+    token_bytes: int = 0
+    chat_templates: dict[str, str] = dataclasses.field(default_factory=dict)
+    special_tokens: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def num_parameters(self) -> int:

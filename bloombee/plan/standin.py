@@ -95,7 +95,6 @@ def standin_card(model: str) -> ModelCard:
         layer_kv_elements=(2 * sizes.kv_width,) * sizes.layers,
         layer_windows=(0,) * sizes.layers,
         tokenizer_json=None,
-        has_chat_template=False,
     )
 
 

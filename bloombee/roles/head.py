@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import logging
 import secrets
 import time
@@ -66,6 +67,7 @@ from bloombee.plan.topology import LOCAL, Device, Link, Topology
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.local_swarm import LocalSwarm
 from bloombee.roles.profiles import from_message
+from bloombee.roles.prompts import Prompt, PromptIds, Prompts
 from bloombee.roles.requests import Requests, Sink, typed
 from bloombee.roles.stage_host import CODECS, RESEND_AFTER_S
 from bloombee.roles.text import TextCodec
@@ -136,6 +138,7 @@ class HeadRole:
         self._local = LocalSwarm(config, local_workers, on_end=self._process_ended, on_lost=self._spawner_lost)
         self.card: ModelCard
         self.text: TextCodec
+        self._prompts: Prompts | None = None
         self.plan: Plan | None = None
         self.join_tokens: tuple[str, ...] = ()
         self._tell_progress = on_progress
@@ -211,6 +214,7 @@ class HeadRole:
         self.card = await self._local.describe()
         card = self.card
         self.text = TextCodec(card.tokenizer_json, cleans_up=card.cleans_up, splits_special=card.splits_special)
+        self._prompts = Prompts(card, self.text)
         request = self._plan_request()
         split_layers(request.card.num_layers, request.num_workers, request.split)  # refused now, not when all workers are here
         self._core = HeadCore(
@@ -240,6 +244,8 @@ class HeadRole:
         self._closed = True
         closed = RuntimeClosed("the Runtime was closed")
         self._give_up_measuring(closed)
+        if self._prompts is not None:
+            self._prompts.close()
         self._requests.end_all(closed)
         tasks = [task for task in (self._ticker, self._tuner_task) if task is not None]
         for task in tasks:
@@ -257,33 +263,41 @@ class HeadRole:
 
     # -- requests --------------------------------------------------------------------------
 
-    def submit(
-        self, number: int, prompt: list[int], params: SamplingParams, sink: Sink, *, client: str = "", priority: int = 0
-    ) -> None:
+    async def submit(
+        self, number: int, prompt: Prompt, params: SamplingParams, sink: Sink, *, client: str = "", priority: int = 0
+    ) -> tuple[int, ...]:
         """Start request ``number`` (of the caller's choice, never used before); tokens and the end go to ``sink``.
 
+        Returns:
+            The token ids of ``prompt``.
+
         Raises:
-            ConfigError: an empty or over-long prompt, or a token id that the model does not have.
+            ConfigError: as :meth:`Prompts.read`, or a prompt that is empty or over-long.
             Infeasible: it can never fit the KV memory.
             RuntimeClosed: the Runtime was closed.
+
+        Cancelled: the request has not begun, unless this had returned.
         """
+        if self._closed or self._prompts is None:
+            raise RuntimeClosed("the Runtime was closed" if self._closed else "the model is still being looked at")
+        read = await self._prompts.read(prompt, functools.partial(self._check_length, params))
         if self._closed:
             raise RuntimeClosed("the Runtime was closed")
         try:
             with typed():
-                self._begin(number, prompt, params, sink, client, priority)
+                self._begin(number, read, params, sink, client, priority)
         except BloomBeeError:
             self.cancel(number)
             raise
+        return read.ids
 
-    def _begin(self, number: int, prompt: list[int], params: SamplingParams, sink: Sink, client: str, priority: int) -> None:
-        self._check_prompt(prompt, params)
-        self._requests.add(number, sink, self.text.stream(params.stop, prompt))
-        packed = b"".join(token.to_bytes(4, "little") for token in prompt)
+    def _begin(self, number: int, prompt: PromptIds, params: SamplingParams, sink: Sink, client: str, priority: int) -> None:
+        self._check_length(params, len(prompt.ids), False)
+        self._requests.add(number, sink, self.text.stream(params.stop, prompt.ids))
         ends = frozenset() if params.ignore_eos else frozenset(self.card.eos_token_ids)
         now = time.monotonic()
         sampling, length = _sampling(params), params.max_new_tokens
-        self._do(self._core.handle(Submit(number, packed, sampling, length, ends, now, client, priority)))
+        self._do(self._core.handle(Submit(number, prompt.packed, sampling, length, ends, now, client, priority)))
 
     def cancel(self, number: int) -> None:
         """End a request and free its KV on every stage; nothing more goes to its sink."""
@@ -293,10 +307,6 @@ class HeadRole:
         """A request's KV on every stage, where there still is a pipeline."""
         if not self._closed and self._core.error is None:
             self._do(self._core.handle(CancelRequest(number, time.monotonic())))
-
-    async def render_chat(self, messages: list[dict[str, Any]]) -> str:
-        """The prompt of a conversation by the model's chat template. Raises ConfigError if it has none."""
-        return await self._local.render_chat(messages)
 
     @property
     def num_requests(self) -> int:
@@ -357,29 +367,28 @@ class HeadRole:
             self._send(stage.worker, Lane.CONTROL, Measure(pipeline=plan.pipeline, epoch=plan.epoch))
         return await asyncio.gather(*answers)
 
-    def _check_prompt(self, prompt: list[int], params: SamplingParams) -> None:
-        card = self.card
-        if not prompt:
-            raise ConfigError("the prompt is empty: give at least one token", field="prompt")
-        bad = next((token for token in prompt if not 0 <= token < card.vocab_size), None)
-        if bad is not None:
-            raise ConfigError(f"token id {bad} in the prompt: the model has 0 to {card.vocab_size - 1}", field="prompt")
-        total = len(prompt) + params.max_new_tokens
+    def _check_length(self, params: SamplingParams, num_tokens: int, at_least: bool) -> None:
+        """Raises if a prompt of ``num_tokens``, or of that many at least, cannot be served. Callable from any thread."""
+        if not num_tokens:
+            raise ConfigError("the prompt is empty: give text, token ids or chat messages", field="prompt")
+        card, plan = self.card, self.plan
+        total = num_tokens + params.max_new_tokens
+        least = "at least " * at_least
         if card.max_positions and total > card.max_positions:
             raise ConfigError(
-                f"the prompt has {len(prompt)} tokens and max_new_tokens = {params.max_new_tokens}: {total} positions,"
-                f" but the model has {card.max_positions}; shorten one of them",
+                f"the prompt has {least}{num_tokens} tokens and max_new_tokens = {params.max_new_tokens}:"
+                f" {least}{total} positions, but the model has {card.max_positions}; shorten one of them",
                 field="max_new_tokens",
-                prompt_tokens=len(prompt),
+                prompt_tokens=num_tokens,
                 max_positions=card.max_positions,
             )
-        if self.plan is not None and not self._has_pages(self.plan, total - 1):
+        if plan is not None and not self._has_pages(plan, total - 1):
             raise Infeasible(
-                f"prompt and max_new_tokens need {total} KV tokens, a stage has {self.plan.num_tokens}: raise kv_tokens or"
+                f"prompt and max_new_tokens need {least}{total} KV tokens, a stage has {plan.num_tokens}: raise kv_tokens or"
                 " use more workers",
                 constraint="kv_tokens",
                 wanted=total,
-                allowed=self.plan.num_tokens,
+                allowed=plan.num_tokens,
             )
 
     def _has_pages(self, plan: Plan, num_tokens: int) -> bool:

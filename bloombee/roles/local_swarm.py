@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import psutil
 
@@ -69,10 +68,6 @@ class LocalSwarm:
     async def describe(self) -> ModelCard:
         """Raises ConfigError or ModelUnsupported for a model that cannot be served."""
         return ModelCard.from_json(await self._spawner.ask("describe", model=self._config.model))
-
-    async def render_chat(self, messages: list[dict[str, Any]]) -> str:
-        """Raises ConfigError if the model has no chat template or refuses the messages."""
-        return str(await self._spawner.ask("chat", model=self._config.model, messages=messages))
 
     async def profile(self, dtype: Dtype) -> Profile:
         """Of one worker's share of this machine, while nothing else of ours runs."""

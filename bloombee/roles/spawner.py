@@ -134,17 +134,12 @@ class Spawner:
     def _do_profile(self, model: str, device: str, dtype: str, threads: int) -> str:
         """In a process of its own: this one is to be forked, and torch's threads do not outlive a fork."""
         words = (model, device, dtype, str(threads))
-        how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True, "preexec_fn": _killed_with_parent}
+        how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "encoding": "utf-8", "preexec_fn": _killed_with_parent}
         with start_child("bloombee.engine.profile", *words, **how) as process:
             said: str = process.communicate()[0]
         if process.returncode:
             raise DeviceError(f"the profile of {model!r} could not be measured: {said.strip() or 'see stderr'}")
         return said
-
-    def _do_chat(self, model: str, messages: list[dict[str, Any]]) -> str:
-        from bloombee.engine.describe import render_chat
-
-        return render_chat(model, messages)
 
     def _do_spawn(self, config: dict[str, Any]) -> int:
         readable, writable = os.pipe()

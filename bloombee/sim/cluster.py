@@ -442,5 +442,4 @@ def sim_card(windows: Sequence[int]) -> ModelCard:
         layer_kv_elements=(1,) * num_layers,
         layer_windows=tuple(windows),
         tokenizer_json=None,
-        has_chat_template=False,
     )

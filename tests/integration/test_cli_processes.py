@@ -115,6 +115,23 @@ def test_a_signal_ends_every_process(number: signal.Signals, code: int) -> None:
     assert alive == []
 
 
+def test_a_reader_who_has_had_enough_ends_every_process_quietly() -> None:
+    command = [*BLOOMBEE, "generate", "--prompt", PROMPT, "--max-new-tokens", "1900", "--ignore-eos", "--dtype", "float32"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(8), process.stderr.read().decode()
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 3
+        process.stdout.close()
+        stderr = process.stderr.read()
+        assert process.wait(timeout=30) == 1
+    assert b"Traceback" not in stderr
+    assert b"Exception" not in stderr
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []
+
+
 def test_head_and_workers_meet_by_token() -> None:
     head = subprocess.Popen(
         [*BLOOMBEE, "head", "--workers", "2", "--dtype", "float32", "--json", "--max-new-tokens", "8"],

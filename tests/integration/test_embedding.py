@@ -7,12 +7,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import uvloop
 
 import bloombee
+from bloombee.errors import RuntimeClosed
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
@@ -77,6 +79,28 @@ def test_the_synchronous_face() -> None:
             assert token.text == pieces[0].text
             break
         assert len(runtime.plan.stages) == 2
+
+
+def test_the_synchronous_face_in_many_threads_and_beside_a_loop() -> None:
+    with bloombee.Runtime.sync("demo", workers=1, dtype="float32") as runtime:
+        alone = [runtime.generate("import os\n" * n, max_new_tokens=8).token_ids for n in range(1, 5)]
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda n: runtime.generate("import os\n" * n, max_new_tokens=8), range(1, 5)))
+        assert [answer.token_ids for answer in answers] == alone
+
+        async def beside() -> tuple[int, ...]:
+            return (await asyncio.to_thread(runtime.generate, "import os\n", max_new_tokens=8)).token_ids
+
+        assert asyncio.run(beside()) == alone[0]
+        with ThreadPoolExecutor(2) as pool:
+            stream = runtime.stream("import os\n", max_new_tokens=1500, ignore_eos=True)
+            waiting = [pool.submit(list, stream), pool.submit(runtime.generate, "x", max_new_tokens=1500, ignore_eos=True)]
+            while runtime.num_requests < 2:
+                pass
+            runtime.close()
+            for one in waiting:
+                with pytest.raises(RuntimeClosed):
+                    one.result(60)
 
 
 def test_a_cancelled_start_leaves_no_process() -> None:

@@ -180,12 +180,32 @@ def test_an_end_token_stops_unless_ignored(demo: Swarm) -> None:
         ("x", {"stop": ("",)}, "stop = ('',)"),
         ("x", {"tempersture": 1}, "no such sampling parameter"),
         ([{"role": "user", "content": "hi"}], {}, "chat template"),
+        ("x" * 20_000_000, {}, "at least 444445 tokens"),
+        ([1, True], {}, "item 1 of the prompt is of type bool"),
+        ([{"role": "user", "content": "hi \ud83d"}, 5], {}, "chat template"),
+        ("hi \ud83d", {}, "lone surrogate"),
+        ("x", {"stop": ("\ud83d",)}, "without lone surrogates"),
+        ("x", {"client": "\ud83d"}, "client has a lone surrogate"),
     ],
 )
 def test_bad_requests_are_refused_with_what_to_do(demo: Swarm, prompt: object, fields: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         demo.generate(prompt, **fields)
     assert says in str(caught.value)
+
+
+def test_a_conversation_is_answered_as_its_text_is(tmp_path: Path, make_swarm: Callable[..., Swarm]) -> None:
+    for file in DEMO.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    refuse = "{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    (tmp_path / "chat_template.jinja").write_text(f"{{% for m in messages %}}{refuse}# {{{{ m.content }}}}\n{{% endfor %}}")
+    swarm = make_swarm(model=str(tmp_path), workers=1, dtype="float32")
+    chat = swarm.generate([{"role": "user", "content": "import os"}], max_new_tokens=12)
+    assert chat.token_ids == swarm.generate("# import os\n", max_new_tokens=12).token_ids
+    assert swarm.generate(chat.prompt_token_ids, max_new_tokens=12).token_ids == chat.token_ids
+    for bad, says in (([{"role": "tool", "content": "x"}], "no tools"), ([{"role": "user", "content": "\ud83d"}], "surrogate")):
+        with pytest.raises(ConfigError, match=says):
+            swarm.generate(bad)
 
 
 def test_a_request_that_can_never_fit_the_pool_is_refused(make_swarm: Callable[..., Swarm]) -> None:

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from bloombee.engine.checkpoint import resolve
-from bloombee.engine.describe import describe, render_chat
+from bloombee.engine.describe import describe
 from bloombee.errors import ConfigError, ModelUnsupported
 from bloombee.plan.card import ModelCard
+from bloombee.roles.chat import ChatTemplate
 from bloombee.types import Dtype, Span
 
 
@@ -154,17 +155,20 @@ def test_windows_and_lengths_of_a_card(tmp_path: Path) -> None:
     assert describe(long).max_positions == 128, "past it, frequencies would depend on the rest of the batch"
 
 
-def test_chat_is_rendered_or_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no chat template"):
-        render_chat("demo", [{"role": "user", "content": "hello"}])
+def test_a_card_has_the_chat_templates_wherever_the_checkpoint_keeps_them(tmp_path: Path) -> None:
+    assert describe("demo").chat_templates == {}
     for file in Path(str(resolve("demo").directory)).iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    template = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}<{{ m.role }}>"
-    (tmp_path / "chat_template.jinja").write_text(template + "{{ m.content }}{% endfor %}<answer>")
-    assert describe(str(tmp_path)).has_chat_template
-    assert render_chat(str(tmp_path), [{"role": "user", "content": "hello"}]) == "<user>hello<answer>"
-    with pytest.raises(ConfigError, match="no system"):
-        render_chat(str(tmp_path), [{"role": "system", "content": "x"}])
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}one")
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("two")
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": "<s>"}))
+    card = ModelCard.from_json(json.loads(json.dumps(describe(str(tmp_path)).to_json())))
+    assert card.chat_templates == {"default": "{{ bos_token }}one", "tool_use": "two"}
+    assert card.special_tokens["bos_token"] == "<s>"
+    assert card.token_bytes == 45
+    assert ChatTemplate("m", card.chat_templates, card.special_tokens).render([{"role": "user", "content": "x"}]) == "<s>one"
 
 
 @pytest.mark.parametrize(

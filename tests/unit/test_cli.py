@@ -16,7 +16,8 @@ import pytest
 
 from bloombee.cli import main
 from bloombee.config import RuntimeConfig, WorkerConfig
-from bloombee.errors import ConfigError, LinkDown
+from bloombee.doctor import Finding
+from bloombee.errors import BloomBeeError, ConfigError, Infeasible, LinkDown, QueueFull
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.types import Dtype, FinishReason, Generation, LoadProgress, PageGroup, SamplingParams, Span, Token
 from bloombee.wire.token import JoinToken, encode_token
@@ -126,10 +127,71 @@ def test_generate_json_is_one_line_and_nothing_else(capsys: pytest.CaptureFixtur
     assert [stage["layers"] for stage in answer["plan"]["stages"]] == [[0, 3], [3, 6], [6, 8]]
 
 
-def test_prompt_comes_from_stdin_unchanged(monkeypatch: pytest.MonkeyPatch, fake: type[FakeRuntime]) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("two\nlines\n"))
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_prompt_comes_from_stdin_unchanged(encoding: str, monkeypatch: pytest.MonkeyPatch, fake: type[FakeRuntime]) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("two\r\nlines é\n".encode()), encoding=encoding))
     assert main(["generate", "--prompt", "-", "--json"]) == 0
-    assert fake.made[0].asked[0][0] == "two\nlines\n"
+    assert fake.made[0].asked[0][0] == "two\r\nlines é\n"
+
+
+def test_stdin_that_is_not_utf_8_is_exit_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"abc\xff")))
+    assert main(["generate", "--prompt", "-"]) == 2
+    assert "the prompt on stdin is not UTF-8 text: invalid start byte at byte 3" in capsys.readouterr().err
+
+
+def _only_ascii(monkeypatch: pytest.MonkeyPatch, encoding: str = "ascii") -> io.BytesIO:
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding=encoding))
+    return out
+
+
+ODD = "é 中 😀"
+
+
+def test_text_that_stdout_cannot_encode_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "TEXT", [ODD])
+    out = _only_ascii(monkeypatch)
+    assert main(["generate", "--prompt", "x"]) == 0
+    assert out.getvalue() == b"\\xe9 \\u4e2d \\U0001f600\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("command", ["generate --prompt x --json", "demo --json", "doctor --json"])
+def test_json_is_json_in_every_encoding(command: str, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "TEXT", [ODD])
+    monkeypatch.setattr("bloombee.doctor.CHECKS", (lambda: Finding("é", "ok", ODD),))
+    out = _only_ascii(monkeypatch, encoding)
+    assert main(command.split()) == 0
+    answer = json.loads(out.getvalue().decode(encoding))
+    assert (answer[0]["found"] if command.startswith("doctor") else answer["text"]) == ODD
+
+
+def test_a_table_that_stdout_cannot_encode_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bloombee.doctor.CHECKS", (lambda: Finding("disk", "ok", ODD),))
+    out = _only_ascii(monkeypatch)
+    assert main(["doctor"]) == 0
+    assert b"\\u4e2d" in out.getvalue()
+
+
+@pytest.mark.parametrize("command", ["generate --prompt x", "generate --prompt x --json", "doctor", "--help"])
+def test_when_the_reader_has_gone_the_end_is_quiet(command: str) -> None:
+    """As with ``| head -1``: no traceback, nothing at exit, and the Runtime was closed."""
+    program = (
+        "import sys, types; sys.path[:0] = ['tests/unit']; import test_cli as t\n"
+        "module = types.ModuleType('bloombee.runtime'); module.Runtime = t.FakeRuntime; t.FakeRuntime.made = []\n"
+        "sys.modules['bloombee.runtime'] = module\n"
+        "code = t.main(sys.argv[1:]); assert all(one.closed for one in t.FakeRuntime.made); sys.exit(code)"
+    )
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        done = subprocess.run([sys.executable, "-c", program, *command.split()], stdout=writes, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writes)
+    assert done.returncode == 1, done.stderr
+    assert "Broken" not in done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 def test_chat_wraps_the_prompt(fake: type[FakeRuntime]) -> None:
@@ -286,16 +348,33 @@ def test_head_says_from_where_workers_can_join(
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", [ConfigError, Infeasible, QueueFull])
 def test_head_goes_on_after_a_line_it_cannot_answer(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fake: type[FakeRuntime]
+    kind: type[BloomBeeError],
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fake: type[FakeRuntime],
 ) -> None:
     lines = tmp_path / "lines"
     lines.write_text("first\nsecond\n")
-    monkeypatch.setattr(fake, "failure", ConfigError("the prompt is too long"))
+    monkeypatch.setattr(fake, "failure", kind("the prompt is too long"))
     with lines.open() as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         assert main(["head", "--workers", "2", "--json"]) == 0
     assert capsys.readouterr().err.count("the prompt is too long") == 2
+
+
+def test_head_goes_on_after_a_line_that_is_not_utf_8(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fake: type[FakeRuntime]
+) -> None:
+    lines = tmp_path / "lines"
+    lines.write_bytes("bad \xff\nsecond é\n".encode("latin-1") + "third é\n".encode())
+    with lines.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main(["head", "--workers", "2", "--json"]) == 0
+    assert capsys.readouterr().err.count("a line on stdin is not UTF-8 text") == 2
+    assert [prompt for prompt, _ in fake.made[0].asked] == ["third é"]
 
 
 @pytest.mark.parametrize("how", ["option", "environment"])
