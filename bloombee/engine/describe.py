@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 
 from bloombee.engine.checkpoint import Checkpoint, resolve
+from bloombee.engine.digest import weight_digests
 from bloombee.engine.probe import probe
 from bloombee.engine.skeleton import ROPE_BY_LENGTH, Skeleton, build
 from bloombee.errors import ConfigError
@@ -23,13 +24,13 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenize
 
 
 def describe(model: str) -> ModelCard:
-    """Read everything about ``model`` but its weights.
+    """Read everything about ``model`` but its weights, of which a few bytes a tensor.
 
     Raises:
         ConfigError: no such model, or its files are broken.
         ModelUnsupported: it cannot be split; the message says why.
 
-    Time: about a second, most of it imports; no weights are read or fetched.
+    Time: about a second, most of it imports; nothing of the weights is fetched.
     """
     if is_standin(model):
         return standin_card(model)
@@ -42,6 +43,7 @@ def describe(model: str) -> ModelCard:
     return ModelCard(
         model=model,
         config_digest=checkpoint.config_digest.hex(),
+        weight_digests=tuple(known.hex() for known in weight_digests(checkpoint, skeleton)),
         architecture=type(skeleton.model).__name__,
         num_layers=skeleton.num_layers,
         hidden_size=config.hidden_size,

@@ -15,6 +15,7 @@ from bloombee.engine.attention import ATTENDER, attend
 from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.cache import SlotCache, Step
 from bloombee.engine.checkpoint import Checkpoint
+from bloombee.engine.digest import require_same_weights
 from bloombee.engine.packed import Watch, pack_linears
 from bloombee.engine.probe import probe
 from bloombee.engine.sampler import SamplerRow, sample
@@ -80,6 +81,7 @@ class SpanModel:
         device: str = "cpu",
         groups: Sequence[PageGroup],
         page_size: int,
+        weight_digests: Sequence[bytes] = (),
         progress: LoadProgress | None = None,
     ) -> SpanModel:
         """Build the stage of ``span`` and read its weights, and no others.
@@ -89,10 +91,12 @@ class SpanModel:
             dtype: of the run; None: the checkpoint's.
             groups, page_size: of the KV memory; see :class:`~bloombee.engine.cache.SlotCache`.
             progress: called with (loaded bytes, total bytes) while weights are read, and then packed.
+            weight_digests: what the span's tensors must be: see :func:`~bloombee.engine.digest.require_same_weights`.
 
         Raises:
             ModelUnsupported: the family cannot be split.
-            ConfigError: the span, the plan and the checkpoint disagree, or files are missing or corrupt.
+            ConfigError: the span, the plan and the checkpoint disagree, files are missing or corrupt, or the weights are not those
+                of ``weight_digests``.
             DeviceError: the device lacks the memory.
 
         Memory: the span's weights once, in ``dtype``; KV memory as slots are used.
@@ -109,7 +113,7 @@ class SpanModel:
         try:
             kv = SlotCache(layers, groups, page_size, TORCH_DTYPES[dtype], torch.device(device))
             model = cls(skeleton, span, dtype, kv)
-            model._fill(checkpoint, progress)
+            model._fill(checkpoint, weight_digests, progress)
             if model.device.type == "cpu":
                 total = model.disk_bytes
                 pack_linears(skeleton.model, watch.groups, lambda: progress(total, total) if progress is not None else None)
@@ -171,12 +175,13 @@ class SpanModel:
 
     # -- loading -------------------------------------------------------------------------------
 
-    def _fill(self, checkpoint: Checkpoint, progress: LoadProgress | None) -> None:
+    def _fill(self, checkpoint: Checkpoint, weight_digests: Sequence[bytes], progress: LoadProgress | None) -> None:
         skeleton = self._skeleton
         if checkpoint.is_random:
             loading = Loading([], {name: name for name in skeleton.parameters if skeleton.is_in(name, self.span)})
         else:
             loading = plan_loading(skeleton, checkpoint, self.span)
+            require_same_weights(checkpoint, skeleton, loading, self.span, weight_digests)
         splice(skeleton, self.span)
         memory = materialize(skeleton, loading.stored, self.dtype, self.device)
         if checkpoint.is_random:

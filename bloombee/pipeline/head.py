@@ -239,6 +239,7 @@ class HeadCore:
             num_layers=plan.num_layers,
             model=plan.model,
             config_digest=bytes.fromhex(self.request.card.config_digest),
+            weight_digests=self.request.card.span_digests(stage.span),
             dtype=str(plan.dtype),
             groups=tuple(Group(window=group.window, num_pages=group.num_pages) for group in stage.groups),
             page_size=plan.page_size,

@@ -17,6 +17,8 @@ class ModelCard:
     Args:
         model: the name it was asked for by; what workers are told.
         config_digest: 32 hex digits, compared before anything runs.
+        weight_digests: hex, of the embedding, each layer and what comes after the layers; empty where not known, and no
+            entries at all where nothing is or nothing could differ. Workers compare them with their own copies.
         max_positions: the longest sequence it is served for; below the config's where the rotary frequencies would
             otherwise depend on the other sequences of a batch (dynamic and longrope scaling).
         dtype: of the checkpoint.
@@ -49,6 +51,7 @@ class ModelCard:
     has_chat_template: bool
     cleans_up: bool = False
     splits_special: bool = False
+    weight_digests: tuple[str, ...] = ()
 
     @property
     def num_parameters(self) -> int:
@@ -65,6 +68,11 @@ class ModelCard:
         count = sum(self.layer_parameters[span.start : span.stop])
         count += self.embed_parameters * first + self.tail_parameters * last - self.tied_parameters * (first and last)
         return count * (dtype or self.dtype).num_bytes
+
+    def span_digests(self, span: Span) -> tuple[bytes, ...]:
+        """Those that the stage of ``span`` is to have, in the order of :attr:`weight_digests`."""
+        first, last = span.start == 0, span.stop == self.num_layers
+        return tuple(bytes.fromhex(known) for known in self.weight_digests[span.start + (not first) : span.stop + 1 + last])
 
     def kv_bytes_per_token(self, span: Span, dtype: Dtype | None = None, *, window: int | None = None) -> int:
         """KV memory of one token in the layers of ``span``; only in those of ``window`` unless that is None."""

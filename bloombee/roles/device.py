@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from bloombee.codec.choice import CodecMode
 from bloombee.codec.table import Table
-from bloombee.errors import BloomBeeError, DeviceError, RemoteProtocolError
+from bloombee.errors import BloomBeeError, ConfigError, DeviceError, RemoteProtocolError
 from bloombee.pace import Pace
 from bloombee.pipeline.work import Outcome, Work
 from bloombee.plan.profile import Profile
@@ -187,10 +187,11 @@ class DeviceThread:
         progress = self._throttled(on_progress)
         checkpoint = resolve(self._override or assign.model, lambda: progress(0, 0))
         if checkpoint.config_digest != assign.config_digest:
-            raise DeviceError(
-                f"the checkpoint at {self._override or assign.model!r} on this machine is not the head's: its configuration"
-                " or tensors differ; copy the same files here or name them with --model",
-                model=assign.model,
+            place = checkpoint.directory or checkpoint.ref
+            raise ConfigError(
+                f"{place} holds another model than the head's: its config.json differs; copy the head's files there, or name a"
+                " directory that has them with worker --model",
+                path=str(place),
             )
         self._dtype = Dtype(assign.dtype)
         return SpanModel.load(
@@ -201,6 +202,7 @@ class DeviceThread:
             device=pick_device(self._device),
             groups=[PageGroup(group.window, group.num_pages) for group in assign.groups],
             page_size=assign.page_size,
+            weight_digests=assign.weight_digests,
             progress=progress,
         )
 
