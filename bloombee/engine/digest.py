@@ -77,9 +77,9 @@ def require_same_weights(
         name for home, known in theirs.items() for name in sorted(labels.get(home, ())) if own[name] not in set(_split(known))
     ]
     if other:
-        more = f" and {len(other) - 1} more" if other[1:] else ""
+        differing = f"{other[0]} and {len(other) - 1} more differ" if other[1:] else f"{other[0]} differs"
         raise ConfigError(
-            f"the weights in {checkpoint.directory} are not those of the head's model: {other[0]}{more} differ{'' if more else 's'};"
+            f"the weights in {checkpoint.directory} are not those of the head's model: {differing};"
             " copy the head's files there, or name a directory that has them with worker --model",
             path=str(checkpoint.directory),
             tensor=other[0],
@@ -87,7 +87,7 @@ def require_same_weights(
 
 
 def homes_of(span: Span, num_layers: int) -> range:
-    """The homes that the stage of ``span`` loads, as :meth:`Skeleton.home <bloombee.engine.skeleton.Skeleton.home>` numbers them."""
+    """The homes that the stage of ``span`` loads, numbered as by :meth:`~bloombee.engine.skeleton.Skeleton.home`."""
     return range(span.start - (span.start == 0), span.stop + (span.stop == num_layers))
 
 

@@ -95,8 +95,8 @@ class SpanModel:
 
         Raises:
             ModelUnsupported: the family cannot be split.
-            ConfigError: the span, the plan and the checkpoint disagree, files are missing or corrupt, or the weights are not those
-                of ``weight_digests``.
+            ConfigError: the span, the plan and the checkpoint disagree, files are missing or corrupt, or the weights are
+                not those of ``weight_digests``.
             DeviceError: the device lacks the memory.
 
         Memory: the span's weights once, in ``dtype``; KV memory as slots are used.
