@@ -18,6 +18,7 @@ import torch
 
 from bloombee.engine import profile as full
 from bloombee.engine.buffers import TORCH_DTYPES, to_buffer
+from bloombee.engine.memory import free_bytes
 from bloombee.engine.model import SpanModel
 from bloombee.errors import ConfigError
 from bloombee.pipeline.work import Pages, Segment, Work
@@ -43,7 +44,7 @@ def idle_profile(model: SpanModel, digest: str, device: str) -> Iterator[Profile
     """
     kept = _kept(model, digest, device)
     if kept is not None:
-        yield dataclasses.replace(kept, memory_bytes=full.free_bytes(device) + model.weight_bytes)
+        yield dataclasses.replace(kept, memory_bytes=free_bytes(device) + model.weight_bytes)
         return
     yield None
     points: list[Point] = []
@@ -84,7 +85,7 @@ def _profile(model: SpanModel, digest: str, device: str, points: list[Point], ou
         output=fit_output(outputs, layers),
         layer_bytes=model.layer_bytes,
         kv_token_bytes=model.kv.token_bytes // len(model.span),
-        memory_bytes=full.free_bytes(device) + model.weight_bytes,
+        memory_bytes=free_bytes(device) + model.weight_bytes,
         encode_bytes_per_s=encode,
         decode_bytes_per_s=decode,
         points=(*points, *outputs),

@@ -23,6 +23,7 @@ from bloombee.engine.skeleton import Skeleton, build, splice
 from bloombee.engine.synthetic import fill_random
 from bloombee.engine.weights import Loading, LoadProgress, fill, materialize, plan_loading
 from bloombee.errors import ConfigError, DeviceError, LocalProtocolError, RemoteProtocolError
+from bloombee.machine import cores
 from bloombee.pipeline.work import Segment, Work
 from bloombee.types import Dtype, PageGroup, Span
 from bloombee.wire.messages import NO_TOKEN, Pick
@@ -41,9 +42,12 @@ def pick_device(name: str) -> str:
     return name
 
 
-def set_threads(count: int) -> None:
-    """How many cores torch may use in this process. For worker processes; never called at import."""
-    torch.set_num_threads(max(1, count))
+def set_threads(count: int | None) -> None:
+    """How many cores torch may use in this process; None: those it chose, but no more than this process may use.
+
+    For worker processes; never called at import.
+    """
+    torch.set_num_threads(count or min(torch.get_num_threads(), cores().amount))
 
 
 class SpanModel:

@@ -21,6 +21,7 @@ from bloombee.codec.table import DTYPE_CODES, default_table
 from bloombee.config import cache_dir
 from bloombee.engine.buffers import TORCH_DTYPES, to_buffer
 from bloombee.engine.checkpoint import Checkpoint, resolve
+from bloombee.engine.memory import free_bytes
 from bloombee.engine.model import SpanModel, pick_device, set_threads
 from bloombee.engine.skeleton import build
 from bloombee.errors import BloomBeeError, ConfigError
@@ -206,15 +207,6 @@ def _quickest(call: Callable[[], object]) -> float:
         call()
         best = min(best, time.perf_counter() - begin)
     return best
-
-
-def free_bytes(device: str) -> int:
-    """Memory that nothing uses now."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 def device_name(device: str) -> str:

@@ -182,8 +182,7 @@ class DeviceThread:
         from bloombee.engine.checkpoint import resolve
         from bloombee.engine.model import SpanModel, pick_device, set_threads
 
-        if self._threads:
-            set_threads(self._threads)
+        set_threads(self._threads)
         progress = self._throttled(on_progress)
         checkpoint = resolve(self._override or assign.model, lambda: progress(0, 0))
         if checkpoint.config_digest != assign.config_digest:
