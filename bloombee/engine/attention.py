@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bloombee.engine.cache import Step
 from bloombee.errors import ModelUnsupported
+from bloombee.plan.scratch import MASKED, SCORES
 
 ATTENTION = "bloombee"
 OPTIONS = {"scaling", "sliding_window", "softcap", "s_aux"}
@@ -90,7 +91,10 @@ def attend(
     Raises:
         ModelUnsupported: the keys are not what was stored.
 
-    Time: reads each sequence's keys once, in place where its slots are adjacent. Sequences of few keys share calls.
+    Time: reads each sequence's keys once, in place where its slots are adjacent; of many rows once a block. Sequences of few keys
+    share calls.
+
+    Memory: the bounds of ``plan/scratch.py``, whatever the lengths.
     """
     layer = step.take_layer(key, value)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -110,12 +114,17 @@ def attend(
             k, v = key[0, :, start:stop], value[0, :, start:stop]
         else:
             k, v = step.cache.read(layer, step.keys_of(number, sliding_window))
-        if plain and not _is_small(q, k):
-            causal = rows.is_causal(sliding_window)
-            got = _fused(q, k, v, None if causal else step.mask_of(number, sliding_window), causal, scale)
-        else:
-            got = _explicit(q, k, v, step.mask_of(number, sliding_window), scale, softcap, s_aux)
-        out[0, rows.start : rows.stop] = got.transpose(0, 1)
+        fused = plain and not _is_small(q, k)
+        if fused and rows.is_causal(sliding_window):
+            out[0, rows.start : rows.stop] = _fused(q, k, v, None, True, scale).transpose(0, 1)
+            continue
+        for block in step.blocks(number, sliding_window, MASKED if fused else SCORES // q.shape[0]):
+            part, seen = q[:, block.first : block.stop], slice(block.oldest, block.newest)
+            if fused:
+                got = _fused(part, k[:, seen], v[:, seen], block.allowed, False, scale)
+            else:
+                got = _explicit(part, k[:, seen], v[:, seen], block.allowed, scale, softcap, s_aux)
+            out[0, rows.start + block.first : rows.start + block.stop] = got.transpose(0, 1)
     return out, None
 
 

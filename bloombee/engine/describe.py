@@ -58,6 +58,10 @@ def describe(model: str) -> ModelCard:
         tied_parameters=sum(skeleton.meta[name].numel() for name in skeleton.tied()),
         layer_kv_elements=tuple(sum(entry.elements for entry in layer) for layer in caches),
         layer_windows=tuple(layer[0].window for layer in caches),
+        num_heads=config.num_attention_heads,
+        row_elements=_row_elements(skeleton),
+        attended_elements=max(entry.attended for layer in caches for entry in layer),
+        is_latent=any(entry.latent for layer in caches for entry in layer),
         tokenizer_json=tokenizer.backend_tokenizer.to_str() if tokenizer is not None and tokenizer.is_fast else None,
         has_chat_template=tokenizer is not None and bool(tokenizer.chat_template),
         cleans_up=tokenizer is not None and tokenizer.is_fast and _cleans_up(tokenizer),
@@ -89,6 +93,16 @@ def _count(skeleton: Skeleton) -> list[int]:
     for name, tensor in skeleton.meta.items():
         counts[skeleton.home(name)] += tensor.numel()
     return counts
+
+
+def _row_elements(skeleton: Skeleton) -> int:
+    """Of the activations that are alive at once for one row: what is added to, what a layer's widest product takes and gives
+    (gate, up and their product), for each expert that the row goes to."""
+    config = skeleton.base.config
+    layers = (tensor for name, tensor in skeleton.meta.items() if 0 <= skeleton.home(name) < skeleton.num_layers)
+    widest = max(max(tensor.shape[-2:]) for tensor in layers if tensor.dim() > 1)
+    experts = getattr(config, "num_experts_per_tok", None) or 1
+    return int(4 * config.hidden_size + 3 * widest * experts)
 
 
 def _max_positions(config: PreTrainedConfig) -> int:

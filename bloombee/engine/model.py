@@ -25,6 +25,7 @@ from bloombee.engine.weights import Loading, LoadProgress, fill, materialize, pl
 from bloombee.errors import ConfigError, DeviceError, LocalProtocolError, RemoteProtocolError
 from bloombee.machine import cores
 from bloombee.pipeline.work import Segment, Work
+from bloombee.plan.scratch import LOGITS
 from bloombee.types import Dtype, PageGroup, Span
 from bloombee.wire.messages import NO_TOKEN, Pick
 
@@ -221,12 +222,33 @@ class SpanModel:
             if not picked:
                 rows = self._skeleton.base(**inputs).last_hidden_state[0]
                 return [] if self.is_last else rows
-            keep = torch.tensor([one.row for one in picked], device=self.device)
-            logits = self._skeleton.model(**inputs, logits_to_keep=keep).logits[0]
+            size = max(1, LOGITS // self.vocab_size)
+            if len(picked) <= size:
+                return _sample(self._logits(inputs, picked), picked)
+            given = _Given(self._skeleton.base(**inputs))
+            with self._replaced_base(given):
+                parts = [picked[start : start + size] for start in range(0, len(picked), size)]
+                return [pick for part in parts for pick in _sample(self._logits(inputs, part), part)]
         finally:
             ATTENDER.reset(token)
             self._arrived = None
-        return _sample(np.ascontiguousarray(logits.float().cpu().numpy()), picked)
+
+    def _logits(self, inputs: dict[str, Any], picked: list[_Picked]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """[picked, v]."""
+        keep = torch.tensor([one.row for one in picked], device=self.device)
+        logits = self._skeleton.model(**inputs, logits_to_keep=keep).logits[0]
+        return np.ascontiguousarray(logits.float().cpu().numpy())
+
+    @contextmanager
+    def _replaced_base(self, other: torch.nn.Module) -> Iterator[None]:
+        """Meanwhile the base model is ``other``: what a family does between its last layer and the logits stays its own."""
+        owner, _, name = self._skeleton.prefix.removesuffix(".").rpartition(".")
+        parent = self._skeleton.model.get_submodule(owner)
+        try:
+            setattr(parent, name, other)
+            yield
+        finally:
+            setattr(parent, name, self._skeleton.base)
 
     def _inputs(self, step: Step, segments: Sequence[Segment], hidden: torch.Tensor | None) -> dict[str, Any]:
         inputs: dict[str, Any] = {"position_ids": step.position_ids, self._skeleton.cache_argument: step, "use_cache": True}
@@ -243,6 +265,17 @@ class SpanModel:
             raise RemoteProtocolError(f"activations are {got}; this stage takes {list(expected)} {self.dtype.value}")
         self._arrived = hidden.to(self.device, non_blocking=True)[None]
         return inputs | {"inputs_embeds": self._arrived}
+
+
+class _Given(torch.nn.Module):  # type: ignore[misc]
+    """A base model whose output is known."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self._output = output
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        return self._output
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,9 @@ class ModelCard:
         layer_parameters: elements of each layer. embed_parameters: before the layers. tail_parameters: after them, head
             included. tied_parameters: those of the head that are the embedding's, which one stage with both holds once.
         layer_kv_elements: of one token in each layer. layer_windows: positions each layer sees; 0 for all.
+        num_heads: of queries. row_elements: of a row's activations while a layer is computed, about; 0 of what computes nothing.
+            attended_elements: of keys and values of one token in one layer, as attention takes them, the most of any layer.
+            is_latent: they are computed from what is cached (multi-head latent attention). See ``plan/scratch.py``.
         tokenizer_json: for ``tokenizers.Tokenizer.from_str``; None if the checkpoint has none.
         cleans_up: the tokenizer drops spaces before punctuation and English contractions when it decodes.
         splits_special: it takes the names of special tokens in a text for plain text.
@@ -52,6 +55,10 @@ class ModelCard:
     cleans_up: bool = False
     splits_special: bool = False
     weight_digests: tuple[str, ...] = ()
+    num_heads: int = 0
+    row_elements: int = 0
+    attended_elements: int = 0
+    is_latent: bool = False
 
     @property
     def num_parameters(self) -> int:
