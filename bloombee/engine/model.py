@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bloombee.engine.attention import ATTENDER, attend
+from bloombee.engine.attention import ATTENDER, attend, kernels
 from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.cache import SlotCache, Step
 from bloombee.engine.checkpoint import Checkpoint
@@ -143,7 +143,7 @@ class SpanModel:
         """
         step = Step(self.kv, work.segments, batched=self.batched_decode)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), kernels(self.device):
                 step.copy_shared()
                 return self._forward(step, work.segments, hidden)
         except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
