@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bloombee.engine import profile as full
-from bloombee.engine.buffers import TORCH_DTYPES, to_buffer
+from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.memory import free_bytes
 from bloombee.engine.model import SpanModel
 from bloombee.errors import ConfigError
@@ -120,11 +118,7 @@ def _pass_s(model: SpanModel, layers: int, phase: Phase, rows: int, context: int
     hidden = None if model.is_first else torch.randn(rows, model.hidden_size).to(TORCH_DTYPES[model.dtype])
     model.kv.clear(_slots(model, phase, rows, context))  # what is read must be numbers
     with model.shortened(layers):
-        begin = time.perf_counter()
-        result: Any = model.run(work, hidden)
-        if isinstance(result, torch.Tensor):
-            to_buffer(result)  # waits for the device, as serving does
-        seconds = time.perf_counter() - begin
+        seconds = full.pass_s(model, work, hidden)
     model.kv.clear(_slots(model, phase, rows, context))
     return seconds
 

@@ -61,6 +61,8 @@ class DeviceThread:
         self._model: Any = None
         self._buffers: Any = None
         """The module engine.buffers, once something is loaded: importing it costs a worker torch."""
+        self._clock: Any = None
+        """An engine.device_clock.DeviceClock, once something is loaded."""
         self._dtype = Dtype.FLOAT32
         self._hidden_size = 0
         self.sender: Sender | None = None
@@ -161,8 +163,10 @@ class DeviceThread:
         try:
             self._model = self._build(assign, on_progress)
             from bloombee.engine import buffers
+            from bloombee.engine.device_clock import HostClock, clock_of
 
             self._buffers = buffers
+            self._clock = HostClock() if self._pace is not None else clock_of(self._model.device)
             if assign.start > 0:
                 self.receiver = Receiver(self._dtype, self._model.hidden_size)
             if assign.stop < assign.num_layers:
@@ -256,21 +260,28 @@ class DeviceThread:
     def _forward(self, work: Work) -> Outcome:
         hidden = self._decode(work) if work.hidden is not None else None
         start = time.monotonic_ns()
+        mark = self._clock.begin()
         result = self._model.run(work, hidden)
         if self._pace is not None:
             sleep_until(start + round(1e9 * self._pace.seconds(work.computes, work.num_rows)))
-        stop = time.monotonic_ns()
-        self._forward_ns = (start, stop)
+        self._clock.end(mark, functools.partial(self._computed, work, start))
+        if isinstance(result, list):
+            outcome = Outcome(work.number, picks=tuple(result))
+        else:
+            outcome = Outcome(work.number, hidden=self._encode(result))  # takes the rows from the device: it is done then
+        self._clock.settle()
+        return outcome
+
+    def _computed(self, work: Work, start: int, spent: int) -> None:
+        """The device has been at ``work``, which it was handed at ``start``, for ``spent`` nanoseconds."""
+        self._forward_ns = (start, start + spent)
         tally = self._tallies[work.computes]
         tally[0] += 1
         tally[1] += work.num_rows
-        tally[2] += stop - start
+        tally[2] += spent
         tally[3] += work.num_rows * work.num_rows
-        tally[4] += work.num_rows * (stop - start)
+        tally[4] += work.num_rows * spent
         tally[5] += work.num_attended
-        if isinstance(result, list):
-            return Outcome(work.number, picks=tuple(result))
-        return Outcome(work.number, hidden=self._encode(result))
 
     def _decode(self, work: Work) -> Any:
         """[rows, d] of the segments' rows from the frame that came in.
