@@ -264,6 +264,7 @@ class DeviceThread:
         result = self._model.run(work, hidden)
         if self._pace is not None:
             sleep_until(start + round(1e9 * self._pace.seconds(work.computes, work.num_rows)))
+        self._forward_ns = (start, time.monotonic_ns())
         self._clock.end(mark, functools.partial(self._computed, work, start))
         if isinstance(result, list):
             outcome = Outcome(work.number, picks=tuple(result))
@@ -274,7 +275,8 @@ class DeviceThread:
 
     def _computed(self, work: Work, start: int, spent: int) -> None:
         """The device has been at ``work``, which it was handed at ``start``, for ``spent`` nanoseconds."""
-        self._forward_ns = (start, start + spent)
+        if self._forward_ns[0] == start:  # not one of before, known only now
+            self._forward_ns = (start, start + spent)
         tally = self._tallies[work.computes]
         tally[0] += 1
         tally[1] += work.num_rows
