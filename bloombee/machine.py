@@ -16,6 +16,8 @@ from pathlib import Path, PurePosixPath
 import psutil
 
 ROOT = Path("/")
+MEMORY_SHARE = 0.8
+"""Of what is free, that workers may hold of a model: the rest is for what else starts, and for what no plan counts."""
 
 
 @dataclass(frozen=True, slots=True)

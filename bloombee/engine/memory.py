@@ -6,8 +6,6 @@ import torch
 
 from bloombee import machine
 
-SHARE = 0.8
-"""Of what is free: the rest is for what else starts, and for what no plan counts."""
 CUDA_PROCESS_BYTES = 1 << 29
 """What a process takes of a GPU before it has a tensor there: context, kernels, the libraries' workspaces."""
 
@@ -22,4 +20,4 @@ def free_bytes(device: str) -> int:
 def offered_bytes(device: str, workers: int = 1) -> int:
     """What each of so many workers on ``device``, none of which has started, can hold of a model."""
     beside = workers * CUDA_PROCESS_BYTES if device.startswith("cuda") else 0
-    return max(0, int(SHARE * (free_bytes(device) - beside))) // workers
+    return max(0, int(machine.MEMORY_SHARE * (free_bytes(device) - beside))) // workers

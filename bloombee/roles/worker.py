@@ -9,7 +9,6 @@ import socket
 import time
 from typing import Any
 
-
 from bloombee.address import Address, default_listen, reachable_at, read_listen
 from bloombee.config import WorkerConfig
 from bloombee.errors import (

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from bloombee import machine
-from bloombee.engine.memory import CUDA_PROCESS_BYTES, SHARE, offered_bytes
+from bloombee.engine.memory import CUDA_PROCESS_BYTES, offered_bytes
 from bloombee.errors import ConfigError, DeviceError
-from bloombee.machine import Share
+from bloombee.machine import MEMORY_SHARE, Share
 from bloombee.roles import worker
 from bloombee.roles.spawner import Spawner
 
@@ -29,16 +29,16 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("device", "free"), [("auto", 20 * GIB), ("cuda", 20 * GIB), ("cuda:1", 60 * GIB)])
 def test_a_worker_on_a_gpu_offers_the_gpus_memory(gpus: None, device: str, free: int) -> None:
-    assert worker._offered_bytes(device) == int(SHARE * (free - CUDA_PROCESS_BYTES))
+    assert worker._offered_bytes(device) == int(MEMORY_SHARE * (free - CUDA_PROCESS_BYTES))
 
 
 def test_a_worker_on_the_cpu_offers_what_its_control_group_leaves(gpus: None) -> None:
-    assert worker._offered_bytes("cpu") == int(SHARE * 8 * GIB)
+    assert worker._offered_bytes("cpu") == int(MEMORY_SHARE * 8 * GIB)
 
 
 def test_workers_of_one_device_share_it(gpus: None) -> None:
-    assert offered_bytes("cuda", 4) == int(SHARE * (20 * GIB - 4 * CUDA_PROCESS_BYTES)) // 4
-    assert offered_bytes("cpu", 4) == int(SHARE * 8 * GIB) // 4
+    assert offered_bytes("cuda", 4) == int(MEMORY_SHARE * (20 * GIB - 4 * CUDA_PROCESS_BYTES)) // 4
+    assert offered_bytes("cpu", 4) == int(MEMORY_SHARE * 8 * GIB) // 4
     assert offered_bytes("cuda", 100) == 0
 
 
