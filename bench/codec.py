@@ -1,11 +1,13 @@
 """The activation codec against entropy and against public codecs, on tensors of a safetensors file.
 
-    python bench/codec.py --input FILE.safetensors ... [--peers] [--isa best|all] [--device cuda] [--json PATH]
+    python bench/codec.py --input FILE.safetensors ... [--peers] [--isa best|all] [--device cuda] [--larger 1MiB,128MiB]
+        [--json PATH]
 
 Every tensor is taken as [rows, d]. The table is fitted to the first half of its rows; what is scored is the second
 half: whole, and cut into messages of whole rows of about 512 B, 8 KB and 16 KB. ``ratio`` = bytes of the second half /
 (all messages + the table, sent once). GB/s are raw bytes over the fastest run of one thread, through Python; times of
-messages are medians. ``--peers`` adds those of zstandard, blosc2, zipnn, lz4 and pcodec that can be imported.
+messages are medians. ``--larger`` repeats rows up to messages that fill a GPU, whose time is that of events in its stream.
+``--peers`` adds those of zstandard, blosc2, zipnn, lz4 and pcodec that can be imported.
 Tensors come from tools/dump_activations.py.
 """
 
@@ -35,9 +37,12 @@ from bloombee import _native
 from bloombee.codec import api
 from bloombee.codec.fit import SPAN, context_counts, exponents_of, fit, fit_rows
 from bloombee.codec.table import Table
+from bloombee.config import parse_size
+from bloombee.errors import ConfigError
 from bloombee.types import Dtype
 
 MESSAGE_BYTES = (512, 8 << 10, 16 << 10)
+MOST_BYTES = 128 << 20
 MAX_MESSAGES = 512
 """Of one size and tensor that are timed; all are counted in the ratio."""
 WORDS = {Dtype.BFLOAT16: np.uint16, Dtype.FLOAT16: np.uint16, Dtype.FLOAT32: np.uint32}
@@ -68,6 +73,13 @@ class Row:
     table_bytes: int
 
 
+def wall_s(run: Callable[[], Any]) -> float:
+    """Seconds of a run that is over when it returns."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
 @dataclass(frozen=True)
 class Codec:
     """``encode`` gives an encoded message, ``decode`` gives something with the bytes of the matrix."""
@@ -77,6 +89,8 @@ class Codec:
     encode: Callable[[np.ndarray], Any]
     decode: Callable[[Any, np.ndarray], Any]
     table_bytes: int = 0
+    spent: Callable[[Callable[[], Any]], float] = wall_s
+    """Seconds of one run, of whatever does the work."""
 
 
 # -- entropies ---------------------------------------------------------------------------------
@@ -188,10 +202,11 @@ def _pcodec(pcodec: Any, dtype: Dtype, word: np.dtype) -> Iterator[Codec]:
 
 
 def device_codec(table: Table, dtype: Dtype, longest: int, channels: int) -> Codec:
-    """On the GPU, values and messages both there; the time of a run ends when the stream is empty."""
+    """On the GPU, values and messages both there; timed by events in its stream."""
     import torch
 
     from bloombee.codec import device
+    from bloombee.engine.device_clock import clock_of, seconds_of
 
     device.native()
     shape = (longest // channels, channels)
@@ -216,7 +231,6 @@ def device_codec(table: Table, dtype: Dtype, longest: int, channels: int) -> Cod
             uploaded(x).data_ptr(), shape=x.shape, dtype=dtype, table=table, image=image.data_ptr(), out=out.data_ptr(),
             workspace=work.data_ptr(), stream=stream,
         )  # fmt: skip
-        torch.cuda.synchronize()
         return LazyMessage(lambda: out[: result().size].cpu().numpy().tobytes())
 
     def decode(message: Any, into: np.ndarray) -> Any:
@@ -226,10 +240,13 @@ def device_codec(table: Table, dtype: Dtype, longest: int, channels: int) -> Cod
             data[:12], source.data_ptr(), len(data), out=values.data_ptr(), shape=into.shape, dtype=dtype, table=table,
             image=image.data_ptr(), workspace=work.data_ptr(), stream=stream,
         )  # fmt: skip
-        torch.cuda.synchronize()
         return LazyMessage(lambda: values[: into.nbytes].cpu().numpy().tobytes())
 
-    return Codec("bloombee", "cuda", encode, decode, len(table.to_bytes()))
+    def spent(run: Callable[[], Any]) -> float:
+        return seconds_of(clock, run, lambda _: torch.cuda.synchronize())
+
+    clock = clock_of(torch.device("cuda"))
+    return Codec("bloombee", "cuda", encode, decode, len(table.to_bytes()), spent)
 
 
 class LazyMessage:
@@ -251,15 +268,13 @@ class LazyMessage:
 # -- measuring ---------------------------------------------------------------------------------
 
 
-def timed(function: Callable[[], Any], seconds: float, most: int) -> list[float]:
+def timed(codec: Codec, function: Callable[[], Any], seconds: float, most: int) -> list[float]:
     """Durations of repeated runs, for about ``seconds``; the first run is not counted."""
     function()
     durations: list[float] = []
     stop = time.perf_counter() + seconds
     while len(durations) < most and (len(durations) < 3 or time.perf_counter() < stop):
-        start = time.perf_counter()
-        function()
-        durations.append(time.perf_counter() - start)
+        durations.append(codec.spent(function))
     return durations
 
 
@@ -280,8 +295,8 @@ def measure(codec: Codec, messages: list[np.ndarray], seconds: float) -> dict[st
         message, into = bytes(codec.encode(x)), np.empty_like(x)
         few = 100000 if len(messages) == 1 else 20
         share = seconds / len(sample)
-        encode.append(timed(partial(codec.encode, x), share, few))
-        decode.append(timed(partial(codec.decode, message, into), share, few))
+        encode.append(timed(codec, partial(codec.encode, x), share, few))
+        decode.append(timed(codec, partial(codec.decode, message, into), share, few))
     size = sum(x.nbytes for x in messages)
     out: dict[str, Any] = {"ratio": size / total, "exact": exact, "table_bytes": codec.table_bytes}
     for name, runs in (("encode", encode), ("decode", decode)):
@@ -299,14 +314,22 @@ def cut(x: np.ndarray, message_bytes: int) -> list[np.ndarray]:
     return [x[i : i + rows] for i in range(0, len(x) - rows + 1, rows)]
 
 
+def larger(x: np.ndarray, num_bytes: int) -> np.ndarray:
+    """At least so many bytes of ``x``'s rows, drawn again and again: of the same channels, in no order."""
+    rows = -(-num_bytes // (x.shape[1] * x.itemsize))
+    drawn: np.ndarray = x[np.random.default_rng(rows).integers(len(x), size=rows)]
+    return drawn
+
+
 def rows_of(name: str, x: np.ndarray, dtype: Dtype, args: argparse.Namespace) -> Iterator[Row]:
     half = len(x) // 2
     train, test = x[:half], np.ascontiguousarray(x[half:])
     table = fit(train, dtype)
     order0, context = entropies(train, test, dtype)
     sizes = [(test.nbytes, [test])] + [(size, cut(test, size)) for size in MESSAGE_BYTES]
+    sizes += [(size, [larger(test, size)]) for size in args.larger if size > test.nbytes]
     for message_bytes, messages in sizes:
-        for codec in codecs_for(table, dtype, test, args):
+        for codec in codecs_for(table, dtype, messages[0].size, test.shape[1], args):
             before = _native.set_isa(codec.isa) if codec.isa in _native.available_isas() else None
             found = measure(codec, messages, args.seconds)
             if before:
@@ -317,13 +340,13 @@ def rows_of(name: str, x: np.ndarray, dtype: Dtype, args: argparse.Namespace) ->
             )  # fmt: skip
 
 
-def codecs_for(table: Table, dtype: Dtype, test: np.ndarray, args: argparse.Namespace) -> Iterator[Codec]:
+def codecs_for(table: Table, dtype: Dtype, longest: int, channels: int, args: argparse.Namespace) -> Iterator[Codec]:
     if args.device == "cuda":
-        yield device_codec(table, dtype, test.size, test.shape[1])
+        yield device_codec(table, dtype, longest, channels)
         return
     isas = _native.available_isas()
     for isa in isas if args.isa == "all" else isas[-1:]:
-        yield ours(table, dtype, test.size, isa)
+        yield ours(table, dtype, longest, isa)
     if args.peers:
         yield from peer_codecs(dtype)
 
@@ -359,6 +382,14 @@ def show(row: Row) -> None:
     )
 
 
+def sizes(text: str) -> tuple[int, ...]:
+    """Of messages, up to :data:`MOST_BYTES`."""
+    found = tuple(parse_size(word) for word in text.split(","))
+    if max(found) > MOST_BYTES:
+        raise ConfigError(f"{text}: at most {MOST_BYTES >> 20} MiB")
+    return found
+
+
 @program("codec")
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -368,6 +399,9 @@ def main() -> int:
     parser.add_argument("--isa", choices=["best", "all"], default="best")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--seconds", type=seconds(0.001, 3600), default=0.3, help="of timing for each direction of each row")
+    parser.add_argument(
+        "--larger", type=sizes, default=(), metavar="SIZE,..", help="messages of the same rows again, as 1MiB,128MiB"
+    )
     parser.add_argument("--json", type=writable, help="write one JSON line a row")
     args = parser.parse_args()
     for path in args.input:

@@ -29,6 +29,7 @@ import bloombee
 from bench.arguments import Parser, seconds, whole
 from bench.program import program
 from bench.spread import quantile
+from bench.usage import num_cores
 from bloombee.errors import LinkDown
 
 PERIOD_S = 0.002
@@ -104,7 +105,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=whole(1, 1000), default=3, help="runs of each lost-worker case (default 3)")
     parser.add_argument("--seconds", type=seconds(0.1, 3600), default=5.0, help="of the idle baseline (default 5)")
     arguments = parser.parse_args()
-    table = Table(title=f"An application's view ({os.cpu_count()} cores, load {os.getloadavg()[0]:.1f})")
+    table = Table(title=f"An application's view ({num_cores()} cores, load {os.getloadavg()[0]:.1f})")
     for column in ("what", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "n"):
         table.add_column(column, justify="left" if column == "what" else "right")
     for name, late in asyncio.run(stalls(arguments.seconds)).items():

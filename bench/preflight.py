@@ -9,17 +9,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import psutil
-
 from bench.arguments import OptionError
 from bench.load import SETTLE_TOKENS, most_tokens
 from bench.profiles import Profile
 from bloombee.kv.pool import pages_for
+from bloombee.machine import MEMORY_SHARE, free_memory
 from bloombee.pace import Pace
 from bloombee.plan.card import ModelCard
 from bloombee.plan.plan import split_layers
 from bloombee.plan.standin import default_pace, is_standin, standin_card, standin_memory_bytes
-from bloombee.roles.local_swarm import MEMORY_SHARE
 from bloombee.runtime import Runtime
 from bloombee.types import Dtype
 
@@ -65,7 +63,7 @@ class Ground:
     def _memory_bytes(self) -> float:
         """Of one worker of one ring; as the runtime reckons it, which sees one ring at a time."""
         emulated = standin_memory_bytes(self.card.model)
-        return emulated or MEMORY_SHARE * psutil.virtual_memory().available / self.workers / self.rings
+        return emulated or MEMORY_SHARE * free_memory().amount / self.workers / self.rings
 
     def head_start(self, profile: Profile, batch: int) -> int:
         """Tokens that the first sequence has before the last one's prompt is through, about.

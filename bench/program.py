@@ -59,7 +59,7 @@ def program(name: str, interrupted: str = "interrupted") -> Callable[[Callable[P
 
 def headline() -> str:
     """The machine and how busy it is, for the first line of a table."""
-    return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
+    return f"{platform.machine()}, {num_cores()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
 
 
 def machine() -> dict[str, str]:

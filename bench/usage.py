@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 from dataclasses import dataclass
 
 import psutil
+
+from bloombee.machine import cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ class CpuUse:
 
 
 def num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """That this process may use."""
+    return cores().amount
 
 
 def measure_cpu(relay_pid: int | None) -> CpuUse:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
 import platform
 import re
 import resource
@@ -53,19 +52,21 @@ def healthy(findings: Sequence[Finding]) -> bool:
 
 
 def check_machine() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Finding(
-        "machine", "ok", f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}"
-    )
+    machine = _module("bloombee.machine")
+    if isinstance(machine, str):
+        return Finding("machine", "optional", machine, "pip install psutil")
+    cores = machine.cores()
+    found = f"{platform.system()} {platform.machine()}, {cores.amount} cores{_held(cores)}, Python {platform.python_version()}"
+    return Finding("machine", "ok", found)
 
 
 def check_memory() -> Finding:
-    psutil = _module("psutil")
-    if isinstance(psutil, str):
-        return Finding("memory", "missing", psutil, "pip install 'psutil>=6'")
-    memory = psutil.virtual_memory()
-    found = f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}"
-    if memory.available < 1 << 30:
+    psutil, machine = _module("psutil"), _module("bloombee.machine")
+    if isinstance(psutil, str) or isinstance(machine, str):
+        return Finding("memory", "missing", str(psutil), "pip install 'psutil>=6'")
+    free = machine.free_memory()
+    found = f"{free.amount / 2**30:.1f} GiB free of {psutil.virtual_memory().total / 2**30:.1f}{_held(free)}"
+    if free.amount < 1 << 30:
         return Finding(
             "memory", "optional", found, "three workers of the demo take about half a GiB; use fewer workers or end something"
         )
@@ -227,6 +228,10 @@ def _module(name: str) -> ModuleType | Any | str:
         return importlib.import_module(name)
     except Exception as error:
         return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _held(share: Any) -> str:
+    return f" (held to that by {share.bound_by})" if share.bound_by else ""
 
 
 def _unmet(name: str, least: str) -> str | None:

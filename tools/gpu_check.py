@@ -70,14 +70,13 @@ class Result:
 
 PY = sys.executable
 ENGINE = (PY, "-m", "bench.compute", "--device", "cuda", "--only", "--model")
+CODEC = (
+    PY, "-m", "bench.codec", "--input", "bloombee/engine/bank.safetensors", "--device", "cuda", "--larger", "1MiB,16MiB,128MiB",
+)  # fmt: skip
 STEPS = (
     Step("build", (PY, "setup.py", "build_ext", "--inplace"), 900, False, (("BLOOMBEE_CUDA", "on"),)),
     Step("tests", (PY, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests/gpu"), 900, must_say=r"\d+ passed"),
-    Step(
-        "codec",
-        (PY, "-m", "bench.codec", "--input", "bloombee/engine/bank.safetensors", "--device", "cuda", "--json", "OUT/codec.json"),
-        600,
-    ),
+    Step("codec", (*CODEC, "--json", "OUT/codec.json"), 600),
     Step("engine", (*ENGINE, "llama:1024x16", "--batches", "1,8,64", "--json", "OUT/engine.json"), 600),
     Step("engine 4096", (*ENGINE, "llama:4096x8", "--batches", "1,8,64", "--json", "OUT/engine 4096.json"), 600),
     Step("hops", (PY, "bench/hops.py", "--device", "cuda", "--rounds", "5", "--json", "OUT/hops.json"), 600),

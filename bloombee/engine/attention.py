@@ -11,15 +11,18 @@ rows of one query (decode), over the same memory.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bloombee.engine.cache import Step
 from bloombee.errors import ModelUnsupported
+from bloombee.plan.scratch import MASKED, SCORES
 
 ATTENTION = "bloombee"
 OPTIONS = {"scaling", "sliding_window", "softcap", "s_aux"}
@@ -31,6 +34,9 @@ KNOWN = OPTIONS | WITHOUT_EFFECT
 FEW_ROWS = 64
 """Rows of scores for one KV head, up to which a product by keys beats torch's fused attention."""
 MANY_KEYS_BYTES = 1 << 19
+
+CUDA_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""By preference; the first takes no masks."""
 
 Attender = Callable[..., tuple[torch.Tensor, None]]
 ATTENDER: ContextVar[Attender] = ContextVar("bloombee_attender")
@@ -90,7 +96,10 @@ def attend(
     Raises:
         ModelUnsupported: the keys are not what was stored.
 
-    Time: reads each sequence's keys once, in place where its slots are adjacent. Sequences of few keys share calls.
+    Time: reads each sequence's keys once, in place where its slots are adjacent; of many rows once a block. Sequences of few keys
+    share calls.
+
+    Memory: the bounds of ``plan/scratch.py``, whatever the lengths.
     """
     layer = step.take_layer(key, value)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -110,13 +119,27 @@ def attend(
             k, v = key[0, :, start:stop], value[0, :, start:stop]
         else:
             k, v = step.cache.read(layer, step.keys_of(number, sliding_window))
-        if plain and not _is_small(q, k):
-            causal = rows.is_causal(sliding_window)
-            got = _fused(q, k, v, None if causal else step.mask_of(number, sliding_window), causal, scale)
-        else:
-            got = _explicit(q, k, v, step.mask_of(number, sliding_window), scale, softcap, s_aux)
-        out[0, rows.start : rows.stop] = got.transpose(0, 1)
+        fused = plain and not _is_small(q, k)
+        if fused and rows.is_causal(sliding_window):
+            out[0, rows.start : rows.stop] = _fused(q, k, v, None, True, scale).transpose(0, 1)
+            continue
+        for block in step.blocks(number, sliding_window, MASKED if fused else SCORES // q.shape[0]):
+            part, seen = q[:, block.first : block.stop], slice(block.oldest, block.newest)
+            if fused:
+                got = _fused(part, k[:, seen], v[:, seen], block.allowed, False, scale)
+            else:
+                got = _explicit(part, k[:, seen], v[:, seen], block.allowed, scale, softcap, s_aux)
+            out[0, rows.start + block.first : rows.start + block.stop] = got.transpose(0, 1)
     return out, None
+
+
+def kernels(device: torch.device) -> AbstractContextManager[None]:
+    """Meanwhile torch chooses among attention kernels that need no plan: cuDNN's, its own choice in bfloat16, plans anew for
+    every number of keys, which takes decode 12 ms a layer and step. Nothing is left changed afterwards."""
+    if device.type != "cuda":
+        return nullcontext()
+    kernels: AbstractContextManager[None] = sdpa_kernel(CUDA_KERNELS, set_priority=True)
+    return kernels
 
 
 def few_keys(key: torch.Tensor) -> int:

@@ -17,6 +17,7 @@ import torch
 
 from bloombee.errors import LocalProtocolError, ModelUnsupported
 from bloombee.pipeline.work import Segment
+from bloombee.plan.scratch import COPIED_BYTES
 from bloombee.types import PageGroup
 
 Index: TypeAlias = slice | torch.Tensor
@@ -44,6 +45,8 @@ class LayerCache:
     values: tuple[int, int]
     window: int = 0
     latent: bool = False
+    attended: int = 0
+    """Elements of one token's keys and values as attention takes them."""
 
     @property
     def elements(self) -> int:
@@ -72,6 +75,8 @@ class SlotCache:
         self.groups = tuple(groups)
         self.page_size = page_size
         self.device = device
+        self.most_copied = COPIED_BYTES // (max((one.elements for one in layers), default=1) * dtype.itemsize)
+        """Keys, with their values, that are copied side by side in a layer."""
         self.latent = {one.layer for one in layers if one.latent}
         self.group_of = {one.layer: _find_group(self.groups, one) for one in layers}
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -180,6 +185,21 @@ class Together:
     valid: torch.Tensor | None
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows [first, stop) of a segment, which see keys [oldest, newest) of those that the segment sees.
+
+    Args:
+        allowed: [rows, keys] bool, which of those each row sees; None if its one row sees all of them.
+    """
+
+    first: int
+    stop: int
+    oldest: int
+    newest: int
+    allowed: torch.Tensor | None
+
+
 class Step:
     """Everything attention needs to know of one forward; indices are built once and shared by all layers of a group.
 
@@ -206,7 +226,7 @@ class Step:
         self._group = 0
         self._new_slots: dict[int, Index] = {}
         self._indices: dict[tuple[int, int, int | None], Index] = {}
-        self._masks: dict[tuple[int, int | None], torch.Tensor] = {}
+        self._blocks: dict[tuple[int, int | None, int], list[Block]] = {}
         self._grouped: dict[tuple[int, int | None, int], tuple[list[Together], Sequence[int]]] = {}
 
     def copy_shared(self) -> None:
@@ -244,7 +264,7 @@ class Step:
         """How the segments are attended: one-row segments together where each sees at most ``few`` keys, and of
         about the same number; the numbers (in ``rows``) of those that go one by one.
 
-        With ``batched`` all one-row segments are together.
+        With ``batched`` all one-row segments are together, as far as a copy of all their keys is within bounds.
         """
         found = self._grouped.get((self._group, window, few))
         if found is None:
@@ -256,7 +276,9 @@ class Step:
         small = sorted((n for n in counts if self._batched or counts[n] <= few), key=counts.__getitem__, reverse=True)
         groups: list[list[int]] = []
         for number in small:
-            if groups and (self._batched or counts[number] >= LEAST_FILL * counts[groups[-1][0]]):
+            longest = counts[groups[-1][0]] if groups else 0
+            fits = bool(groups) and (len(groups[-1]) + 1) * longest <= self.cache.most_copied
+            if fits and (self._batched or counts[number] >= LEAST_FILL * longest):
                 groups[-1].append(number)
             else:
                 groups.append([number])
@@ -283,20 +305,28 @@ class Step:
             index = self._indices[self._group, number, window] = self._index(self._seen(number, window))
         return index
 
-    def mask_of(self, number: int, window: int | None) -> torch.Tensor | None:
-        """[n, l] bool: what each row of ``rows[number]`` may see of those keys; None if its one row sees all of them."""
-        rows = self.rows[number]
-        if rows.num_rows == 1:
-            return None
-        mask = self._masks.get((number, window))
-        if mask is None:
-            queries = torch.arange(rows.position, rows.length, device=self.cache.device)[:, None]
-            positions = torch.arange(rows.first_key(window), rows.length, device=self.cache.device)[None]
-            mask = positions <= queries
+    def blocks(self, number: int, window: int | None, most: int) -> list[Block]:
+        """The rows of ``rows[number]`` in blocks, of at most ``most`` pairs of a row and a key; of one row at least."""
+        found = self._blocks.get((number, window, most))
+        if found is None:
+            rows = self.rows[number]
+            size = max(1, most // (rows.length - rows.first_key(window)))
+            starts = range(0, rows.num_rows, size)
+            found = [self._block(rows, first, min(first + size, rows.num_rows), window) for first in starts]
+            self._blocks[number, window, most] = found
+        return found
+
+    def _block(self, rows: Rows, first: int, stop: int, window: int | None) -> Block:
+        own = Rows(rows.start + first, rows.start + stop, rows.position + first)
+        start, oldest = rows.first_key(window), own.first_key(window)
+        allowed = None
+        if own.num_rows > 1:
+            queries = torch.arange(own.position, own.length, device=self.cache.device)[:, None]
+            positions = torch.arange(oldest, own.length, device=self.cache.device)[None]
+            allowed = positions <= queries
             if window is not None:
-                mask &= positions > queries - window
-            self._masks[number, window] = mask
-        return mask
+                allowed &= positions > queries - window
+        return Block(first, stop, oldest - start, own.length - start, allowed)
 
     # -- what transformers calls a cache -------------------------------------------------------
 

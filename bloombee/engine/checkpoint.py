@@ -36,6 +36,10 @@ _PACKAGED = {"demo": "target", "demo:draft": "draft"}
 _RANDOM = re.compile(r"llama:(\d{1,6})x(\d{1,4})")
 _ROPE_TYPES = ("default", *ROPE_INIT_FUNCTIONS, "su", "mrope", "xdrope", "ntk_alpha")
 """transformers' own, then names that single families give to theirs."""
+_NOT_COMPUTED_WITH = {
+    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "bos_token_id", "eos_token_id",
+}  # fmt: skip
+"""Keys of config.json that a worker makes no use of: who wrote it, and what the head decides."""
 _FLOATS = {"F32": Dtype.FLOAT32, "F16": Dtype.FLOAT16, "BF16": Dtype.BFLOAT16}
 
 
@@ -125,13 +129,13 @@ class Checkpoint:
 
     @cached_property
     def config_digest(self) -> bytes:
-        """16 bytes that two sides compare before they run one model: the config and the names of the index.
+        """16 bytes that two sides compare before they run one model: what config.json says of how it computes.
 
-        Wherever the files lie, the same checkpoint has the same digest; a file name or path is not in it.
+        Wherever the files lie and however the weights are cut into them, the same checkpoint has the same digest. The weights
+        have digests of their own (``engine/digest.py``); end tokens and the like concern the head alone.
         """
-        config = {k: v for k, v in self.raw_config.items() if k not in ("_name_or_path", "transformers_version")}
-        identity = [config, sorted(self.index or ())]
-        return hashlib.blake2b(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode(), digest_size=16).digest()
+        config = {key: value for key, value in self.raw_config.items() if key not in _NOT_COMPUTED_WITH}
+        return hashlib.blake2b(json.dumps(config, sort_keys=True, separators=(",", ":")).encode(), digest_size=16).digest()
 
 
 def resolve(model: str, on_bytes: Callable[[], None] | None = None) -> Checkpoint:

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 
 from bloombee.engine.checkpoint import Checkpoint, resolve
+from bloombee.engine.digest import weight_digests
 from bloombee.engine.probe import probe
 from bloombee.engine.skeleton import ROPE_BY_LENGTH, Skeleton, build
 from bloombee.engine.token_bytes import token_bytes
@@ -23,13 +24,13 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenize
 
 
 def describe(model: str) -> ModelCard:
-    """Read everything about ``model`` but its weights.
+    """Read everything about ``model`` but its weights, of which a few bytes a tensor.
 
     Raises:
         ConfigError: no such model, or its files are broken.
         ModelUnsupported: it cannot be split; the message says why.
 
-    Time: about a second, most of it imports; no weights are read or fetched.
+    Time: about a second, most of it imports; nothing of the weights is fetched.
     """
     if is_standin(model):
         return standin_card(model)
@@ -42,6 +43,7 @@ def describe(model: str) -> ModelCard:
     return ModelCard(
         model=model,
         config_digest=checkpoint.config_digest.hex(),
+        weight_digests=tuple(known.hex() for known in weight_digests(checkpoint, skeleton)),
         architecture=type(skeleton.model).__name__,
         num_layers=skeleton.num_layers,
         hidden_size=config.hidden_size,
@@ -56,6 +58,10 @@ def describe(model: str) -> ModelCard:
         tied_parameters=sum(skeleton.meta[name].numel() for name in skeleton.tied()),
         layer_kv_elements=tuple(sum(entry.elements for entry in layer) for layer in caches),
         layer_windows=tuple(layer[0].window for layer in caches),
+        num_heads=config.num_attention_heads,
+        row_elements=_row_elements(skeleton),
+        attended_elements=max(entry.attended for layer in caches for entry in layer),
+        is_latent=any(entry.latent for layer in caches for entry in layer),
         tokenizer_json=tokenizer.backend_tokenizer.to_str() if tokenizer is not None and tokenizer.is_fast else None,
         cleans_up=tokenizer is not None and tokenizer.is_fast and _cleans_up(tokenizer),
         splits_special=tokenizer is not None and bool(tokenizer.split_special_tokens),
@@ -71,6 +77,16 @@ def _count(skeleton: Skeleton) -> list[int]:
     for name, tensor in skeleton.meta.items():
         counts[skeleton.home(name)] += tensor.numel()
     return counts
+
+
+def _row_elements(skeleton: Skeleton) -> int:
+    """Of the activations that are alive at once for one row: what is added to, what a layer's widest product takes and gives
+    (gate, up and their product), for each expert that the row goes to."""
+    config = skeleton.base.config
+    layers = (tensor for name, tensor in skeleton.meta.items() if 0 <= skeleton.home(name) < skeleton.num_layers)
+    widest = max(max(tensor.shape[-2:]) for tensor in layers if tensor.dim() > 1)
+    experts = getattr(config, "num_experts_per_tok", None) or 1
+    return int(4 * config.hidden_size + 3 * widest * experts)
 
 
 def _max_positions(config: PreTrainedConfig) -> int:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bloombee.engine import profile as full
-from bloombee.engine.buffers import TORCH_DTYPES, to_buffer
+from bloombee.engine.buffers import TORCH_DTYPES
+from bloombee.engine.memory import free_bytes
 from bloombee.engine.model import SpanModel
 from bloombee.errors import ConfigError
 from bloombee.pipeline.work import Pages, Segment, Work
@@ -43,7 +42,7 @@ def idle_profile(model: SpanModel, digest: str, device: str) -> Iterator[Profile
     """
     kept = _kept(model, digest, device)
     if kept is not None:
-        yield dataclasses.replace(kept, memory_bytes=full.free_bytes(device) + model.weight_bytes)
+        yield dataclasses.replace(kept, memory_bytes=free_bytes(device) + model.weight_bytes)
         return
     yield None
     points: list[Point] = []
@@ -84,7 +83,7 @@ def _profile(model: SpanModel, digest: str, device: str, points: list[Point], ou
         output=fit_output(outputs, layers),
         layer_bytes=model.layer_bytes,
         kv_token_bytes=model.kv.token_bytes // len(model.span),
-        memory_bytes=full.free_bytes(device) + model.weight_bytes,
+        memory_bytes=free_bytes(device) + model.weight_bytes,
         encode_bytes_per_s=encode,
         decode_bytes_per_s=decode,
         points=(*points, *outputs),
@@ -119,11 +118,7 @@ def _pass_s(model: SpanModel, layers: int, phase: Phase, rows: int, context: int
     hidden = None if model.is_first else torch.randn(rows, model.hidden_size).to(TORCH_DTYPES[model.dtype])
     model.kv.clear(_slots(model, phase, rows, context))  # what is read must be numbers
     with model.shortened(layers):
-        begin = time.perf_counter()
-        result: Any = model.run(work, hidden)
-        if isinstance(result, torch.Tensor):
-            to_buffer(result)  # waits for the device, as serving does
-        seconds = time.perf_counter() - begin
+        seconds = full.pass_s(model, work, hidden)
     model.kv.clear(_slots(model, phase, rows, context))
     return seconds
 

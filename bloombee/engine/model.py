@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from bloombee.engine.attention import ATTENDER, attend
+from bloombee.engine.attention import ATTENDER, attend, kernels
 from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.cache import SlotCache, Step
 from bloombee.engine.checkpoint import Checkpoint
+from bloombee.engine.digest import require_same_weights
 from bloombee.engine.packed import Watch, pack_linears
 from bloombee.engine.probe import probe
 from bloombee.engine.sampler import SamplerRow, sample
@@ -22,7 +23,9 @@ from bloombee.engine.skeleton import Skeleton, build, splice
 from bloombee.engine.synthetic import fill_random
 from bloombee.engine.weights import Loading, LoadProgress, fill, materialize, plan_loading
 from bloombee.errors import ConfigError, DeviceError, LocalProtocolError, RemoteProtocolError
+from bloombee.machine import cores
 from bloombee.pipeline.work import Segment, Work
+from bloombee.plan.scratch import LOGITS
 from bloombee.types import Dtype, PageGroup, Span
 from bloombee.wire.messages import NO_TOKEN, Pick
 
@@ -40,9 +43,12 @@ def pick_device(name: str) -> str:
     return name
 
 
-def set_threads(count: int) -> None:
-    """How many cores torch may use in this process. For worker processes; never called at import."""
-    torch.set_num_threads(max(1, count))
+def set_threads(count: int | None) -> None:
+    """How many cores torch may use in this process; None: those it chose, but no more than this process may use.
+
+    For worker processes; never called at import.
+    """
+    torch.set_num_threads(count or min(torch.get_num_threads(), cores().amount))
 
 
 class SpanModel:
@@ -80,6 +86,7 @@ class SpanModel:
         device: str = "cpu",
         groups: Sequence[PageGroup],
         page_size: int,
+        weight_digests: Sequence[bytes] = (),
         progress: LoadProgress | None = None,
     ) -> SpanModel:
         """Build the stage of ``span`` and read its weights, and no others.
@@ -89,10 +96,12 @@ class SpanModel:
             dtype: of the run; None: the checkpoint's.
             groups, page_size: of the KV memory; see :class:`~bloombee.engine.cache.SlotCache`.
             progress: called with (loaded bytes, total bytes) while weights are read, and then packed.
+            weight_digests: what the span's tensors must be: see :func:`~bloombee.engine.digest.require_same_weights`.
 
         Raises:
             ModelUnsupported: the family cannot be split.
-            ConfigError: the span, the plan and the checkpoint disagree, or files are missing or corrupt.
+            ConfigError: the span, the plan and the checkpoint disagree, files are missing or corrupt, or the weights are
+                not those of ``weight_digests``.
             DeviceError: the device lacks the memory.
 
         Memory: the span's weights once, in ``dtype``; KV memory as slots are used.
@@ -109,7 +118,7 @@ class SpanModel:
         try:
             kv = SlotCache(layers, groups, page_size, TORCH_DTYPES[dtype], torch.device(device))
             model = cls(skeleton, span, dtype, kv)
-            model._fill(checkpoint, progress)
+            model._fill(checkpoint, weight_digests, progress)
             if model.device.type == "cpu":
                 total = model.disk_bytes
                 pack_linears(skeleton.model, watch.groups, lambda: progress(total, total) if progress is not None else None)
@@ -134,7 +143,7 @@ class SpanModel:
         """
         step = Step(self.kv, work.segments, batched=self.batched_decode)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), kernels(self.device):
                 step.copy_shared()
                 return self._forward(step, work.segments, hidden)
         except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
@@ -171,12 +180,13 @@ class SpanModel:
 
     # -- loading -------------------------------------------------------------------------------
 
-    def _fill(self, checkpoint: Checkpoint, progress: LoadProgress | None) -> None:
+    def _fill(self, checkpoint: Checkpoint, weight_digests: Sequence[bytes], progress: LoadProgress | None) -> None:
         skeleton = self._skeleton
         if checkpoint.is_random:
             loading = Loading([], {name: name for name in skeleton.parameters if skeleton.is_in(name, self.span)})
         else:
             loading = plan_loading(skeleton, checkpoint, self.span)
+            require_same_weights(checkpoint, skeleton, loading, self.span, weight_digests)
         splice(skeleton, self.span)
         memory = materialize(skeleton, loading.stored, self.dtype, self.device)
         if checkpoint.is_random:
@@ -212,12 +222,33 @@ class SpanModel:
             if not picked:
                 rows = self._skeleton.base(**inputs).last_hidden_state[0]
                 return [] if self.is_last else rows
-            keep = torch.tensor([one.row for one in picked], device=self.device)
-            logits = self._skeleton.model(**inputs, logits_to_keep=keep).logits[0]
+            size = max(1, LOGITS // self.vocab_size)
+            if len(picked) <= size:
+                return _sample(self._logits(inputs, picked), picked)
+            given = _Given(self._skeleton.base(**inputs))
+            with self._replaced_base(given):
+                parts = [picked[start : start + size] for start in range(0, len(picked), size)]
+                return [pick for part in parts for pick in _sample(self._logits(inputs, part), part)]
         finally:
             ATTENDER.reset(token)
             self._arrived = None
-        return _sample(np.ascontiguousarray(logits.float().cpu().numpy()), picked)
+
+    def _logits(self, inputs: dict[str, Any], picked: list[_Picked]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """[picked, v]."""
+        keep = torch.tensor([one.row for one in picked], device=self.device)
+        logits = self._skeleton.model(**inputs, logits_to_keep=keep).logits[0]
+        return np.ascontiguousarray(logits.float().cpu().numpy())
+
+    @contextmanager
+    def _replaced_base(self, other: torch.nn.Module) -> Iterator[None]:
+        """Meanwhile the base model is ``other``: what a family does between its last layer and the logits stays its own."""
+        owner, _, name = self._skeleton.prefix.removesuffix(".").rpartition(".")
+        parent = self._skeleton.model.get_submodule(owner)
+        try:
+            setattr(parent, name, other)
+            yield
+        finally:
+            setattr(parent, name, self._skeleton.base)
 
     def _inputs(self, step: Step, segments: Sequence[Segment], hidden: torch.Tensor | None) -> dict[str, Any]:
         inputs: dict[str, Any] = {"position_ids": step.position_ids, self._skeleton.cache_argument: step, "use_cache": True}
@@ -234,6 +265,17 @@ class SpanModel:
             raise RemoteProtocolError(f"activations are {got}; this stage takes {list(expected)} {self.dtype.value}")
         self._arrived = hidden.to(self.device, non_blocking=True)[None]
         return inputs | {"inputs_embeds": self._arrived}
+
+
+class _Given(torch.nn.Module):  # type: ignore[misc]
+    """A base model whose output is known."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self._output = output
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        return self._output
 
 
 @dataclass(frozen=True, slots=True)

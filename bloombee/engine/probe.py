@@ -26,6 +26,7 @@ class _Probe:
         self.stored: list[LayerCache] = []
         self.windows: list[int] = []
         self.latent: list[bool] = []
+        self.attended: list[int] = []
         self._stored: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
@@ -41,6 +42,7 @@ class _Probe:
         require_stored(self._stored, keys, values, latent=True)
         assert self._stored is not None
         self.latent.append(self._stored[0] is not keys)
+        self.attended.append(sum(x.shape[1] * x.shape[3] for x in (keys, values)))
         self._stored = None
         self.windows.append(sliding_window or 0)
         return query.new_empty(1, query.shape[2], query.shape[1], values.shape[3]), None
@@ -93,4 +95,7 @@ def _probe_layer(skeleton: Skeleton, ref: str, layer: int) -> list[LayerCache]:
             unsupported="sliding_window",
         )
     window = max(notes.windows) if all(notes.windows) else 0
-    return [replace(entry, window=window, latent=latent) for entry, latent in zip(notes.stored, notes.latent, strict=True)]
+    return [
+        replace(entry, window=window, latent=latent, attended=attended)
+        for entry, latent, attended in zip(notes.stored, notes.latent, notes.attended, strict=True)
+    ]

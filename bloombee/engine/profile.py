@@ -21,13 +21,15 @@ from bloombee.codec.table import DTYPE_CODES, default_table
 from bloombee.config import cache_dir
 from bloombee.engine.buffers import TORCH_DTYPES, to_buffer
 from bloombee.engine.checkpoint import Checkpoint, resolve
+from bloombee.engine.device_clock import clock_of, seconds_of
+from bloombee.engine.memory import free_bytes
 from bloombee.engine.model import SpanModel, pick_device, set_threads
 from bloombee.engine.skeleton import build
 from bloombee.errors import BloomBeeError, ConfigError
 from bloombee.pipeline.work import Pages, Segment, Work
 from bloombee.plan.profile import Point, Profile, fit, fit_output
 from bloombee.types import Dtype, PageGroup, Phase, Span
-from bloombee.wire.messages import Sampling
+from bloombee.wire.messages import Pick, Sampling
 
 PAGE_SIZE = 16
 DECODE = ((1, 16), (4, 16), (16, 16), (1, 512), (8, 512))
@@ -150,12 +152,9 @@ class _Bench:
         seconds: list[float] = []
         started = time.perf_counter()
         for repeat in range(REPEATS + 1):
-            begin = time.perf_counter()
-            result = self.model.run(work, hidden)
-            if isinstance(result, torch.Tensor):
-                to_buffer(result)  # waits for the device, as serving does
+            spent = pass_s(self.model, work, hidden)
             if repeat:
-                seconds.append(time.perf_counter() - begin)
+                seconds.append(spent)
             if seconds and time.perf_counter() - started > POINT_S:
                 break
         return Point(phase, len(self.model.span), rows, context, statistics.median(seconds), picks)
@@ -175,6 +174,16 @@ class _Bench:
                 for row in range(rows)
             ]  # fmt: skip
         return Work(1, 1, self.number, self.number, phase, tuple(segments))
+
+
+def pass_s(model: SpanModel, work: Work, hidden: torch.Tensor | None) -> float:
+    """How long the device takes for one pass."""
+
+    def wait(result: torch.Tensor | list[Pick]) -> None:
+        if isinstance(result, torch.Tensor):
+            to_buffer(result)
+
+    return seconds_of(clock_of(model.device), lambda: model.run(work, hidden), wait)
 
 
 def _pages(tokens: int) -> int:
@@ -206,15 +215,6 @@ def _quickest(call: Callable[[], object]) -> float:
         call()
         best = min(best, time.perf_counter() - begin)
     return best
-
-
-def free_bytes(device: str) -> int:
-    """Memory that nothing uses now."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 def device_name(device: str) -> str:

@@ -110,6 +110,25 @@ class ShardReader:
             self._read(entry.offset + start * source.itemsize, staging[:count], progress)
             flat[start : start + count].copy_(staging[:count])
 
+    def locate(self, name: str) -> tuple[ShardReader, Entry]:
+        """This file and the entry of ``name``. Raises ConfigError if it is not in it."""
+        if name not in self.entries:
+            raise ConfigError(f"{self.path} lacks {name}, which the index places there", tensor=name)
+        return self, self.entries[name]
+
+    def peek(self, entry: Entry, start: int, count: int) -> bytes:
+        """Up to ``count`` of ``entry``'s bytes from ``start`` on, fewer at its end.
+
+        Raises:
+            ConfigError: the file ends early.
+        """
+        count = min(count, entry.num_bytes - start)
+        data = os.pread(self._fd, count, entry.offset + start)
+        self.requested_bytes += len(data)
+        if len(data) < count:
+            raise self._short(entry.offset + start + len(data))
+        return data
+
     def read(self, entry: Entry, progress: Progress | None = None) -> torch.Tensor:
         """``entry`` as a new CPU tensor in the file's own dtype."""
         out = torch.empty(entry.shape, dtype=entry.torch_dtype)
@@ -124,7 +143,7 @@ class ShardReader:
             want = memory[done : done + CHUNK_BYTES]
             got = os.preadv(self._fd, [want], offset + done)
             if got == 0:
-                raise ConfigError(f"{self.path} ends at byte {offset + done}; its header promises more", path=str(self.path))
+                raise self._short(offset + done)
             self.requested_bytes += got
             done += got
             if progress is not None:
@@ -153,6 +172,9 @@ class ShardReader:
         if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].itemsize != stop - start:
             raise ValueError(f"tensor {name} is {dtype} {shape} in {stop - start} bytes")
         return Entry(name, str(dtype), tuple(shape), base + start, stop - start)
+
+    def _short(self, end: int) -> ConfigError:
+        return ConfigError(f"{self.path} ends at byte {end}; its header promises more", path=str(self.path))
 
     def _corrupt(self, what: str) -> ConfigError:
         return ConfigError(f"{self.path} is no sound safetensors file: {what}", path=str(self.path))

@@ -192,10 +192,7 @@ def fill(
         }
 
         def locate(name: str) -> tuple[ShardReader, Entry]:
-            shard = shards[checkpoint.files[name]]
-            if name not in shard.entries:
-                raise ConfigError(f"{shard.path} lacks {name}, which the index places there", tensor=name)
-            return shard, shard.entries[name]
+            return shards[checkpoint.files[name]].locate(name)
 
         total = sum(locate(name)[1].num_bytes for unit in loading.units for name in unit.names())
         loaded = 0

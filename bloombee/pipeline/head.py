@@ -53,6 +53,7 @@ from bloombee.pipeline.events import (
 )
 from bloombee.plan.card import ModelCard
 from bloombee.plan.plan import Plan, StagePlan, check_memory, split_layers
+from bloombee.plan.scratch import scratch_bytes
 from bloombee.types import Dtype, Lane, PageGroup, SequenceId, Span, WorkerId
 from bloombee.wire.messages import Assign, Group, Heartbeat, Peer, Progress, Ready, StageFailed
 
@@ -219,13 +220,31 @@ class HeadCore:
     def _pages_that_fit(self, worker: _Worker, span: Span) -> int:
         """Of the wished, how many leave room for the others' and the weights."""
         room = worker.memory_bytes - self.request.card.weight_bytes(span, self.request.dtype)
-        counts = range(1, self.request.num_pages + 1)
-        return bisect_right(counts, room, key=lambda count: self._kv_bytes(span, self._groups(count)))
+
+        def need(count: int) -> int:
+            groups = self._groups(count)
+            return self._kv_bytes(span, groups) + self._scratch_bytes(span, groups)
+
+        return bisect_right(range(1, self.request.num_pages + 1), room, key=need)
+
+    def _scratch_bytes(self, span: Span, groups: tuple[PageGroup, ...]) -> int:
+        request = self.request
+        tokens = groups[0].num_pages * request.page_size
+        return scratch_bytes(request.card, span, request.dtype, rows=request.max_rows, tokens=tokens)
 
     def _stage(self, index: int, worker: _Worker, span: Span, groups: tuple[PageGroup, ...]) -> StagePlan:
         card, dtype = self.request.card, self.request.dtype
         own = tuple(group for group in groups if group.window in card.windows(span))
-        return StagePlan(index, worker.id, worker.name, span, card.weight_bytes(span, dtype), self._kv_bytes(span, own), own)
+        return StagePlan(
+            index=index,
+            worker=worker.id,
+            name=worker.name,
+            span=span,
+            weight_bytes=card.weight_bytes(span, dtype),
+            kv_bytes=self._kv_bytes(span, own),
+            groups=own,
+            scratch_bytes=self._scratch_bytes(span, own),
+        )
 
     def _assign(self, plan: Plan, index: int) -> Send:
         stage = plan.stages[index]
@@ -239,6 +258,7 @@ class HeadCore:
             num_layers=plan.num_layers,
             model=plan.model,
             config_digest=bytes.fromhex(self.request.card.config_digest),
+            weight_digests=self.request.card.span_digests(stage.span),
             dtype=str(plan.dtype),
             groups=tuple(Group(window=group.window, num_pages=group.num_pages) for group in stage.groups),
             page_size=plan.page_size,

@@ -17,6 +17,8 @@ class ModelCard:
     Args:
         model: the name it was asked for by; what workers are told.
         config_digest: 32 hex digits, compared before anything runs.
+        weight_digests: hex, of the embedding, each layer and what comes after the layers; empty where not known, and no
+            entries at all where nothing is or nothing could differ. Workers compare them with their own copies.
         max_positions: the longest sequence it is served for; below the config's where the rotary frequencies would
             otherwise depend on the other sequences of a batch (dynamic and longrope scaling).
         dtype: of the checkpoint.
@@ -24,6 +26,9 @@ class ModelCard:
         layer_parameters: elements of each layer. embed_parameters: before the layers. tail_parameters: after them, head
             included. tied_parameters: those of the head that are the embedding's, which one stage with both holds once.
         layer_kv_elements: of one token in each layer. layer_windows: positions each layer sees; 0 for all.
+        num_heads: of queries. row_elements: of a row's activations while a layer is computed, about; 0 of what computes nothing.
+            attended_elements: of keys and values of one token in one layer, as attention takes them, the most of any layer.
+            is_latent: they are computed from what is cached (multi-head latent attention). See ``plan/scratch.py``.
         tokenizer_json: for ``tokenizers.Tokenizer.from_str``; None if the checkpoint has none.
         cleans_up: the tokenizer drops spaces before punctuation and English contractions when it decodes.
         splits_special: it takes the names of special tokens in a text for plain text.
@@ -54,6 +59,11 @@ class ModelCard:
     token_bytes: int = 0
     chat_templates: dict[str, str] = dataclasses.field(default_factory=dict)
     special_tokens: dict[str, str] = dataclasses.field(default_factory=dict)
+    weight_digests: tuple[str, ...] = ()
+    num_heads: int = 0
+    row_elements: int = 0
+    attended_elements: int = 0
+    is_latent: bool = False
 
     @property
     def num_parameters(self) -> int:
@@ -70,6 +80,11 @@ class ModelCard:
         count = sum(self.layer_parameters[span.start : span.stop])
         count += self.embed_parameters * first + self.tail_parameters * last - self.tied_parameters * (first and last)
         return count * (dtype or self.dtype).num_bytes
+
+    def span_digests(self, span: Span) -> tuple[bytes, ...]:
+        """Those that the stage of ``span`` is to have, in the order of :attr:`weight_digests`."""
+        first, last = span.start == 0, span.stop == self.num_layers
+        return tuple(bytes.fromhex(known) for known in self.weight_digests[span.start + (not first) : span.stop + 1 + last])
 
     def kv_bytes_per_token(self, span: Span, dtype: Dtype | None = None, *, window: int | None = None) -> int:
         """KV memory of one token in the layers of ``span``; only in those of ``window`` unless that is None."""

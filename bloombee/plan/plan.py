@@ -22,6 +22,8 @@ class StagePlan:
     kv_bytes: int
     groups: tuple[PageGroup, ...]
     """Those of the plan's that have layers here."""
+    scratch_bytes: int = 0
+    """What a forward may need besides."""
 
     @property
     def num_pages(self) -> int:
@@ -65,7 +67,14 @@ class Plan:
             "kv_tokens": self.num_tokens,
             "kv_groups": [{"window": g.window, "tokens": g.num_pages * self.page_size} for g in self.groups],
             "stages": [
-                {"worker": s.worker, "name": s.name, "layers": [s.span.start, s.span.stop], "weight_bytes": s.weight_bytes}
+                {
+                    "worker": s.worker,
+                    "name": s.name,
+                    "layers": [s.span.start, s.span.stop],
+                    "weight_bytes": s.weight_bytes,
+                    "kv_bytes": s.kv_bytes,
+                    "scratch_bytes": s.scratch_bytes,
+                }
                 for s in self.stages
             ],
         }
@@ -106,12 +115,12 @@ def split_layers(num_layers: int, num_stages: int, asked: Sequence[int] | None =
 
 
 def check_memory(stage: StagePlan, memory_bytes: int) -> None:
-    """Raises Infeasible unless the span's weights and KV fit ``memory_bytes``; says short by how much."""
-    need = stage.weight_bytes + stage.kv_bytes
+    """Raises Infeasible unless the span's weights, KV and scratch fit ``memory_bytes``; says short by how much."""
+    need = stage.weight_bytes + stage.kv_bytes + stage.scratch_bytes
     if need > memory_bytes:
         raise Infeasible(
             f"layers {stage.span} need {need / 1e6:.0f} MB on worker {stage.name!r} (weights {stage.weight_bytes / 1e6:.0f},"
-            f" KV {stage.kv_bytes / 1e6:.0f}) and it offers {memory_bytes / 1e6:.0f} MB:"
+            f" KV {stage.kv_bytes / 1e6:.0f}, scratch {stage.scratch_bytes / 1e6:.0f}) and it offers {memory_bytes / 1e6:.0f} MB:"
             f" short by {(need - memory_bytes) / 1e6:.0f} MB; use more workers, another split, or fewer KV tokens",
             constraint="memory",
             worker=stage.name,

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from bloombee.codec.choice import CodecMode
 from bloombee.codec.table import Table
-from bloombee.errors import BloomBeeError, DeviceError, RemoteProtocolError
+from bloombee.errors import BloomBeeError, ConfigError, DeviceError, RemoteProtocolError
 from bloombee.pace import Pace
 from bloombee.pipeline.work import Outcome, Work
 from bloombee.plan.profile import Profile
@@ -61,6 +61,8 @@ class DeviceThread:
         self._model: Any = None
         self._buffers: Any = None
         """The module engine.buffers, once something is loaded: importing it costs a worker torch."""
+        self._clock: Any = None
+        """An engine.device_clock.DeviceClock, once something is loaded."""
         self._dtype = Dtype.FLOAT32
         self._hidden_size = 0
         self.sender: Sender | None = None
@@ -161,8 +163,10 @@ class DeviceThread:
         try:
             self._model = self._build(assign, on_progress)
             from bloombee.engine import buffers
+            from bloombee.engine.device_clock import HostClock, clock_of
 
             self._buffers = buffers
+            self._clock = HostClock() if self._pace is not None else clock_of(self._model.device)
             if assign.start > 0:
                 self.receiver = Receiver(self._dtype, self._model.hidden_size)
             if assign.stop < assign.num_layers:
@@ -182,15 +186,15 @@ class DeviceThread:
         from bloombee.engine.checkpoint import resolve
         from bloombee.engine.model import SpanModel, pick_device, set_threads
 
-        if self._threads:
-            set_threads(self._threads)
+        set_threads(self._threads)
         progress = self._throttled(on_progress)
         checkpoint = resolve(self._override or assign.model, lambda: progress(0, 0))
         if checkpoint.config_digest != assign.config_digest:
-            raise DeviceError(
-                f"the checkpoint at {self._override or assign.model!r} on this machine is not the head's: its configuration"
-                " or tensors differ; copy the same files here or name them with --model",
-                model=assign.model,
+            place = checkpoint.directory or checkpoint.ref
+            raise ConfigError(
+                f"{place} holds another model than the head's: its config.json differs; copy the head's files there, or name a"
+                " directory that has them with worker --model",
+                path=str(place),
             )
         self._dtype = Dtype(assign.dtype)
         return SpanModel.load(
@@ -201,6 +205,7 @@ class DeviceThread:
             device=pick_device(self._device),
             groups=[PageGroup(group.window, group.num_pages) for group in assign.groups],
             page_size=assign.page_size,
+            weight_digests=assign.weight_digests,
             progress=progress,
         )
 
@@ -255,21 +260,30 @@ class DeviceThread:
     def _forward(self, work: Work) -> Outcome:
         hidden = self._decode(work) if work.hidden is not None else None
         start = time.monotonic_ns()
+        mark = self._clock.begin()
         result = self._model.run(work, hidden)
         if self._pace is not None:
             sleep_until(start + round(1e9 * self._pace.seconds(work.computes, work.num_rows)))
-        stop = time.monotonic_ns()
-        self._forward_ns = (start, stop)
+        self._forward_ns = (start, time.monotonic_ns())
+        self._clock.end(mark, functools.partial(self._computed, work, start))
+        if isinstance(result, list):
+            outcome = Outcome(work.number, picks=tuple(result))
+        else:
+            outcome = Outcome(work.number, hidden=self._encode(result))  # takes the rows from the device: it is done then
+        self._clock.settle()
+        return outcome
+
+    def _computed(self, work: Work, start: int, spent: int) -> None:
+        """The device has been at ``work``, which it was handed at ``start``, for ``spent`` nanoseconds."""
+        if self._forward_ns[0] == start:  # not one of before, known only now
+            self._forward_ns = (start, start + spent)
         tally = self._tallies[work.computes]
         tally[0] += 1
         tally[1] += work.num_rows
-        tally[2] += stop - start
+        tally[2] += spent
         tally[3] += work.num_rows * work.num_rows
-        tally[4] += work.num_rows * (stop - start)
+        tally[4] += work.num_rows * spent
         tally[5] += work.num_attended
-        if isinstance(result, list):
-            return Outcome(work.number, picks=tuple(result))
-        return Outcome(work.number, hidden=self._encode(result))
 
     def _decode(self, work: Work) -> Any:
         """[rows, d] of the segments' rows from the frame that came in.

@@ -8,18 +8,14 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 
-import psutil
-
 from bloombee.config import LocalWorker, RuntimeConfig, WorkerConfig
 from bloombee.errors import ConfigError
+from bloombee.machine import cores
 from bloombee.plan.card import ModelCard
 from bloombee.plan.profile import Profile
 from bloombee.plan.standin import standin_memory_bytes
 from bloombee.roles.spawner_client import SpawnerClient
 from bloombee.types import Dtype
-
-MEMORY_SHARE = 0.85
-"""Of what is free on this machine, that all local workers together may use."""
 
 
 class LocalSwarm:
@@ -80,7 +76,7 @@ class LocalSwarm:
     async def spawn(self, tokens: Sequence[str]) -> None:
         """Start every worker, each with its join token."""
         await self._spawner.ask("warm")
-        memory_bytes = self._memory_bytes()
+        memory_bytes = await self._memory_bytes()
         for place, token, name in zip(self._places, tokens, self.names, strict=True):
             config = WorkerConfig(
                 join=token,
@@ -105,13 +101,14 @@ class LocalSwarm:
         await self._spawner.close()
 
     def _threads(self) -> int:
-        return self._config.threads or max(1, (os.cpu_count() or 1) // self._config.num_stages)
+        return self._config.threads or max(1, cores().amount // self._config.num_stages)
 
-    def _memory_bytes(self) -> int:
+    async def _memory_bytes(self) -> int:
+        """What each worker may use, of the device that they share."""
         emulated = standin_memory_bytes(self._config.model)
         if emulated is not None:
             return emulated
-        return int(MEMORY_SHARE * psutil.virtual_memory().available) // self._config.num_stages
+        return int(await self._spawner.ask("memory", device=self._config.device, workers=self._config.num_stages))
 
     def _exited(self, pid: int, status: int) -> None:
         name = self._processes.pop(pid, None)

@@ -26,7 +26,7 @@ import threading
 import time
 from typing import Any, BinaryIO
 
-from bloombee.errors import BloomBeeError, ConfigError, DeviceError, to_wire
+from bloombee.errors import BloomBeeError, ConfigError, DeviceError, from_wire, to_wire
 from bloombee.roles.child import start_child
 
 LOOK_EVERY_S = 0.5
@@ -141,6 +141,27 @@ class Spawner:
             raise DeviceError(f"the profile of {model!r} could not be measured: {said.strip() or 'see stderr'}")
         return said
 
+    def _do_memory(self, device: str, workers: int) -> int:
+        """Bytes that each of ``workers`` on ``device`` may use. In a process of its own: once one has asked a GPU, no fork of
+        it can use that."""
+        readable, writable = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            with contextlib.suppress(BaseException), os.fdopen(writable, "wb") as answer:
+                answer.write(json.dumps(_offer(device, workers)).encode())
+            os._exit(0)
+        os.close(writable)
+        with os.fdopen(readable, "rb") as answer:
+            text = answer.read()
+        os.waitpid(pid, 0)
+        if not text:
+            raise DeviceError(f"the memory of {device} could not be asked for: see stderr", device=device)
+        offered, error = json.loads(text)
+        if error is not None:
+            raise from_wire(*error)
+        return int(offered)
+
     def _do_spawn(self, config: dict[str, Any]) -> int:
         readable, writable = os.pipe()
         sys.stdout.flush()
@@ -182,6 +203,19 @@ def _worker_main(config: dict[str, Any]) -> int:
         print(f"bloombee worker {config.get('name', '')}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _offer(device: str, workers: int) -> tuple[int, tuple[str, dict[str, Any]] | None]:
+    """(bytes, None), or what is wrong."""
+    from bloombee.engine.memory import offered_bytes
+    from bloombee.engine.model import pick_device
+
+    try:
+        return offered_bytes(pick_device(device), workers), None
+    except BloomBeeError as error:
+        return 0, to_wire(error)
+    except RuntimeError as error:
+        return 0, to_wire(DeviceError(f"{device}: {error}", device=device))
 
 
 def _killed_with_parent() -> None:

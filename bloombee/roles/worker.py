@@ -9,8 +9,6 @@ import socket
 import time
 from typing import Any
 
-import psutil
-
 from bloombee.address import Address, default_listen, reachable_at, read_listen
 from bloombee.config import WorkerConfig
 from bloombee.errors import (
@@ -131,6 +129,9 @@ class WorkerRole:
         """With ``told`` for others to dial."""
         config = self._config
         peer = self._head_endpoint
+        memory_bytes = config.memory_bytes
+        if memory_bytes is None:
+            memory_bytes = await asyncio.to_thread(_offered_bytes, config.device)
         join = Join(
             protocol=PROTOCOL_VERSION,
             secret=self._token.secret,
@@ -138,7 +139,7 @@ class WorkerRole:
             software=VERSION,
             endpoint=told,
             device=config.device,
-            memory_bytes=config.memory_bytes or int(0.8 * psutil.virtual_memory().available),
+            memory_bytes=memory_bytes,
             codecs=CODECS,
         )
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -348,6 +349,14 @@ class WorkerRole:
             elif silent > HEAD_SILENCE_FACTOR * self._joined.silence_s:
                 self._end(LinkDown(f"the head at {self._head_endpoint} has been silent for {silent:.1f} s"))
             await asyncio.sleep(TICK_S)
+
+
+def _offered_bytes(device: str) -> int:
+    """What this worker can hold of a model. Imports torch, which knows the device."""
+    from bloombee.engine.memory import offered_bytes
+    from bloombee.engine.model import pick_device
+
+    return offered_bytes(pick_device(device))
 
 
 def _curve(token: JoinToken) -> bool:

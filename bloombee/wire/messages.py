@@ -47,6 +47,10 @@ Path = Annotated[str, Meta(max_length=4096)]
 Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
 LinkId = Annotated[bytes, Meta(min_length=16, max_length=16)]
 """Unguessable routing id of one link; lane n of it is the id + one byte n."""
+WEIGHT_DIGEST_BYTES = 8
+"""Of each tensor of a checkpoint."""
+WeightDigests = Annotated[bytes, Meta(max_length=WEIGHT_DIGEST_BYTES << 14)]
+"""Digests of some tensors, one after the other."""
 TableKey = Annotated[bytes, Meta(min_length=4, max_length=4)]
 Text = Annotated[str, Meta(max_length=8192)]
 Facts = Annotated[dict[Name, Text | int | float | bool | None], Meta(max_length=32)]
@@ -179,6 +183,9 @@ class Assign(Message, frozen=True, tag=16):
     num_layers: U16
     model: Path
     config_digest: Annotated[bytes, Meta(min_length=16, max_length=32)]
+    weight_digests: Annotated[tuple[WeightDigests, ...], Meta(max_length=2**16)]
+    """Of the embedding on the first stage, then each layer of the span, then on the last what comes after the layers; empty
+    of what the head does not know. None at all: it knows nothing, or there is nothing to compare."""
     dtype: Name
     groups: Annotated[tuple[Group, ...], Meta(min_length=1, max_length=64)]
     """Those that have a layer in the span, of different windows."""

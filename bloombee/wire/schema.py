@@ -144,6 +144,11 @@ def _check_assign(assign: m.Assign) -> None:
             raise refuse(f"Assign.{name}", getattr(assign, name), "at least 1")
     if len({group.window for group in assign.groups}) != len(assign.groups):
         raise refuse("Assign.groups", [group.window for group in assign.groups], "of different windows")
+    homes = assign.stop - assign.start + (assign.start == 0) + (assign.stop == assign.num_layers)
+    if len(assign.weight_digests) not in (0, homes):
+        raise refuse("Assign.weight_digests", len(assign.weight_digests), f"none or {homes}")
+    if any(len(known) % m.WEIGHT_DIGEST_BYTES for known in assign.weight_digests):
+        raise refuse("Assign.weight_digests", "a part of a digest", f"multiples of {m.WEIGHT_DIGEST_BYTES} bytes")
     if assign.dtype not in _DTYPES:
         raise refuse("Assign.dtype", assign.dtype, "one of " + ", ".join(sorted(_DTYPES)))
     if assign.stage > 0 and assign.predecessor is None:

@@ -8,6 +8,9 @@ import pytest
 import torch
 from engine_kit import generate, load_chain, make_checkpoint, ragged_prompts, reference_tokens
 
+from bloombee.engine.device_clock import clock_of
+from bloombee.types import Dtype
+
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; torch sees none")]
 
 
@@ -18,3 +21,28 @@ def test_tokens_equal_transformers_on_the_cpu(family: str, tmp_path: Path) -> No
     stages = load_chain(tmp_path, (1, 3), device="cuda")
     assert all(stage.batched_decode for stage in stages)
     assert generate(stages, prompts, 16, chunk=5) == expected
+
+
+def test_decode_in_bfloat16_never_calls_cudnns_attention(tmp_path: Path) -> None:
+    """It plans anew for every number of keys; which kernels ran is in the profile of some steps of growing length."""
+    make_checkpoint("llama", tmp_path, sizes={"head_dim": 64, "hidden_size": 256, "max_position_embeddings": 256})
+    stages = load_chain(tmp_path, (), device="cuda", dtype=Dtype.BFLOAT16)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        generate(stages, ragged_prompts(), 8, chunk=5)
+    names = {event.key for event in seen.key_averages()}
+    assert any("scaled_dot_product" in name for name in names)
+    assert not [name for name in names if "cudnn" in name]
+
+
+def test_a_clock_of_events_knows_more_than_the_launches(tmp_path: Path) -> None:
+    """A product that takes the device long is launched in no time."""
+    clock, spent = clock_of(torch.device("cuda")), []
+    x = torch.randn(4096, 4096, device="cuda")
+    mark = clock.begin()
+    for _ in range(20):
+        x = (x @ x).clamp(-1, 1)
+    clock.end(mark, spent.append)
+    torch.cuda.synchronize()
+    clock.settle()
+    assert len(spent) == 1
+    assert spent[0] > 20 * 2 * 4096**3 / 2e15 * 1e9, "no GPU has two petaflops in float32"

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from engine_kit import make_checkpoint
+from safetensors.torch import load_file, save_file
 
 import bloombee
 from bloombee.config import WorkerConfig
@@ -182,6 +186,34 @@ def test_a_wrong_join_token_is_refused_with_the_reason(changes: dict[str, Any], 
         assert says in str(caught.value)
 
     asyncio.run(_with_head(use))
+
+
+def test_a_worker_with_another_model_of_the_same_shape_is_refused_by_name(tmp_path: Path) -> None:
+    """A fine-tune saved under its base's name: only the values of its weights differ."""
+    right, other = tmp_path / "right", tmp_path / "other"
+    make_checkpoint("llama", right)
+    name = "model.layers.3.mlp.up_proj.weight"
+    shutil.copytree(right, other)
+    weights = load_file(right / "model.safetensors")
+    save_file({**weights, name: weights[name] * 1.01}, other / "model.safetensors")
+
+    async def use() -> None:
+        runtime = bloombee.Runtime(str(right), remote_workers=2, dtype="float32")
+        await runtime.prepare()
+        places = zip(runtime.join_tokens, (right, other), strict=True)
+        configs = [WorkerConfig(join=token, model=str(place), name=place.name) for token, place in places]
+        workers = [asyncio.ensure_future(WorkerRole(config).serve()) for config in configs]
+        try:
+            with pytest.raises(ConfigError) as caught:
+                await asyncio.wait_for(runtime.ready(), 60)
+            assert caught.value.message.startswith(
+                f"worker 'other': the weights in {other} are not those of the head's model: {name}"
+            )
+        finally:
+            await runtime.close()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    asyncio.run(use())
 
 
 def test_a_token_lets_one_worker_in(monkeypatch: pytest.MonkeyPatch) -> None:

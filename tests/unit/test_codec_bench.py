@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.codec import entropies, raw_bits, rows_of
+from bench.codec import Codec, entropies, larger, measure, raw_bits, rows_of, sizes
+from bloombee.errors import ConfigError
 from bloombee.types import Dtype
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -36,12 +37,39 @@ def test_empty_planes_cost_nothing() -> None:
 
 
 def test_rows() -> None:
-    args = argparse.Namespace(device="cpu", isa="best", peers=False, seconds=0.001)
+    args = argparse.Namespace(device="cpu", isa="best", peers=False, seconds=0.001, larger=())
     rows = list(rows_of("x", normal(256, 128), Dtype.BFLOAT16, args))
     assert [r.message_bytes for r in rows] == [128 * 256, 512, 8192, 16384]
     assert all(r.exact and r.codec == "bloombee" for r in rows)
     assert rows[0].ratio == pytest.approx(128 * 256 / (128 * 256 / 1.49 + rows[0].table_bytes), rel=0.02)
     assert rows[1].ratio < rows[2].ratio < rows[3].ratio
+
+
+def test_larger_messages_are_made_of_the_same_rows() -> None:
+    args = argparse.Namespace(device="cpu", isa="best", peers=False, seconds=0.001, larger=(1 << 10, 1 << 20))
+    x = normal(256, 128)
+    *_, largest = rows_of("x", x, Dtype.BFLOAT16, args)
+    assert (largest.message_bytes, largest.cut_bytes) == (1 << 20, 1 << 20), "1 KiB is no larger than what there is"
+    assert largest.exact
+    assert largest.ratio == pytest.approx(1.49, rel=0.02)
+    assert {row.tobytes() for row in larger(x, 1 << 20)} <= {row.tobytes() for row in x}
+
+
+def test_a_run_takes_what_its_device_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what the host waited for it."""
+    x = normal(64, 128)
+    runs = []
+    codec = Codec("", "", lambda x: runs.append(x) or x.tobytes(), lambda message, _: message, spent=lambda run: run() and 0.002)
+    found = measure(codec, [x], 0.001)
+    assert found["encode_us"] == found["decode_us_p90"] == pytest.approx(2000)
+    assert found["encode_gb_per_s"] == pytest.approx(x.nbytes / 0.002 / 1e9)
+    assert len(runs) >= 4
+
+
+@pytest.mark.parametrize("text", ["129MiB", "many"])
+def test_messages_that_are_too_large_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        sizes(text)
 
 
 def test_programs(tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ FIRST = m.Item(1, 0, 0, bytes(8), 1, m.Opening(2, SAMPLING), None)
 FORWARD = m.Forward(0, 1, 5, 9, 0, (ITEM, FIRST))
 PEER = m.Peer(1, "tcp://h:1", bytes(32), bytes(16))
 ASSIGN = m.Assign(
-    0, 1, 1, 3, 4, 8, 12, "demo", bytes(16), "float32", (m.Group(0, 10), m.Group(512, 4)), 16, 2, 2, PEER, PEER, False
-)
+    0, 1, 1, 3, 4, 8, 12, "demo", bytes(16), (bytes(8), b"", bytes(16), b""), "float32", (m.Group(0, 10), m.Group(512, 4)),
+    16, 2, 2, PEER, PEER, False,
+)  # fmt: skip
 TIMES = m.Times(0.001, 0.0002, 0.0001, 0.0)
 PROFILED = m.Profiled(0, 1, "cpu", 2, TIMES, TIMES, TIMES, 0.1, 0.2, 1, 1, 0, None, 1e9)
 
@@ -63,6 +64,10 @@ BROKEN: list[tuple[str, Any]] = [
     ("Assign.stage", replace(ASSIGN, stage=3)),
     ("Assign.num_stages", replace(ASSIGN, num_stages=13)),
     ("Assign.groups", replace(ASSIGN, groups=(m.Group(512, 10), m.Group(512, 4)))),
+    ("Assign.weight_digests", replace(ASSIGN, weight_digests=(bytes(8),) * 3)),
+    ("Assign.weight_digests", replace(ASSIGN, start=0, weight_digests=(bytes(8),) * 8)),
+    ("Assign.weight_digests", replace(ASSIGN, stop=12, weight_digests=(bytes(8),) * 8)),
+    ("Assign.weight_digests", replace(ASSIGN, weight_digests=(bytes(9), b"", b"", b""))),
     ("Assign.page_size", replace(ASSIGN, page_size=0)),
     ("Assign.num_microbatches", replace(ASSIGN, num_microbatches=0)),
     ("Assign.dtype", replace(ASSIGN, dtype="int8")),
