@@ -100,6 +100,7 @@ def test_the_digest_tells_models_apart_and_copies_alike(tmp_path: Path) -> None:
 
 def test_an_index_cannot_point_outside_its_directory(tmp_path: Path) -> None:
     default(tmp_path, "llama")
+    (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
     with pytest.raises(ConfigError, match="weight_map"):
         _ = resolve(str(tmp_path)).files
