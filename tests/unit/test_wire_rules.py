@@ -18,12 +18,12 @@ from bloombee.wire.schema import decode_message, encode_message
 GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden" / "wire.json").read_text())
 SAMPLING = m.Sampling(0.5, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 7, -1)
 ITEM = m.Item(1, 0, 5, bytes(8), 1, None, None)
-FIRST = m.Item(1, 0, 0, bytes(8), 1, m.Opening(2, SAMPLING), None)
+FIRST = m.Item(1, 0, 0, bytes(8), 1, m.Opening(2, SAMPLING, 8, ()), None)
 FORWARD = m.Forward(0, 1, 5, 9, 0, (ITEM, FIRST))
 PEER = m.Peer(1, "tcp://h:1", bytes(32), bytes(16))
 ASSIGN = m.Assign(
     0, 1, 1, 3, 4, 8, 12, "demo", bytes(16), (bytes(8), b"", bytes(16), b""), "float32", (m.Group(0, 10), m.Group(512, 4)),
-    16, 2, 2, PEER, PEER, False,
+    16, 2, 2, PEER, PEER, False, None,
 )  # fmt: skip
 TIMES = m.Times(0.001, 0.0002, 0.0001, 0.0)
 PROFILED = m.Profiled(0, 1, "cpu", 2, TIMES, TIMES, TIMES, 0.1, 0.2, 1, 1, 0, None, 1e9)
@@ -49,7 +49,7 @@ def with_item(**fields: Any) -> m.Forward:
 
 
 def with_sampling(**fields: Any) -> m.Forward:
-    return replace(FORWARD, items=(replace(FIRST, opening=m.Opening(2, replace(SAMPLING, **fields))),))
+    return replace(FORWARD, items=(replace(FIRST, opening=m.Opening(2, replace(SAMPLING, **fields), 8, ())),))
 
 
 BROKEN: list[tuple[str, Any]] = [
@@ -84,7 +84,10 @@ BROKEN: list[tuple[str, Any]] = [
     ("Forward.items[1].position", with_item(position=2**32 - 2)),
     ("Forward.items[1].parents", with_item(parents=(0,))),
     ("Forward.items[1].parents[1]", with_item(parents=(0, 2))),
-    ("Forward.items[0].opening.num_prompt_tokens", replace(FORWARD, items=(replace(FIRST, opening=m.Opening(0, SAMPLING)),))),
+    (
+        "Forward.items[0].opening.num_prompt_tokens",
+        replace(FORWARD, items=(replace(FIRST, opening=m.Opening(0, SAMPLING, 8, ())),)),
+    ),
     ("Forward.items[0].opening.sampling.temperature", with_sampling(temperature=-0.1)),
     ("Forward.items[0].opening.sampling.top_p", with_sampling(top_p=0.0)),
     ("Forward.items[0].opening.sampling.min_p", with_sampling(min_p=1.5)),
