@@ -14,7 +14,8 @@ from bloombee.engine.checkpoint import Checkpoint, resolve
 from bloombee.engine.digest import weight_digests
 from bloombee.engine.generation import read_generation
 from bloombee.engine.probe import probe
-from bloombee.engine.skeleton import ROPE_BY_LENGTH, Skeleton, build
+from bloombee.engine.rotary import restart_at
+from bloombee.engine.skeleton import Skeleton, build
 from bloombee.engine.token_bytes import token_bytes
 from bloombee.errors import ConfigError
 from bloombee.plan.card import ModelCard
@@ -22,6 +23,9 @@ from bloombee.plan.standin import is_standin, standin_card
 from bloombee.types import Span
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "tekken.json")
+
+_STRETCHED = ("linear", "dynamic", "yarn")
+"""Rotary types that serve ``factor`` times as many positions as they were trained for."""
 
 
 def describe(model: str) -> ModelCard:
@@ -52,6 +56,7 @@ def describe(model: str) -> ModelCard:
         hidden_size=config.hidden_size,
         vocab_size=vocab_size,
         max_positions=_max_positions(config),
+        restart_at=restart_at(skeleton.model),
         dtype=checkpoint.dtype,
         eos_token_ids=generation.end_tokens,
         bos_token_id=generation.bos_token_id,
@@ -96,12 +101,15 @@ def _row_elements(skeleton: Skeleton) -> int:
 
 
 def _max_positions(config: PreTrainedConfig) -> int:
+    """As many as the config has, and more by the factor of rotary embeddings that are scaled beyond them."""
     limit = int(getattr(config, "max_position_embeddings", None) or 2**31 - 1)
     rope = getattr(config, "rope_parameters", None) or {}
+    scaled = limit
     for one in (rope, *(value for value in rope.values() if isinstance(value, dict))):
-        if one.get("rope_type") in ROPE_BY_LENGTH:
-            limit = min(limit, int(one.get("original_max_position_embeddings") or limit))
-    return limit
+        if one.get("rope_type") in _STRETCHED:
+            trained = int(one.get("original_max_position_embeddings") or limit)
+            scaled = max(scaled, int(trained * float(one.get("factor") or 1)))
+    return scaled
 
 
 def _cleans_up(tokenizer: Any) -> bool:

@@ -19,6 +19,7 @@ from bloombee.engine.digest import require_same_weights
 from bloombee.engine.packed import Watch, pack_linears
 from bloombee.engine.probe import probe
 from bloombee.engine.processors import Processors
+from bloombee.engine.rotary import lengths_of
 from bloombee.engine.sampler import SamplerRow, sample
 from bloombee.engine.skeleton import Skeleton, build, splice
 from bloombee.engine.synthetic import fill_random
@@ -222,6 +223,8 @@ class SpanModel:
     def _forward(self, step: Step, segments: Sequence[Segment], hidden: torch.Tensor | None) -> torch.Tensor | list[Pick]:
         inputs = self._inputs(step, segments, hidden)
         picked = _picked_rows(step, segments) if self.is_last else []
+        for rotary in self._skeleton.rotaries:
+            rotary.lengths = lengths_of(segments)
         token = ATTENDER.set(partial(attend, step))
         try:
             if not picked:

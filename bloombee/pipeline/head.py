@@ -54,8 +54,8 @@ from bloombee.pipeline.events import (
 )
 from bloombee.plan.card import ModelCard
 from bloombee.plan.plan import Plan, StagePlan, check_memory, split_layers
-from bloombee.plan.scratch import scratch_bytes
 from bloombee.plan.rules import LogitsRules
+from bloombee.plan.scratch import scratch_bytes
 from bloombee.types import Dtype, Lane, PageGroup, SequenceId, Span, WorkerId
 from bloombee.wire.messages import Assign, Group, Heartbeat, Peer, Progress, Ready, Rules, StageFailed, Watermark
 

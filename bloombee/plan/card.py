@@ -20,8 +20,9 @@ class ModelCard:
         config_digest: 32 hex digits, compared before anything runs.
         weight_digests: hex, of the embedding, each layer and what comes after the layers; empty where not known, and no
             entries at all where nothing is or nothing could differ. Workers compare them with their own copies.
-        max_positions: the longest sequence it is served for; below the config's where the rotary frequencies would
-            otherwise depend on the other sequences of a batch (dynamic and longrope scaling).
+        max_positions: the longest sequence it is served for.
+        restart_at: positions at which transformers computes a sequence anew, with other rotary frequencies: none may grow past
+            that after its prompt; 0: there is no such place.
         dtype: of the checkpoint.
         eos_token_ids: as configured (generation_config.json, else config.json); empty if nothing is.
         layer_parameters: elements of each layer. embed_parameters: before the layers. tail_parameters: after them, head
@@ -70,6 +71,7 @@ class ModelCard:
     defaults: Defaults = field(default_factory=Defaults)
     logits_rules: LogitsRules | None = None
     ignored: tuple[str, ...] = ()
+    restart_at: int = 0
 
     @property
     def num_parameters(self) -> int:

@@ -48,7 +48,8 @@ def _new_tokens(card: ModelCard, num_prompt_tokens: int) -> int:
     if defaults.max_new_tokens is not None:
         return defaults.max_new_tokens
     if defaults.max_length is None:
-        room = card.max_positions - num_prompt_tokens
+        is_short = num_prompt_tokens <= card.restart_at
+        room = (card.restart_at + 1 if is_short else card.max_positions) - num_prompt_tokens
         return min(DEFAULT_NEW_TOKENS, room) if card.max_positions and room > 0 else DEFAULT_NEW_TOKENS
     if num_prompt_tokens < defaults.max_length:
         return defaults.max_length - num_prompt_tokens

@@ -394,6 +394,15 @@ class HeadRole:
                 prompt_tokens=num_tokens,
                 max_positions=card.max_positions,
             )
+        if not at_least and num_tokens <= card.restart_at < total - 1:
+            raise ConfigError(
+                f"the prompt has {num_tokens} tokens and max_new_tokens = {max_new_tokens}: this model's rotary embeddings"
+                f" (longrope) change after {card.restart_at} positions, which a sequence cannot do on its way; shorten one of"
+                " them, or give a longer prompt",
+                field="max_new_tokens",
+                prompt_tokens=num_tokens,
+                max_positions=card.restart_at,
+            )
         if plan is not None and not self._has_pages(plan, total - 1):
             raise Infeasible(
                 f"prompt and max_new_tokens need {least}{total} KV tokens, a stage has {plan.num_tokens}: raise kv_tokens or"
