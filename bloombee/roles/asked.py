@@ -35,22 +35,20 @@ def ask(params: SamplingParams, card: ModelCard, num_prompt_tokens: int) -> Aske
     """
     return Asked(
         sampling=_sampling(params, card),
-        max_new_tokens=_or(params.max_new_tokens, _new_tokens(card, num_prompt_tokens)),
+        max_new_tokens=_new_tokens(params, card, num_prompt_tokens),
         end_tokens=frozenset() if params.ignore_eos else frozenset(card.eos_token_ids),
         stop=_or(params.stop, card.defaults.stop),
         max_time_s=card.defaults.max_time_s,
     )
 
 
-def _new_tokens(card: ModelCard, num_prompt_tokens: int) -> int:
-    """By the checkpoint; else some, as far as the model has positions."""
+def _new_tokens(params: SamplingParams, card: ModelCard, num_prompt_tokens: int) -> int:
     defaults = card.defaults
-    if defaults.max_new_tokens is not None:
-        return defaults.max_new_tokens
+    named = params.max_new_tokens or defaults.max_new_tokens
+    if named is not None:
+        return named
     if defaults.max_length is None:
-        is_short = num_prompt_tokens <= card.restart_at
-        room = (card.restart_at + 1 if is_short else card.max_positions) - num_prompt_tokens
-        return min(DEFAULT_NEW_TOKENS, room) if card.max_positions and room > 0 else DEFAULT_NEW_TOKENS
+        return _some_tokens(card, num_prompt_tokens)
     if num_prompt_tokens < defaults.max_length:
         return defaults.max_length - num_prompt_tokens
     raise ConfigError(
@@ -59,6 +57,13 @@ def _new_tokens(card: ModelCard, num_prompt_tokens: int) -> int:
         field="max_new_tokens",
         prompt_tokens=num_prompt_tokens,
     )
+
+
+def _some_tokens(card: ModelCard, num_prompt_tokens: int) -> int:
+    """As far as the model has positions; a prompt that leaves none is refused elsewhere."""
+    is_short = num_prompt_tokens <= card.restart_at
+    most = card.restart_at + 1 if is_short else card.max_positions
+    return min(DEFAULT_NEW_TOKENS, most - num_prompt_tokens) if num_prompt_tokens < most else DEFAULT_NEW_TOKENS
 
 
 def _sampling(params: SamplingParams, card: ModelCard) -> Sampling:

@@ -19,13 +19,16 @@ import pytest
 import torch
 from engine_kit import PAGE, VOCABULARY, ModelDevice, make_checkpoint
 from safetensors.torch import load_file, save_file
+from swarm_kit import Swarm
+from tokenizers import Tokenizer, decoders, models
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bloombee.engine.checkpoint import INDEX_FILE, SINGLE_FILE
 from bloombee.engine.describe import describe
-from bloombee.errors import BloomBeeError
+from bloombee.errors import BloomBeeError, ConfigError
 from bloombee.plan.card import ModelCard
 from bloombee.roles.asked import ask
+from bloombee.roles.text import TextCodec
 from bloombee.sim.cluster import SimCluster
 from bloombee.types import SamplingParams
 
@@ -372,3 +375,102 @@ def served(directory: Path, card: ModelCard, prompts: list[list[int]], new_token
     assert cluster.run()
     assert all(request.error is None for request in cluster.requests.values())
     return [request.tokens for request in cluster.requests.values()]
+
+
+# -- through a Runtime -------------------------------------------------------------------------
+
+CHAT = {
+    "do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "eos_token_id": END, "repetition_penalty": 1.3,
+    "suppress_tokens": [5, 6, 7], "min_new_tokens": 6, "max_length": 31, "num_beams": 4,
+}  # fmt: skip
+PROMPT = [5, 9, 33, 70]
+
+
+def letters(directory: Path) -> None:
+    """A tokenizer of one letter a token."""
+    tokenizer = Tokenizer(models.BPE(vocab={letter(token): token for token in range(VOCABULARY)}, merges=[]))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+
+
+def letter(token: int) -> str:
+    return chr(0x4E00 + token)
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained on after it had been saved in shards, with what chat models bring."""
+    directory = tmp_path_factory.mktemp("chat")
+    Case(save=SHARDS, change=partial(newer_single_file, keep_shards=True), generation=CHAT).make(directory)
+    letters(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def swarm(chat: Path) -> Iterator[Swarm]:
+    swarm = Swarm(model=str(chat), workers=2, dtype="float32", threads=1)
+    yield swarm
+    swarm.close()
+
+
+def by_transformers(directory: Path, **given: Any) -> list[int]:
+    ids = torch.tensor([PROMPT])
+    full = load(directory).generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, num_beams=1, pad_token_id=0, **given
+    )
+    return full[0, len(PROMPT) :].tolist()
+
+
+def test_a_runtime_obeys_the_directory(chat: Path, swarm: Swarm) -> None:
+    """Greedy, since nobody asks for more; as long as the directory says; with its penalty, suppressed and end tokens."""
+    answer = swarm.generate(PROMPT)
+    assert list(answer.token_ids) == by_transformers(chat)
+    assert not {5, 6, 7} & set(answer.token_ids)
+    card = swarm.runtime.card
+    assert card.ignored == ("generation_config.json: num_beams = 4 is ignored",)
+
+
+def test_what_the_caller_of_a_runtime_gives_overrides_the_directory(chat: Path, swarm: Swarm) -> None:
+    given = {"max_new_tokens": 9, "repetition_penalty": 1.0}
+    got = list(swarm.generate(PROMPT, **given).token_ids)
+    assert got == by_transformers(chat, **given)
+    assert got != list(swarm.generate(PROMPT, max_new_tokens=9).token_ids)
+    without_end = list(swarm.generate(PROMPT, max_new_tokens=40, ignore_eos=True).token_ids)
+    assert len(without_end) == 40
+
+
+def test_a_runtime_samples_with_the_directorys_filters_when_it_is_asked_to_sample(swarm: Swarm) -> None:
+    """One token is all that a top_k of 1 leaves, so the caller's word shows; the file's own 20 leave more."""
+    best = swarm.generate(PROMPT, max_new_tokens=9)
+    assert swarm.generate(PROMPT, max_new_tokens=9, temperature=1.5, seed=1, top_k=1).token_ids == best.token_ids
+    given = {"temperature": 1.5, "seed": 1, "max_new_tokens": 9}
+    same = swarm.generate(PROMPT, **given, top_k=20, top_p=0.9, repetition_penalty=1.3, min_p=0.0)
+    assert swarm.generate(PROMPT, **given).token_ids == same.token_ids != best.token_ids
+    assert swarm.generate(PROMPT, **given, top_k=0, top_p=1.0).token_ids != same.token_ids
+
+
+def test_stop_strings_of_the_directory_end_a_text_unless_the_caller_gives_others(chat: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "stops"
+    shutil.copytree(chat, directory)
+    tokens = by_transformers(chat)
+    stop = "".join(map(letter, tokens[7:9]))
+    lay(directory / "generation_config.json", {"stop_strings": stop})
+    card = describe(str(directory))
+    assert card.defaults.stop == (stop,)
+    stream = TextCodec(card.tokenizer_json).stream(ask(SamplingParams(), card, len(PROMPT)).stop)
+    assert "".join(map(stream.push, tokens)) + stream.finish() == "".join(map(letter, tokens[:7]))
+    assert ask(SamplingParams(stop=()), card, len(PROMPT)).stop == ()
+
+
+def test_a_sequence_that_would_change_its_rotary_embeddings_on_its_way_is_refused_by_name(tmp_path: Path) -> None:
+    CASES["rotary, long, of a class that starts anew"].make(tmp_path)
+    swarm = Swarm(model=str(tmp_path), workers=2, dtype="float32", threads=1)
+    try:
+        with pytest.raises(ConfigError, match=r"rotary embeddings \(longrope\) change after 40 positions"):
+            swarm.generate([1] * 30, max_new_tokens=12)
+        assert len(swarm.generate([1] * 30, max_new_tokens=11).token_ids) == 11
+        assert len(swarm.generate([1] * 41, max_new_tokens=12).token_ids) == 12
+        assert len(swarm.generate([1] * 30).token_ids) == 11
+    finally:
+        swarm.close()
