@@ -18,10 +18,10 @@ from transformers import GenerationConfig, WatermarkingConfig
 from bloombee.engine.checkpoint import Checkpoint
 from bloombee.errors import ConfigError, ModelUnsupported
 from bloombee.plan.rules import Defaults, LogitsRules, Watermark
+from bloombee.wire.messages import MAX_RULE_TOKENS
 
 FILE = "generation_config.json"
 MOST_END_TOKENS = 256
-MOST_TOKENS_IN_LISTS = 1 << 16
 LARGEST = 1e18
 """What a message carries at most; adding it to a logit is as good as adding infinity."""
 
@@ -188,9 +188,7 @@ def _logits_rules(values: _Values) -> LogitsRules:
     )
     words = [*rules.bad_words_ids, *(tokens for tokens, _ in rules.sequence_bias)]
     lists = [*words, rules.forced_eos_token_id, rules.suppress_tokens, rules.begin_suppress_tokens]
-    values.check(
-        "suppress_tokens", sum(map(len, lists)) <= MOST_TOKENS_IN_LISTS, f"at most {MOST_TOKENS_IN_LISTS} with all other lists"
-    )
+    values.check("suppress_tokens", sum(map(len, lists)) <= MAX_RULE_TOKENS, f"at most {MAX_RULE_TOKENS} with all other lists")
     return rules
 
 
@@ -242,7 +240,7 @@ class _Values:
         value = self.number(name, 0.0, -1e18, 1e18, "a number")
         return value if 0 < value < 1 else 0.0
 
-    def tokens(self, name: str, *, most: int = MOST_TOKENS_IN_LISTS, known: bool = False) -> tuple[int, ...]:
+    def tokens(self, name: str, *, most: int = MAX_RULE_TOKENS, known: bool = False) -> tuple[int, ...]:
         """One id or several; negative ones stand for none. ``known``: they must be in the vocabulary."""
         value = self.get(name, [])
         found = list(value) if isinstance(value, (list, tuple)) else [value]

@@ -269,7 +269,7 @@ class HeadCore:
             predecessor=self._peer(plan, index - 1, index - 1),
             successor=self._peer(plan, index + 1, index),
             trace=self.request.trace,
-            rules=rules_message(self.request.card.logits_rules),
+            rules=rules_message(self.request.card.logits_rules) if index == len(plan.stages) - 1 else None,
         )
         return Send(stage.worker, Lane.CONTROL, message)
 

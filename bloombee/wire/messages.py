@@ -29,8 +29,8 @@ MAX_ROWS = 1 << 16
 """Most rows (new tokens) in one frame."""
 MAX_ITEMS = 4096
 """Most sequences in one frame."""
-MAX_RULE_TOKENS = 1 << 16
-"""Most token ids in all of a checkpoint's rules together."""
+MAX_RULE_TOKENS = 1 << 15
+"""Most token ids in all of a checkpoint's rules together; so they fit a header however they are spread over its lists."""
 NO_TOKEN = 2**32 - 1
 """A pick that could not be made: no logit of the row was finite. The scheduler ends that sequence with DeviceError."""
 
@@ -234,7 +234,7 @@ class Assign(Message, frozen=True, tag=16):
     """None: this stage sends verdicts over the head's link."""
     trace: bool
     rules: Rules | None
-    """Of the checkpoint, for the logits; None where there are none."""
+    """Of the checkpoint, for the logits; None where there are none, and on all stages but the last."""
 
 
 class Progress(Message, frozen=True, tag=17):

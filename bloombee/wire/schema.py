@@ -150,6 +150,8 @@ def _check_assign(assign: m.Assign) -> None:
     if any(len(known) % m.WEIGHT_DIGEST_BYTES for known in assign.weight_digests):
         raise refuse("Assign.weight_digests", "a part of a digest", f"multiples of {m.WEIGHT_DIGEST_BYTES} bytes")
     if assign.rules is not None:
+        if assign.stage < assign.num_stages - 1:
+            raise refuse("Assign.rules", "rules", "None on all stages but the last")
         _check_rules(assign.rules)
     if assign.dtype not in _DTYPES:
         raise refuse("Assign.dtype", assign.dtype, "one of " + ", ".join(sorted(_DTYPES)))

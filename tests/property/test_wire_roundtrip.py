@@ -73,15 +73,16 @@ def assigns(draw: st.DrawFn) -> m.Assign:
     num_layers = draw(st.integers(1, 200))
     start = draw(st.integers(0, num_layers - 1))
     num_stages = draw(st.integers(1, num_layers))
+    stage = draw(st.integers(0, num_stages - 1))
     base = draw(st.builds(dict, pipeline=u32, epoch=u32, model=st.text(max_size=9)))
     return m.Assign(
-        **base, stage=draw(st.integers(0, num_stages - 1)), num_stages=num_stages, start=start,
+        **base, stage=stage, num_stages=num_stages, start=start,
         stop=draw(st.integers(start + 1, num_layers)), num_layers=num_layers, config_digest=bytes(16), weight_digests=(),
         dtype=str(draw(st.sampled_from(Dtype))), page_size=draw(st.integers(1, 2**16 - 1)), num_microbatches=1,
         groups=tuple(m.Group(window, draw(st.integers(1, 2**32 - 1))) for window in draw(st.sets(u32, min_size=1, max_size=4))),
         codec=draw(st.integers(0, 2)),
         predecessor=draw(peer), successor=draw(peer), trace=draw(st.booleans()),
-        rules=draw(st.none() | rules),
+        rules=draw(st.none() | rules) if stage == num_stages - 1 else None,
     )  # fmt: skip
 
 

@@ -141,6 +141,13 @@ def test_the_rules_of_a_file_reach_the_last_stage(tmp_path: Path) -> None:
     assert all(getattr(message, name) == getattr(RULES, name) for name in message.__struct_fields__ if name != "watermark")
 
 
+def test_as_many_tokens_as_are_allowed_fit_a_message() -> None:
+    bias = tuple(((token,), -1.5) for token in range(200_000, 200_000 + m.MAX_RULE_TOKENS))
+    message = rules_message(LogitsRules(sequence_bias=bias))
+    assign = m.Assign(0, 1, 0, 1, 0, 1, 1, "m", bytes(16), "float32", (m.Group(0, 10),), 16, 2, 2, None, None, False, message)
+    assert len(encode_message(assign)) < m.MAX_HEADER_BYTES * 0.9
+
+
 def test_lists_that_fill_a_message_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="suppress_tokens"):
         read(tmp_path, {"suppress_tokens": list(range(60_000)), "bad_words_ids": [[n % 90] for n in range(10_000)]})

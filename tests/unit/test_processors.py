@@ -79,7 +79,9 @@ def test_a_pick_is_from_the_logits_that_generate_would_pick_from(name: str, is_s
         history = rng.integers(0, 8, length)
         expected = as_generate_has_it(model, row, history, **fields, **warm, do_sample=is_sampling, repetition_penalty=1.2)
         request = ours(history, sampling)
+        before = row.copy()
         (got,) = sample(row[None], [request], processors)
+        assert (row == before).all()
         if not is_sampling:
             assert got.token == int(expected.argmax())
             continue

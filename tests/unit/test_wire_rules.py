@@ -25,6 +25,9 @@ ASSIGN = m.Assign(
     0, 1, 1, 3, 4, 8, 12, "demo", bytes(16), (bytes(8), b"", bytes(16), b""), "float32", (m.Group(0, 10), m.Group(512, 4)),
     16, 2, 2, PEER, PEER, False, None,
 )  # fmt: skip
+RULES = m.Rules((), (), 0, 0, 0, None, (), False, None, (), (), None, 1.0, 0.0, 0.0, None)
+LAST = msgspec.structs.replace(ASSIGN, stage=2)
+MANY = tuple(range(20_000))
 TIMES = m.Times(0.001, 0.0002, 0.0001, 0.0)
 PROFILED = m.Profiled(0, 1, "cpu", 2, TIMES, TIMES, TIMES, 0.1, 0.2, 1, 1, 0, None, 1e9)
 
@@ -74,6 +77,13 @@ BROKEN: list[tuple[str, Any]] = [
     ("Assign.predecessor", replace(ASSIGN, predecessor=None)),
     ("Assign.successor", replace(ASSIGN, successor=None)),
     *(("Assign.successor.endpoint", replace(ASSIGN, successor=replace(PEER, endpoint=endpoint))) for endpoint in UNDIALLABLE),
+    ("Assign.rules", replace(ASSIGN, rules=RULES)),
+    ("Assign.rules.typical_p", replace(LAST, rules=replace(RULES, typical_p=0.0))),
+    ("Assign.rules.top_h", replace(LAST, rules=replace(RULES, top_h=2.0))),
+    ("Assign.rules.epsilon_cutoff", replace(LAST, rules=replace(RULES, epsilon_cutoff=1.0))),
+    ("Assign.rules.bad_words_ids", replace(LAST, rules=replace(RULES, bad_words_ids=((),)))),
+    ("Assign.rules.suppress_tokens", replace(LAST, rules=replace(RULES, suppress_tokens=MANY, begin_suppress_tokens=MANY))),
+    ("Assign.rules.watermark", replace(LAST, rules=replace(RULES, watermark=m.Watermark(1.5, 1.0, 1, False, 1)))),
     ("Progress.loaded_bytes", m.Progress(0, 1, 5, 4)),
     ("Forward.phase", replace(FORWARD, phase=2)),
     ("Forward.items", replace(FORWARD, items=(replace(ITEM, tokens=bytes(4 * m.MAX_ROWS)), ITEM))),
