@@ -113,7 +113,7 @@ def restart_at(model: PreTrainedModel) -> int:
     config = model.config
     is_own = type(model).prepare_inputs_for_generation is not GenerationMixin.prepare_inputs_for_generation
     table = getattr(config, "rope_parameters", None) or {}
-    return int(config.original_max_position_embeddings) if is_own and table.get("rope_type") == LONG else 0
+    return int(getattr(config, "original_max_position_embeddings", 0)) if is_own and table.get("rope_type") == LONG else 0
 
 
 def _kinds(module: Any) -> dict[str | None, str]:
