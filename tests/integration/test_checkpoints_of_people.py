@@ -395,7 +395,7 @@ def letters(directory: Path) -> None:
 
 
 def letter(token: int) -> str:
-    return chr(0x4E00 + token)
+    return chr(97 + token) if token < 26 else chr(0x4E00 + token)
 
 
 @pytest.fixture(scope="module")
