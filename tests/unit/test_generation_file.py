@@ -134,7 +134,7 @@ def test_the_rules_of_a_file_reach_the_last_stage(tmp_path: Path) -> None:
     assert ModelCard.from_json(json.loads(json.dumps(card.to_json()))) == card
     message = rules_message(RULES)
     assign = m.Assign(
-        0, 1, 0, 1, 0, 1, 1, "m", bytes(16), "float32", (m.Group(0, 10),), 16, 2, 2, None, None, False, message,
+        0, 1, 0, 1, 0, 1, 1, "m", bytes(16), (), "float32", (m.Group(0, 10),), 16, 2, 2, None, None, False, message,
     )  # fmt: skip
     assert decode_message(encode_message(assign)) == assign
     assert message is not None
@@ -144,7 +144,7 @@ def test_the_rules_of_a_file_reach_the_last_stage(tmp_path: Path) -> None:
 def test_as_many_tokens_as_are_allowed_fit_a_message() -> None:
     bias = tuple(((token,), -1.5) for token in range(200_000, 200_000 + m.MAX_RULE_TOKENS))
     message = rules_message(LogitsRules(sequence_bias=bias))
-    assign = m.Assign(0, 1, 0, 1, 0, 1, 1, "m", bytes(16), "float32", (m.Group(0, 10),), 16, 2, 2, None, None, False, message)
+    assign = m.Assign(0, 1, 0, 1, 0, 1, 1, "m", bytes(16), (), "float32", (m.Group(0, 10),), 16, 2, 2, None, None, False, message)
     assert len(encode_message(assign)) < m.MAX_HEADER_BYTES * 0.9
 
 
