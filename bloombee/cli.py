@@ -51,7 +51,10 @@ SAMPLING = Options(
     SamplingParams,
     "Sampling",
     tuple(f.name for f in dataclasses.fields(SamplingParams)),
-    {"max_new_tokens": "Most tokens to generate.", "stop": "A string that ends the text and is no part of it; may be repeated."},
+    {
+        "max_new_tokens": "Most tokens to generate; by default the checkpoint's number, else 128.",
+        "stop": "A string that ends the text and is no part of it; may be repeated. By default the checkpoint's, if any.",
+    },
 )
 
 Json = Annotated[bool, Parameter(negative=(), help="Print one line of JSON on stdout and nothing else.")]

@@ -98,7 +98,7 @@ def _parameter(f: dataclasses.Field[Any], hint: Any, text: str, group: Group) ->
         help=text or f.metadata.get("help", ""),
         group=group,
         negative=None if hint is bool and default is True else (),
-        allow_leading_hyphen=hint not in (bool, int, float),
+        allow_leading_hyphen=not {bool, int, float} & {hint, *typing.get_args(hint)},
         show_default=False if default in (None, "", ()) or hint is bool else (lambda _: str(default)),
     )
     return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, parameter])

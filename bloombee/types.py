@@ -95,18 +95,22 @@ class Span:
 class SamplingParams:
     """How one request turns logits into tokens. Order: penalties, temperature, top-k, top-p, min-p, pick.
 
+    None is what the checkpoint's generation_config.json says, and where that says nothing, what is named here. Its rules for
+    logits hold besides (docs/checkpoints.md).
+
     Args:
-        max_new_tokens: 1 to 2**31 - 1.
+        max_new_tokens: 1 to 2**31 - 1; by default the checkpoint's, else 128 or as many as the model has positions for.
         temperature: >= 0; 0 is greedy (no noise, lowest id wins a tie).
-        top_k: keep the k best; 0 keeps all.
-        top_p: keep the smallest set whose probabilities reach p, in (0, 1]; 1 keeps all.
-        min_p: keep what has at least this share of the best probability, in [0, 1]; 0 keeps all.
+        top_k: keep the k best; 0 keeps all; by default the checkpoint's, else 0.
+        top_p: keep the smallest set whose probabilities reach p, in (0, 1]; by default the checkpoint's, else 1, which keeps all.
+        min_p: keep what has at least this share of the best probability, in [0, 1]; by default the checkpoint's, else 0: all.
         repetition_penalty: 0.01 to 100; divides positive, multiplies negative logits of every token seen
-            in prompt or output; 1 is off. Source: arXiv 1909.05858.
+            in prompt or output; by default the checkpoint's, else 1, which is off. Source: arXiv 1909.05858.
         presence_penalty: subtracted once from logits of tokens in the output; 0 is off.
         frequency_penalty: subtracted per occurrence in the output; 0 is off.
         seed: of the noise, an unsigned 64-bit integer; None draws one when the request is made.
-        stop: strings that end the text, without lone surrogates; not part of it. They may begin in the prompt.
+        stop: strings that end the text, without lone surrogates; not part of it. They may begin in the prompt. By default the
+            checkpoint's, else none.
         logprobs: None, or how many most likely tokens to report per position besides the picked one
             (0: the picked one only), <= 20. Of the model's own distribution: before penalties and filters.
         ignore_eos: go on past end tokens.
@@ -115,16 +119,16 @@ class SamplingParams:
         ValueError: a value outside its range; the message names the field and what is allowed.
     """
 
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = None
     temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] | None = None
     logprobs: int | None = None
     ignore_eos: bool = False
 
@@ -135,16 +139,20 @@ class SamplingParams:
             object.__setattr__(self, "stop", tuple(self.stop))
         for ok, field, allowed in (
             (
-                _whole(self.max_new_tokens) and 1 <= self.max_new_tokens < 2**31,
+                self.max_new_tokens is None or (_whole(self.max_new_tokens) and 1 <= self.max_new_tokens < 2**31),
                 "max_new_tokens",
                 "a whole number from 1 to 2**31 - 1",
             ),
             (_finite(self.temperature) and 0 <= self.temperature <= 1e4, "temperature", "a number from 0 to 10000"),
-            (_whole(self.top_k) and 0 <= self.top_k < 2**31, "top_k", "a whole number >= 0 (0: all)"),
-            (_finite(self.top_p) and 0 < self.top_p <= 1, "top_p", "a number in (0, 1] (1: all)"),
-            (_finite(self.min_p) and 0 <= self.min_p <= 1, "min_p", "a number in [0, 1] (0: all)"),
             (
-                _finite(self.repetition_penalty) and 0.01 <= self.repetition_penalty <= 100,
+                self.top_k is None or (_whole(self.top_k) and 0 <= self.top_k < 2**31),
+                "top_k",
+                "a whole number >= 0 (0: all)",
+            ),
+            (self.top_p is None or (_finite(self.top_p) and 0 < self.top_p <= 1), "top_p", "a number in (0, 1] (1: all)"),
+            (self.min_p is None or (_finite(self.min_p) and 0 <= self.min_p <= 1), "min_p", "a number in [0, 1] (0: all)"),
+            (
+                self.repetition_penalty is None or (_finite(self.repetition_penalty) and 0.01 <= self.repetition_penalty <= 100),
                 "repetition_penalty",
                 "a number from 0.01 to 100 (1: off)",
             ),
@@ -160,7 +168,7 @@ class SamplingParams:
             ),
             (self.seed is None or (_whole(self.seed) and 0 <= self.seed < 2**64), "seed", "a whole number from 0 to 2**64 - 1"),
             (
-                isinstance(self.stop, tuple) and len(self.stop) <= 16 and all(map(_is_text, self.stop)),
+                self.stop is None or (isinstance(self.stop, tuple) and len(self.stop) <= 16 and all(map(_is_text, self.stop))),
                 "stop",
                 "at most 16 non-empty strings, without lone surrogates",
             ),

@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from bloombee.engine.checkpoint import resolve
 from bloombee.engine.model import SpanModel
-from bloombee.pipeline.work import Pages, Segment, Work
+from bloombee.pipeline.work import Outcome, Pages, Segment, Work
 from bloombee.types import Dtype, PageGroup, Phase, Span
-from bloombee.wire.messages import Pick, Sampling
+from bloombee.wire.messages import Assign, Pick, Sampling
 
 GREEDY = Sampling(
     temperature=0, top_k=0, top_p=1, min_p=0, repetition_penalty=1, presence_penalty=0, frequency_penalty=0, seed=0, logprobs=-1
@@ -117,6 +117,31 @@ def load_chain(
         )
         for a, b in itertools.pairwise(edges)
     ]
+
+
+class ModelDevice:
+    """A stage's model as the device of a simulated cluster."""
+
+    def __init__(self, directory: Path | str, assign: Assign) -> None:
+        self.model = SpanModel.load(
+            resolve(str(directory)),
+            Span(assign.start, assign.stop),
+            dtype=Dtype.FLOAT32,
+            groups=[PageGroup(group.window, group.num_pages) for group in assign.groups],
+            page_size=assign.page_size,
+            rules=assign.rules,
+        )
+
+    def run(self, work: Work) -> Outcome:
+        if not work.segments:
+            return Outcome(work.number)
+        hidden = None
+        if isinstance(work.hidden, torch.Tensor):
+            hidden = torch.cat([work.hidden[start:stop] for start, stop in work.hidden_rows])
+        result = self.model.run(work, hidden)
+        if isinstance(result, list):
+            return Outcome(work.number, picks=tuple(result))
+        return Outcome(work.number, hidden=result)
 
 
 def pages_of(sequence: int, length: int) -> Pages:

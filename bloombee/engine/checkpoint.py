@@ -31,6 +31,7 @@ from bloombee.types import Dtype
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+INDEX_SUFFIX = ".safetensors.index.json"
 
 _PACKAGED = {"demo": "target", "demo:draft": "draft"}
 _RANDOM = re.compile(r"llama:(\d{1,6})x(\d{1,4})")
@@ -73,22 +74,47 @@ class Checkpoint:
         return _read_json(self.directory / name) if self.directory is not None and (self.directory / name).is_file() else {}
 
     @cached_property
+    def weights_file(self) -> str:
+        """What transformers' ``from_pretrained`` starts from: the file that config.json names, else the single file if there
+        is one, else the index. An index beside a single file counts for nothing: it is what an older save has left."""
+        assert self.directory is not None
+        named = self.raw_config.get("transformers_weights")
+        if named is not None:
+            return _inside(self.directory / "config.json", "transformers_weights", named)
+        has_index = (self.directory / INDEX_FILE).is_file()
+        if not has_index or (self.directory / SINGLE_FILE).is_file() or (self.repo is not None and self.repo.has(SINGLE_FILE)):
+            return SINGLE_FILE
+        return INDEX_FILE
+
+    @cached_property
     def index(self) -> dict[str, str] | None:
-        """Tensor name -> file name of a sharded checkpoint; None for a checkpoint in one file."""
-        if self.directory is None or not (self.directory / INDEX_FILE).is_file():
+        """Tensor name -> file name, as the index of a sharded checkpoint has it; None for a checkpoint in one file."""
+        if self.directory is None or not self.weights_file.endswith(".json"):
             return None
-        table = self.json_file(INDEX_FILE).get("weight_map")
-        if not isinstance(table, dict) or not all(isinstance(f, str) and Path(f).name == f for f in table.values()):
-            raise ConfigError(f"{self.directory / INDEX_FILE} has no sound weight_map", path=str(self.directory))
-        return table
+        path = self.directory / self.weights_file
+        table = self.json_file(self.weights_file).get("weight_map")
+        if not isinstance(table, dict) or not table:
+            raise ConfigError(f"{path} has no sound weight_map", path=str(path))
+        return {name: _inside(path, f"weight_map[{name!r}]", file) for name, file in table.items()}
 
     @cached_property
     def files(self) -> dict[str, str]:
-        """Tensor name -> file name. Reads (and of a hub checkpoint first fetches) the one file if there is no index."""
-        if self.index is not None or self.is_random:
-            return self.index or {}
-        with ShardReader(self.shard(SINGLE_FILE)) as shard:
-            return dict.fromkeys(shard.entries, SINGLE_FILE)
+        """Tensor name -> file name. Reads (and of a hub checkpoint first fetches) the one file if there is no index.
+
+        transformers takes every tensor of every shard that the index names, in the order of the shards' names, wherever the index
+        places it. So do we as far as shards are here; of others the index is believed.
+        """
+        if self.is_random:
+            return {}
+        if self.index is None:
+            with ShardReader(self.shard(self.weights_file)) as shard:
+                return dict.fromkeys(shard.entries, self.weights_file)
+        found = dict(self.index)
+        here = {file for file in set(self.index.values()) if self._path(file).is_file()}
+        for file in sorted(here):
+            with ShardReader(self._path(file)) as shard:
+                found |= {name: file for name in shard.entries if found.get(name, file) in here}
+        return found
 
     def shard(self, name: str) -> Path:
         """The local path of one file of weights; a hub checkpoint fetches it if need be.
@@ -96,13 +122,16 @@ class Checkpoint:
         Raises:
             ConfigError: it is not there, or cannot be fetched.
         """
-        assert self.directory is not None
-        path = self.directory / name
+        path = self._path(name)
         if not path.is_file() and self.repo is not None:
             path = self.repo.fetch(name)
         if not path.is_file():
             raise ConfigError(f"{self.ref}: {path} is missing", path=str(path))
         return path
+
+    def _path(self, name: str) -> Path:
+        assert self.directory is not None
+        return self.directory / name
 
     @cached_property
     def dtype(self) -> Dtype:
@@ -118,11 +147,13 @@ class Checkpoint:
             ) from None
 
     def _stored_dtype(self) -> Dtype:
-        if self.is_random or (self.index is None and self.repo is not None):
+        """Of the first file's first floating tensor, as in transformers; of a single file on the hub only once it is here."""
+        if self.is_random or (self.index is None and self.repo is not None and not self._path(self.weights_file).is_file()):
             return Dtype.FLOAT32
-        with ShardReader(self.shard(next(iter(sorted(set(self.files.values()))), SINGLE_FILE))) as shard:
+        first = min(self.index.values()) if self.index else self.weights_file
+        with ShardReader(self.shard(first)) as shard:
             kinds = [entry.dtype for entry in shard.entries.values()]
-        kind = max(set(kinds), key=kinds.count, default="F32")
+        kind = next((kind for kind in kinds if kind in _FLOATS), kinds[0] if kinds else "F32")
         if kind not in _FLOATS:
             raise ModelUnsupported(f"{self.ref}: weights of type {kind}; supported are {', '.join(_FLOATS)}", unsupported=kind)
         return _FLOATS[kind]
@@ -168,14 +199,15 @@ def resolve(model: str, on_bytes: Callable[[], None] | None = None) -> Checkpoin
     raw = _read_json(directory / "config.json")
     _refuse_foreign(model, raw)
     _check_rope(directory / "config.json", raw)
-    _require_safetensors(model, directory, repo)
-    return Checkpoint(model, _load_config(model, directory), raw, directory, repo)
+    checkpoint = Checkpoint(model, _load_config(model, directory), raw, directory, repo)
+    _require_safetensors(checkpoint)
+    return checkpoint
 
 
 def _refuse_foreign(model: str, raw: dict[str, Any]) -> None:
     """What the config alone shows to be out of reach; asked before transformers touches the file."""
     kind = raw.get("model_type")
-    if "quantization_config" in raw or "compression_config" in raw:
+    if raw.get("quantization_config") or raw.get("compression_config"):
         method = (raw.get("quantization_config") or {}).get("quant_method", "unknown")
         raise ModelUnsupported(
             f"{model}: quantised weights (quant_method {method}) are not supported", unsupported="quantization_config"
@@ -219,11 +251,24 @@ def _bad_field(path: Path, error: StrictDataclassFieldValidationError) -> Config
     return ConfigError(f"{path}: {name} = {value!r}: not of the type that this model takes there", path=str(path), field=name)
 
 
-def _require_safetensors(model: str, directory: Path, repo: hub.Repo | None) -> None:
-    if repo is None and not any((directory / name).is_file() for name in (INDEX_FILE, SINGLE_FILE)):
-        if any(directory.glob("*.bin")) or any(directory.glob("*.pth")):
-            raise ModelUnsupported(f"{model}: the weights are pickled; only safetensors are read", unsupported="pickle")
-        raise ConfigError(f"no weights in {directory}: neither {INDEX_FILE} nor {SINGLE_FILE}", model=model)
+def _require_safetensors(checkpoint: Checkpoint) -> None:
+    directory = checkpoint.directory
+    assert directory is not None
+    if checkpoint.repo is not None or (directory / checkpoint.weights_file).is_file():
+        return
+    if any(directory.glob("*.bin")) or any(directory.glob("*.pth")):
+        raise ModelUnsupported(f"{checkpoint.ref}: the weights are pickled; only safetensors are read", unsupported="pickle")
+    named = checkpoint.raw_config.get("transformers_weights")
+    looked = f"no {named}, which its config.json names" if named else f"neither {INDEX_FILE} nor {SINGLE_FILE}"
+    raise ConfigError(f"no weights in {directory}: {looked}", model=checkpoint.ref)
+
+
+def _inside(path: Path, field: str, file: object) -> str:
+    """``file``, which the JSON at ``path`` names, if it is a safetensors file or an index of some below that folder."""
+    parts = Path(file).parts if isinstance(file, str) else ()
+    if not parts or ".." in parts or Path(*parts).is_absolute() or not str(file).endswith((".safetensors", INDEX_SUFFIX)):
+        raise ConfigError(f"{path}: {field} = {file!r}: must name a safetensors file beside it", path=str(path), field=field)
+    return str(file)
 
 
 def _load_config(model: str, directory: Path) -> PreTrainedConfig:

@@ -12,8 +12,10 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from bloombee.engine.checkpoint import Checkpoint, resolve
 from bloombee.engine.digest import weight_digests
+from bloombee.engine.generation import read_generation
 from bloombee.engine.probe import probe
-from bloombee.engine.skeleton import ROPE_BY_LENGTH, Skeleton, build
+from bloombee.engine.rotary import restart_at
+from bloombee.engine.skeleton import Skeleton, build
 from bloombee.engine.token_bytes import token_bytes
 from bloombee.errors import ConfigError
 from bloombee.plan.card import ModelCard
@@ -21,6 +23,9 @@ from bloombee.plan.standin import is_standin, standin_card
 from bloombee.types import Span
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "tekken.json")
+
+_STRETCHED = ("linear", "dynamic", "yarn")
+"""Rotary types that serve ``factor`` times as many positions as they were trained for."""
 
 
 def describe(model: str) -> ModelCard:
@@ -40,6 +45,8 @@ def describe(model: str) -> ModelCard:
     counts = _count(skeleton)
     config = checkpoint.config
     tokenizer = _tokenizer(checkpoint)
+    vocab_size = skeleton.model.get_input_embeddings().weight.shape[0]
+    generation = read_generation(checkpoint, vocab_size)
     return ModelCard(
         model=model,
         config_digest=checkpoint.config_digest.hex(),
@@ -47,11 +54,12 @@ def describe(model: str) -> ModelCard:
         architecture=type(skeleton.model).__name__,
         num_layers=skeleton.num_layers,
         hidden_size=config.hidden_size,
-        vocab_size=skeleton.model.get_input_embeddings().weight.shape[0],
+        vocab_size=vocab_size,
         max_positions=_max_positions(config),
+        restart_at=restart_at(skeleton.model),
         dtype=checkpoint.dtype,
-        eos_token_ids=_token_ids(checkpoint, "eos_token_id"),
-        bos_token_id=next(iter(_token_ids(checkpoint, "bos_token_id")), None),
+        eos_token_ids=generation.end_tokens,
+        bos_token_id=generation.bos_token_id,
         layer_parameters=tuple(counts[layer] for layer in range(skeleton.num_layers)),
         embed_parameters=counts[-1],
         tail_parameters=counts[skeleton.num_layers],
@@ -68,6 +76,9 @@ def describe(model: str) -> ModelCard:
         token_bytes=token_bytes(tokenizer.backend_tokenizer) if tokenizer is not None and tokenizer.is_fast else 0,
         chat_templates=_chat_templates(tokenizer),
         special_tokens=dict(tokenizer.special_tokens_map) if tokenizer is not None else {},
+        defaults=generation.defaults,
+        logits_rules=generation.logits_rules,
+        ignored=generation.ignored,
     )
 
 
@@ -90,27 +101,15 @@ def _row_elements(skeleton: Skeleton) -> int:
 
 
 def _max_positions(config: PreTrainedConfig) -> int:
+    """As many as the config has, and more by the factor of rotary embeddings that are scaled beyond them."""
     limit = int(getattr(config, "max_position_embeddings", None) or 2**31 - 1)
     rope = getattr(config, "rope_parameters", None) or {}
+    scaled = limit
     for one in (rope, *(value for value in rope.values() if isinstance(value, dict))):
-        if one.get("rope_type") in ROPE_BY_LENGTH:
-            limit = min(limit, int(one.get("original_max_position_embeddings") or limit))
-    return limit
-
-
-def _token_ids(checkpoint: Checkpoint, key: str) -> tuple[int, ...]:
-    """``key`` as written in generation_config.json, else in config.json; a class's default does not count.
-
-    Raises:
-        ConfigError: neither a token id nor a list of them; names the file and the key.
-    """
-    places = {"generation_config.json": checkpoint.json_file("generation_config.json"), "config.json": checkpoint.raw_config}
-    file, value = next(((name, place[key]) for name, place in places.items() if place.get(key) is not None), ("", []))
-    found = value if isinstance(value, list) else [value]
-    if not all(type(token) is int for token in found):
-        path = checkpoint.directory / file if checkpoint.directory else file
-        raise ConfigError(f"{path}: {key} = {value!r}: must be a token id or a list of them", path=str(path), field=key)
-    return tuple(found)
+        if one.get("rope_type") in _STRETCHED:
+            trained = int(one.get("original_max_position_embeddings") or limit)
+            scaled = max(scaled, int(trained * float(one.get("factor") or 1)))
+    return scaled
 
 
 def _cleans_up(tokenizer: Any) -> bool:

@@ -15,6 +15,8 @@ from huggingface_hub.utils import tqdm
 from bloombee.errors import ConfigError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_UNREACHABLE = (OSError, ValueError, HfHubHTTPError.__bases__[0])
+"""With the base of all errors of the HTTP library that the hub's client uses, whichever it is."""
 SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 """Config, index, tokenizer, chat template: everything about a model but its weights."""
 
@@ -47,6 +49,17 @@ class Repo:
             return Path(huggingface_hub.hf_hub_download(self.id, name, revision=self.directory.name, tqdm_class=bar))
         except (OSError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
             raise ConfigError(f"{self.id}: cannot fetch {name}: {_first_line(error)}", model=self.id, path=name) from error
+
+    def has(self, name: str) -> bool:
+        """Whether this revision has file ``name``. Without an answer from the hub or its cache: no."""
+        revision = self.directory.name
+        known = huggingface_hub.try_to_load_from_cache(self.id, name, revision=revision)
+        if known is not None:
+            return isinstance(known, str)
+        try:
+            return bool(huggingface_hub.file_exists(self.id, name, revision=revision))
+        except _UNREACHABLE:
+            return False
 
 
 def _bar(on_bytes: Callable[[], None]) -> type[tqdm[Any]]:

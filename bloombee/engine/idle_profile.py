@@ -110,7 +110,7 @@ def _pass_s(model: SpanModel, layers: int, phase: Phase, rows: int, context: int
         segments = [
             Segment(
                 row, 0, context, token, int(row < picks), _everywhere(model, row * pages, pages),
-                full.GREEDY if picks else None, 1,
+                full.GREEDY if picks else None, 1, token * (context + 1),
             )
             for row in range(rows)
         ]  # fmt: skip

@@ -18,6 +18,8 @@ from bloombee.engine.checkpoint import Checkpoint
 from bloombee.engine.digest import require_same_weights
 from bloombee.engine.packed import Watch, pack_linears
 from bloombee.engine.probe import probe
+from bloombee.engine.processors import Processors
+from bloombee.engine.rotary import lengths_of
 from bloombee.engine.sampler import SamplerRow, sample
 from bloombee.engine.skeleton import Skeleton, build, splice
 from bloombee.engine.synthetic import fill_random
@@ -27,7 +29,7 @@ from bloombee.machine import cores
 from bloombee.pipeline.work import Segment, Work
 from bloombee.plan.scratch import LOGITS
 from bloombee.types import Dtype, PageGroup, Span
-from bloombee.wire.messages import NO_TOKEN, Pick
+from bloombee.wire.messages import NO_TOKEN, Pick, Rules
 
 
 def pick_device(name: str) -> str:
@@ -73,6 +75,7 @@ class SpanModel:
         self.weight_bytes = self.layer_bytes = self.disk_bytes = self.requested_bytes = 0
         self.batched_decode = kv.device.type != "cpu"
         self._skeleton = skeleton
+        self._processors: Processors | None = None
         self._arrived: torch.Tensor | None = None
 
     @classmethod
@@ -88,6 +91,7 @@ class SpanModel:
         page_size: int,
         weight_digests: Sequence[bytes] = (),
         progress: LoadProgress | None = None,
+        rules: Rules | None = None,
     ) -> SpanModel:
         """Build the stage of ``span`` and read its weights, and no others.
 
@@ -97,6 +101,7 @@ class SpanModel:
             groups, page_size: of the KV memory; see :class:`~bloombee.engine.cache.SlotCache`.
             progress: called with (loaded bytes, total bytes) while weights are read, and then packed.
             weight_digests: what the span's tensors must be: see :func:`~bloombee.engine.digest.require_same_weights`.
+            rules: of the checkpoint for logits, which a last stage obeys.
 
         Raises:
             ModelUnsupported: the family cannot be split.
@@ -118,6 +123,7 @@ class SpanModel:
         try:
             kv = SlotCache(layers, groups, page_size, TORCH_DTYPES[dtype], torch.device(device))
             model = cls(skeleton, span, dtype, kv)
+            model._processors = Processors(rules, model.vocab_size) if rules is not None and model.is_last else None
             model._fill(checkpoint, weight_digests, progress)
             if model.device.type == "cpu":
                 total = model.disk_bytes
@@ -217,6 +223,8 @@ class SpanModel:
     def _forward(self, step: Step, segments: Sequence[Segment], hidden: torch.Tensor | None) -> torch.Tensor | list[Pick]:
         inputs = self._inputs(step, segments, hidden)
         picked = _picked_rows(step, segments) if self.is_last else []
+        for rotary in self._skeleton.rotaries:
+            rotary.lengths = lengths_of(segments)
         token = ATTENDER.set(partial(attend, step))
         try:
             if not picked:
@@ -224,11 +232,11 @@ class SpanModel:
                 return [] if self.is_last else rows
             size = max(1, LOGITS // self.vocab_size)
             if len(picked) <= size:
-                return _sample(self._logits(inputs, picked), picked)
+                return _sample(self._logits(inputs, picked), picked, self._processors)
             given = _Given(self._skeleton.base(**inputs))
             with self._replaced_base(given):
                 parts = [picked[start : start + size] for start in range(0, len(picked), size)]
-                return [pick for part in parts for pick in _sample(self._logits(inputs, part), part)]
+                return [pick for part in parts for pick in _sample(self._logits(inputs, part), part, self._processors)]
         finally:
             ATTENDER.reset(token)
             self._arrived = None
@@ -299,23 +307,22 @@ def _picked_rows(step: Step, segments: Sequence[Segment]) -> list[_Picked]:
     return found
 
 
-def _sample(logits: np.ndarray[Any, np.dtype[np.float32]], picked: list[_Picked]) -> list[Pick]:
+def _sample(logits: np.ndarray[Any, np.dtype[np.float32]], picked: list[_Picked], processors: Processors | None) -> list[Pick]:
     rows = [
         SamplerRow(
             sampling=one.segment.sampling,
             position=one.position,
             history=np.frombuffer(one.segment.history, dtype="<u4")[: one.position],
             num_prompt_tokens=one.segment.num_prompt_tokens,
+            max_new_tokens=one.segment.max_new_tokens,
+            end_tokens=one.segment.end_tokens,
         )
         for one in picked
         if one.segment.sampling is not None
     ]
-    sampled = sample(logits, rows)
-    # The sampler never picks -inf or NaN while there is anything else, so one look a row is enough.
-    sound = np.isfinite(logits[np.arange(len(rows)), [got.token for got in sampled]]).tolist()
     return [
         Pick(one.segment.sequence, one.segment.generation, one.position, got.token, got.logprob, got.top)
-        if is_sound
+        if got.is_finite
         else Pick(one.segment.sequence, one.segment.generation, one.position, NO_TOKEN, None, ())
-        for one, got, is_sound in zip(picked, sampled, sound, strict=True)
+        for one, got in zip(picked, sample(logits, rows, processors), strict=True)
     ]

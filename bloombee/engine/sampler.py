@@ -1,6 +1,6 @@
-"""From the last stage's logits to tokens: penalties here, all else in the native kernel.
+"""From the last stage's logits to tokens: penalties here, a checkpoint's rules in ``processors.py``, the rest in the kernel.
 
-One rule for every request: penalties, temperature, top-k, top-p, min-p, then the survivor with the largest
+One rule for every request: rules and penalties, temperature, top-k, top-p, min-p, then the survivor with the largest
 logit / temperature + Gumbel noise, the noise being a function of (seed, position, token id) alone. So a token
 does not depend on what else is in the batch, nor on how the model is cut. docs/adr/0002 has why.
 """
@@ -8,13 +8,14 @@ does not depend on what else is in the batch, nor on how the model is cut. docs/
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bloombee import _native
+from bloombee.engine.processors import Processors
 from bloombee.wire.messages import Sampling
 
 F32 = NDArray[np.float32]
@@ -32,12 +33,15 @@ class SamplerRow:
         position: absolute position that the new token takes.
         history: [num_tokens] little-endian uint32, all tokens so far, as bytes or an array; may be empty without penalties.
         num_prompt_tokens: ``history`` before this index is prompt, from it on output.
+        max_new_tokens, end_tokens: of the request, for rules that speak of them.
     """
 
     sampling: Sampling
     position: int
     history: bytes | NDArray[np.uint32] = b""
     num_prompt_tokens: int = 0
+    max_new_tokens: int = 0
+    end_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +52,23 @@ class Sampled:
         token: id.
         logprob: of ``token``; None if none were asked for.
         top: (id, logprob) of the most likely tokens, best first (lower id first on a tie); as many as asked for.
+        is_finite: what it was picked from has a number for it; False only where nothing has.
     """
 
     token: int
     logprob: float | None
     top: tuple[tuple[int, float], ...]
+    is_finite: bool = True
 
 
-def sample(logits: F32, requests: Sequence[SamplerRow]) -> list[Sampled]:
+def sample(logits: F32, requests: Sequence[SamplerRow], processors: Processors | None = None) -> list[Sampled]:
     """Pick one token per row.
 
     Args:
         logits: [b, v] float32, C-contiguous, 1 <= v <= 2^23; not written. NaN counts as -inf, +inf as the largest
             float; a row of nothing but -inf and NaN gives token 0.
         requests: b rows.
+        processors: of the checkpoint's rules, if it has any.
 
     Returns:
         b results, each a function of its own row and request only: the same in any batch, on any machine.
@@ -76,16 +83,43 @@ def sample(logits: F32, requests: Sequence[SamplerRow]) -> list[Sampled]:
     if len(logits) != len(requests):
         raise ValueError(f"{len(logits)} rows of logits for {len(requests)} requests")
     tokens = np.empty(len(requests), np.uint32)
-    if any(_has_penalty(request.sampling) for request in requests):
-        for i, request in enumerate(requests):
-            row = penalised(logits[i], request) if _has_penalty(request.sampling) else logits[i]
-            _native.sample_rows(row[None], tokens[i : i + 1], **_columns([request]))
+    if processors is not None or any(_has_penalty(request.sampling) for request in requests):
+        is_finite = [_sample_one(logits[i], request, tokens[i : i + 1], processors) for i, request in enumerate(requests)]
     else:
         _native.sample_rows(logits, tokens, **_columns(requests))
+        # The kernel never picks -inf or NaN while there is anything else, so one look a row is enough.
+        is_finite = np.isfinite(logits[np.arange(len(requests)), tokens]).tolist()
     return [
-        _report(row, token, request.sampling.logprobs)
-        for row, token, request in zip(logits, tokens.tolist(), requests, strict=True)
+        _report(row, token, request.sampling.logprobs, is_sound)
+        for row, token, request, is_sound in zip(logits, tokens.tolist(), requests, is_finite, strict=True)
     ]
+
+
+def _sample_one(row: F32, request: SamplerRow, out: NDArray[np.uint32], processors: Processors | None) -> bool:
+    """The token of one row into ``out`` [1]; whether its logit is finite."""
+    if processors is not None:
+        row, request = _ruled(row, request, processors)
+    elif _has_penalty(request.sampling):
+        row = penalised(row, request)
+    _native.sample_rows(row[None], out, **_columns([request]))
+    return bool(np.isfinite(row[out[0]]))
+
+
+def _ruled(row: F32, request: SamplerRow, processors: Processors) -> tuple[F32, SamplerRow]:
+    """The row after rules and penalties, and what is left to do to it."""
+    history = np.frombuffer(request.history, "<u4").astype(np.int64)
+    row = processors.biased(row, history)
+    if _has_penalty(request.sampling):
+        row = penalised(row, request)
+    row = processors.constrained(
+        row,
+        history,
+        num_prompt_tokens=request.num_prompt_tokens,
+        max_new_tokens=request.max_new_tokens,
+        end_tokens=request.end_tokens,
+    )
+    row, sampling = processors.warped(row, history, request.sampling)
+    return row, replace(request, sampling=sampling)
 
 
 def penalised(row: F32, request: SamplerRow) -> F32:
@@ -127,13 +161,13 @@ def _columns(requests: Sequence[SamplerRow]) -> dict[str, NDArray[Any]]:
     }
 
 
-def _report(row: F32, token: int, logprobs: int) -> Sampled:
+def _report(row: F32, token: int, logprobs: int, is_finite: bool) -> Sampled:
     if logprobs < 0:
-        return Sampled(token, None, ())
+        return Sampled(token, None, (), is_finite)
     ids = np.empty(logprobs + 1, np.uint32)
     ids[0] = token
     ids = ids[: 1 + _native.top_tokens(row, ids[1:])]
     values = np.empty(len(ids), np.float64)
     _native.log_softmax(row, ids, values)
     own, *others = np.maximum(values, LEAST_LOGPROB).tolist()
-    return Sampled(token, own, tuple(zip(ids[1:].tolist(), others, strict=True)))
+    return Sampled(token, own, tuple(zip(ids[1:].tolist(), others, strict=True)), is_finite)

@@ -33,6 +33,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from bloombee.engine.attention import ATTENTION
 from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.checkpoint import Checkpoint
+from bloombee.engine.rotary import RotaryByLength, install
 from bloombee.errors import ConfigError, ModelUnsupported
 from bloombee.types import Dtype, Span
 
@@ -42,8 +43,6 @@ LAYER_INPUTS = {
 }  # fmt: skip
 """What a decoder layer may take: its input, the step's positions, our cache, and switches."""
 ATTENTION_KINDS = {"full_attention", "sliding_attention"}
-ROPE_BY_LENGTH = ("dynamic", "longrope")
-"""Rotary types whose frequencies depend on the longest sequence of a batch, once past the trained length."""
 
 _BUILDING = threading.Lock()
 """``no_init_weights`` patches torch for the whole process: of two that overlap, the later would put the patch back for good."""
@@ -61,6 +60,7 @@ class Skeleton:
         cache_argument: how the base model's forward calls its cache.
         meta: every parameter and persistent buffer of the whole model by name, tied names included.
         parameters: where each of them hangs; stays true when the model is spliced, as modules are moved, not copied.
+        rotaries: those that must be told the lengths of a forward's sequences; most models have none.
     """
 
     model: PreTrainedModel
@@ -73,6 +73,7 @@ class Skeleton:
     num_layers: int
     meta: dict[str, torch.Tensor]
     parameters: dict[str, tuple[nn.Module, str]]
+    rotaries: tuple[RotaryByLength, ...]
 
     def home(self, name: str) -> int:
         """Where a parameter lives: its layer's number, -1 before the layers, ``num_layers`` after (norm, head)."""
@@ -170,6 +171,7 @@ def _dissect(ref: str, model: PreTrainedModel, plan: dict[str, Any]) -> Skeleton
         num_layers=len(layers),
         meta=meta,
         parameters={name: _locate(model, name) for name in meta},
+        rotaries=install(base),
     )
 
 

@@ -60,7 +60,8 @@ def units_of(skeleton: Skeleton, names: Iterable[str]) -> dict[str, Unit]:
     """Match every tensor name of a checkpoint with the whole model.
 
     Returns:
-        First target -> unit. Names that match nothing (buffers of older versions, other heads) are left out.
+        First target -> unit; of several names for one target the first in natural order counts. Names that match nothing
+        (buffers of older versions, other heads) are left out.
     """
     mapping = get_model_conversion_mapping(skeleton.model)
     renamings = [rule for rule in mapping if isinstance(rule, WeightRenaming)]
@@ -72,11 +73,11 @@ def units_of(skeleton: Skeleton, names: Iterable[str]) -> dict[str, Unit]:
     for name in sorted(names, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters, prefix, state)
         if target not in state and name in state:
-            target, pattern = name, None
+            target, pattern = rename_source_key(name, [], [], prefix, state)
         if target not in state:
             continue
         if pattern is None:
-            units[target] = Unit((target,), {name: [name]})
+            units.setdefault(target, Unit((target,), {name: [name]}))
             continue
         rule = by_pattern[pattern]
         if target not in units:

@@ -91,6 +91,8 @@ class Open(Struct, frozen=True, gc=False):
     """Whose request it is; turns are shared out fairly between clients."""
     priority: int = 0
     """Higher goes first."""
+    max_time_s: float | None = None
+    """After which it gets no more tokens; None: whenever."""
 
 
 class Cancel(Struct, frozen=True, gc=False):
@@ -205,6 +207,7 @@ class Submit(Struct, frozen=True, gc=False):
     now: float
     client: str = ""
     priority: int = 0
+    max_time_s: float | None = None
 
 
 class CancelRequest(Struct, frozen=True, gc=False):

@@ -8,6 +8,7 @@ Requests may be submitted at any time; they wait in the scheduler.
 
 from __future__ import annotations
 
+import dataclasses
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
@@ -53,9 +54,10 @@ from bloombee.pipeline.events import (
 )
 from bloombee.plan.card import ModelCard
 from bloombee.plan.plan import Plan, StagePlan, check_memory, split_layers
+from bloombee.plan.rules import LogitsRules
 from bloombee.plan.scratch import scratch_bytes
 from bloombee.types import Dtype, Lane, PageGroup, SequenceId, Span, WorkerId
-from bloombee.wire.messages import Assign, Group, Heartbeat, Peer, Progress, Ready, StageFailed
+from bloombee.wire.messages import Assign, Group, Heartbeat, Peer, Progress, Ready, Rules, StageFailed, Watermark
 
 PIPELINE = 1
 Event = WorkerJoined | WorkerSaid | WorkerGone | Submit | CancelRequest | SchedulerSaid | Tick
@@ -267,6 +269,7 @@ class HeadCore:
             predecessor=self._peer(plan, index - 1, index - 1),
             successor=self._peer(plan, index + 1, index),
             trace=self.request.trace,
+            rules=rules_message(self.request.card.logits_rules) if index == len(plan.stages) - 1 else None,
         )
         return Send(stage.worker, Lane.CONTROL, message)
 
@@ -372,6 +375,7 @@ class HeadCore:
             event.now,
             event.client,
             event.priority,
+            event.max_time_s,
         )
         return [TellScheduler(opened)]
 
@@ -395,3 +399,12 @@ class HeadCore:
 
     def _forget(self, sequence: SequenceId) -> None:
         del self._requests[self._sequences.pop(sequence)]
+
+
+def rules_message(rules: LogitsRules | None) -> Rules | None:
+    """``rules`` as a stage is told them."""
+    if rules is None:
+        return None
+    mark = rules.watermark
+    fields = {f.name: getattr(rules, f.name) for f in dataclasses.fields(rules)}
+    return Rules(**{**fields, "watermark": None if mark is None else Watermark(**dataclasses.asdict(mark))})

@@ -74,6 +74,8 @@ class _Sequence:
     end_tokens: frozenset[int]
     client: str
     priority: int
+    late_at: float
+    """From then on it gets no more tokens."""
     num_pages: tuple[int, ...] = ()
     """Kept free for it on every stage, one a group."""
     num_sent: int = 0
@@ -87,6 +89,11 @@ class _Sequence:
     @property
     def num_output(self) -> int:
         return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def opening(self) -> Opening:
+        ends = tuple(sorted(self.end_tokens))
+        return Opening(self.num_prompt_tokens, self.sampling, self.max_new_tokens, ends)
 
     @property
     def in_prefill(self) -> bool:
@@ -234,6 +241,7 @@ class SchedulerCore:
             end_tokens=event.end_tokens,
             client=event.client,
             priority=event.priority,
+            late_at=math.inf if event.max_time_s is None else event.now + event.max_time_s,
         )
         self._waiting.push(sequence)
         self._is_shared = self._is_shared or bool(event.client)
@@ -458,14 +466,13 @@ class SchedulerCore:
     def _item(self, sequence: _Sequence, count: int) -> Item:
         start = sequence.num_sent
         sequence.num_sent += count
-        opening = Opening(num_prompt_tokens=sequence.num_prompt_tokens, sampling=sequence.sampling) if start == 0 else None
         return Item(
             sequence=sequence.id,
             generation=sequence.generation,
             position=start,
             tokens=bytes(sequence.tokens[4 * start : 4 * sequence.num_sent]),
             num_picks=0 if sequence.in_prefill else 1,
-            opening=opening,
+            opening=sequence.opening if start == 0 else None,
             parents=None,
         )
 
@@ -550,7 +557,7 @@ class SchedulerCore:
         finish = None
         if pick.token in sequence.end_tokens:
             finish = FinishReason.STOP
-        elif sequence.num_output >= sequence.max_new_tokens:
+        elif sequence.num_output >= sequence.max_new_tokens or now > sequence.late_at:
             finish = FinishReason.LENGTH
         told: list[Command] = [TellHead(Emitted(pick, finish))]
         if finish is None:

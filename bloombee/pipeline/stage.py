@@ -285,7 +285,7 @@ class StageCore:
         sources = [table.place(item.position, stop) for table in held.tables]
         sampling = held.opening.sampling if self.is_last else None
         history = b""
-        if sampling is not None and _has_penalty(held.opening):
+        if sampling is not None and (self.assign.rules is not None or _has_penalty(held.opening)):
             del held.tokens[4 * item.position :]
             held.tokens += item.tokens
             history = bytes(held.tokens)
@@ -299,6 +299,8 @@ class StageCore:
             sampling=sampling,
             num_prompt_tokens=held.opening.num_prompt_tokens,
             history=history,
+            max_new_tokens=held.opening.max_new_tokens,
+            end_tokens=held.opening.end_tokens,
         )
 
     # -- the device ------------------------------------------------------------------------

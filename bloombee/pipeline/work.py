@@ -39,7 +39,8 @@ class Segment(Struct, frozen=True, gc=False):
         sampling: of the request; None on all but the last stage.
         num_prompt_tokens: history before this index is prompt, from it on output.
         history: [position + num_rows] little-endian uint32, all token ids so far, this segment's rows included;
-            empty unless the request has a penalty.
+            empty unless the request has a penalty or the checkpoint rules.
+        max_new_tokens, end_tokens: of the request.
     """
 
     sequence: SequenceId
@@ -51,6 +52,8 @@ class Segment(Struct, frozen=True, gc=False):
     sampling: Sampling | None = None
     num_prompt_tokens: int = 0
     history: bytes = b""
+    max_new_tokens: int = 0
+    end_tokens: tuple[int, ...] = ()
 
     @property
     def num_rows(self) -> int:

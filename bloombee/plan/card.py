@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from bloombee.plan.rules import Defaults, LogitsRules, Watermark
 from bloombee.types import Dtype, Span
 
 
@@ -19,8 +20,9 @@ class ModelCard:
         config_digest: 32 hex digits, compared before anything runs.
         weight_digests: hex, of the embedding, each layer and what comes after the layers; empty where not known, and no
             entries at all where nothing is or nothing could differ. Workers compare them with their own copies.
-        max_positions: the longest sequence it is served for; below the config's where the rotary frequencies would
-            otherwise depend on the other sequences of a batch (dynamic and longrope scaling).
+        max_positions: the longest sequence it is served for.
+        restart_at: positions at which transformers computes a sequence anew, with other rotary frequencies: none may grow past
+            that after its prompt; 0: there is no such place.
         dtype: of the checkpoint.
         eos_token_ids: as configured (generation_config.json, else config.json); empty if nothing is.
         layer_parameters: elements of each layer. embed_parameters: before the layers. tail_parameters: after them, head
@@ -35,6 +37,8 @@ class ModelCard:
         token_bytes: most bytes of text that one token covers; 0 where no bound is known (``engine/token_bytes.py``).
         chat_templates: jinja sources by name, as transformers reads them; a checkpoint's only one is ``default``.
         special_tokens: what chat templates know of the tokenizer: ``bos_token`` and such.
+        defaults, logits_rules: of its generation_config.json; None: no rules, and nothing is done to logits.
+        ignored: what that file asks for and does not get, one sentence each.
     """
 
     model: str
@@ -64,6 +68,10 @@ class ModelCard:
     row_elements: int = 0
     attended_elements: int = 0
     is_latent: bool = False
+    defaults: Defaults = field(default_factory=Defaults)
+    logits_rules: LogitsRules | None = None
+    ignored: tuple[str, ...] = ()
+    restart_at: int = 0
 
     @property
     def num_parameters(self) -> int:
@@ -103,6 +111,17 @@ class ModelCard:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelCard:
         """Inverse of :meth:`to_json`, also after a round through JSON text."""
-        plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        plain: dict[str, Any] = _frozen(data)
         plain["dtype"] = Dtype(data["dtype"])
+        plain["defaults"] = Defaults(**plain["defaults"])
+        if (rules := plain["logits_rules"]) is not None:
+            mark = rules["watermark"]
+            plain["logits_rules"] = LogitsRules(**{**rules, "watermark": mark and Watermark(**mark)})
         return cls(**plain)
+
+
+def _frozen(value: Any) -> Any:
+    """JSON's lists as tuples, at any depth."""
+    if isinstance(value, dict):
+        return {key: _frozen(item) for key, item in value.items()}
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value

@@ -207,6 +207,7 @@ class DeviceThread:
             page_size=assign.page_size,
             weight_digests=assign.weight_digests,
             progress=progress,
+            rules=assign.rules,
         )
 
     def _throttled(self, on_progress: Callable[[int, int], None]) -> Callable[[int, int], None]:

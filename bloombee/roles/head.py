@@ -64,6 +64,7 @@ from bloombee.plan.meter import LinkFacts
 from bloombee.plan.plan import Plan, StagePlan, split_layers
 from bloombee.plan.profile import Profile
 from bloombee.plan.topology import LOCAL, Device, Link, Topology
+from bloombee.roles.asked import ask
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.local_swarm import LocalSwarm
 from bloombee.roles.profiles import from_message
@@ -105,7 +106,6 @@ from bloombee.wire.messages import (
     Measured,
     Profiled,
     Refused,
-    Sampling,
     Tally,
     Verdict,
 )
@@ -213,6 +213,8 @@ class HeadRole:
         """
         self.card = await self._local.describe()
         card = self.card
+        for ignored in card.ignored:
+            log.warning("%s: %s", card.model, ignored)
         self.text = TextCodec(card.tokenizer_json, cleans_up=card.cleans_up, splits_special=card.splits_special)
         self._prompts = Prompts(card, self.text)
         request = self._plan_request()
@@ -293,11 +295,20 @@ class HeadRole:
 
     def _begin(self, number: int, prompt: PromptIds, params: SamplingParams, sink: Sink, client: str, priority: int) -> None:
         self._check_length(params, len(prompt.ids), False)
-        self._requests.add(number, sink, self.text.stream(params.stop, prompt.ids))
-        ends = frozenset() if params.ignore_eos else frozenset(self.card.eos_token_ids)
-        now = time.monotonic()
-        sampling, length = _sampling(params), params.max_new_tokens
-        self._do(self._core.handle(Submit(number, prompt.packed, sampling, length, ends, now, client, priority)))
+        asked = ask(params, self.card, len(prompt.ids))
+        self._requests.add(number, sink, self.text.stream(asked.stop, prompt.ids))
+        event = Submit(
+            number,
+            prompt.packed,
+            asked.sampling,
+            asked.max_new_tokens,
+            asked.end_tokens,
+            time.monotonic(),
+            client,
+            priority,
+            asked.max_time_s,
+        )
+        self._do(self._core.handle(event))
 
     def cancel(self, number: int) -> None:
         """End a request and free its KV on every stage; nothing more goes to its sink."""
@@ -372,15 +383,25 @@ class HeadRole:
         if not num_tokens:
             raise ConfigError("the prompt is empty: give text, token ids or chat messages", field="prompt")
         card, plan = self.card, self.plan
-        total = num_tokens + params.max_new_tokens
+        max_new_tokens = ask(params, card, num_tokens).max_new_tokens
+        total = num_tokens + max_new_tokens
         least = "at least " * at_least
         if card.max_positions and total > card.max_positions:
             raise ConfigError(
-                f"the prompt has {least}{num_tokens} tokens and max_new_tokens = {params.max_new_tokens}:"
+                f"the prompt has {least}{num_tokens} tokens and max_new_tokens = {max_new_tokens}:"
                 f" {least}{total} positions, but the model has {card.max_positions}; shorten one of them",
                 field="max_new_tokens",
                 prompt_tokens=num_tokens,
                 max_positions=card.max_positions,
+            )
+        if not at_least and num_tokens <= card.restart_at < total - 1:
+            raise ConfigError(
+                f"the prompt has {num_tokens} tokens and max_new_tokens = {max_new_tokens}: this model's rotary embeddings"
+                f" (longrope) change after {card.restart_at} positions, which a sequence cannot do on its way; shorten one of"
+                " them, or give a longer prompt",
+                field="max_new_tokens",
+                prompt_tokens=num_tokens,
+                max_positions=card.restart_at,
             )
         if plan is not None and not self._has_pages(plan, total - 1):
             raise Infeasible(
@@ -728,18 +749,3 @@ def _told(config: RuntimeConfig, bound: Address) -> tuple[str, ...]:
         return tuple(str(read_told(endpoint)) for endpoint in endpoints)
     except ValueError as error:
         raise ConfigError(f"listen = {config.listen!r}: {error}, with --advertise", field="listen") from None
-
-
-def _sampling(params: SamplingParams) -> Sampling:
-    seed = params.seed if params.seed is not None else int.from_bytes(secrets.token_bytes(8), "little")
-    return Sampling(
-        temperature=float(params.temperature),
-        top_k=params.top_k,
-        top_p=float(params.top_p),
-        min_p=float(params.min_p),
-        repetition_penalty=float(params.repetition_penalty),
-        presence_penalty=float(params.presence_penalty),
-        frequency_penalty=float(params.frequency_penalty),
-        seed=seed,
-        logprobs=-1 if params.logprobs is None else params.logprobs,
-    )

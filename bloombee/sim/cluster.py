@@ -182,15 +182,26 @@ class SimCluster:
 
     # -- for tests and benchmarks ----------------------------------------------------------
 
-    def submit(self, prompt: list[int], *, max_new_tokens: int, seed: int = 0, at: float = 0.0, client: str = "") -> int:
-        """A request at virtual time ``at``; its number."""
+    def submit(
+        self,
+        prompt: list[int],
+        *,
+        max_new_tokens: int,
+        seed: int = 0,
+        at: float = 0.0,
+        client: str = "",
+        sampling: Sampling | None = None,
+        end_tokens: frozenset[int] = frozenset(),
+        max_time_s: float | None = None,
+    ) -> int:
+        """A request at virtual time ``at``; its number. ``sampling``: instead of a greedy one of ``seed``."""
         number = len(self.requests)
         self.requests[number] = SimRequest(prompt, seed, max_new_tokens, submitted_at=at)
-        sampling = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, seed, -1)
+        sampling = sampling or Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, seed, -1)
         packed = b"".join(token.to_bytes(4, "little") for token in prompt)
 
         def act() -> None:
-            event = Submit(number, packed, sampling, max_new_tokens, frozenset(), self.clock.now, client)
+            event = Submit(number, packed, sampling, max_new_tokens, end_tokens, self.clock.now, client, max_time_s=max_time_s)
             self._do_head(self.head.handle(event))
 
         self.clock.call_at(at, act)

@@ -29,6 +29,8 @@ MAX_ROWS = 1 << 16
 """Most rows (new tokens) in one frame."""
 MAX_ITEMS = 4096
 """Most sequences in one frame."""
+MAX_RULE_TOKENS = 1 << 15
+"""Most token ids in all of a checkpoint's rules together; so they fit a header however they are spread over its lists."""
 NO_TOKEN = 2**32 - 1
 """A pick that could not be made: no logit of the row was finite. The scheduler ends that sequence with DeviceError."""
 
@@ -51,6 +53,7 @@ WEIGHT_DIGEST_BYTES = 8
 """Of each tensor of a checkpoint."""
 WeightDigests = Annotated[bytes, Meta(max_length=WEIGHT_DIGEST_BYTES << 14)]
 """Digests of some tensors, one after the other."""
+TokenIds = Annotated[tuple[U32, ...], Meta(max_length=MAX_RULE_TOKENS)]
 TableKey = Annotated[bytes, Meta(min_length=4, max_length=4)]
 Text = Annotated[str, Meta(max_length=8192)]
 Facts = Annotated[dict[Name, Text | int | float | bool | None], Meta(max_length=32)]
@@ -171,6 +174,37 @@ class Group(Part, frozen=True):
     num_pages: Annotated[int, Meta(ge=1, le=2**32 - 1)]
 
 
+class Watermark(Part, frozen=True):
+    """Of Rules: a bias on part of the vocabulary, which part being a hash of the last tokens."""
+
+    greenlist_ratio: Real
+    bias: Real
+    hashing_key: U63
+    is_selfhash: bool
+    context_width: Annotated[int, Meta(ge=1, le=2**16 - 1)]
+
+
+class Rules(Part, frozen=True):
+    """What the last stage does to all logits, by the checkpoint's generation_config.json; see plan.rules.LogitsRules."""
+
+    sequence_bias: Annotated[tuple[tuple[TokenIds, Real], ...], Meta(max_length=MAX_RULE_TOKENS)]
+    bad_words_ids: Annotated[tuple[TokenIds, ...], Meta(max_length=MAX_RULE_TOKENS)]
+    no_repeat_ngram_size: U32
+    min_length: U32
+    min_new_tokens: U32
+    forced_bos_token_id: U32 | None
+    forced_eos_token_id: TokenIds
+    remove_invalid_values: bool
+    exponential_decay_length_penalty: tuple[U32, Real] | None
+    suppress_tokens: TokenIds
+    begin_suppress_tokens: TokenIds
+    top_h: Real | None
+    typical_p: Real
+    epsilon_cutoff: Real
+    eta_cutoff: Real
+    watermark: Watermark | None
+
+
 class Assign(Message, frozen=True, tag=16):
     """Become stage ``stage`` of ``pipeline`` in plan ``epoch``."""
 
@@ -199,6 +233,8 @@ class Assign(Message, frozen=True, tag=16):
     successor: Peer | None
     """None: this stage sends verdicts over the head's link."""
     trace: bool
+    rules: Rules | None
+    """Of the checkpoint, for the logits; None where there are none, and on all stages but the last."""
 
 
 class Progress(Message, frozen=True, tag=17):
@@ -340,6 +376,9 @@ class Opening(Part, frozen=True):
 
     num_prompt_tokens: U32
     sampling: Sampling
+    max_new_tokens: U32
+    end_tokens: Annotated[tuple[U32, ...], Meta(max_length=256)]
+    """Of this request; the scheduler ends the sequence, the checkpoint's rules may forbid or prefer them."""
 
 
 class Item(Part, frozen=True):

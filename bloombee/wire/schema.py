@@ -149,6 +149,10 @@ def _check_assign(assign: m.Assign) -> None:
         raise refuse("Assign.weight_digests", len(assign.weight_digests), f"none or {homes}")
     if any(len(known) % m.WEIGHT_DIGEST_BYTES for known in assign.weight_digests):
         raise refuse("Assign.weight_digests", "a part of a digest", f"multiples of {m.WEIGHT_DIGEST_BYTES} bytes")
+    if assign.rules is not None:
+        if assign.stage < assign.num_stages - 1:
+            raise refuse("Assign.rules", "rules", "None on all stages but the last")
+        _check_rules(assign.rules)
     if assign.dtype not in _DTYPES:
         raise refuse("Assign.dtype", assign.dtype, "one of " + ", ".join(sorted(_DTYPES)))
     if assign.stage > 0 and assign.predecessor is None:
@@ -158,6 +162,24 @@ def _check_assign(assign: m.Assign) -> None:
     for name, peer in (("predecessor", assign.predecessor), ("successor", assign.successor)):
         if peer is not None:
             _check_endpoint(f"Assign.{name}.endpoint", peer.endpoint)
+
+
+def _check_rules(rules: m.Rules) -> None:
+    """The ranges of plan.rules.LogitsRules, and that all lists together are of bounded length."""
+    sequences = [*rules.bad_words_ids, *(tokens for tokens, _ in rules.sequence_bias)]
+    lists = [*sequences, rules.forced_eos_token_id, rules.suppress_tokens, rules.begin_suppress_tokens]
+    mark = rules.watermark
+    for ok, name, allowed in (
+        (sum(map(len, lists)) <= m.MAX_RULE_TOKENS, "suppress_tokens", f"at most {m.MAX_RULE_TOKENS} with all other lists"),
+        (all(map(len, sequences)), "bad_words_ids", "and sequence_bias of one token or more each"),
+        (rules.top_h is None or 0 < rules.top_h <= 1, "top_h", "in (0, 1]"),
+        (0 < rules.typical_p <= 1, "typical_p", "in (0, 1]"),
+        (0 <= rules.epsilon_cutoff < 1, "epsilon_cutoff", "in [0, 1)"),
+        (0 <= rules.eta_cutoff < 1, "eta_cutoff", "in [0, 1)"),
+        (mark is None or 0 <= mark.greenlist_ratio <= 1, "watermark", "of a greenlist_ratio in [0, 1]"),
+    ):
+        if not ok:
+            raise refuse(f"Assign.rules.{name}", getattr(rules, name), allowed)
 
 
 def _check_progress(progress: m.Progress) -> None:

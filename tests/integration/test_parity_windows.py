@@ -11,16 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_kit import PAGE, VOCABULARY, make_checkpoint, reference_tokens
+from engine_kit import PAGE, VOCABULARY, ModelDevice, make_checkpoint, reference_tokens
 
-from bloombee.engine.checkpoint import resolve
 from bloombee.engine.describe import describe
-from bloombee.engine.model import SpanModel
 from bloombee.kv.pool import WINDOW_SHARE, most_pages
 from bloombee.pipeline.work import Outcome, Work
 from bloombee.sim.cluster import SimCluster
 from bloombee.sim.network import Faults
-from bloombee.types import Dtype, PageGroup, Span
+from bloombee.types import PageGroup
 from bloombee.wire.messages import Assign
 
 WINDOW, ROWS, NEW_TOKENS = 6, 16, 100
@@ -36,33 +34,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-class _Device:
-    """A stage's model in place of digests; takes note of the pages that the works name."""
+class _Device(ModelDevice):
+    """Takes note of the pages that the works name."""
 
     def __init__(self, directory: Path, assign: Assign) -> None:
-        self.groups = [PageGroup(group.window, group.num_pages) for group in assign.groups]
-        self.model = SpanModel.load(
-            resolve(str(directory)),
-            Span(assign.start, assign.stop),
-            dtype=Dtype.FLOAT32,
-            groups=self.groups,
-            page_size=assign.page_size,
-        )
-        self.most = [0] * len(self.groups)
+        super().__init__(directory, assign)
+        self.most = [0] * len(assign.groups)
         """Pages that one sequence held at most, by group."""
+        self.groups = [PageGroup(group.window, group.num_pages) for group in assign.groups]
 
     def run(self, work: Work) -> Outcome:
-        if not work.segments:
-            return Outcome(work.number)
         for segment in work.segments:
             self.most = [max(most, len(pages.ids)) for most, pages in zip(self.most, segment.pages, strict=True)]
-        hidden = None
-        if isinstance(work.hidden, torch.Tensor):
-            hidden = torch.cat([work.hidden[start:stop] for start, stop in work.hidden_rows])
-        result = self.model.run(work, hidden)
-        if isinstance(result, list):
-            return Outcome(work.number, picks=tuple(result))
-        return Outcome(work.number, hidden=result)
+        return super().run(work)
 
 
 @pytest.mark.parametrize("family", ["gemma3_text", "gpt_oss", "mistral", "qwen2"])

@@ -22,7 +22,9 @@ from bloombee.engine.checkpoint import resolve
 from bloombee.engine.idle_profile import idle_profile
 from bloombee.engine.model import SpanModel
 from bloombee.errors import ConfigError
+from bloombee.pipeline.head import rules_message
 from bloombee.plan.profile import Profile
+from bloombee.plan.rules import LogitsRules, Watermark
 from bloombee.roles.worker import WorkerRole
 from bloombee.types import Dtype, PageGroup, Phase, Span
 
@@ -141,6 +143,15 @@ def test_a_span_is_measured_pass_by_pass_and_left_as_it_was(cache: Path, monkeyp
     assert list(idle_profile(model, "digest", "cpu")) == [dataclasses.replace(found, points=found.points, memory_bytes=ANY)]
     small = SpanModel.load(resolve("demo"), Span(0, 1), dtype=Dtype.FLOAT32, groups=[PageGroup(0, 1)], page_size=8)
     assert list(idle_profile(small, "another", "cpu")) == [None]
+
+
+def test_a_last_stage_is_measured_with_the_rules_of_its_checkpoint() -> None:
+    """They are part of what a token costs there; those that look back find the tokens that a pass pretends to have."""
+    rules = LogitsRules(no_repeat_ngram_size=3, bad_words_ids=((1, 1),), watermark=Watermark(0.25, 2.0, 15485863, False, 2))
+    model = SpanModel.load(
+        resolve("demo"), Span(7, 8), dtype=Dtype.FLOAT32, groups=[PageGroup(0, 64)], page_size=16, rules=rules_message(rules)
+    )
+    assert idle._pass_s(model, 1, Phase.DECODE, rows=3, context=5, picks=3) > 0
 
 
 def test_doctor_prints_points_and_fit(cache: Path) -> None:

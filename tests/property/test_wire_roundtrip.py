@@ -47,13 +47,22 @@ sampling = st.builds(
     m.Sampling, st.floats(0, 1e4), u32, st.floats(1e-6, 1), st.floats(0, 1), st.floats(1e-3, 1e4),
     st.floats(-1e4, 1e4), st.floats(-1e4, 1e4), st.integers(0, 2**64 - 1), st.integers(-1, 20),
 )  # fmt: skip
+token_ids = st.lists(u32, max_size=4).map(tuple)
+some_ids = st.lists(u32, min_size=1, max_size=4).map(tuple)
+real, share = st.floats(-1e18, 1e18), st.floats(0, 0.99)
+watermark = st.builds(m.Watermark, share, real, u63, st.booleans(), st.integers(1, 2**16 - 1))
+rules = st.builds(
+    m.Rules, st.lists(st.tuples(some_ids, real), max_size=3).map(tuple), st.lists(some_ids, max_size=3).map(tuple), u32, u32, u32,
+    st.none() | u32, token_ids, st.booleans(), st.none() | st.tuples(u32, real), token_ids, token_ids,
+    st.none() | st.floats(0.01, 1), st.floats(0.01, 1), share, share, st.none() | watermark,
+)  # fmt: skip
 
 
 @st.composite
 def items(draw: st.DrawFn) -> m.Item:
     rows = draw(st.integers(1, 6))
     position = draw(st.one_of(st.just(0), st.integers(1, 2**32 - 1 - rows)))
-    opening = m.Opening(draw(st.integers(1, 2**32 - 1)), draw(sampling)) if position == 0 else None
+    opening = m.Opening(draw(st.integers(1, 2**32 - 1)), draw(sampling), draw(u32), draw(token_ids)) if position == 0 else None
     parents = draw(st.one_of(st.none(), st.tuples(*(st.integers(0, row) for row in range(rows)))))
     tokens = draw(st.binary(min_size=4 * rows, max_size=4 * rows))
     return m.Item(draw(u63), draw(u32), position, tokens, draw(st.integers(0, rows)), opening, parents)
@@ -64,14 +73,16 @@ def assigns(draw: st.DrawFn) -> m.Assign:
     num_layers = draw(st.integers(1, 200))
     start = draw(st.integers(0, num_layers - 1))
     num_stages = draw(st.integers(1, num_layers))
+    stage = draw(st.integers(0, num_stages - 1))
     base = draw(st.builds(dict, pipeline=u32, epoch=u32, model=st.text(max_size=9)))
     return m.Assign(
-        **base, stage=draw(st.integers(0, num_stages - 1)), num_stages=num_stages, start=start,
+        **base, stage=stage, num_stages=num_stages, start=start,
         stop=draw(st.integers(start + 1, num_layers)), num_layers=num_layers, config_digest=bytes(16), weight_digests=(),
         dtype=str(draw(st.sampled_from(Dtype))), page_size=draw(st.integers(1, 2**16 - 1)), num_microbatches=1,
         groups=tuple(m.Group(window, draw(st.integers(1, 2**32 - 1))) for window in draw(st.sets(u32, min_size=1, max_size=4))),
         codec=draw(st.integers(0, 2)),
         predecessor=draw(peer), successor=draw(peer), trace=draw(st.booleans()),
+        rules=draw(st.none() | rules) if stage == num_stages - 1 else None,
     )  # fmt: skip
 
 

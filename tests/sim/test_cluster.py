@@ -187,3 +187,15 @@ def test_a_long_prefill_inflates_decode_by_less_than_a_tenth() -> None:
     assert p99[1] <= 1.1 * p99[0]
     wire_s = 4096 * 2048 * 8 / 20e6
     assert seconds <= 1.3 * wire_s
+
+
+def test_a_request_of_limited_time_gets_no_more_tokens_after_it() -> None:
+    cluster = SimCluster(seed=1, num_stages=2)
+    for max_time_s in (0.1, 1e6, None):
+        cluster.submit([1, 2, 3], max_new_tokens=200, max_time_s=max_time_s)
+    assert cluster.run()
+    late, *others = cluster.requests.values()
+    assert late.finish is FinishReason.LENGTH
+    assert 1 < len(late.tokens) < 200
+    assert late.token_times[-2] <= late.submitted_at + 0.1 < late.token_times[-1]
+    assert [len(request.tokens) for request in others] == [200, 200]

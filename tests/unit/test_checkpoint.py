@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from engine_kit import make_checkpoint
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
-from bloombee.engine.checkpoint import resolve
+from bloombee.engine.checkpoint import Checkpoint, resolve
 from bloombee.engine.describe import describe
+from bloombee.engine.hub import Repo
 from bloombee.errors import ConfigError, ModelUnsupported
 from bloombee.plan.card import ModelCard
 from bloombee.roles.chat import ChatTemplate
@@ -100,6 +102,7 @@ def test_the_digest_tells_models_apart_and_copies_alike(tmp_path: Path) -> None:
 
 def test_an_index_cannot_point_outside_its_directory(tmp_path: Path) -> None:
     default(tmp_path, "llama")
+    (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
     with pytest.raises(ConfigError, match="weight_map"):
         _ = resolve(str(tmp_path)).files
@@ -152,7 +155,17 @@ def test_windows_and_lengths_of_a_card(tmp_path: Path) -> None:
         tmp_path, "phi3", **small, num_key_value_heads=4, pad_token_id=0, max_position_embeddings=512,
         original_max_position_embeddings=128, rope_parameters={**rope, "original_max_position_embeddings": 128},
     )  # fmt: skip
-    assert describe(long).max_positions == 128, "past it, frequencies would depend on the rest of the batch"
+    assert (describe(long).max_positions, describe(long).restart_at) == (512, 128)
+    small = {**small, "max_position_embeddings": 512}
+    for rope, positions in (
+        ({"rope_type": "linear", "factor": 4.0}, 2048),
+        ({"rope_type": "dynamic", "factor": 2.0}, 1024),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, 1024),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128}, 512),
+        ({"rope_type": "default"}, 512),
+    ):
+        stretched = describe(default(tmp_path, "llama", **small, rope_parameters={**rope, "rope_theta": 1e4}))
+        assert (stretched.max_positions, stretched.restart_at) == (positions, 0), rope
 
 
 def test_a_card_has_the_chat_templates_wherever_the_checkpoint_keeps_them(tmp_path: Path) -> None:
@@ -199,3 +212,40 @@ def test_end_tokens_of_another_type_are_named_with_their_file(tmp_path: Path) ->
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": "<end>"}')
     with pytest.raises(ConfigError, match=r"generation_config\.json: eos_token_id = '<end>': must be a token id"):
         describe(name)
+
+
+@pytest.mark.parametrize(
+    ("known", "answer", "file"),
+    [
+        (None, True, "model.safetensors"),
+        (None, False, "model.safetensors.index.json"),
+        (None, OSError("no network"), "model.safetensors.index.json"),
+        (object(), True, "model.safetensors.index.json"),
+        ("/cache/model.safetensors", False, "model.safetensors"),
+    ],
+    ids=["on the hub", "not on the hub", "no answer", "known to be absent", "in the cache"],
+)
+def test_a_hub_repository_with_an_index_is_asked_for_a_single_file(
+    known: object, answer: object, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from_pretrained asks; ``known`` is what the hub's cache says, None being nothing."""
+
+    def exists(*_: object, **__: object) -> object:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    make_checkpoint("llama", tmp_path, max_shard_size="20KB")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: known)
+    monkeypatch.setattr(huggingface_hub, "file_exists", exists)
+    local = resolve(str(tmp_path))
+    assert Checkpoint("a/b", local.config, local.raw_config, tmp_path, Repo("a/b", tmp_path)).weights_file == file
+
+
+def test_a_config_that_names_no_file_of_weights_beside_it_is_refused(tmp_path: Path) -> None:
+    for name in ("../model.safetensors", "/etc/model.safetensors", "model.bin", 3):
+        with pytest.raises(ConfigError, match="transformers_weights"):
+            resolve(default(tmp_path, "llama", transformers_weights=name))
+    with pytest.raises(ConfigError, match=r"no mine\.safetensors, which its config\.json names"):
+        resolve(default(tmp_path, "llama", transformers_weights="mine.safetensors"))
+    assert resolve(default(tmp_path, "llama", quantization_config=None)).weights_file == "model.safetensors"

@@ -269,6 +269,12 @@ def test_a_failure_in_the_middle(
     assert fake.made[0].closed
 
 
+@pytest.mark.parametrize("option", ["--top-k", "--max-new-tokens", "--repetition-penalty", "--seed"])
+def test_a_number_that_is_missing_is_not_the_next_option(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--prompt", "x", option, "--json"]) == 2
+    assert "requires an argument" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("how", ["option", "environment"])
 def test_debug_shows_the_traceback(
     how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fake: type[FakeRuntime]

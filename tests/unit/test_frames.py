@@ -12,7 +12,7 @@ SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
 
 
 def _make(sequence: int = 1, position: int = 0, rows: int = 1):
-    item = Item(sequence, 0, position, bytes(4 * rows), 1, Opening(rows, SAMPLING) if position == 0 else None, None)
+    item = Item(sequence, 0, position, bytes(4 * rows), 1, Opening(rows, SAMPLING, 8, ()) if position == 0 else None, None)
 
     def make(number: int) -> Send:
         return Send(0, Lane.CONTROL, Forward(1, 1, number, number, 0, (item,)))

@@ -46,6 +46,7 @@ def _core(
         num_stages,
         "m",
         bytes(16),
+        (),
         "float32",
         tuple(Group(window, num_pages) for window in windows),
         4,
@@ -54,13 +55,14 @@ def _core(
         None,
         None,
         False,
+        None,
     )
     return StageCore(assign, resend_after_s=1.0)
 
 
 def _item(sequence: int, position: int, rows: int, *, generation: int = 0, picks: int = 1, first_token: int = 0) -> Item:
     tokens = b"".join((first_token + position + i).to_bytes(4, "little") for i in range(rows))
-    return Item(sequence, generation, position, tokens, picks, Opening(rows, SAMPLING) if position == 0 else None, None)
+    return Item(sequence, generation, position, tokens, picks, Opening(rows, SAMPLING, 8, ()) if position == 0 else None, None)
 
 
 def _forward(frame: int, *items: Item, phase: Phase = Phase.DECODE, epoch: int = 1) -> StageReceived:
@@ -288,7 +290,7 @@ def _prompt(frame: int, sequence: int, position: int, rows: int, *, of: int) -> 
     """Rows of a prompt of ``of`` tokens, of which no token is sampled."""
     item = _item(sequence, position, rows, picks=0)
     if item.opening is not None:
-        item = msgspec.structs.replace(item, opening=Opening(of, SAMPLING))
+        item = msgspec.structs.replace(item, opening=Opening(of, SAMPLING, 8, ()))
     return _forward(frame, item, phase=Phase.PREFILL)
 
 
@@ -343,7 +345,7 @@ def test_decode_without_end_does_not_starve_a_prompt() -> None:
     [
         _forward(4, _item(7, 0, 1)),
         _forward(0, _item(7, 0, 1), _item(7, 1, 1)),
-        _forward(0, Item(7, 0, 0, bytes(4), 1, Opening(1, SAMPLING), (0,))),
+        _forward(0, Item(7, 0, 0, bytes(4), 1, Opening(1, SAMPLING, 8, ()), (0,))),
         StageReceived(Ack(1, 1, 0, 3, (), 9, 0), 0.0),
         StageReceived(Verdict(1, 1, 0, 0, ()), 0.0),
     ],

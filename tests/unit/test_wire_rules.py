@@ -18,13 +18,16 @@ from bloombee.wire.schema import decode_message, encode_message
 GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden" / "wire.json").read_text())
 SAMPLING = m.Sampling(0.5, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 7, -1)
 ITEM = m.Item(1, 0, 5, bytes(8), 1, None, None)
-FIRST = m.Item(1, 0, 0, bytes(8), 1, m.Opening(2, SAMPLING), None)
+FIRST = m.Item(1, 0, 0, bytes(8), 1, m.Opening(2, SAMPLING, 8, ()), None)
 FORWARD = m.Forward(0, 1, 5, 9, 0, (ITEM, FIRST))
 PEER = m.Peer(1, "tcp://h:1", bytes(32), bytes(16))
 ASSIGN = m.Assign(
     0, 1, 1, 3, 4, 8, 12, "demo", bytes(16), (bytes(8), b"", bytes(16), b""), "float32", (m.Group(0, 10), m.Group(512, 4)),
-    16, 2, 2, PEER, PEER, False,
+    16, 2, 2, PEER, PEER, False, None,
 )  # fmt: skip
+RULES = m.Rules((), (), 0, 0, 0, None, (), False, None, (), (), None, 1.0, 0.0, 0.0, None)
+LAST = msgspec.structs.replace(ASSIGN, stage=2)
+MANY = tuple(range(20_000))
 TIMES = m.Times(0.001, 0.0002, 0.0001, 0.0)
 PROFILED = m.Profiled(0, 1, "cpu", 2, TIMES, TIMES, TIMES, 0.1, 0.2, 1, 1, 0, None, 1e9)
 
@@ -49,7 +52,7 @@ def with_item(**fields: Any) -> m.Forward:
 
 
 def with_sampling(**fields: Any) -> m.Forward:
-    return replace(FORWARD, items=(replace(FIRST, opening=m.Opening(2, replace(SAMPLING, **fields))),))
+    return replace(FORWARD, items=(replace(FIRST, opening=m.Opening(2, replace(SAMPLING, **fields), 8, ())),))
 
 
 BROKEN: list[tuple[str, Any]] = [
@@ -74,6 +77,13 @@ BROKEN: list[tuple[str, Any]] = [
     ("Assign.predecessor", replace(ASSIGN, predecessor=None)),
     ("Assign.successor", replace(ASSIGN, successor=None)),
     *(("Assign.successor.endpoint", replace(ASSIGN, successor=replace(PEER, endpoint=endpoint))) for endpoint in UNDIALLABLE),
+    ("Assign.rules", replace(ASSIGN, rules=RULES)),
+    ("Assign.rules.typical_p", replace(LAST, rules=replace(RULES, typical_p=0.0))),
+    ("Assign.rules.top_h", replace(LAST, rules=replace(RULES, top_h=2.0))),
+    ("Assign.rules.epsilon_cutoff", replace(LAST, rules=replace(RULES, epsilon_cutoff=1.0))),
+    ("Assign.rules.bad_words_ids", replace(LAST, rules=replace(RULES, bad_words_ids=((),)))),
+    ("Assign.rules.suppress_tokens", replace(LAST, rules=replace(RULES, suppress_tokens=MANY, begin_suppress_tokens=MANY))),
+    ("Assign.rules.watermark", replace(LAST, rules=replace(RULES, watermark=m.Watermark(1.5, 1.0, 1, False, 1)))),
     ("Progress.loaded_bytes", m.Progress(0, 1, 5, 4)),
     ("Forward.phase", replace(FORWARD, phase=2)),
     ("Forward.items", replace(FORWARD, items=(replace(ITEM, tokens=bytes(4 * m.MAX_ROWS)), ITEM))),
@@ -84,7 +94,10 @@ BROKEN: list[tuple[str, Any]] = [
     ("Forward.items[1].position", with_item(position=2**32 - 2)),
     ("Forward.items[1].parents", with_item(parents=(0,))),
     ("Forward.items[1].parents[1]", with_item(parents=(0, 2))),
-    ("Forward.items[0].opening.num_prompt_tokens", replace(FORWARD, items=(replace(FIRST, opening=m.Opening(0, SAMPLING)),))),
+    (
+        "Forward.items[0].opening.num_prompt_tokens",
+        replace(FORWARD, items=(replace(FIRST, opening=m.Opening(0, SAMPLING, 8, ())),)),
+    ),
     ("Forward.items[0].opening.sampling.temperature", with_sampling(temperature=-0.1)),
     ("Forward.items[0].opening.sampling.top_p", with_sampling(top_p=0.0)),
     ("Forward.items[0].opening.sampling.min_p", with_sampling(min_p=1.5)),
