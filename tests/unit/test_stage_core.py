@@ -46,6 +46,7 @@ def _core(
         num_stages,
         "m",
         bytes(16),
+        (),
         "float32",
         tuple(Group(window, num_pages) for window in windows),
         4,
