@@ -68,7 +68,9 @@ class RuntimeConfig:
     max_waiting: int = option(1024, "Most requests that may be open or waiting at once; one more is refused.")
     heartbeat_s: float = option(0.5, "Seconds between heartbeats.")
     silence_s: float = option(3.0, "Seconds without a word after which a peer counts as gone.")
-    step_deadline_s: float = option(60.0, "Seconds that one step through all stages may take.")
+    step_deadline_s: float = option(
+        600.0, "Seconds without a sign of life that a step may take, until steps have shown how long they take."
+    )
     load_deadline_s: float = option(600.0, "Seconds without progress after which a worker that loads counts as stuck.")
     curve: bool = option(True, "Encrypt and authenticate every connection.")
     threads: int | None = option(None, "Compute threads of each worker started here; default: the cores shared out.")

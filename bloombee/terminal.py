@@ -158,11 +158,19 @@ class Loading:
         elif self._phases.get(progress.worker) != progress.phase:
             self._phases[progress.worker] = progress.phase
             what = "in memory" if progress.phase == "ready" else "to read"
+            waits = f"; waiting for {_count(progress.num_missing, 'worker')}" if progress.num_missing else ""
             size = f", {progress.total_bytes / 1e6:.1f} MB {what}" if progress.total_bytes else ""
             with contextlib.suppress(OSError, ValueError):
-                print(f"{_label(progress)}: {progress.phase}{size}", file=self._out, flush=True)
+                print(f"{_label(progress)}: {progress.phase}{size}{waits}", file=self._out, flush=True)
 
     def _draw(self, bars: Progress, progress: LoadProgress) -> None:
+        if progress.phase == "left":
+            if progress.worker in self._tasks:
+                bars.remove_task(self._tasks.pop(progress.worker))
+            bars.console.print(
+                f"{_label(progress)} left; waiting for {_count(progress.num_missing, 'worker')}", markup=False, highlight=False
+            )
+            return
         if progress.worker not in self._tasks:
             self._tasks[progress.worker] = bars.add_task(_label(progress), total=None, phase="")
         bars.update(
@@ -182,6 +190,10 @@ def _bars(out: IO[str]) -> Progress:
     bars = Progress(name, BarColumn(), DownloadColumn(), phase, console=Console(file=out), transient=True)
     bars.start()
     return bars
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _label(progress: LoadProgress) -> str:

@@ -296,7 +296,12 @@ class StageUse:
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """How far a worker is with its span. ``phase``: "joined", "loading" or "ready"."""
+    """How far a worker is with its span.
+
+    Args:
+        phase: "joined", "loading" or "ready"; "left": it went before all were there.
+        num_missing: workers that are awaited, where the phase is "joined" or "left".
+    """
 
     worker: WorkerId
     name: str
@@ -304,3 +309,4 @@ class LoadProgress:
     loaded_bytes: int
     total_bytes: int
     phase: str
+    num_missing: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from bloombee.errors import BloomBeeError
-from bloombee.pipeline.events import Cancel, Emitted, Ended, Open, PipelineLost, PlanReady, Port, SchedulerFailed, StageRestored
+from bloombee.pipeline.events import Cancel, Emitted, Ended, Open, PipelineLost, PlanReady, Port, StageRestored
 from bloombee.pipeline.work import Work
 from bloombee.plan.plan import Plan
 from bloombee.types import FinishReason, Lane, WorkerId
@@ -28,7 +28,7 @@ class Compute(Struct, frozen=True, gc=False):
 
 
 class TellHead(Struct, frozen=True, gc=False):
-    message: Emitted | Ended | SchedulerFailed
+    message: Emitted | Ended
 
 
 class TellScheduler(Struct, frozen=True, gc=False):
@@ -71,6 +71,15 @@ class Conclude(Struct, frozen=True, gc=False):
     error: BloomBeeError | None
 
 
+class ReportLeft(Struct, frozen=True, gc=False):
+    """A worker left before there was a plan; another may come in its place."""
+
+    worker: WorkerId
+    name: str
+    num_missing: int
+    """Workers that are awaited now."""
+
+
 class ReportProgress(Struct, frozen=True, gc=False):
     worker: WorkerId
     stage: int
@@ -89,5 +98,6 @@ Command = (
     | Dismiss
     | Deliver
     | Conclude
+    | ReportLeft
     | ReportProgress
 )

@@ -31,6 +31,12 @@ class Tick(Struct, frozen=True, gc=False):
     now: float
 
 
+class Moved(Struct, frozen=True, gc=False):
+    """Something came on over a link, though no frame may have been acknowledged: pieces of a large one arrived."""
+
+    now: float
+
+
 # -- stage -------------------------------------------------------------------------------------
 
 
@@ -58,6 +64,14 @@ class Recoded(Struct, frozen=True, gc=False):
     lane: Lane
     frame: int
     payload: object
+    now: float
+
+
+class Unsendable(Struct, frozen=True, gc=False):
+    """The frame ``frame`` of ``lane`` breaks a rule of the wire and cannot be sent as it is."""
+
+    lane: Lane
+    frame: int
     now: float
 
 
@@ -162,12 +176,6 @@ class Ended(Struct, frozen=True, gc=False):
     error: BloomBeeError | None
 
 
-class SchedulerFailed(Struct, frozen=True, gc=False):
-    """The scheduler gave the pipeline up (a deadline passed)."""
-
-    error: BloomBeeError
-
-
 # -- head --------------------------------------------------------------------------------------
 
 
@@ -185,6 +193,20 @@ class WorkerJoined(Struct, frozen=True, gc=False):
 class WorkerSaid(Struct, frozen=True, gc=False):
     worker: WorkerId
     message: AnyMessage
+    now: float
+
+
+class WorkerAway(Struct, frozen=True, gc=False):
+    """Its connection broke and may come back."""
+
+    worker: WorkerId
+    now: float
+
+
+class WorkerRestored(Struct, frozen=True, gc=False):
+    """Its connection is back: what it was told last may be lost."""
+
+    worker: WorkerId
     now: float
 
 
@@ -216,5 +238,5 @@ class CancelRequest(Struct, frozen=True, gc=False):
 
 
 class SchedulerSaid(Struct, frozen=True, gc=False):
-    message: Emitted | Ended | SchedulerFailed
+    message: Emitted | Ended
     now: float

@@ -8,9 +8,12 @@ credit of decode frames that overtake it. Source: docs/wire.md, "Frames, acknowl
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from bloombee.errors import RemoteProtocolError
 from bloombee.pipeline.commands import Send
@@ -39,12 +42,15 @@ class FrameSender:
 
     Args:
         limit: frames < limit may be sent before the first acknowledgement arrives.
-        resend_after_s: silence after which a kept frame is sent again; doubles with every try.
+        resend_after_s: silence of the receiver after which a kept frame is sent again; doubles with every try.
     """
 
     limit: int
     resend_after_s: float
     _next: int = 0
+    _upto: int = 0
+    _moved_at: float = -math.inf
+    """When the receiver last showed that something came."""
     _kept: dict[int, _Kept] = field(default_factory=dict)
     _backlog: deque[Callable[[int], Send]] = field(default_factory=deque)
 
@@ -75,12 +81,19 @@ class FrameSender:
         if ack.upto > self._next or any(number >= self._next for number in ack.extra):
             raise RemoteProtocolError(f"frames up to {ack.upto} acknowledged, {self._next} were sent", path="$.upto")
         self.limit = max(self.limit, ack.limit)
+        if ack.upto > self._upto:  # else one before those that came is missing
+            self._upto = ack.upto
+            self.moved(now)
         extra = set(ack.extra)
         # With the window closed the newest frame stays: sending it again is how a lost limit is asked for.
         probe = self._next - 1 if self.limit == self._next else -1
         for number in [n for n in self._kept if (n < ack.upto or n in extra) and n != probe]:
             del self._kept[number]
         return self._drain(now)
+
+    def moved(self, now: float) -> None:
+        """Some of what was sent has come: a frame that crosses a slow wire is not lost."""
+        self._moved_at = now
 
     def resend(self, now: float, wanted: Callable[[Send], bool]) -> list[Send]:
         """Again every kept frame that ``wanted`` says, in order."""
@@ -105,12 +118,23 @@ class FrameSender:
         kept.tries += 1
         return [kept.send]
 
+    def blank(self, number: int, now: float) -> list[Send]:
+        """The same frame without what made it impossible to send: its microbatch comes home, and says nothing."""
+        kept = self._kept.get(number)
+        if kept is None:
+            return []
+        message = kept.send.message
+        empty = replace(message, items=()) if isinstance(message, Forward) else replace(message, picks=())
+        kept.send = Send(kept.send.to, kept.send.lane, empty)
+        kept.sent_at = now
+        return [kept.send]
+
     def tick(self, now: float) -> list[Send]:
         """Again every kept frame that has been silent too long."""
         overdue = {
             id(kept.send)
             for kept in self._kept.values()
-            if now - kept.sent_at >= self.resend_after_s * min(MAX_RESEND_FACTOR, 2 ** (kept.tries - 1))
+            if now - max(kept.sent_at, self._moved_at) >= self.resend_after_s * min(MAX_RESEND_FACTOR, 2 ** (kept.tries - 1))
         }
         return self.resend(now, lambda send: id(send) in overdue) if overdue else []
 

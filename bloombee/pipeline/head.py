@@ -1,8 +1,9 @@
 """The head: who is in the swarm, who runs what, which requests the application has. Pure.
 
 Life of a swarm: workers join until the asked number is there; the plan is made and assigned; each stage reports
-progress, then Ready; when all are ready the scheduler starts. From then on a lost worker ends the pipeline and every
-request with it (recovery comes later; the protocol allows for it already).
+progress, then Ready; when all are ready the scheduler starts. Until the plan is made a worker that is lost may be replaced, if
+workers come from elsewhere; from then on it ends the pipeline and every request with it (recovery comes later; the protocol
+allows for it already).
 Requests may be submitted at any time; they wait in the scheduler.
 """
 
@@ -17,6 +18,7 @@ from bloombee.errors import (
     BloomBeeError,
     ConfigError,
     DeadlineExceeded,
+    DeviceError,
     LinkDown,
     LocalProtocolError,
     QueueFull,
@@ -32,6 +34,7 @@ from bloombee.pipeline.commands import (
     PipelineDown,
     PipelineUp,
     PlanMade,
+    ReportLeft,
     ReportProgress,
     Send,
     TellScheduler,
@@ -44,12 +47,13 @@ from bloombee.pipeline.events import (
     Open,
     PipelineLost,
     PlanReady,
-    SchedulerFailed,
     SchedulerSaid,
     Submit,
     Tick,
+    WorkerAway,
     WorkerGone,
     WorkerJoined,
+    WorkerRestored,
     WorkerSaid,
 )
 from bloombee.plan.card import ModelCard
@@ -60,7 +64,7 @@ from bloombee.types import Dtype, Lane, PageGroup, SequenceId, Span, WorkerId
 from bloombee.wire.messages import Assign, Group, Heartbeat, Peer, Progress, Ready, Rules, StageFailed, Watermark
 
 PIPELINE = 1
-Event = WorkerJoined | WorkerSaid | WorkerGone | Submit | CancelRequest | SchedulerSaid | Tick
+Event = WorkerJoined | WorkerSaid | WorkerAway | WorkerRestored | WorkerGone | Submit | CancelRequest | SchedulerSaid | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,8 @@ class PlanRequest:
     order: tuple[str, ...] = ()
     """Names of workers in the order of their stages; the others follow as they joined."""
     trace: bool = False
+    takes_others: bool = True
+    """Workers come from elsewhere: one that leaves before the plan may come back, or another in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,7 @@ class HeadLimits:
     heartbeat_s: float
     silence_s: float
     load_deadline_s: float
+    """Without any progress."""
 
 
 @dataclass(slots=True)
@@ -104,6 +111,7 @@ class _Worker:
     spoke_at: float = 0.0
     stage: int | None = None
     ready: bool = False
+    is_away: bool = False
     progress_at: float = 0.0
     """When it was told to load, or said last that more of the span is there."""
 
@@ -129,6 +137,7 @@ class HeadCore:
     _sequences: dict[SequenceId, int] = field(default_factory=dict)
     _next_sequence: SequenceId = 1
     _beats: int = 0
+    _awaited_since: float | None = None
     _ticked_at: float = 0.0
 
     def handle(self, event: Event) -> list[Command]:
@@ -138,6 +147,12 @@ class HeadCore:
                 return self._joined(event)
             case WorkerSaid(worker=worker, message=message, now=now):
                 return self._said(worker, message, now)
+            case WorkerAway(worker=worker):
+                if worker in self._workers:
+                    self._workers[worker].is_away = True
+                return []
+            case WorkerRestored(worker=worker, now=now):
+                return self._restored(worker, now)
             case WorkerGone(worker=worker, reason=reason):
                 return self._gone(worker, reason, event.now)
             case Submit():
@@ -145,8 +160,8 @@ class HeadCore:
             case CancelRequest(request=request, now=now):
                 sequence = self._requests.get(request)
                 return [] if sequence is None else [TellScheduler(Cancel(sequence, now))]
-            case SchedulerSaid(message=message, now=now):
-                return self._scheduler_said(message, now)
+            case SchedulerSaid(message=message):
+                return self._scheduler_said(message)
             case Tick(now=now):
                 return self._tick(now)
         raise LocalProtocolError(f"{event!r} is not an event of the head")
@@ -154,6 +169,11 @@ class HeadCore:
     @property
     def num_requests(self) -> int:
         return len(self._requests)
+
+    @property
+    def num_missing(self) -> int:
+        """Workers that have yet to join."""
+        return max(0, self.request.num_workers - len(self._workers))
 
     def stage_of(self, worker: WorkerId) -> int | None:
         known = self._workers.get(worker)
@@ -167,9 +187,12 @@ class HeadCore:
         self._workers[event.worker] = _Worker(
             event.worker, event.name, event.endpoint, event.key, event.memory_bytes, heard_at=event.now
         )
-        if self.plan is None and self.error is None and len(self._workers) == self.request.num_workers:
-            return self._make_plan(event.now)
-        return []
+        return self._plan_if_complete(event.now)
+
+    def _plan_if_complete(self, now: float) -> list[Command]:
+        """Nobody who may not come back is planned with: until then another could take the place."""
+        is_complete = len(self._workers) == self.request.num_workers and not any(w.is_away for w in self._workers.values())
+        return self._make_plan(now) if is_complete and self.plan is None and self.error is None else []
 
     def _make_plan(self, now: float) -> list[Command]:
         request = self.request
@@ -298,19 +321,36 @@ class HeadCore:
                 self.is_up = True
                 return [PipelineUp(self.plan), TellScheduler(PlanReady(self.plan, now))]
             case StageFailed(code=code, fields=fields):
-                cause = from_wire(code, fields)
-                error = type(cause)(f"worker {worker.name!r}: {cause.message}", **{**cause.fields, "worker": worker.name})
-                return self._down(error, now)
+                return self._down(self._cause(worker, from_wire(code, fields)), now)
         raise RemoteProtocolError(f"{type(message).__name__} from worker {worker.name!r} is not expected now")
+
+    def _cause(self, worker: _Worker, cause: BloomBeeError) -> BloomBeeError:
+        """As the worker said, with the names of all whom it is about."""
+        peer = self._workers.get(int(cause.fields.get("peer") or 0)) if isinstance(cause, LinkDown) else None
+        to = f" cannot reach worker {peer.name!r}" if peer is not None else ""
+        return type(cause)(f"worker {worker.name!r}{to}: {cause.message}", **{**cause.fields, "worker": worker.name})
+
+    def _restored(self, worker_id: WorkerId, now: float) -> list[Command]:
+        """What was told once and may be lost is told again: a worker that knows its stage changes nothing."""
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            return []
+        worker.is_away = False
+        if self.plan is None or self.error is not None or worker.stage is None or worker.ready:
+            return self._plan_if_complete(now)
+        return [self._assign(self.plan, worker.stage)]
 
     def _gone(self, worker_id: WorkerId, reason: str, now: float) -> list[Command]:
         worker = self._workers.pop(worker_id, None)
-        if worker is None:
+        if worker is None or self.error is not None:
             return []
-        if self.plan is None or worker.stage is None:
-            return []
-        error = LinkDown(f"worker {worker.name!r} is gone ({reason}); restart it and the Runtime", worker=worker.name)
-        return self._down(error, now)
+        if self.plan is not None and worker.stage is not None:
+            return self._down(
+                LinkDown(f"worker {worker.name!r} is gone ({reason}); restart it and the Runtime", worker=worker.name), now
+            )
+        if self.request.takes_others:
+            return [ReportLeft(worker_id, worker.name, self.num_missing)]
+        return self._down(DeviceError(f"worker {worker.name!r} is gone before all were there: {reason}", worker=worker.name), now)
 
     def _down(self, error: BloomBeeError, now: float) -> list[Command]:
         if self.error is not None:
@@ -338,9 +378,14 @@ class HeadCore:
         return commands + self._look_for_stuck(now)
 
     def _look_for_stuck(self, now: float) -> list[Command]:
-        """Loading may take any time while every worker gets on with it."""
+        """Loading may take any time while every worker gets on with it. Workers from elsewhere are awaited for ever."""
         limit = self.limits.load_deadline_s
+        if self._awaited_since is None:
+            self._awaited_since = now
         stuck = [w.name for w in self._workers.values() if w.is_loading and now - w.progress_at > limit]
+        if self.plan is None and not self.request.takes_others and now - self._awaited_since > limit:
+            here = {worker.name for worker in self._workers.values()}
+            stuck = [name for name in self.request.order if name not in here]
         if not stuck or self.error is not None:
             return []
         names = ", ".join(stuck)
@@ -379,7 +424,7 @@ class HeadCore:
         )
         return [TellScheduler(opened)]
 
-    def _scheduler_said(self, message: Emitted | Ended | SchedulerFailed, now: float) -> list[Command]:
+    def _scheduler_said(self, message: Emitted | Ended) -> list[Command]:
         match message:
             case Emitted(pick=pick, finish=finish):
                 request = self._sequences.get(pick.sequence)
@@ -394,8 +439,6 @@ class HeadCore:
                     return []
                 self._forget(sequence)
                 return [Conclude(request, error)]
-            case SchedulerFailed(error=error):
-                return self._down(error, now)
 
     def _forget(self, sequence: SequenceId) -> None:
         del self._requests[self._sequences.pop(sequence)]

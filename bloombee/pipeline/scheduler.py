@@ -24,6 +24,7 @@ from bloombee.errors import (
     Infeasible,
     LocalProtocolError,
     RemoteProtocolError,
+    SequenceLost,
     StalePlan,
 )
 from bloombee.kv.pool import most_pages
@@ -33,16 +34,17 @@ from bloombee.pipeline.events import (
     Emitted,
     Ended,
     FromStage,
+    Moved,
     Open,
     PipelineLost,
     PlanReady,
-    SchedulerFailed,
     StageRestored,
     Tick,
     Tune,
 )
 from bloombee.pipeline.fair import FairQueue
 from bloombee.pipeline.frames import FrameReceiver, LinkSender, lane_of
+from bloombee.pipeline.patience import Patience
 from bloombee.plan.chunk import Chunks, chunks_at
 from bloombee.plan.plan import Plan
 from bloombee.plan.tune import apart
@@ -60,7 +62,9 @@ BESIDE_DECODE = 0.25
 prompts are quicker and decode is slower: ``bench/prefill.py beside``."""
 LOOP_FORGETS = 1.001
 """By how much the quickest loop is doubted with each slower one."""
-Event = Open | Cancel | Tune | PlanReady | PipelineLost | FromStage | StageRestored | Tick
+MOST_ITEMS = 2048
+"""Sequences of one microbatch: their picks, with twenty likely tokens each, must fit a verdict."""
+Event = Open | Cancel | Tune | PlanReady | PipelineLost | FromStage | StageRestored | Moved | Tick
 
 
 @dataclass(slots=True)
@@ -81,6 +85,8 @@ class _Sequence:
     num_sent: int = 0
     """Rows given to stage 0."""
     generation: int = 0
+    waits_since: float = 0.0
+    """When it last was admitted, sent on or given a token."""
 
     @property
     def num_tokens(self) -> int:
@@ -107,6 +113,12 @@ class _Flight:
     num_rows: int
     prefill_share: float
     """Of the rows of prompts that may be under way."""
+    lane: Lane
+    sequences: tuple[SequenceId, ...]
+    picks: tuple[SequenceId, ...]
+    """Those of which a token must come."""
+    overtaken_at: float | None = None
+    """When one that was sent later on the same lane had come home."""
 
 
 @dataclass(slots=True)
@@ -126,7 +138,12 @@ class _Pipeline:
     receiver: FrameReceiver
     pages_free: list[int]
     """Of each group, on whichever stages have it."""
+    patience: Patience
     flights: dict[int, _Flight] = field(default_factory=dict)
+    late: dict[int, _Flight] = field(default_factory=dict)
+    """Given up; they may come home yet, and show how long it took."""
+    moved_at: float = -math.inf
+    """When there last was a sign that anything comes on."""
     closing: dict[SequenceId, _Closing] = field(default_factory=dict)
 
     @property
@@ -153,7 +170,7 @@ class SchedulerCore:
     Args:
         max_rows: most rows of one microbatch; longer prompts go in chunks.
         resend_after_s: silence after which a frame or a Close is repeated.
-        step_deadline_s: a microbatch that has not come home by then fails the pipeline.
+        step_deadline_s: how long there may be no sign of life until steps have shown how long they take (patience.py).
     """
 
     def __init__(self, *, max_rows: int, resend_after_s: float, step_deadline_s: float) -> None:
@@ -202,6 +219,9 @@ class SchedulerCore:
                 return self._schedule(event.now)
             case StageRestored(stage=stage, now=now):
                 return self._restored(stage, now)
+            case Moved(now=now):
+                self._moved(now)
+                return []
             case PipelineLost(error=error):
                 return self._lose(error)
             case Tick(now=now):
@@ -265,6 +285,7 @@ class SchedulerCore:
                 break
             pipe.pages_free = [free - count for count, free in zip(need, pipe.pages_free, strict=True)]
             sequence.num_pages = need
+            sequence.waits_since = now
             self._waiting.charge(sequence, sequence.num_prompt_tokens + sequence.max_new_tokens)
             self._waiting.remove(sequence)
             passes = self._may_pass(sequence)
@@ -324,6 +345,10 @@ class SchedulerCore:
             return []  # it ended by itself meanwhile
         return [TellHead(Ended(sequence_id, None)), *self._close(self._open[sequence_id], now), *self._schedule(now)]
 
+    def _end(self, sequence: _Sequence, error: BloomBeeError, now: float) -> list[Command]:
+        """Of one that cannot go on."""
+        return [TellHead(Ended(sequence.id, error)), *self._close(sequence, now)]
+
     def _close(self, sequence: _Sequence, now: float) -> list[Command]:
         del self._open[sequence.id]
         self._num_open_of[sequence.client] -= 1
@@ -349,7 +374,9 @@ class SchedulerCore:
         if self._pipe is not None:
             raise LocalProtocolError("a pipeline is running; hand-over between epochs is not spoken yet")
         sender = LinkSender(limit=plan.num_microbatches, resend_after_s=self._resend_after_s)
-        self._pipe = _Pipeline(plan, sender, FrameReceiver(window=VERDICT_WINDOW), [g.num_pages for g in plan.groups])
+        pages = [group.num_pages for group in plan.groups]
+        patience = Patience(self._step_deadline_s)
+        self._pipe = _Pipeline(plan, sender, FrameReceiver(window=VERDICT_WINDOW), pages, patience)
 
     def _lose(self, error: BloomBeeError) -> list[Command]:
         ended = [*self._open, *(sequence.id for sequence in self._waiting)]
@@ -426,7 +453,7 @@ class SchedulerCore:
         """A chunk of the prompt whose turn it is, filled up with others where their position allows that many rows."""
         items: list[Item] = []
         rows, is_gentle = 0, self._is_gentle
-        while self._prefill:
+        while self._prefill and len(items) < MOST_ITEMS:
             sequence = self._prefill.peek()
             room = self._rows_at(sequence.num_sent, is_gentle=is_gentle) - rows
             if room <= 0:
@@ -453,15 +480,15 @@ class SchedulerCore:
             count = most if self._is_large_turn else max(1, 2 * share - most)
         elif pipe.num_decoding + 1 < self._most_flights(pipe):
             count = min(count, share)  # those that met on the way part again
-        return [self._item(self._decode.popleft(), 1) for _ in range(min(count, self._max_rows))]
+        return [self._item(self._decode.popleft(), 1) for _ in range(min(count, self._max_rows, MOST_ITEMS))]
 
     def _share(self, pipe: _Pipeline) -> int:
         """Sequences of a microbatch when all that decode are spread evenly over those that may be under way."""
-        return min(self._max_rows, -(-self._num_decoding // self._credit(pipe)))
+        return min(self._max_rows, MOST_ITEMS, -(-self._num_decoding // self._credit(pipe)))
 
     def _largest(self, pipe: _Pipeline) -> int:
         share = self._share(pipe)
-        return max(1, min(self._max_rows, share + (apart(share) if self._sizes_apart else 0)))
+        return max(1, min(self._max_rows, MOST_ITEMS, share + (apart(share) if self._sizes_apart else 0)))
 
     def _item(self, sequence: _Sequence, count: int) -> Item:
         start = sequence.num_sent
@@ -482,9 +509,19 @@ class SchedulerCore:
         microbatch = self._num_microbatches
         self._num_microbatches += 1
         share = self._share_of_prompts(items) if phase is Phase.PREFILL else 0.0
-        pipe.flights[microbatch] = _Flight(phase, now, sum(item.num_rows for item in items), share)
         travels_as = phase if travels_as is None else travels_as
         lane = lane_of(travels_as)
+        pipe.flights[microbatch] = _Flight(
+            phase,
+            now,
+            num_rows=sum(item.num_rows for item in items),
+            prefill_share=share,
+            lane=lane,
+            sequences=tuple(item.sequence for item in items),
+            picks=tuple(item.sequence for item in items if item.num_picks),
+        )
+        for item in items:
+            self._open[item.sequence].waits_since = now
 
         def make(number: int) -> Send:
             message = Forward(
@@ -514,6 +551,7 @@ class SchedulerCore:
             case Verdict():
                 return self._verdict(pipe, message, now)
             case Ack():
+                self._moved(now)
                 return [*pipe.sender.acknowledge(message, now), *self._schedule(now)]
             case Gap(sequence=sequence, have=have):
                 return list(pipe.sender.resend_rows(sequence, have, now))
@@ -526,14 +564,42 @@ class SchedulerCore:
         pipe.receiver.check(verdict.frame)
         pipe.receiver.hold(verdict.frame, now)
         pipe.receiver.retire([verdict.frame])
-        flight = pipe.flights.pop(verdict.microbatch, None)
-        if flight is not None and flight.phase is Phase.DECODE:
-            self._note_loop(flight, now)
-            self.decoded = (self.decoded[0] + len(verdict.picks), now)
+        flight = self._home(pipe, verdict, now)
         told: list[Command] = []
         for pick in verdict.picks:
             told += self._pick(pick, now)
+        if flight is not None and len(verdict.picks) < len(flight.picks):
+            told += self._end_unpicked(flight, verdict, now)
         return [*self._schedule(now), *told, self._acknowledge(pipe, now)]
+
+    def _home(self, pipe: _Pipeline, verdict: Verdict, now: float) -> _Flight | None:
+        """What came home, unless it is known to have."""
+        self._moved(now)
+        flight = pipe.flights.pop(verdict.microbatch, None)
+        if flight is None:
+            flight = pipe.late.pop(verdict.microbatch, None)
+        if flight is None:
+            return None
+        for number, other in pipe.flights.items():
+            if number > verdict.microbatch:
+                break
+            if other.lane is flight.lane and other.overtaken_at is None:
+                other.overtaken_at = now
+        pipe.patience.came_home(flight.phase, flight.num_rows, now - flight.sent_at)
+        if flight.phase is Phase.DECODE:
+            self._note_loop(flight, now)
+            self.decoded = (self.decoded[0] + len(verdict.picks), now)
+        return flight
+
+    def _end_unpicked(self, flight: _Flight, verdict: Verdict, now: float) -> list[Command]:
+        """A stage could not pass on what it had computed of them, and went on without."""
+        picked = {pick.sequence for pick in verdict.picks}
+        commands: list[Command] = []
+        for number in flight.picks:
+            sequence = self._open.get(number)
+            if sequence is not None and number not in picked:
+                commands += self._end(sequence, _no_pick(sequence), now)
+        return commands
 
     def _note_loop(self, flight: _Flight, now: float) -> None:
         """Keep the quickest loop of late: what waited for others says nothing of the links."""
@@ -552,7 +618,8 @@ class SchedulerCore:
         if sequence is None or pick.generation != sequence.generation or pick.position != sequence.num_tokens:
             return []
         if pick.token == NO_TOKEN:
-            return [TellHead(Ended(sequence.id, _not_finite(sequence))), *self._close(sequence, now)]
+            return self._end(sequence, _not_finite(sequence), now)
+        sequence.waits_since = now
         sequence.tokens += pick.token.to_bytes(4, "little")
         finish = None
         if pick.token in sequence.end_tokens:
@@ -602,20 +669,58 @@ class SchedulerCore:
         pipe = self._pipe
         if pipe is None:
             return []
-        oldest = min((flight.sent_at for flight in pipe.flights.values()), default=now)
-        if now - oldest > self._step_deadline_s:
-            error = DeadlineExceeded(
-                f"a microbatch is under way for {now - oldest:.1f} s (step_deadline_s = {self._step_deadline_s:g}):"
-                " a worker or a link hangs",
-                waited_s=now - oldest,
-            )
-            return [*self._lose(error), TellHead(SchedulerFailed(error))]
         stages = set(range(len(pipe.plan.stages)))
         return [
+            *self._give_up_overdue(pipe, now),
             *pipe.sender.tick(now),
             *self._repeat_closes(pipe, stages, now, older_than_s=self._resend_after_s),
             *self._schedule(now),
         ]
+
+    def _moved(self, now: float) -> None:
+        if self._pipe is not None:
+            self._pipe.moved_at = now
+
+    def _give_up_overdue(self, pipe: _Pipeline, now: float) -> list[Command]:
+        """End the sequences that wait for what does not come; whoever comes next tries the pipeline again."""
+        flights = [*pipe.flights.values(), *pipe.late.values()]
+        if not flights:
+            return []
+        patience_s = pipe.patience.allows_s((flight.phase, flight.num_rows) for flight in flights)
+        overdue = self._stuck(pipe, patience_s, now)
+        commands: list[Command] = []
+        for number in sorted(overdue):
+            commands += self._end(self._open[number], _overdue(patience_s), now)
+        for microbatch, flight in list(pipe.flights.items()):
+            if overdue.intersection(flight.sequences) and not any(number in self._open for number in flight.sequences):
+                pipe.late[microbatch] = pipe.flights.pop(microbatch)
+        return commands
+
+    def _stuck(self, pipe: _Pipeline, patience_s: float, now: float) -> set[SequenceId]:
+        """Of the open sequences. What waits in order waits for as long as anything comes on; what has been overtaken on its own
+        lane, where nothing overtakes, has no such excuse."""
+        found: set[SequenceId] = set()
+        for flight in pipe.flights.values():
+            if flight.overtaken_at is not None and now - flight.overtaken_at > patience_s:
+                found.update(flight.sequences)
+        if now - pipe.moved_at > patience_s:
+            found.update(s.id for s in self._open.values() if now - s.waits_since > patience_s)
+        return found & self._open.keys()
+
+
+def _overdue(patience_s: float) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"nothing has come of a step for {patience_s:.3g} s: a worker's device or a link hangs, or is far slower than it was;"
+        " the request may be tried again",
+        waited_s=patience_s,
+    )
+
+
+def _no_pick(sequence: _Sequence) -> SequenceLost:
+    return SequenceLost(
+        f"a stage could not pass on position {sequence.num_tokens} of this request; its log says why",
+        position=sequence.num_tokens,
+    )
 
 
 def _too_long(sequence: _Sequence, plan: Plan) -> Infeasible:

@@ -29,7 +29,7 @@ from msgspec.structs import replace
 from bloombee.errors import BloomBeeError, LocalProtocolError, PoolExhausted, RemoteProtocolError, StalePlan, to_wire
 from bloombee.kv.pool import PagePool, PageTable, can_go_back
 from bloombee.pipeline.commands import Command, Compute, Send
-from bloombee.pipeline.events import Computed, ComputeFailed, LinkRestored, Port, Recoded, StageReceived, Tick
+from bloombee.pipeline.events import Computed, ComputeFailed, LinkRestored, Moved, Port, Recoded, StageReceived, Tick, Unsendable
 from bloombee.pipeline.frames import FrameReceiver, LinkSender, lane_of
 from bloombee.pipeline.work import Outcome, Pages, Segment, Work
 from bloombee.types import Lane, Phase, SequenceId
@@ -74,7 +74,8 @@ class _Job:
 
 
 class StageCore:
-    """events: StageReceived, Computed, ComputeFailed, Recoded, LinkRestored, Tick. commands: Send, Compute."""
+    """events: StageReceived, Computed, ComputeFailed, Recoded, Unsendable, LinkRestored, Moved,
+    Tick. commands: Send, Compute."""
 
     def __init__(self, assign: Assign, *, resend_after_s: float) -> None:
         self.assign = assign
@@ -94,7 +95,9 @@ class StageCore:
 
     # -- the one door ----------------------------------------------------------------------
 
-    def handle(self, event: StageReceived | Computed | ComputeFailed | Recoded | LinkRestored | Tick) -> list[Command]:
+    def handle(
+        self, event: StageReceived | Computed | ComputeFailed | Recoded | Unsendable | LinkRestored | Moved | Tick
+    ) -> list[Command]:
         """Raises RemoteProtocolError or StalePlan for a message the peer must not send; the state is as it was."""
         if type(event) is StageReceived:
             return self._received(event)
@@ -106,11 +109,16 @@ class StageCore:
                 return [self._fail(error)]
             case Recoded(lane=lane, frame=frame, payload=payload, now=now):
                 return list(self.downstream.lanes[lane].replace(frame, payload, now))
+            case Unsendable(lane=lane, frame=frame, now=now):
+                return list(self.downstream.lanes[lane].blank(frame, now))
             case LinkRestored(port=Port.DOWNSTREAM, now=now):
                 return list(self.downstream.resend(now))
             case LinkRestored(port=Port.UPSTREAM, now=now):
                 return [self._acknowledge(lane, now) for lane in Lane]
             case LinkRestored():
+                return []
+            case Moved(now=now):
+                self.downstream.lanes[Lane.BULK].moved(now)
                 return []
             case Tick(now=now):
                 return list(self.downstream.tick(now))

@@ -28,7 +28,6 @@ from bloombee.errors import (
     RemoteProtocolError,
     RuntimeClosed,
     StalePlan,
-    from_wire,
     to_wire,
 )
 from bloombee.kv.pool import most_pages, pages_for
@@ -40,6 +39,7 @@ from bloombee.pipeline.commands import (
     PipelineDown,
     PipelineUp,
     PlanMade,
+    ReportLeft,
     ReportProgress,
     Send,
     TellHead,
@@ -48,12 +48,15 @@ from bloombee.pipeline.commands import (
 from bloombee.pipeline.events import (
     CancelRequest,
     FromStage,
+    Moved,
     SchedulerSaid,
     StageRestored,
     Submit,
     Tick,
+    WorkerAway,
     WorkerGone,
     WorkerJoined,
+    WorkerRestored,
     WorkerSaid,
 )
 from bloombee.pipeline.head import HeadCore, HeadLimits, PlanRequest
@@ -65,17 +68,16 @@ from bloombee.plan.plan import Plan, StagePlan, split_layers
 from bloombee.plan.profile import Profile
 from bloombee.plan.topology import LOCAL, Device, Link, Topology
 from bloombee.roles.asked import ask
-from bloombee.roles.greeting import Greeter
 from bloombee.roles.local_swarm import LocalSwarm
+from bloombee.roles.members import Members
 from bloombee.roles.profiles import from_message
 from bloombee.roles.prompts import Prompt, PromptIds, Prompts
 from bloombee.roles.requests import Requests, Sink, typed
-from bloombee.roles.stage_host import CODECS, RESEND_AFTER_S
+from bloombee.roles.stage_host import RESEND_AFTER_S
 from bloombee.roles.text import TextCodec
 from bloombee.roles.tracing import HeadTrace, open_tracer
 from bloombee.roles.tuner import Tuner
 from bloombee.transport.endpoint import Endpoint
-from bloombee.transport.events import LinkEvent, LinkEventKind
 from bloombee.transport.interfaces import own_addresses
 from bloombee.transport.keys import generate
 from bloombee.transport.meter import LinkMeter
@@ -89,8 +91,7 @@ from bloombee.types import (
     StageUse,
     WorkerId,
 )
-from bloombee.wire.envelope import Envelope
-from bloombee.wire.handshake import Listener
+from bloombee.wire.envelope import MAX_TENSOR_BYTES, Envelope
 from bloombee.wire.join import Admitted, Door
 from bloombee.wire.messages import (
     Ack,
@@ -99,7 +100,6 @@ from bloombee.wire.messages import (
     Forward,
     Gap,
     Goodbye,
-    Hello,
     Join,
     LinkReport,
     Measure,
@@ -113,8 +113,6 @@ from bloombee.wire.token import MAX_ENDPOINTS, JoinToken, encode_token
 
 log = logging.getLogger(__name__)
 TICK_S = 0.1
-GRACE_S = 0.75
-"""A worker that could not be reached may take this long to come back."""
 TRACE_END_S = 2.0
 """Workers that trace may take this long to write the rest when the swarm ends."""
 SECRET_BYTES = 24
@@ -147,21 +145,19 @@ class HeadRole:
             self._keys,
             swarm=int.from_bytes(secrets.token_bytes(8), "little"),
             on_message=self._received,
-            on_event=self._link_event,
+            on_event=lambda event: self._members.link_event(event),
             on_join=self._knocked,
             curve=config.curve,
         )
         self._door = Door(self._endpoint.swarm, config.heartbeat_s, config.silence_s)
-        self._scheduler = SchedulerCore(
-            max_rows=config.max_microbatch_rows, resend_after_s=RESEND_AFTER_S, step_deadline_s=config.step_deadline_s
+        self._members = Members(
+            self._endpoint, self._door, on_in=self._worker_in, on_away=self._away, on_gone=self._gone, on_restored=self._restored
         )
         self._core: HeadCore
+        self._scheduler: SchedulerCore
         """Once the model has been looked at."""
-        self._links: dict[WorkerId, bytes] = {}
-        self._workers: dict[bytes, WorkerId] = {}
-        self._greeters: dict[bytes, Greeter] = {}
-        self._names: dict[WorkerId, str] = {}
-        self._suspects: dict[WorkerId, float] = {}
+        self.max_rows: int
+        """Most rows of a microbatch: as many as asked for, and no more than fit a frame."""
         self._requests = Requests(self._free)
         self._asked: defaultdict[int, list[asyncio.Future[Measured]]] = defaultdict(list)
         self._ticker: asyncio.Task[None] | None = None
@@ -217,6 +213,10 @@ class HeadRole:
             log.warning("%s: %s", card.model, ignored)
         self.text = TextCodec(card.tokenizer_json, cleans_up=card.cleans_up, splits_special=card.splits_special)
         self._prompts = Prompts(card, self.text)
+        self.max_rows = self._most_rows()
+        self._scheduler = SchedulerCore(
+            max_rows=self.max_rows, resend_after_s=RESEND_AFTER_S, step_deadline_s=self.config.step_deadline_s
+        )
         request = self._plan_request()
         split_layers(request.card.num_layers, request.num_workers, request.split)  # refused now, not when all workers are here
         self._core = HeadCore(
@@ -253,8 +253,8 @@ class HeadRole:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for worker in list(self._links):
-            self._send(worker, Lane.CONTROL, Goodbye(reason="the head closes"))
+        for worker in self._members:
+            self._members.send(worker, Lane.CONTROL, Goodbye(reason="the head closes"))
         await self._endpoint.close(linger_s=0.5)
         # Workers that are killed before they have written their traces lose what is missing.
         await self._local.close(wait_s=TRACE_END_S if self._trace is not None else 0.0)
@@ -375,7 +375,7 @@ class HeadRole:
             answer: asyncio.Future[Measured] = asyncio.get_running_loop().create_future()
             self._asked[stage.index].append(answer)
             answers.append(answer)
-            self._send(stage.worker, Lane.CONTROL, Measure(pipeline=plan.pipeline, epoch=plan.epoch))
+            self._members.send(stage.worker, Lane.CONTROL, Measure(pipeline=plan.pipeline, epoch=plan.epoch))
         return await asyncio.gather(*answers)
 
     def _check_length(self, params: SamplingParams, num_tokens: int, at_least: bool) -> None:
@@ -413,7 +413,7 @@ class HeadRole:
             )
 
     def _has_pages(self, plan: Plan, num_tokens: int) -> bool:
-        rows = self.config.max_microbatch_rows
+        rows = self.max_rows
         return all(most_pages(num_tokens, plan.page_size, window=g.window, rows=rows) <= g.num_pages for g in plan.groups)
 
     # -- the plan --------------------------------------------------------------------------
@@ -429,19 +429,29 @@ class HeadRole:
             split=config.split,
             num_pages=pages_for(wish, config.page_size),
             page_size=config.page_size,
-            max_rows=config.max_microbatch_rows,
+            max_rows=self.max_rows,
             num_microbatches=config.microbatches or MOST_MICROBATCHES,
             order=self._local.names,
             pages_fixed=config.kv_tokens is not None,
             codec=CodecMode[config.codec.upper()],
             trace=config.trace is not None,
+            takes_others=bool(config.remote_workers),
         )
+
+    def _most_rows(self) -> int:
+        """A frame carries [rows, hidden size] in the plan's dtype, and has a bound; longer prompts go in more chunks."""
+        config = self.config
+        dtype = self.card.dtype if config.dtype == "auto" else Dtype(config.dtype)
+        fit = max(1, MAX_TENSOR_BYTES // (self.card.hidden_size * dtype.num_bytes))
+        if fit < config.max_microbatch_rows:
+            log.info("max_microbatch_rows = %d: at most %d rows of this model fit a frame", config.max_microbatch_rows, fit)
+        return min(config.max_microbatch_rows, fit)
 
     async def _tune(self, plan: Plan) -> None:
         self.tuner = Tuner(
             self.card,
             plan,
-            max_rows=self.config.max_microbatch_rows,
+            max_rows=self.max_rows,
             measure=self.stage_use,
             devices=lambda: [self._device(stage) for stage in plan.stages],
             links=lambda: self._measured_links(plan),
@@ -464,55 +474,30 @@ class HeadRole:
     # -- the network -----------------------------------------------------------------------
 
     def _received(self, link: bytes, lane: Lane, envelope: Envelope, _: list[memoryview]) -> None:
-        worker = self._workers.get(link)
         message = envelope.message
-        if worker is None:
-            return
         try:
-            greeter = self._greeters[link]
-            if isinstance(message, Hello) or not greeter.is_open:
-                greeter.received(lane, message)
+            worker = self._members.hears(link, lane, message)
+            if worker is None:
                 return
-            if self._suspects.pop(worker, None) is not None:
-                self._restored(worker)
             if isinstance(message, Refused):
                 log.warning(
-                    "worker %s refused a message: %s %s", self._names[worker], message.code, message.fields.get("message")
+                    "worker %s refused a message: %s %s", self._members.name(worker), message.code, message.fields.get("message")
                 )
                 return
             self._from_worker(worker, message)
         except (ProtocolError, StalePlan) as error:
             log.debug("refused %s: %s", type(message).__name__, error)
-            self._endpoint.send(link, Lane.CONTROL, Refused(*to_wire(error)))
+            self._members.refuse(link, Refused(*to_wire(error)))
 
     def _knocked(self, link: bytes, key: bytes, join: Join) -> None:
-        if not hasattr(self, "_core"):
-            return  # the model is still being looked at; a worker knocks until there is an answer
-        answer = self._door.knock(key, join)
-        if isinstance(answer, Refused):
-            self._endpoint.refuse(link, from_wire(answer.code, answer.fields))
-            return
-        if answer.worker not in self._links:
-            self._let_in(link, answer)
-        self._endpoint.send(link, Lane.CONTROL, answer.joined)
-
-    def _let_in(self, link: bytes, answer: Admitted) -> None:
-        self._endpoint.allow(link, answer.key, answer.worker)
-        self._links[answer.worker] = link
-        self._workers[link] = answer.worker
-        self._names[answer.worker] = answer.join.name
-        self._greeters[link] = Greeter(
-            self._endpoint,
-            link,
-            Listener(swarm=self._endpoint.swarm, worker=answer.worker, codecs=CODECS),
-            on_open=lambda _: self._worker_in(answer),
-            on_error=lambda error: self._gone(answer.worker, str(error)),
-        )
+        if hasattr(self, "_core"):  # else the model is still being looked at; a worker knocks until there is an answer
+            self._members.knocked(link, key, join)
 
     def _worker_in(self, admitted: Admitted) -> None:
         join = admitted.join
         event = WorkerJoined(admitted.worker, join.name, join.endpoint, admitted.key, join.memory_bytes, time.monotonic())
-        self._on_progress(LoadProgress(admitted.worker, join.name, -1, 0, 0, "joined"))
+        missing = max(0, self._core.num_missing - 1)
+        self._on_progress(LoadProgress(admitted.worker, join.name, -1, 0, 0, "joined", missing))
         self._do(self._core.handle(event))
 
     def _on_progress(self, progress: LoadProgress) -> None:
@@ -543,6 +528,7 @@ class HeadRole:
             if self.plan is None or (worker, message.target) not in self.plan.hops:
                 raise RemoteProtocolError(f"LinkReport.target = {message.target}: that is no link of this worker's")
             self.codec_choices[worker, message.target] = message.codec
+            self._schedule(Moved(now))
             self._link_facts[worker, message.target] = LinkFacts(**{name: getattr(message, name) for name in LINK_FACTS})
         elif isinstance(message, Profiled):
             self._profiled(worker, message)
@@ -574,49 +560,38 @@ class HeadRole:
             answer.set_exception(error)
         self._asked.clear()
 
-    def _send(self, worker: WorkerId, lane: Lane, message: AnyMessage) -> None:
-        link = self._links.get(worker)
-        if link is not None:
-            self._endpoint.send(link, lane, message)
-
     def _send_ring(self, worker: WorkerId, lane: Lane, message: AnyMessage) -> None:
-        if not isinstance(message, Forward) or worker not in self._links:
-            self._send(worker, lane, message)
+        if not isinstance(message, Forward) or worker not in self._members:
+            self._members.send(worker, lane, message)
             return
         now = time.monotonic()
         sending = self._trace.now() if self._trace is not None else 0
-        num_bytes = self._endpoint.send(self._links[worker], lane, message)
+        num_bytes = self._members.send(worker, lane, message)
         self._meter.sent(lane, message.frame, num_bytes, 1, now)
         if self._trace is not None:
             self._trace.sent(message, sending)
 
-    def _link_event(self, event: LinkEvent) -> None:
-        worker = self._workers.get(event.link) if event.link else None
-        if worker is None:
-            if event.error is not None:
-                log.debug("%s: %s", event.kind, event.error)
-            return
-        if event.kind is LinkEventKind.CONNECTED:
-            if self._suspects.pop(worker, None) is not None:
-                self._restored(worker)
-        elif event.kind is LinkEventKind.REFUSED:
-            self._gone(worker, f"it broke the protocol: {event.error}")
-        else:
-            self._suspects.setdefault(worker, time.monotonic())
+    def _away(self, worker: WorkerId) -> None:
+        self._do(self._core.handle(WorkerAway(worker, time.monotonic())))
 
     def _restored(self, worker: WorkerId) -> None:
-        stage = self._core.stage_of(worker)
-        if stage is not None:
-            if stage == 0:
-                self._meter.restart()
-            self._schedule(StageRestored(stage, time.monotonic()))
+        """What was under way on the worker's connections may be lost, what was asked of it among that."""
+        now, stage, plan = time.monotonic(), self._core.stage_of(worker), self.plan
+        self._do(self._core.handle(WorkerRestored(worker, now)))
+        if stage is None or plan is None:
+            return
+        if stage == 0:
+            self._meter.restart()
+        self._schedule(StageRestored(stage, now))
+        if self._asked[stage]:
+            self._members.send(worker, Lane.CONTROL, Measure(pipeline=plan.pipeline, epoch=plan.epoch))
 
     # -- workers that end ------------------------------------------------------------------
 
     def _process_ended(self, name: str, reason: str) -> None:
         if self._closed:
             return
-        worker = next((number for number, known in self._names.items() if known == name), None)
+        worker = self._members.named(name)
         if worker is None:
             self._fail(DeviceError(f"worker {name!r} could not start: {reason}", worker=name))
         else:
@@ -627,16 +602,8 @@ class HeadRole:
             self._fail(DeviceError("the process that starts workers has ended; start the Runtime again"))
 
     def _gone(self, worker: WorkerId, reason: str) -> None:
+        self._members.hang_up(worker)
         self._do(self._core.handle(WorkerGone(worker, reason, time.monotonic())))
-        self._hang_up(worker)
-
-    def _hang_up(self, worker: WorkerId) -> None:
-        link = self._links.pop(worker, None)
-        self._suspects.pop(worker, None)
-        if link is not None:
-            self._workers.pop(link, None)
-            self._greeters.pop(link, None)
-            self._endpoint.forbid(link)
 
     # -- commands --------------------------------------------------------------------------
 
@@ -648,13 +615,14 @@ class HeadRole:
             case TellScheduler(message=message):
                 self._schedule(message)
             case Send(to=int(worker), lane=lane, message=message):
-                self._send(worker, lane, message)
+                self._members.send(worker, lane, message)
             case Deliver(request=number, pick=pick, finish=finish):
                 self._requests.deliver(number, pick, finish)
             case Conclude(request=number, error=error):
                 self._requests.end(number, error)
             case PlanMade(plan=plan):
                 self.plan = plan
+                self._members.shut()
             case PipelineUp(plan=plan):
                 for stage in plan.stages:
                     size = stage.weight_bytes
@@ -666,10 +634,12 @@ class HeadRole:
             case PipelineDown(error=error):
                 self._fail(error)
             case Dismiss(worker=worker):
-                self._send(worker, Lane.CONTROL, Goodbye(reason="dismissed"))
-                self._hang_up(worker)
+                self._members.send(worker, Lane.CONTROL, Goodbye(reason="dismissed"))
+                self._members.hang_up(worker)
+            case ReportLeft(worker=worker, name=name, num_missing=missing):
+                self._on_progress(LoadProgress(worker, name, -1, 0, 0, "left", missing))
             case ReportProgress(worker=worker, stage=index, loaded_bytes=loaded, total_bytes=total):
-                self._on_progress(LoadProgress(worker, self._names[worker], index, loaded, total, "loading"))
+                self._on_progress(LoadProgress(worker, self._members.name(worker), index, loaded, total, "loading"))
             case _:
                 raise AssertionError(f"no core of the head asks for {command!r}")
 
@@ -711,9 +681,7 @@ class HeadRole:
             now = time.monotonic()
             self._do(self._core.handle(Tick(now)))
             self._schedule(Tick(now))
-            for worker, since in list(self._suspects.items()):
-                if now - since > GRACE_S:
-                    self._gone(worker, "its connection is broken")
+            self._members.tick(now)
 
 
 def each(act: Callable[[Command], None], commands: Sequence[Command]) -> None:

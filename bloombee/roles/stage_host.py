@@ -13,15 +13,16 @@ from typing import Any
 
 from bloombee.codec import api
 from bloombee.codec.table import Table
-from bloombee.errors import BloomBeeError, LinkDown, LocalProtocolError, RemoteProtocolError, to_wire
+from bloombee.errors import BloomBeeError, LinkDown, LocalProtocolError, QueueFull, RemoteProtocolError, to_wire
 from bloombee.pipeline.commands import Command, Compute, Send
-from bloombee.pipeline.events import Computed, ComputeFailed, LinkRestored, Port, Recoded, StageReceived, Tick
+from bloombee.pipeline.events import Computed, ComputeFailed, LinkRestored, Moved, Port, Recoded, StageReceived, Tick, Unsendable
 from bloombee.pipeline.frames import lane_of
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Outcome
 from bloombee.plan.profile import Profile
 from bloombee.roles.device import DeviceThread
 from bloombee.roles.greeting import Greeter
+from bloombee.roles.next_worker import NextWorker
 from bloombee.roles.profiles import to_message
 from bloombee.roles.tracing import StageTrace
 from bloombee.transport.endpoint import Endpoint
@@ -29,6 +30,7 @@ from bloombee.transport.events import LinkEvent, LinkEventKind
 from bloombee.transport.meter import LinkMeter
 from bloombee.types import HEAD, VERSION, Lane, Phase, WorkerId
 from bloombee.wire.handshake import ClockEstimate, Dialler, Listener
+from bloombee.wire.liveness import Liveness
 from bloombee.wire.messages import (
     PROTOCOL_VERSION,
     Ack,
@@ -58,6 +60,10 @@ CODECS = (0, api.CODEC_ID)
 REPORT_EVERY_S = 0.5
 IDLE_S = 0.5
 """A stage without work for so long may measure itself."""
+SLOWEST_BYTES_PER_S = 12_500.0
+"""A link is taken for no slower while its bandwidth is not known."""
+ON_WAY_FACTOR = 4
+"""What is on its way may take so many times as long as the link says."""
 RESEND_AFTER_S = 30.0
 """TCP loses nothing while it stands; what a broken connection lost is resent when it is back."""
 
@@ -80,7 +86,7 @@ class StageHost:
 
     Args:
         head_link: the worker's link to the head; stands in for a neighbour that this stage does not have.
-        grace_s: how long a neighbour's broken connection may take to come back.
+        heartbeat_s, silence_s: how often the next worker is asked whether it is there, and how long one may say nothing.
         trace: where the stamps of its microbatches go, if anywhere; closed with the stage.
     """
 
@@ -93,7 +99,8 @@ class StageHost:
         endpoint: Endpoint,
         head_link: bytes,
         device: DeviceThread,
-        grace_s: float,
+        heartbeat_s: float,
+        silence_s: float,
         trace: StageTrace | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -102,17 +109,20 @@ class StageHost:
         self.clocks: dict[Port, ClockEstimate] = {}
         self._endpoint = endpoint
         self._device = device
-        self._grace_s = grace_s
         self._now = now
         self._trace = trace
         device.trace = trace
         self._reported_at = -REPORT_EVERY_S
         self._reported_frames = 0
+        self._delivered_pieces = 0
+        self._has_moved = False
+        """Pieces have come on since the last report."""
         self._codec_choice = ""
         self._worked_at = now()
         self._profile_asked = False
         self._profile_over = False
-        self._broken_at: dict[Port, float] = {}
+        self._liveness = {port: Liveness() for port in (Port.UPSTREAM, Port.DOWNSTREAM)}
+        self._next: NextWorker | None = None
         self._loaded: tuple[int, int] | None = None
         self._ready_said = False
         self._failed = False
@@ -134,6 +144,15 @@ class StageHost:
             endpoint.dial(downstream.link, downstream.endpoint, downstream.key)
             hello = Hello(protocol=PROTOCOL_VERSION, swarm=swarm, worker=worker, software=VERSION, codecs=CODECS, sent_ns=0)
             self._greet(Port.DOWNSTREAM, Dialler(hello, peer=f"worker {downstream.worker} at {downstream.endpoint}"))
+            self._next = NextWorker(
+                self._liveness[Port.DOWNSTREAM],
+                heartbeat_s=heartbeat_s,
+                silence_s=silence_s,
+                ask=lambda: self._greeters[Port.DOWNSTREAM].say_again(Lane.CONTROL),
+                on_way_s=self._on_way_s,
+                on_lost=self._lost_next,
+                now=now(),
+            )
         self._meter = LinkMeter(endpoint.estimator(self._links[Port.DOWNSTREAM]))
         device.load(assign, on_progress=self._progress, on_done=self._load_done, on_error=self.fail, on_table=self._ship)
 
@@ -165,6 +184,8 @@ class StageHost:
             StalePlan: it is of another epoch.
         """
         kind = type(message)
+        if self._next is not None and link == self._links[Port.DOWNSTREAM]:
+            self._next.heard(self._now())
         expected = _PORT_OF.get(kind)
         if expected is not None and self._links[expected] == link:
             if self._trace is not None and kind is Forward:
@@ -236,28 +257,40 @@ class StageHost:
         self._send(Port.HEAD, Lane.CONTROL, answer)
 
     def link_event(self, port: Port, event: LinkEvent) -> None:
-        if event.kind is LinkEventKind.CONNECTED:
-            if self._broken_at.pop(port, None) is not None:
-                if port is Port.DOWNSTREAM:
-                    self._meter.restart()
-                self._handle(LinkRestored(port, self._now()))
-        elif event.kind is LinkEventKind.REFUSED:
+        """A neighbour's link broke or came back."""
+        if event.kind is LinkEventKind.REFUSED:
             self.fail(event.error or RemoteProtocolError(f"the {port.value} link was refused"))
-        elif self._greeters[port].is_open:
-            self._broken_at.setdefault(port, self._now())
+        elif event.lane is None or not self._greeters[port].is_open:
+            return
+        elif event.kind is LinkEventKind.CONNECTED:
+            self._greeters[port].say_again(event.lane)
+            if self._liveness[port].back(event.lane):
+                self._restored(port)
+        elif event.kind is LinkEventKind.PORT_REFUSES:
+            self._lost_next("nobody listens there any more: it has ended")
+        else:
+            self._liveness[port].broke(event.lane, self._now())
 
     def head_restored(self) -> None:
-        """The connection to the head came back: frames that go over it may have been lost."""
+        """The connection to the head came back: what went over it may have been lost."""
         for port in (Port.UPSTREAM, Port.DOWNSTREAM):
             if self._links[port] == self._links[Port.HEAD]:
-                if port is Port.DOWNSTREAM:
-                    self._meter.restart()
-                self._handle(LinkRestored(port, self._now()))
+                self._restored(port)
+        if self.error is not None:
+            self._say_failed(self.error)
+        elif self._ready_said:
+            self._send_ready()
+
+    def _restored(self, port: Port) -> None:
+        if port is Port.DOWNSTREAM:
+            self._meter.restart()
+        self._handle(LinkRestored(port, self._now()))
 
     def tick(self) -> None:
         now = self._now()
         for greeter in self._greeters.values():
             greeter.tick()
+        self._look_for_pieces(now)
         self._handle(Tick(now))
         self._report(now)
         if self._ready_said and now - self._worked_at >= IDLE_S:
@@ -265,17 +298,28 @@ class StageHost:
             if not self._failed and not self._meter.num_unacknowledged:
                 with contextlib.suppress(LinkDown):
                     self._endpoint.probe(self._links[Port.DOWNSTREAM], now - self._worked_at)
-        for port, since in list(self._broken_at.items()):
-            if now - since > self._grace_s:
-                peer = self.assign.predecessor if port is Port.UPSTREAM else self.assign.successor
-                assert peer is not None
-                self.fail(
-                    LinkDown(
-                        f"the link to worker {peer.worker} at {peer.endpoint} is down for {now - since:.1f} s",
-                        peer=peer.worker,
-                        endpoint=peer.endpoint,
-                    )
-                )
+        if self._next is not None and not self._failed:
+            self._next.tick(now)
+
+    def _look_for_pieces(self, now: float) -> None:
+        """A frame that crosses a slow wire piece by piece is neither lost nor stuck."""
+        if self._failed:
+            return
+        with contextlib.suppress(LinkDown):
+            delivered = self._endpoint.bulk_window(self._links[Port.DOWNSTREAM]).num_delivered
+            if delivered > self._delivered_pieces:
+                self._delivered_pieces, self._has_moved = delivered, True
+                self._handle(Moved(now))
+
+    def _on_way_s(self) -> float:
+        """A decode frame of a wide model may cross a slow wire for many seconds, and all that is behind it waits."""
+        bandwidth = self._meter.facts().bandwidth_bytes_per_s or SLOWEST_BYTES_PER_S
+        return ON_WAY_FACTOR * self._meter.unacknowledged_bytes / bandwidth
+
+    def _lost_next(self, why: str) -> None:
+        peer = self.assign.successor
+        assert peer is not None
+        self.fail(LinkDown(f"worker {peer.worker} at {peer.endpoint}: {why}", peer=peer.worker, endpoint=peer.endpoint))
 
     # -- inside ----------------------------------------------------------------------------
 
@@ -285,10 +329,16 @@ class StageHost:
                 self.clocks[port] = clock
                 if self._trace is not None and self.assign.successor is not None:
                     self._trace.tracer.clock(self.assign.successor.worker, clock.offset_ns, clock.error_ns)
+                self._liveness[port].timed(clock.round_trip_ns / 1e9)
             # The greeter itself is not in the table yet if it opens at once.
             asyncio.get_running_loop().call_soon(self._say_ready)
 
-        self._greeters[port] = Greeter(self._endpoint, self._links[port], machine, on_open=opened, on_error=self.fail)
+        def timed(clock: ClockEstimate) -> None:
+            self._liveness[port].timed(clock.round_trip_ns / 1e9)
+
+        self._greeters[port] = Greeter(
+            self._endpoint, self._links[port], machine, on_open=opened, on_error=self.fail, on_timed=timed
+        )
 
     def _greeted(self, port: Port, lane: Lane, message: AnyMessage) -> None:
         greeter = self._greeters[port]
@@ -303,14 +353,44 @@ class StageHost:
         self._do(self.core.handle(event))
 
     def _do(self, commands: list[Command]) -> None:
+        """One that cannot be carried out costs none of the others.
+
+        Raises:
+            Exception: a bug, the first there was; after the last command.
+        """
+        bug: Exception | None = None
         for command in commands:
-            if type(command) is Compute:
-                self._worked_at = self._now()
-                self._device.run(command.work, on_done=self._computed, on_error=self._compute_failed)
-            elif type(command) is Send and isinstance(command.to, Port):
-                self._send(command.to, command.lane, command.message, command.payload)
-            else:
-                raise LocalProtocolError(f"a stage's core asks for {command!r}")
+            try:
+                self._carry_out(command)
+            except BloomBeeError as error:
+                self._cannot(command, error)
+            except Exception as error:
+                bug = bug or error
+        if bug is not None:
+            raise bug
+
+    def _carry_out(self, command: Command) -> None:
+        if type(command) is Compute:
+            self._worked_at = self._now()
+            if self._next is not None:
+                self._next.works(self._worked_at)
+            self._device.run(command.work, on_done=self._computed, on_error=self._compute_failed)
+        elif type(command) is Send and isinstance(command.to, Port):
+            self._send(command.to, command.lane, command.message, command.payload)
+        else:
+            raise LocalProtocolError(f"a stage's core asks for {command!r}")
+
+    def _cannot(self, command: Command, error: BloomBeeError) -> None:
+        """It belongs to the requests of a frame, to a lane that will be tried again, or to the stage."""
+        message = command.message if isinstance(command, Send) else None
+        is_frame = isinstance(message, Forward | Verdict)
+        if isinstance(error, QueueFull):
+            log.warning("not sent: %s", error.message)  # frames are kept and sent again, all else is said again
+        elif is_frame and isinstance(error, LocalProtocolError) and _says_something(message):
+            log.error("its requests end, for a frame of theirs cannot be sent: %s", error.message)
+            self._handle(Unsendable(command.lane, message.frame, self._now()))  # type: ignore[union-attr]
+        else:
+            self.fail(error)
 
     def _send(self, port: Port, lane: Lane, message: AnyMessage, payload: Any = None) -> None:
         if not isinstance(message, Forward | Verdict):
@@ -349,12 +429,16 @@ class StageHost:
         self._ready_said = True
         if Port.DOWNSTREAM in self._greeters and api.CODEC_ID not in self._greeters[Port.DOWNSTREAM].codecs:
             self._device.forgo_codec()
-        weight_bytes, kv_bytes = self._loaded
         log.info("stage %d: ready", self.assign.stage)
-        message = Ready(pipeline=self.assign.pipeline, epoch=self.assign.epoch, weight_bytes=weight_bytes, kv_bytes=kv_bytes)
-        self._send(Port.HEAD, Lane.CONTROL, message)
+        self._send_ready()
         self._worked_at = self._now()
         self._measure_on()
+
+    def _send_ready(self) -> None:
+        assert self._loaded is not None
+        weight_bytes, kv_bytes = self._loaded
+        message = Ready(pipeline=self.assign.pipeline, epoch=self.assign.epoch, weight_bytes=weight_bytes, kv_bytes=kv_bytes)
+        self._send(Port.HEAD, Lane.CONTROL, message)
 
     def _measure_on(self) -> None:
         """The next step of this stage's profile, unless a sequence has rows here."""
@@ -380,9 +464,10 @@ class StageHost:
         if choice[:3] != self._codec_choice[:3]:
             self._codec_choice = choice
             log.info("codec to the next stage %s", choice)
-        if self._failed or facts.num_frames == self._reported_frames or now - self._reported_at < REPORT_EVERY_S:
+        is_news = self._has_moved or facts.num_frames != self._reported_frames
+        if self._failed or not is_news or now - self._reported_at < REPORT_EVERY_S:
             return
-        self._reported_at, self._reported_frames = now, facts.num_frames
+        self._reported_at, self._reported_frames, self._has_moved = now, facts.num_frames, False
         target = self.assign.successor.worker if self.assign.successor is not None else HEAD
         report = LinkReport(
             pipeline=self.assign.pipeline, epoch=self.assign.epoch, target=target, codec=choice, **dataclasses.asdict(facts)
@@ -394,12 +479,19 @@ class StageHost:
         return None if clock is None else clock.round_trip_ns / 1e9
 
     def fail(self, error: BloomBeeError) -> None:
-        """Tell the head why this stage cannot go on; said once."""
+        """Tell the head why this stage cannot go on; said once, and again if it may have been lost."""
         if self._failed:
             return
         self._failed = True
         self.error = error
         log.debug("stage %d failed: %s", self.assign.stage, error)
+        self._say_failed(error)
+
+    def _say_failed(self, error: BloomBeeError) -> None:
         code, fields = to_wire(error)
         failed = StageFailed(pipeline=self.assign.pipeline, epoch=self.assign.epoch, code=code, fields=fields)
         self._send(Port.HEAD, Lane.CONTROL, failed)
+
+
+def _says_something(message: AnyMessage | None) -> bool:
+    return bool(message.items if isinstance(message, Forward) else isinstance(message, Verdict) and message.picks)

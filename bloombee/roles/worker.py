@@ -12,9 +12,11 @@ from typing import Any
 from bloombee.address import Address, default_listen, reachable_at, read_listen
 from bloombee.config import WorkerConfig
 from bloombee.errors import (
+    AuthenticationError,
     BloomBeeError,
     ConfigError,
     LinkDown,
+    LocalProtocolError,
     ProtocolError,
     RemoteProtocolError,
     StalePlan,
@@ -33,8 +35,9 @@ from bloombee.transport.interfaces import own_address_towards, own_addresses
 from bloombee.transport.keys import generate, load
 from bloombee.types import HEAD, VERSION, Lane
 from bloombee.wire.envelope import Envelope
-from bloombee.wire.handshake import ClockEstimate, Dialler, estimate_clock
+from bloombee.wire.handshake import ClockEstimate, Dialler
 from bloombee.wire.join import Joiner
+from bloombee.wire.liveness import Liveness
 from bloombee.wire.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
@@ -52,10 +55,10 @@ from bloombee.wire.token import JoinToken, decode_token
 
 log = logging.getLogger(__name__)
 TICK_S = 0.1
-HEAD_GRACE_S = 3.0
-"""A broken connection to the head may take this long to come back."""
 HEAD_SILENCE_FACTOR = 7
 """The head lives inside an application that may hold the interpreter's lock: it gets more patience than it has."""
+HEAD_GRACE_FACTOR = 2
+"""It is for the head to say who is lost: a worker is not the first to give up."""
 
 
 def run(config: WorkerConfig) -> None:
@@ -86,9 +89,9 @@ class WorkerRole:
         self._endpoint: Endpoint
         self._greeter: Greeter | None = None
         self._joiner: Greeter | None = None
-        self._head_broken_at: float | None = None
+        self._head_liveness = Liveness()
         self._heard_at = time.monotonic()
-        self._beats = 0
+        self._beat_at = 0.0
         self.head_clock: ClockEstimate | None = None
         self._traces: list[StageTrace] = []
 
@@ -96,6 +99,7 @@ class WorkerRole:
         """As :func:`run`. Cancelled: everything is closed, the head sees the connection end."""
         loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = loop.create_future()
+        loop.set_exception_handler(self._bug)
         keys = load(self._config.key) if self._config.key else generate()
         self._endpoint = Endpoint(keys, swarm=0, on_message=self._received, on_event=self._link_event, curve=_curve(self._token))
         try:
@@ -163,33 +167,31 @@ class WorkerRole:
         log.info("joined the head at %s as worker %d; it assigns layers when all workers are there", peer, joiner.joined.worker)
         self._heard_at = time.monotonic()
         machine = Dialler(self._hello(joiner.joined), peer=f"the head at {peer}")
-        self._greeter = Greeter(self._endpoint, self._head_link, machine, on_open=self._greeted, on_error=self._end)
+        self._greeter = Greeter(
+            self._endpoint, self._head_link, machine, on_open=self._greeted, on_error=self._end, on_timed=self._timed
+        )
 
-    def _hello(self, joined: Joined, sent_ns: int = 0) -> Hello:
+    def _hello(self, joined: Joined) -> Hello:
         return Hello(
             protocol=PROTOCOL_VERSION,
             swarm=joined.swarm,
             worker=joined.worker,
             software=VERSION,
             codecs=CODECS,
-            sent_ns=sent_ns,
+            sent_ns=0,
         )
 
     def _greeted(self, clock: ClockEstimate | None) -> None:
         if clock is not None:
-            self._keep_clock(clock)
+            self._timed(clock)
 
-    def _note_clock(self, welcome: Welcome) -> None:
-        """Hello was said again, for traces: loading spoils the first estimate."""
-        stamps = (welcome.hello_sent_ns, welcome.received_ns, welcome.sent_ns, time.monotonic_ns())
-        clock = estimate_clock(*stamps)
+    def _timed(self, clock: ClockEstimate) -> None:
+        """Hello was answered. The best estimate is kept: loading spoils the first."""
+        self._head_liveness.timed(clock.round_trip_ns / 1e9)
         if self.head_clock is None or clock.round_trip_ns < self.head_clock.round_trip_ns:
-            self._keep_clock(clock)
-
-    def _keep_clock(self, clock: ClockEstimate) -> None:
-        self.head_clock = clock
-        for trace in self._traces:
-            trace.tracer.clock(HEAD, clock.offset_ns, clock.error_ns)
+            self.head_clock = clock
+            for trace in self._traces:
+                trace.tracer.clock(HEAD, clock.offset_ns, clock.error_ns)
 
     def _end(self, error: BloomBeeError | None) -> None:
         if not self._over.done():
@@ -219,16 +221,22 @@ class WorkerRole:
         match message:
             case Joined() | Refused() if self._joined is None and self._joiner is not None:
                 self._joiner.received(lane, message)
-            case Welcome() | Refused() if self._greeter is not None and not self._greeter.is_open:
+            case Refused() if self._greeter is not None and not self._greeter.is_open:
                 self._greeter.received(lane, message)
-            case Welcome():
-                self._note_clock(message)
-            case Heartbeat() | Joined():
+            case Welcome() if self._greeter is not None:
+                self._greeter.received(lane, message)
+            case Heartbeat(count=count):
+                self._beat(count)
+            case Joined():
                 pass
             case Goodbye():
-                failed = next((stage.error for stage in self._stages.values() if stage.error is not None), None)
+                errors = [stage.error for stage in self._stages.values()]
+                # A neighbour that ended sooner, perhaps on the same word of the head's, is no failure of this one.
+                failed = next((error for error in errors if error is not None and not isinstance(error, LinkDown)), None)
                 log.info("the head ends the swarm")
                 self._end(failed)
+            case Refused(code=AuthenticationError.code, fields=fields):  # it has forgotten this link
+                self._end(LinkDown(f"the head has given this worker up: {fields.get('message', '')}"))
             case Refused(code=code, fields=fields):
                 log.warning("the head refused a message: %s %s", code, fields.get("message", ""))
             case Assign():
@@ -275,7 +283,8 @@ class WorkerRole:
             endpoint=self._endpoint,
             head_link=self._head_link,
             device=device,
-            grace_s=self._joined.silence_s,
+            heartbeat_s=self._joined.heartbeat_s,
+            silence_s=self._joined.silence_s,
             trace=trace,
         )
 
@@ -308,47 +317,70 @@ class WorkerRole:
             self._search.event(event)
             return
         if event.link == self._head_link:
-            if event.kind is LinkEventKind.HANDSHAKE_FAILED and self._joined is None:
-                self._end(event.error)
-            elif event.kind is LinkEventKind.CONNECTED:
-                if self._head_broken_at is not None:
-                    self._head_broken_at = None
-                    for stage in self._stages.values():
-                        stage.head_restored()
-            elif event.kind is LinkEventKind.DISCONNECTED and self._head_broken_at is None:
-                self._head_broken_at = time.monotonic()
+            self._head_link_event(event)
             return
         for stage in self._stages.values():
             port = stage.port_of(event.link) if event.link else None
             if port is not None:
                 stage.link_event(port, event)
 
+    def _head_link_event(self, event: LinkEvent) -> None:
+        assert event.lane is not None
+        match event.kind:
+            case LinkEventKind.HANDSHAKE_FAILED if self._joined is None:
+                self._end(event.error)
+            case LinkEventKind.CONNECTED:
+                if self._greeter is not None:
+                    self._greeter.say_again(event.lane)
+                if self._head_liveness.back(event.lane):
+                    for stage in self._stages.values():
+                        stage.head_restored()
+            case LinkEventKind.DISCONNECTED:
+                self._head_liveness.broke(event.lane, time.monotonic())
+            case LinkEventKind.PORT_REFUSES:
+                self._end(LinkDown(f"the head at {self._head_endpoint} has ended: nobody listens there any more"))
+
+    def _bug(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Something of ours raised what it must not: the head is told, so that its requests end and do not wait."""
+        error = context.get("exception")
+        log.error("internal error: %s", context.get("message", error), exc_info=error)
+        if error is None:
+            return
+        told = LocalProtocolError(f"internal error, please report it: {type(error).__name__}: {error}")
+        for stage in self._stages.values():
+            stage.fail(told)
+        if not self._stages:
+            self._end(told)
+
     # -- time ------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
         assert self._joined is not None
-        beat_at, ticked_at = 0.0, time.monotonic()
+        ticked_at = time.monotonic()
         while True:
             now = time.monotonic()
             if now - ticked_at > self._joined.silence_s:
                 self._heard_at = now  # it was this process that stood still: what the head said has yet to be read
             ticked_at = now
-            if now - beat_at >= self._joined.heartbeat_s:
-                beat_at = now
-                self._beats += 1
-                self._endpoint.send(self._head_link, Lane.CONTROL, Heartbeat(count=self._beats))
-                if self._traces:
-                    self._endpoint.send(self._head_link, Lane.CONTROL, self._hello(self._joined, time.monotonic_ns()))
+            if now - self._beat_at >= self._joined.heartbeat_s:
+                self._beat(0)
             if self._greeter is not None:
                 self._greeter.tick()
             for stage in self._stages.values():
                 stage.tick()
             silent = now - self._heard_at
-            if self._head_broken_at is not None and now - self._head_broken_at > HEAD_GRACE_S:
+            if self._head_liveness.away_s(now) > HEAD_GRACE_FACTOR * self._head_liveness.grace_s:
                 self._end(LinkDown(f"the head at {self._head_endpoint} has closed the connection"))
             elif silent > HEAD_SILENCE_FACTOR * self._joined.silence_s:
                 self._end(LinkDown(f"the head at {self._head_endpoint} has been silent for {silent:.1f} s"))
             await asyncio.sleep(TICK_S)
+
+    def _beat(self, count: int) -> None:
+        """To the head: the ``count`` of its own heartbeat, at once, which tells it the round trip; 0 of this side's accord."""
+        self._beat_at = time.monotonic()
+        self._endpoint.send(self._head_link, Lane.CONTROL, Heartbeat(count=count))
+        if self._greeter is not None:
+            self._greeter.say_again(Lane.CONTROL)
 
 
 def _offered_bytes(device: str) -> int:

@@ -7,6 +7,7 @@ Same arguments and seed, same trace, byte for byte.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import deque
@@ -33,6 +34,7 @@ from bloombee.pipeline.events import (
     Computed,
     FromStage,
     LinkRestored,
+    Moved,
     Port,
     SchedulerSaid,
     StageReceived,
@@ -40,6 +42,7 @@ from bloombee.pipeline.events import (
     Submit,
     Tick,
     Tune,
+    WorkerGone,
     WorkerJoined,
     WorkerSaid,
     tune_event,
@@ -58,6 +61,7 @@ from bloombee.sim.cores import CorePool
 from bloombee.sim.device import VOCAB, Device, SimDevice
 from bloombee.sim.network import Faults, LinkShape, SimLink
 from bloombee.types import DeviceUse, Dtype, FinishReason, Lane, Phase, StageUse
+from bloombee.wire.liveness import RECONNECT_S, RECONNECT_TRIPS, Liveness
 from bloombee.wire.messages import AnyMessage, Assign, Forward, Ready, Sampling, Verdict
 
 TICK_S = 0.1
@@ -152,6 +156,9 @@ class SimCluster:
         self._cores = cores
         self._pool = CorePool(self.clock, None if cores is None else cores.count)
         self._links: dict[tuple[str, str], SimLink] = {}
+        self._pieces = [0] * num_stages
+        """Seen on the link to the next stage."""
+        self._broken: dict[tuple[str, str], Liveness] = {}
         request = PlanRequest(
             card=card or sim_card((0,) * num_stages),
             dtype=Dtype.FLOAT32,
@@ -257,8 +264,20 @@ class SimCluster:
         now = self.clock.now
         self._do_scheduler(self.scheduler.handle(Tick(now)))
         for index, stage in self.stages.items():
+            self._look_for_pieces(index, stage)
             self._do_stage(index, stage.handle(Tick(now)))
+        for ends, connection in self._broken.items():
+            if connection.is_lost(now):
+                self._do_head(self.head.handle(WorkerGone(int(ends[1][5:]) + 1, "its connection is broken", now)))
         self.clock.call_later(TICK_S, self._tick)
+
+    def _look_for_pieces(self, index: int, stage: StageCore) -> None:
+        """As ``roles/stage_host.py`` does, and tells the head."""
+        link = self._links.get((f"stage{index}", f"stage{index + 1}"))
+        if link is not None and link.num_pieces > self._pieces[index]:
+            self._pieces[index] = link.num_pieces
+            self._do_stage(index, stage.handle(Moved(self.clock.now)))
+            self._do_scheduler(self.scheduler.handle(Moved(self.clock.now)))
 
     def _look(self) -> None:
         """As ``roles/tuner.py`` does."""
@@ -284,6 +303,45 @@ class SimCluster:
         names = [f"stage{index}" for index in range(len(self.uses))]
         shapes = [self._shapes.get(ends, self._shape) for ends in zip(names, [*names[1:], "scheduler"], strict=True)]
         return [Link(shape.bandwidth_bytes_per_s or math.inf, shape.latency_s) for shape in shapes]
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Whoever has connections: who is dialled or dials, and a stage."""
+        stages = [f"stage{index}" for index in range(len(self.uses))]
+        return [*(("scheduler", stage) for stage in stages), *itertools.pairwise(stages)]
+
+    def reset(self, ends: tuple[str, str]) -> None:
+        """Both connections between ``ends`` break and are dialled again; what was on its way is lost."""
+        if ends in self._broken:
+            return
+        directions = self._link(*ends), self._link(*reversed(ends))
+        rtt_s = sum(link.shape.latency_s for link in directions)
+        connection = self._broken[ends] = Liveness()
+        connection.timed(rtt_s)
+        for link in directions:
+            link.cut()
+        for lane in Lane:
+            connection.broke(lane, self.clock.now)
+            after_s = self._rng.uniform(0.5, 1) * RECONNECT_S + RECONNECT_TRIPS * rtt_s
+            self.clock.call_later(after_s, partial(self._back, ends, lane))
+
+    def _back(self, ends: tuple[str, str], lane: Lane) -> None:
+        if not self._broken[ends].back(lane):
+            return
+        del self._broken[ends]
+        now, (one, other) = self.clock.now, ends
+        index = int(other[5:])
+        stage_dialled = one == "scheduler"
+        self._link(one, other).mend(keeps=not stage_dialled)
+        self._link(other, one).mend(keeps=stage_dialled)
+        if one == "scheduler":
+            self._do_scheduler(self.scheduler.handle(StageRestored(index, now)))
+            for port, end in ((Port.UPSTREAM, 0), (Port.DOWNSTREAM, len(self.uses) - 1)):
+                if index == end:
+                    self._do_stage(index, self.stages[index].handle(LinkRestored(port, now)))
+        else:
+            self._do_stage(index - 1, self.stages[index - 1].handle(LinkRestored(Port.DOWNSTREAM, now)))
+            self._do_stage(index, self.stages[index].handle(LinkRestored(Port.UPSTREAM, now)))
 
     def restore_links(self) -> None:
         """Every connection broke and came back: all ends resend."""

@@ -54,11 +54,19 @@ class SimLink:
         self.shape = shape
         self.busy_s = 0.0
         self.num_bytes = 0
+        self.num_pieces = 0
+        """Of bulk, that have left the wire."""
+        self._connection = 0
+        self._is_cut = False
+        self._held: list[tuple[int, Callable[[], None], Lane]] = []
         self._waiting: dict[Lane, deque[_Message]] = {lane: deque() for lane in Lane}
         self._is_busy = False
 
     def send(self, num_bytes: int, deliver: Callable[[], None], *, lane: Lane = Lane.CONTROL, reliable: bool = False) -> None:
         """Deliver after the wire time and the latency; ``reliable`` messages meet no fault."""
+        if self._is_cut and not reliable:
+            self._held.append((num_bytes, deliver, lane))
+            return
         self.num_bytes += num_bytes
         message = _Message(num_bytes, deliver, reliable)
         if not self.shape.bandwidth_bytes_per_s:
@@ -67,6 +75,22 @@ class SimLink:
         self._waiting[lane].append(message)
         if not self._is_busy:
             self._begin_piece(self.shape.bandwidth_bytes_per_s)
+
+    def cut(self) -> None:
+        """Its connections are reset: what is on its way is lost, and what is said meanwhile waits."""
+        self._connection += 1
+        self._is_cut = True
+        for waiting in self._waiting.values():
+            kept = [message for message in waiting if message.reliable]
+            waiting.clear()
+            waiting.extend(kept)
+
+    def mend(self, *, keeps: bool) -> None:
+        """The connections are back. ``keeps``: this end dialled, and what waited goes now; else it is lost."""
+        self._is_cut = False
+        held, self._held = self._held, []
+        for num_bytes, deliver, lane in held if keeps else ():
+            self.send(num_bytes, deliver, lane=lane)
 
     def _begin_piece(self, rate: float) -> None:
         lane = next((lane for lane in Lane if self._waiting[lane]), None)
@@ -79,7 +103,8 @@ class SimLink:
         self.busy_s += size / rate
 
         def end() -> None:
-            if message.left == 0:
+            self.num_pieces += lane is Lane.BULK
+            if message.left == 0 and self._waiting[lane] and self._waiting[lane][0] is message:
                 self._waiting[lane].popleft()
                 self._arrive(message)
             self._begin_piece(rate)
@@ -92,7 +117,13 @@ class SimLink:
         if message.reliable:
             self._clock.call_at(arrival, deliver)
             return
+        connection = self._connection
+
+        def land() -> None:
+            if connection == self._connection:
+                deliver()
+
         copies = 1 - (self._rng.random() < self._faults.lose) + (self._rng.random() < self._faults.duplicate)
         for _ in range(copies):
             extra = self._rng.uniform(0, self._faults.max_extra_delay_s) if self._rng.random() < self._faults.delay else 0.0
-            self._clock.call_at(arrival + extra, deliver)
+            self._clock.call_at(arrival + extra, land)

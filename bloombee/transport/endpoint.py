@@ -40,6 +40,7 @@ from bloombee.errors import (
 from bloombee.plan.meter import LinkEstimator
 from bloombee.transport.bulk import LINK_MESSAGES, WHOLE_BYTES, Bulk, wrong_lane
 from bloombee.transport.events import Counters, LinkEvent, LinkEventKind
+from bloombee.transport.gone import PortWatch
 from bloombee.transport.interfaces import look_up
 from bloombee.transport.keys import KeyPair
 from bloombee.transport.lanes import LanePort, Unreachable
@@ -711,6 +712,7 @@ class Endpoint:
             event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 port.came_up()
+                port.watch = PortWatch(str(port.address), partial(self._port_refuses, port))
                 self._say_again(port)
                 self._tell(LinkEventKind.CONNECTED, port)
                 self._flush(port)
@@ -720,6 +722,8 @@ class Endpoint:
                 port.up = False
                 port.connection_lost()
                 self._tell(LinkEventKind.DISCONNECTED, port, self._link_down(port, f"{port.endpoint} closed the connection"))
+            elif event == zmq.EVENT_CLOSED and not port.up and port.watch is not None:
+                port.watch.ask()
             elif event in (zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL):
                 # ZeroMQ gives up for good after these two; but the peer may hear of our key a moment after us.
                 self._redial_later(port)
@@ -734,6 +738,11 @@ class Endpoint:
         """Told once no address of the name is left to try."""
         if not port.untried:
             self._tell(LinkEventKind.HANDSHAKE_FAILED, port, handshake_error(port, event))
+
+    def _port_refuses(self, port: LanePort) -> None:
+        if not port.up and port.link in self._links:
+            error = self._link_down(port, f"nobody listens at {port.endpoint} any more")
+            self._tell(LinkEventKind.PORT_REFUSES, port, error)
 
     def _drain_router_monitor(self) -> bool:
         """Accepted connections are known by their file descriptor, which each message of theirs carries too."""
@@ -752,7 +761,7 @@ class Endpoint:
                     port.connection_lost()
                     if self._accepted.get(port.routing_id) is port:
                         self._tell(LinkEventKind.DISCONNECTED, port, self._link_down(port, "the peer closed the connection"))
-            elif event != zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            elif event not in (zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_CLOSED):
                 self.strangers.refused += 1
                 if self._bucket.take(self._loop.time()):
                     error = AuthenticationError(

@@ -17,6 +17,8 @@ class LinkEventKind(enum.StrEnum):
     """A lane that was up has lost its TCP connection. A dialled lane goes on trying until it is hung up."""
     HANDSHAKE_FAILED = "handshake_failed"
     """CURVE did not come to an end: wrong key, unknown key, or not ZeroMQ at all. Dialled lanes go on trying."""
+    PORT_REFUSES = "port_refuses"
+    """A dialled lane that had been up was dialled again, and nobody listens there any more."""
     UNREACHABLE = "unreachable"
     """Something was sent to an accepted lane whose peer is not there; it and what was queued are gone. Said once
     an outage. Or: a dialled lane's name stands for no address; it is asked for again and again."""

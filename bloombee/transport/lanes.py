@@ -14,6 +14,7 @@ from bloombee.address import Address
 from bloombee.errors import QueueFull
 from bloombee.transport.bulk import Bulk
 from bloombee.transport.events import Counters
+from bloombee.transport.gone import PortWatch
 from bloombee.transport.sockets import Reader, connect
 from bloombee.types import Lane, WorkerId
 from bloombee.wire.envelope import encode_envelope
@@ -41,6 +42,7 @@ class LanePort:
         address: where the lane's connection goes, or is being tried.
         fd: of the connection that the last message came on, accepted lanes only; see Endpoint._monitor_router.
         bulk: what only bulk lanes have.
+        watch: of a dialled lane that was up, whether its port is still there.
     """
 
     link: bytes
@@ -59,6 +61,7 @@ class LanePort:
     outage_told: bool = False
     fd: int = -1
     bulk: Bulk | None = None
+    watch: PortWatch | None = None
     retry_s: float = 0.1
     retry: asyncio.TimerHandle | None = None
     queue: deque[tuple[bytes, Sequence[Buffer], int]] = field(default_factory=deque)
@@ -214,6 +217,8 @@ class LanePort:
             self.retry = None
         if self.bulk is not None:
             self.bulk.cancel_timer()
+        if self.watch is not None:
+            self.watch.close()
         if self.accepted:
             return
         if self.monitor is not None:

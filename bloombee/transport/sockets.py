@@ -28,6 +28,7 @@ MONITORED = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_CONNECT_RETRIED
+    | zmq.EVENT_CLOSED  # of dialled sockets: a try to connect failed
 )
 _monitor_number = count()
 

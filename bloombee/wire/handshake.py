@@ -6,10 +6,13 @@ lost) and because a wrong key is silence: only a deadline tells. The listener an
 often it comes, and says nothing of its own before the first. Both have the link open when both lanes
 have been greeted::
 
-    Dialler   IDLE --Started--> GREETING --Welcome on every lane--> OPEN
+    Dialler   IDLE --Started--> GREETING --Welcome on every lane--> OPEN --Again--> OPEN
                                     |---Refused, other version, deadline--> FAILED
     Listener  GREETING --Hello on every lane--> OPEN
                   |---other version, swarm or worker, anything before Hello--> FAILED
+
+An open link's dialler says Hello again (``Again``) when a lane's connection was replaced, so that the listener hears of it and
+answers on it, and now and then, so that both know that the other is there and how long the way is.
 
 Before a worker may greet the head it joins: ``wire/join.py``.
 
@@ -21,6 +24,8 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from bloombee.errors import (
     BloomBeeError,
@@ -58,7 +63,15 @@ class Tick:
     now_ns: int
 
 
-Event = Started | Received | Tick
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Say Hello on ``lane`` of an open link once more."""
+
+    lane: Lane
+    now_ns: int
+
+
+Event = Started | Received | Tick | Again
 
 # -- commands ----------------------------------------------------------------------------------
 
@@ -79,13 +92,20 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
+class Timed:
+    """A Hello that was said again has been answered."""
+
+    clock: ClockEstimate
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """Give the link up; ``error`` says why and what to do."""
 
     error: BloomBeeError
 
 
-Command = Say | Opened | Failed
+Command = Say | Opened | Timed | Failed
 
 
 class State(enum.Enum):
@@ -168,7 +188,9 @@ class Dialler:
     def handle(self, event: Event) -> list[Command]:
         if isinstance(event, Started):
             return self._start(event.now_ns) if self.state is State.IDLE else []
-        if self.state is not State.GREETING:
+        if self.state is State.OPEN:
+            return self._when_open(event)
+        if self.state is not State.GREETING or isinstance(event, Again):
             return []
         if isinstance(event, Tick):
             return self._tick(event.now_ns)
@@ -185,15 +207,22 @@ class Dialler:
 
     def _greet(self, now_ns: int) -> list[Command]:
         self.next_tick_ns = min(now_ns + self._retry_ns, self._give_up_ns)
-        hello = Hello(
-            protocol=self._hello.protocol,
-            swarm=self._hello.swarm,
-            worker=self._hello.worker,
-            software=self._hello.software,
-            codecs=self._hello.codecs,
-            sent_ns=now_ns,
-        )
-        return [Say(lane, hello) for lane in LANES if lane in self._waiting]
+        return [self._say_hello(lane, now_ns) for lane in LANES if lane in self._waiting]
+
+    def _say_hello(self, lane: Lane, now_ns: int) -> Say:
+        return Say(lane, replace(self._hello, sent_ns=now_ns))
+
+    def _when_open(self, event: Event) -> list[Command]:
+        """What an answer does not fit is not believed: one that was lost with its connection may come with the next."""
+        if isinstance(event, Again):
+            return [self._say_hello(event.lane, event.now_ns)]
+        if not isinstance(event, Received) or not isinstance(event.message, Welcome):
+            return []
+        welcome = event.message
+        try:
+            return [Timed(estimate_clock(welcome.hello_sent_ns, welcome.received_ns, welcome.sent_ns, event.now_ns))]
+        except RemoteProtocolError:
+            return []
 
     def _tick(self, now_ns: int) -> list[Command]:
         assert self.next_tick_ns is not None

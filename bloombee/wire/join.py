@@ -8,6 +8,7 @@ a key it does not know. Then the worker greets the head as any link is greeted (
 from __future__ import annotations
 
 import hmac
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from bloombee.errors import AuthenticationError, BloomBeeError, DeadlineExceeded, ProtocolError, from_wire, to_wire
@@ -24,7 +25,7 @@ class _Secret:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """``join`` is let in as ``worker``; ``again``: the same key asked before and gets the same number."""
+    """``join`` is let in as ``worker``; ``again``: it asked before, on the same link, and gets the same number."""
 
     key: bytes
     worker: WorkerId
@@ -33,25 +34,36 @@ class Admitted:
     again: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Guest:
+    worker: WorkerId
+    name: str
+    link: bytes
+    secret: _Secret = field(repr=False)
+
+
 @dataclass(slots=True)
 class Door:
     """The head's side of Join: who comes in and under which number.
 
-    A repeated Join of a key that is in (its answer was lost) is answered as before and costs no use of the secret.
-    Whoever is not let in changes nothing but ``num_refused``.
+    A Join repeated on the link that is in (its answer was lost) is answered as before and costs no use of the secret. On another
+    link it is another worker with the same key, and is refused while the one inside is there. Whoever is not let in changes
+    nothing but ``num_refused``.
 
     Args:
         swarm, heartbeat_s, silence_s: for :class:`~bloombee.wire.messages.Joined`.
-        max_workers: how many keys may come in.
+        max_workers: how many keys may be in at once.
     """
 
     swarm: int
     heartbeat_s: float
     silence_s: float
     max_workers: int = 4096
+    is_shut: bool = False
+    """Nobody new comes in, whatever he knows."""
     num_refused: int = 0
     _secrets: list[_Secret] = field(default_factory=list, repr=False)
-    _inside: dict[bytes, WorkerId] = field(default_factory=dict)
+    _inside: dict[bytes, _Guest] = field(default_factory=dict)
     _next_worker: WorkerId = 1
 
     def issue(self, secret: bytes, *, uses: int = 1) -> None:
@@ -60,19 +72,30 @@ class Door:
             raise ValueError(f"a secret of {len(secret)} bytes: must be 16 to 64")
         self._secrets.append(_Secret(secret, uses))
 
-    def knock(self, key: bytes, message: AnyMessage) -> Admitted | Refused:
-        """Decide about the first message of ``key``. The answer goes back on the lane the message came on."""
+    def knock(
+        self, key: bytes, link: bytes, message: AnyMessage, *, in_doubt: Container[WorkerId] = ()
+    ) -> Admitted | Refused | None:
+        """Decide about the first message of ``key`` on ``link``. The answer goes back on the lane the message came on.
+
+        Args:
+            in_doubt: workers whose connection is broken: whoever asks for a place of theirs may be the same one, come back.
+
+        Returns:
+            None: not to be decided yet; no answer, it will ask again.
+        """
         try:
-            return self._admit(key, message)
+            return self._admit(key, link, message, in_doubt)
         except ProtocolError as error:
             self.num_refused += 1
             return Refused(*to_wire(error))
 
     def remove(self, key: bytes) -> None:
-        """Forget a worker; it would need a secret with a use left to come in again."""
-        self._inside.pop(key, None)
+        """A worker is gone: its secret lets one more in. An unknown key changes nothing."""
+        guest = self._inside.pop(key, None)
+        if guest is not None:
+            guest.secret.uses_left += 1
 
-    def _admit(self, key: bytes, message: AnyMessage) -> Admitted:
+    def _admit(self, key: bytes, link: bytes, message: AnyMessage, in_doubt: Container[WorkerId]) -> Admitted | None:
         if not isinstance(message, Join):
             raise AuthenticationError(
                 f"{type(message).__name__} from a key that has not joined: say Join first", path="message.tag"
@@ -81,19 +104,36 @@ class Door:
         secret = self._find(message.secret)
         if secret is None:
             raise AuthenticationError("the join token's secret is wrong: ask the head for its current token")
-        worker = self._inside.get(key)
-        again = worker is not None
-        if worker is None:
-            if secret.uses_left < 1:
-                raise AuthenticationError("the join token is spent: it lets in one worker; ask the head for a new one")
-            if len(self._inside) >= self.max_workers:
-                raise AuthenticationError(f"the swarm has its {self.max_workers} workers", max_workers=self.max_workers)
-            secret.uses_left -= 1
-            worker = self._next_worker
-            self._next_worker += 1
-            self._inside[key] = worker
-        joined = Joined(worker=worker, swarm=self.swarm, heartbeat_s=self.heartbeat_s, silence_s=self.silence_s)
-        return Admitted(key, worker, message, joined, again)
+        guest = self._inside.get(key)
+        again = guest is not None and guest.link == link
+        if guest is None or not again:
+            if self._must_wait(guest, secret, in_doubt):
+                return None
+            guest = self._let_in(key, link, message, guest, secret)
+        joined = Joined(worker=guest.worker, swarm=self.swarm, heartbeat_s=self.heartbeat_s, silence_s=self.silence_s)
+        return Admitted(key, guest.worker, message, joined, again)
+
+    def _must_wait(self, guest: _Guest | None, secret: _Secret, in_doubt: Container[WorkerId]) -> bool:
+        """Whether the place that is asked for is that of a worker in doubt."""
+        if guest is not None:
+            return guest.worker in in_doubt
+        return secret.uses_left < 1 and any(one.secret is secret and one.worker in in_doubt for one in self._inside.values())
+
+    def _let_in(self, key: bytes, link: bytes, join: Join, guest: _Guest | None, secret: _Secret) -> _Guest:
+        if guest is not None:
+            raise AuthenticationError(
+                f"this key is in use by worker {guest.name!r}: give each worker a key of its own", worker=guest.name
+            )
+        if secret.uses_left < 1:
+            raise AuthenticationError("the join token is spent: it lets in one worker; ask the head for a new one")
+        if self.is_shut:
+            raise AuthenticationError("the swarm is complete or has ended: ask for the token of its next start")
+        if len(self._inside) >= self.max_workers:
+            raise AuthenticationError(f"the swarm has its {self.max_workers} workers", max_workers=self.max_workers)
+        secret.uses_left -= 1
+        guest = self._inside[key] = _Guest(self._next_worker, join.name, link, secret)
+        self._next_worker += 1
+        return guest
 
     def _find(self, value: bytes) -> _Secret | None:
         """Every known secret is compared, each in constant time: the time says nothing about which was close."""

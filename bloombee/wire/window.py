@@ -95,10 +95,12 @@ class BulkWindow:
         window_bytes, unacked_bytes: what may be and what is on its way.
         piece_bytes: size of the next piece.
         next_number: of the next piece.
+        num_delivered: pieces of frames that were acknowledged, probes left out.
     """
 
     def __init__(self) -> None:
         self.next_number = 0
+        self.num_delivered = 0
         self.lost()
 
     def lost(self) -> None:
@@ -202,6 +204,7 @@ class BulkWindow:
             newest = self._sent.popleft()
             self.unacked_bytes -= newest.num_bytes
             self._delivered += newest.num_bytes
+            self.num_delivered += 1
         if newest is None:
             return
         self._heard_at = self._delivered_at = now

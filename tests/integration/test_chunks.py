@@ -45,3 +45,12 @@ def test_the_first_prompt_goes_in_chunks_that_fit_what_workers_know_of_themselve
     swarm.generate([1] * 256, max_new_tokens=1)
     for stage in swarm.run(swarm.runtime.stage_use()):
         assert stage.prefill.num_works == -(-256 // rows) > 1
+
+
+def test_a_microbatch_that_is_too_large_for_a_frame_goes_in_as_many_as_it_takes(make_swarm: Callable[..., Swarm]) -> None:
+    """Rows of 32 KB: 2,048 of them fit a frame, whatever ``max_microbatch_rows`` says."""
+    swarm = make_swarm(model="standin:16384x2", workers=2, pace="1,0,0", max_microbatch_rows=8192, microbatches=4, kv_tokens=8192)
+    assert len(swarm.generate([5] * 3000, max_new_tokens=2, ignore_eos=True).token_ids) == 2
+    for stage in swarm.run(swarm.runtime.stage_use()):
+        assert (stage.prefill.num_works, stage.prefill.num_rows) == (2, 3000)
+    assert swarm.run(swarm.runtime.pages_free()) == (512, 512)

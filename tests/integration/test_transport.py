@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from relay_kit import Relay
 from transport_kit import SWARM, Side, forward, linked, sides
 
 from bloombee.errors import AddressInUse, AuthenticationError, ConfigError, LinkDown, LocalProtocolError, QueueFull
@@ -148,6 +149,33 @@ def test_reconnects_to_a_peer_that_was_restarted() -> None:
                 assert again.said(Heartbeat) == [Heartbeat(2)]
             finally:
                 await again.endpoint.close(0)
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_has_ended_is_told_from_a_connection_that_broke() -> None:
+    """By its port: it refuses, or takes connections still."""
+
+    async def main() -> None:
+        async with sides({"bind": True}, {}) as (a, b):
+            relay = Relay(int(a.address.rpartition(":")[2]))
+            await relay.listen()
+            try:
+                link = os.urandom(16)
+                a.endpoint.allow(link, b.keys.public, 1)
+                b.endpoint.dial(link, relay.endpoint, a.keys.public)
+                await b.until(lambda: b.kinds(link).count(LinkEventKind.CONNECTED) == 2, "both lanes connect")
+                relay.reset()
+                await b.until(lambda: b.kinds(link).count(LinkEventKind.CONNECTED) == 4, "both lanes are back")
+                assert LinkEventKind.PORT_REFUSES not in b.kinds()
+                relay.close()
+                await b.until(lambda: b.event(LinkEventKind.PORT_REFUSES), "nobody listens there any more")
+                error = b.event(LinkEventKind.PORT_REFUSES)
+                assert error is not None
+                assert isinstance(error.error, LinkDown)
+                assert relay.endpoint in str(error.error)
+            finally:
+                relay.close()
 
     asyncio.run(main())
 

@@ -19,6 +19,7 @@ from bloombee.config import RuntimeConfig, WorkerConfig
 from bloombee.doctor import Finding
 from bloombee.errors import BloomBeeError, ConfigError, Infeasible, LinkDown, QueueFull
 from bloombee.plan.plan import Plan, StagePlan
+from bloombee.terminal import Loading
 from bloombee.types import Dtype, FinishReason, Generation, LoadProgress, PageGroup, SamplingParams, Span, Token
 from bloombee.wire.token import JoinToken, encode_token
 
@@ -428,3 +429,21 @@ def test_starting_imports_nothing_heavy() -> None:
     program = f"import sys, bloombee.cli as c; c.main(['--help']); print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_worker_that_leaves_before_all_are_there_is_told_with_how_many_are_awaited() -> None:
+    out = io.StringIO()
+    loading = Loading(out)
+    for progress in (
+        LoadProgress(1, "far", -1, 0, 0, "joined", 1),
+        LoadProgress(1, "far", -1, 0, 0, "left", 2),
+        LoadProgress(2, "far", -1, 0, 0, "joined", 1),
+        LoadProgress(3, "near", -1, 0, 0, "joined"),
+    ):
+        loading(progress)
+    assert out.getvalue().splitlines() == [
+        "far: joined; waiting for 1 worker",
+        "far: left; waiting for 2 workers",
+        "far: joined; waiting for 1 worker",
+        "near: joined",
+    ]

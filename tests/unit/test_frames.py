@@ -118,3 +118,32 @@ def test_each_lane_of_a_link_has_numbers_credit_and_patience_of_its_own() -> Non
     assert sorted(_numbers(link.resend(now=1.2))) == [0, 1, 10]
     with pytest.raises(RemoteProtocolError):
         link.acknowledge(_ack(3, 9), now=1.3)
+
+
+def test_a_frame_that_crosses_a_slow_wire_piece_by_piece_is_not_sent_again() -> None:
+    sender = FrameSender(limit=4, resend_after_s=1.0)
+    sender.push(_make(), now=0.0)
+    for tick in range(1, 100):
+        sender.moved(tick / 2)
+        assert sender.tick(tick / 2 + 0.4) == []
+    assert _numbers(sender.tick(50.6)) == [0]
+
+
+def test_frames_behind_others_are_not_sent_again_while_those_arrive_in_order() -> None:
+    sender = FrameSender(limit=4, resend_after_s=1.0)
+    for _ in range(3):
+        sender.push(_make(), now=0.0)
+    assert _numbers(sender.acknowledge(_ack(1, 4), now=0.9)) == []
+    assert _numbers(sender.tick(1.2)) == []
+    sender.acknowledge(_ack(1, 4, (2,)), now=1.5)  # the one before it is missing
+    assert _numbers(sender.tick(1.95)) == [1]
+
+
+def test_a_frame_that_cannot_be_sent_goes_without_what_it_says() -> None:
+    sender = FrameSender(limit=4, resend_after_s=1.0)
+    sender.push(_make(rows=3), now=0.0)
+    (send,) = sender.blank(0, now=0.1)
+    assert send.message == Forward(1, 1, 0, 0, 0, ())
+    assert send.payload is None
+    assert [again.message for again in sender.resend(0.2, lambda _: True)] == [send.message]
+    assert sender.blank(7, now=0.1) == []

@@ -13,6 +13,7 @@ from bloombee.pipeline.commands import (
     PipelineDown,
     PipelineUp,
     PlanMade,
+    ReportLeft,
     ReportProgress,
     Send,
     TellScheduler,
@@ -28,8 +29,10 @@ from bloombee.pipeline.events import (
     SchedulerSaid,
     Submit,
     Tick,
+    WorkerAway,
     WorkerGone,
     WorkerJoined,
+    WorkerRestored,
     WorkerSaid,
 )
 from bloombee.pipeline.head import HeadCore, HeadLimits, PlanRequest
@@ -260,6 +263,77 @@ def test_workers_stuck_while_loading_are_named_together() -> None:
         core.handle(Tick(float(tick)))
     assert isinstance(core.error, DeadlineExceeded)
     assert "w2, w3" in str(core.error)
+
+
+# -- workers that leave ------------------------------------------------------------------------
+
+
+def test_a_worker_that_leaves_before_the_plan_is_told_and_may_be_replaced() -> None:
+    core = _core(join=2)
+    assert core.handle(WorkerGone(1, "killed", 0.0)) == [ReportLeft(1, "w1", 2)]
+    assert core.handle(WorkerJoined(4, "w4", "tcp://127.0.0.1:1", b"4" * 32, 10_000, 0.0)) == []
+    made = core.handle(WorkerJoined(5, "w5", "tcp://127.0.0.1:1", b"5" * 32, 10_000, 0.0))[0]
+    assert isinstance(made, PlanMade)
+    assert [stage.name for stage in made.plan.stages] == ["w2", "w4", "w5"]
+
+
+def test_nobody_is_planned_with_who_may_not_come_back() -> None:
+    core = _core(join=2)
+    core.handle(WorkerAway(1, 0.0))
+    assert core.handle(WorkerJoined(3, "w3", "tcp://127.0.0.1:1", b"3" * 32, 10_000, 0.0)) == []
+    assert isinstance(core.handle(WorkerRestored(1, 0.5))[0], PlanMade)
+    core = _core(join=2)
+    core.handle(WorkerAway(1, 0.0))
+    core.handle(WorkerJoined(3, "w3", "tcp://127.0.0.1:1", b"3" * 32, 10_000, 0.0))
+    assert core.handle(WorkerGone(1, "its connection is broken", 1.0)) == [ReportLeft(1, "w1", 1)]
+
+
+def test_a_local_worker_that_is_lost_before_the_plan_ends_the_start_and_is_named() -> None:
+    core = _core(join=2, takes_others=False)
+    (down, _) = core.handle(WorkerGone(1, "its process was killed by SIGKILL", 0.0))
+    assert isinstance(down, PipelineDown)
+    assert isinstance(down.error, DeviceError)
+    assert "'w1'" in str(down.error)
+    assert "SIGKILL" in str(down.error)
+    assert core.handle(WorkerGone(2, "too", 0.0)) == []
+
+
+def test_a_local_worker_that_never_joins_ends_the_start_and_is_named() -> None:
+    core = _core(join=2, takes_others=False, order=("w1", "w2", "w3"))
+    for tick in range(1, 70):
+        for worker in (1, 2):
+            core.handle(WorkerSaid(worker, Heartbeat(1), float(tick)))
+        core.handle(Tick(float(tick)))
+    assert isinstance(core.error, DeadlineExceeded)
+    assert " on w3:" in str(core.error)
+
+
+def test_workers_from_elsewhere_are_awaited_for_ever() -> None:
+    core = _core(join=2)
+    for tick in range(1, 10_000, 2):
+        for worker in (1, 2):
+            core.handle(WorkerSaid(worker, Heartbeat(1), float(tick)))
+        core.handle(Tick(float(tick)))
+    assert core.error is None
+
+
+def test_a_worker_whose_connection_came_back_is_told_its_stage_again_until_it_is_ready() -> None:
+    core, _ = _joined()
+    (again,) = core.handle(WorkerRestored(2, 0.0))
+    assert isinstance(again, Send)
+    assert isinstance(again.message, Assign)
+    assert (again.to, again.message.stage) == (2, 1)
+    core.handle(WorkerSaid(2, Ready(1, 1, 0, 0), 0.0))
+    assert core.handle(WorkerRestored(2, 0.0)) == []
+    assert _core(join=2).handle(WorkerRestored(2, 0.0)) == []
+
+
+def test_a_broken_hop_is_named_by_both_its_ends() -> None:
+    core = _up()
+    fields = {"message": "its link is broken", "peer": 3}
+    (down, _) = core.handle(WorkerSaid(2, StageFailed(1, 1, "LinkDown", fields), 0.0))
+    assert isinstance(down, PipelineDown)
+    assert str(down.error) == "worker 'w2' cannot reach worker 'w3': its link is broken"
 
 
 def test_a_failed_stage_is_named() -> None:

@@ -2,25 +2,27 @@ from __future__ import annotations
 
 import pytest
 
-from bloombee.errors import DeadlineExceeded, DeviceError, Infeasible, LinkDown, RemoteProtocolError, StalePlan
+from bloombee.errors import DeadlineExceeded, DeviceError, Infeasible, LinkDown, RemoteProtocolError, SequenceLost, StalePlan
 from bloombee.pipeline.commands import Command, Send, TellHead
 from bloombee.pipeline.events import (
     Cancel,
     Emitted,
     Ended,
     FromStage,
+    Moved,
     Open,
     PipelineLost,
     PlanReady,
-    SchedulerFailed,
     Tick,
     Tune,
 )
 from bloombee.pipeline.frames import lane_of
-from bloombee.pipeline.scheduler import BESIDE_DECODE, SchedulerCore
+from bloombee.pipeline.patience import SLACK_S
+from bloombee.pipeline.scheduler import BESIDE_DECODE, MOST_ITEMS, SchedulerCore
 from bloombee.plan.chunk import Chunks
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.types import Dtype, FinishReason, PageGroup, Phase, Span
+from bloombee.wire.envelope import encode_envelope
 from bloombee.wire.messages import NO_TOKEN, Ack, Close, Closed, Forward, Pick, Sampling, Verdict
 
 SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
@@ -32,8 +34,8 @@ def _plan(*, microbatches: int = 2, num_pages: int = 8) -> Plan:
     return Plan(1, 1, "m", Dtype.FLOAT32, 2, groups, 4, microbatches, stages)
 
 
-def _core(**plan: int) -> SchedulerCore:
-    core = SchedulerCore(max_rows=8, resend_after_s=1.0, step_deadline_s=10.0)
+def _core(*, step_deadline_s: float = 10.0, **plan: int) -> SchedulerCore:
+    core = SchedulerCore(max_rows=8, resend_after_s=1.0, step_deadline_s=step_deadline_s)
     assert core.handle(PlanReady(_plan(**plan), 0.0)) == []
     return core
 
@@ -284,13 +286,93 @@ def test_close_is_repeated_until_every_stage_confirms() -> None:
     assert _closes(core.handle(Tick(1.5))) == [(1, Close(1, 1, (1,), 1))]
 
 
-def test_a_microbatch_that_does_not_come_home_fails_the_pipeline() -> None:
+def test_a_step_past_its_deadline_ends_its_requests_and_the_next_one_is_served() -> None:
     core = _core()
+    ring = _Ring(core)
+    (late,) = _forwards(core.handle(_open(1)))
+    assert _told(core.handle(Tick(10.0))) == []
+    commands = core.handle(Tick(10.5))
+    (ended,) = _told(commands)
+    assert isinstance(ended, Ended)
+    assert isinstance(ended.error, DeadlineExceeded)
+    assert ended.error.retryable
+    assert [stage for stage, close in _closes(commands) if close.sequences == (1,)] == [0, 1]
+    (again,) = _forwards(core.handle(_open(2, max_new=1)))
+    assert _told(ring.home(late, now=11.0)) == []  # nobody waits for it any more
+    assert [t.finish for t in _told(ring.home(again, now=11.5))] == [FinishReason.LENGTH]  # type: ignore[attr-defined]
+
+
+def test_a_device_that_hangs_ends_each_request_and_those_that_wait_for_credit() -> None:
+    core = _core(step_deadline_s=600.0, microbatches=1, num_pages=64)
+    ring = _Ring(core)
+    (shown,) = _forwards(core.handle(_open(0, max_new=1)))
+    ring.home(shown, now=0.1)
+    for sequence in (1, 2):
+        core.handle(_open(sequence))
+    told = {tick: _told(core.handle(Tick(float(tick)))) for tick in range(1, 30)}
+    ends = [(tick, ended.sequence, type(ended.error)) for tick, all_told in told.items() for ended in all_told]  # type: ignore[attr-defined]
+    assert [(sequence, kind) for _, sequence, kind in ends] == [(1, DeadlineExceeded), (2, DeadlineExceeded)]
+    assert ends[0][0] == ends[1][0] > SLACK_S
+    core.handle(Open(3, bytes(8), SAMPLING, 4, frozenset(), 40.0))  # who comes later has as long
+    assert _told(core.handle(Tick(41.0))) == []
+    assert len(_told(core.handle(Tick(60.0)))) == 1
+
+
+def test_a_prompt_that_comes_on_has_no_deadline() -> None:
+    core = _core(step_deadline_s=600.0)
+    ring = _Ring(core)
+    (shown,) = _forwards(core.handle(_open(0, max_new=1)))
+    ring.home(shown, now=0.1)
     core.handle(_open(1))
-    told = _told(core.handle(Tick(11.0)))
-    assert isinstance(told[0], Ended)
-    assert isinstance(told[0].error, DeadlineExceeded)
-    assert isinstance(told[1], SchedulerFailed)
+    for tick in range(1, 1000):
+        core.handle(Moved(float(tick)))
+        assert _told(core.handle(Tick(tick + 0.5))) == []
+    assert len(_told(core.handle(Tick(1100.0)))) == 1
+
+
+def test_what_was_overtaken_on_its_lane_is_not_excused_by_what_comes_on_beside_it() -> None:
+    core = _core(step_deadline_s=600.0, microbatches=4, num_pages=64)
+    ring = _Ring(core)
+    (stuck,) = _forwards(core.handle(_open(0, num_prompt=8)))
+    (forward,) = _forwards(core.handle(_open(1, num_prompt=8, max_new=200)))
+    assert stuck.phase == forward.phase == Phase.PREFILL
+    for tick in range(60):
+        ended = [told for told in _told(core.handle(Tick(tick / 2))) if isinstance(told, Ended)]
+        if ended:
+            break
+        (forward,) = _forwards(ring.home(forward, now=tick / 2))
+    assert [told.sequence for told in ended] == [0]
+
+
+def test_a_stage_that_cannot_pass_on_a_frame_ends_the_requests_in_it_alone() -> None:
+    core = _core(microbatches=4, num_pages=64)
+    ring = _Ring(core)
+    (bad,) = _forwards(core.handle(_open(0)))
+    (good,) = _forwards(core.handle(_open(1, max_new=1)))
+    ring.frames += 1
+    commands = core.handle(FromStage(1, Verdict(1, 1, 0, bad.microbatch, ()), 0.1))
+    (ended,) = _told(commands)
+    assert isinstance(ended, Ended)
+    assert isinstance(ended.error, SequenceLost)
+    assert {stage for stage, close in _closes(commands) if close.sequences == (0,)} == {0, 1}
+    assert [t.finish for t in _told(ring.home(good))] == [FinishReason.LENGTH]  # type: ignore[attr-defined]
+
+
+def test_a_microbatch_holds_no_more_sequences_than_a_frame() -> None:
+    core = SchedulerCore(max_rows=1 << 16, resend_after_s=1.0, step_deadline_s=10.0)
+    core.handle(PlanReady(_plan(microbatches=1, num_pages=1 << 16), 0.0))
+    ring = _Ring(core)
+    waiting = [f for n in range(5000) for f in _forwards(core.handle(_open(n, num_prompt=1, max_new=3)))]
+    sizes = []
+    for _ in range(60):
+        if not waiting:
+            break
+        forward = waiting.pop(0)
+        encode_envelope(1, forward)
+        sizes.append(len(forward.items))
+        waiting += _forwards(ring.home(forward))
+    assert max(sizes) == MOST_ITEMS
+    assert sum(sizes) == 3 * 5000
 
 
 def test_a_lost_pipeline_ends_every_sequence() -> None:

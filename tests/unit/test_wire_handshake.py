@@ -7,6 +7,7 @@ import pytest
 from bloombee.errors import AuthenticationError, DeadlineExceeded, QueueFull, RemoteProtocolError, VersionMismatch, to_wire
 from bloombee.types import Lane
 from bloombee.wire.handshake import (
+    Again,
     ClockEstimate,
     Dialler,
     Failed,
@@ -17,6 +18,7 @@ from bloombee.wire.handshake import (
     Started,
     State,
     Tick,
+    Timed,
     estimate_clock,
 )
 from bloombee.wire.join import Admitted, Door, Joiner
@@ -153,6 +155,25 @@ def test_clock() -> None:
             estimate_clock(*stamps)
 
 
+def test_an_open_link_says_hello_again_and_learns_its_round_trip() -> None:
+    d = dialler()
+    assert d.handle(Again(Lane.BULK, 0)) == []
+    d.handle(Started(0))
+    for lane in (Lane.CONTROL, Lane.BULK):
+        d.handle(Received(lane, Welcome(PROTOCOL_VERSION, (0,), 0, 5 * MS, 5 * MS), 10 * MS))
+    assert d.state is State.OPEN
+    (said,) = d.handle(Again(Lane.BULK, 50 * MS))
+    assert isinstance(said, Say)
+    assert said.lane is Lane.BULK
+    assert isinstance(said.message, Hello)
+    assert said.message.sent_ns == 50 * MS
+    (timed,) = d.handle(Received(Lane.BULK, Welcome(PROTOCOL_VERSION, (0,), 50 * MS, 60 * MS, 60 * MS), 80 * MS))
+    assert isinstance(timed, Timed)
+    assert timed.clock.round_trip_ns == 30 * MS
+    impossible = Welcome(PROTOCOL_VERSION, (0,), 500 * MS, 0, 0)
+    assert d.handle(Received(Lane.BULK, impossible, 90 * MS)) == []
+
+
 # -- joining -----------------------------------------------------------------------------------
 
 SECRET = b"0123456789abcdef"
@@ -168,49 +189,84 @@ def door(uses: int = 1) -> Door:
     return d
 
 
+A, B = b"a" * 32, b"b" * 32
+L, M = b"l" * 16, b"m" * 16
+
+
+def _says(answer: object) -> str:
+    assert isinstance(answer, Refused)
+    assert answer.code == AuthenticationError.code
+    return str(answer.fields["message"])
+
+
 def test_a_secret_lets_one_key_in_and_answers_it_again() -> None:
     d = door()
-    first = d.knock(b"a" * 32, join())
+    first = d.knock(A, L, join())
     assert isinstance(first, Admitted)
     assert first.joined == Joined(1, 9, 0.5, 3.0)
-    again = d.knock(b"a" * 32, join())
+    again = d.knock(A, L, join())
     assert isinstance(again, Admitted)
     assert (again.worker, again.again) == (1, True)
-    refused = d.knock(b"b" * 32, join())
-    assert isinstance(refused, Refused)
-    assert refused.code == AuthenticationError.code
-    assert "spent" in str(refused.fields["message"])
+    assert "spent" in _says(d.knock(B, M, join()))
     assert d.num_refused == 1
 
 
 def test_as_many_as_the_token_says() -> None:
     d = door(uses=2)
-    answers = [d.knock(bytes([n]) * 32, join()) for n in range(3)]
+    answers = [d.knock(bytes([n]) * 32, bytes([n]) * 16, join()) for n in range(3)]
     assert [a.worker if isinstance(a, Admitted) else None for a in answers] == [1, 2, None]
 
 
 @pytest.mark.parametrize("message", [join(b"x" * 16), join(protocol=2), HELLO, Forward(0, 1, 0, 0, 0, ())])
 def test_others_are_refused_and_spend_nothing(message: Any) -> None:
     d = door()
-    assert isinstance(d.knock(b"a" * 32, message), Refused)
+    assert isinstance(d.knock(A, L, message), Refused)
     assert d.num_refused == 1
-    assert isinstance(d.knock(b"a" * 32, join()), Admitted)
+    assert isinstance(d.knock(A, L, join()), Admitted)
 
 
-def test_one_who_left_needs_a_new_secret_and_gets_a_new_number() -> None:
+def test_the_token_of_one_who_is_gone_lets_one_in_under_a_new_number() -> None:
     d = door()
-    d.knock(b"a" * 32, join())
-    d.remove(b"a" * 32)
-    assert isinstance(d.knock(b"a" * 32, join()), Refused)
+    for number in (1, 2, 3):
+        admitted = d.knock(A, bytes([number]) * 16, join())
+        assert isinstance(admitted, Admitted)
+        assert (admitted.worker, admitted.again) == (number, False)
+        assert "spent" in _says(d.knock(B, M, join()))
+        d.remove(A)
+        d.remove(A)
+
+
+def test_two_workers_with_one_key_are_told_so_whichever_token_the_second_has() -> None:
+    d = door()
     d.issue(b"another secret..")
-    admitted = d.knock(b"a" * 32, join(b"another secret.."))
-    assert isinstance(admitted, Admitted)
-    assert admitted.worker == 2
+    d.knock(A, L, join())
+    for secret in (SECRET, b"another secret.."):
+        assert "this key is in use by worker 'n': give each worker a key of its own" in _says(d.knock(A, M, join(secret)))
+    assert isinstance(d.knock(B, M, join(b"another secret..")), Admitted)
+
+
+def test_who_may_be_the_same_worker_come_back_is_left_to_ask_again() -> None:
+    d = door()
+    d.knock(A, L, join())
+    assert d.knock(A, M, join(), in_doubt={1}) is None
+    assert d.knock(B, M, join(), in_doubt={1}) is None
+    assert isinstance(d.knock(A, L, join(), in_doubt={1}), Admitted)
+    assert "spent" in _says(d.knock(B, M, join(), in_doubt={2}))
+    assert d.num_refused == 1
+
+
+def test_a_door_that_is_shut_lets_nobody_new_in() -> None:
+    d = door(uses=2)
+    d.knock(A, L, join())
+    d.is_shut = True
+    assert isinstance(d.knock(A, L, join()), Admitted)
+    assert "complete" in _says(d.knock(B, M, join()))
 
 
 def test_a_refused_secret_is_not_told_in_the_answer_or_repr() -> None:
     d = door()
-    assert SECRET.decode() not in repr(d) + repr(d.knock(b"a" * 32, join(b"y" * 16)))
+    d.knock(B, M, join())
+    assert SECRET.decode() not in repr(d) + repr(d.knock(A, L, join(b"y" * 16)))
 
 
 def test_joiner() -> None:

@@ -1,0 +1,182 @@
+"""Who is in the swarm, as the head's process sees it: the door, each worker's link, and whether it is there."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from bloombee.errors import LinkDown, from_wire
+from bloombee.roles.greeting import Greeter
+from bloombee.roles.stage_host import CODECS
+from bloombee.transport.endpoint import Endpoint
+from bloombee.transport.events import LinkEvent, LinkEventKind
+from bloombee.types import Lane, WorkerId
+from bloombee.wire.handshake import Listener
+from bloombee.wire.join import Admitted, Door
+from bloombee.wire.liveness import Liveness
+from bloombee.wire.messages import AnyMessage, Heartbeat, Hello, Join, Refused
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Member:
+    """A worker that was let in; it is in the swarm once its link is greeted.
+
+    Args:
+        joined_at: when it was told that it may come in.
+        beat: the count of the last heartbeat that it was sent, and when.
+    """
+
+    worker: WorkerId
+    name: str
+    key: bytes
+    link: bytes
+    joined_at: float
+    liveness: Liveness = field(default_factory=Liveness)
+    beat: tuple[int, float] | None = None
+    greeter: Greeter | None = None
+
+    def answered(self, count: int, now: float) -> None:
+        """A heartbeat came: an answer to the last, or one of its own accord."""
+        if self.beat is not None and self.beat[0] == count:
+            self.liveness.timed(now - self.beat[1])
+            self.beat = None
+
+
+class Members:
+    """Belongs to one event loop.
+
+    Args:
+        on_in: a worker has been let in and greeted.
+        on_away: its connection broke; it may come back.
+        on_gone: it must be taken for gone, and why; the owner hangs up.
+        on_restored: its connections broke and are back: what was under way on them may be lost.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        door: Door,
+        *,
+        on_in: Callable[[Admitted], None],
+        on_away: Callable[[WorkerId], None],
+        on_gone: Callable[[WorkerId, str], None],
+        on_restored: Callable[[WorkerId], None],
+    ) -> None:
+        self._endpoint = endpoint
+        self._door = door
+        self._on_in = on_in
+        self._on_away = on_away
+        self._on_gone = on_gone
+        self._on_restored = on_restored
+        self._of: dict[WorkerId, Member] = {}
+        self._by_link: dict[bytes, Member] = {}
+
+    def __iter__(self) -> Iterator[WorkerId]:
+        return iter(list(self._of))
+
+    def __contains__(self, worker: WorkerId) -> bool:
+        return worker in self._of
+
+    def link(self, worker: WorkerId) -> bytes | None:
+        """None for one that is not in."""
+        member = self._of.get(worker)
+        return member.link if member is not None else None
+
+    def name(self, worker: WorkerId) -> str:
+        return self._of[worker].name
+
+    def named(self, name: str) -> WorkerId | None:
+        """Whoever calls itself so."""
+        return next((member.worker for member in self._of.values() if member.name == name), None)
+
+    # -- coming in -------------------------------------------------------------------------
+
+    def knocked(self, link: bytes, key: bytes, join: Join) -> None:
+        """Somebody said Join: let in, refused, or left to ask again."""
+        in_doubt = {worker for worker, member in self._of.items() if not member.liveness.is_whole}
+        answer = self._door.knock(key, link, join, in_doubt=in_doubt)
+        if isinstance(answer, Refused):
+            self._endpoint.refuse(link, from_wire(answer.code, answer.fields))
+        elif answer is not None:
+            if answer.worker not in self._of:
+                self._let_in(link, answer)
+            self._endpoint.send(link, Lane.CONTROL, answer.joined)
+
+    def _let_in(self, link: bytes, answer: Admitted) -> None:
+        self._endpoint.allow(link, answer.key, answer.worker)
+        member = Member(answer.worker, answer.join.name, answer.key, link, time.monotonic())
+        self._of[answer.worker] = self._by_link[link] = member
+        member.greeter = Greeter(
+            self._endpoint,
+            link,
+            Listener(swarm=self._endpoint.swarm, worker=answer.worker, codecs=CODECS),
+            on_open=lambda _: self._on_in(answer),
+            on_error=lambda error: self._on_gone(answer.worker, str(error)),
+        )
+
+    def shut(self) -> None:
+        """Nobody new comes in any more."""
+        self._door.is_shut = True
+
+    def hang_up(self, worker: WorkerId) -> None:
+        """Forget a worker; its token lets another in. One that is not in changes nothing."""
+        member = self._of.pop(worker, None)
+        if member is not None:
+            del self._by_link[member.link]
+            self._endpoint.forbid(member.link)
+            self._door.remove(member.key)
+
+    # -- messages --------------------------------------------------------------------------
+
+    def send(self, worker: WorkerId, lane: Lane, message: AnyMessage) -> int:
+        """Its bytes; 0 if the worker is not in."""
+        member = self._of.get(worker)
+        if member is None:
+            return 0
+        if isinstance(message, Heartbeat):
+            member.beat = (message.count, time.monotonic())
+        return self._endpoint.send(member.link, lane, message)
+
+    def refuse(self, link: bytes, refused: Refused) -> None:
+        """Answer a message that must not be; the link may have been dropped meanwhile."""
+        with contextlib.suppress(LinkDown):
+            self._endpoint.send(link, Lane.CONTROL, refused)
+
+    def hears(self, link: bytes, lane: Lane, message: AnyMessage) -> WorkerId | None:
+        """Who said it; None: a stranger did, or it was about the link itself and needs no more."""
+        member = self._by_link.get(link)
+        if member is None or member.greeter is None:
+            return None
+        if isinstance(message, Hello) or not member.greeter.is_open:
+            if lane is Lane.CONTROL and not member.greeter.is_open:
+                member.liveness.timed(time.monotonic() - member.joined_at)  # at most: it has said Hello since it was told
+            member.greeter.received(lane, message)
+            return None
+        if isinstance(message, Heartbeat):
+            member.answered(message.count, time.monotonic())
+        return member.worker
+
+    def link_event(self, event: LinkEvent) -> None:
+        member = self._by_link.get(event.link) if event.link else None
+        if member is None:
+            if event.error is not None:
+                log.debug("%s: %s", event.kind, event.error)
+        elif event.kind is LinkEventKind.REFUSED:
+            self._on_gone(member.worker, f"it broke the protocol: {event.error}")
+        elif event.kind is not LinkEventKind.CONNECTED:
+            if event.lane is not None:
+                member.liveness.broke(event.lane, time.monotonic())
+                self._on_away(member.worker)
+        elif event.lane is not None and member.liveness.back(event.lane):
+            self._on_restored(member.worker)
+
+    def tick(self, now: float) -> None:
+        for member in list(self._of.values()):
+            if member.liveness.is_lost(now):
+                away_s = member.liveness.away_s(now)
+                self._on_gone(member.worker, f"its connection is broken and has not come back for {away_s:.1f} s")

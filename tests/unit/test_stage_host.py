@@ -1,0 +1,281 @@
+"""What a worker's stage does when something of a list of commands cannot be done, and when its neighbour's link breaks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bloombee.errors import BloomBeeError, LinkDown, LocalProtocolError, QueueFull
+from bloombee.pipeline.work import Outcome, Work
+from bloombee.plan.meter import LinkEstimator
+from bloombee.roles.next_worker import SILENCE_FACTOR
+from bloombee.roles.stage_host import StageHost
+from bloombee.roles.worker import WorkerRole
+from bloombee.transport.events import LinkEvent, LinkEventKind
+from bloombee.types import Lane, Phase
+from bloombee.wire.envelope import TensorHeader
+from bloombee.wire.liveness import grace_s
+from bloombee.wire.messages import (
+    PROTOCOL_VERSION,
+    Ack,
+    Assign,
+    Forward,
+    Group,
+    Hello,
+    Item,
+    LinkReport,
+    Opening,
+    Peer,
+    Sampling,
+    StageFailed,
+    Welcome,
+)
+from bloombee.wire.window import BulkWindow
+
+SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
+HEAD_LINK, HOP = b"h" * 16, b"n" * 16
+SILENCE_S = 3.0
+
+
+class _Endpoint:
+    """Keeps what is sent; raises what it is told to."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[bytes, Lane, Any]] = []
+        self.refuse: Callable[[Any], Exception | None] = lambda _: None
+        self.window = BulkWindow()
+        self.sent_bytes = 1
+
+    def send(self, link: bytes, lane: Lane, message: Any, tensors: Any = (), payloads: Any = ()) -> int:
+        error = self.refuse(message)
+        if error is not None:
+            raise error
+        self.sent.append((link, lane, message))
+        return self.sent_bytes
+
+    def dial(self, *_: Any) -> None: ...
+    def estimator(self, _: bytes) -> LinkEstimator:
+        return LinkEstimator()
+
+    def bulk_window(self, _: bytes) -> BulkWindow:
+        return self.window
+
+    def of(self, kind: type) -> list[Any]:
+        return [message for _, _, message in self.sent if isinstance(message, kind)]
+
+
+class _Device:
+    sender = receiver = trace = None
+
+    def __init__(self) -> None:
+        self.works: list[tuple[Work, Callable[[Outcome], None]]] = []
+
+    def load(self, *_: Any, **__: Any) -> None: ...
+    def run(self, work: Work, *, on_done: Callable[[Outcome], None], on_error: Any) -> None:
+        self.works.append((work, on_done))
+
+
+class _Stage:
+    """The first of two, greeted by the next, with a clock that stands."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.endpoint, self.device = _Endpoint(), _Device()
+        group, peer = Group(0, 64), Peer(2, "tcp://127.0.0.1:1", bytes(32), HOP)
+        assign = Assign(1, 1, 0, 2, 0, 1, 2, "m", bytes(16), (), "float32", (group,), 4, 8, 0, None, peer, False)
+        self.host = StageHost(
+            assign,
+            worker=1,
+            swarm=1,
+            endpoint=self.endpoint,  # type: ignore[arg-type]
+            head_link=HEAD_LINK,
+            device=self.device,  # type: ignore[arg-type]
+            heartbeat_s=0.5,
+            silence_s=SILENCE_S,
+            now=lambda: self.now,
+        )
+        for lane in Lane:
+            self.welcome(lane)
+
+    def welcome(self, lane: Lane) -> None:
+        sent = [message for _, on, message in self.endpoint.sent if isinstance(message, Hello) and on is lane][-1].sent_ns
+        self.host.received(HOP, lane, Welcome(PROTOCOL_VERSION, (0,), sent, 0, 0), None)
+
+    def forward(self, sequence: int) -> None:
+        item = Item(sequence, 0, 0, bytes(4), 1, Opening(1, SAMPLING), None)
+        message = Forward(1, 1, sequence, sequence, int(Phase.DECODE), (item,))
+        self.host.received(HEAD_LINK, Lane.CONTROL, message, None)
+
+    def compute(self) -> None:
+        """The oldest work comes back with one hidden row."""
+        work, on_done = self.device.works.pop(0)
+        header = TensorHeader("float32", (1, 1), 0, 4, 4, 0)
+        on_done(Outcome(work.number, hidden=(header, bytes(4))))
+
+    def pass_s(self, seconds: float) -> None:
+        for _ in range(round(seconds / 0.1)):
+            self.now += 0.1
+            self.host.tick()
+
+    def event(self, kind: LinkEventKind, lane: Lane) -> None:
+        self.host.link_event(self.host.port_of(HOP), LinkEvent(kind, HOP, lane, LinkDown("x")))  # type: ignore[arg-type]
+
+
+def _run(use: Callable[[_Stage], None]) -> None:
+    async def inside() -> None:
+        use(_Stage())
+
+    asyncio.run(inside())
+
+
+@pytest.mark.parametrize(
+    "error", [LocalProtocolError("too large"), QueueFull("full"), ValueError("a bug")], ids=["illegal", "no room", "bug"]
+)
+def test_a_command_that_cannot_be_carried_out_costs_none_of_the_others(error: Exception) -> None:
+    def use(stage: _Stage) -> None:
+        for sequence in range(3):
+            stage.forward(sequence)
+        stage.endpoint.refuse = lambda message: error if isinstance(message, Forward) and message.items else None
+        if isinstance(error, BloomBeeError):
+            stage.compute()
+        else:
+            with pytest.raises(ValueError, match="a bug"):  # goes to the loop's handler
+                stage.compute()
+        assert [work.microbatch for work, _ in stage.device.works] == [1, 2]  # two were given to the device, the third is now
+        assert [ack.upto for ack in stage.endpoint.of(Ack)] == [3]
+        assert not stage.endpoint.of(StageFailed)
+
+    _run(use)
+
+
+def test_of_a_frame_that_breaks_a_rule_of_the_wire_the_microbatch_goes_on_empty() -> None:
+    def use(stage: _Stage) -> None:
+        for sequence in range(2):
+            stage.forward(sequence)
+        stage.endpoint.refuse = lambda m: (
+            LocalProtocolError("no") if isinstance(m, Forward) and m.microbatch == 0 and m.items else None
+        )
+        stage.compute()
+        stage.compute()
+        assert [(f.frame, f.microbatch, len(f.items)) for f in stage.endpoint.of(Forward)] == [(0, 0, 0), (1, 1, 1)]
+
+    _run(use)
+
+
+def test_a_link_that_comes_back_in_time_loses_nothing_and_is_greeted_anew() -> None:
+    def use(stage: _Stage) -> None:
+        stage.forward(0)
+        stage.compute()
+        for lane in Lane:
+            stage.event(LinkEventKind.DISCONNECTED, lane)
+        stage.endpoint.sent.clear()
+        stage.event(LinkEventKind.CONNECTED, Lane.CONTROL)
+        assert [lane for _, lane, message in stage.endpoint.sent if isinstance(message, Hello)] == [Lane.CONTROL]
+        assert not stage.endpoint.of(Forward)  # bulk is still away
+        stage.event(LinkEventKind.CONNECTED, Lane.BULK)
+        assert [lane for _, lane, message in stage.endpoint.sent if isinstance(message, Hello)] == [Lane.CONTROL, Lane.BULK]
+        assert len(stage.endpoint.of(Forward)) == 1
+        for _ in range(100):
+            stage.pass_s(0.1)
+            stage.welcome(Lane.CONTROL)
+        assert stage.host.error is None
+
+    _run(use)
+
+
+def test_a_link_that_stays_away_is_lost_after_its_grace_and_the_peer_is_named() -> None:
+    def use(stage: _Stage) -> None:
+        stage.event(LinkEventKind.DISCONNECTED, Lane.BULK)
+        stage.pass_s(grace_s(0.0) - 0.1)
+        assert stage.host.error is None
+        stage.pass_s(0.3)
+        (failed,) = stage.endpoint.of(StageFailed)
+        assert failed.fields["peer"] == 2
+
+    _run(use)
+
+
+def test_a_port_that_refuses_is_proof_at_once() -> None:
+    def use(stage: _Stage) -> None:
+        stage.event(LinkEventKind.PORT_REFUSES, Lane.CONTROL)
+        assert isinstance(stage.host.error, LinkDown)
+        assert stage.host.error.fields["peer"] == 2
+
+    _run(use)
+
+
+def test_a_hop_over_which_nothing_is_answered_is_lost_though_its_connections_stand() -> None:
+    def use(stage: _Stage) -> None:
+        stage.pass_s(10 * SILENCE_S)  # before there is work the next one may be loading
+        assert stage.host.error is None
+        stage.forward(0)
+        stage.pass_s(SILENCE_FACTOR * SILENCE_S - 0.1)
+        stage.welcome(Lane.CONTROL)
+        stage.pass_s(SILENCE_FACTOR * SILENCE_S - 0.1)
+        assert stage.host.error is None
+        stage.now += 60.0  # this process stood still
+        stage.host.tick()
+        assert stage.host.error is None
+        stage.pass_s(SILENCE_FACTOR * SILENCE_S + 0.2)
+        assert isinstance(stage.host.error, LinkDown)
+
+    _run(use)
+
+
+def test_a_large_frame_that_crosses_a_slow_wire_excuses_the_silence_behind_it() -> None:
+    def use(stage: _Stage) -> None:
+        stage.endpoint.sent_bytes = 1_000_000
+        stage.forward(0)
+        stage.compute()
+        stage.pass_s(60.0)  # nothing is known of the bandwidth: it may take minutes
+        assert stage.host.error is None
+        stage.host.received(HOP, Lane.CONTROL, Ack(1, 1, Lane.CONTROL, 1, (), 9, 0), None)
+        stage.pass_s(SILENCE_FACTOR * SILENCE_S + 0.2)
+        assert isinstance(stage.host.error, LinkDown)
+
+    _run(use)
+
+
+def test_a_bug_in_a_worker_is_told_to_the_head() -> None:
+    from bloombee.config import WorkerConfig
+    from bloombee.wire.token import JoinToken, encode_token
+
+    token = encode_token(JoinToken(key=bytes(32), secret=bytes(24), endpoints=("tcp://127.0.0.1:1",)))
+
+    async def inside() -> None:
+        worker, stage = WorkerRole(WorkerConfig(join=token)), _Stage()
+        worker._stages[1, 1] = stage.host
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(worker._bug)
+        done = asyncio.Event()
+
+        def bug() -> None:
+            loop.call_soon(done.set)
+            raise ValueError("what nobody thought of")
+
+        loop.call_soon(bug)
+        await done.wait()
+        (failed,) = stage.endpoint.of(StageFailed)
+        assert "what nobody thought of" in str(failed.fields["message"])
+
+    asyncio.run(inside())
+
+
+def test_pieces_that_arrive_are_a_sign_of_life_and_probes_are_none() -> None:
+    def use(stage: _Stage) -> None:
+        window = stage.endpoint.window
+        stage.pass_s(1.0)
+        window.sent(1000, stage.now)
+        stage.pass_s(1.0)
+        assert not stage.endpoint.of(LinkReport)
+        window.acked(1, stage.now)
+        stage.pass_s(1.0)
+        assert len(stage.endpoint.of(LinkReport)) == 1
+        window.acked(window.skip() + 1, stage.now)
+        stage.pass_s(1.0)
+        assert len(stage.endpoint.of(LinkReport)) == 1
+
+    _run(use)
