@@ -147,6 +147,7 @@ class SimCluster:
         self._resend_after_s = resend_after_s
         self._make_device = make_device or _digests
         self._devices: dict[int, Device] = {}
+        self._num_layers: dict[int, int] = {}
         self._works: list[deque[Work]] = [deque() for _ in range(num_stages)]
         """Of each device, in order; the first one runs."""
         self._cores = cores
@@ -310,6 +311,7 @@ class SimCluster:
     def _load(self, assign: Assign, worker: int) -> None:
         index = assign.stage
         self.stages[index] = StageCore(assign, resend_after_s=self._resend_after_s)
+        self._num_layers[index] = assign.stop - assign.start
         self._devices[index] = self._make_device(assign)
         ready = Ready(pipeline=assign.pipeline, epoch=assign.epoch, weight_bytes=0, kv_bytes=0)
 
@@ -360,7 +362,8 @@ class SimCluster:
     def _work_s(self, index: int, work: Work) -> float:
         if not work.num_rows:
             return 0.0  # all of it was closed meanwhile
-        seconds = self.paces[index].seconds(work.computes, work.num_rows) + self._context_s * work.num_attended
+        seconds = self.paces[index].seconds(work.computes, work.num_rows, self._num_layers[index])
+        seconds += self._context_s * work.num_attended
         return seconds * max(0.0, self._work_rng.gauss(1.0, self._scatter)) if self._scatter else seconds
 
     def _computed(self, index: int, work: Work, begun_at: float) -> None:
