@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from bloombee.errors import BloomBeeError, RemoteProtocolError, StalePlan
+from bloombee.errors import BloomBeeError, ConfigError, RemoteProtocolError, StalePlan
 from bloombee.pace import Pace
 from bloombee.pipeline.commands import (
     Command,
@@ -50,13 +50,14 @@ from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Work
 from bloombee.plan.candidate import ModelShape
 from bloombee.plan.card import ModelCard
+from bloombee.plan.network import HEAD_NODE, Network
 from bloombee.plan.plan import Plan
 from bloombee.plan.steering import Steering
 from bloombee.plan.topology import Cores, Link
 from bloombee.sim.clock import VirtualClock
 from bloombee.sim.cores import CorePool
 from bloombee.sim.device import VOCAB, Device, SimDevice
-from bloombee.sim.network import Faults, LinkShape, SimLink
+from bloombee.sim.network import Faults, LinkShape, SimLink, SimNetwork
 from bloombee.types import DeviceUse, Dtype, FinishReason, Lane, Phase, StageUse
 from bloombee.wire.messages import AnyMessage, Assign, Forward, Ready, Sampling, Verdict
 
@@ -91,6 +92,9 @@ class SimCluster:
         pace: of the works on every stage, or one a stage.
         shape: of every directed link; ``row_bytes`` is what a hidden row weighs on it.
         shapes: of single links, by their ends (``head``, ``scheduler``, ``stage0``, ...), instead of ``shape``.
+        network: where all of them stand, instead of ``shape`` and ``shapes``: links, and access lines that links share.
+        nodes: of each stage, by name in the network; the head and the scheduler are at its node ``head``.
+        memory_bytes: that each worker offers.
         faults: met by the ring's frames, their acknowledgements, Close and Closed. Membership messages are carried
             reliably: TCP does that, and a worker whose connection breaks is out.
         tuned: how many microbatches are under way is chosen as a runtime does (links known as they are), up to
@@ -115,6 +119,9 @@ class SimCluster:
         pace: Pace | Sequence[Pace] = PACE,
         shape: LinkShape | None = None,
         shapes: Mapping[tuple[str, str], LinkShape] | None = None,
+        network: Network | None = None,
+        nodes: Sequence[str] = (),
+        memory_bytes: Sequence[int] | None = None,
         faults: Faults | None = None,
         row_bytes: int = 8192,
         resend_after_s: float = 0.5,
@@ -143,6 +150,11 @@ class SimCluster:
         self._shape = shape or LinkShape()
         self._shapes = dict(shapes or {})
         self._faults = faults or Faults()
+        self._network = None if network is None else SimNetwork(self.clock, network, rng=self._rng, faults=self._faults)
+        self._nodes = {"head": HEAD_NODE, "scheduler": HEAD_NODE, **{f"stage{index}": node for index, node in enumerate(nodes)}}
+        if network is not None and len(nodes) != num_stages:
+            raise ConfigError(f"{len(nodes)} nodes for {num_stages} stages: one each", field="nodes")
+        memory_bytes = memory_bytes or [1 << 40] * num_stages
         self._row_bytes = row_bytes
         self._resend_after_s = resend_after_s
         self._make_device = make_device or _digests
@@ -167,7 +179,7 @@ class SimCluster:
         self.head = HeadCore(request, limits, links=[bytes([hop]) * 16 for hop in range(num_stages)])
         self.scheduler = SchedulerCore(max_rows=max_rows, resend_after_s=resend_after_s, step_deadline_s=step_deadline_s)
         for worker in range(1, num_stages + 1):
-            joined = WorkerJoined(worker, f"w{worker}", f"sim://{worker}", bytes(32), 1 << 40, self.clock.now)
+            joined = WorkerJoined(worker, f"w{worker}", f"sim://{worker}", bytes(32), memory_bytes[worker - 1], self.clock.now)
             self._do_head(self.head.handle(joined))
         self.clock.call_later(TICK_S, self._tick)
         if tuned:
@@ -217,6 +229,8 @@ class SimCluster:
 
     def _link(self, source: str, target: str) -> SimLink:
         key = (source, target)
+        if self._network is not None:
+            return self._network.link(self._nodes[source], self._nodes[target])
         if key not in self._links:
             self._links[key] = SimLink(self.clock, self._rng, self._shapes.get(key, self._shape), self._faults)
         return self._links[key]
@@ -272,8 +286,8 @@ class SimCluster:
 
     def _links_as_they_are(self) -> list[Link]:
         names = [f"stage{index}" for index in range(len(self.uses))]
-        shapes = [self._shapes.get(ends, self._shape) for ends in zip(names, [*names[1:], "scheduler"], strict=True)]
-        return [Link(shape.bandwidth_bytes_per_s or math.inf, shape.latency_s) for shape in shapes]
+        links = [self._link(*ends) for ends in zip(names, [*names[1:], "scheduler"], strict=True)]
+        return [Link(link.bandwidth_bytes_per_s or math.inf, link.shape.latency_s) for link in links]
 
     def restore_links(self) -> None:
         """Every connection broke and came back: all ends resend."""
