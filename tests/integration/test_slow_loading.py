@@ -6,8 +6,12 @@ import asyncio
 import threading
 from typing import Any
 
+import pytest
+
 from bloombee.codec.choice import CodecMode
+from bloombee.engine.describe import describe
 from bloombee.errors import BloomBeeError, Infeasible
+from bloombee.plan.card import ModelCard
 from bloombee.plan.standin import standin_card
 from bloombee.roles.device import DeviceThread
 from bloombee.types import Span
@@ -17,7 +21,7 @@ MODEL = "standin:64x6"
 WEIGHTS = standin_card(MODEL).weight_bytes(Span(0, 3))
 
 
-def assign() -> Assign:
+def assign(card: ModelCard) -> Assign:
     return Assign(
         pipeline=1,
         epoch=1,
@@ -25,9 +29,9 @@ def assign() -> Assign:
         num_stages=2,
         start=0,
         stop=3,
-        num_layers=6,
-        model=MODEL,
-        config_digest=bytes.fromhex(standin_card(MODEL).config_digest),
+        num_layers=card.num_layers,
+        model=card.model,
+        config_digest=bytes.fromhex(card.config_digest),
         dtype="bfloat16",
         groups=(Group(window=0, num_pages=10),),
         page_size=16,
@@ -49,8 +53,8 @@ class Told:
         self.error: BloomBeeError | None = None
         self.over = asyncio.Event()
 
-    def load(self, device: DeviceThread) -> None:
-        device.load(assign(), on_progress=self._progress, on_done=self._done, on_error=self._error, on_table=lambda _: None)
+    def load(self, device: DeviceThread, task: Assign) -> None:
+        device.load(task, on_progress=self._progress, on_done=self._done, on_error=self._error, on_table=lambda _: None)
 
     def _progress(self, loaded: int, total: int) -> None:
         self.progress.append((loaded, total))
@@ -73,7 +77,7 @@ def test_a_slow_load_tells_how_far_it_is_and_takes_its_bytes_time() -> None:
         seconds = 0.5
         loop, told, thread = asyncio.get_running_loop(), Told(), device(load_bytes_per_s=WEIGHTS / seconds)
         began = loop.time()
-        told.load(thread)
+        told.load(thread, assign(standin_card(MODEL)))
         await asyncio.wait_for(told.over.wait(), 60)
         thread.stop()
         assert loop.time() - began >= seconds  # no sooner, however late
@@ -85,14 +89,15 @@ def test_a_slow_load_tells_how_far_it_is_and_takes_its_bytes_time() -> None:
     asyncio.run(main())
 
 
-def test_a_slow_load_ends_when_the_device_is_stopped() -> None:
+@pytest.mark.parametrize("model", [MODEL, "demo"])
+def test_a_slow_load_ends_when_the_device_is_stopped(model: str) -> None:
     """At this rate the rest would take some days."""
 
     async def main() -> None:
         before = set(threading.enumerate())
         told, loading = Told(), device(load_bytes_per_s=1)
         (thread,) = set(threading.enumerate()) - before
-        told.load(loading)
+        told.load(loading, assign(describe(model)))
         loading.stop()
         await asyncio.to_thread(thread.join, 60)
         assert not thread.is_alive()
@@ -104,7 +109,7 @@ def test_a_slow_load_ends_when_the_device_is_stopped() -> None:
 def test_a_span_beyond_the_devices_memory_is_refused_there_as_well() -> None:
     async def main() -> None:
         told, thread = Told(), device(memory_bytes=WEIGHTS)
-        told.load(thread)
+        told.load(thread, assign(standin_card(MODEL)))
         await asyncio.wait_for(told.over.wait(), 60)
         thread.stop()
         assert isinstance(told.error, Infeasible)
