@@ -38,10 +38,12 @@ from bench.arguments import OptionError, Parser, check_file, out_file, parse_who
 from bench.profiles import LinkProfile, Profile, load_profile, profile_names
 from bench.schedules import Schedule, read_schedule
 from bench.shapes import UNSHAPED, Shape
+from bloombee.errors import ConfigError
 from tools.wan_native import PortInUse, WanError
+from tools.wan_network import Network, NetworkStats
 from tools.wan_wires import Address, DirectionStats, LinkStats, Refused, Shapes, Steps, Wires, periods_of
 
-__all__ = ["DirectionStats", "Link", "LinkStats", "PortInUse", "Schedule", "Shape", "Wan", "WanError"]
+__all__ = ["DirectionStats", "Link", "LinkStats", "Network", "PortInUse", "Schedule", "Shape", "Wan", "WanError"]
 
 STDOUT = Path("-")
 
@@ -56,7 +58,10 @@ examples:
   # a trace file over a profile; bench/schedules.py has the grammar
   python tools/wan.py --link 7001=:7000 --profile 125M-60ms --schedule drop.txt --json counters.json
 
-  # is the emulator exact on this machine? about a minute, best on an idle one
+  # a network of nodes from a file (docs/wan.md); the head's own process listens on 7700
+  python tools/wan.py --network network.json --node head=7700
+
+  # is the emulator exact on this machine? about a minute and a half, best on an idle one
   python tools/wan.py --self-test
 """
 
@@ -134,6 +139,7 @@ class Wan:
             self._ports, self.scheduler = self._listen(self._wires)
         except BaseException:
             self._wires.abandon()
+            self._wires = None
             raise
         self._wires.start()
         return self
@@ -151,6 +157,11 @@ class Wan:
             return
         wires, self._wires = self._wires, None
         self._last = self._parse(wires.close())
+
+    @property
+    def links(self) -> list[Link]:
+        """In their order."""
+        return list(self._links.values())
 
     @property
     def pid(self) -> int:
@@ -205,7 +216,7 @@ class Wan:
         try:
             return wires.listen()
         except Refused as error:
-            link = list(self._links.values())[error.number]
+            link = self.links[error.number]
             kind = PortInUse if error.errno == errno.EADDRINUSE else WanError
             raise kind(f"link {link.name!r} cannot listen on {link.listen_host}:{link.listen_port}: {error.reason}") from error
 
@@ -245,13 +256,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from tools.wan_selftest import self_test  # it imports this module
 
             return self_test()
-        if not options.link:
-            parser.error("give at least one --link, or --self-test")
-        links = _links(options)
+        if bool(options.link) == bool(options.network):
+            parser.error("give at least one --link, or --network, or --self-test")
+        running: Wan | Network = _network(options) if options.network else Wan(_links(options))
         if options.json is not None and options.json != STDOUT:
             check_file(options.json)
-        return _serve(options, links)
-    except (OptionError, WanError) as error:
+        return _serve(options, running)
+    except (OptionError, ConfigError, WanError) as error:
         print(f"wan: {error}", file=sys.stderr)
         return 2
 
@@ -266,6 +277,14 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="[HOST:]PORT=[HOST:]PORT",
         help="listen on the first, relay to the second; once per link, in ring order",
+    )
+    parser.add_argument("--network", metavar="FILE", help="a network of nodes from a JSON file, instead of links (docs/wan.md)")
+    parser.add_argument(
+        "--node",
+        action="append",
+        default=[],
+        metavar="NAME=PORT",
+        help="where a node's own process listens; default: any free port",
     )
     parser.add_argument(
         "--profile",
@@ -298,29 +317,57 @@ def _links(options: argparse.Namespace) -> list[Link]:
     return links
 
 
-def _serve(options: argparse.Namespace, links: list[Link]) -> int:
+def _network(options: argparse.Namespace) -> Network:
+    ports = {}
+    for text in options.node:
+        name, _, port = text.rpartition("=")
+        number = parse_whole(port, 1, 65535)
+        if not name or number is None:
+            raise WanError(f"--node {shown(text)}: must be NAME=PORT with a port from 1 to 65535")
+        ports[name] = number
+    return Network.from_json(options.network, ports=ports)
+
+
+def _said(running: Wan | Network) -> list[str]:
+    """What somebody needs to know who starts processes on it."""
+    if isinstance(running, Network):
+        return [
+            f"{name}: listens on {running.listen(name)}, dialled at {running.endpoint(name)}, dials from {running.source(name)}"
+            for name in running.spec.nodes
+        ]
+    return [
+        f"{running.address(link.name)} -> {link.target}   forward {link.shapes[0]}; backward {link.shapes[1]}"
+        for link in running.links
+    ]
+
+
+def _serve(options: argparse.Namespace, running: Wan | Network) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with Wan(links) as wan:
-        for link in links:
-            forward, backward = link.shapes
-            print(f"{wan.address(link.name)} -> {link.target}   forward {forward}; backward {backward}", flush=True)
+    with running:
+        for line in _said(running):
+            print(line, flush=True)
         while not stop.wait(options.stats):
-            print(json.dumps(_as_json(wan)), flush=True)
+            print(json.dumps(_as_json(running)), flush=True)
     try:
         if options.json == STDOUT:
-            print(json.dumps(_as_json(wan)), flush=True)
+            print(json.dumps(_as_json(running)), flush=True)
         elif options.json is not None:
-            options.json.write_text(json.dumps(_as_json(wan), indent=2) + "\n", encoding="utf-8")
+            options.json.write_text(json.dumps(_as_json(running), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         print(f"wan: the counters could not be written to {options.json}: {reason(error)}", file=sys.stderr)
         return 1
     return 0
 
 
-def _as_json(wan: Wan) -> dict[str, Any]:
-    return {name: asdict(stats) for name, stats in wan.stats().items()}
+def _as_json(running: Wan | Network) -> dict[str, Any]:
+    stats = running.stats()
+    if isinstance(stats, NetworkStats):
+        pairs = {link.name: asdict(link) for link in stats.links.values()}
+        lines = {way: {name: asdict(line) for name, line in getattr(stats, way).items()} for way in ("up", "down")}
+        return {"links": pairs, **lines, "strangers": stats.strangers}
+    return {name: asdict(link) for name, link in stats.items()}
 
 
 if __name__ == "__main__":

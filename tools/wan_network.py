@@ -63,7 +63,9 @@ class Network:
 
     def __init__(self, spec: Spec, *, ports: Mapping[str, int] | None = None) -> None:
         self.spec = spec
-        self._ports = {name: port for name, port in (ports or {}).items() if spec.node(name)}
+        self._ports = dict(ports or {})
+        for name in self._ports:
+            spec.node(name)
         self._sources = {name: f"127.77.{number >> 8}.{number & 255}" for number, name in enumerate(spec.nodes, 1)}
         self._numbers = {pair: number for number, pair in enumerate(itertools.combinations(spec.nodes, 2))}
         self._sites = [name for name, node in spec.nodes.items() if node.beside is None]
@@ -93,6 +95,7 @@ class Network:
             ports, self.scheduler = self._listen(self._wires)
         except BaseException:
             self._wires.abandon()
+            self._wires = None
             raise
         self._endpoints = dict(zip(self.spec.nodes, ports, strict=True))
         self._wires.start()
@@ -232,7 +235,8 @@ class Network:
 
     def _place(self, source: str, target: str) -> tuple[int, int]:
         """(number of the link, which of its directions) from ``source`` to ``target``."""
-        self.spec.node(source), self.spec.node(target)
+        for name in (source, target):
+            self.spec.node(name)
         if source == target:
             raise WanError(f"{source!r} has no link to itself")
         is_first = (source, target) in self._numbers

@@ -132,7 +132,7 @@ def read_network(path: str | os.PathLike[str]) -> Network:
         ConfigError: the file cannot be read, or see :func:`parse_network`; the message starts with the file's name.
     """
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number)
+        record = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number, object_pairs_hook=_no_twins)
     except OSError as error:
         raise ConfigError(f"{path}: cannot read this network file: {error.strerror}", path=str(path)) from error
     except (ValueError, RecursionError) as error:
@@ -300,6 +300,15 @@ def _is_delay(value: object) -> bool:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON would take the last of two fields of one name."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+    return record
 
 
 def _no_number(text: str) -> float:

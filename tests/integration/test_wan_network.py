@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -18,7 +21,7 @@ from bench.shapes import Shape
 from bloombee.errors import Infeasible
 from bloombee.plan.network import parse_network
 from tests.swarm_kit import Swarm
-from tools.wan_native import PortInUse, WanError
+from tools.wan_native import ROOT, PortInUse, WanError
 from tools.wan_network import Network
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the emulator is built on epoll")
@@ -141,21 +144,23 @@ def test_a_reset_is_of_one_pair_whoever_dialled() -> None:
 
 
 def test_a_schedule_of_a_link_or_an_access_line_resets_and_darkens() -> None:
-    nodes = {**NODES, "w2": {**HOME, "schedule": ["1500ms reset down"]}}
-    link = {"from": "w1", "to": "w0", "schedule": ["1500ms reset"]}
+    nodes = {**NODES, "w2": {**HOME, "schedule": ["300ms reset down", "600ms up", "900ms repeat"]}}
+    link = {"from": "w1", "to": "w0", "schedule": ["500ms reset", "510ms repeat"]}
     with served(network(nodes, (link,))) as servers:
         net = servers.net
-        net.start()
-        pairs = [servers.pair("w0", "w1"), servers.pair("w2", "head"), servers.pair("w1", "head")]
-        for both in pairs[:2]:
-            for end in both:
-                with pytest.raises(ConnectionResetError):
-                    end.recv(1)
-        stats = net.stats()
-        assert [stats.links["w2", "head"].forward.is_up, stats.links["head", "w2"].forward.is_up] == [False, False]
-        assert (stats.up["w2"].is_up, stats.down["w2"].is_up, stats.up["w1"].is_up) == (False, False, True)
-        move(*pairs[2], 10)
-        close(*pairs)
+        clients = [net.dial("w0", "w1"), net.dial("w2", "head"), net.dial("w1", "head")]
+        for hit in (("w0", "w1"), ("w2", "head")):
+            until(lambda hit=hit: net.stats().links[hit].resets == 1)
+        for client in clients[:2]:
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        assert net.stats().links["w1", "head"].resets == 0
+        until(lambda: not net.stats().up["w2"].is_up)
+        until(lambda: net.stats().down["w2"].is_up)
+        until(lambda: not net.stats().links["w2", "head"].backward.is_up)
+        assert net.stats().up["w1"].is_up
+        for client in clients:
+            client.close()
 
 
 def test_a_dark_direction_keeps_its_bytes_and_its_connections() -> None:
@@ -201,6 +206,39 @@ def test_calls_after_the_end_answer_with_the_last_counters() -> None:
         close(both)
     net.close()
     assert net.stats().links["w1", "w2"].forward.bytes_out == 10
+
+
+def test_the_command_says_where_each_node_is_and_counts(tmp_path: Path) -> None:
+    file, counters = tmp_path / "network.json", tmp_path / "counters.json"
+    file.write_text(json.dumps({"version": 1, "nodes": NODES}))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        node = f"w1={server.getsockname()[1]}"
+        command = [
+            sys.executable,
+            str(ROOT / "tools" / "wan.py"),
+            "--network",
+            str(file),
+            "--node",
+            node,
+            "--json",
+            str(counters),
+        ]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            said = dict(process.stdout.readline().rstrip().split(": ", 1) for _ in NODES)
+            where = re.fullmatch(r"listens on tcp://(\S+), dialled at tcp://(\S+):(\d+), dials from (\S+)", said["w1"])
+            assert where is not None
+            assert where[1] == f"127.0.0.1:{node.removeprefix('w1=')}"
+            source = said["w2"].rpartition(" ")[2]
+            with socket.create_connection((where[2], int(where[3])), timeout=30, source_address=(source, 0)) as client:
+                served_end, _ = server.accept()
+                move(client, served_end, 10)
+                served_end.close()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait() == 0
+    told = json.loads(counters.read_text())
+    assert told["links"]["w2 -> w1"]["forward"]["bytes_out"] == 10
+    assert told["up"]["w2"]["num_bytes"] == 10
 
 
 def swarm_on(net: Network, order: list[str], **arguments: Any) -> Swarm:

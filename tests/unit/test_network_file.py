@@ -129,6 +129,7 @@ def test_a_file_that_is_no_object_is_refused(record: Any) -> None:
     [
         ("{", "not a JSON file"),
         ('{"version": NaN}', "NaN is no number"),
+        ('{"version": 1, "nodes": {"w0": {}, "w0": {}}}', "'w0' stands twice"),
         ("[" * 100_000, "not a JSON file"),
         (json.dumps(changed("nodes/w2", {"x": 1})), "nodes.w2.x: no such field"),
     ],
