@@ -354,12 +354,14 @@ def _check_rate(config: object, field: str) -> None:
 
 
 def _check_source(config: WorkerConfig | LocalWorker) -> None:
-    is_address = config.source is None or isinstance(config.source, str)
+    _check(config, "source", config.source is None or _is_ip(config.source), "an IP address of this machine, as 192.0.2.7")
+
+
+def _is_ip(value: object) -> bool:
     try:
-        ipaddress.ip_address(config.source or "::1")
+        return isinstance(value, str) and bool(ipaddress.ip_address(value))
     except ValueError:
-        is_address = False
-    _check(config, "source", is_address, "an IP address of this machine, as 192.0.2.7")
+        return False
 
 
 def _text(value: object) -> bool:

@@ -181,6 +181,7 @@ def test_local_workers_of_another_type_are_refused_before_anything_starts(places
         ("source", "localhost"),
         ("source", "127.0.0.1:5"),
         ("source", 7),
+        ("source", ""),
         ("pace", "fast"),
         ("memory_bytes", 1000),
         ("memory_bytes", 1e9),
