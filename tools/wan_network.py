@@ -56,9 +56,9 @@ class Network:
         ports: on which a node's own process listens, where that is given; default: free ones.
 
     Raises:
-        ConfigError: a port of an unknown node.
+        ConfigError: a port of an unknown node; of the methods, an unknown node.
         ScheduleError: a schedule that cannot be read or followed; the message starts with the field's path.
-        WanError: on entry, the relay cannot be built, or cannot listen.
+        WanError: on entry, the relay cannot be built, or cannot listen; of the methods, the network is not up.
     """
 
     def __init__(self, spec: Spec, *, ports: Mapping[str, int] | None = None) -> None:
@@ -114,13 +114,11 @@ class Network:
 
     def listen(self, node: str) -> str:
         """``tcp://HOST:PORT`` at which the node's own process has to listen."""
-        self.spec.node(node)
-        return f"tcp://{HOST}:{self._ports[node]}"
+        return self._endpoint(node, self._ports)
 
     def endpoint(self, node: str) -> str:
         """``tcp://HOST:PORT`` at which all others reach the node."""
-        self.spec.node(node)
-        return f"tcp://{HOST}:{self._endpoints[node]}"
+        return self._endpoint(node, self._endpoints)
 
     def source(self, node: str) -> str:
         """The address from which the node's own process has to dial."""
@@ -226,6 +224,12 @@ class Network:
         lines = [LineStats.of(facts) for facts in answer["lines"]]
         ups, downs = dict(zip(self._sites, lines[::2], strict=True)), dict(zip(self._sites, lines[1::2], strict=True))
         return NetworkStats(links, ups, downs, answer["strangers"])
+
+    def _endpoint(self, node: str, ports: Mapping[str, int]) -> str:
+        self.spec.node(node)
+        if node not in ports:
+            raise WanError("the network is not up: use `with Network(...)`")
+        return f"tcp://{HOST}:{ports[node]}"
 
     @property
     def _running(self) -> Wires:

@@ -198,8 +198,9 @@ def test_a_port_that_is_given_is_listened_at_by_the_node_itself() -> None:
 
 def test_calls_after_the_end_answer_with_the_last_counters() -> None:
     net = network()
-    with pytest.raises(WanError, match="not up"):
-        net.start()
+    for call in (net.start, net.stats, lambda: net.local_worker("w1"), lambda: net.dial("w1", "w2")):
+        with pytest.raises(WanError, match="not up"):
+            call()
     with served(net) as servers:
         both = servers.pair("w1", "w2")
         move(*both, 10)
