@@ -221,7 +221,7 @@ class DeviceThread:
 
     def _throttled(self, on_progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
         """``on_progress`` on the event loop, ten times a second at most, as bytes come from an emulated disk; callable from any
-        thread. It raises _Stopped when the device is to end."""
+        thread. Where that is emulated it raises _Stopped when the device is to end."""
         began, last, told, rate = time.monotonic(), 0.0, False, self._load_bytes_per_s
 
         def progress(loaded: int, total: int) -> None:
