@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--repeats", type=whole(1, 1000), default=3, help="runs of each cell, interleaved; default 3")
     add("--budget", type=seconds(0, 1e7), metavar="SECONDS", help="start no repeat but the first after this long")
     add("--dtype", default="auto", help="auto (the checkpoint's), bfloat16, float16 or float32")
-    add("--pace", metavar="F,R,P", help="emulated devices: milliseconds fixed, a decode row, a prefill row")
+    add("--pace", metavar="F,R,P", help="emulated devices: ms fixed, a decode row, a prefill row; F,R,P/20: of 20 layers")
     add("--simulate", action="store_true", help="cost model, simulated cluster and measurement side by side")
     add("--json", type=out_file, metavar="FILE", help="one line a cell; default runs/pipeline-MODEL.jsonl")
     add("--plots", type=out_path, metavar="DIR", help="three plots there; default: one, beside the JSON file")

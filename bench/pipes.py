@@ -121,7 +121,7 @@ def _knee_line(options: argparse.Namespace, ring: Ring, asked: int | None, name:
     card, plan = ring.runtime.card, ring.runtime.plan
     setting = Setting(
         links=tuple((link.forward, link.backward) for link in ring.links()),
-        paces=(parse_pace(options.pace),) * len(plan.stages),
+        paces=tuple(parse_pace(options.pace).for_layers(len(stage.span)) for stage in plan.stages),
         layers=tuple(len(stage.span) for stage in plan.stages),
         hidden=card.hidden_size,
         row_bytes=card.hidden_size * plan.dtype.num_bytes,

@@ -30,7 +30,7 @@ class Setting:
 
     Args:
         links: forward and backward shapes in ring order, one a worker; none for a single worker.
-        paces: of each stage: as asked, or as fitted from what was measured.
+        paces: of each stage, whatever its layers: as asked, or as fitted from what was measured.
         layers: of each stage.
         row_bytes: raw activations of one row.
     """
@@ -66,10 +66,7 @@ def predict_cost(setting: Setting) -> Cost:
     """By :mod:`bloombee.plan.cost`."""
     count, rows = microbatches_in_use(setting.batch, setting.microbatches)
     workers = tuple(range(1, len(setting.paces) + 1))
-    devices = [
-        Device.paced(f"stage {index}", pace.fixed_s, pace.decode_row_s, pace.prefill_row_s)
-        for index, pace in enumerate(setting.paces)
-    ]
+    devices = [Device.paced(f"stage {index}", pace) for index, pace in enumerate(setting.paces)]
     links = [_link(forward, setting.hop_s) for forward, _ in setting.links] or [LOCAL]
     candidate = Candidate(workers, setting.layers, num_microbatches=count, microbatch_sequences=rows, ratios=setting.ratios)
     model = ModelShape(setting.hidden, sum(setting.layers), activation_bytes=setting.row_bytes // setting.hidden)

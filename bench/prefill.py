@@ -33,6 +33,7 @@ from bloombee.pace import Pace, parse_pace
 from bloombee.pipeline.events import Tune
 from bloombee.plan.chunk import Chunks
 from bloombee.plan.standin import standin_card
+from bloombee.types import Phase
 
 SETTLE_S = 6.0
 """What is tuned while it runs gets this long."""
@@ -99,7 +100,7 @@ async def alone(ring: Ring, pace: Pace, options: argparse.Namespace) -> None:
     shape = ring.profile.link(0).forward
     row_bytes = 2 * standin_card(options.model).hidden_size
     link_s = 8 * row_bytes * options.prompt / (shape.bandwidth_bits_per_s or float("inf"))
-    stage_s = pace.fixed_s + pace.prefill_row_s * options.prompt
+    stage_s = max(pace.seconds(Phase.PREFILL, options.prompt, len(stage.span)) for stage in ring.runtime.plan.stages)
     bound_s = max(link_s, stage_s)
     print(f"  bottleneck: link {link_s:.3f} s, stage {stage_s:.3f} s; one way round {ring.num_links * shape.delay_s:.3f} s")
     await first_token_s(ring, options.prompt, 7)

@@ -310,7 +310,7 @@ def _subject(runtime: Runtime, options: BenchOptions, apart: tuple[Parts, ...]) 
 def _paces(runtime: Runtime, options: BenchOptions) -> tuple[Pace, ...] | None:
     """As asked, or as a stand-in's data sheet says; None of real devices."""
     if options.pace is not None:
-        return (parse_pace(options.pace),) * len(runtime.plan.stages)
+        return tuple(parse_pace(options.pace).for_layers(len(stage.span)) for stage in runtime.plan.stages)
     if not is_standin(runtime.card.model):
         return None
     return tuple(default_pace(standin_card(runtime.card.model), stage.span) for stage in runtime.plan.stages)

@@ -7,11 +7,12 @@ One line is a time and what changes then; ``#`` starts a comment::
     20s   bandwidth=x1                       # and back
     25s   down                               # an outage: nothing enters the wire
     26s   up
+    28s   reset                              # its TCP connections are reset, at both ends
     30s   forward ramp bandwidth=x1..x0.2 over=10s every=500ms   # steps along a line
     40s   repeat                             # from the top, for ever: here a sawtooth with an outage
 
-Fields: bandwidth, delay, jitter, loss, stall; ``forward`` or ``backward`` in front means that direction only. A
-time never lies before the line above it. What a line does not name stays as it is.
+Fields: bandwidth, delay, jitter, loss, stall; ``forward`` or ``backward`` in front means that direction only (a reset has
+none). A time never lies before the line above it. What a line does not name stays as it is.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ class ScheduleError(OptionError):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """From ``at_s`` on, ``field`` of a shape (or ``up``: 1 or 0) is ``value``, or ``value`` times the base's."""
+    """From ``at_s`` on, ``field`` of a shape (or ``up``: 1 or 0) is ``value``, or ``value`` times the base's.
+
+    The field ``reset`` is a moment and not a state: connections are reset.
+    """
 
     at_s: float
     field: str
@@ -55,6 +59,8 @@ class Step:
     at_s: float
     shape: Shape
     is_up: bool = True
+    reset: bool = False
+    """Connections are reset at that moment. Of a link's two directions the forward one says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +95,15 @@ class Schedule:
         steps = [Step(0.0, base)] if self.period_s is not None else []
         for at_s, group in itertools.groupby(self.changes, lambda change: change.at_s):
             changes = [change for change in group if change.way in (None, way)]
-            if not changes:
+            reset = way == "forward" and any(change.field == "reset" for change in changes)
+            changes = [change for change in changes if change.field != "reset"]
+            if not changes and not reset:
                 continue
             shape = _changed(shape, base, [change for change in changes if change.field != "up"])
             is_up = next((bool(change.value) for change in reversed(changes) if change.field == "up"), is_up)
             if steps and steps[-1].at_s == at_s:
                 steps.pop()
-            steps.append(Step(at_s, shape, is_up))
+            steps.append(Step(at_s, shape, is_up, reset))
         return tuple(steps)
 
     def swapped(self) -> Schedule:
@@ -188,6 +196,11 @@ def _parse_line(at_s: float, words: list[str]) -> list[Change]:
         if word in ("up", "down"):
             changes.append(Change(at_s, "up", float(word == "up"), way=way))
             continue
+        if word == "reset":
+            if way is not None:
+                raise ScheduleError("a connection has both directions: reset takes neither forward nor backward")
+            changes.append(Change(at_s, "reset", 1.0))
+            continue
         field, text = _assignment(word)
         value, is_factor = _value(field, text)
         changes.append(Change(at_s, field, value, is_factor, way))
@@ -220,7 +233,7 @@ def _parse_ramp(at_s: float, words: list[str], way: Way | None) -> list[Change]:
 def _assignment(word: str) -> tuple[str, str]:
     field, equals, text = word.partition("=")
     if not equals or field not in _FIELDS:
-        raise ScheduleError(f"{word!r}: expected up, down, or one of {', '.join(_FIELDS)} with =VALUE")
+        raise ScheduleError(f"{word!r}: expected up, down, reset, or one of {', '.join(_FIELDS)} with =VALUE")
     return field, text
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import ipaddress
 import os
 import re
 import tomllib
@@ -75,7 +76,9 @@ class RuntimeConfig:
     curve: bool = option(True, "Encrypt and authenticate every connection.")
     threads: int | None = option(None, "Compute threads of each worker started here; default: the cores shared out.")
     pace: str | None = option(
-        None, "Emulated devices: a forward takes F + R a decode row + P a prefill row milliseconds, as F,R,P; default: real ones."
+        None,
+        "Emulated devices: a forward takes F + R a decode row + P a prefill row milliseconds, as F,R,P; F,R,P/20: of 20 layers,"
+        " and as much less as a stage has fewer; default: real ones.",
     )
     profile: bool = option(False, "Measure this machine's device before the start (some seconds; kept for the next time).")
     trace: str | None = option(None, "A directory for traces of every step, one file a process; see bloombee trace.")
@@ -151,7 +154,11 @@ class WorkerConfig:
     model: str | None = option(None, "Where the checkpoint is on this machine, if not where the head says.")
     threads: int | None = option(None, "Compute threads; default: one a core.")
     join_deadline_s: float = option(60.0, "Seconds in which the head must be reached, and then answer.")
-    pace: str | None = option(None, "An emulated device: milliseconds F,R,P of a forward; default: the real one.")
+    pace: str | None = option(
+        None, "An emulated device: milliseconds F,R,P of a forward, or F,R,P/LAYERS of so many layers; default: the real one."
+    )
+    load_bytes_per_s: float | None = option(None, "An emulated disk: weights load no faster; default: as fast as they can.")
+    source: str | None = option(None, "The own IP address to dial others from; default: what the system takes.")
     key: str | None = option(None, "A key file made by 'bloombee keygen'; default: a new key for this run.")
     trace: str = option(".", "The directory for this worker's trace, should the head ask for one.")
     log_level: str = option("info", "debug, info, warning or error; to stderr.")
@@ -161,16 +168,13 @@ class WorkerConfig:
         _check_endpoint(self, "advertise", read_told, TOLD_RULE)
         _check(self, "name", self.name == "" or (_text(self.name) and len(self.name) <= 256), "at most 256 characters of text")
         _check(self, "device", _text(self.device) and bool(_DEVICE.fullmatch(self.device)), "auto, cpu, cuda or cuda:N")
-        _check(
-            self,
-            "memory_bytes",
-            self.memory_bytes is None or _whole(self.memory_bytes, 2**20, 2**60),
-            "at least 1 MiB, as 8GiB or a number of bytes",
-        )
+        _check_memory(self)
         _check(self, "model", self.model is None or _text(self.model), "a directory or a hub id")
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")
         _check(self, "join_deadline_s", _seconds(self.join_deadline_s), "seconds > 0")
         _check_pace(self.pace)
+        _check_rate(self, "load_bytes_per_s")
+        _check_source(self)
         _check(self, "key", self.key is None or _text(self.key), "a file name")
         _check(self, "trace", _text(self.trace), "a directory")
         _check(self, "log_level", self.log_level in _LOG_LEVELS, _one_of(_LOG_LEVELS))
@@ -178,26 +182,38 @@ class WorkerConfig:
 
 @dataclass(frozen=True, slots=True)
 class LocalWorker:
-    """Where a worker that the Runtime starts stands in the network, if not plainly on loopback; stages in their order.
+    """What is particular to a worker that the Runtime starts; stages in their order.
 
-    For networks that lie between the processes of one machine (emulated links, namespaces).
+    Where it stands in the network, if not plainly on loopback (emulated links, namespaces), and what its machine is like, if not
+    like the others'.
 
     Args:
-        listen, advertise: as in :class:`WorkerConfig`.
+        listen, advertise, source: as in :class:`WorkerConfig`.
         head_endpoint: how this worker reaches the head; None: the head's own address.
+        pace: of this worker; None: the Runtime's.
+        memory_bytes: that it offers for weights and KV; None: its share of this machine's, of a stand-in an accelerator's.
+        load_bytes_per_s: how fast it loads weights, at most.
 
     Raises:
-        ConfigError: no endpoint of the form tcp://HOST:PORT.
+        ConfigError: no endpoint of the form tcp://HOST:PORT, no IP address, or as :class:`WorkerConfig`.
     """
 
     listen: str | None = None
     advertise: str | None = None
     head_endpoint: str | None = None
+    source: str | None = None
+    pace: str | None = None
+    memory_bytes: int | None = None
+    load_bytes_per_s: float | None = None
 
     def __post_init__(self) -> None:
         _check_endpoint(self, "listen", read_listen, LISTEN_RULE)
         _check_endpoint(self, "advertise", read_told, TOLD_RULE)
         _check_endpoint(self, "head_endpoint", read_dialled, TOLD_RULE)
+        _check_source(self)
+        _check_pace(self.pace)
+        _check_memory(self)
+        _check_rate(self, "load_bytes_per_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +341,29 @@ def _check(config: object, field: str, ok: bool, allowed: str) -> None:
 def _check_pace(pace: object) -> None:
     if pace is not None:
         parse_pace(str(pace))
+
+
+def _check_memory(config: WorkerConfig | LocalWorker) -> None:
+    memory_bytes = config.memory_bytes
+    allowed = "at least 1 MiB, as 8GiB or a number of bytes"
+    _check(config, "memory_bytes", memory_bytes is None or _whole(memory_bytes, 2**20, 2**60), allowed)
+
+
+def _check_rate(config: object, field: str) -> None:
+    value = getattr(config, field)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    _check(config, field, value is None or (is_number and 1 <= value <= 1e15), "bytes per second from 1 to 1e15")
+
+
+def _check_source(config: WorkerConfig | LocalWorker) -> None:
+    _check(config, "source", config.source is None or _is_ip(config.source), "an IP address of this machine, as 192.0.2.7")
+
+
+def _is_ip(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(ipaddress.ip_address(value))
+    except ValueError:
+        return False
 
 
 def _text(value: object) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,8 +24,16 @@ NAMES = ("stage0", "stage1", "stage2", "scheduler")
 ROW_BYTES = 13312
 
 
+@dataclass(slots=True)
+class _Message:
+    left: int
+    deliver: Callable[[], None]
+
+
 class MeteredLink(SimLink):
     """Its latency varies by +- ``jitter_s``, nothing overtakes within a lane, and an estimator sees the pieces of bulk.
+
+    Its wire is its own: it changes while it runs, and lanes take turns there.
 
     A piece counts as sent when the one before it begins: that much of bulk waits for the wire, as with a real window.
     """
@@ -37,11 +47,20 @@ class MeteredLink(SimLink):
         self._jitter = random.Random(len(args))
         self._last = dict.fromkeys(Lane, 0.0)
         self._turn = Lane.BULK
+        self._waiting: dict[Lane, deque[_Message]] = {lane: deque() for lane in Lane}
+        self._is_busy = False
         self._num_shown = self._num_begun = self._control_bytes = 0
 
     def send(self, num_bytes: int, deliver: Callable[[], None], *, lane: Lane = Lane.CONTROL, reliable: bool = False) -> None:
         self._control_bytes += num_bytes * (lane is Lane.CONTROL)
-        super().send(num_bytes, deliver, lane=lane, reliable=reliable)
+        self.num_bytes += num_bytes
+        rate = self.shape.bandwidth_bytes_per_s
+        if not rate:
+            self._came(Lane.CONTROL, deliver)
+            return
+        self._waiting[lane].append(_Message(num_bytes, deliver))
+        if not self._is_busy:
+            self._begin_piece(rate)
 
     def _begin_piece(self, rate: float) -> None:
         waiting = [lane for lane in Lane if self._waiting[lane]]
@@ -78,9 +97,6 @@ class MeteredLink(SimLink):
         estimator = self.estimator
         if estimator is not None and self.back is not None:
             self.back.send(HEADER_BYTES, lambda: estimator.pieces_acked(upto, self._clock.now))
-
-    def _arrive(self, message: Any) -> None:
-        self._came(Lane.CONTROL, message.deliver)
 
     def _came(self, lane: Lane, deliver: Callable[[], None]) -> None:
         at = self._clock.now + self.shape.latency_s + self._jitter.uniform(-self.jitter_s, self.jitter_s)

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-import re
 import signal
 import socket
 import sys
@@ -39,9 +38,12 @@ from bench.arguments import OptionError, Parser, check_file, out_file, parse_who
 from bench.profiles import LinkProfile, Profile, load_profile, profile_names
 from bench.schedules import Schedule, read_schedule
 from bench.shapes import UNSHAPED, Shape
-from tools.wan_native import PortInUse, Relay, WanError
+from bloombee.errors import ConfigError
+from tools.wan_native import PortInUse, WanError
+from tools.wan_network import Network, NetworkStats
+from tools.wan_wires import Address, DirectionStats, LinkStats, Refused, Shapes, Steps, Wires, periods_of
 
-__all__ = ["DirectionStats", "Link", "LinkStats", "PortInUse", "Schedule", "Shape", "Wan", "WanError"]
+__all__ = ["DirectionStats", "Link", "LinkStats", "Network", "PortInUse", "Schedule", "Shape", "Wan", "WanError"]
 
 STDOUT = Path("-")
 
@@ -56,7 +58,10 @@ examples:
   # a trace file over a profile; bench/schedules.py has the grammar
   python tools/wan.py --link 7001=:7000 --profile 125M-60ms --schedule drop.txt --json counters.json
 
-  # is the emulator exact on this machine? about a minute, best on an idle one
+  # a network of nodes from a file (docs/wan.md); the head's own process listens on 7700
+  python tools/wan.py --network network.json --node head=7700
+
+  # is the emulator exact on this machine? about a minute and a half, best on an idle one
   python tools/wan.py --self-test
 """
 
@@ -86,50 +91,20 @@ class Link:
         return cls(name, target, listen_port, profile.forward, profile.backward, profile.schedule)
 
     @property
-    def shapes(self) -> tuple[Shape, Shape]:
+    def shapes(self) -> Shapes:
         return self.forward, self.backward or self.forward
 
+    @property
+    def steps(self) -> Steps:
+        """Of its two directions.
 
-@dataclass(frozen=True, slots=True)
-class DirectionStats:
-    """Counters of one direction since the start, and what it is at this moment."""
-
-    bytes_in: int
-    """Read from senders."""
-    bytes_out: int
-    """Handed to receivers' sockets."""
-    busy_s: float
-    """Time the wire spent on bytes; bytes over busy time is the bandwidth. 0 where there is no limit."""
-    losses: int
-    queued_bytes: int
-    """In the relay: waiting for the wire, on their way, or due and not taken by the receiver."""
-    waiting_bytes: int
-    """Of these, not on the wire yet."""
-    max_queued_bytes: int
-    limit_bytes: int
-    """What ``queued_bytes`` may reach before the relay stops reading."""
-    kernel_bytes: int
-    """In the relay's own socket buffers besides."""
-    stopped_s: float
-    """Time the relay did not read although there was something to read."""
-    late_mean_s: float
-    """How long after their time bytes were handed over: the emulator's own error."""
-    late_max_s: float
-    bandwidth_bits_per_s: float | None
-    delay_s: float
-    is_up: bool
-
-
-@dataclass(frozen=True, slots=True)
-class LinkStats:
-    name: str
-    connections: int
-    """Accepted since the start."""
-    open: int
-    failed: int
-    """Accepted, but the target did not answer."""
-    forward: DirectionStats
-    backward: DirectionStats
+        Raises:
+            ScheduleError: the schedule cannot be followed from the link's shapes.
+        """
+        if self.schedule is None:
+            return (), ()
+        forward, backward = self.shapes
+        return self.schedule.steps(forward, "forward"), self.schedule.steps(backward, "backward")
 
 
 class Wan:
@@ -146,55 +121,47 @@ class Wan:
             raise WanError(f"links need distinct names, at least one: {[link.name for link in links]}")
         self._numbers = {name: number for number, name in enumerate(self._links)}
         self._shapes = {link.name: link.shapes for link in links}
-        self._steps = [
-            (d, step, link)
-            for link in links
-            if link.schedule is not None
-            for d, shape in enumerate(link.shapes)
-            for step in link.schedule.steps(shape, "forward" if d == 0 else "backward")
-        ]
+        self._steps = {link.name: link.steps for link in links}
         self._endpoints = {
             link.name: (_numeric(link.listen_host, link.listen_port), _numeric(*split_address(link.target))) for link in links
         }
         self._ports: list[int] = []
-        self._relay: Relay | None = None
+        self._wires: Wires | None = None
         self._last: dict[str, LinkStats] = {}
         self.scheduler = ""
         """How the relay is scheduled: ``SCHED_RR`` where it may, else ``SCHED_OTHER``."""
 
     def __enter__(self) -> Self:
-        self._relay = Relay()
+        self._wires = Wires()
         try:
-            for number, (name, (listen, target)) in enumerate(self._endpoints.items()):
-                self._relay.ask("link", number, *listen, *target)
-                self._send_shapes(name)
-                schedule = self._links[name].schedule
-                if schedule is not None and schedule.period_s is not None:
-                    self._relay.ask("period", number, round(schedule.period_s * 1e9))
-            for d, step, link in self._steps:
-                self._relay.ask(
-                    "step", self._numbers[link.name], d, round(step.at_s * 1e9), *_words(step.shape, link.shapes, step.is_up)
-                )
-            answer = self._listen(self._relay)
+            for name, (listen, target) in self._endpoints.items():
+                self._add(self._wires, self._links[name], listen, target)
+            self._ports, self.scheduler = self._listen(self._wires)
         except BaseException:
-            self._relay.close()
+            self._wires.abandon()
+            self._wires = None
             raise
-        self._ports, self.scheduler = answer["ports"], answer["scheduler"]
-        self.start()
+        self._wires.start()
         return self
+
+    def _add(self, wires: Wires, link: Link, listen: Address, target: Address) -> None:
+        number = wires.add_link(link.shapes, self._steps[link.name], periods_of((link.schedule,) * 2))
+        wires.route(wires.add_listener(listen, target), number, side=0)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
         """Ends all links; :meth:`stats` then answers with the last counters. May be called twice."""
-        if self._relay is None:
+        if self._wires is None:
             return
-        try:
-            self._last = self._parse(self._relay.ask("quit"))
-        finally:
-            self._relay.close()
-            self._relay = None
+        wires, self._wires = self._wires, None
+        self._last = self._parse(wires.close())
+
+    @property
+    def links(self) -> list[Link]:
+        """In their order."""
+        return list(self._links.values())
 
     @property
     def pid(self) -> int:
@@ -210,7 +177,7 @@ class Wan:
         for name, link in self._links.items():
             self._shapes[name] = link.shapes
             self._send_shapes(name)
-        self._running.ask("start")
+        self._running.start()
 
     def set(self, name: str, *, forward: Shape | None = None, backward: Shape | None = None, is_up: bool = True) -> None:
         """Changes a link from now on, until its schedule's next step; None leaves a direction's shape as it was set.
@@ -223,15 +190,19 @@ class Wan:
         self._shapes[name] = (forward or before[0], backward or before[1])
         self._send_shapes(name, is_up)
 
+    def reset(self, name: str) -> None:
+        """Reset the link's connections, from both ends at once; what is on its way is lost."""
+        self._running.reset(self._number(name))
+
     def stats(self) -> dict[str, LinkStats]:
         """Counters by link name; after the end, the last ones."""
-        return self._last if self._relay is None else self._parse(self._relay.ask("stats"))
+        return self._last if self._wires is None else self._parse(self._wires.stats())
 
     @property
-    def _running(self) -> Relay:
-        if self._relay is None:
+    def _running(self) -> Wires:
+        if self._wires is None:
             raise WanError("the links are not up: use `with Wan(...)`")
-        return self._relay
+        return self._wires
 
     def _number(self, name: str) -> int:
         if name not in self._numbers:
@@ -239,53 +210,18 @@ class Wan:
         return self._numbers[name]
 
     def _send_shapes(self, name: str, is_up: bool = True) -> None:
-        shapes = self._shapes[name]
-        for d, shape in enumerate(shapes):
-            self._running.ask("shape", self._numbers[name], d, *_words(shape, shapes, is_up))
+        self._running.shape_link(self._numbers[name], self._shapes[name], is_up=is_up)
 
-    def _listen(self, relay: Relay) -> dict[str, Any]:
+    def _listen(self, wires: Wires) -> tuple[list[int], str]:
         try:
-            return relay.ask("listen")
-        except WanError as error:
-            number = re.match(r"link (\d+): (.*)", str(error))
-            if number is None:
-                raise
-            link = list(self._links.values())[int(number[1])]
-            kind = PortInUse if getattr(error, "errno", 0) == errno.EADDRINUSE else WanError
-            raise kind(f"link {link.name!r} cannot listen on {link.listen_host}:{link.listen_port}: {number[2]}") from error
+            return wires.listen()
+        except Refused as error:
+            link = self.links[error.number]
+            kind = PortInUse if error.errno == errno.EADDRINUSE else WanError
+            raise kind(f"link {link.name!r} cannot listen on {link.listen_host}:{link.listen_port}: {error.reason}") from error
 
     def _parse(self, answer: dict[str, Any]) -> dict[str, LinkStats]:
-        return {
-            name: LinkStats(name, facts["connections"], facts["open"], facts["failed"], *map(_direction, facts["directions"]))
-            for name, facts in zip(self._links, answer["links"], strict=True)
-        }
-
-
-def _direction(facts: dict[str, Any]) -> DirectionStats:
-    return DirectionStats(
-        bytes_in=facts["bytes_in"],
-        bytes_out=facts["bytes_out"],
-        busy_s=facts["busy_ns"] / 1e9,
-        losses=facts["losses"],
-        queued_bytes=facts["queued_bytes"],
-        waiting_bytes=facts["waiting_bytes"],
-        max_queued_bytes=facts["max_queued_bytes"],
-        limit_bytes=facts["limit_bytes"],
-        kernel_bytes=facts["kernel_bytes"],
-        stopped_s=facts["full_ns"] / 1e9,
-        late_mean_s=facts["late_sum_ns"] / 1e9 / max(1, facts["late_chunks"]),
-        late_max_s=facts["late_max_ns"] / 1e9,
-        bandwidth_bits_per_s=facts["bits_per_s"] or None,
-        delay_s=facts["delay_ns"] / 1e9,
-        is_up=facts["up"],
-    )
-
-
-def _words(shape: Shape, both: tuple[Shape, Shape], is_up: bool) -> tuple[object, ...]:
-    """A shape as the relay reads it."""
-    stall_s = both[0].delay_s + both[1].delay_s if shape.stall_s is None else shape.stall_s
-    times = [round(seconds * 1e9) for seconds in (shape.delay_s, shape.jitter_s, stall_s)]
-    return (repr(shape.bandwidth_bits_per_s or 0.0), times[0], times[1], repr(shape.loss), times[2], int(is_up))
+        return {name: LinkStats.of(name, facts) for name, facts in zip(self._links, answer["links"], strict=True)}
 
 
 def split_address(text: str) -> tuple[str, int]:
@@ -320,13 +256,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from tools.wan_selftest import self_test  # it imports this module
 
             return self_test()
-        if not options.link:
-            parser.error("give at least one --link, or --self-test")
-        links = _links(options)
+        if bool(options.link) == bool(options.network):
+            parser.error("give at least one --link, or --network, or --self-test")
+        running: Wan | Network = _network(options) if options.network else Wan(_links(options))
         if options.json is not None and options.json != STDOUT:
             check_file(options.json)
-        return _serve(options, links)
-    except (OptionError, WanError) as error:
+        return _serve(options, running)
+    except (OptionError, ConfigError, WanError) as error:
         print(f"wan: {error}", file=sys.stderr)
         return 2
 
@@ -341,6 +277,14 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="[HOST:]PORT=[HOST:]PORT",
         help="listen on the first, relay to the second; once per link, in ring order",
+    )
+    parser.add_argument("--network", metavar="FILE", help="a network of nodes from a JSON file, instead of links (docs/wan.md)")
+    parser.add_argument(
+        "--node",
+        action="append",
+        default=[],
+        metavar="NAME=PORT",
+        help="where a node's own process listens; default: any free port",
     )
     parser.add_argument(
         "--profile",
@@ -373,29 +317,57 @@ def _links(options: argparse.Namespace) -> list[Link]:
     return links
 
 
-def _serve(options: argparse.Namespace, links: list[Link]) -> int:
+def _network(options: argparse.Namespace) -> Network:
+    ports = {}
+    for text in options.node:
+        name, _, port = text.rpartition("=")
+        number = parse_whole(port, 1, 65535)
+        if not name or number is None:
+            raise WanError(f"--node {shown(text)}: must be NAME=PORT with a port from 1 to 65535")
+        ports[name] = number
+    return Network.from_json(options.network, ports=ports)
+
+
+def _said(running: Wan | Network) -> list[str]:
+    """What somebody needs to know who starts processes on it."""
+    if isinstance(running, Network):
+        return [
+            f"{name}: listens on {running.listen(name)}, dialled at {running.endpoint(name)}, dials from {running.source(name)}"
+            for name in running.spec.nodes
+        ]
+    return [
+        f"{running.address(link.name)} -> {link.target}   forward {link.shapes[0]}; backward {link.shapes[1]}"
+        for link in running.links
+    ]
+
+
+def _serve(options: argparse.Namespace, running: Wan | Network) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with Wan(links) as wan:
-        for link in links:
-            forward, backward = link.shapes
-            print(f"{wan.address(link.name)} -> {link.target}   forward {forward}; backward {backward}", flush=True)
+    with running:
+        for line in _said(running):
+            print(line, flush=True)
         while not stop.wait(options.stats):
-            print(json.dumps(_as_json(wan)), flush=True)
+            print(json.dumps(_as_json(running)), flush=True)
     try:
         if options.json == STDOUT:
-            print(json.dumps(_as_json(wan)), flush=True)
+            print(json.dumps(_as_json(running)), flush=True)
         elif options.json is not None:
-            options.json.write_text(json.dumps(_as_json(wan), indent=2) + "\n", encoding="utf-8")
+            options.json.write_text(json.dumps(_as_json(running), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         print(f"wan: the counters could not be written to {options.json}: {reason(error)}", file=sys.stderr)
         return 1
     return 0
 
 
-def _as_json(wan: Wan) -> dict[str, Any]:
-    return {name: asdict(stats) for name, stats in wan.stats().items()}
+def _as_json(running: Wan | Network) -> dict[str, Any]:
+    stats = running.stats()
+    if isinstance(stats, NetworkStats):
+        pairs = {link.name: asdict(link) for link in stats.links.values()}
+        lines = {way: {name: asdict(line) for name, line in getattr(stats, way).items()} for way in ("up", "down")}
+        return {"links": pairs, **lines, "strangers": stats.strangers}
+    return {name: asdict(link) for name, link in stats.items()}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ chosen by sequence and position, so that each stage knows what must have come in
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,11 +18,14 @@ from bloombee.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from bloombee.pace import Pace
 from bloombee.pipeline.work import Segment, Work
 from bloombee.plan.card import ModelCard
+from bloombee.plan.plan import check_fits
 from bloombee.plan.standin import default_pace, standin_card, standin_token
-from bloombee.types import Dtype, Span
+from bloombee.types import Dtype, PageGroup, Span
 from bloombee.wire.messages import Pick
 
 BANK = Path(__file__).with_name("bank.safetensors")
+LOAD_PIECES = 256
+"""In which a span's weights come, of however many bytes."""
 
 
 class Bank:
@@ -54,15 +58,19 @@ def _key(sequence: int, position: int) -> int:
 
 
 class StandIn:
-    """Attributes as those of :class:`~bloombee.engine.model.SpanModel`; ``weight_bytes`` is what the model it stands for has.
+    """Attributes as those of :class:`~bloombee.engine.model.SpanModel`.
 
-    ``default_pace`` is how long a forward takes unless the worker was given a pace.
+    ``weight_bytes`` and ``kv_bytes`` are what the model that it stands for has. ``default_pace`` is how long a forward takes
+    unless the worker was given a pace.
+
+    Args:
+        kv_slots: tokens whose KV the stage has room for (a stand-in's layers all see everything).
 
     Raises:
         ConfigError: the span and the model disagree.
     """
 
-    def __init__(self, card: ModelCard, span: Span, dtype: Dtype) -> None:
+    def __init__(self, card: ModelCard, span: Span, dtype: Dtype, kv_slots: int = 0) -> None:
         if span.stop > card.num_layers:
             raise ConfigError(f"{card.model} has {card.num_layers} layers; this stage has {span}", model=card.model)
         self.span = span
@@ -71,14 +79,39 @@ class StandIn:
         self.hidden_size = card.hidden_size
         self.vocab_size = card.vocab_size
         self.weight_bytes = card.weight_bytes(span, dtype)
-        self.kv_bytes = 0
+        self.kv_bytes = kv_slots * card.kv_bytes_per_token(span, dtype)
         self.default_pace: Pace = default_pace(card, span)
         self._bank = Bank(card.hidden_size, dtype)
 
     @classmethod
-    def load(cls, model: str, span: Span, *, dtype: Dtype) -> StandIn:
-        """Raises ConfigError if there is no such stand-in or no such span."""
-        return cls(standin_card(model), span, dtype)
+    def load(
+        cls,
+        model: str,
+        span: Span,
+        *,
+        dtype: Dtype,
+        groups: Sequence[PageGroup] = (),
+        page_size: int = 1,
+        memory_bytes: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> StandIn:
+        """As :meth:`SpanModel.load <bloombee.engine.model.SpanModel.load>`, without reading anything.
+
+        Args:
+            memory_bytes: of the device that it stands for; None: enough.
+            progress: called with (loaded bytes, total bytes) piece by piece; it may take its time, or raise to give up.
+
+        Raises:
+            ConfigError: there is no such stand-in or no such span.
+            Infeasible: weights and KV are more than ``memory_bytes``.
+        """
+        loaded = cls(standin_card(model), span, dtype, page_size * sum(group.num_pages for group in groups))
+        if memory_bytes is not None:
+            check_fits("this one", span, loaded.weight_bytes, loaded.kv_bytes, memory_bytes)
+        if progress is not None:
+            for piece in range(1, LOAD_PIECES + 1):
+                progress(loaded.weight_bytes * piece // LOAD_PIECES, loaded.weight_bytes)
+        return loaded
 
     @property
     def is_last(self) -> bool:

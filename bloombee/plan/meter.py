@@ -367,6 +367,7 @@ class _Train:
     def begin(self, sent: float, departed: float, alone_bytes: int = 0) -> None:
         """After a pause, with what was handed over at ``sent``: by itself a train if it is ``alone_bytes``."""
         self._is_alone = alone_bytes > 0
+        departed = max(departed, sent) if alone_bytes else departed  # a trip quicker than most, not a wire of negative time
         self.since, self.departed, self.num_bytes = sent if alone_bytes else departed, departed, alone_bytes
         self._wait_s = departed - sent
         self._forget()

@@ -116,13 +116,18 @@ def split_layers(num_layers: int, num_stages: int, asked: Sequence[int] | None =
 
 def check_memory(stage: StagePlan, memory_bytes: int) -> None:
     """Raises Infeasible unless the span's weights, KV and scratch fit ``memory_bytes``; says short by how much."""
-    need = stage.weight_bytes + stage.kv_bytes + stage.scratch_bytes
+    check_fits(stage.name, stage.span, stage.weight_bytes, stage.kv_bytes, memory_bytes, scratch_bytes=stage.scratch_bytes)
+
+
+def check_fits(worker: str, span: Span, weight_bytes: int, kv_bytes: int, memory_bytes: int, *, scratch_bytes: int = 0) -> None:
+    """As :func:`check_memory`, for whoever knows the bytes."""
+    need = weight_bytes + kv_bytes + scratch_bytes
     if need > memory_bytes:
         raise Infeasible(
-            f"layers {stage.span} need {need / 1e6:.0f} MB on worker {stage.name!r} (weights {stage.weight_bytes / 1e6:.0f},"
-            f" KV {stage.kv_bytes / 1e6:.0f}, scratch {stage.scratch_bytes / 1e6:.0f}) and it offers {memory_bytes / 1e6:.0f} MB:"
+            f"layers {span} need {need / 1e6:.0f} MB on worker {worker!r} (weights {weight_bytes / 1e6:.0f},"
+            f" KV {kv_bytes / 1e6:.0f}, scratch {scratch_bytes / 1e6:.0f}) and it offers {memory_bytes / 1e6:.0f} MB:"
             f" short by {(need - memory_bytes) / 1e6:.0f} MB; use more workers, another split, or fewer KV tokens",
             constraint="memory",
-            worker=stage.name,
+            worker=worker,
             short_bytes=need - memory_bytes,
         )

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bloombee.errors import ConfigError, PlanError
+from bloombee.pace import Pace
 from bloombee.types import HEAD, WorkerId
 
 
@@ -42,6 +43,13 @@ class RowTime:
     def __post_init__(self) -> None:
         for name in ("fixed_s", "decode_row_s", "prefill_row_s", "context_s"):
             _check(self, name, math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, "seconds >= 0")
+
+    @classmethod
+    def paced(cls, pace: Pace) -> tuple[RowTime, RowTime]:
+        """(of each pass, of each layer of the pass) of an emulated device: one of the two is nothing."""
+        own = pace.for_layers(1)
+        time = cls(own.fixed_s, own.decode_row_s, own.prefill_row_s)
+        return (time, cls()) if pace.layers is None else (cls(), time)
 
     def decode_s(self, rows: float, context: float = 0.0) -> float:
         """``rows`` rows, each over ``context`` cached tokens."""
@@ -81,9 +89,10 @@ class Device:
         _check(self, "stream_bytes_per_s", self.stream_bytes_per_s is None or self.stream_bytes_per_s > 0, "> 0, or None")
 
     @classmethod
-    def paced(cls, name: str, fixed_s: float, decode_row_s: float, prefill_row_s: float) -> Device:
-        """A device that takes this long a stage, whatever its layers (``--pace F,R,P``, there in milliseconds)."""
-        return cls(name, stage=RowTime(fixed_s, decode_row_s, prefill_row_s))
+    def paced(cls, name: str, pace: Pace, memory_bytes: int | None = None) -> Device:
+        """An emulated device (``--pace``): it takes as long as it says a stage, or a layer."""
+        stage, layer = RowTime.paced(pace)
+        return cls(name, memory_bytes, stage=stage, layer=layer)
 
 
 @dataclass(frozen=True, slots=True)

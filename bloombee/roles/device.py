@@ -40,6 +40,8 @@ class DeviceThread:
     Args:
         model: overrides the assignment's model reference (a checkpoint that lies elsewhere on this machine).
         pace: how long a forward takes at least, of an emulated device.
+        memory_bytes: what weights and KV of a stand-in have to fit; a real model finds out by itself.
+        load_bytes_per_s: weights load no faster, of an emulated disk.
         post: runs a function on the event loop; callable from any thread.
     """
 
@@ -51,12 +53,17 @@ class DeviceThread:
         threads: int | None = None,
         model: str | None = None,
         pace: Pace | None = None,
+        memory_bytes: int | None = None,
+        load_bytes_per_s: float | None = None,
     ) -> None:
         self._loop = loop
         self._device = device
         self._threads = threads
         self._override = model
         self._pace = pace
+        self._memory_bytes = memory_bytes
+        self._load_bytes_per_s = load_bytes_per_s
+        self._stopped = threading.Event()
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._model: Any = None
         self._buffers: Any = None
@@ -135,7 +142,8 @@ class DeviceThread:
         self._queue.put(task)
 
     def stop(self) -> None:
-        """End the thread after what it is doing now; does not wait."""
+        """End the thread after what it is doing now, a load that an emulated disk makes slow at once; does not wait."""
+        self._stopped.set()
         self._queue.put(None)
 
     # -- on the thread ---------------------------------------------------------------------
@@ -173,7 +181,9 @@ class DeviceThread:
                 ship = functools.partial(self._post, on_table)
                 self.sender = Sender(self._dtype, self._model.hidden_size, CodecMode(assign.codec), ship)
             self._profiling = self._profiler(assign)
-            self._post(on_done, self._model.weight_bytes, 0)
+            self._post(on_done, self._model.weight_bytes, self._model.kv_bytes)
+        except _Stopped:
+            log.debug("stopped while loading layers [%d, %d)", assign.start, assign.stop)
         except BloomBeeError as error:
             self._post(on_error, error)
         except Exception as error:
@@ -181,13 +191,13 @@ class DeviceThread:
             self._post(on_error, DeviceError(f"loading layers [{assign.start}, {assign.stop}) failed: {_say(error)}"))
 
     def _build(self, assign: Assign, on_progress: Callable[[int, int], None]) -> Any:
+        progress = self._throttled(on_progress)
         if is_standin(assign.model):
-            return self._build_standin(assign)
+            return self._build_standin(assign, progress)
         from bloombee.engine.checkpoint import resolve
         from bloombee.engine.model import SpanModel, pick_device, set_threads
 
         set_threads(self._threads)
-        progress = self._throttled(on_progress)
         checkpoint = resolve(self._override or assign.model, lambda: progress(0, 0))
         if checkpoint.config_digest != assign.config_digest:
             place = checkpoint.directory or checkpoint.ref
@@ -203,7 +213,7 @@ class DeviceThread:
             num_layers=assign.num_layers,
             dtype=self._dtype,
             device=pick_device(self._device),
-            groups=[PageGroup(group.window, group.num_pages) for group in assign.groups],
+            groups=_groups(assign),
             page_size=assign.page_size,
             weight_digests=assign.weight_digests,
             progress=progress,
@@ -211,11 +221,16 @@ class DeviceThread:
         )
 
     def _throttled(self, on_progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
-        """``on_progress`` on the event loop, ten times a second at most; callable from any thread."""
-        last, told = 0.0, False
+        """``on_progress`` on the event loop, ten times a second at most, as bytes come from an emulated disk; callable from any
+        thread. Where that is emulated it raises _Stopped when the device is to end."""
+        began, last, told, rate = time.monotonic(), 0.0, False, self._load_bytes_per_s
 
         def progress(loaded: int, total: int) -> None:
-            nonlocal last, told
+            nonlocal began, last, told
+            now = time.monotonic()
+            began = began if total else now  # nothing is read yet: what a download takes is not the disk's time
+            if rate is not None and self._stopped.wait(max(0.0, began + loaded / rate - now)):
+                raise _Stopped
             now = time.monotonic()
             is_end = 0 < total == loaded and not told
             if is_end or now - last >= PROGRESS_EVERY_S:
@@ -227,19 +242,27 @@ class DeviceThread:
     def _profiler(self, assign: Assign) -> Iterator[Profile | None]:
         digest = assign.config_digest.hex()
         if self._pace is not None:
-            return iter((paced(self._pace, digest, assign.dtype),))
+            return iter((paced(self._pace, digest, assign.dtype, self._memory_bytes or 0),))
         from bloombee.engine.idle_profile import idle_profile
 
         return idle_profile(self._model, digest, str(self._model.device))
 
-    def _build_standin(self, assign: Assign) -> Any:
+    def _build_standin(self, assign: Assign, progress: Callable[[int, int], None]) -> Any:
         import torch
 
         from bloombee.engine.standin import StandIn
 
         torch.set_num_threads(1)  # it copies some rows; threads would cost more than they save
         self._dtype = Dtype(assign.dtype)
-        model = StandIn.load(assign.model, Span(assign.start, assign.stop), dtype=self._dtype)
+        model = StandIn.load(
+            assign.model,
+            Span(assign.start, assign.stop),
+            dtype=self._dtype,
+            groups=_groups(assign),
+            page_size=assign.page_size,
+            memory_bytes=self._memory_bytes,
+            progress=progress,
+        )
         self._pace = self._pace or model.default_pace
         wake_exactly()
         return model
@@ -264,7 +287,7 @@ class DeviceThread:
         mark = self._clock.begin()
         result = self._model.run(work, hidden)
         if self._pace is not None:
-            sleep_until(start + round(1e9 * self._pace.seconds(work.computes, work.num_rows)))
+            sleep_until(start + round(1e9 * self._pace.seconds(work.computes, work.num_rows, len(self._model.span))))
         self._forward_ns = (start, time.monotonic_ns())
         self._clock.end(mark, functools.partial(self._computed, work, start))
         if isinstance(result, list):
@@ -308,6 +331,14 @@ class DeviceThread:
     def _encode(self, hidden: Any) -> Payload:
         assert self.sender is not None
         return self.sender.encode(self._buffers.to_buffer(hidden).data, hidden.shape[0])
+
+
+class _Stopped(Exception):
+    """The thread was asked to end while it loaded."""
+
+
+def _groups(assign: Assign) -> list[PageGroup]:
+    return [PageGroup(group.window, group.num_pages) for group in assign.groups]
 
 
 def _say(error: Exception) -> str:

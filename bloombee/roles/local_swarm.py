@@ -76,17 +76,19 @@ class LocalSwarm:
     async def spawn(self, tokens: Sequence[str]) -> None:
         """Start every worker, each with its join token."""
         await self._spawner.ask("warm")
-        memory_bytes = await self._memory_bytes()
+        shared_bytes = await self._memory_bytes()
         for place, token, name in zip(self._places, tokens, self.names, strict=True):
             config = WorkerConfig(
                 join=token,
                 name=name,
                 listen=place.listen,
                 advertise=place.advertise,
-                pace=self._config.pace,
+                source=place.source,
+                pace=place.pace or self._config.pace,
+                load_bytes_per_s=place.load_bytes_per_s,
                 device=self._config.device,
                 threads=self._threads(),
-                memory_bytes=memory_bytes,
+                memory_bytes=place.memory_bytes or shared_bytes,
                 trace=self._config.trace or ".",
                 log_level="warning",
             )
@@ -104,7 +106,7 @@ class LocalSwarm:
         return self._config.threads or max(1, cores().amount // self._config.num_stages)
 
     async def _memory_bytes(self) -> int:
-        """What each worker may use, of the device that they share."""
+        """What each worker that does not say may use, of the device that they share."""
         emulated = standin_memory_bytes(self._config.model)
         if emulated is not None:
             return emulated

@@ -11,10 +11,10 @@ from bloombee.types import Dtype
 from bloombee.wire.messages import Profiled, Times
 
 
-def paced(pace: Pace, digest: str, dtype: str) -> Profile:
-    """Of a device that is emulated: known without measuring, and of the stage as a whole."""
-    stage = RowTime(pace.fixed_s, pace.decode_row_s, pace.prefill_row_s)
-    return Profile(digest, f"paced {pace}", dtype, 1, Fit(stage, RowTime(), 0.0, 0.0), RowTime(), 0, 0, 0)
+def paced(pace: Pace, digest: str, dtype: str, memory_bytes: int = 0) -> Profile:
+    """Of a device that is emulated: known without measuring, of the stage as a whole or of each layer, as the pace is."""
+    stage, layer = RowTime.paced(pace)
+    return Profile(digest, f"paced {pace}", dtype, 1, Fit(stage, layer, 0.0, 0.0), RowTime(), 0, 0, memory_bytes)
 
 
 def to_message(profile: Profile, pipeline: int, epoch: int) -> Profiled:

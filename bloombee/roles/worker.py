@@ -101,7 +101,14 @@ class WorkerRole:
         self._over: asyncio.Future[None] = loop.create_future()
         loop.set_exception_handler(self._bug)
         keys = load(self._config.key) if self._config.key else generate()
-        self._endpoint = Endpoint(keys, swarm=0, on_message=self._received, on_event=self._link_event, curve=_curve(self._token))
+        self._endpoint = Endpoint(
+            keys,
+            swarm=0,
+            on_message=self._received,
+            on_event=self._link_event,
+            curve=_curve(self._token),
+            source=self._config.source,
+        )
         try:
             bound = await self._endpoint.bind(self._config.listen) if self._config.listen else None
             head = await self._find_head()
@@ -274,6 +281,8 @@ class WorkerRole:
             threads=self._config.threads,
             model=self._config.model,
             pace=parse_pace(self._config.pace) if self._config.pace is not None else None,
+            memory_bytes=self._config.memory_bytes,
+            load_bytes_per_s=self._config.load_bytes_per_s,
         )
         trace = self._open_trace(assign) if assign.trace else None
         self._stages[key] = StageHost(

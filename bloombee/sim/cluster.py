@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from bloombee.errors import BloomBeeError, RemoteProtocolError, StalePlan
+from bloombee.errors import BloomBeeError, ConfigError, RemoteProtocolError, StalePlan
 from bloombee.pace import Pace
 from bloombee.pipeline.commands import (
     Command,
@@ -53,13 +53,14 @@ from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Work
 from bloombee.plan.candidate import ModelShape
 from bloombee.plan.card import ModelCard
+from bloombee.plan.network import HEAD_NODE, Network
 from bloombee.plan.plan import Plan
 from bloombee.plan.steering import Steering
 from bloombee.plan.topology import Cores, Link
 from bloombee.sim.clock import VirtualClock
 from bloombee.sim.cores import CorePool
 from bloombee.sim.device import VOCAB, Device, SimDevice
-from bloombee.sim.network import Faults, LinkShape, SimLink
+from bloombee.sim.network import Faults, LinkShape, SimLink, SimNetwork
 from bloombee.types import DeviceUse, Dtype, FinishReason, Lane, Phase, StageUse
 from bloombee.wire.liveness import RECONNECT_S, RECONNECT_TRIPS, Liveness
 from bloombee.wire.messages import AnyMessage, Assign, Forward, Ready, Sampling, Verdict
@@ -95,6 +96,9 @@ class SimCluster:
         pace: of the works on every stage, or one a stage.
         shape: of every directed link; ``row_bytes`` is what a hidden row weighs on it.
         shapes: of single links, by their ends (``head``, ``scheduler``, ``stage0``, ...), instead of ``shape``.
+        network: where all of them stand, instead of ``shape`` and ``shapes``: links, and access lines that links share.
+        nodes: of each stage, by name in the network; the head and the scheduler are at its node ``head``.
+        memory_bytes: that each worker offers.
         faults: met by the ring's frames, their acknowledgements, Close and Closed. Membership messages are carried
             reliably: TCP does that, and a worker whose connection breaks is out.
         tuned: how many microbatches are under way is chosen as a runtime does (links known as they are), up to
@@ -119,6 +123,9 @@ class SimCluster:
         pace: Pace | Sequence[Pace] = PACE,
         shape: LinkShape | None = None,
         shapes: Mapping[tuple[str, str], LinkShape] | None = None,
+        network: Network | None = None,
+        nodes: Sequence[str] = (),
+        memory_bytes: Sequence[int] | None = None,
         faults: Faults | None = None,
         row_bytes: int = 8192,
         resend_after_s: float = 0.5,
@@ -147,10 +154,16 @@ class SimCluster:
         self._shape = shape or LinkShape()
         self._shapes = dict(shapes or {})
         self._faults = faults or Faults()
+        self._network = None if network is None else SimNetwork(self.clock, network, rng=self._rng, faults=self._faults)
+        self._nodes = {"head": HEAD_NODE, "scheduler": HEAD_NODE, **{f"stage{index}": node for index, node in enumerate(nodes)}}
+        if network is not None and len(nodes) != num_stages:
+            raise ConfigError(f"{len(nodes)} nodes for {num_stages} stages: one each", field="nodes")
+        memory_bytes = memory_bytes or [1 << 40] * num_stages
         self._row_bytes = row_bytes
         self._resend_after_s = resend_after_s
         self._make_device = make_device or _digests
         self._devices: dict[int, Device] = {}
+        self._num_layers: dict[int, int] = {}
         self._works: list[deque[Work]] = [deque() for _ in range(num_stages)]
         """Of each device, in order; the first one runs."""
         self._cores = cores
@@ -173,7 +186,7 @@ class SimCluster:
         self.head = HeadCore(request, limits, links=[bytes([hop]) * 16 for hop in range(num_stages)])
         self.scheduler = SchedulerCore(max_rows=max_rows, resend_after_s=resend_after_s, step_deadline_s=step_deadline_s)
         for worker in range(1, num_stages + 1):
-            joined = WorkerJoined(worker, f"w{worker}", f"sim://{worker}", bytes(32), 1 << 40, self.clock.now)
+            joined = WorkerJoined(worker, f"w{worker}", f"sim://{worker}", bytes(32), memory_bytes[worker - 1], self.clock.now)
             self._do_head(self.head.handle(joined))
         self.clock.call_later(TICK_S, self._tick)
         if tuned:
@@ -234,6 +247,8 @@ class SimCluster:
 
     def _link(self, source: str, target: str) -> SimLink:
         key = (source, target)
+        if self._network is not None:
+            return self._network.link(self._nodes[source], self._nodes[target])
         if key not in self._links:
             self._links[key] = SimLink(self.clock, self._rng, self._shapes.get(key, self._shape), self._faults)
         return self._links[key]
@@ -301,8 +316,8 @@ class SimCluster:
 
     def _links_as_they_are(self) -> list[Link]:
         names = [f"stage{index}" for index in range(len(self.uses))]
-        shapes = [self._shapes.get(ends, self._shape) for ends in zip(names, [*names[1:], "scheduler"], strict=True)]
-        return [Link(shape.bandwidth_bytes_per_s or math.inf, shape.latency_s) for shape in shapes]
+        links = [self._link(*ends) for ends in zip(names, [*names[1:], "scheduler"], strict=True)]
+        return [Link(link.bandwidth_bytes_per_s or math.inf, link.shape.latency_s) for link in links]
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -379,6 +394,7 @@ class SimCluster:
     def _load(self, assign: Assign, worker: int) -> None:
         index = assign.stage
         self.stages[index] = StageCore(assign, resend_after_s=self._resend_after_s)
+        self._num_layers[index] = assign.stop - assign.start
         self._devices[index] = self._make_device(assign)
         ready = Ready(pipeline=assign.pipeline, epoch=assign.epoch, weight_bytes=0, kv_bytes=0)
 
@@ -429,7 +445,8 @@ class SimCluster:
     def _work_s(self, index: int, work: Work) -> float:
         if not work.num_rows:
             return 0.0  # all of it was closed meanwhile
-        seconds = self.paces[index].seconds(work.computes, work.num_rows) + self._context_s * work.num_attended
+        seconds = self.paces[index].seconds(work.computes, work.num_rows, self._num_layers[index])
+        seconds += self._context_s * work.num_attended
         return seconds * max(0.0, self._work_rng.gauss(1.0, self._scatter)) if self._scatter else seconds
 
     def _computed(self, index: int, work: Work, begun_at: float) -> None:

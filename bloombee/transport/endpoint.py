@@ -86,6 +86,7 @@ class Endpoint:
         curve: off: plain TCP, nothing is encrypted and nobody's key is proven. ``key`` of on_join is then the link, twice.
         max_queued_messages, max_queued_bytes: of one lane, behind ZeroMQ's own high-water mark.
         whole_bytes: payloads up to this go in one piece on bulk lanes too.
+        source: own IP address to dial from; None: what the system takes.
 
     The callbacks may call any method. What they raise goes to the loop's exception handler; other messages go on.
     """
@@ -102,6 +103,7 @@ class Endpoint:
         max_queued_messages: int = MAX_QUEUED_MESSAGES,
         max_queued_bytes: int = MAX_QUEUED_BYTES,
         whole_bytes: int = WHOLE_BYTES,
+        source: str | None = None,
     ) -> None:
         self.swarm = swarm
         self.stamps = False
@@ -118,6 +120,7 @@ class Endpoint:
         self._max_queued_messages = max_queued_messages
         self._max_queued_bytes = max_queued_bytes
         self._whole_bytes = whole_bytes
+        self._source = source
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._zap: ZapHandler | None = None
         self._router: Reader | None = None
@@ -677,7 +680,7 @@ class Endpoint:
         port.reader = Reader(self._loop, socket, partial(self._drain, socket, port))
         port.monitor = Reader(self._loop, monitor, partial(self._drain_monitor, monitor, port))
         if port.untried or not port.is_name:
-            port.connect()
+            port.connect(self._source)
         else:
             assert port.target is not None
             look_up(self._loop, port.target, partial(self._looked_up, port, socket))
@@ -688,7 +691,7 @@ class Endpoint:
             return
         port.untried = found
         if found:
-            port.connect()
+            port.connect(self._source)
             return
         what = f"{port.endpoint} cannot be resolved here: is the name right, and known to this machine's DNS?"
         self._redial_later(port)

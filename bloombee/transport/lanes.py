@@ -97,12 +97,12 @@ class LanePort:
         """For people: where a dialled lane goes, as it was told."""
         return "" if self.target is None else str(self.target)
 
-    def connect(self) -> None:
-        """Dial the address that is next."""
+    def connect(self, source: str | None) -> None:
+        """Dial the address that is next, from the own IP address ``source``."""
         assert self.reader is not None
         self.address = self.untried.pop(0) if self.untried else self.target
         assert self.address is not None
-        connect(self.reader.socket, self.address)
+        connect(self.reader.socket, self.address, source)
 
     def came_up(self) -> None:
         """The handshake of a dialled lane has come to its end."""

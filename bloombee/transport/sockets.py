@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from ipaddress import ip_address
 from itertools import count
 
 import zmq
@@ -95,15 +96,23 @@ def bind(socket: zmq.Socket[bytes], address: Address) -> Address:
     return read_listen(socket.getsockopt_string(zmq.LAST_ENDPOINT))
 
 
-def connect(socket: zmq.Socket[bytes], address: Address) -> None:
-    """Dial ``address``, an IP address."""
+def connect(socket: zmq.Socket[bytes], address: Address, source: str | None = None) -> None:
+    """Dial ``address``, an IP address, from the own IP address ``source``; None: what the system takes."""
     _use_ipv6(socket, address.family == 6)
-    socket.connect(str(address))
+    socket.connect(dialled_from(source, address))
 
 
 def _use_ipv6(socket: zmq.Socket[bytes], wanted: bool) -> None:
     """On where nothing else will do: hosts without IPv6 exist. It lets ``*`` listen on both."""
     socket.setsockopt(zmq.IPV6, int(wanted))
+
+
+def dialled_from(source: str | None, address: Address) -> str:
+    """``address`` as ZeroMQ dials it from the own IP address ``source`` (any port), where that is of the same family."""
+    if source is None or (6 if ":" in source else 4) != address.family:
+        return str(address)
+    own = Address(source, 0, ip_address(source))
+    return f"{own};{str(address).removeprefix('tcp://')}"
 
 
 def new_monitor(context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:

@@ -28,91 +28,81 @@ std::size_t quantum_bytes(const Shape& shape) {
     return std::clamp(static_cast<std::size_t>(bytes_in(shape, kQuantum)), kPacketBytes, kMaxQuantumBytes);
 }
 
-void Direction::set(const Shape& shape, Nanos t) {
-    advance(t);
-    if (!shape_.up && shape.up) wire_free_ = std::max(wire_free_, t);
-    if (shape.jitter != shape_.jitter) knot_gap_ = 0;
-    shape_ = shape;
+void Direction::via(Wire* up, Wire* down) {
+    up_ = up;
+    down_ = down;
 }
 
-void Direction::schedule(std::vector<Step> steps, Nanos period) {
-    steps_ = std::move(steps);
-    period_ = period;
-    started_ = kNever;
+Shape Direction::narrowest() const {
+    Shape shape = wire_.shape();
+    for (int hop = 0; hop < kHops; ++hop) {
+        const double bits_per_s = at(hop) != nullptr ? at(hop)->shape().bits_per_s : 0;
+        if (bits_per_s > 0 && (shape.bits_per_s <= 0 || bits_per_s < shape.bits_per_s)) shape.bits_per_s = bits_per_s;
+    }
+    return shape;
 }
 
-void Direction::restart(Nanos t) {
-    if (steps_.empty()) return;
-    started_ = t;
-    next_step_ = 0;
-}
-
-Nanos Direction::step_time() const {
-    if (started_ == kNever || next_step_ >= steps_.size()) return kNever;
-    return started_ + steps_[next_step_].at;
+bool Direction::is_up() const {
+    bool up = true;
+    for (int hop = 0; hop < kHops; ++hop) up = up && (at(hop) == nullptr || at(hop)->shape().up);
+    return up;
 }
 
 void Direction::advance(Nanos t) {
-    while (step_time() <= t) {
-        const Nanos at = step_time();
-        const Shape& shape = steps_[next_step_].shape;
-        run_wire(at);
-        if (++next_step_ == steps_.size() && period_ > 0) {
-            started_ += period_;
-            next_step_ = 0;
-        }
-        if (!shape_.up && shape.up) wire_free_ = std::max(wire_free_, at);
-        if (shape.jitter != shape_.jitter) knot_gap_ = 0;
-        shape_ = shape;
-    }
-    run_wire(t);
+    for (int hop = 0; hop < kHops; ++hop)
+        if (at(hop) != nullptr) at(hop)->advance(t);
 }
 
-void Direction::push(Pipe& pipe, std::span<const std::byte> bytes, Ending ending, Nanos t) {
+void Direction::push(Pipe& pipe, std::span<const std::byte> bytes, Sign sign, Nanos t) {
     advance(t);
-    waiting_.push_back({&pipe, {bytes.begin(), bytes.end()}, 0, t, 0, ending});
-    waiting_bytes_ += bytes.size();
+    waiting_ += bytes.size();
     held_ += bytes.size();
     counters_.bytes_in += bytes.size();
     counters_.max_held = std::max(counters_.max_held, held_);
-    run_wire(t);
+    const int first = up_ != nullptr ? 0 : 1;
+    at(first)->push(*this, {&pipe, {bytes.begin(), bytes.end()}, 0, t, 0, sign, first});
+    advance(t);
 }
 
-void Direction::run_wire(Nanos t) {
-    while (shape_.up && !waiting_.empty()) {
-        Chunk& chunk = waiting_.front();
-        // From the wire's own clock, not from `t`: a shell that wakes late loses no bandwidth.
-        const Nanos start = std::max(wire_free_, chunk.arrival);
-        if (start > t) return;
-        const Nanos time = wire_time(chunk.bytes.size());
-        wire_free_ = start + time;
-        counters_.busy += time;
-        waiting_bytes_ -= chunk.bytes.size();
-
-        Nanos due = wire_free_ + shape_.delay + jitter(wire_free_);
-        if (loses(chunk.bytes.size())) {
-            due += shape_.stall;
-            ++counters_.losses;
-        }
-        Pipe& pipe = *chunk.pipe;
-        chunk.due = pipe.last_due = std::max(due, pipe.last_due);
-        pipe.flight.push_back(std::move(chunk));
-        waiting_.pop_front();
+void Direction::served(Chunk&& chunk, Nanos t) {
+    chunk.arrival = t;
+    for (++chunk.hop; chunk.hop < kHops; ++chunk.hop) {
+        if (at(chunk.hop) == nullptr) continue;
+        at(chunk.hop)->push(*this, std::move(chunk));
+        return;
     }
+    land(std::move(chunk), t);
 }
 
-Nanos Direction::wire_time(std::size_t bytes) const {
-    if (shape_.bits_per_s <= 0) return 0;
-    return std::llround(static_cast<double>(bytes) * 8e9 / shape_.bits_per_s);
+Nanos Direction::rest(const Chunk& chunk) const {
+    Nanos least = wire_.shape().delay - wire_.shape().jitter;
+    for (int hop = chunk.hop + 1; hop < kHops; ++hop)
+        if (at(hop) != nullptr) least += at(hop)->time_of(chunk.bytes.size());
+    return least;
+}
+
+// The last wire is done with it.
+void Direction::land(Chunk&& chunk, Nanos t) {
+    waiting_ -= chunk.bytes.size();
+    Nanos due = t + wire_.shape().delay + jitter(t);
+    if (loses(chunk.bytes.size())) {
+        due += wire_.shape().stall;
+        ++counters_.losses;
+    }
+    Pipe& pipe = *chunk.pipe;
+    chunk.due = pipe.last_due = std::max(due, pipe.last_due);
+    pipe.flight.push_back(std::move(chunk));
 }
 
 // Straight lines between knots that are uniform in [-1, 1] and far enough apart that the delay never falls faster
 // than half as fast as time goes on: bytes keep their order without waiting for each other, so the mean delay is
 // the one asked for, under load too.
 Nanos Direction::jitter(Nanos t) {
-    if (shape_.jitter == 0) return 0;
+    const Nanos asked = wire_.shape().jitter;
+    if (std::exchange(knot_jitter_, asked) != asked) knot_gap_ = 0;
+    if (asked == 0) return 0;
     if (knot_gap_ == 0 || t >= knot_time_ + 2 * knot_gap_) {
-        knot_gap_ = std::max(10 * kMillisecond, 4 * shape_.jitter);
+        knot_gap_ = std::max(10 * kMillisecond, 4 * asked);
         knot_time_ = t;
         knot_from_ = 2 * random_.uniform() - 1;
         knot_to_ = 2 * random_.uniform() - 1;
@@ -121,13 +111,14 @@ Nanos Direction::jitter(Nanos t) {
         knot_from_ = std::exchange(knot_to_, 2 * random_.uniform() - 1);
     }
     const double part = static_cast<double>(t - knot_time_) / static_cast<double>(knot_gap_);
-    return std::llround(static_cast<double>(shape_.jitter) * (knot_from_ + (knot_to_ - knot_from_) * part));
+    return std::llround(static_cast<double>(asked) * (knot_from_ + (knot_to_ - knot_from_) * part));
 }
 
 bool Direction::loses(std::size_t bytes) {
-    if (shape_.loss <= 0 || bytes == 0) return false;
+    const double loss = wire_.shape().loss;
+    if (loss <= 0 || bytes == 0) return false;
     const double packets = std::ceil(static_cast<double>(bytes) / static_cast<double>(kPacketBytes));
-    return random_.uniform() < 1 - std::pow(1 - shape_.loss, packets);
+    return random_.uniform() < 1 - std::pow(1 - loss, packets);
 }
 
 void Direction::handed_over(std::size_t bytes) {
@@ -138,22 +129,23 @@ void Direction::handed_over(std::size_t bytes) {
 void Direction::forget(Pipe& pipe) {
     for (const Chunk& chunk : pipe.flight) held_ -= chunk.bytes.size() - chunk.sent;
     pipe.flight.clear();
-    std::erase_if(waiting_, [&](const Chunk& chunk) {
-        if (chunk.pipe != &pipe) return false;
-        held_ -= chunk.bytes.size();
-        waiting_bytes_ -= chunk.bytes.size();
-        return true;
-    });
+    for (int hop = 0; hop < kHops; ++hop) {
+        const std::size_t bytes = at(hop) != nullptr ? at(hop)->forget(pipe) : 0;
+        held_ -= bytes;
+        waiting_ -= bytes;
+    }
 }
 
-Nanos Direction::next() const {
-    Nanos t = step_time();
-    if (shape_.up && !waiting_.empty()) {
-        const Chunk& chunk = waiting_.front();
-        const Nanos start = std::max(wire_free_, chunk.arrival);
-        t = std::min(t, start + wire_time(chunk.bytes.size()) + shape_.delay - shape_.jitter);
-    }
-    return t;
+bool Direction::take_reset() {
+    std::uint64_t resets = 0;
+    for (int hop = 0; hop < kHops; ++hop) resets += at(hop) != nullptr ? at(hop)->resets() : 0;
+    return std::exchange(resets_seen_, resets) != resets;
+}
+
+Counters Direction::counters() const {
+    Counters counters = counters_;
+    counters.busy = wire_.busy();
+    return counters;
 }
 
 }  // namespace wan

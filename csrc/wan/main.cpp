@@ -69,12 +69,13 @@ class Loop {
             for (int i = 0; i < n; ++i)
                 if (!dispatch(events[i])) return 0;
             again = false;
-            Nanos next = kNever;
+            control_.advance(now());
             for (auto& link : control_.links()) {
                 again |= link->pump();
                 link->bury();
-                next = std::min(next, link->next());
             }
+            Nanos next = control_.next();  // after all have pumped: on shared lines one may have moved another's bytes
+            for (auto& link : control_.links()) next = std::min(next, link->next());
             if (!again) again = !sleep_until(next);
         }
     }
@@ -85,7 +86,7 @@ class Loop {
         switch (watched->kind) {
             case Watched::Kind::timer: armed_ = kNever; return true;
             case Watched::Kind::control: return control_.read();
-            case Watched::Kind::listener: static_cast<Link*>(watched)->accept(); return true;
+            case Watched::Kind::listener: static_cast<Listener*>(watched)->accept(); return true;
             case Watched::Kind::socket: Link::on_event(*static_cast<Socket*>(watched), event.events); return true;
         }
         return true;

@@ -41,58 +41,53 @@ Nanos arrival(msghdr& message, Nanos t) {
 
 int open_spare() { return open("/dev/null", O_RDONLY | O_CLOEXEC); }
 
+void reset_on_close(int fd) {
+    const linger now_or_never{1, 0};
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &now_or_never, sizeof now_or_never);
+}
+
+bool same_host(const sockaddr_storage& left, const sockaddr_storage& right) {
+    if (left.ss_family != right.ss_family) return false;
+    if (left.ss_family == AF_INET6)
+        return std::memcmp(&reinterpret_cast<const sockaddr_in6&>(left).sin6_addr,
+                           &reinterpret_cast<const sockaddr_in6&>(right).sin6_addr, sizeof(in6_addr)) == 0;
+    return reinterpret_cast<const sockaddr_in&>(left).sin_addr.s_addr ==
+           reinterpret_cast<const sockaddr_in&>(right).sin_addr.s_addr;
+}
+
+// What the kernel holds is a queue that the shape does not see, so it is kept small: about 1 ms of wire. An
+// Ethernet-sized segment keeps the window from closing in steps of loopback's 64 KB.
+void small_buffers(int fd, double bits_per_s) {
+    const double rate = bits_per_s > 0 ? bits_per_s : 10e9;
+    const int bytes = static_cast<int>(std::clamp(rate / 8 / 1000, 16.0 * 1024, 256.0 * 1024));
+    set_option(fd, SOL_SOCKET, SO_RCVBUF, bytes);
+    set_option(fd, SOL_SOCKET, SO_SNDBUF, bytes);
+    set_option(fd, IPPROTO_TCP, TCP_MAXSEG, static_cast<int>(kPacketBytes));
+    set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+}
+
 int queued(int fd, unsigned long request) {
     int bytes = 0;
     return fd >= 0 && ioctl(fd, request, &bytes) == 0 ? bytes : 0;
 }
 
+// Signs need no room in the target's socket.
+bool can_take(const Socket& target, const Chunk& chunk) { return target.writable || chunk.bytes.empty(); }
+
 }  // namespace
 
-Link::Link(int epoll, std::uint64_t seed)
-    : Watched(Kind::listener), epoll_(epoll), spare_(open_spare()), directions_{Direction(2 * seed), Direction(2 * seed + 1)} {}
+Link::Link(int epoll, std::uint64_t seed) : epoll_(epoll), directions_{Direction(2 * seed), Direction(2 * seed + 1)} {}
 
-Link::~Link() {
-    for (auto& connection : connections_) close(*connection, true);
-    if (listener_ >= 0) ::close(listener_);
-    if (spare_ >= 0) ::close(spare_);
-}
+Link::~Link() { reset(); }
 
-void Link::target(const sockaddr_storage& address, socklen_t length) {
-    target_ = address;
-    target_length_ = length;
-}
-
-bool Link::listen(const sockaddr_storage& address, socklen_t length) {
-    listener_ = socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (listener_ < 0) return false;
-    set_option(listener_, SOL_SOCKET, SO_REUSEADDR, 1);
-    small_buffers(listener_);  // accepted sockets inherit them, the window is agreed on before accept
-    if (bind(listener_, reinterpret_cast<const sockaddr*>(&address), length) != 0) return false;
-    if (::listen(listener_, kBacklog) != 0) return false;
-    sockaddr_storage bound{};
-    socklen_t size = sizeof bound;
-    if (getsockname(listener_, reinterpret_cast<sockaddr*>(&bound), &size) != 0) return false;
-    port_ = ntohs(bound.ss_family == AF_INET6 ? reinterpret_cast<sockaddr_in6&>(bound).sin6_port
-                                              : reinterpret_cast<sockaddr_in&>(bound).sin_port);
-    epoll_event event{};
-    event.events = EPOLLIN;
-    event.data.ptr = static_cast<Watched*>(this);
-    return epoll_ctl(epoll_, EPOLL_CTL_ADD, listener_, &event) == 0;
-}
-
-// What the kernel holds is a queue that the shape does not see, so it is kept small: about 1 ms of wire. An
-// Ethernet-sized segment keeps the window from closing in steps of loopback's 64 KB.
-void Link::small_buffers(int fd) const {
-    double bits_per_s = 0;
+double Link::bits_per_s() const {
+    double widest = 0;
     for (const Direction& direction : directions_) {
-        const double asked = direction.shape().bits_per_s;
-        bits_per_s = std::max(bits_per_s, asked > 0 ? asked : 10e9);
+        const double asked = direction.narrowest().bits_per_s;
+        if (asked <= 0) return 0;
+        widest = std::max(widest, asked);
     }
-    const int bytes = static_cast<int>(std::clamp(bits_per_s / 8 / 1000, 16.0 * 1024, 256.0 * 1024));
-    set_option(fd, SOL_SOCKET, SO_RCVBUF, bytes);
-    set_option(fd, SOL_SOCKET, SO_SNDBUF, bytes);
-    set_option(fd, IPPROTO_TCP, TCP_MAXSEG, static_cast<int>(kPacketBytes));
-    set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+    return widest;
 }
 
 void Link::watch(Socket& socket) {
@@ -103,48 +98,43 @@ void Link::watch(Socket& socket) {
     set_option(socket.fd, SOL_SOCKET, SO_TIMESTAMPNS, 1);
 }
 
-void Link::accept() {
-    for (;;) {
-        const int fd = accept4(listener_, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (fd < 0 && (errno == EMFILE || errno == ENFILE)) {
-            turn_away();
-            return;
-        }
-        if (fd < 0) return;
-        ++accepted_;
-        set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-        auto owned = std::make_unique<Connection>();
-        Connection& connection = *owned;
-        connection.link = this;
-        for (Socket& socket : connection.sockets) socket.connection = &connection;
-        connection.sockets[0].fd = fd;
-        connections_.push_back(std::move(owned));
-        watch(connection.sockets[0]);
-        connect_target(connection);
-    }
+void Link::adopt(int fd, int caller, const Endpoint& target) {
+    ++accepted_;
+    set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+    auto owned = std::make_unique<Connection>();
+    Connection& connection = *owned;
+    connection.link = this;
+    connection.caller = caller;
+    connection.target = target;
+    for (Socket& socket : connection.sockets) socket.connection = &connection;
+    connection.sockets[caller].fd = fd;
+    connections_.push_back(std::move(owned));
+    watch(connection.sockets[caller]);
+    directions_[caller].push(connection.pipes[caller], {}, Sign::syn, now());
 }
 
-// Out of descriptors: the spare one takes the caller in and shows it out, else epoll would report it for ever.
-void Link::turn_away() {
-    ::close(spare_);
-    const int fd = ::accept(listener_, nullptr, nullptr);
-    if (fd >= 0) {
-        ++accepted_;
-        ++failed_;
-        ::close(fd);
+void Link::refused() {
+    ++accepted_;
+    ++failed_;
+}
+
+void Link::reset() {
+    for (auto& connection : connections_) {
+        if (connection->closed) continue;
+        ++resets_;
+        close(*connection, true);
     }
-    spare_ = open_spare();
 }
 
 void Link::connect_target(Connection& connection) {
-    Socket& socket = connection.sockets[1];
-    socket.fd = ::socket(target_.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (socket.fd >= 0) small_buffers(socket.fd);
-    const bool refused = socket.fd < 0 || (connect(socket.fd, reinterpret_cast<sockaddr*>(&target_), target_length_) != 0 &&
-                                           errno != EINPROGRESS);
-    if (refused) {
-        ++failed_;
-        close(connection, true);
+    Socket& socket = connection.sockets[1 - connection.caller];
+    const Endpoint& target = connection.target;
+    socket.fd = ::socket(target.address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (socket.fd >= 0) small_buffers(socket.fd, bits_per_s());
+    const bool failed = socket.fd < 0 || (connect(socket.fd, reinterpret_cast<const sockaddr*>(&target.address), target.length) != 0 &&
+                                          errno != EINPROGRESS);
+    if (failed) {
+        refuse(connection);
         return;
     }
     watch(socket);
@@ -153,13 +143,22 @@ void Link::connect_target(Connection& connection) {
 void Link::on_connected(Connection& connection) {
     int error = 0;
     socklen_t size = sizeof error;
-    getsockopt(connection.sockets[1].fd, SOL_SOCKET, SO_ERROR, &error, &size);
+    const int target = 1 - connection.caller;
+    getsockopt(connection.sockets[target].fd, SOL_SOCKET, SO_ERROR, &error, &size);
     if (error != 0) {
-        ++failed_;
-        close(connection, true);
+        refuse(connection);
         return;
     }
     connection.connected = true;
+    directions_[target].push(connection.pipes[target], {}, Sign::syn_ack, now());
+}
+
+// The target does not listen: its RST travels back as the answer would.
+void Link::refuse(Connection& connection) {
+    ++failed_;
+    const int target = 1 - connection.caller;
+    connection.sockets[target].broken = true;
+    directions_[target].push(connection.pipes[target], {}, Sign::reset, now());
 }
 
 void Link::on_event(Socket& socket, std::uint32_t events) {
@@ -168,13 +167,16 @@ void Link::on_event(Socket& socket, std::uint32_t events) {
     if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) socket.readable = true;
     if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) socket.writable = true;
     if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) socket.hung_up = true;
-    if (!connection.connected && &socket == &connection.sockets[1]) connection.link->on_connected(connection);
+    const bool is_target = &socket == &connection.sockets[1 - connection.caller];
+    if (is_target && !connection.connected && !socket.broken) connection.link->on_connected(connection);
 }
 
 bool Link::pump() {
     bool more = false;
+    for (Direction& direction : directions_) direction.advance(now());
+    const bool forward = directions_[0].take_reset(), backward = directions_[1].take_reset();
+    if (forward || backward) reset();
     for (int d : {0, 1}) {
-        directions_[d].advance(now());
         for (auto& connection : connections_) more |= deliver(*connection, d);
         more |= read(d);
         for (auto& connection : connections_) more |= deliver(*connection, d);
@@ -192,7 +194,7 @@ bool Link::read(int d) {
     for (std::size_t budget = kFloorBytes / kPacketBytes; budget > 0 && idle < count; --budget) {
         if (!direction.can_push()) {
             blocked = std::any_of(connections_.begin(), connections_.end(), [d](const auto& c) {
-                return !c->closed && c->connected && c->sockets[d].readable && !c->sockets[d].finished;
+                return !c->closed && c->open[d] && c->sockets[d].readable && !c->sockets[d].finished;
             });
             break;
         }
@@ -207,9 +209,9 @@ bool Link::read(int d) {
 bool Link::read_from(Connection& connection, int d, Nanos t) {
     static std::array<std::byte, kScratchBytes> scratch;
     Socket& socket = connection.sockets[d];
-    if (connection.closed || !connection.connected || !socket.readable || socket.finished) return false;
+    if (connection.closed || !connection.open[d] || !socket.readable || socket.finished) return false;
     Direction& direction = directions_[d];
-    const std::size_t want = std::min(quantum_bytes(direction.shape()), scratch.size());
+    const std::size_t want = std::min(quantum_bytes(direction.narrowest()), scratch.size());
     alignas(cmsghdr) std::array<char, 128> control;
     iovec part{scratch.data(), want};
     msghdr message{};
@@ -221,7 +223,7 @@ bool Link::read_from(Connection& connection, int d, Nanos t) {
     if (n > 0) {
         // A short read has emptied the socket, unless its end is still to be read.
         if (static_cast<std::size_t>(n) < want && !socket.hung_up) socket.readable = false;
-        direction.push(connection.pipes[d], {scratch.data(), static_cast<std::size_t>(n)}, Ending::none, arrival(message, t));
+        direction.push(connection.pipes[d], {scratch.data(), static_cast<std::size_t>(n)}, Sign::none, arrival(message, t));
         return true;
     }
     if (n < 0 && errno == EINTR) return true;
@@ -230,7 +232,7 @@ bool Link::read_from(Connection& connection, int d, Nanos t) {
         return false;
     }
     socket.finished = true;
-    direction.push(connection.pipes[d], {}, n == 0 ? Ending::eof : Ending::reset, t);
+    direction.push(connection.pipes[d], {}, n == 0 ? Sign::eof : Sign::reset, t);
     return true;
 }
 
@@ -241,7 +243,7 @@ bool Link::deliver(Connection& connection, int d) {
     while (!connection.closed && !flight.empty()) {
         Chunk& chunk = flight.front();
         const Nanos t = now();
-        if (chunk.due > t || !target.writable) break;
+        if (chunk.due > t || !can_take(target, chunk)) break;
         if (chunk.sent == 0 && !target.broken) {
             Lateness& late = lateness_[d];
             ++late.chunks;
@@ -250,9 +252,9 @@ bool Link::deliver(Connection& connection, int d) {
         }
         if (!hand_over(connection, d, chunk)) break;
         moved = true;
-        const Ending ending = chunk.ending;
+        const Sign sign = chunk.sign;
         flight.pop_front();
-        if (ending != Ending::none) end(connection, d, ending);
+        obey(connection, d, sign);
     }
     return moved;
 }
@@ -278,11 +280,22 @@ bool Link::hand_over(Connection& connection, int d, Chunk& chunk) {
     return true;
 }
 
-void Link::end(Connection& connection, int d, Ending ending) {
-    if (ending == Ending::reset) {
-        close(connection, true);
-        return;
+// A sign has come to the end of pipe `d`.
+void Link::obey(Connection& connection, int d, Sign sign) {
+    switch (sign) {
+        case Sign::none: return;
+        case Sign::eof: end(connection, d); return;
+        case Sign::reset: close(connection, true); return;
+        case Sign::syn: connect_target(connection); return;
+        case Sign::syn_ack:
+            connection.open[connection.caller] = true;
+            directions_[1 - d].push(connection.pipes[1 - d], {}, Sign::ack, now());
+            return;
+        case Sign::ack: connection.open[1 - connection.caller] = true; return;
     }
+}
+
+void Link::end(Connection& connection, int d) {
     shutdown(connection.sockets[1 - d].fd, SHUT_WR);
     connection.ended[d] = true;
     if (connection.ended[0] && connection.ended[1]) close(connection, false);
@@ -294,10 +307,7 @@ void Link::close(Connection& connection, bool reset) {
     for (int d : {0, 1}) directions_[d].forget(connection.pipes[d]);
     for (Socket& socket : connection.sockets) {
         if (socket.fd < 0) continue;
-        if (reset) {
-            const linger now_or_never{1, 0};
-            setsockopt(socket.fd, SOL_SOCKET, SO_LINGER, &now_or_never, sizeof now_or_never);
-        }
+        if (reset) reset_on_close(socket.fd);
         ::close(socket.fd);
         socket.fd = -1;
     }
@@ -308,7 +318,7 @@ Nanos Link::next() const {
     for (const auto& connection : connections_) {
         for (int d : {0, 1}) {
             const auto& flight = connection->pipes[d].flight;
-            if (!flight.empty() && connection->sockets[1 - d].writable) t = std::min(t, flight.front().due);
+            if (!flight.empty() && can_take(connection->sockets[1 - d], flight.front())) t = std::min(t, flight.front().due);
         }
     }
     return t;
@@ -323,13 +333,14 @@ void Link::bury() {
 
 void Link::report(std::string& out) const {
     char text[1024];
-    std::snprintf(text, sizeof text, "{\"connections\":%llu,\"open\":%zu,\"failed\":%llu,\"directions\":[",
-                  static_cast<unsigned long long>(accepted_), connections_.size(), static_cast<unsigned long long>(failed_));
+    std::snprintf(text, sizeof text, "{\"connections\":%llu,\"open\":%zu,\"failed\":%llu,\"resets\":%llu,\"directions\":[",
+                  static_cast<unsigned long long>(accepted_), connections_.size(), static_cast<unsigned long long>(failed_),
+                  static_cast<unsigned long long>(resets_));
     out += text;
     for (int d : {0, 1}) {
         const Direction& direction = directions_[d];
-        const Counters& counters = direction.counters();
-        const Shape& shape = direction.shape();
+        const Counters counters = direction.counters();
+        const Shape shape = direction.narrowest();
         const Lateness& late = lateness_[d];
         int kernel = 0;
         for (const auto& connection : connections_)
@@ -344,10 +355,86 @@ void Link::report(std::string& out) const {
                       static_cast<unsigned long long>(counters.losses), direction.held(), direction.waiting(), counters.max_held,
                       limit_bytes(shape), kernel, static_cast<long long>(full), static_cast<unsigned long long>(late.chunks),
                       static_cast<long long>(late.sum), static_cast<long long>(late.max), shape.bits_per_s,
-                      static_cast<long long>(shape.delay), shape.up ? "true" : "false");
+                      static_cast<long long>(shape.delay), direction.is_up() ? "true" : "false");
         out += text;
     }
     out += "]}";
+}
+
+Listener::Listener(int epoll, const Endpoint& target)
+    : Watched(Kind::listener), epoll_(epoll), spare_(open_spare()), target_(target) {}
+
+Listener::~Listener() {
+    if (fd_ >= 0) ::close(fd_);
+    if (spare_ >= 0) ::close(spare_);
+}
+
+void Listener::route(Link& link, int side, const Endpoint* source) {
+    routes_.push_back({&link, side, source == nullptr, source == nullptr ? Endpoint{} : *source});
+}
+
+bool Listener::listen(const Endpoint& at) {
+    fd_ = socket(at.address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd_ < 0) return false;
+    set_option(fd_, SOL_SOCKET, SO_REUSEADDR, 1);
+    double widest = 1;
+    for (const Route& route : routes_) {
+        const double asked = route.link->bits_per_s();
+        widest = widest > 0 && asked > 0 ? std::max(widest, asked) : 0;
+    }
+    small_buffers(fd_, widest);  // accepted sockets inherit them, the window is agreed on before accept
+    if (bind(fd_, reinterpret_cast<const sockaddr*>(&at.address), at.length) != 0) return false;
+    if (::listen(fd_, kBacklog) != 0) return false;
+    sockaddr_storage bound{};
+    socklen_t size = sizeof bound;
+    if (getsockname(fd_, reinterpret_cast<sockaddr*>(&bound), &size) != 0) return false;
+    port_ = ntohs(bound.ss_family == AF_INET6 ? reinterpret_cast<sockaddr_in6&>(bound).sin6_port
+                                              : reinterpret_cast<sockaddr_in&>(bound).sin_port);
+    epoll_event event{};
+    event.events = EPOLLIN;
+    event.data.ptr = static_cast<Watched*>(this);
+    return epoll_ctl(epoll_, EPOLL_CTL_ADD, fd_, &event) == 0;
+}
+
+const Listener::Route* Listener::route_of(const sockaddr_storage& caller) const {
+    const auto found = std::find_if(routes_.begin(), routes_.end(), [&](const Route& route) {
+        return route.from_anywhere || same_host(route.source.address, caller);
+    });
+    return found == routes_.end() ? nullptr : &*found;
+}
+
+void Listener::accept() {
+    for (;;) {
+        sockaddr_storage caller{};
+        socklen_t size = sizeof caller;
+        const int fd = accept4(fd_, reinterpret_cast<sockaddr*>(&caller), &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0 && (errno == EMFILE || errno == ENFILE)) {
+            turn_away();
+            return;
+        }
+        if (fd < 0) return;
+        const Route* route = route_of(caller);
+        if (route == nullptr) {
+            ++strangers_;
+            reset_on_close(fd);
+            ::close(fd);
+            continue;
+        }
+        route->link->adopt(fd, route->side, target_);
+    }
+}
+
+// Out of descriptors: the spare one takes the caller in and shows it out, else epoll would report it for ever.
+void Listener::turn_away() {
+    ::close(spare_);
+    sockaddr_storage caller{};
+    socklen_t size = sizeof caller;
+    const int fd = ::accept(fd_, reinterpret_cast<sockaddr*>(&caller), &size);
+    if (fd >= 0) {
+        if (const Route* route = route_of(caller)) route->link->refused();
+        ::close(fd);
+    }
+    spare_ = open_spare();
 }
 
 }  // namespace wan

@@ -290,6 +290,66 @@ def test_a_repeating_schedule_goes_round(server: socket.socket) -> None:
             until(lambda bandwidth=bandwidth: wan.stats()["link"].forward.bandwidth_bits_per_s == bandwidth)
 
 
+def test_a_reset_link_resets_both_ends_and_takes_new_connections(server: socket.socket) -> None:
+    with Wan([Link("link", target(server), forward=SLOW), Link("other", target(server))]) as wan:
+        pairs = [pair(wan, "link", server) for _ in range(2)]
+        aside, aside_served = pair(wan, "other", server)
+        for client, _ in pairs:
+            client.sendall(bytes(50_000))
+        until(lambda: wan.stats()["link"].forward.bytes_in > 0)
+        wan.reset("link")
+        for end in (end for both in pairs for end in both):
+            with pytest.raises(ConnectionResetError):
+                read_all(end)
+            end.close()
+        stats = wan.stats()["link"]
+        assert (stats.resets, stats.open, stats.forward.queued_bytes, stats.forward.waiting_bytes) == (2, 0, 0, 0)
+        client, served = pair(wan, "link", server)
+        for one, other in ((client, served), (aside, aside_served)):
+            one.sendall(b"on")
+            assert read_exactly(other, 2) == b"on"
+            one.close()
+            other.close()
+        assert wan.stats()["other"].resets == 0
+
+
+def test_a_schedule_resets_connections_each_time_round(server: socket.socket) -> None:
+    with Wan([Link("link", target(server), schedule=parse_schedule("200ms reset\n210ms repeat"))]) as wan:
+        for resets in (1, 2, 3):
+            with dial(wan, "link") as client:
+                until(lambda resets=resets: wan.stats()["link"].resets == resets)
+                with pytest.raises(ConnectionResetError):
+                    client.recv(1)
+
+
+def test_a_new_connection_waits_for_its_round_trip(server: socket.socket) -> None:
+    """On a dark link a caller is accepted by the relay and nothing goes on: neither its SYN nor, after it, its first byte."""
+    server.setblocking(False)
+    with Wan([Link("link", target(server), forward=FAST)]) as wan:
+        wan.set("link", is_up=False)
+        client = dial(wan, "link")
+        client.sendall(b"hello")
+        until(lambda: wan.stats()["link"].open == 1)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+        assert wan.stats()["link"].forward.bytes_in == 0
+        wan.set("link")
+        server.setblocking(True)
+        served, _ = server.accept()
+        assert read_exactly(served, 5) == b"hello"
+        client.close()
+        served.close()
+
+
+def test_a_target_speaks_first_and_is_heard(server: socket.socket) -> None:
+    with Wan([Link("link", target(server), forward=FAST)]) as wan:
+        client, served = pair(wan, "link", server)
+        served.sendall(b"220 ready")
+        assert read_exactly(client, 9) == b"220 ready"
+        client.close()
+        served.close()
+
+
 def test_a_busy_port_is_an_error_at_once(server: socket.socket) -> None:
     port = server.getsockname()[1]
     with pytest.raises(PortInUse, match=f"link 'second'.*{port}.*in use"):

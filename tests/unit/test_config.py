@@ -172,3 +172,34 @@ def test_local_workers_of_another_type_are_refused_before_anything_starts(places
     with pytest.raises(ConfigError, match=r"local_workers = .*: must be a list of LocalWorker") as caught:
         Runtime("demo", workers=2, local_workers=places)  # type: ignore[arg-type]
     assert caught.value.fields["field"] == "local_workers"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("listen", "127.0.0.1:1"),
+        ("source", "localhost"),
+        ("source", "127.0.0.1:5"),
+        ("source", 7),
+        ("source", ""),
+        ("pace", "fast"),
+        ("memory_bytes", 1000),
+        ("memory_bytes", 1e9),
+        ("load_bytes_per_s", 0),
+        ("load_bytes_per_s", float("nan")),
+        ("load_bytes_per_s", "1GB"),
+    ],
+)
+def test_a_bad_value_of_one_local_worker_is_refused(field: str, value: object) -> None:
+    for make in (LocalWorker, WorkerConfig):
+        with pytest.raises(ConfigError, match=rf"^{field} = .*: must be ") as caught:
+            make(**{field: value})
+        assert caught.value.fields["field"] == field
+
+
+def test_a_local_worker_may_be_slow_small_and_far() -> None:
+    worker = LocalWorker(source="127.77.0.1", pace="13,0.05,0.5/20", memory_bytes=8 * 2**30, load_bytes_per_s=1e9)
+    assert WorkerConfig(
+        source=worker.source, pace=worker.pace, memory_bytes=worker.memory_bytes, load_bytes_per_s=worker.load_bytes_per_s
+    )
+    assert LocalWorker(source="::1").source == "::1"

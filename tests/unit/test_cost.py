@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bloombee.errors import ConfigError, Infeasible, PlanError
+from bloombee.pace import Pace
 from bloombee.plan.cost import (
     FRAME_BYTES,
     ITEM_BYTES,
@@ -96,7 +97,7 @@ def test_enough_microbatches_take_the_bottleneck() -> None:
 
 
 def test_a_paced_device_takes_its_pace_whatever_its_layers() -> None:
-    device = Device.paced("p", 0.013, 0.00005, 0.0005)
+    device = Device.paced("p", Pace(0.013, 0.00005, 0.0005))
     topology = Topology.ring([device] * 2, [Link(math.inf, 0.0)] * 2)
     for layers in ((1, 5), (3, 3)):
         cost = evaluate(Candidate((1, 2), layers, microbatch_sequences=32), topology, MODEL)
@@ -208,7 +209,7 @@ def test_prefill_by_hand() -> None:
 
 
 def test_chunks_pay_the_path_once_and_then_the_bottleneck() -> None:
-    device = Device.paced("p", 0.0, 0.0, 1e-6)
+    device = Device.paced("p", Pace(0.0, 0.0, 1e-6))
     topology = Topology.ring([device] * 4, [Link(1e6, 0.050)] * 4)
     candidate = Candidate((1, 2, 3, 4), (1, 2, 2, 1))
     whole = prefill_s(candidate, topology, MODEL, tokens=2048, chunk=2048)

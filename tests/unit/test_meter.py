@@ -114,6 +114,26 @@ def test_one_large_frame_now_and_then_is_enough() -> None:
     assert facts.rtt_s == pytest.approx(0.061, rel=0.02)
 
 
+def test_a_large_frame_that_is_quicker_than_the_small_ones_says_nothing_and_breaks_nothing() -> None:
+    """Small frames were slow (a machine at its limits), a large one alone is there before they would have been: it left the wire
+    no sooner than it was handed over. What follows steadily behind a short queue is taken as ever."""
+    link = LinkEstimator()
+    now = 0.0
+    for _ in range(30):
+        link.acknowledged(1, 200, now, now + 0.050, 0.0)
+        now += 0.5
+    for _ in range(4):
+        link.acknowledged(1, 200_000, now, now + 0.010, 0.0)
+        now += 0.5
+        link.acknowledged(1, 200, now, now + 0.050, 0.0)
+        now += 0.5
+    link.acknowledged(1, 200, now, now + 0.050, 0.0)
+    for step in range(200):
+        link.acknowledged(1, 200, now + 0.005 * step, now + 0.060 + 0.005 * step, 0.0)
+    bandwidth = link.facts().bandwidth_bytes_per_s
+    assert bandwidth is None or bandwidth > 0
+
+
 def test_what_lies_at_the_receiver_is_not_the_links() -> None:
     estimator = LinkEstimator()
     feed(estimator, FakeLink(1e9, 0.02, wait_s=0.5), [100] * 50, start=0.0, every_s=1.0)

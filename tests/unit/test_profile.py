@@ -131,5 +131,8 @@ def test_a_profile_survives_its_way_to_the_head() -> None:
 
 
 def test_an_emulated_device_is_known_without_measuring() -> None:
-    found = paced(parse_pace("4,1,0.5"), "digest", "bfloat16")
+    found = paced(parse_pace("4,1,0.5"), "digest", "bfloat16", 10**9)
+    assert found.as_device("w0").memory_bytes == 10**9
+    layered = paced(parse_pace("4,1,0.5/2"), "digest", "bfloat16").as_device("w0")
+    assert (layered.stage, layered.layer) == (RowTime(), RowTime(0.002, 0.0005, 0.00025))
     assert (found.fit.stage, found.fit.layer, found.output) == (RowTime(0.004, 0.001, 0.0005), RowTime(), RowTime())

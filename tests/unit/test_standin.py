@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bloombee.engine.describe import describe
-from bloombee.engine.standin import BANK, Bank, StandIn
-from bloombee.errors import ConfigError, RemoteProtocolError
+from bloombee.engine.standin import BANK, LOAD_PIECES, Bank, StandIn
+from bloombee.errors import ConfigError, Infeasible, RemoteProtocolError
 from bloombee.pipeline.work import Segment, Work
 from bloombee.plan.standin import (
     ACCELERATORS,
@@ -18,7 +18,7 @@ from bloombee.plan.standin import (
     standin_memory_bytes,
     standin_token,
 )
-from bloombee.types import Dtype, Phase, Span
+from bloombee.types import Dtype, PageGroup, Phase, Span
 from bloombee.wire.messages import Pick, Sampling
 
 SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 77, -1)
@@ -121,6 +121,47 @@ def test_a_row_in_the_wrong_place_is_named() -> None:
     for wrong in (None, hidden[:-1], hidden.float()):
         with pytest.raises(RemoteProtocolError, match="this stage takes"):
             middle.run(work(segment(1, 0, 40)), wrong)
+
+
+GROUPS = [PageGroup(window=0, num_pages=100)]
+
+
+def test_kv_is_what_the_model_would_hold() -> None:
+    card = standin_card("standin:64x8")
+    stage = StandIn.load("standin:64x8", Span(2, 5), dtype=Dtype.BFLOAT16, groups=GROUPS, page_size=16)
+    assert stage.kv_bytes == 1600 * 3 * 2 * 64 * 2 == 1600 * card.kv_bytes_per_token(Span(2, 5))
+    assert stage.weight_bytes == card.weight_bytes(Span(2, 5))
+
+
+def test_weights_and_kv_that_do_not_fit_are_infeasible() -> None:
+    def load(memory_bytes: int) -> StandIn:
+        return StandIn.load(
+            "standin:64x8", Span(2, 5), dtype=Dtype.BFLOAT16, groups=GROUPS, page_size=16, memory_bytes=memory_bytes
+        )
+
+    need = load(1 << 40).weight_bytes + load(1 << 40).kv_bytes
+    assert load(need).kv_bytes > 0
+    with pytest.raises(Infeasible, match=r"layers \[2, 5\) need .* short by") as caught:
+        load(need - 1)
+    assert (caught.value.fields["constraint"], caught.value.fields["short_bytes"]) == ("memory", 1)
+
+
+def test_weights_come_in_pieces_and_a_load_can_be_given_up() -> None:
+    told: list[tuple[int, int]] = []
+    stage = StandIn.load(
+        "standin:64x3", Span(0, 3), dtype=Dtype.BFLOAT16, progress=lambda loaded, total: told.append((loaded, total))
+    )
+    loaded = [one for one, _ in told]
+    assert len(told) == LOAD_PIECES
+    assert loaded == sorted(set(loaded))
+    assert told[-1] == (stage.weight_bytes, stage.weight_bytes)
+
+    def give_up(loaded: int, total: int) -> None:
+        if loaded > total // 2:
+            raise KeyError("enough")
+
+    with pytest.raises(KeyError, match="enough"):
+        StandIn.load("standin:64x3", Span(0, 3), dtype=Dtype.BFLOAT16, progress=give_up)
 
 
 def test_a_span_beyond_the_model_is_refused() -> None:

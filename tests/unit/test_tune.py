@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bloombee.pace import Pace
 from bloombee.plan.candidate import Candidate, ModelShape
 from bloombee.plan.cost import evaluate, prefill_s
 from bloombee.plan.topology import Device, Link, Topology
@@ -15,7 +16,7 @@ LLAMA_30B = ModelShape(hidden=6656, num_layers=60)
 
 
 def _ring(pace: tuple[float, float, float], link: Link, stages: int = 3) -> Topology:
-    devices = [Device.paced(f"w{i}", *pace) for i in range(stages)]
+    devices = [Device.paced(f"w{i}", Pace(*pace)) for i in range(stages)]
     return Topology.ring(devices, [link] * stages)
 
 

@@ -30,7 +30,12 @@ LINK = ["--link", "0=:1"]
         ([*LINK, "--json", "/proc/x/y"], "cannot write '/proc/x/y'"),
         ([*LINK, "--json", "/"], "a file's path is needed"),
         ([*LINK, "--frobnicate"], "unrecognized arguments"),
-        ([], "give at least one --link"),
+        ([], "give at least one --link, or --network"),
+        ([*LINK, "--network", "network.json"], "give at least one --link, or --network"),
+        (["--network", "/no/such/file.json"], "/no/such/file.json: cannot read this network file"),
+        (["--network", "/dev/null"], "/dev/null: not a JSON file"),
+        (["--network", "network.json", "--node", "w0"], "--node 'w0': must be NAME=PORT"),
+        (["--network", "network.json", "--node", "w0=0"], "must be NAME=PORT with a port from 1"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,6 +145,21 @@ def test_a_direction_has_its_own_changes() -> None:
     assert profile.swapped().swapped() == profile
 
 
+def test_a_reset_is_a_moment_of_the_whole_link() -> None:
+    """A TCP connection has both directions: the forward one says so for the two. What was set before stays."""
+    schedule = parse_schedule("1s down\n2s reset\n3s reset up bandwidth=x0.5\n4s forward delay=x2")
+    half = Shape(50e6, 0.030)
+    assert schedule.steps(BASE, "forward") == (
+        Step(1, BASE, False),
+        Step(2, BASE, False, reset=True),
+        Step(3, half, reset=True),
+        Step(4, Shape(50e6, 0.060)),
+    )
+    assert schedule.steps(BASE, "backward") == (Step(1, BASE, False), Step(3, half))
+    swapped = schedule.swapped().steps(BASE, "forward")
+    assert [step.at_s for step in swapped if step.reset] == [2, 3]
+
+
 def test_a_sawtooth_is_a_ramp_that_repeats() -> None:
     schedule = parse_schedule("0s ramp bandwidth=x1..x0.2 over=4s every=1s\n5s repeat")
     assert schedule.period_s == 5
@@ -171,6 +186,7 @@ def test_each_round_begins_with_the_base() -> None:
         ("1s bandwidth=fast", "not a bandwidth"),
         ("1s bandwidth=0M", "from 1k to 100G"),
         ("1s bandwidth=xnan", "not a number"),
+        ("1s backward reset", "neither forward nor backward"),
         ("1s stall=x2", "takes no factor"),
         ("2s down\n1s up", "line 2.*lies before"),
         ("2s down\n2s repeat", "must come after"),

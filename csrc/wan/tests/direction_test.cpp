@@ -25,13 +25,13 @@ int failures = 0;
 
 constexpr double kMbit = 1e6;
 
-void push(Direction& direction, Pipe& pipe, std::size_t bytes, Nanos t, Ending ending = Ending::none) {
-    direction.push(pipe, std::vector<std::byte>(bytes), ending, t);
+void push(Direction& direction, Pipe& pipe, std::size_t bytes, Nanos t, Sign sign = Sign::none) {
+    direction.push(pipe, std::vector<std::byte>(bytes), sign, t);
 }
 
 Direction make(const Shape& shape, std::uint64_t seed = 1) {
     Direction direction(seed);
-    direction.set(shape, 0);
+    direction.wire().set(shape, 0);
     return direction;
 }
 
@@ -140,7 +140,7 @@ void a_loss_holds_up_its_own_pipe_only() {
     Direction direction = make(lossy);
     Pipe hit, other;
     push(direction, hit, 1000, 0);
-    direction.set({.delay = 10 * kMillisecond}, 0);
+    direction.wire().set({.delay = 10 * kMillisecond}, 0);
     push(direction, hit, 1000, kMillisecond);
     push(direction, other, 1000, kMillisecond);
     EXPECT_EQ(hit.flight[0].due, 110 * kMillisecond);
@@ -157,8 +157,8 @@ void a_loss_holds_up_its_own_pipe_only() {
 // 1 ms a chunk, ten times that from the step on; the chunk on the wire at that moment still goes at the old rate.
 void a_step_changes_what_has_not_started() {
     Direction direction = make({.bits_per_s = 8 * kMbit});
-    direction.schedule({{.at = 2'500'000, .shape = {.bits_per_s = 0.8 * kMbit}}}, 0);
-    direction.restart(0);
+    direction.wire().schedule({{.at = 2'500'000, .shape = {.bits_per_s = 0.8 * kMbit}}}, 0);
+    direction.wire().restart(0);
     Pipe pipe;
     for (int i = 0; i < 5; ++i) push(direction, pipe, 1000, 0);
     direction.advance(kSecond);
@@ -173,28 +173,28 @@ void an_outage_stops_the_wire_not_the_flight() {
     Direction direction = make(up);
     Pipe pipe;
     push(direction, pipe, 1000, 0);
-    direction.set(down, kMillisecond / 2);
+    direction.wire().set(down, kMillisecond / 2);
     push(direction, pipe, 1000, kMillisecond);
     direction.advance(kSecond);
     EXPECT_EQ(pipe.flight.size(), 1);
     EXPECT_EQ(pipe.flight[0].due, 11 * kMillisecond);
     EXPECT_EQ(direction.next(), kNever);
-    direction.set(up, kSecond);
+    direction.wire().set(up, kSecond);
     direction.advance(2 * kSecond);
     EXPECT_EQ(pipe.flight[1].due, kSecond + 11 * kMillisecond);
 }
 
 void a_period_repeats() {
     Direction direction = make({.delay = 1});
-    direction.schedule({{.at = 0, .shape = {.delay = 1}}, {.at = 10, .shape = {.delay = 2}}}, 20);
+    direction.wire().schedule({{.at = 0, .shape = {.delay = 1}}, {.at = 10, .shape = {.delay = 2}}}, 20);
     EXPECT_EQ(direction.next(), kNever);
-    direction.restart(100);
+    direction.wire().restart(100);
     for (Nanos round = 0; round < 3; ++round) {
         direction.advance(100 + 20 * round);
-        EXPECT_EQ(direction.shape().delay, 1);
+        EXPECT_EQ(direction.wire().shape().delay, 1);
         EXPECT_EQ(direction.next(), 110 + 20 * round);
         direction.advance(110 + 20 * round);
-        EXPECT_EQ(direction.shape().delay, 2);
+        EXPECT_EQ(direction.wire().shape().delay, 2);
         EXPECT_EQ(direction.next(), 120 + 20 * round);
     }
 }
@@ -204,7 +204,7 @@ void forgetting_a_pipe_gives_its_bytes_back() {
     Pipe gone, stays;
     push(direction, gone, 1000, 0);
     push(direction, gone, 2000, 0);
-    push(direction, stays, 500, 0, Ending::eof);
+    push(direction, stays, 500, 0, Sign::eof);
     gone.flight.front().sent = 400;
     direction.handed_over(400);
     direction.forget(gone);
@@ -212,8 +212,104 @@ void forgetting_a_pipe_gives_its_bytes_back() {
     EXPECT_EQ(direction.waiting(), 500);
     direction.advance(kSecond);
     EXPECT_EQ(stays.flight.size(), 1);
-    EXPECT(stays.flight[0].ending == Ending::eof);
+    EXPECT(stays.flight[0].sign == Sign::eof);
     EXPECT(gone.flight.empty());
+}
+
+// Two links behind one line of 8 Mbit/s (1,000 bytes a ms): each gets every other ms, whichever came first with how much.
+void links_take_turns_on_a_shared_line() {
+    Wire line;
+    line.set({.bits_per_s = 8 * kMbit}, 0);
+    Direction first(1), second(2);
+    Pipe one, other;
+    for (Direction* direction : {&first, &second}) direction->via(&line, nullptr);
+    for (int i = 0; i < 6; ++i) push(first, one, 1000, 0);
+    for (int i = 0; i < 3; ++i) push(second, other, 1000, kMillisecond / 2);
+    line.advance(kSecond);
+    first.advance(kSecond);
+    second.advance(kSecond);
+    const Nanos ones[] = {1, 3, 5, 7, 8, 9}, others[] = {2, 4, 6};
+    for (int i = 0; i < 6; ++i) EXPECT_EQ(one.flight[i].due, ones[i] * kMillisecond);
+    for (int i = 0; i < 3; ++i) EXPECT_EQ(other.flight[i].due, others[i] * kMillisecond);
+    EXPECT_EQ(line.bytes(), 9000);
+}
+
+// By bytes, not by chunks: one that moves a tenth at a time gets ten times as many turns.
+void turns_are_counted_in_bytes() {
+    Wire line;
+    line.set({.bits_per_s = 8 * kMbit}, 0);
+    Direction large(1), small(2);
+    Pipe one, other;
+    for (Direction* direction : {&large, &small}) direction->via(&line, nullptr);
+    for (int i = 0; i < 10; ++i) push(large, one, 1000, 0);
+    for (int i = 0; i < 100; ++i) push(small, other, 100, 0);
+    large.advance(kSecond);
+    small.advance(kSecond);
+    EXPECT(std::abs(one.flight.back().due - other.flight.back().due) <= kMillisecond);
+    EXPECT_EQ(std::max(one.flight.back().due, other.flight.back().due), 20 * kMillisecond);
+}
+
+// Up 8, own 4 and down 2 Mbit/s: the narrowest says how fast, what precedes it how long the first takes.
+void a_way_is_as_narrow_as_its_narrowest_wire() {
+    Wire up, down;
+    up.set({.bits_per_s = 8 * kMbit}, 0);
+    down.set({.bits_per_s = 2 * kMbit}, 0);
+    Direction direction = make({.bits_per_s = 4 * kMbit, .delay = 10 * kMillisecond});
+    direction.via(&up, &down);
+    Pipe pipe;
+    for (int i = 0; i < 3; ++i) push(direction, pipe, 1000, 0);
+    EXPECT_EQ(direction.narrowest().bits_per_s, 2 * kMbit);
+    EXPECT_EQ(direction.waiting(), 3000);
+    EXPECT_EQ(up.next(), 2 * kMillisecond + 2 * kMillisecond + 4 * kMillisecond + 10 * kMillisecond);
+    direction.advance(kSecond);
+    EXPECT_EQ(direction.waiting(), 0);
+    const Nanos expected[] = {1 + 2 + 4, 1 + 2 + 8, 1 + 2 + 12};
+    for (int i = 0; i < 3; ++i) EXPECT_EQ(pipe.flight[i].due, (expected[i] + 10) * kMillisecond);
+}
+
+// A dark link keeps its bytes to itself: the line that it shares goes on for others. A dark line holds up all.
+void an_outage_is_of_its_own_wire() {
+    Wire line;
+    line.set({.bits_per_s = 8 * kMbit}, 0);
+    Direction dark = make({.up = false}), bright(2);
+    Pipe one, other;
+    for (Direction* direction : {&dark, &bright}) direction->via(&line, nullptr);
+    push(dark, one, 1000, 0);
+    push(bright, other, 1000, 0);
+    dark.advance(kSecond);
+    bright.advance(kSecond);
+    EXPECT(one.flight.empty() && !dark.is_up());
+    EXPECT_EQ(other.flight.front().due, 2 * kMillisecond);
+    line.set({.up = false}, kSecond);
+    EXPECT(!bright.is_up());
+    push(bright, other, 1000, kSecond);
+    bright.advance(2 * kSecond);
+    EXPECT_EQ(other.flight.size(), 1);
+    dark.wire().set({}, 2 * kSecond);
+    dark.advance(3 * kSecond);
+    EXPECT_EQ(one.flight.front().due, 2 * kSecond);
+    EXPECT_EQ(bright.waiting(), 1000);
+    bright.forget(other);
+    EXPECT_EQ(bright.held(), 0);
+    EXPECT_EQ(bright.waiting(), 0);
+}
+
+void a_reset_is_told_once_by_own_wire_and_lines() {
+    Wire line;
+    Direction direction(1);
+    direction.via(nullptr, &line);
+    direction.wire().schedule({{.at = 10, .shape = {}, .reset = true}}, 0);
+    line.schedule({{.at = 20, .shape = {}, .reset = true}}, 0);
+    direction.wire().restart(0);
+    line.restart(0);
+    EXPECT_EQ(direction.next(), 10);
+    direction.advance(9);
+    EXPECT(!direction.take_reset());
+    for (Nanos t : {10, 20}) {
+        direction.advance(t);
+        EXPECT(direction.take_reset());
+        EXPECT(!direction.take_reset());
+    }
 }
 
 }  // namespace
@@ -230,6 +326,11 @@ int main() {
     an_outage_stops_the_wire_not_the_flight();
     a_period_repeats();
     forgetting_a_pipe_gives_its_bytes_back();
+    links_take_turns_on_a_shared_line();
+    turns_are_counted_in_bytes();
+    a_way_is_as_narrow_as_its_narrowest_wire();
+    an_outage_is_of_its_own_wire();
+    a_reset_is_told_once_by_own_wire_and_lines();
     std::printf(failures == 0 ? "ok\n" : "%d failed\n", failures);
     return failures == 0 ? 0 : 1;
 }

@@ -1,0 +1,118 @@
+"""A device whose disk is emulated: what it tells while it loads, and that it can be stopped meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from bloombee.codec.choice import CodecMode
+from bloombee.engine.describe import describe
+from bloombee.errors import BloomBeeError, Infeasible
+from bloombee.plan.card import ModelCard
+from bloombee.plan.standin import standin_card
+from bloombee.roles.device import DeviceThread
+from bloombee.types import Span
+from bloombee.wire.messages import Assign, Group
+
+MODEL = "standin:64x6"
+WEIGHTS = standin_card(MODEL).weight_bytes(Span(0, 3))
+
+
+def assign(card: ModelCard) -> Assign:
+    return Assign(
+        pipeline=1,
+        epoch=1,
+        stage=0,
+        num_stages=2,
+        start=0,
+        stop=3,
+        num_layers=card.num_layers,
+        model=card.model,
+        config_digest=bytes.fromhex(card.config_digest),
+        dtype="bfloat16",
+        groups=(Group(window=0, num_pages=10),),
+        page_size=16,
+        num_microbatches=1,
+        codec=CodecMode.OFF,
+        predecessor=None,
+        successor=None,
+        trace=False,
+        weight_digests=(),
+    )
+
+
+class Told:
+    """What a device tells of a load; ``over`` is set when it is done or has failed."""
+
+    def __init__(self) -> None:
+        self.progress: list[tuple[int, int]] = []
+        self.done: tuple[int, int] | None = None
+        self.error: BloomBeeError | None = None
+        self.over = asyncio.Event()
+
+    def load(self, device: DeviceThread, task: Assign) -> None:
+        device.load(task, on_progress=self._progress, on_done=self._done, on_error=self._error, on_table=lambda _: None)
+
+    def _progress(self, loaded: int, total: int) -> None:
+        self.progress.append((loaded, total))
+
+    def _done(self, *sizes: int) -> None:
+        self.done = (sizes[0], sizes[1])
+        self.over.set()
+
+    def _error(self, error: BloomBeeError) -> None:
+        self.error = error
+        self.over.set()
+
+
+def device(**arguments: Any) -> DeviceThread:
+    return DeviceThread(asyncio.get_running_loop(), **arguments)
+
+
+def test_a_slow_load_tells_how_far_it_is_and_takes_its_bytes_time() -> None:
+    async def main() -> None:
+        seconds = 0.5
+        loop, told, thread = asyncio.get_running_loop(), Told(), device(load_bytes_per_s=WEIGHTS / seconds)
+        began = loop.time()
+        told.load(thread, assign(standin_card(MODEL)))
+        await asyncio.wait_for(told.over.wait(), 60)
+        thread.stop()
+        assert loop.time() - began >= seconds  # no sooner, however late
+        assert told.done == (WEIGHTS, 160 * 3 * 2 * 64 * 2)
+        assert told.progress == sorted(told.progress)
+        assert told.progress[-1] == (WEIGHTS, WEIGHTS)
+        assert any(0 < loaded < WEIGHTS for loaded, _ in told.progress)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("model", [MODEL, "demo"])
+def test_a_slow_load_ends_when_the_device_is_stopped(model: str) -> None:
+    """At this rate the rest would take some days."""
+
+    async def main() -> None:
+        before = set(threading.enumerate())
+        told, loading = Told(), device(load_bytes_per_s=1)
+        (thread,) = set(threading.enumerate()) - before
+        told.load(loading, assign(describe(model)))
+        loading.stop()
+        await asyncio.to_thread(thread.join, 60)
+        assert not thread.is_alive()
+        assert (told.done, told.error) == (None, None)
+
+    asyncio.run(main())
+
+
+def test_a_span_beyond_the_devices_memory_is_refused_there_as_well() -> None:
+    async def main() -> None:
+        told, thread = Told(), device(memory_bytes=WEIGHTS)
+        told.load(thread, assign(standin_card(MODEL)))
+        await asyncio.wait_for(told.over.wait(), 60)
+        thread.stop()
+        assert isinstance(told.error, Infeasible)
+        assert told.error.fields["short_bytes"] == 160 * 3 * 2 * 64 * 2
+
+    asyncio.run(main())
