@@ -385,10 +385,10 @@ def _places(local_workers: Sequence[LocalWorker]) -> tuple[LocalWorker, ...]:
 
 
 def _check_sender(client: object, priority: object) -> None:
-    if not isinstance(client, str) or type(priority) is not int or abs(priority) > 1 << 31:
-        raise ConfigError(
-            f"client = {quoted(client)}, priority = {quoted(priority)}: must be text and a whole number", field="priority"
-        )
+    if not isinstance(client, str):
+        raise ConfigError(f"client = {quoted(client)}: must be text", field="client")
+    if type(priority) is not int or abs(priority) > 1 << 31:
+        raise ConfigError(f"priority = {quoted(priority)}: must be a whole number from -2**31 to 2**31", field="priority")
     if (at := surrogate_at(client)) is not None:
         raise ConfigError(f"client has a lone surrogate at character {at}: not text", field="client")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from pathlib import Path
 
@@ -126,6 +127,15 @@ def test_one_of_several_names_is_a_text(names: object) -> None:
     for kind, field in ((RuntimeConfig, "dtype"), (RuntimeConfig, "codec"), (WorkerConfig, "log_level"), (WorkerConfig, "name")):
         with pytest.raises(ConfigError, match=f"^{field} = "):
             kind(**{field: names})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("client", None), ("client", b"me"), ("client", "\ud800"), ("priority", 10**30), ("priority", True)]
+)
+def test_a_bad_client_or_priority_is_the_one_that_is_named(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^{field} ") as caught:
+        asyncio.run(Runtime().generate("x", **{field: value}))
+    assert caught.value.fields["field"] == field
 
 
 def test_endpoints_may_be_names_addresses_and_ipv6() -> None:
