@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import io
 import os
 import signal
@@ -303,6 +304,8 @@ def _fail(error: Exception, code: int, debug: bool) -> int:
         text = error.message
     elif isinstance(error, CycloptsError):
         text = f"{_complaint(error)} (see {' '.join(('bloombee', *(error.command_chain or ())))} --help)"
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        text = f"stdout cannot be written: {error.strerror}"
     else:
         text = f"{type(error).__name__}: {error}" + ("" if debug else " (--debug shows where)")
     with contextlib.suppress(OSError):

@@ -440,6 +440,17 @@ def test_no_number_is_rounded(words: str, capsys: pytest.CaptureFixture[str]) ->
     )
 
 
+@pytest.mark.parametrize("command", ["generate --prompt x", "generate --prompt x --json", "doctor"])
+def test_a_full_disk_under_stdout_is_said_so(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(command.split()) == 1
+        monkeypatch.undo()
+    assert capsys.readouterr().err.endswith("bloombee: stdout cannot be written: No space left on device\n")
+
+
 def test_an_argument_that_nothing_takes_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "extra"]) == 2
     assert capsys.readouterr().err == "bloombee: nothing takes 'extra' (see bloombee demo --help)\n"
