@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import io
 import os
 import signal
@@ -19,12 +20,13 @@ import traceback
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from bloombee import __version__
 from bloombee.config import Config, Environment, RuntimeConfig, WorkerConfig, load_config, merge
 from bloombee.errors import BloomBeeError, CapacityError, ConfigError, Infeasible
-from bloombee.options import Given, Options, command
+from bloombee.options import Given, Options, command, whole_number
+from bloombee.quote import quoted
 from bloombee.types import SamplingParams
 from bloombee.utf8 import surrogate_at
 
@@ -53,12 +55,17 @@ SAMPLING = Options(
     tuple(f.name for f in dataclasses.fields(SamplingParams)),
     {
         "max_new_tokens": "Most tokens to generate; by default the checkpoint's number, else 128.",
+        "seed": "Of the noise that a temperature adds, an unsigned 64-bit integer; by default another one each time.",
+        "logprobs": "With --json: how many most likely tokens to report per position besides the picked one (0: the picked one"
+        " only), at most 20. Of the model's own distribution: before penalties and filters.",
         "stop": "A string that ends the text and is no part of it; may be repeated. By default the checkpoint's, if any.",
     },
 )
 
-Json = Annotated[bool, Parameter(negative=(), help="Print one line of JSON on stdout and nothing else.")]
-Chat = Annotated[bool, Parameter(negative=(), help="Wrap the prompt as a user's turn in the model's chat template.")]
+Json = Annotated[bool, Parameter(negative=(), show_default=False, help="Print one line of JSON on stdout and nothing else.")]
+Chat = Annotated[
+    bool, Parameter(negative=(), show_default=False, help="Wrap the prompt as a user's turn in the model's chat template.")
+]
 ConfigFile = Annotated[str | None, Parameter(help="A TOML file with the tables [runtime] and [worker].")]
 
 app = App(
@@ -104,7 +111,8 @@ def generate(
 
     Examples:
       bloombee generate --prompt 'import os'
-      bloombee generate --model ./Qwen3-0.6B --workers 2 --chat --prompt 'Why is the sky blue?' --temperature 0.7 --seed 1
+      bloombee generate --model ./Qwen3-0.6B --workers 2 --chat \\
+          --prompt 'Why is the sky blue?' --temperature 0.7 --seed 1
       cat file.py | bloombee generate --prompt - --max-new-tokens 64 --json
     """
     runtime = merge(_config(config).runtime, swarm)
@@ -120,7 +128,8 @@ def worker(given: Given, *, config: ConfigFile = None) -> int:
 
     Examples:
       bloombee worker --join TOKEN
-      bloombee worker --join TOKEN --listen 'tcp://*:7701' --advertise tcp://203.0.113.5:7701 --memory 8GiB
+      bloombee worker --join TOKEN --memory 8GiB \\
+          --listen 'tcp://*:7701' --advertise tcp://203.0.113.5:7701
     """
     base = _config(config).worker
     settings = merge(base, {"join": given.get("join") or Environment.read().join or base.join, **given})
@@ -156,7 +165,8 @@ def head(swarm: Given, sampling: Given, *, chat: Chat = False, json: Json = Fals
 
     Examples:
       bloombee head --workers 2 --listen 'tcp://*:7700'
-      bloombee head --workers 2 --listen 'tcp://*:7700' --advertise tcp://203.0.113.5:7700
+      bloombee head --workers 2 --listen 'tcp://*:7700' \\
+          --advertise tcp://203.0.113.5:7700
       bloombee head --model ./Qwen3-0.6B --workers 3 --chat < questions.txt
     """
     base = _config(config).runtime
@@ -175,7 +185,7 @@ def doctor(
         str | None, Parameter(help="Measure the layers of this model on this machine instead; kept for the next time.")
     ] = None,
     device: Annotated[str, Parameter(help="With --profile: auto, cpu, cuda or cuda:N.")] = "cpu",
-    threads: Annotated[int | None, Parameter(help="With --profile: compute threads.")] = None,
+    threads: Annotated[int | None, Parameter(help="With --profile: compute threads.", converter=whole_number)] = None,
 ) -> int:
     """Say what was found on this machine and what to do about what was not.
 
@@ -203,7 +213,7 @@ def doctor(
 
 
 @app.command(
-    help_epilogue="Examples:\n  bloombee generate --prompt 'import os' --trace traces && bloombee trace traces --out chrome.json"
+    help_epilogue="Examples:\n  bloombee generate --prompt 'import os' --trace traces\n  bloombee trace traces --out chrome.json"
 )
 def trace(
     *files: Annotated[str, Parameter(help="The files of one run, the head's and every worker's, or a directory of them.")],
@@ -293,12 +303,20 @@ def _fail(error: Exception, code: int, debug: bool) -> int:
     if isinstance(error, BloomBeeError):
         text = error.message
     elif isinstance(error, CycloptsError):
-        text = f"{' '.join(str(error).split())} (see bloombee --help)"
+        text = f"{_complaint(error)} (see {' '.join(('bloombee', *(error.command_chain or ())))} --help)"
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        text = f"stdout cannot be written: {error.strerror}"
     else:
         text = f"{type(error).__name__}: {error}" + ("" if debug else " (--debug shows where)")
     with contextlib.suppress(OSError):
         print(f"bloombee: {text}", file=sys.stderr, flush=True)
     return code
+
+
+def _complaint(error: CycloptsError) -> str:
+    if isinstance(error, UnusedCliTokensError):
+        return f"nothing takes {' '.join(map(quoted, error.unused_tokens or ()))}"
+    return " ".join(str(error).split())
 
 
 def _run(work: Coroutine[Any, Any, None]) -> int:

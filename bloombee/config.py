@@ -28,12 +28,15 @@ from typing import Any, TypeVar
 
 from bloombee.address import LISTEN_RULE, TOLD_RULE, read_dialled, read_listen, read_told
 from bloombee.errors import ConfigError
+from bloombee.pace import RULE as PACE_RULE
 from bloombee.pace import parse_pace
+from bloombee.quote import quoted
 from bloombee.types import Dtype
 from bloombee.utf8 import surrogate_at
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+_NUM_LAYERS = re.compile(r"[0-9]{1,9}")
 _DTYPES = ("auto", *(str(dtype) for dtype in Dtype))
 _CODEC_MODES = ("auto", "on", "off")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -88,7 +91,7 @@ class RuntimeConfig:
             object.__setattr__(self, "split", tuple(self.split))
         _check(self, "model", _text(self.model) and len(self.model) <= 1024, "a directory or a hub id, at most 1024 characters")
         _check(self, "workers", _whole(self.workers, 1, 1000), "a whole number from 1 to 1000")
-        _check(self, "dtype", self.dtype in _DTYPES, _one_of(_DTYPES))
+        _check(self, "dtype", _is_one_of(self.dtype, _DTYPES), _one_of(_DTYPES))
         _check(self, "device", _text(self.device) and bool(_DEVICE.fullmatch(self.device)), "auto, cpu, cuda or cuda:N")
         _check(self, "listen", self.listen is not None, LISTEN_RULE)
         _check_endpoint(self, "listen", read_listen, LISTEN_RULE)
@@ -98,7 +101,7 @@ class RuntimeConfig:
             self, "microbatches", self.microbatches is None or _whole(self.microbatches, 1, 256), "a whole number from 1 to 256"
         )
         _check(self, "target_s", self.target_s is None or _seconds(self.target_s), "seconds > 0")
-        _check(self, "codec", self.codec in _CODEC_MODES, _one_of(_CODEC_MODES))
+        _check(self, "codec", _is_one_of(self.codec, _CODEC_MODES), _one_of(_CODEC_MODES))
         _check(self, "max_microbatch_rows", _whole(self.max_microbatch_rows, 1, 2**16), "a whole number from 1 to 65536")
         _check(self, "page_size", _whole(self.page_size, 1, 1024), "a whole number from 1 to 1024")
         _check(
@@ -119,13 +122,18 @@ class RuntimeConfig:
         _check(self, "load_deadline_s", _seconds(self.load_deadline_s), "seconds > 0")
         _check(self, "curve", isinstance(self.curve, bool), "true or false")
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")
-        _check_pace(self.pace)
+        _check_pace(self)
         _check(self, "profile", isinstance(self.profile, bool), "true or false")
         _check(self, "trace", self.trace is None or _text(self.trace), "a directory")
         _check(
             self,
             "split",
-            self.split is None or (len(self.split) == self.num_stages and all(_whole(n, 1, 2**16) for n in self.split)),
+            self.split is None
+            or (
+                isinstance(self.split, tuple)
+                and len(self.split) == self.num_stages
+                and all(_whole(n, 1, 2**16) for n in self.split)
+            ),
             f"{self.num_stages} whole numbers >= 1, one a worker, as 3,3,2",
         )
 
@@ -164,20 +172,26 @@ class WorkerConfig:
     log_level: str = option("info", "debug, info, warning or error; to stderr.")
 
     def __post_init__(self) -> None:
+        _check(self, "join", isinstance(self.join, str), "the token that the head printed")
         _check_endpoint(self, "listen", read_listen, LISTEN_RULE)
         _check_endpoint(self, "advertise", read_told, TOLD_RULE)
-        _check(self, "name", self.name == "" or (_text(self.name) and len(self.name) <= 256), "at most 256 characters of text")
+        _check(
+            self,
+            "name",
+            _is_one_of(self.name, ("",)) or (_text(self.name) and len(self.name) <= 256),
+            "at most 256 characters of text",
+        )
         _check(self, "device", _text(self.device) and bool(_DEVICE.fullmatch(self.device)), "auto, cpu, cuda or cuda:N")
         _check_memory(self)
         _check(self, "model", self.model is None or _text(self.model), "a directory or a hub id")
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")
         _check(self, "join_deadline_s", _seconds(self.join_deadline_s), "seconds > 0")
-        _check_pace(self.pace)
+        _check_pace(self)
         _check_rate(self, "load_bytes_per_s")
         _check_source(self)
         _check(self, "key", self.key is None or _text(self.key), "a file name")
         _check(self, "trace", _text(self.trace), "a directory")
-        _check(self, "log_level", self.log_level in _LOG_LEVELS, _one_of(_LOG_LEVELS))
+        _check(self, "log_level", _is_one_of(self.log_level, _LOG_LEVELS), _one_of(_LOG_LEVELS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +225,7 @@ class LocalWorker:
         _check_endpoint(self, "advertise", read_told, TOLD_RULE)
         _check_endpoint(self, "head_endpoint", read_dialled, TOLD_RULE)
         _check_source(self)
-        _check_pace(self.pace)
+        _check_pace(self)
         _check_memory(self)
         _check_rate(self, "load_bytes_per_s")
 
@@ -313,7 +327,7 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ConfigError(f"{text!r} is no size: write it as 8GiB, 512MB or a number of bytes", value=text)
+        raise ConfigError(f"{quoted(text)} is no size: write it as 8GiB, 512MB or a number of bytes", value=quoted(text))
     number, prefix, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
 
@@ -325,22 +339,22 @@ def parse_split(text: str) -> tuple[int, ...]:
         ConfigError: not whole numbers with commas between them.
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        raise ConfigError(
-            f"split = {text!r}: must be whole numbers with commas between them, as 3,3,2", field="split", value=text
-        )
+    if not all(_NUM_LAYERS.fullmatch(part) for part in parts):
+        said = f"split = {quoted(text)}: must be whole numbers with commas between them, as 3,3,2"
+        raise ConfigError(said, field="split", value=quoted(text))
     return tuple(int(part) for part in parts)
 
 
 def _check(config: object, field: str, ok: bool, allowed: str) -> None:
     if not ok:
-        value = getattr(config, field)
-        raise ConfigError(f"{field} = {value!r}: must be {allowed}", field=field, value=str(value), allowed=allowed)
+        value = quoted(getattr(config, field))
+        raise ConfigError(f"{field} = {value}: must be {allowed}", field=field, value=value, allowed=allowed)
 
 
-def _check_pace(pace: object) -> None:
-    if pace is not None:
-        parse_pace(str(pace))
+def _check_pace(config: RuntimeConfig | WorkerConfig | LocalWorker) -> None:
+    _check(config, "pace", config.pace is None or isinstance(config.pace, str), PACE_RULE)
+    if config.pace is not None:
+        parse_pace(config.pace)
 
 
 def _check_memory(config: WorkerConfig | LocalWorker) -> None:
@@ -392,6 +406,10 @@ def _check_endpoint(config: object, field: str, read: Callable[[str], object], r
         except ValueError as error:
             reason = str(error)
     _check(config, field, False, f"{rule}; {reason}")
+
+
+def _is_one_of(value: object, names: tuple[str, ...]) -> bool:
+    return isinstance(value, str) and value in names
 
 
 def _one_of(names: tuple[str, ...]) -> str:

@@ -10,13 +10,14 @@ import dataclasses
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Group, Parameter, Token
 
 from bloombee.config import parse_size, parse_split
+from bloombee.quote import quoted
 
 _TEXT_FIELDS: dict[str, Callable[[str], Any]] = {"split": parse_split, "memory_bytes": parse_size}
 """Fields that a person writes otherwise than as their type says."""
@@ -89,6 +90,14 @@ def _sentence(text: str) -> str:
     return words[:1].upper() + words[1:].rstrip(".") + "."
 
 
+def whole_number(_: Any, tokens: Sequence[Token]) -> int:
+    """A whole number as it is written: by itself the parser would round 1.5."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{quoted(tokens[0].value)} is no whole number") from None
+
+
 def _parameter(f: dataclasses.Field[Any], hint: Any, text: str, group: Group) -> inspect.Parameter:
     kind = str if f.name in _TEXT_FIELDS else hint
     name = f.metadata.get("name")
@@ -97,6 +106,7 @@ def _parameter(f: dataclasses.Field[Any], hint: Any, text: str, group: Group) ->
         name=f"--{name}" if name else None,
         help=text or f.metadata.get("help", ""),
         group=group,
+        converter=whole_number if int in (kind, *typing.get_args(kind)) else None,
         negative=None if hint is bool and default is True else (),
         allow_leading_hyphen=not {bool, int, float} & {hint, *typing.get_args(hint)},
         show_default=False if default in (None, "", ()) or hint is bool else (lambda _: str(default)),

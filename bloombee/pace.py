@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from bloombee.errors import ConfigError
+from bloombee.quote import quoted
 from bloombee.types import Phase
 
 RULE = (
@@ -65,6 +66,6 @@ def parse_pace(text: str) -> Pace:
         numbers, per = [], None
     fits = len(numbers) == 3 and all(math.isfinite(number) and 0 <= number <= MAX_MS for number in numbers)
     if not fits or not (per is None or 1 <= per <= MAX_LAYERS):
-        raise ConfigError(f"pace = {text!r}: must be {RULE}", field="pace", value=text, allowed=RULE)
+        raise ConfigError(f"pace = {quoted(text)}: must be {RULE}", field="pace", value=quoted(text), allowed=RULE)
     fixed, decode_row, prefill_row = (number / 1e3 for number in numbers)
     return Pace(fixed, decode_row, prefill_row, per)

@@ -26,6 +26,7 @@ from bloombee.plan.meter import LinkFacts
 from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
 from bloombee.plan.topology import Topology
+from bloombee.quote import quoted
 from bloombee.roles.head import HeadRole
 from bloombee.roles.prompts import Prompt
 from bloombee.sync import SyncRuntime
@@ -96,7 +97,7 @@ class Runtime:
         if model is not None:
             fields["model"] = model
         if on_progress is not None and not callable(on_progress):
-            raise ConfigError(f"on_progress = {on_progress!r}: must be a function of one LoadProgress", field="on_progress")
+            raise ConfigError(f"on_progress = {quoted(on_progress)}: must be a function of one LoadProgress", field="on_progress")
         self.config = merge(config or RuntimeConfig(), fields)
         self._local_workers = _places(local_workers)
         self._on_progress = on_progress
@@ -378,12 +379,16 @@ class _Collected:
 def _places(local_workers: Sequence[LocalWorker]) -> tuple[LocalWorker, ...]:
     if isinstance(local_workers, (list, tuple)) and all(isinstance(place, LocalWorker) for place in local_workers):
         return tuple(local_workers)
-    raise ConfigError(f"local_workers = {local_workers!r}: must be a list of LocalWorker, one a worker", field="local_workers")
+    raise ConfigError(
+        f"local_workers = {quoted(local_workers)}: must be a list of LocalWorker, one a worker", field="local_workers"
+    )
 
 
 def _check_sender(client: object, priority: object) -> None:
-    if not isinstance(client, str) or type(priority) is not int or abs(priority) > 1 << 31:
-        raise ConfigError(f"client = {client!r}, priority = {priority!r}: must be text and a whole number", field="priority")
+    if not isinstance(client, str):
+        raise ConfigError(f"client = {quoted(client)}: must be text", field="client")
+    if type(priority) is not int or abs(priority) > 1 << 31:
+        raise ConfigError(f"priority = {quoted(priority)}: must be a whole number from -2**31 to 2**31", field="priority")
     if (at := surrogate_at(client)) is not None:
         raise ConfigError(f"client has a lone surrogate at character {at}: not text", field="client")
 

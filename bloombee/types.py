@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from bloombee.quote import quoted
 from bloombee.utf8 import surrogate_at
 
 VERSION = "0.1.0"
@@ -177,9 +178,10 @@ class SamplingParams:
                 "logprobs",
                 "a whole number from 0 to 20, or None",
             ),
+            (isinstance(self.ignore_eos, bool), "ignore_eos", "true or false"),
         ):
             if not ok:
-                raise ValueError(f"{field} = {getattr(self, field)!r}: must be {allowed}")
+                raise ValueError(f"{field} = {quoted(getattr(self, field))}: must be {allowed}")
 
 
 def _whole(value: object) -> bool:

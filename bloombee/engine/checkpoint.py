@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, LlamaConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -276,14 +276,15 @@ def _load_config(model: str, directory: Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except StrictDataclassFieldValidationError as error:
         raise _bad_field(directory / "config.json", error) from error
-    except (ValueError, TypeError, KeyError, AttributeError, OSError, StrictDataclassError) as error:
-        raise ConfigError(f"{model}: transformers refuses {directory / 'config.json'}: {error}", model=model) from error
+    except Exception as error:  # whatever comes of somebody's values
+        said = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{model}: transformers refuses {directory / 'config.json'}: {said}", model=model) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {path}: {error}", path=str(path)) from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds no JSON object", path=str(path))

@@ -72,11 +72,14 @@ def profile(model: str, *, device: str = "cpu", dtype: str = "auto", threads: in
 
 def keep(found: Profile, path: Path) -> None:
     """In the cache."""
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs the next start some seconds
+    draft = path.with_suffix(f".{os.getpid()}")
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}")
         draft.write_text(found.to_json(), encoding="utf-8")
         draft.replace(path)
+    except OSError:  # a cache that cannot be written costs the next start some seconds
+        with contextlib.suppress(OSError):
+            draft.unlink()
 
 
 def measure(checkpoint: Checkpoint, *, device: str, dtype: Dtype) -> Profile:

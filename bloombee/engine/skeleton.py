@@ -44,6 +44,8 @@ LAYER_INPUTS = {
 """What a decoder layer may take: its input, the step's positions, our cache, and switches."""
 ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 
+MAX_LAYERS = 4096
+"""Some thirty times as many as the deepest model has; building takes time with each."""
 _BUILDING = threading.Lock()
 """``no_init_weights`` patches torch for the whole process: of two that overlap, the later would put the patch back for good."""
 
@@ -103,17 +105,21 @@ def build(checkpoint: Checkpoint, dtype: Dtype) -> Skeleton:
 
     Raises:
         ModelUnsupported: the family lacks what the module's docstring asks for.
+        ConfigError: no model can be built of its config.
 
     Time: milliseconds a layer, no memory to speak of.
     """
     config = checkpoint.new_config()
     plan = _require_plan(checkpoint.ref, config)
+    if not 1 <= config.num_hidden_layers <= MAX_LAYERS:
+        said = f"{checkpoint.ref}: num_hidden_layers = {config.num_hidden_layers}: must be from 1 to {MAX_LAYERS}"
+        raise ConfigError(said, model=checkpoint.ref, field="num_hidden_layers")
     with _BUILDING, torch.device("meta"), no_init_weights():
         try:
             model = AutoModelForCausalLM.from_config(
                 config, dtype=TORCH_DTYPES[dtype], attn_implementation=ATTENTION, trust_remote_code=False
             )
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, AssertionError) as error:
+        except Exception as error:  # whatever comes of somebody's values
             raise ConfigError(
                 f"{checkpoint.ref}: transformers cannot build the model of its config.json: {type(error).__name__}: {error}",
                 model=checkpoint.ref,

@@ -20,17 +20,24 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
 
 from bloombee.errors import ConfigError
+from bloombee.roles.template_limits import (
+    LIMITED_FILTERS,
+    MOST_INDENT,
+    check_format,
+    check_method,
+    check_operation,
+    concatenated,
+    limited,
+)
 from bloombee.utf8 import surrogate_at
 
 RENDER_S = 10.0
 """A template that has not ended by then is stopped."""
 TURN_S = 0.001
 """For so long rendering holds the interpreter; then other threads have their turn."""
-MOST_CHARACTERS = 1 << 28
-"""Of a text, or items of a list, that a template multiplies; what Python computes in one go can be neither stopped nor passed."""
-MOST_BITS = 1 << 12
 MOST_DEPTH = 100
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names that templates and programs have for a message's reasoning; templates read the first two."""
@@ -101,17 +108,20 @@ class _Clock(threading.local):
 class _Environment(ImmutableSandboxedEnvironment):
     """What chat templates are written for, with a look at the clock in every pass of a loop and every call."""
 
-    intercepted_binops: ClassVar[frozenset[str]] = frozenset({"*", "**"})  # type: ignore[misc]
+    intercepted_binops: ClassVar[frozenset[str]] = frozenset({"*", "**", "+", "%"})  # type: ignore[misc]
+    concat = staticmethod(concatenated)
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
         self._clock = _Clock()
+        self.filters.update((name, limited(name, self.filters[name])) for name in LIMITED_FILTERS)
         self.filters["tojson"] = _to_json
+        del self.globals["lipsum"]
         self.globals.update(raise_exception=_refuse, strftime_now=_now, dict=_Dict(), namespace=_Namespace)
 
     def compiled(self, source: str) -> Template:
         """Raises TemplateError."""
-        tree = self.parse(source)
+        tree = _Concats().visit(self.parse(source))
         for loop in list(tree.find_all(nodes.For)):
             look = nodes.Call(nodes.EnvironmentAttribute("look"), [], [], None, None)
             loop.body.insert(0, nodes.ExprStmt(look).set_lineno(loop.lineno).set_environment(self))
@@ -133,14 +143,33 @@ class _Environment(ImmutableSandboxedEnvironment):
                 raise _Overdue
             time.sleep(1e-5)  # 0 would take the lock again before anybody who waits for it has woken
             self._clock.turn_ends = time.monotonic() + TURN_S
+        if getattr(callee, "__name__", "") == "join" and args:
+            args = (list(args[0]), *args[1:])  # so that it can be counted
+        check_method(callee, (*args, *kwargs.values()))
         return super().call(context, callee, *args, **kwargs)
 
+    def concatenated(self, *parts: Any) -> str:
+        """``~`` of templates."""
+        return concatenated(map(str, parts))
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None:
+            check_format(value.__self__)
+        return wrapped
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" and _bits(left) * abs(right if isinstance(right, int) else 0) > MOST_BITS:
-            raise SecurityError("a power of too many digits")
-        if operator == "*" and max(_product(left, right), _product(right, left)) > MOST_CHARACTERS:
-            raise SecurityError("a text or list multiplied beyond all measure")
+        check_operation(operator, left, right)
         return super().call_binop(context, operator, left, right)
+
+
+class _Concats(NodeTransformer):
+    """``a ~ b`` becomes a call of the environment."""
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        concatenated = nodes.EnvironmentAttribute("concatenated")
+        parts = [self.visit(part) for part in node.nodes]
+        return nodes.Call(concatenated, parts, [], None, None, lineno=node.lineno, environment=node.environment)
 
 
 class _GenerationTag(Extension):
@@ -198,15 +227,9 @@ def _now(form: str) -> str:
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
     """The filter ``tojson``; jinja's own is for HTML."""
+    if (indent if isinstance(indent, int) else len(indent or "")) > MOST_INDENT:
+        raise SecurityError(f"an indent of more than {MOST_INDENT}")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _bits(value: Any) -> int:
-    return value.bit_length() if isinstance(value, int) else 0
-
-
-def _product(sequence: Any, count: Any) -> int:
-    return len(sequence) * count if isinstance(sequence, (str, list, tuple)) and isinstance(count, int) else 0
 
 
 # -- messages ------------------------------------------------------------------------------

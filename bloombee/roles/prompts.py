@@ -154,6 +154,6 @@ def _index(item: Any, position: int) -> int:
     if not isinstance(item, bool):
         try:
             return operator.index(item)
-        except TypeError:
+        except Exception:
             pass
     raise ConfigError(f"item {position} of the prompt is of type {type(item).__name__}: a prompt {PROMPT_KINDS}", field="prompt")

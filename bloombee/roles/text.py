@@ -58,7 +58,9 @@ class TextCodec:
                 encoding = tokenizer.encode(text, add_special_tokens=add_special_tokens)
             else:  # a batch alone is encoded without the lock
                 (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        except Exception as error:  # the library knows no other
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library knows no other, and its panics are no Exceptions
             raise ConfigError(f"the tokenizer cannot encode this text: {error}", field="prompt") from error
         check(len(encoding))
         return _ids(encoding)

@@ -41,6 +41,7 @@ def assign(card: ModelCard) -> Assign:
         successor=None,
         trace=False,
         weight_digests=(),
+        rules=None,
     )
 
 

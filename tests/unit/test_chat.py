@@ -242,6 +242,55 @@ def test_a_template_that_fails_or_reaches_out_is_a_config_error(source: str) -> 
         render(source)
 
 
+DOUBLED = "{% set ns = namespace(a='0123456789') %}{% for i in range(60) %}{% set ns.a = DOUBLE %}{% endfor %}{{ ns.a|length }}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'x'.center(10 ** 12) }}",
+        "{{ 'x'.zfill(10 ** 12) }}",
+        "{{ '\t'.expandtabs(tabsize=2000000000) }}",
+        "{{ 'x'|center(10 ** 12) }}",
+        "{{ 'x\n'|indent(10 ** 12) }}",
+        "{{ messages|tojson(indent=10 ** 9) }}",
+        "{{ '%01000000000d' % 1 }}",
+        "{{ '%*d' % (10 ** 9, 1) }}",
+        "{{ '%.1000000000f'|format(1) }}",
+        "{{ '{:>1000000000}'.format(1) }}",
+        "{{ '{:>{}}'.format(1, 10 ** 9) }}",
+        "{% set a = 'x' * 100000 %}{{ a.replace('x', a) }}",
+        "{% set a = 'x' * 100000 %}{{ a|replace('x', a) }}",
+        "{% set a = 'x' * 100000 %}{{ a.join(range(99999)|map('string')) }}",
+        "{% set a = 'x' * 100000 %}{{ range(99999)|join(a) }}",
+        "{% set a = 'x' * 100000 %}{{ a.translate({120: a}) }}",
+        "{% set a = 'x' * 100000 %}{% for i in range(9999) %}{{ a }}{% endfor %}",
+        "{% set a = 'x' * 100000 %}{% set b %}{% for i in range(9999) %}{{ a }}{% endfor %}{% endset %}",
+        DOUBLED.replace("DOUBLE", "ns.a ~ ns.a"),
+        DOUBLED.replace("DOUBLE", "ns.a + ns.a"),
+        "{% set ns = namespace(a=3) %}{% for i in range(60) %}{% set ns.a = ns.a * ns.a %}{% endfor %}{{ ns.a > 1 }}",
+    ],
+)
+def test_a_template_that_makes_too_much_in_one_go_is_refused_at_once(source: str) -> None:
+    with pytest.raises(ConfigError, match=r"beyond all measure|too many digits|an indent of more than"):
+        render(source)
+
+
+def test_what_templates_make_in_one_go_is_as_without_limits() -> None:
+    assert render("{{ 'a'.center(5) }}|{{ 'a'|center(5) }}|{{ 'x\ny'|indent(2) }}") == "  a  |  a  |x\n  y"
+    assert render("{{ 'a' ~ 1 ~ none }}|{{ '-'.join(['a', 'b']) }}|{{ ['a', 1]|join('-') }}") == "a1None|a-b|a-1"
+    assert render("{{ 'Time: 12345678 %s %5.1f' % ('x', 2) }}|{{ '{{\"a\": {{1234567}}}} {:>3}'.format(1) }}") == (
+        'Time: 12345678 x   2.0|{"a": {1234567}}   1'
+    )
+    assert (
+        render("{{ 'aXb'.replace('X', '--') }}|{{ 'aXb'|replace('X', '--') }}|{{ 7 * 6 }}|{{ [1] + [2] }}")
+        == "a--b|a--b|42|[1, 2]"
+    )
+    assert (
+        render("{{ range(5)|batch(2)|list|length }}|{{ {'a': 1}|join('-') }}|{{ 1700000000000|string }}") == "3|a|1700000000000"
+    )
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -75,6 +75,33 @@ def test_what_cannot_be_served_is_named(tmp_path: Path, family: str, changes: di
     assert caught.value.fields["unsupported"] == unsupported
 
 
+@pytest.mark.parametrize("count", [-1, 0, 10**9])
+def test_a_number_of_layers_that_no_model_has_is_named_at_once(tmp_path: Path, count: int) -> None:
+    with pytest.raises(ConfigError, match=f"num_hidden_layers = {count}: must be from 1 to 4096"):
+        describe(default(tmp_path, "llama", num_hidden_layers=count))
+
+
+@pytest.mark.parametrize("changes", [{"num_attention_heads": 0}, {"hidden_size": 2**62}, {"head_dim": -1}])
+def test_values_that_no_model_can_have_are_a_config_error(tmp_path: Path, changes: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"transformers (refuses|cannot build)"):
+        describe(default(tmp_path, "llama", **{"num_hidden_layers": 1, **changes}))
+
+
+def test_a_config_of_nested_brackets_is_named(tmp_path: Path) -> None:
+    bare(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(ConfigError, match=r"cannot read .*config\.json"):
+        resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "{}", "", "[]"])
+def test_a_broken_tokenizer_is_named_with_its_model(tmp_path: Path, text: str) -> None:
+    model = default(tmp_path, "llama", num_hidden_layers=1, hidden_size=64, intermediate_size=64)
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"its tokenizer cannot be loaded: ."):
+        describe(model)
+
+
 def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelUnsupported, match="nosuchthing"):
         resolve(bare(tmp_path, model_type="nosuchthing"))

@@ -421,7 +421,39 @@ def test_help_is_exit_0_on_stdout(arguments: list[str], capsys: pytest.CaptureFi
 def test_every_command_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("demo", "generate", "worker", "head", "doctor", "keygen"):
         assert main([name, "--help"]) == 0
-        assert f"Examples:\n  bloombee {name}" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert f"Examples:\n  bloombee {name}" in out
+        for line in out.partition("Examples:\n")[2].splitlines():
+            assert line.startswith("  ")  # none was broken in two: each can be copied to a shell
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["generate --prompt x --seed 1.5", "generate --prompt x --workers 2.5", "doctor --profile demo --threads 1.5"],
+)
+def test_no_number_is_rounded(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 2
+    command, option = words.split()[0], words.split()[-2]
+    said = capsys.readouterr().err
+    assert said.endswith(
+        f"Invalid value for {option}: {words.split()[-1]!r} is no whole number (see bloombee {command} --help)\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["generate --prompt x", "generate --prompt x --json", "doctor"])
+def test_a_full_disk_under_stdout_is_said_so(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(command.split()) == 1
+        monkeypatch.undo()
+    assert capsys.readouterr().err.endswith("bloombee: stdout cannot be written: No space left on device\n")
+
+
+def test_an_argument_that_nothing_takes_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "extra"]) == 2
+    assert capsys.readouterr().err == "bloombee: nothing takes 'extra' (see bloombee demo --help)\n"
 
 
 def test_starting_imports_nothing_heavy() -> None:

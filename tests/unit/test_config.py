@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bloombee.config import (
@@ -20,6 +22,7 @@ from bloombee.config import (
 )
 from bloombee.errors import ConfigError
 from bloombee.runtime import Runtime
+from bloombee.types import SamplingParams
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,57 @@ def test_a_bad_worker_value_is_refused(field: str, value: object) -> None:
         dataclasses.replace(WorkerConfig(), **{field: value})
 
 
+class _Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+ODD_VALUES = (
+    float("nan"),
+    -float("inf"),
+    10**5000,
+    -(10**5000),
+    b"x",
+    "x" * 10**6,
+    [[1], [2]],
+    {"a": 1},
+    object(),
+    _Unprintable(),
+)
+"""None of them is good for any field."""
+
+
+@pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [(RuntimeConfig, ConfigError), (WorkerConfig, ConfigError), (LocalWorker, ConfigError), (SamplingParams, ValueError)],
+)
+def test_whatever_the_value_its_refusal_is_typed_and_short(kind: type, error: type, value: object) -> None:
+    of_any_length = {"model", "trace", "key", "join", "stop"}
+    for field in dataclasses.fields(kind):
+        if isinstance(value, str) and field.name in of_any_length:
+            continue
+        with pytest.raises(error, match=f"^{field.name} = ") as caught:
+            kind(**{field.name: value})
+        assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("names", [np.array(["auto", "info"]), ("auto",), {"auto"}])
+def test_one_of_several_names_is_a_text(names: object) -> None:
+    for kind, field in ((RuntimeConfig, "dtype"), (RuntimeConfig, "codec"), (WorkerConfig, "log_level"), (WorkerConfig, "name")):
+        with pytest.raises(ConfigError, match=f"^{field} = "):
+            kind(**{field: names})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("client", None), ("client", b"me"), ("client", "\ud800"), ("priority", 10**30), ("priority", True)]
+)
+def test_a_bad_client_or_priority_is_the_one_that_is_named(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^{field} ") as caught:
+        asyncio.run(Runtime().generate("x", **{field: value}))
+    assert caught.value.fields["field"] == field
+
+
 def test_endpoints_may_be_names_addresses_and_ipv6() -> None:
     for endpoint in ("tcp://127.0.0.1:0", "tcp://*:5000", "tcp://gpu-1.lan:65535", "tcp://[::1]:5000"):
         assert RuntimeConfig(listen=endpoint).listen == endpoint
@@ -146,7 +200,7 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-1", "8 apples", "1e9"])
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "8 apples", "1e9", "9" * 5000])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ConfigError):
         parse_size(text)
@@ -154,7 +208,7 @@ def test_what_is_no_size(text: str) -> None:
 
 def test_split_text() -> None:
     assert parse_split("3, 3,2") == (3, 3, 2)
-    for text in ("3,,2", "a", "", "-1,2"):
+    for text in ("3,,2", "a", "", "-1,2", "9" * 5000):
         with pytest.raises(ConfigError, match="split"):
             parse_split(text)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bloombee.engine.profile import keep
 from bloombee.errors import ConfigError
 from bloombee.pace import parse_pace
 from bloombee.plan.profile import Fit, Point, Profile, fit, fit_output
@@ -89,6 +91,13 @@ def a_profile() -> Profile:
     layers = Fit(RowTime(1e-3), RowTime(1e-3, 1e-4), 0.1, 0.2)
     points = tuple(measured(layers))
     return Profile("ab", "cpu", "bfloat16", 2, layers, RowTime(5e-3), 10**6, 512, 2**34, 5e9, None, points)
+
+
+def test_a_profile_that_cannot_be_kept_leaves_nothing(tmp_path: Path) -> None:
+    taken = tmp_path / "profile.json"
+    (taken / "by a folder").mkdir(parents=True)
+    keep(a_profile(), taken)
+    assert list(tmp_path.iterdir()) == [taken]
 
 
 def test_a_profile_survives_the_disk_and_becomes_a_device() -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 import bloombee
 from bloombee.errors import ConfigError, RuntimeClosed
@@ -163,6 +163,26 @@ def test_a_character_that_the_tokenizer_cannot_encode_is_a_config_error(text: st
     tokenizer = Tokenizer(models.Unigram([("x", 0.0)])).to_str()
     with pytest.raises(ConfigError, match="the tokenizer cannot encode this text"):
         read(make(tokenizer_json=tokenizer, token_bytes=0), text)
+
+
+@pytest.mark.parametrize("text", ["a" * 40 + "b", ("a" * 40 + "b") * 1000])
+def test_a_tokenizer_that_panics_over_a_text_refuses_that_text_alone(text: str) -> None:
+    tokenizer = Tokenizer.from_str(TOKENIZER)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
+    prompts = make(tokenizer_json=tokenizer.to_str())
+    with pytest.raises(ConfigError, match=r"the tokenizer cannot encode this text: .*retry-limit"):
+        read(prompts, text)
+    assert read(prompts, "xyz").ids
+
+
+class _NoNumber:
+    def __index__(self) -> int:
+        raise RuntimeError("no number")
+
+
+def test_an_item_that_raises_is_named_by_its_place(prompts: Prompts) -> None:
+    with pytest.raises(ConfigError, match="item 1 of the prompt is of type _NoNumber"):
+        read(prompts, [1, _NoNumber()])
 
 
 def test_a_conversation_is_its_template_encoded(prompts: Prompts) -> None:

@@ -85,7 +85,7 @@ class _Stage:
         self.now = 100.0
         self.endpoint, self.device = _Endpoint(), _Device()
         group, peer = Group(0, 64), Peer(2, "tcp://127.0.0.1:1", bytes(32), HOP)
-        assign = Assign(1, 1, 0, 2, 0, 1, 2, "m", bytes(16), (), "float32", (group,), 4, 8, 0, None, peer, False)
+        assign = Assign(1, 1, 0, 2, 0, 1, 2, "m", bytes(16), (), "float32", (group,), 4, 8, 0, None, peer, False, None)
         self.host = StageHost(
             assign,
             worker=1,
@@ -105,7 +105,7 @@ class _Stage:
         self.host.received(HOP, lane, Welcome(PROTOCOL_VERSION, (0,), sent, 0, 0), None)
 
     def forward(self, sequence: int) -> None:
-        item = Item(sequence, 0, 0, bytes(4), 1, Opening(1, SAMPLING), None)
+        item = Item(sequence, 0, 0, bytes(4), 1, Opening(1, SAMPLING, 8, ()), None)
         message = Forward(1, 1, sequence, sequence, int(Phase.DECODE), (item,))
         self.host.received(HEAD_LINK, Lane.CONTROL, message, None)
 
