@@ -17,8 +17,8 @@ SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
 MADV_COLLAPSE = 25
 LEAST_COVERED = 0.5
 """Of a huge page, the least that must be ours: the rest becomes resident with it."""
-MOST_AT_ONCE = 64
-"""Huge pages of one call, which costs milliseconds besides the copy."""
+MOST_AT_ONCE = 16
+"""Huge pages of one call, which costs milliseconds besides the copy and holds up whoever asks for memory."""
 
 
 def collapse(ranges: Iterable[tuple[int, int]], on_backed: Callable[[], None] = lambda: None) -> int:

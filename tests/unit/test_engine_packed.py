@@ -149,8 +149,8 @@ def test_memory_is_collapsed_by_parts_each_of_which_is_progress(monkeypatch: pyt
     told: list[int] = []
     monkeypatch.setattr(hugepages, "_page_size", lambda: 1000)
     monkeypatch.setattr(hugepages, "_madvise", lambda: lambda address, count, _: parts.append((address, count)) or 0)
-    assert hugepages.collapse([(5000, 100_000), (200_000, 1000)], lambda: told.append(len(parts))) == 101
-    assert parts == [(5000, 64_000), (69_000, 36_000), (200_000, 1000)]
+    assert hugepages.collapse([(5000, 30_000), (200_000, 1000)], lambda: told.append(len(parts))) == 31
+    assert parts == [(5000, 16_000), (21_000, 14_000), (200_000, 1000)]
     assert told == [1, 2, 3]
 
 
