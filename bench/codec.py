@@ -1,6 +1,6 @@
 """The activation codec against entropy and against public codecs, on tensors of a safetensors file.
 
-    python bench/codec.py --input FILE.safetensors ... [--peers] [--isa best|all] [--device cuda] [--larger 1MiB,128MiB]
+    python bench/codec.py [--input FILE.safetensors ...] [--peers] [--isa best|all] [--device cuda] [--larger 1MiB,128MiB]
         [--json PATH]
 
 Every tensor is taken as [rows, d]. The table is fitted to the first half of its rows; what is scored is the second
@@ -8,7 +8,9 @@ half: whole, and cut into messages of whole rows of about 512 B, 8 KB and 16 KB.
 (all messages + the table, sent once). GB/s are raw bytes over the fastest run of one thread, through Python; times of
 messages are medians. ``--larger`` repeats rows up to messages that fill a GPU, whose time is that of events in its stream.
 ``--peers`` adds those of zstandard, blosc2, zipnn, lz4 and pcodec that can be imported.
-Tensors come from tools/dump_activations.py.
+Tensors come from tools/dump_activations.py; without --input they are those of the demo model that stand-ins send.
+
+Exits 1 if any of them comes back as anything but what it was.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from bloombee.config import parse_size
 from bloombee.errors import ConfigError
 from bloombee.types import Dtype
 
+BANK = Path(__file__).parents[1] / "bloombee" / "engine" / "bank.safetensors"
 MESSAGE_BYTES = (512, 8 << 10, 16 << 10)
 MOST_BYTES = 128 << 20
 MAX_MESSAGES = 512
@@ -393,7 +396,7 @@ def sizes(text: str) -> tuple[int, ...]:
 @program("codec")
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", nargs="+", required=True, type=Path)
+    parser.add_argument("--input", nargs="+", default=[BANK], type=Path, help="default: activations of the demo model")
     parser.add_argument("--only", default="", help="tensors whose name contains this")
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--isa", choices=["best", "all"], default="best")

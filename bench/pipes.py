@@ -1,6 +1,6 @@
 """How full the pipe is: throughput against the links' latency, and against the microbatches under way.
 
-    python -m bench.pipes flat                                     # 1G-512ms over 1G-2ms, ten interleaved pairs, about 6 minutes
+    python -m bench.pipes                                          # flat: 1G-512ms over 1G-2ms, ten interleaved pairs, 6 minutes
     python -m bench.pipes knee --profiles 125M-60ms                # every M from 1 to 32, and what the runtime chooses
     python -m bench.pipes knee --profiles lan,home --microbatches 1,2,4,8,16,32 --batch 128 --json knee.jsonl --plot knee.png
 
@@ -245,7 +245,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             add("--microbatches", type=wholes(1, 1024), default="1-32", help="A-B or with commas; default %(default)s")
             add("--repeats", type=whole(1, 100), default=1, help="runs a row; default %(default)s")
             add("--plot", type=writable, metavar="FILE.png")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args((sys.argv[1:] if arguments is None else arguments) or ["flat"])
     if options.mode == "flat" and len(options.profiles) != 2:
         raise OptionError(f"--profiles {shown(','.join(options.profiles))}: flat compares two, the short latency first")
     for name in options.profiles:

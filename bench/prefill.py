@@ -4,7 +4,10 @@ alone    seconds to the first token of one prompt, in the chunks that the runtim
          single link (bytes / bandwidth) or stage (one forward of the whole prompt, by the pace) must take.
 beside   time between the tokens of sequences that decode, alone and while a long prompt shares the links, in turns.
 
-Real workers behind emulated links, emulated devices (--pace), activations raw.
+Without either it is both, five minutes. Real workers behind emulated links, emulated devices (--pace), activations raw.
+
+Exits 1 if a prompt alone, in the chunks that the runtime chooses, takes more than ALONE_GOAL of its bottleneck's time, or if the
+time between tokens (99th percentile) grows beside one to more than BESIDE_GOAL of what it is.
 """
 
 from __future__ import annotations
@@ -35,6 +38,10 @@ from bloombee.plan.chunk import Chunks
 from bloombee.plan.standin import standin_card
 from bloombee.types import Phase
 
+ALONE_GOAL = 1.15
+"""As in simulation (tests/sim/test_prompts.py)."""
+BESIDE_GOAL = 1.10
+"""What chunks beside decode are made for (``bloombee/plan/chunk.py``)."""
 SETTLE_S = 6.0
 """What is tuned while it runs gets this long."""
 SPARE_TOKENS = 100_000
@@ -95,8 +102,8 @@ async def first_token_s(ring: Ring, tokens: int, seed: int) -> float:
     return time.monotonic() - start
 
 
-async def alone(ring: Ring, pace: Pace, options: argparse.Namespace) -> None:
-    """Prints one row a repeat for the runtime's own chunks, and one with the prompt whole."""
+async def alone(ring: Ring, pace: Pace, options: argparse.Namespace) -> bool:
+    """Prints a row for the runtime's own chunks, and one with the prompt whole. Returns whether the goal is met."""
     shape = ring.profile.link(0).forward
     row_bytes = 2 * standin_card(options.model).hidden_size
     link_s = 8 * row_bytes * options.prompt / (shape.bandwidth_bits_per_s or float("inf"))
@@ -109,16 +116,22 @@ async def alone(ring: Ring, pace: Pace, options: argparse.Namespace) -> None:
         await ring.until_idle()
         own.append(await first_token_s(ring, options.prompt, repeat))
     seconds = statistics.median(own)
-    print(f"  {'own chunks':<14}{_chunks(ring):>22} {seconds:>8.3f} s {seconds / bound_s:>6.2f} x the bottleneck", flush=True)
+    says = f"{seconds / bound_s:>6.2f} x the bottleneck; goal {ALONE_GOAL}"
+    print(f"  {'own chunks':<14}{_chunks(ring):>22} {seconds:>8.3f} s {says}", flush=True)
     for chunk in (*options.chunks, options.prompt):
         _fix_chunk(ring, chunk)
         fixed = statistics.median([await first_token_s(ring, options.prompt, 99 + repeat) for repeat in range(options.repeats)])
         name = "whole prompt" if chunk == options.prompt else "fixed chunks"
         print(f"  {name:<14}{chunk:>22} {fixed:>8.3f} s {fixed / bound_s:>6.2f} x the bottleneck", flush=True)
+    return bool(seconds <= ALONE_GOAL * bound_s)
 
 
-async def beside(ring: Ring, options: argparse.Namespace) -> None:
-    """Prints the time between tokens without a prefill and with one, and by how much the one exceeds the other."""
+async def beside(ring: Ring, options: argparse.Namespace) -> bool:
+    """Prints the time between tokens without a prefill and with one, and by how much the one exceeds the other.
+
+    Returns:
+        Whether the goal is met.
+    """
     spans: dict[str, list[float]] = {"decode alone": [], "beside prefill": []}
     prompts: list[float] = []
     async with decoding(ring, options.decoders) as decoders:
@@ -134,12 +147,13 @@ async def beside(ring: Ring, options: argparse.Namespace) -> None:
             spans["decode alone"] += decoders.gaps_s(start, between)
             spans["beside prefill"] += decoders.gaps_s(between, stop)
         print(f"  chunk rows {_chunks(ring)}; prompts took {statistics.median(prompts):.2f} s")
-    p50, p99 = {}, {}
+    p50, p99 = dict[str, float](), dict[str, float]()
     for name, gaps in spans.items():
         p50[name], p99[name] = quantile(gaps, 0.5), quantile(gaps, 0.99)
         print(f"  {name:<16}{len(gaps):>6} tokens  p50 {1e3 * p50[name]:7.1f} ms  p99 {1e3 * p99[name]:7.1f} ms")
     more = [values["beside prefill"] / values["decode alone"] - 1 for values in (p50, p99)]
-    print(f"  inflation: p50 {more[0]:+.1%}, p99 {more[1]:+.1%}", flush=True)
+    print(f"  inflation: p50 {more[0]:+.1%}, p99 {more[1]:+.1%}; goal {BESIDE_GOAL - 1:+.0%}", flush=True)
+    return p99["beside prefill"] <= BESIDE_GOAL * p99["decode alone"]
 
 
 def _chunks(ring: Ring) -> str:
@@ -157,7 +171,7 @@ def _fix_chunk(ring: Ring, chunk: int) -> None:
     head._schedule(Tune(1, (Chunks(0, chunk, chunk, SPARE_TOKENS),), None, time.monotonic()))
 
 
-async def run(part: str, profile: Profile, options: argparse.Namespace) -> None:
+async def run(part: str, profile: Profile, options: argparse.Namespace) -> bool:
     spec = RingSpec(
         model=options.model,
         dtype="bfloat16",
@@ -172,16 +186,27 @@ async def run(part: str, profile: Profile, options: argparse.Namespace) -> None:
         await warm_up(ring)
         about = f"{part}, {profile.name}, {options.model}, pace {options.pace}, {options.workers} workers"
         print(f"{about}, a prompt of {options.prompt} tokens", flush=True)
-        if part == "alone":
-            await alone(ring, parse_pace(options.pace), options)
-        else:
-            await beside(ring, options)
+        return await (alone(ring, parse_pace(options.pace), options) if part == "alone" else beside(ring, options))
+
+
+def _checked(part: str, given: argparse.Namespace) -> tuple[argparse.Namespace, list[Profile]]:
+    """``given`` with the defaults of ``part``, and its links."""
+    options = argparse.Namespace(**vars(given))
+    for name, value in DEFAULTS[part].items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    parse_pace(options.pace)
+    if part == "alone":
+        standin_card(options.model)
+    longest = max(options.prompt + 1, (SPARE_TOKENS // options.decoders + 4) * (part == "beside"))
+    asyncio.run(require_positions(options.model, options.workers, longest))
+    return options, [load_profile(name) for name in options.profiles]
 
 
 @program("prefill")
-def main() -> None:
+def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("alone", "beside"))
+    parser.add_argument("part", choices=tuple(DEFAULTS), nargs="?", help="default both")
     parser.add_argument("--profiles", type=names(), help="default 20M-100ms,100M-60ms alone, 20M-100ms beside")
     parser.add_argument("--model", help="default standin:llama-30b alone, standin:1024x16 beside")
     parser.add_argument("--pace", help="of a stage: ms fixed, a decode row, a prefill row; 13,0.05,0.5 alone, 4,0.2,0.2 beside")
@@ -191,19 +216,11 @@ def main() -> None:
     parser.add_argument("--decoders", type=whole(1, 1024), default=8, help="sequences that decode; default 8")
     parser.add_argument("--seconds", type=seconds(0.1, 3600), default=6.0, help="of decode alone, each time; default 6")
     parser.add_argument("--repeats", type=whole(1, 1000), default=3)
-    options = parser.parse_args()
-    for name, value in DEFAULTS[options.part].items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    parse_pace(options.pace)
-    if options.part == "alone":
-        standin_card(options.model)
-    longest = max(options.prompt + 1, (SPARE_TOKENS // options.decoders + 4) * (options.part == "beside"))
-    asyncio.run(require_positions(options.model, options.workers, longest))
-    profiles = [load_profile(name) for name in options.profiles]
+    given = parser.parse_args()
+    parts = {part: _checked(part, given) for part in ([given.part] if given.part else DEFAULTS)}
     print(headline())
-    for profile in profiles:
-        uvloop.run(run(options.part, profile, options))
+    met = [uvloop.run(run(part, profile, options)) for part, (options, profiles) in parts.items() for profile in profiles]
+    return 0 if all(met) else 1
 
 
 if __name__ == "__main__":

@@ -284,11 +284,10 @@ def _open_standard_files() -> None:
     Where the caller closed one, the next file or socket would take its number. What the encoding of stdout lacks is escaped, as
     Python itself does on stderr.
     """
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    from bloombee.roles.event_loop import hold_standard_files
+
+    hold_standard_files()
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):

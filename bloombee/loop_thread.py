@@ -20,28 +20,33 @@ class LoopThread:
 
     Args:
         name: of the thread.
+
+    Raises:
+        OSError: the system has no means for a loop.
     """
 
     def __init__(self, name: str) -> None:
-        self.loop: asyncio.AbstractEventLoop
         self._lock = threading.Lock()
         self._is_ending = False
         self._waiting: set[concurrent.futures.Future[Any]] = set()
-        started = threading.Event()
+        started: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
 
         def main() -> None:
             try:
                 with asyncio.Runner(loop_factory=new_event_loop) as runner:
-                    self.loop = runner.get_loop()
-                    self.loop.call_soon(started.set)
+                    runner.get_loop().call_soon(started.set_result, runner.get_loop())
                     with contextlib.suppress(asyncio.CancelledError):
                         runner.run(self._serve())
+            except Exception as error:
+                if started.done():
+                    raise
+                started.set_exception(error)
             finally:
                 self._give_up()
 
         self._thread = threading.Thread(target=main, name=name, daemon=True)
         self._thread.start()
-        started.wait()
+        self.loop = started.result()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Start ``coroutine`` on the loop. Cancelling the future cancels it; it fails with RuntimeClosed if the loop ends first.

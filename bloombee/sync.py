@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bloombee.errors import RuntimeClosed
 from bloombee.loop_thread import LoopThread
+from bloombee.transport.descriptors import require_descriptors
 from bloombee.types import Generation, SamplingParams, Token
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class SyncRuntime:
 
     def __enter__(self) -> SyncRuntime:
         """As :meth:`Runtime.__aenter__`. Interrupted or failed: everything that was started is ended."""
+        require_descriptors()
         self._thread = self._thread or LoopThread("bloombee-sync")
         try:
             self._run(self._runtime.__aenter__())

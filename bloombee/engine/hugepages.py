@@ -17,13 +17,16 @@ SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
 MADV_COLLAPSE = 25
 LEAST_COVERED = 0.5
 """Of a huge page, the least that must be ours: the rest becomes resident with it."""
+MOST_AT_ONCE = 16
+"""Huge pages of one call, which costs milliseconds besides the copy and holds up whoever asks for memory."""
 
 
-def collapse(ranges: Iterable[tuple[int, int]]) -> int:
+def collapse(ranges: Iterable[tuple[int, int]], on_backed: Callable[[], None] = lambda: None) -> int:
     """Back memory by huge pages as far as it goes; its contents and addresses stay.
 
     Args:
         ranges: (address, bytes), of memory that is in use.
+        on_backed: called after every ``MOST_AT_ONCE`` pages or fewer.
 
     Returns:
         Huge pages in the runs of memory that could be backed throughout; 0 where there cannot be any.
@@ -43,6 +46,7 @@ def collapse(ranges: Iterable[tuple[int, int]]) -> int:
         # Refused as a whole where the memory's mapping ends within a page of the run; the pages before are done all the same.
         if madvise(first * size, (stop - first) * size, MADV_COLLAPSE) == 0:
             done += stop - first
+        on_backed()
     return done
 
 
@@ -65,10 +69,10 @@ def _madvise() -> Callable[[int, int, int], int]:
 
 
 def _runs(pages: Iterable[int]) -> list[tuple[int, int]]:
-    """Adjacent numbers as [first, stop): a call costs milliseconds, whatever its length."""
+    """Adjacent numbers as [first, stop), at most ``MOST_AT_ONCE`` together."""
     runs: list[tuple[int, int]] = []
     for page in sorted(pages):
-        if runs and runs[-1][1] == page:
+        if runs and runs[-1][1] == page and page - runs[-1][0] < MOST_AT_ONCE:
             runs[-1] = (runs[-1][0], page + 1)
         else:
             runs.append((page, page + 1))

@@ -161,7 +161,7 @@ def pack_linears(
 
     Args:
         groups: layers of one input, as a :class:`Watch` saw them; layers outside ``model`` are ignored.
-        on_packed: called after each.
+        on_packed: called after each, and while their memory is put into huge pages.
 
     Memory: ``CHUNK_BYTES`` more than before on Linux, one weight elsewhere. Time: one read and one write of the weights,
     and one more for huge pages.
@@ -185,7 +185,7 @@ def pack_linears(
     for layer, place in places.items():
         setattr(*place, PackedLinear([layer]))
         on_packed()
-    collapse({_memory(weight) for module in model.modules() for weight in _weights(module)})
+    collapse({_memory(weight) for module in model.modules() for weight in _weights(module)}, on_packed)
 
 
 @cache

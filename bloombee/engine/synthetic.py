@@ -22,14 +22,14 @@ def fill_random(memory: dict[str, torch.Tensor], progress: LoadProgress | None =
     total: int = sum(t.numel() * t.element_size() for t in memory.values())
     done = 0
     for name, tensor in memory.items():
-        if tensor.dim() < 2:
-            tensor.fill_(1.0)
-        else:
-            seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "little")
-            generator = torch.Generator().manual_seed(seed)
-            for row in tensor.split(max(1, (1 << 20) // tensor.shape[-1])):
-                row.copy_(torch.randn(row.shape, generator=generator).mul_(STD))
-        done += tensor.numel() * tensor.element_size()
-        if progress is not None:
-            progress(done, total)
+        seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "little")
+        generator = torch.Generator().manual_seed(seed)
+        for rows in tensor.split(max(1, (1 << 20) // tensor.shape[-1])):
+            if tensor.dim() < 2:
+                rows.fill_(1.0)
+            else:
+                rows.copy_(torch.randn(rows.shape, generator=generator).mul_(STD))
+            done += rows.numel() * rows.element_size()
+            if progress is not None:
+                progress(done, total)
     return total

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 from collections.abc import Callable
 
 log = logging.getLogger(__name__)
@@ -12,7 +13,19 @@ log = logging.getLogger(__name__)
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
     """uvloop's, or asyncio's where there is no uvloop."""
+    hold_standard_files()
     return _factory()()
+
+
+def hold_standard_files() -> None:
+    """Put the null device where standard files were closed, for good.
+
+    The next socket would take such a number: what somebody prints would go into it, and libuv aborts its process rather than
+    close one of them.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 @functools.cache

@@ -71,7 +71,7 @@ def application(
         ["/bin/sh", "-c", shell.format(command) if shell else command],
         env={**ENVIRONMENT, **how}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, cwd=tmp_path,
     )  # fmt: skip
-    return out.read_text() or f"nothing; status {done.returncode}, {done.stderr[-500:]}"
+    return out.read_text() if done.returncode == 0 else f"{out.read_text()}; status {done.returncode}, {done.stderr[-500:]}"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -14,7 +15,7 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from bench import pipes, serving
+from bench import codec, pipes, prefill, serving
 from bench.arguments import OptionError
 from bench.program import BenchError, program
 from bloombee.errors import LinkDown
@@ -71,6 +72,38 @@ def test_what_cannot_be_is_refused_before_anything_starts(
     assert out.err.startswith(f"{name}: ")
     assert said in out.err
     assert not out.out
+
+
+def test_without_arguments_pipes_are_measured_flat() -> None:
+    assert pipes._parse([]).mode == "flat"
+
+
+def test_without_arguments_the_codec_is_measured_on_the_demo_models_activations(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(codec, "rows_of", lambda name, *_: [SimpleNamespace(exact=name != "L4")])
+    monkeypatch.setattr(codec, "show", lambda row: None)
+    monkeypatch.setattr(sys, "argv", ["codec"])
+    assert codec.main() == 1
+    monkeypatch.setattr(sys, "argv", ["codec", "--only", "L1"])
+    assert codec.main() == 0
+
+
+def test_without_arguments_prompts_are_measured_alone_and_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[tuple[str, str, str]] = []
+
+    async def run(part: str, profile: prefill.Profile, options: argparse.Namespace) -> bool:
+        measured.append((part, profile.name, options.model))
+        return part not in missed
+
+    monkeypatch.setattr(prefill, "run", run)
+    monkeypatch.setattr(sys, "argv", ["prefill"])
+    missed: set[str] = set()
+    assert prefill.main() == 0
+    large, small = "standin:llama-30b", "standin:1024x16"
+    assert measured == [("alone", "20M-100ms", large), ("alone", "100M-60ms", large), ("beside", "20M-100ms", small)]
+    missed = {"alone"}
+    assert prefill.main() == 1
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,16 @@ def test_collapsed_memory_holds_what_it_held() -> None:
     assert torch.equal(held, before)
 
 
+def test_memory_is_collapsed_by_parts_each_of_which_is_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts: list[tuple[int, int]] = []
+    told: list[int] = []
+    monkeypatch.setattr(hugepages, "_page_size", lambda: 1000)
+    monkeypatch.setattr(hugepages, "_madvise", lambda: lambda address, count, _: parts.append((address, count)) or 0)
+    assert hugepages.collapse([(5000, 30_000), (200_000, 1000)], lambda: told.append(len(parts))) == 31
+    assert parts == [(5000, 16_000), (21_000, 14_000), (200_000, 1000)]
+    assert told == [1, 2, 3]
+
+
 @pytest.mark.skipif(not hugepages.sys.platform.startswith("linux"), reason="only Linux takes pages back")
 def test_forgotten_memory_is_zero_within_its_bounds() -> None:
     held = (ctypes.c_char * 100_000)(*b"x" * 100_000)

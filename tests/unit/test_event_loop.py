@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from bloombee import loop_thread
+from bloombee.loop_thread import LoopThread
 from bloombee.roles import event_loop
 
 
@@ -37,6 +40,22 @@ def test_uvloop_serves_where_it_is() -> None:
     loop = event_loop.new_event_loop()
     assert isinstance(loop, uvloop.Loop)
     loop.close()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_loop_ends_where_standard_files_are_closed(closed: str) -> None:
+    program = "from bloombee.roles.event_loop import new_event_loop; new_event_loop().close()"
+    done = subprocess.run(["/bin/sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, program], timeout=60)
+    assert done.returncode == 0
+
+
+def test_a_thread_without_means_for_a_loop_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> asyncio.AbstractEventLoop:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(loop_thread, "new_event_loop", fail)
+    with pytest.raises(OSError, match="too many"):
+        LoopThread("none")
 
 
 def test_a_swarm_answers_without_uvloop() -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from bloombee.engine.hub import Repo
 from bloombee.engine.packed import can_pack, pack_linears
+from bloombee.engine.synthetic import fill_random
 from bloombee.roles import device
 from bloombee.roles.device import DeviceThread
 
@@ -38,6 +39,13 @@ def test_every_layer_that_is_packed_is_progress() -> None:
     told: list[int] = []
     pack_linears(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)), on_packed=lambda: told.append(1))
     assert len(told) == 2
+
+
+def test_a_large_tensor_of_random_weights_is_progress_while_it_is_made() -> None:
+    told: list[tuple[int, int]] = []
+    fill_random({"embedding": torch.empty(3 << 10, 1 << 10), "norm": torch.empty(8)}, lambda *parts: told.append(parts))
+    mib = 4 << 20
+    assert told == [(mib, 3 * mib + 32), (2 * mib, 3 * mib + 32), (3 * mib, 3 * mib + 32), (3 * mib + 32, 3 * mib + 32)]
 
 
 def test_progress_is_told_now_and_then_and_when_all_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

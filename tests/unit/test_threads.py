@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -42,6 +44,23 @@ def test_local_workers_share_the_cores_that_this_process_may_use(monkeypatch: py
 
     assert [threads(workers=workers) for workers in (1, 3, 4, 7)] == [6, 2, 1, 1]
     assert threads(workers=3, threads=5) == 5
+
+
+def test_threads_that_wait_for_each_other_leave_the_cores_to_others() -> None:
+    """Asked of the library that runs them."""
+
+    def spins(**asked: str) -> str:
+        others = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+        environment = {**others, **asked, "OMP_DISPLAY_ENV": "verbose"}
+        command = [sys.executable, "-c", "import bloombee.engine, torch"]
+        said = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=True).stderr
+        if "GOMP_SPINCOUNT" not in said:
+            pytest.skip("this torch's threads are not those of GNU OpenMP")
+        return next(line.split("'")[1] for line in said.splitlines() if "GOMP_SPINCOUNT" in line)
+
+    assert spins() == "3000"
+    assert spins(OMP_WAIT_POLICY="passive") == "0", "as asked"
+    assert spins(GOMP_SPINCOUNT="70") == "70", "as asked"
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
