@@ -208,7 +208,7 @@ def device_codec(table: Table, dtype: Dtype, longest: int, channels: int) -> Cod
     """On the GPU, values and messages both there; timed by events in its stream."""
     import torch
 
-    from bloombee.codec import device
+    from bloombee.codec import cuda as device
     from bloombee.engine.device_clock import clock_of, seconds_of
 
     device.native()

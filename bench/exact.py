@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from bench.arguments import Parser
 from bench.program import program
-from bloombee.plan.standin import is_standin, standin_token
+from bloombee.models.standin import is_standin, standin_token
 from bloombee.roles.child import start_child
 from bloombee.types import Dtype
 

@@ -27,11 +27,11 @@ from bench.arguments import Parser, names, seconds
 from bench.micro import SWARM, child, forward
 from bench.profiles import Profile, load_profile
 from bench.program import headline, program
+from bloombee.links.estimator import LinkFacts
+from bloombee.links.frames import LinkMeter
 from bloombee.pipeline.frames import FrameReceiver
-from bloombee.plan.meter import LinkFacts
 from bloombee.transport import Endpoint, KeyPair
 from bloombee.transport.keys import generate
-from bloombee.transport.meter import LinkMeter
 from bloombee.types import Lane
 from bloombee.wire.envelope import Envelope
 from bloombee.wire.messages import Ack, Forward, Heartbeat

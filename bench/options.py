@@ -15,8 +15,8 @@ from bench.profiles import SCALED_HIDDEN, load_profile, profile_names
 from bench.techniques import TECHNIQUES, Technique, find_technique
 from bench.texts import MAX_PROMPT_TOKENS, most_prompts
 from bloombee.config import RuntimeConfig
+from bloombee.models.standin import is_standin, standin_card
 from bloombee.pace import parse_pace
-from bloombee.plan.standin import is_standin, standin_card
 
 LADDER = ("500M-10ms", "125M-60ms", "20M-100ms")
 DEFAULT_BUDGET_S = 95.0

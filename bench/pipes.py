@@ -40,8 +40,8 @@ from bench.program import machine, program
 from bench.ring import Ring, RingSpec
 from bench.spread import interval
 from bench.texts import prompts
+from bloombee.models.standin import is_standin, standin_card
 from bloombee.pace import parse_pace
-from bloombee.plan.standin import is_standin, standin_card
 
 FLAT_GOAL, MODEL_GOAL, CHOICE_GOAL = 0.97, 0.95, 0.95
 Line = dict[str, Any]

@@ -32,16 +32,16 @@ from bench.profiles import Profile, load_profile
 from bench.program import headline, program
 from bench.ring import Ring, RingSpec
 from bench.spread import quantile
+from bloombee.control.chunks import Chunks
+from bloombee.models.standin import standin_card
 from bloombee.pace import Pace, parse_pace
 from bloombee.pipeline.events import Tune
-from bloombee.plan.chunk import Chunks
-from bloombee.plan.standin import standin_card
 from bloombee.types import Phase
 
 ALONE_GOAL = 1.15
 """As in simulation (tests/sim/test_prompts.py)."""
 BESIDE_GOAL = 1.10
-"""What chunks beside decode are made for (``bloombee/plan/chunk.py``)."""
+"""What chunks beside decode are made for (``bloombee/control/chunks.py``)."""
 SETTLE_S = 6.0
 """What is tuned while it runs gets this long."""
 SPARE_TOKENS = 100_000

@@ -14,10 +14,10 @@ from bench.load import SETTLE_TOKENS, most_tokens
 from bench.profiles import Profile
 from bloombee.kv.pool import pages_for
 from bloombee.machine import MEMORY_SHARE, free_memory
+from bloombee.models.card import ModelCard
+from bloombee.models.standin import default_pace, is_standin, standin_card, standin_memory_bytes
 from bloombee.pace import Pace
-from bloombee.plan.card import ModelCard
 from bloombee.plan.plan import split_layers
-from bloombee.plan.standin import default_pace, is_standin, standin_card, standin_memory_bytes
 from bloombee.runtime import Runtime
 from bloombee.types import Dtype
 

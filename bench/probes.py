@@ -18,10 +18,10 @@ from bloombee.pace import Pace
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Outcome, Work
-from bloombee.roles.device import DeviceThread
-from bloombee.sim.cluster import SimCluster
+from bloombee.roles.executor import DeviceThread
+from bloombee.sim.cluster import SimCluster, SimWorker
 from bloombee.types import Phase
-from bloombee.wire.messages import Assign
+from bloombee.wire.messages import Load
 
 PAGE = 16
 STAGES, SEQUENCES, TOKENS, MICROBATCHES = 3, 32, 64, 4
@@ -163,13 +163,13 @@ class _Recorded(SimCluster):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.assigns: dict[int, Assign] = {}
+        self.loads: dict[int, Load] = {}
         self.scheduler = cast(SchedulerCore, _Recorder(self.scheduler))
 
-    def _load(self, assign: Assign, worker: int) -> None:
-        super()._load(assign, worker)
-        self.assigns[assign.stage] = assign
-        self.stages[assign.stage] = cast(StageCore, _Recorder(self.stages[assign.stage]))
+    def _load(self, worker: SimWorker, load: Load) -> None:
+        super()._load(worker, load)
+        self.loads[worker.index] = load
+        worker.core = cast(StageCore, _Recorder(worker.core))
 
 
 def measure_cores(rounds: int) -> list[Row]:
@@ -188,7 +188,7 @@ def measure_cores(rounds: int) -> list[Row]:
         "scheduler core": (cast(_Recorder, ring.scheduler), lambda: SchedulerCore(**limits))
     }
     for name, stage in {"first": 0, "middle": 1, "last": STAGES - 1}.items():
-        new = partial(StageCore, ring.assigns[stage], resend_after_s=limits["resend_after_s"])
+        new = partial(StageCore, ring.loads[stage], resend_after_s=limits["resend_after_s"])
         cores[f"{name} stage's core"] = (cast(_Recorder, ring.stages[stage]), new)
     rows = []
     for name, (recorded, make) in cores.items():

@@ -24,9 +24,9 @@ from bench.summary import Subject, cell_line, failed_line, peer_line
 from bench.techniques import TECHNIQUES
 from bench.texts import prompts
 from bloombee.errors import AddressInUse, BloomBeeError, ConfigError
+from bloombee.models.card import ModelCard
+from bloombee.models.standin import default_pace, is_standin, standin_card
 from bloombee.pace import Pace, parse_pace
-from bloombee.plan.card import ModelCard
-from bloombee.plan.standin import default_pace, is_standin, standin_card
 from bloombee.runtime import Runtime
 from tools.wan_native import WanError
 

@@ -43,8 +43,8 @@ from bench.program import BenchError, machine, program
 from bench.ring import Ring, RingSpec
 from bench.spread import quantile
 from bloombee.errors import BloomBeeError, ConfigError, Infeasible, QueueFull
+from bloombee.models.standin import is_standin, standin_token
 from bloombee.pace import parse_pace
-from bloombee.plan.standin import is_standin, standin_token
 
 HEAVY_PROMPT, HEAVY_NEW = 64, 64
 SINGLE_PROMPT, SINGLE_NEW = 32, 8

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bloombee.errors import BloomBeeError
 from bloombee.plan.plan import Plan
 from bloombee.types import VERSION as __version__
-from bloombee.types import Dtype, FinishReason, Generation, LoadProgress, SamplingParams, Token
+from bloombee.types import Dtype, FinishReason, Generation, LoadProgress, SamplingParams, SwarmEvent, SwarmEventKind, Token
 
 if TYPE_CHECKING:
     from bloombee.runtime import Runtime
@@ -21,6 +21,8 @@ __all__ = [
     "Plan",
     "Runtime",
     "SamplingParams",
+    "SwarmEvent",
+    "SwarmEventKind",
     "Token",
     "__version__",
 ]

@@ -12,7 +12,7 @@ def split_planes(data: int, out: int, num_elements: int, element_bytes: int, str
 def join_planes(planes: int, out: int, num_elements: int, element_bytes: int, stream: int = 0) -> None:
     """planes [element_bytes, num_elements] bytes -> out [num_elements, element_bytes] bytes."""
 
-# -- csrc/cuda/codec.h; see bloombee.codec.device
+# -- csrc/cuda/codec.h; see bloombee.codec.cuda
 
 def codec_workspace_bytes(rows: int, channels: int, dtype: int, row_bits: int, unit_log2: int = 14) -> int: ...
 def codec_encode(

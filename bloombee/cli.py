@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 SWARM = (
     "workers",
+    "spares",
     "split",
     "dtype",
     "device",
@@ -168,6 +169,7 @@ def head(swarm: Given, sampling: Given, *, chat: Chat = False, json: Json = Fals
       bloombee head --workers 2 --listen 'tcp://*:7700' \\
           --advertise tcp://203.0.113.5:7700
       bloombee head --model ./Qwen3-0.6B --workers 3 --chat < questions.txt
+      bloombee head --workers 2 --spares 1 --listen 'tcp://*:7700'
     """
     base = _config(config).runtime
     wanted = swarm.pop("workers", len(swarm.get("split", ())) or base.num_stages)
@@ -197,7 +199,7 @@ def doctor(
 
     if profile is not None:
         WorkerConfig(device=device, threads=threads)  # refuses what no worker could be given
-        from bloombee.engine.profile import profile as measured
+        from bloombee.engine.profiling.full import profile as measured
 
         found = measured(profile, device=device, threads=threads)
         print(found.to_json() if json else profile_table(found))
@@ -396,8 +398,10 @@ async def _answer_lines(config: RuntimeConfig, params: SamplingParams, *, chat: 
 
     def announce(tokens: Sequence[str]) -> None:
         joins = "\n".join(f"    bloombee worker --join {token}" for token in tokens)
-        count = f"{len(tokens)} worker{'s' * (len(tokens) > 1)}"
-        say(f"waiting for {count}; run each of these once, {where(tokens[0])}:\n\n{joins}\n")
+        stages = config.num_stages
+        count = f"{stages} worker{'s' * (stages > 1)}"
+        others = f" (and {config.spares} to spare)" if config.spares else ""
+        say(f"waiting for {count}{others}; run each of these once, {where(tokens[0])}:\n\n{joins}\n")
 
     async with open_runtime(config, announce=announce) as runtime:
         async for line in _lines():

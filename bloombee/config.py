@@ -59,6 +59,7 @@ class RuntimeConfig:
     workers: int = option(3, "How many worker processes to start on this machine; one stage each.")
     split: tuple[int, ...] | None = option(None, "Layers of each stage, as 3,3,2; default: as even as can be.")
     dtype: str = option("auto", "auto (the checkpoint's own), bfloat16, float16 or float32.")
+    spares: int = option(0, "How many more workers to have: they take the place of any that is lost.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N; of the workers started here.")
     listen: str = option("tcp://127.0.0.1:0", "Where the head listens for workers; tcp://*:PORT: on all addresses.")
     advertise: str | None = option(None, "How workers reach that address; default: itself, or every own one for *.")
@@ -96,6 +97,7 @@ class RuntimeConfig:
         _check(self, "listen", self.listen is not None, LISTEN_RULE)
         _check_endpoint(self, "listen", read_listen, LISTEN_RULE)
         _check_endpoint(self, "advertise", read_told, TOLD_RULE)
+        _check(self, "spares", _whole(self.spares, 0, 1000), "a whole number from 0 to 1000")
         _check(self, "remote_workers", _whole(self.remote_workers, 0, 1000), "a whole number from 0 to 1000")
         _check(
             self, "microbatches", self.microbatches is None or _whole(self.microbatches, 1, 256), "a whole number from 1 to 256"
@@ -141,6 +143,11 @@ class RuntimeConfig:
     def num_stages(self) -> int:
         """One stage a worker, wherever the workers are."""
         return self.remote_workers or self.workers
+
+    @property
+    def num_workers(self) -> int:
+        """Those with a stage, and the spares."""
+        return self.num_stages + self.spares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 
 from bloombee.config import LocalWorker, RuntimeConfig, merge
 from bloombee.errors import BloomBeeError, ConfigError, RuntimeClosed
+from bloombee.links.estimator import LinkFacts
 from bloombee.loop_thread import LoopThread
-from bloombee.plan.card import ModelCard
-from bloombee.plan.meter import LinkFacts
+from bloombee.models.card import ModelCard
 from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
 from bloombee.plan.topology import Topology
@@ -31,7 +31,7 @@ from bloombee.roles.head import HeadRole
 from bloombee.roles.prompts import Prompt
 from bloombee.sync import SyncRuntime
 from bloombee.transport.descriptors import require_descriptors
-from bloombee.types import FinishReason, Generation, LoadProgress, SamplingParams, StageUse, Token, WorkerId
+from bloombee.types import FinishReason, Generation, LoadProgress, SamplingParams, StageUse, SwarmEvent, Token, WorkerId
 from bloombee.utf8 import surrogate_at
 
 T = TypeVar("T")
@@ -246,6 +246,39 @@ class Runtime:
     def num_requests(self) -> int:
         """Requests that are waiting or running."""
         return self._started().num_requests
+
+    @property
+    def worker_pids(self) -> dict[WorkerId, int]:
+        """Process ids of the workers that were started here and live."""
+        return self._started().worker_pids
+
+    async def events(self) -> AsyncGenerator[SwarmEvent, None]:
+        """What happened in the swarm so far (the last thousand events), and what happens from now on, until it is closed.
+
+        Cancelled: nothing is left behind.
+        """
+        caller, arrived = asyncio.get_running_loop(), asyncio.Event()
+        waiting: collections.deque[SwarmEvent | None] = collections.deque()
+
+        def take(event: SwarmEvent | None) -> None:
+            waiting.append(event)
+            with contextlib.suppress(RuntimeError):  # the caller's loop has ended
+                caller.call_soon_threadsafe(arrived.set)
+
+        bulletin, home = self._started().bulletin, self._home
+        assert home is not None
+        home.soon(bulletin.listen, take)
+        try:
+            while True:
+                while waiting:
+                    event = waiting.popleft()
+                    if event is None:
+                        return
+                    yield event
+                await arrived.wait()
+                arrived.clear()
+        finally:
+            home.soon(bulletin.leave, take)
 
     async def pages_free(self) -> tuple[int, ...]:
         """Free KV pages of every stage, asked now; all of them when nothing runs."""

@@ -15,7 +15,7 @@ from bloombee.transport.descriptors import require_descriptors
 from bloombee.types import Generation, SamplingParams, Token
 
 if TYPE_CHECKING:
-    from bloombee.plan.card import ModelCard
+    from bloombee.models.card import ModelCard
     from bloombee.plan.plan import Plan
     from bloombee.roles.prompts import Prompt
     from bloombee.runtime import Runtime

@@ -312,3 +312,38 @@ class LoadProgress:
     total_bytes: int
     phase: str
     num_missing: int = 0
+
+
+class SwarmEventKind(enum.StrEnum):
+    """What may happen in a swarm."""
+
+    JOINED = "joined"
+    """A worker was let in."""
+    PLANNED = "planned"
+    """It was decided who runs what in an epoch; those that have not loaded begin to."""
+    WIRING = "wiring"
+    """All have loaded; each is told its neighbours."""
+    UP = "up"
+    """The epoch runs: after the start, and after each recovery."""
+    LOST = "lost"
+    """A worker is gone."""
+    DOWN = "down"
+    """Nothing runs any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmEvent:
+    """Something that happened in the swarm.
+
+    Args:
+        at_s: when, by ``time.monotonic``.
+        epoch: of the plan that it is about; 0: of none.
+        worker, name: whom it is about, if one.
+    """
+
+    kind: SwarmEventKind
+    at_s: float
+    epoch: int = 0
+    worker: WorkerId | None = None
+    name: str = ""
+    reason: str = ""

@@ -15,7 +15,7 @@ from bloombee.engine.checkpoint import resolve
 from bloombee.engine.model import SpanModel
 from bloombee.pipeline.work import Outcome, Pages, Segment, Work
 from bloombee.types import Dtype, PageGroup, Phase, Span
-from bloombee.wire.messages import Assign, Pick, Sampling
+from bloombee.wire.messages import Load, Pick, Sampling
 
 GREEDY = Sampling(
     temperature=0, top_k=0, top_p=1, min_p=0, repetition_penalty=1, presence_penalty=0, frequency_penalty=0, seed=0, logprobs=-1
@@ -122,14 +122,14 @@ def load_chain(
 class ModelDevice:
     """A stage's model as the device of a simulated cluster."""
 
-    def __init__(self, directory: Path | str, assign: Assign) -> None:
+    def __init__(self, directory: Path | str, load: Load) -> None:
         self.model = SpanModel.load(
             resolve(str(directory)),
-            Span(assign.start, assign.stop),
+            Span(load.start, load.stop),
             dtype=Dtype.FLOAT32,
-            groups=[PageGroup(group.window, group.num_pages) for group in assign.groups],
-            page_size=assign.page_size,
-            rules=assign.rules,
+            groups=[PageGroup(group.window, group.num_pages) for group in load.groups],
+            page_size=load.page_size,
+            rules=load.rules,
         )
 
     def run(self, work: Work) -> Outcome:

@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any
 
 from bench.profiles import load_profile
+from bloombee.links.estimator import LinkEstimator
+from bloombee.links.frames import LinkMeter
 from bloombee.pace import Pace
-from bloombee.plan.meter import LinkEstimator
 from bloombee.plan.topology import Link
 from bloombee.sim.cluster import HEADER_BYTES, SimCluster
 from bloombee.sim.network import PIECE_BYTES, LinkShape, SimLink
-from bloombee.transport.meter import LinkMeter
 from bloombee.types import Lane
 from bloombee.wire.messages import Ack, AnyMessage, Forward, Verdict
 

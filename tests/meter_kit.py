@@ -7,9 +7,9 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from bloombee.plan.meter import LinkEstimator, LinkFacts
+from bloombee.links.estimator import LinkEstimator, LinkFacts
+from bloombee.links.window import BulkWindow
 from bloombee.types import Lane
-from bloombee.wire.window import BulkWindow
 
 MBIT = 1e6 / 8
 

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from bloombee.wire.window import BulkWindow
+from bloombee.links.window import BulkWindow
 
 
 @dataclass

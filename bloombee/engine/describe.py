@@ -13,13 +13,13 @@ from transformers.configuration_utils import PreTrainedConfig
 from bloombee.engine.checkpoint import Checkpoint, resolve
 from bloombee.engine.digest import weight_digests
 from bloombee.engine.generation import read_generation
-from bloombee.engine.probe import probe
 from bloombee.engine.rotary import restart_at
 from bloombee.engine.skeleton import Skeleton, build
+from bloombee.engine.stored import probe
 from bloombee.engine.token_bytes import token_bytes
 from bloombee.errors import ConfigError
-from bloombee.plan.card import ModelCard
-from bloombee.plan.standin import is_standin, standin_card
+from bloombee.models.card import ModelCard
+from bloombee.models.standin import is_standin, standin_card
 from bloombee.types import Span
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "tekken.json")

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, WatermarkingConfig
 
 from bloombee.engine.checkpoint import Checkpoint
 from bloombee.errors import ConfigError, ModelUnsupported
-from bloombee.plan.rules import Defaults, LogitsRules, Watermark
+from bloombee.models.rules import Defaults, LogitsRules, Watermark
 from bloombee.wire.messages import MAX_RULE_TOKENS
 
 FILE = "generation_config.json"

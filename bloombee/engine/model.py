@@ -17,11 +17,11 @@ from bloombee.engine.cache import SlotCache, Step
 from bloombee.engine.checkpoint import Checkpoint
 from bloombee.engine.digest import require_same_weights
 from bloombee.engine.packed import Watch, pack_linears
-from bloombee.engine.probe import probe
 from bloombee.engine.processors import Processors
 from bloombee.engine.rotary import lengths_of
 from bloombee.engine.sampler import SamplerRow, sample
 from bloombee.engine.skeleton import Skeleton, build, splice
+from bloombee.engine.stored import probe
 from bloombee.engine.synthetic import fill_random
 from bloombee.engine.weights import Loading, LoadProgress, fill, materialize, plan_loading
 from bloombee.errors import ConfigError, DeviceError, LocalProtocolError, RemoteProtocolError

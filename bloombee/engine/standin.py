@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.errors import ConfigError, LocalProtocolError, RemoteProtocolError
+from bloombee.models.card import ModelCard
+from bloombee.models.standin import default_pace, standin_card, standin_token
 from bloombee.pace import Pace
 from bloombee.pipeline.work import Segment, Work
-from bloombee.plan.card import ModelCard
 from bloombee.plan.plan import check_fits
-from bloombee.plan.standin import default_pace, standin_card, standin_token
 from bloombee.types import Dtype, PageGroup, Span
 from bloombee.wire.messages import Pick
 

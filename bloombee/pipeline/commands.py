@@ -5,8 +5,18 @@ from __future__ import annotations
 from msgspec import Struct
 
 from bloombee.errors import BloomBeeError
-from bloombee.pipeline.events import Cancel, Emitted, Ended, Open, PipelineLost, PlanReady, Port, StageRestored
-from bloombee.pipeline.work import Work
+from bloombee.pipeline.events import (
+    Cancel,
+    Emitted,
+    Ended,
+    Open,
+    PipelineLost,
+    PlanBroken,
+    PlanWired,
+    Port,
+    StageRestored,
+)
+from bloombee.pipeline.work import Piece, Work
 from bloombee.plan.plan import Plan
 from bloombee.types import FinishReason, Lane, WorkerId
 from bloombee.wire.messages import AnyMessage, Pick
@@ -27,22 +37,42 @@ class Compute(Struct, frozen=True, gc=False):
     work: Work
 
 
+class Gather(Struct, frozen=True, gc=False):
+    """Put rows that left this stage together again, in order, as one frame; answer with Gathered or ComputeFailed."""
+
+    number: int
+    pieces: tuple[Piece, ...]
+    num_rows: int
+
+
 class TellHead(Struct, frozen=True, gc=False):
     message: Emitted | Ended
 
 
 class TellScheduler(Struct, frozen=True, gc=False):
-    message: Open | Cancel | PlanReady | PipelineLost | StageRestored
+    message: Open | Cancel | PlanWired | PlanBroken | PipelineLost | StageRestored
 
 
 class PlanMade(Struct, frozen=True, gc=False):
-    """The head decided who runs what; links may be opened. ``Assign`` messages follow as Sends."""
+    """The head decided who runs what; ``Load`` messages follow as Sends."""
 
     plan: Plan
 
 
 class PipelineUp(Struct, frozen=True, gc=False):
+    """Every stage of the plan is loaded and wired; again after each recovery."""
+
     plan: Plan
+
+
+class PipelineBroken(Struct, frozen=True, gc=False):
+    """A stage is lost, another worker takes its place."""
+
+    lost: WorkerId
+    lost_name: str
+    replacement: WorkerId
+    name: str
+    reason: str
 
 
 class PipelineDown(Struct, frozen=True, gc=False):
@@ -90,10 +120,12 @@ class ReportProgress(Struct, frozen=True, gc=False):
 Command = (
     Send
     | Compute
+    | Gather
     | TellHead
     | TellScheduler
     | PlanMade
     | PipelineUp
+    | PipelineBroken
     | PipelineDown
     | Dismiss
     | Deliver

@@ -6,11 +6,11 @@ import enum
 
 from msgspec import Struct
 
+from bloombee.control.chunks import Chunks
+from bloombee.control.operate import Tuning
 from bloombee.errors import BloomBeeError
 from bloombee.pipeline.work import Outcome
-from bloombee.plan.chunk import Chunks
 from bloombee.plan.plan import Plan
-from bloombee.plan.tune import Tuning
 from bloombee.types import FinishReason, Lane, SequenceId, WorkerId
 from bloombee.wire.messages import AnyMessage, Pick, Sampling
 
@@ -53,14 +53,28 @@ class Computed(Struct, frozen=True, gc=False):
     now: float
 
 
+class Gathered(Struct, frozen=True, gc=False):
+    number: int
+    payload: object
+    now: float
+
+
+class Greeted(Struct, frozen=True, gc=False):
+    """Both neighbours of the seat of ``epoch`` are there."""
+
+    epoch: int
+    now: float
+
+
 class ComputeFailed(Struct, frozen=True, gc=False):
     error: BloomBeeError
     now: float
 
 
 class Recoded(Struct, frozen=True, gc=False):
-    """The kept frame ``frame`` of ``lane`` has been encoded otherwise: send it again so."""
+    """The kept frame ``frame`` of ``lane`` in ``epoch`` has been encoded otherwise: send it again so."""
 
+    epoch: int
     lane: Lane
     frame: int
     payload: object
@@ -68,16 +82,18 @@ class Recoded(Struct, frozen=True, gc=False):
 
 
 class Unsendable(Struct, frozen=True, gc=False):
-    """The frame ``frame`` of ``lane`` breaks a rule of the wire and cannot be sent as it is."""
+    """The frame ``frame`` of ``lane`` in ``epoch`` breaks a rule of the wire and cannot be sent as it is."""
 
+    epoch: int
     lane: Lane
     frame: int
     now: float
 
 
 class LinkRestored(Struct, frozen=True, gc=False):
-    """A connection came back: whatever was under way on it may be lost."""
+    """A connection of the seat of ``epoch`` came back: whatever was under way on it may be lost."""
 
+    epoch: int
     port: Port
     now: float
 
@@ -85,10 +101,16 @@ class LinkRestored(Struct, frozen=True, gc=False):
 # -- scheduler ---------------------------------------------------------------------------------
 
 
-class PlanReady(Struct, frozen=True, gc=False):
-    """Every stage of ``plan`` has loaded."""
+class PlanWired(Struct, frozen=True, gc=False):
+    """Every stage of ``plan`` has loaded and is told its neighbours: what is open goes on in its epoch."""
 
     plan: Plan
+    now: float
+
+
+class PlanBroken(Struct, frozen=True, gc=False):
+    """The epoch that runs has lost a stage; another one will follow."""
+
     now: float
 
 
@@ -216,6 +238,12 @@ class WorkerGone(Struct, frozen=True, gc=False):
     worker: WorkerId
     reason: str
     now: float
+
+
+class SwarmLost(Struct, frozen=True, gc=False):
+    """No pipeline will run any more."""
+
+    error: BloomBeeError
 
 
 class Submit(Struct, frozen=True, gc=False):

@@ -17,8 +17,8 @@ from msgspec.structs import replace
 
 from bloombee.errors import RemoteProtocolError
 from bloombee.pipeline.commands import Send
-from bloombee.types import Lane, Phase
-from bloombee.wire.messages import Ack, Forward
+from bloombee.types import Lane, Phase, SequenceId
+from bloombee.wire.messages import Ack, Forward, Verdict
 
 MAX_EXTRA = 256
 MAX_RESEND_FACTOR = 16
@@ -63,6 +63,10 @@ class FrameSender:
     def num_kept(self) -> int:
         """Frames sent and not acknowledged."""
         return len(self._kept)
+
+    def is_kept(self, number: int) -> bool:
+        """Sent and not acknowledged."""
+        return number in self._kept
 
     def can_send(self) -> bool:
         return self._next < self.limit and not self._backlog
@@ -117,6 +121,14 @@ class FrameSender:
         kept.sent_at = now
         kept.tries += 1
         return [kept.send]
+
+    def sequences(self, number: int) -> list[SequenceId]:
+        """Whose rows or picks are in a kept frame."""
+        kept = self._kept.get(number)
+        message = kept.send.message if kept is not None else None
+        if isinstance(message, Verdict):
+            return [pick.sequence for pick in message.picks]
+        return [item.sequence for item in message.items] if isinstance(message, Forward) else []
 
     def blank(self, number: int, now: float) -> list[Send]:
         """The same frame without what made it impossible to send: its microbatch comes home, and says nothing."""

@@ -15,8 +15,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
+from bloombee.control.chunks import Chunks, chunks_at
+from bloombee.control.operate import apart
 from bloombee.errors import (
     BloomBeeError,
     DeadlineExceeded,
@@ -37,7 +40,8 @@ from bloombee.pipeline.events import (
     Moved,
     Open,
     PipelineLost,
-    PlanReady,
+    PlanBroken,
+    PlanWired,
     StageRestored,
     Tick,
     Tune,
@@ -45,11 +49,26 @@ from bloombee.pipeline.events import (
 from bloombee.pipeline.fair import FairQueue
 from bloombee.pipeline.frames import FrameReceiver, LinkSender, lane_of
 from bloombee.pipeline.patience import Patience
-from bloombee.plan.chunk import Chunks, chunks_at
 from bloombee.plan.plan import Plan
-from bloombee.plan.tune import apart
 from bloombee.types import FinishReason, Lane, Phase, SequenceId
-from bloombee.wire.messages import MAX_ITEMS, NO_TOKEN, Ack, Close, Closed, Forward, Gap, Item, Opening, Pick, Sampling, Verdict
+from bloombee.wire.messages import (
+    MAX_ITEMS,
+    NO_TOKEN,
+    Ack,
+    Close,
+    Closed,
+    Forward,
+    Gap,
+    Holding,
+    Item,
+    Lost,
+    Opening,
+    Pick,
+    Resume,
+    Resumed,
+    Sampling,
+    Verdict,
+)
 
 VERDICT_WINDOW = 1 << 20
 """Verdicts are tiny and the scheduler never makes the last stage wait."""
@@ -64,7 +83,7 @@ LOOP_FORGETS = 1.001
 """By how much the quickest loop is doubted with each slower one."""
 MOST_ITEMS = 2048
 """Sequences of one microbatch: their picks, with twenty likely tokens each, must fit a verdict."""
-Event = Open | Cancel | Tune | PlanReady | PipelineLost | FromStage | StageRestored | Moved | Tick
+Event = Open | Cancel | Tune | PlanWired | PlanBroken | PipelineLost | FromStage | StageRestored | Moved | Tick
 
 
 @dataclass(slots=True)
@@ -84,9 +103,14 @@ class _Sequence:
     """Kept free for it on every stage, one a group."""
     num_sent: int = 0
     """Rows given to stage 0."""
+    num_to_fill: int = 0
+    """Rows that go as those of a prompt do: the prompt's, and whatever has to be sent again."""
     generation: int = 0
     waits_since: float = 0.0
     """When it last was admitted, sent on or given a token."""
+
+    def __post_init__(self) -> None:
+        self.num_to_fill = self.num_prompt_tokens
 
     @property
     def num_tokens(self) -> int:
@@ -103,7 +127,12 @@ class _Sequence:
 
     @property
     def in_prefill(self) -> bool:
-        return self.num_sent < self.num_prompt_tokens
+        return self.num_sent < self.num_to_fill
+
+    def go_back(self, position: int) -> None:
+        """Rows from ``position`` on are to be sent again, up to the newest that is known."""
+        self.num_sent = position
+        self.num_to_fill = self.num_tokens
 
 
 @dataclass(slots=True)
@@ -115,8 +144,6 @@ class _Flight:
     """Of the rows of prompts that may be under way."""
     lane: Lane
     sequences: tuple[SequenceId, ...]
-    picks: tuple[SequenceId, ...]
-    """Those of which a token must come."""
     overtaken_at: float | None = None
     """When one that was sent later on the same lane had come home."""
 
@@ -139,6 +166,12 @@ class _Pipeline:
     pages_free: list[int]
     """Of each group, on whichever stages have it."""
     patience: Patience
+    is_open: bool = False
+    """Stage 0 has said what it holds."""
+    is_broken: bool = False
+    """It has lost a stage: nothing enters it any more."""
+    asked_at: float | None = None
+    """When the last stage was last told what is known here; None: it has answered."""
     flights: dict[int, _Flight] = field(default_factory=dict)
     late: dict[int, _Flight] = field(default_factory=dict)
     """Given up; they may come home yet, and show how long it took."""
@@ -204,9 +237,11 @@ class SchedulerCore:
         if type(event) is FromStage:
             return self._from_stage(event.stage, event.message, event.now)
         match event:
-            case PlanReady(plan=plan):
-                self._start(plan)
-                return self._schedule(event.now)
+            case PlanWired(plan=plan):
+                return self._start(plan, event.now)
+            case PlanBroken():
+                self._break()
+                return []
             case Open():
                 return self._admit_later(event)
             case Cancel(sequence=sequence, now=now):
@@ -370,13 +405,75 @@ class SchedulerCore:
 
     # -- the pipeline ----------------------------------------------------------------------
 
-    def _start(self, plan: Plan) -> None:
-        if self._pipe is not None:
-            raise LocalProtocolError("a pipeline is running; hand-over between epochs is not spoken yet")
+    def _start(self, plan: Plan, now: float) -> list[Command]:
+        """Take over what is open from the epoch before: what was under way is forgotten here, the stages say what they hold."""
+        old = self._pipe
+        if old is not None and plan.epoch <= old.plan.epoch:
+            raise LocalProtocolError(f"epoch {plan.epoch} after epoch {old.plan.epoch}")
         sender = LinkSender(limit=plan.num_microbatches, resend_after_s=self._resend_after_s)
         pages = [group.num_pages for group in plan.groups]
-        patience = Patience(self._step_deadline_s)
-        self._pipe = _Pipeline(plan, sender, FrameReceiver(window=VERDICT_WINDOW), pages, patience)
+        patience = old.patience if old is not None else Patience(self._step_deadline_s)
+        pipe = _Pipeline(plan, sender, FrameReceiver(window=VERDICT_WINDOW), pages, patience)
+        stages = range(len(plan.stages))
+        pipe.closing = (
+            {sequence: replace(one, waiting=set(stages), asked_at=now) for sequence, one in old.closing.items()} if old else {}
+        )
+        held = [*(one.num_pages for one in self._open.values()), *(one.num_pages for one in pipe.closing.values())]
+        for need in held:
+            pipe.pages_free = [free - count for count, free in zip(need, pipe.pages_free, strict=True)]
+        self._pipe = pipe
+        return [self._say_known(pipe, now), *self._repeat_closes(pipe, set(stages), now, older_than_s=0.0)]
+
+    def _say_known(self, pipe: _Pipeline, now: float) -> Send:
+        """To the last stage, so that it says again which picks are lacking here."""
+        pipe.asked_at = now
+        known = tuple([Holding(one.id, one.generation, one.num_tokens) for one in self._open.values()])
+        return Send(pipe.last, Lane.CONTROL, Resume(pipeline=pipe.plan.pipeline, epoch=pipe.plan.epoch, holdings=known))
+
+    def _break(self) -> None:
+        if self._pipe is not None:
+            self._pipe.is_open, self._pipe.is_broken = False, True
+            self._pipe.flights.clear()
+            self._pipe.late.clear()
+
+    def _resume(self, pipe: _Pipeline, message: Resume, now: float) -> list[Command]:
+        """Stage 0 says what it holds: the rest is sent again. Said again it changes nothing."""
+        answer = Send(0, Lane.CONTROL, Resumed(pipeline=pipe.plan.pipeline, epoch=pipe.plan.epoch))
+        if pipe.is_open or pipe.is_broken:
+            return [answer]
+        pipe.is_open, pipe.moved_at = True, now
+        held = {holding.sequence: holding for holding in message.holdings}
+        for sequence in self._open.values():
+            sequence.waits_since = now
+            there = held.get(sequence.id)
+            have = there.have if there is not None and there.generation == sequence.generation else 0
+            if have < sequence.num_sent:
+                self._send_again(sequence, have)
+        return [answer, *self._schedule(now)]
+
+    def _send_again(self, sequence: _Sequence, position: int) -> None:
+        """Rows from ``position`` on, in turn with prompts."""
+        if not sequence.in_prefill:
+            if sequence in self._decode:
+                self._decode.remove(sequence)
+            self._prefill.push(sequence)
+        sequence.go_back(position)
+
+    def _lost(self, holdings: Sequence[Holding], now: float) -> list[Command]:
+        """No log reaches back far enough: from the start, as another generation. Said again it changes nothing."""
+        for sequence in self._meant(holdings):
+            sequence.generation += 1
+            self._send_again(sequence, 0)
+        return self._schedule(now)
+
+    def _cannot_go_on(self, holdings: Sequence[Holding], now: float) -> list[Command]:
+        """A stage could not pass on what it had computed of them, and went on without."""
+        return [command for one in self._meant(holdings) for command in self._end(one, _cannot_be_sent(one), now)]
+
+    def _meant(self, holdings: Sequence[Holding]) -> list[_Sequence]:
+        """Those that are open and still of that generation."""
+        known = [(self._open.get(holding.sequence), holding.generation) for holding in holdings]
+        return [sequence for sequence, generation in known if sequence is not None and sequence.generation == generation]
 
     def _lose(self, error: BloomBeeError) -> list[Command]:
         ended = [*self._open, *(sequence.id for sequence in self._waiting)]
@@ -391,7 +488,7 @@ class SchedulerCore:
     def _schedule(self, now: float) -> list[Command]:
         """Admit what fits, then send microbatches while there are rows and credit."""
         pipe = self._pipe
-        if pipe is None:
+        if pipe is None or not pipe.is_open:
             return []
         commands = self._admit(pipe, now)
         while self._may_decode(pipe) and pipe.can_send(Phase.DECODE):
@@ -458,7 +555,7 @@ class SchedulerCore:
             room = self._rows_at(sequence.num_sent, is_gentle=is_gentle) - rows
             if room <= 0:
                 break
-            count = min(room, sequence.num_prompt_tokens - sequence.num_sent)
+            count = min(room, sequence.num_to_fill - sequence.num_sent)
             items.append(self._item(sequence, count))
             rows += count
             if sequence.in_prefill:
@@ -470,8 +567,8 @@ class SchedulerCore:
     def _decode_items(self, pipe: _Pipeline) -> list[Item]:
         """About an even share of the decoding sequences for each microbatch that may be in flight.
 
-        By turns more and less while that is asked for (``plan/tune.py`` says why). What came home together goes on together, so
-        nothing waits for the sake of that.
+        By turns more and less while that is asked for (``control/operate.py`` says why). What came home together goes on
+        together, so nothing waits for the sake of that.
         """
         share = self._share(pipe)
         count, most = len(self._decode), self._largest(pipe)
@@ -518,7 +615,6 @@ class SchedulerCore:
             prefill_share=share,
             lane=lane,
             sequences=tuple(item.sequence for item in items),
-            picks=tuple(item.sequence for item in items if item.num_picks),
         )
         for item in items:
             self._open[item.sequence].waits_since = now
@@ -540,11 +636,11 @@ class SchedulerCore:
 
     def _from_stage(self, stage: int, message: object, now: float) -> list[Command]:
         pipe = self._pipe
-        if not isinstance(message, Verdict | Ack | Gap | Closed):
+        if not isinstance(message, Verdict | Ack | Gap | Closed | Resume | Resumed | Lost):
             raise RemoteProtocolError(f"{type(message).__name__} from stage {stage} is not expected")
         if pipe is None or (message.pipeline, message.epoch) != (pipe.plan.pipeline, pipe.plan.epoch):
             raise StalePlan(f"pipeline {message.pipeline} epoch {message.epoch} is not running", epoch=message.epoch)
-        allowed = {Verdict: pipe.last, Ack: 0, Gap: 0, Closed: stage}[type(message)]
+        allowed = {Verdict: pipe.last, Resumed: pipe.last, Ack: 0, Gap: 0, Resume: 0}.get(type(message), stage)
         if stage != allowed:
             raise RemoteProtocolError(f"{type(message).__name__} comes from stage {allowed}, not {stage}")
         match message:
@@ -557,6 +653,12 @@ class SchedulerCore:
                 return list(pipe.sender.resend_rows(sequence, have, now))
             case Closed():
                 return self._closed(pipe, stage, message, now)
+            case Resume():
+                return self._resume(pipe, message, now)
+            case Lost(holdings=holdings, is_final=is_final):
+                return self._cannot_go_on(holdings, now) if is_final else self._lost(holdings, now)
+        pipe.asked_at = None  # Resumed
+        return []
 
     def _verdict(self, pipe: _Pipeline, verdict: Verdict, now: float) -> list[Command]:
         if pipe.receiver.holds(verdict.frame):
@@ -564,22 +666,20 @@ class SchedulerCore:
         pipe.receiver.check(verdict.frame)
         pipe.receiver.hold(verdict.frame, now)
         pipe.receiver.retire([verdict.frame])
-        flight = self._home(pipe, verdict, now)
+        self._home(pipe, verdict, now)
         told: list[Command] = []
         for pick in verdict.picks:
             told += self._pick(pick, now)
-        if flight is not None and len(verdict.picks) < len(flight.picks):
-            told += self._end_unpicked(flight, verdict, now)
         return [*self._schedule(now), *told, self._acknowledge(pipe, now)]
 
-    def _home(self, pipe: _Pipeline, verdict: Verdict, now: float) -> _Flight | None:
+    def _home(self, pipe: _Pipeline, verdict: Verdict, now: float) -> None:
         """What came home, unless it is known to have."""
         self._moved(now)
         flight = pipe.flights.pop(verdict.microbatch, None)
         if flight is None:
             flight = pipe.late.pop(verdict.microbatch, None)
         if flight is None:
-            return None
+            return
         for number, other in pipe.flights.items():
             if number > verdict.microbatch:
                 break
@@ -589,17 +689,6 @@ class SchedulerCore:
         if flight.phase is Phase.DECODE:
             self._note_loop(flight, now)
             self.decoded = (self.decoded[0] + len(verdict.picks), now)
-        return flight
-
-    def _end_unpicked(self, flight: _Flight, verdict: Verdict, now: float) -> list[Command]:
-        """A stage could not pass on what it had computed of them, and went on without."""
-        picked = {pick.sequence for pick in verdict.picks}
-        commands: list[Command] = []
-        for number in flight.picks:
-            sequence = self._open.get(number)
-            if sequence is not None and number not in picked:
-                commands += self._end(sequence, _no_pick(sequence), now)
-        return commands
 
     def _note_loop(self, flight: _Flight, now: float) -> None:
         """Keep the quickest loop of late: what waited for others says nothing of the links."""
@@ -628,7 +717,10 @@ class SchedulerCore:
             finish = FinishReason.LENGTH
         told: list[Command] = [TellHead(Emitted(pick, finish))]
         if finish is None:
-            self._decode.append(sequence)
+            if sequence.in_prefill:  # it is being sent again, and this was known further on
+                sequence.num_to_fill = sequence.num_tokens
+            else:
+                self._decode.append(sequence)
             return told
         return [*told, *self._close(sequence, now)]
 
@@ -669,8 +761,12 @@ class SchedulerCore:
         pipe = self._pipe
         if pipe is None:
             return []
+        if pipe.is_broken:
+            return []
         stages = set(range(len(pipe.plan.stages)))
+        is_unanswered = pipe.asked_at is not None and now - pipe.asked_at >= self._resend_after_s
         return [
+            *([self._say_known(pipe, now)] if is_unanswered else []),
             *self._give_up_overdue(pipe, now),
             *pipe.sender.tick(now),
             *self._repeat_closes(pipe, stages, now, older_than_s=self._resend_after_s),
@@ -716,7 +812,7 @@ def _overdue(patience_s: float) -> DeadlineExceeded:
     )
 
 
-def _no_pick(sequence: _Sequence) -> SequenceLost:
+def _cannot_be_sent(sequence: _Sequence) -> SequenceLost:
     return SequenceLost(
         f"a stage could not pass on position {sequence.num_tokens} of this request; its log says why",
         position=sequence.num_tokens,

@@ -60,6 +60,14 @@ class Segment(Struct, frozen=True, gc=False):
         return len(self.tokens) // 4
 
 
+class Piece(Struct, frozen=True, gc=False):
+    """Rows [start, stop) of activations that left the stage before, as they were encoded then."""
+
+    payload: object
+    start: int
+    stop: int
+
+
 class Work(Struct, frozen=True, gc=False):
     """One microbatch for the device: ``segments`` packed in order, rows [t, d] likewise."""
 
@@ -99,4 +107,6 @@ class Outcome(Struct, frozen=True, gc=False):
     number: int
     hidden: object | None = None
     """Encoded frame to send; opaque to the core."""
+    num_bytes: int = 0
+    """Of that frame."""
     picks: tuple[Pick, ...] = ()

@@ -1,4 +1,4 @@
-"""What the cost model is asked about: the sizes of a model, and a plan with the way it is run. Pure data."""
+"""What the cost model is asked about: a plan with the way it is run. Pure data."""
 
 from __future__ import annotations
 
@@ -6,32 +6,6 @@ from dataclasses import dataclass
 
 from bloombee.errors import ConfigError
 from bloombee.types import WorkerId
-
-
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """Sizes of a model that a plan depends on.
-
-    Args:
-        hidden: d.
-        activation_bytes: of one element on a link.
-        layer_bytes: weights of one layer; all layers alike.
-        kv_token_bytes: KV of one token in one layer.
-        embedding_bytes: on the first stage besides; output_bytes: on the last.
-    """
-
-    hidden: int
-    num_layers: int
-    activation_bytes: int = 2
-    layer_bytes: int = 0
-    kv_token_bytes: int = 0
-    embedding_bytes: int = 0
-    output_bytes: int = 0
-
-    @property
-    def row_bytes(self) -> int:
-        """Raw activations of one row."""
-        return self.hidden * self.activation_bytes
 
 
 @dataclass(frozen=True, slots=True)

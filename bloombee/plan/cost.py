@@ -23,7 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bloombee.errors import ConfigError, Infeasible
-from bloombee.plan.candidate import Candidate, ModelShape
+from bloombee.models.shape import ModelShape
+from bloombee.plan.candidate import Candidate
 from bloombee.plan.topology import Cores, Topology
 from bloombee.types import HEAD, WorkerId
 
@@ -218,7 +219,7 @@ def prefill_s(
     Chunks follow each other: each starts on a stage or a link when it has arrived and the one before it is done there.
 
     Args:
-        chunk: the same everywhere, or by the position of a chunk's first row (``plan/chunk.py``).
+        chunk: the same everywhere, or by the position of a chunk's first row (``control/chunks.py``).
 
     Raises:
         ConfigError: ``tokens`` or ``chunk`` below 1, and as :func:`evaluate`.

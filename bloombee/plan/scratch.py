@@ -7,7 +7,7 @@ counts the sum.
 
 from __future__ import annotations
 
-from bloombee.plan.card import ModelCard
+from bloombee.models.card import ModelCard
 from bloombee.types import Dtype, Span
 
 SCORES = 1 << 22

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bloombee.errors import ConfigError
-from bloombee.plan.card import ModelCard
+from bloombee.models.card import ModelCard
 from bloombee.types import SamplingParams
 from bloombee.wire.messages import Sampling
 

@@ -108,13 +108,22 @@ class Sender:
             self._table = self._default
             self._first_ratio = self._ratio = None
 
+    def restart(self) -> None:
+        """Another receiver: it holds the default table and no other."""
+        self.unknown(self._table.key)
+
+    def decode(self, payload: Payload) -> memoryview:
+        """[rows * d] values as bytes, of a frame that this side has made; of one that was not coded the very buffer."""
+        header, buffer = payload
+        if header.codec == RAW:
+            return memoryview(buffer)
+        raw = bytearray(header.raw_bytes)
+        api.decode(buffer, raw, shape=(header.shape[0], self._channels), dtype=self._dtype, tables=self._made)
+        return memoryview(raw)
+
     def recode(self, payload: Payload) -> Payload:
         """The same frame for a receiver that does not know its table: with the default one. Not for the event loop."""
-        header, buffer = payload
-        rows = header.shape[0]
-        raw = bytearray(header.raw_bytes)
-        api.decode(buffer, raw, shape=(rows, self._channels), dtype=self._dtype, tables=self._made)
-        return self._encoded(memoryview(raw), rows, self._default)
+        return self._encoded(self.decode(payload), payload[0].shape[0], self._default)
 
     def _encoded(self, raw: memoryview, rows: int, table: Table) -> Payload:
         out = bytearray(api.bound(rows * self._channels, self._dtype))

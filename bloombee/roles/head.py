@@ -11,8 +11,9 @@ import functools
 import logging
 import secrets
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from bloombee.address import Address, loopback_of, reachable_at, read_listen, read_told
@@ -23,6 +24,7 @@ from bloombee.errors import (
     ConfigError,
     DeviceError,
     Infeasible,
+    LinkDown,
     LocalProtocolError,
     ProtocolError,
     RemoteProtocolError,
@@ -31,11 +33,15 @@ from bloombee.errors import (
     to_wire,
 )
 from bloombee.kv.pool import most_pages, pages_for
+from bloombee.links.estimator import LinkFacts
+from bloombee.links.frames import LinkMeter
+from bloombee.models.card import ModelCard
 from bloombee.pipeline.commands import (
     Command,
     Conclude,
     Deliver,
     Dismiss,
+    PipelineBroken,
     PipelineDown,
     PipelineUp,
     PlanMade,
@@ -49,9 +55,11 @@ from bloombee.pipeline.events import (
     CancelRequest,
     FromStage,
     Moved,
+    PlanWired,
     SchedulerSaid,
     StageRestored,
     Submit,
+    SwarmLost,
     Tick,
     WorkerAway,
     WorkerGone,
@@ -59,15 +67,15 @@ from bloombee.pipeline.events import (
     WorkerRestored,
     WorkerSaid,
 )
-from bloombee.pipeline.head import HeadCore, HeadLimits, PlanRequest
+from bloombee.pipeline.requests import RequestCore
 from bloombee.pipeline.scheduler import Event as SchedulerEvent
 from bloombee.pipeline.scheduler import SchedulerCore
-from bloombee.plan.card import ModelCard
-from bloombee.plan.meter import LinkFacts
+from bloombee.pipeline.swarm import PlanRequest, SwarmCore, SwarmLimits
 from bloombee.plan.plan import Plan, StagePlan, split_layers
 from bloombee.plan.profile import Profile
 from bloombee.plan.topology import LOCAL, Device, Link, Topology
 from bloombee.roles.asked import ask
+from bloombee.roles.bulletin import Bulletin
 from bloombee.roles.local_swarm import LocalSwarm
 from bloombee.roles.members import Members
 from bloombee.roles.profiles import from_message
@@ -80,7 +88,6 @@ from bloombee.roles.tuner import Tuner
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.interfaces import own_addresses
 from bloombee.transport.keys import generate
-from bloombee.transport.meter import LinkMeter
 from bloombee.types import (
     HEAD,
     DeviceUse,
@@ -89,6 +96,7 @@ from bloombee.types import (
     LoadProgress,
     SamplingParams,
     StageUse,
+    SwarmEventKind,
     WorkerId,
 )
 from bloombee.wire.envelope import MAX_TENSOR_BYTES, Envelope
@@ -102,10 +110,13 @@ from bloombee.wire.messages import (
     Goodbye,
     Join,
     LinkReport,
+    Lost,
     Measure,
     Measured,
     Profiled,
     Refused,
+    Resume,
+    Resumed,
     Tally,
     Verdict,
 )
@@ -153,13 +164,14 @@ class HeadRole:
         self._members = Members(
             self._endpoint, self._door, on_in=self._worker_in, on_away=self._away, on_gone=self._gone, on_restored=self._restored
         )
-        self._core: HeadCore
+        self._request_core = RequestCore(config.max_waiting)
+        self._core: SwarmCore
         self._scheduler: SchedulerCore
         """Once the model has been looked at."""
         self.max_rows: int
         """Most rows of a microbatch: as many as asked for, and no more than fit a frame."""
         self._requests = Requests(self._free)
-        self._asked: defaultdict[int, list[asyncio.Future[Measured]]] = defaultdict(list)
+        self._asked: defaultdict[int, deque[asyncio.Future[Measured]]] = defaultdict(deque)
         self._ticker: asyncio.Task[None] | None = None
         self._tuner_task: asyncio.Task[None] | None = None
         self.tuner: Tuner | None = None
@@ -168,6 +180,7 @@ class HeadRole:
         """What workers with a stage have said of themselves."""
         self._trace: HeadTrace | None = None
         self._meter = LinkMeter()
+        self.bulletin = Bulletin()
         self.codec_choices: dict[tuple[WorkerId, WorkerId], str] = {}
         """(from, to) -> whether activations are coded there, and why, as their senders reported last."""
         self._link_facts: dict[tuple[WorkerId, WorkerId], LinkFacts] = {}
@@ -192,7 +205,7 @@ class HeadRole:
         told = _told(self.config, bound)
         key = self._keys.public if self.config.curve else bytes(32)
         tokens = []
-        for index in range(self.config.num_stages):
+        for index in range(self.config.num_workers):
             secret = secrets.token_bytes(SECRET_BYTES)
             self._door.issue(secret)
             own = self._local.head_endpoint(index)
@@ -219,11 +232,8 @@ class HeadRole:
         )
         request = self._plan_request()
         split_layers(request.card.num_layers, request.num_workers, request.split)  # refused now, not when all workers are here
-        self._core = HeadCore(
-            request,
-            HeadLimits(self.config.max_waiting, self.config.heartbeat_s, self.config.silence_s, self.config.load_deadline_s),
-            links=[secrets.token_bytes(16) for _ in range(self.config.num_stages)],
-        )
+        limits = SwarmLimits(self.config.heartbeat_s, self.config.silence_s, self.config.load_deadline_s)
+        self._core = SwarmCore(request, limits, links=iter(partial(secrets.token_bytes, 16), b""))
         self._ticker = asyncio.get_running_loop().create_task(self._tick(), name="bloombee-head-tick")
         self._ticker.add_done_callback(self._ticker_ended)
 
@@ -245,6 +255,7 @@ class HeadRole:
             return
         self._closed = True
         closed = RuntimeClosed("the Runtime was closed")
+        self.bulletin.close()
         self._give_up_measuring(closed)
         if self._prompts is not None:
             self._prompts.close()
@@ -308,7 +319,7 @@ class HeadRole:
             priority,
             asked.max_time_s,
         )
-        self._do(self._core.handle(event))
+        self._do(self._request_core.handle(event))
 
     def cancel(self, number: int) -> None:
         """End a request and free its KV on every stage; nothing more goes to its sink."""
@@ -317,7 +328,7 @@ class HeadRole:
     def _free(self, number: int) -> None:
         """A request's KV on every stage, where there still is a pipeline."""
         if not self._closed and self._core.error is None:
-            self._do(self._core.handle(CancelRequest(number, time.monotonic())))
+            self._do(self._request_core.handle(CancelRequest(number, time.monotonic())))
 
     @property
     def num_requests(self) -> int:
@@ -329,6 +340,12 @@ class HeadRole:
         if self.plan is None:
             return {}
         return {(HEAD, self.plan.stages[0].worker): self._meter.facts(), **self._link_facts}
+
+    @property
+    def worker_pids(self) -> dict[WorkerId, int]:
+        """Process of each worker that was started here and lives."""
+        pids = {name: pid for pid, name in self._local.processes.items()}
+        return {worker: pids[name] for worker in self._members if (name := self._members.name(worker)) in pids}
 
     @property
     def is_settled(self) -> bool:
@@ -431,7 +448,7 @@ class HeadRole:
             page_size=config.page_size,
             max_rows=self.max_rows,
             num_microbatches=config.microbatches or MOST_MICROBATCHES,
-            order=self._local.names,
+            order=self._local.names[: config.num_stages],
             pages_fixed=config.kv_tokens is not None,
             codec=CodecMode[config.codec.upper()],
             trace=config.trace is not None,
@@ -498,6 +515,7 @@ class HeadRole:
         event = WorkerJoined(admitted.worker, join.name, join.endpoint, admitted.key, join.memory_bytes, time.monotonic())
         missing = max(0, self._core.num_missing - 1)
         self._on_progress(LoadProgress(admitted.worker, join.name, -1, 0, 0, "joined", missing))
+        self.bulletin.tell(SwarmEventKind.JOINED, worker=admitted.worker, name=join.name)
         self._do(self._core.handle(event))
 
     def _on_progress(self, progress: LoadProgress) -> None:
@@ -512,7 +530,7 @@ class HeadRole:
 
     def _from_worker(self, worker: WorkerId, message: AnyMessage) -> None:
         now = time.monotonic()
-        if isinstance(message, Verdict | Ack | Gap | Closed):
+        if isinstance(message, Verdict | Ack | Gap | Closed | Resume | Resumed | Lost):
             stage = self._core.stage_of(worker)
             if stage is None:
                 raise RemoteProtocolError(f"{type(message).__name__} from a worker without a stage")
@@ -525,6 +543,10 @@ class HeadRole:
                 if isinstance(message, Ack):
                     self._meter.acked(message, now)
         elif isinstance(message, LinkReport):
+            if self.plan is not None and message.epoch < self.plan.epoch:
+                return  # of a ring that is gone
+            if self.plan is not None and message.epoch < self.plan.epoch:
+                return  # of a ring that is gone
             if self.plan is None or (worker, message.target) not in self.plan.hops:
                 raise RemoteProtocolError(f"LinkReport.target = {message.target}: that is no link of this worker's")
             self.codec_choices[worker, message.target] = message.codec
@@ -548,12 +570,13 @@ class HeadRole:
         self.profiles[worker] = from_message(said, self.card.config_digest, plan.dtype)
 
     def _measured(self, worker: WorkerId, said: Measured) -> None:
-        """One answer serves everybody who asked since the last."""
+        """Answers come in the order of the questions: one asked earlier knows nothing of what has happened since."""
         stage = self._core.stage_of(worker)
-        asked = self._asked.pop(-1 if stage is None else stage, [])
-        for answer in asked:
-            if not answer.done():
-                answer.set_result(said)
+        if stage is None or not self._asked[stage]:
+            return
+        answer = self._asked[stage].popleft()
+        if not answer.done():
+            answer.set_result(said)
 
     def _give_up_measuring(self, error: BloomBeeError) -> None:
         for answer in [answer for asked in self._asked.values() for answer in asked if not answer.done()]:
@@ -583,7 +606,7 @@ class HeadRole:
         if stage == 0:
             self._meter.restart()
         self._schedule(StageRestored(stage, now))
-        if self._asked[stage]:
+        for _ in self._asked[stage]:
             self._members.send(worker, Lane.CONTROL, Measure(pipeline=plan.pipeline, epoch=plan.epoch))
 
     # -- workers that end ------------------------------------------------------------------
@@ -602,6 +625,8 @@ class HeadRole:
             self._fail(DeviceError("the process that starts workers has ended; start the Runtime again"))
 
     def _gone(self, worker: WorkerId, reason: str) -> None:
+        if worker in self._members:
+            self.bulletin.tell(SwarmEventKind.LOST, worker=worker, name=self._members.name(worker), reason=reason)
         self._members.hang_up(worker)
         self._do(self._core.handle(WorkerGone(worker, reason, time.monotonic())))
 
@@ -613,6 +638,8 @@ class HeadRole:
     def _do_one(self, command: Command) -> None:
         match command:
             case TellScheduler(message=message):
+                if isinstance(message, PlanWired):
+                    self.bulletin.tell(SwarmEventKind.WIRING, epoch=message.plan.epoch)
                 self._schedule(message)
             case Send(to=int(worker), lane=lane, message=message):
                 self._members.send(worker, lane, message)
@@ -622,16 +649,15 @@ class HeadRole:
                 self._requests.end(number, error)
             case PlanMade(plan=plan):
                 self.plan = plan
-                self._members.shut()
+                self.bulletin.tell(SwarmEventKind.PLANNED, epoch=plan.epoch)
             case PipelineUp(plan=plan):
-                for stage in plan.stages:
-                    size = stage.weight_bytes
-                    self._on_progress(LoadProgress(stage.worker, stage.name, stage.index, size, size, "ready"))
-                if self.config.microbatches is None:
-                    self._tuner_task = asyncio.get_running_loop().create_task(self._tune(plan), name="bloombee-head-tune")
-                if not self._up.done():
-                    self._up.set_result(plan)
+                self._pipeline_up(plan)
+            case PipelineBroken():
+                self._broken(command)
             case PipelineDown(error=error):
+                self._members.shut()
+                self.bulletin.tell(SwarmEventKind.DOWN, reason=error.message)
+                self._do(self._request_core.handle(SwarmLost(error)))
                 self._fail(error)
             case Dismiss(worker=worker):
                 self._members.send(worker, Lane.CONTROL, Goodbye(reason="dismissed"))
@@ -643,6 +669,27 @@ class HeadRole:
             case _:
                 raise AssertionError(f"no core of the head asks for {command!r}")
 
+    def _pipeline_up(self, plan: Plan) -> None:
+        for stage in plan.stages:
+            size = stage.weight_bytes
+            self._on_progress(LoadProgress(stage.worker, stage.name, stage.index, size, size, "ready"))
+        if self.config.microbatches is None:
+            self._tuner_task = asyncio.get_running_loop().create_task(self._tune(plan), name="bloombee-head-tune")
+        self.bulletin.tell(SwarmEventKind.UP, epoch=plan.epoch)
+        if not self._up.done():
+            self._up.set_result(plan)
+
+    def _broken(self, broken: PipelineBroken) -> None:
+        """A stage is lost; what was measured of the ring that had it is of no use."""
+        log.warning("worker %s is lost (%s): %s takes its place", broken.lost_name, broken.reason, broken.name)
+        if self._tuner_task is not None:
+            self._tuner_task.cancel()
+        self._give_up_measuring(LinkDown(f"worker {broken.lost_name!r} is gone ({broken.reason})", worker=broken.lost_name))
+        self._link_facts = {ends: facts for ends, facts in self._link_facts.items() if broken.lost not in ends}
+        self.codec_choices = {ends: choice for ends, choice in self.codec_choices.items() if broken.lost not in ends}
+        self.profiles.pop(broken.lost, None)
+        self._meter.restart()
+
     def _schedule(self, event: SchedulerEvent) -> None:
         """The scheduler's core sends to stages and tells the head."""
         each(self._do_scheduled, self._scheduler.handle(event))
@@ -652,7 +699,7 @@ class HeadRole:
             case Send(to=int(stage), lane=lane, message=message) if self.plan is not None:
                 self._send_ring(self.plan.stages[stage].worker, lane, message)
             case TellHead(message=told):
-                self._do(self._core.handle(SchedulerSaid(told, time.monotonic())))
+                self._do(self._request_core.handle(SchedulerSaid(told, time.monotonic())))
             case _:
                 raise AssertionError(f"the scheduler asks for {command!r}")
 

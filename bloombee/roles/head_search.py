@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from bloombee.address import Address
 from bloombee.errors import BloomBeeError, DeadlineExceeded, LinkDown
 from bloombee.transport.endpoint import Endpoint
-from bloombee.transport.events import LinkEvent, LinkEventKind
+from bloombee.transport.link_events import LinkEvent, LinkEventKind
 from bloombee.types import Lane
 from bloombee.wire.token import JoinToken
 

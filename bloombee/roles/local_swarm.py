@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from bloombee.config import LocalWorker, RuntimeConfig, WorkerConfig
 from bloombee.errors import ConfigError
 from bloombee.machine import cores
-from bloombee.plan.card import ModelCard
+from bloombee.models.card import ModelCard
+from bloombee.models.standin import standin_memory_bytes
 from bloombee.plan.profile import Profile
-from bloombee.plan.standin import standin_memory_bytes
 from bloombee.roles.spawner_client import SpawnerClient
 from bloombee.types import Dtype
 
@@ -39,19 +39,21 @@ class LocalSwarm:
         on_lost: Callable[[], None],
     ) -> None:
         self._config = config
-        self._places = tuple(places) or (LocalWorker(),) * config.workers
-        if len(self._places) != config.workers:
-            raise ConfigError(f"{len(self._places)} local_workers for {config.workers} workers: one each", field="local_workers")
+        count = config.workers + config.spares
+        self._places = tuple(places) or (LocalWorker(),) * count
+        if len(self._places) != count:
+            raise ConfigError(f"{len(self._places)} local_workers for {count} workers: one each", field="local_workers")
         self._on_end = on_end
         self._spawner = SpawnerClient(on_exit=self._exited, on_lost=on_lost)
-        self._processes: dict[int, str] = {}
+        self.processes: dict[int, str] = {}
+        """Those that live: process id -> name."""
         self._all_ended = asyncio.Event()
         self._closing = False
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the workers, in the order of their stages; empty if remote ones are awaited."""
-        return () if self._config.remote_workers else tuple(f"local-{index}" for index in range(self._config.workers))
+        """Of the workers, in the order of their stages, then of the spares; empty if remote ones are awaited."""
+        return () if self._config.remote_workers else tuple(f"local-{index}" for index in range(self._config.num_workers))
 
     def head_endpoint(self, index: int) -> str | None:
         """How worker ``index`` reaches the head, if not at the head's own address."""
@@ -92,12 +94,12 @@ class LocalSwarm:
                 trace=self._config.trace or ".",
                 log_level="warning",
             )
-            self._processes[await self._spawner.spawn(config)] = name
+            self.processes[await self._spawner.spawn(config)] = name
 
     async def close(self, wait_s: float = 0.0) -> None:
         """End every process; workers get ``wait_s`` to end by themselves."""
         self._closing = True
-        if wait_s > 0 and self._processes:
+        if wait_s > 0 and self.processes:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._all_ended.wait(), wait_s)
         await self._spawner.close()
@@ -113,8 +115,8 @@ class LocalSwarm:
         return int(await self._spawner.ask("memory", device=self._config.device, workers=self._config.num_stages))
 
     def _exited(self, pid: int, status: int) -> None:
-        name = self._processes.pop(pid, None)
-        if not self._processes:
+        name = self.processes.pop(pid, None)
+        if not self.processes:
             self._all_ended.set()
         if name is None or self._closing:
             return

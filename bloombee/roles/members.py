@@ -12,7 +12,7 @@ from bloombee.errors import LinkDown, from_wire
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.stage_host import CODECS
 from bloombee.transport.endpoint import Endpoint
-from bloombee.transport.events import LinkEvent, LinkEventKind
+from bloombee.transport.link_events import LinkEvent, LinkEventKind
 from bloombee.types import Lane, WorkerId
 from bloombee.wire.handshake import Listener
 from bloombee.wire.join import Admitted, Door

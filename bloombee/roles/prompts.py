@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bloombee.errors import ConfigError, RuntimeClosed
-from bloombee.plan.card import ModelCard
+from bloombee.models.card import ModelCard
 from bloombee.roles.chat import ChatTemplate
 from bloombee.roles.text import SHORT_CHARACTERS, SLICE_TOKENS, TextCodec
 from bloombee.utf8 import num_utf8_bytes

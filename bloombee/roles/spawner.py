@@ -135,7 +135,7 @@ class Spawner:
         """In a process of its own: this one is to be forked, and torch's threads do not outlive a fork."""
         words = (model, device, dtype, str(threads))
         how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "encoding": "utf-8", "preexec_fn": _killed_with_parent}
-        with start_child("bloombee.engine.profile", *words, **how) as process:
+        with start_child("bloombee.engine.profiling.full", *words, **how) as process:
             said: str = process.communicate()[0]
         if process.returncode:
             raise DeviceError(f"the profile of {model!r} could not be measured: {said.strip() or 'see stderr'}")

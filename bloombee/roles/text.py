@@ -26,7 +26,7 @@ class TextCodec:
 
     Args:
         tokenizer_json: truncation and padding in it are what it was trained with, and are not obeyed.
-        cleans_up, splits_special: as in :class:`~bloombee.plan.card.ModelCard`.
+        cleans_up, splits_special: as in :class:`~bloombee.models.card.ModelCard`.
     """
 
     def __init__(self, tokenizer_json: str | None, *, cleans_up: bool = False, splits_special: bool = False) -> None:

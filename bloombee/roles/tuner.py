@@ -1,8 +1,8 @@
 """Keeps the number of microbatches and the chunk of prompts where the cost model, fed with live figures, wants them.
 
 Every half second, while there is something to tune: ask the stages what their devices have done, take what the links have
-shown, let ``plan/steering.py`` choose, and tell the scheduler. Nothing pauses for it. Before anything has run prompts are cut by
-what the workers have measured of themselves.
+shown, let ``control/steering.py`` choose, and tell the scheduler. Nothing pauses for it. Before anything has run prompts are cut
+by what the workers have measured of themselves.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+from bloombee.control.steering import Steering
 from bloombee.errors import BloomBeeError
+from bloombee.models.card import ModelCard
+from bloombee.models.shape import ModelShape
 from bloombee.pipeline.events import Tune, tune_event
-from bloombee.plan.candidate import ModelShape
-from bloombee.plan.card import ModelCard
 from bloombee.plan.plan import Plan
-from bloombee.plan.steering import Steering
 from bloombee.plan.topology import Device, Link
 from bloombee.types import StageUse
 

@@ -1,4 +1,4 @@
-"""The worker process: joins a head, takes an assignment, serves until the head says goodbye or is gone."""
+"""The worker process: joins a head, loads what it is told, serves until the head says goodbye or is gone."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from bloombee.errors import (
     to_wire,
 )
 from bloombee.pace import parse_pace
-from bloombee.roles.device import DeviceThread
 from bloombee.roles.event_loop import new_event_loop
+from bloombee.roles.executor import DeviceThread
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.head_search import Found, HeadSearch
 from bloombee.roles.stage_host import CODECS, StageHost
 from bloombee.roles.tracing import StageTrace, open_tracer
 from bloombee.transport.endpoint import Endpoint
-from bloombee.transport.events import LinkEvent, LinkEventKind
 from bloombee.transport.interfaces import own_address_towards, own_addresses
 from bloombee.transport.keys import generate, load
-from bloombee.types import HEAD, VERSION, Lane
+from bloombee.transport.link_events import LinkEvent, LinkEventKind
+from bloombee.types import HEAD, VERSION, Lane, PipelineId
 from bloombee.wire.envelope import Envelope
 from bloombee.wire.handshake import ClockEstimate, Dialler
 from bloombee.wire.join import Joiner
@@ -41,15 +41,15 @@ from bloombee.wire.liveness import Liveness
 from bloombee.wire.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
-    Assign,
     Goodbye,
     Heartbeat,
     Hello,
     Join,
     Joined,
+    Load,
     Refused,
-    Retire,
     Welcome,
+    Wire,
 )
 from bloombee.wire.token import JoinToken, decode_token
 
@@ -84,7 +84,7 @@ class WorkerRole:
         self._search: HeadSearch | None = None
         self._head_link = b""
         self._head_endpoint = ""
-        self._stages: dict[tuple[int, int], StageHost] = {}
+        self._stages: dict[PipelineId, StageHost] = {}
         self._joined: Joined | None = None
         self._endpoint: Endpoint
         self._greeter: Greeter | None = None
@@ -246,35 +246,37 @@ class WorkerRole:
                 self._end(LinkDown(f"the head has given this worker up: {fields.get('message', '')}"))
             case Refused(code=code, fields=fields):
                 log.warning("the head refused a message: %s %s", code, fields.get("message", ""))
-            case Assign():
-                self._assigned(message)
+            case Load():
+                self._load(message)
+            case Wire():
+                self._stage_of(message).wire(message)
             case _:
                 self._stage_of(message).received(self._head_link, lane, message, payload)
-                if isinstance(message, Retire):
-                    self._stages.pop((message.pipeline, message.epoch)).close()
 
     def _from_neighbour(self, link: bytes, lane: Lane, message: AnyMessage, payload: Any) -> None:
         for stage in self._stages.values():
-            if link in stage.neighbours:
+            if stage.knows(link):
                 stage.received(link, lane, message, payload)
                 return
         raise RemoteProtocolError("a link of no stage")
 
     def _stage_of(self, message: Any) -> StageHost:
-        key = (getattr(message, "pipeline", None), getattr(message, "epoch", None))
-        if None in key:
+        pipeline = getattr(message, "pipeline", None)
+        if pipeline is None:
             raise RemoteProtocolError(f"{type(message).__name__} is not for a worker", path="message.tag")
-        stage = self._stages.get(key)  # type: ignore[arg-type]
+        stage = self._stages.get(pipeline)
         if stage is None:
-            raise StalePlan(f"pipeline {key[0]} epoch {key[1]} is not served here", pipeline=key[0], epoch=key[1])
+            epoch = getattr(message, "epoch", 0)
+            raise StalePlan(f"nothing is loaded for pipeline {pipeline} here", pipeline=pipeline, epoch=epoch)
         return stage
 
-    def _assigned(self, assign: Assign) -> None:
-        key = (assign.pipeline, assign.epoch)
-        if key in self._stages:
+    def _load(self, load: Load) -> None:
+        known = self._stages.get(load.pipeline)
+        if known is not None:
+            known.asked_to_load(load)
             return
         assert self._joined is not None
-        log.info("stage %d: loading layers %d-%d of %s", assign.stage, assign.start, assign.stop - 1, assign.model)
+        log.info("loading layers %d-%d of %s", load.start, load.stop - 1, load.model)
         device = DeviceThread(
             asyncio.get_running_loop(),
             device=self._config.device,
@@ -284,9 +286,8 @@ class WorkerRole:
             memory_bytes=self._config.memory_bytes,
             load_bytes_per_s=self._config.load_bytes_per_s,
         )
-        trace = self._open_trace(assign) if assign.trace else None
-        self._stages[key] = StageHost(
-            assign,
+        self._stages[load.pipeline] = StageHost(
+            load,
             worker=self._joined.worker,
             swarm=self._joined.swarm,
             endpoint=self._endpoint,
@@ -294,19 +295,19 @@ class WorkerRole:
             device=device,
             heartbeat_s=self._joined.heartbeat_s,
             silence_s=self._joined.silence_s,
-            trace=trace,
+            open_trace=self._open_trace,
         )
 
-    def _open_trace(self, assign: Assign) -> StageTrace | None:
+    def _open_trace(self, wire: Wire, load: Load) -> StageTrace | None:
         """Of this stage, as the head asked; a worker that cannot write it serves without."""
         assert self._joined is not None
-        worker, layers = self._joined.worker, [assign.start, assign.stop]
-        name = f"{self._name}-{worker}" if assign.epoch == 1 else f"{self._name}-{worker}-{assign.epoch}"
+        worker, layers = self._joined.worker, [load.start, load.stop]
+        name = f"{self._name}-{worker}" if wire.epoch == 1 else f"{self._name}-{worker}-{wire.epoch}"
         process = {
             "process": self._name,
             "worker": worker,
-            "stage": assign.stage,
-            "num_stages": assign.num_stages,
+            "stage": wire.stage,
+            "num_stages": wire.num_stages,
             "layers": layers,
         }
         try:
@@ -329,9 +330,8 @@ class WorkerRole:
             self._head_link_event(event)
             return
         for stage in self._stages.values():
-            port = stage.port_of(event.link) if event.link else None
-            if port is not None:
-                stage.link_event(port, event)
+            if event.link and stage.knows(event.link):
+                stage.link_event(event.link, event)
 
     def _head_link_event(self, event: LinkEvent) -> None:
         assert event.lane is not None

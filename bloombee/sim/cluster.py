@@ -7,6 +7,7 @@ Same arguments and seed, same trace, byte for byte.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import random
@@ -15,13 +16,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from bloombee.control.steering import Steering
 from bloombee.errors import BloomBeeError, ConfigError, RemoteProtocolError, StalePlan
+from bloombee.models.card import ModelCard
+from bloombee.models.shape import ModelShape
 from bloombee.pace import Pace
 from bloombee.pipeline.commands import (
     Command,
     Compute,
     Conclude,
     Deliver,
+    Gather,
+    PipelineBroken,
     PipelineDown,
     PipelineUp,
     PlanMade,
@@ -33,6 +39,8 @@ from bloombee.pipeline.events import (
     CancelRequest,
     Computed,
     FromStage,
+    Gathered,
+    Greeted,
     LinkRestored,
     Moved,
     Port,
@@ -40,6 +48,7 @@ from bloombee.pipeline.events import (
     StageReceived,
     StageRestored,
     Submit,
+    SwarmLost,
     Tick,
     Tune,
     WorkerGone,
@@ -47,23 +56,21 @@ from bloombee.pipeline.events import (
     WorkerSaid,
     tune_event,
 )
-from bloombee.pipeline.head import HeadCore, HeadLimits, PlanRequest
+from bloombee.pipeline.requests import RequestCore
 from bloombee.pipeline.scheduler import SchedulerCore
-from bloombee.pipeline.stage import StageCore
-from bloombee.pipeline.work import Work
-from bloombee.plan.candidate import ModelShape
-from bloombee.plan.card import ModelCard
+from bloombee.pipeline.stage import LOG_BYTES, StageCore
+from bloombee.pipeline.swarm import PlanRequest, SwarmCore, SwarmLimits
+from bloombee.pipeline.work import Piece, Work
 from bloombee.plan.network import HEAD_NODE, Network
 from bloombee.plan.plan import Plan
-from bloombee.plan.steering import Steering
 from bloombee.plan.topology import Cores, Link
 from bloombee.sim.clock import VirtualClock
-from bloombee.sim.cores import CorePool
+from bloombee.sim.cpu import CorePool
 from bloombee.sim.device import VOCAB, Device, SimDevice
 from bloombee.sim.network import Faults, LinkShape, SimLink, SimNetwork
-from bloombee.types import DeviceUse, Dtype, FinishReason, Lane, Phase, StageUse
+from bloombee.types import DeviceUse, Dtype, FinishReason, Lane, Phase, StageUse, WorkerId
 from bloombee.wire.liveness import RECONNECT_S, RECONNECT_TRIPS, Liveness
-from bloombee.wire.messages import AnyMessage, Assign, Forward, Ready, Sampling, Verdict
+from bloombee.wire.messages import AnyMessage, Forward, Load, Loaded, Sampling, StageFailed, Verdict, Wire, Wired
 
 TICK_S = 0.1
 LOOK_EVERY_S = 0.5
@@ -87,20 +94,40 @@ class SimRequest:
     token_times: list[float] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class SimWorker:
+    """One worker process; its stage, once it has one."""
+
+    id: WorkerId
+    index: int = 0
+    core: StageCore | None = None
+    device: Device | None = None
+    wires: dict[int, Wire] = field(default_factory=dict)
+    """By epoch."""
+    works: deque[Work] = field(default_factory=deque)
+    """Of its device, in order; the first one runs."""
+    num_layers: int = 1
+    num_pieces: int = 0
+    """Of bulk that have left it so far."""
+    is_alive: bool = True
+
+
 class SimCluster:
-    """Head, scheduler and ``num_stages`` workers.
+    """Head, scheduler, ``num_stages`` workers and ``num_spares`` more.
 
     Args:
         card: of the model; default: one of a layer a stage, which sees all positions.
-        make_device: of each stage; default: one that computes digests.
+        make_device: of what a stage is told to load; default: one that computes digests.
         pace: of the works on every stage, or one a stage.
         shape: of every directed link; ``row_bytes`` is what a hidden row weighs on it.
         shapes: of single links, by their ends (``head``, ``scheduler``, ``stage0``, ...), instead of ``shape``.
         network: where all of them stand, instead of ``shape`` and ``shapes``: links, and access lines that links share.
         nodes: of each stage, by name in the network; the head and the scheduler are at its node ``head``.
         memory_bytes: that each worker offers.
-        faults: met by the ring's frames, their acknowledgements, Close and Closed. Membership messages are carried
-            reliably: TCP does that, and a worker whose connection breaks is out.
+        faults: met by the ring's frames, their acknowledgements, Close and Closed; with ``lossy_orders`` also by what the head
+            and its workers say of loading and wiring. Else that is carried reliably: TCP does that, and a worker whose
+            connection breaks is out.
+        detect_s: until the head knows that a worker was killed. log_bytes: budget of each stage's log.
         tuned: how many microbatches are under way is chosen as a runtime does (links known as they are), up to
             ``num_microbatches``.
         scatter: standard deviation of a work's time, of the time that its pace says.
@@ -114,12 +141,13 @@ class SimCluster:
         *,
         seed: int,
         num_stages: int,
+        num_spares: int = 0,
         num_microbatches: int = 2,
         num_pages: int = 64,
         page_size: int = 4,
         max_rows: int = 16,
         card: ModelCard | None = None,
-        make_device: Callable[[Assign], Device] | None = None,
+        make_device: Callable[[Load], Device] | None = None,
         pace: Pace | Sequence[Pace] = PACE,
         shape: LinkShape | None = None,
         shapes: Mapping[tuple[str, str], LinkShape] | None = None,
@@ -134,6 +162,9 @@ class SimCluster:
         scatter: float = 0.0,
         cores: Cores | None = None,
         context_s: float = 0.0,
+        lossy_orders: bool = False,
+        detect_s: float = 0.05,
+        log_bytes: int = LOG_BYTES,
     ) -> None:
         self.clock = VirtualClock()
         self.trace: list[str] = []
@@ -141,7 +172,10 @@ class SimCluster:
         self.plan: Plan | None = None
         self.down: BloomBeeError | None = None
         self.up = False
-        self.stages: dict[int, StageCore] = {}
+        self.num_recoveries = 0
+        self.num_stale = 0
+        """Messages that came after their epoch had ended."""
+        self.workers: dict[WorkerId, SimWorker] = {}
         self.busy_s = [0.0] * num_stages
         self.uses = [StageUse()] * num_stages
         self.paces = [pace] * num_stages if isinstance(pace, Pace) else list(pace)
@@ -158,19 +192,16 @@ class SimCluster:
         self._nodes = {"head": HEAD_NODE, "scheduler": HEAD_NODE, **{f"stage{index}": node for index, node in enumerate(nodes)}}
         if network is not None and len(nodes) != num_stages:
             raise ConfigError(f"{len(nodes)} nodes for {num_stages} stages: one each", field="nodes")
-        memory_bytes = memory_bytes or [1 << 40] * num_stages
+        memory_bytes = memory_bytes or [1 << 40] * (num_stages + num_spares)
         self._row_bytes = row_bytes
         self._resend_after_s = resend_after_s
-        self._make_device = make_device or _digests
-        self._devices: dict[int, Device] = {}
-        self._num_layers: dict[int, int] = {}
-        self._works: list[deque[Work]] = [deque() for _ in range(num_stages)]
-        """Of each device, in order; the first one runs."""
+        self._make_device = make_device
+        self._lossy_orders = lossy_orders
+        self._detect_s = detect_s
+        self._log_bytes = log_bytes
         self._cores = cores
         self._pool = CorePool(self.clock, None if cores is None else cores.count)
         self._links: dict[tuple[str, str], SimLink] = {}
-        self._pieces = [0] * num_stages
-        """Seen on the link to the next stage."""
         self._broken: dict[tuple[str, str], Liveness] = {}
         request = PlanRequest(
             card=card or sim_card((0,) * num_stages),
@@ -182,12 +213,16 @@ class SimCluster:
             max_rows=max_rows,
             num_microbatches=num_microbatches,
         )
-        limits = HeadLimits(max_waiting=10_000, heartbeat_s=1e9, silence_s=1e9, load_deadline_s=1e9)
-        self.head = HeadCore(request, limits, links=[bytes([hop]) * 16 for hop in range(num_stages)])
+        limits = SwarmLimits(heartbeat_s=1e9, silence_s=1e9, load_deadline_s=1e9)
+        self.swarm = SwarmCore(request, limits, links=(number.to_bytes(16, "big") for number in itertools.count(1)))
+        self.request_core = RequestCore(max_waiting=10_000)
         self.scheduler = SchedulerCore(max_rows=max_rows, resend_after_s=resend_after_s, step_deadline_s=step_deadline_s)
-        for worker in range(1, num_stages + 1):
-            joined = WorkerJoined(worker, f"w{worker}", f"sim://{worker}", bytes(32), memory_bytes[worker - 1], self.clock.now)
-            self._do_head(self.head.handle(joined))
+        for worker in range(1, num_stages + num_spares + 1):
+            self.workers[worker] = SimWorker(worker)
+            joined = WorkerJoined(
+                worker, f"w{worker}", f"tcp://sim:{worker}", bytes(32), memory_bytes[worker - 1], self.clock.now
+            )
+            self._do_head(self.swarm.handle(joined))
         self.clock.call_later(TICK_S, self._tick)
         if tuned:
             self._steering = Steering(
@@ -222,13 +257,30 @@ class SimCluster:
 
         def act() -> None:
             event = Submit(number, packed, sampling, max_new_tokens, end_tokens, self.clock.now, client, max_time_s=max_time_s)
-            self._do_head(self.head.handle(event))
+            self._do_head(self.request_core.handle(event))
 
         self.clock.call_at(at, act)
         return number
 
     def cancel(self, number: int, *, at: float) -> None:
-        self.clock.call_at(at, lambda: self._do_head(self.head.handle(CancelRequest(number, self.clock.now))))
+        self.clock.call_at(at, lambda: self._do_head(self.request_core.handle(CancelRequest(number, self.clock.now))))
+
+    def kill(self, worker: WorkerId, *, at: float) -> None:
+        """A worker ends at once, whatever it has."""
+
+        def act() -> None:
+            self.workers[worker].is_alive = False
+            gone = WorkerGone(worker, "killed", at + self._detect_s)
+            self.clock.call_later(self._detect_s, lambda: self._do_head(self.swarm.handle(gone)))
+
+        self.clock.call_at(at, act)
+
+    @property
+    def stages(self) -> dict[int, StageCore]:
+        """By their place in the plan; of workers that live."""
+        plan = self.plan.stages if self.plan is not None else ()
+        workers = {stage.index: self.workers[stage.worker] for stage in plan}
+        return {index: worker.core for index, worker in workers.items() if worker.core is not None and worker.is_alive}
 
     def run(self, *, deadline_s: float = 3600.0) -> bool:
         """Until every request has ended and nothing is under way; False if virtual time ran out first."""
@@ -277,21 +329,25 @@ class SimCluster:
 
     def _tick(self) -> None:
         now = self.clock.now
+        self._do_head(self.swarm.handle(Tick(now)))
         self._do_scheduler(self.scheduler.handle(Tick(now)))
-        for index, stage in self.stages.items():
-            self._look_for_pieces(index, stage)
-            self._do_stage(index, stage.handle(Tick(now)))
+        for worker in self.workers.values():
+            if worker.core is not None and worker.is_alive:
+                self._look_for_pieces(worker)
+                self._do_stage(worker, worker.core.handle(Tick(now)))
         for ends, connection in self._broken.items():
-            if connection.is_lost(now):
-                self._do_head(self.head.handle(WorkerGone(int(ends[1][5:]) + 1, "its connection is broken", now)))
+            if connection.is_lost(now) and self.plan is not None:
+                worker_id = self.plan.stages[int(ends[1][5:])].worker
+                self._do_head(self.swarm.handle(WorkerGone(worker_id, "its connection is broken", now)))
         self.clock.call_later(TICK_S, self._tick)
 
-    def _look_for_pieces(self, index: int, stage: StageCore) -> None:
+    def _look_for_pieces(self, worker: SimWorker) -> None:
         """As ``roles/stage_host.py`` does, and tells the head."""
-        link = self._links.get((f"stage{index}", f"stage{index + 1}"))
-        if link is not None and link.num_pieces > self._pieces[index]:
-            self._pieces[index] = link.num_pieces
-            self._do_stage(index, stage.handle(Moved(self.clock.now)))
+        link = self._links.get((f"stage{worker.index}", f"stage{worker.index + 1}"))
+        if link is not None and link.num_pieces > worker.num_pieces:
+            worker.num_pieces = link.num_pieces
+            assert worker.core is not None
+            self._do_stage(worker, worker.core.handle(Moved(self.clock.now)))
             self._do_scheduler(self.scheduler.handle(Moved(self.clock.now)))
 
     def _look(self) -> None:
@@ -353,32 +409,44 @@ class SimCluster:
             self._do_scheduler(self.scheduler.handle(StageRestored(index, now)))
             for port, end in ((Port.UPSTREAM, 0), (Port.DOWNSTREAM, len(self.uses) - 1)):
                 if index == end:
-                    self._do_stage(index, self.stages[index].handle(LinkRestored(port, now)))
+                    self._link_restored(index, port)
         else:
-            self._do_stage(index - 1, self.stages[index - 1].handle(LinkRestored(Port.DOWNSTREAM, now)))
-            self._do_stage(index, self.stages[index].handle(LinkRestored(Port.UPSTREAM, now)))
+            self._link_restored(index - 1, Port.DOWNSTREAM)
+            self._link_restored(index, Port.UPSTREAM)
+
+    def _link_restored(self, index: int, port: Port) -> None:
+        """At the worker of a stage, if it lives and has loaded."""
+        worker = self.workers[self.plan.stages[index].worker] if self.plan is not None else None
+        if worker is None or worker.core is None or not worker.is_alive:
+            return
+        for epoch in list(worker.core.seats):
+            self._do_stage(worker, worker.core.handle(LinkRestored(epoch, port, self.clock.now)))
 
     def restore_links(self) -> None:
         """Every connection broke and came back: all ends resend."""
         now = self.clock.now
-        for index in self.stages:
+        for index in list(self.stages):
             self._do_scheduler(self.scheduler.handle(StageRestored(index, now)))
             for port in (Port.UPSTREAM, Port.DOWNSTREAM):
-                self._do_stage(index, self.stages[index].handle(LinkRestored(port, now)))
+                self._link_restored(index, port)
 
     def _do_head(self, commands: list[Command]) -> None:
         for command in commands:
             match command:
-                case Send(to=int(worker), message=Assign() as assign):
-                    self._carry("head", f"stage{assign.stage}", assign, partial(self._load, assign, worker), reliable=True)
+                case Send(to=int(worker), message=Load() | Wire() as order):
+                    self._order(self.workers[worker], order)
                 case TellScheduler(message=message):
                     self._do_scheduler(self.scheduler.handle(message))
                 case PlanMade(plan=plan):
                     self.plan = plan
+                case PipelineBroken():
+                    self.up = False
+                    self.num_recoveries += 1
                 case PipelineUp():
                     self.up = True
                 case PipelineDown(error=error):
                     self.down = error
+                    self._do_head(self.request_core.handle(SwarmLost(error)))
                 case Deliver(request=number, pick=pick, finish=finish):
                     request = self.requests[number]
                     request.tokens.append(pick.token)
@@ -391,71 +459,124 @@ class SimCluster:
                 case _:
                     raise AssertionError(f"the head asks for {command!r}")
 
-    def _load(self, assign: Assign, worker: int) -> None:
-        index = assign.stage
-        self.stages[index] = StageCore(assign, resend_after_s=self._resend_after_s)
-        self._num_layers[index] = assign.stop - assign.start
-        self._devices[index] = self._make_device(assign)
-        ready = Ready(pipeline=assign.pipeline, epoch=assign.epoch, weight_bytes=0, kv_bytes=0)
+    def _order(self, worker: SimWorker, order: Load | Wire) -> None:
+        """Of the head, to a worker."""
+        act = partial(self._load if isinstance(order, Load) else self._wire, worker, order)  # type: ignore[arg-type]
+        self._carry("head", self._place(worker), order, act, reliable=not self._lossy_orders)
+
+    def _place(self, worker: SimWorker) -> str:
+        """As its links are named."""
+        stage = self.swarm.stage_of(worker.id)
+        return f"stage{worker.index if stage is None else stage}"
+
+    def _load(self, worker: SimWorker, load: Load) -> None:
+        if not worker.is_alive:
+            return
+        if worker.core is None:
+            assert self.plan is not None
+            stage = next(one for one in self.plan.stages if one.span.start == load.start)
+            worker.index = stage.index
+            worker.core = StageCore(load, resend_after_s=self._resend_after_s, log_bytes=self._log_bytes)
+            worker.num_layers = load.stop - load.start
+            worker.device = self._make_device(load) if self._make_device is not None else _digests(stage.index, load)
+        self._say(worker, Loaded(pipeline=load.pipeline, weight_bytes=0, kv_bytes=0))
+
+    def _wire(self, worker: SimWorker, wire: Wire) -> None:
+        core = worker.core
+        if not worker.is_alive or core is None:
+            return
+        worker.wires[wire.epoch] = wire
+        try:
+            commands = core.handle(StageReceived(wire, self.clock.now))
+        except StalePlan:
+            return  # an order that was overtaken
+        self._do_stage(worker, commands)
+        self._do_stage(worker, core.handle(Greeted(wire.epoch, self.clock.now)))
+
+    def _say(self, worker: SimWorker, message: AnyMessage) -> None:
+        """To the head."""
 
         def tell() -> None:
-            self._do_head(self.head.handle(WorkerSaid(worker, ready, self.clock.now)))
+            with contextlib.suppress(RemoteProtocolError):  # it was given up meanwhile
+                self._do_head(self.swarm.handle(WorkerSaid(worker.id, message, self.clock.now)))
 
-        self._carry(f"stage{index}", "head", ready, tell, reliable=True)
+        self._carry(self._place(worker), "head", message, tell, reliable=not self._lossy_orders)
 
     def _do_scheduler(self, commands: list[Command]) -> None:
         for command in commands:
             match command:
                 case Send(to=int(stage), lane=lane, message=message):
-                    deliver = partial(self._to_stage, stage, message, None)
+                    assert self.plan is not None
+                    deliver = partial(self._to_stage, self.workers[self.plan.stages[stage].worker], message, None)
                     self._carry("scheduler", f"stage{stage}", message, deliver, reliable=False, lane=lane)
                 case TellHead(message=message):
-                    self._do_head(self.head.handle(SchedulerSaid(message, self.clock.now)))
+                    self._do_head(self.request_core.handle(SchedulerSaid(message, self.clock.now)))
                 case _:
                     raise AssertionError(f"the scheduler asks for {command!r}")
 
-    def _to_stage(self, index: int, message: AnyMessage, payload: object | None) -> None:
+    def _to_stage(self, worker: SimWorker, message: AnyMessage, payload: object | None) -> None:
+        core = worker.core
+        if core is None or not worker.is_alive:
+            return
         try:
-            commands = self.stages[index].handle(StageReceived(message, self.clock.now, payload))
-        except (RemoteProtocolError, StalePlan) as error:
-            raise AssertionError(f"stage {index} refused {message!r}: {error}") from error
-        self._do_stage(index, commands)
+            commands = core.handle(StageReceived(message, self.clock.now, payload))
+        except StalePlan:
+            self.num_stale += 1
+            return
+        except RemoteProtocolError as error:
+            raise AssertionError(f"stage {worker.index} refused {message!r}: {error}") from error
+        self._do_stage(worker, commands)
 
-    def _do_stage(self, index: int, commands: list[Command]) -> None:
+    def _do_stage(self, worker: SimWorker, commands: list[Command]) -> None:
         for command in commands:
             match command:
                 case Compute(work=work):
-                    self._works[index].append(work)
-                    if len(self._works[index]) == 1:
-                        self._begin_work(index)
+                    worker.works.append(work)
+                    if len(worker.works) == 1:
+                        self._begin_work(worker)
+                case Gather(number=number, pieces=pieces):
+                    self.clock.call_later(0.0, partial(self._gathered, worker, number, pieces))
+                case Send(to=Port.HEAD, message=Wired() | StageFailed() as message):
+                    self._say(worker, message)
                 case Send(to=Port() as port):
-                    self._from_stage(index, port, command)
+                    self._from_stage(worker, port, command)
                 case _:
-                    raise AssertionError(f"stage {index} asks for {command!r}")
+                    raise AssertionError(f"stage {worker.index} asks for {command!r}")
 
-    def _begin_work(self, index: int) -> None:
-        work = self._works[index][0]
-        seconds = self._work_s(index, work)
-        then = partial(self._computed, index, work, self.clock.now)
+    def _gathered(self, worker: SimWorker, number: int, pieces: Sequence[Piece]) -> None:
+        if worker.is_alive:
+            assert worker.core is not None
+            assert worker.device is not None
+            event = Gathered(number, worker.device.gather(pieces), self.clock.now)
+            self._do_stage(worker, worker.core.handle(event))
+
+    def _begin_work(self, worker: SimWorker) -> None:
+        work = worker.works[0]
+        seconds = self._work_s(worker, work)
+        then = partial(self._computed, worker, work, self.clock.now)
         if self._cores is not None and self._cores.is_computing:
             self._pool.take(seconds, then)
         else:
             self.clock.call_later(seconds, then)
 
-    def _work_s(self, index: int, work: Work) -> float:
+    def _work_s(self, worker: SimWorker, work: Work) -> float:
         if not work.num_rows:
             return 0.0  # all of it was closed meanwhile
-        seconds = self.paces[index].seconds(work.computes, work.num_rows, self._num_layers[index])
+        seconds = self.paces[worker.index].seconds(work.computes, work.num_rows, worker.num_layers)
         seconds += self._context_s * work.num_attended
         return seconds * max(0.0, self._work_rng.gauss(1.0, self._scatter)) if self._scatter else seconds
 
-    def _computed(self, index: int, work: Work, begun_at: float) -> None:
-        self._count(index, work, self.clock.now - begun_at)
-        outcome = self._devices[index].run(work)
-        self._do_stage(index, self.stages[index].handle(Computed(outcome, self.clock.now)))
-        self._works[index].popleft()
-        if self._works[index]:
-            self._begin_work(index)
+    def _computed(self, worker: SimWorker, work: Work, begun_at: float) -> None:
+        if not worker.is_alive:
+            return
+        assert worker.core is not None
+        assert worker.device is not None
+        self._count(worker.index, work, self.clock.now - begun_at)
+        outcome = worker.device.run(work)
+        self._do_stage(worker, worker.core.handle(Computed(outcome, self.clock.now)))
+        worker.works.popleft()
+        if worker.works:
+            self._begin_work(worker)
 
     def _count(self, index: int, work: Work, seconds: float) -> None:
         """``seconds`` as a device's own clock sees them, the wait for a core among them."""
@@ -470,21 +591,30 @@ class SimCluster:
             self.uses[index] = replace(so_far, decode=so_far.decode + use)
         self.busy_s[index] += seconds
 
-    def _from_stage(self, index: int, port: Port, send: Send) -> None:
-        target = {Port.HEAD: None, Port.UPSTREAM: index - 1, Port.DOWNSTREAM: index + 1}[port]
-        source, message, payload = f"stage{index}", send.message, send.payload
-        if target is None or not 0 <= target < len(self.stages):
+    def _from_stage(self, worker: SimWorker, port: Port, send: Send) -> None:
+        message, payload = send.message, send.payload
+        wire = worker.wires[message.epoch]  # type: ignore[union-attr]
+        peer = {Port.HEAD: None, Port.UPSTREAM: wire.predecessor, Port.DOWNSTREAM: wire.successor}[port]
+        source = f"stage{worker.index}"
+        if peer is None:
 
             def tell() -> None:
-                self._do_scheduler(self.scheduler.handle(FromStage(index, message, self.clock.now)))
+                try:
+                    commands = self.scheduler.handle(FromStage(worker.index, message, self.clock.now))
+                except StalePlan:
+                    self.num_stale += 1
+                    return
+                self._do_scheduler(commands)
 
             self._hop(source, "scheduler", send, tell)
         else:
+            target = self.workers[peer.worker]
+            step = 1 if port is Port.DOWNSTREAM else -1
 
             def take() -> None:
                 self._to_stage(target, message, payload)
 
-            self._hop(source, f"stage{target}", send, take)
+            self._hop(source, f"stage{worker.index + step}", send, take)
 
     def _hop(self, source: str, target: str, send: Send, deliver: Callable[[], None]) -> None:
         """Carry what a stage sends; with shared cores a frame first takes its turn there."""
@@ -502,9 +632,8 @@ class SimCluster:
         self._pool.take(on_core_s, go)
 
 
-def _digests(assign: Assign) -> SimDevice:
-    is_last = assign.stage == assign.num_stages - 1
-    return SimDevice(stage=assign.stage, is_last=is_last, groups=assign.groups, page_size=assign.page_size)
+def _digests(stage: int, load: Load) -> SimDevice:
+    return SimDevice(stage=stage, is_last=load.stop == load.num_layers, groups=load.groups, page_size=load.page_size)
 
 
 def sim_card(windows: Sequence[int]) -> ModelCard:

@@ -13,10 +13,11 @@ import struct
 from collections.abc import Sequence
 from typing import Protocol
 
-from bloombee.pipeline.work import Outcome, Pages, Segment, Work
+from bloombee.pipeline.work import Outcome, Pages, Piece, Segment, Work
 from bloombee.wire.messages import Group, Pick
 
 VOCAB = 50_000
+ROW_BYTES = 8
 
 
 def _digest(*parts: bytes) -> bytes:
@@ -27,6 +28,7 @@ class Device(Protocol):
     """Runs the works of one stage, one after the other."""
 
     def run(self, work: Work) -> Outcome: ...
+    def gather(self, pieces: Sequence[Piece]) -> object: ...
 
 
 class SimDevice:
@@ -56,7 +58,17 @@ class SimDevice:
             rows_out += rows
             if self._is_last:
                 picks += [_pick(segment, i, rows[i]) for i in range(segment.num_rows - segment.num_picks, segment.num_rows)]
-        return Outcome(work.number, picks=tuple(picks)) if self._is_last else Outcome(work.number, hidden=rows_out)
+        if self._is_last:
+            return Outcome(work.number, picks=tuple(picks))
+        return Outcome(work.number, hidden=rows_out, num_bytes=ROW_BYTES * len(rows_out))
+
+    def gather(self, pieces: Sequence[Piece]) -> list[bytes]:
+        """Rows that left this stage before, in one frame."""
+        rows: list[bytes] = []
+        for piece in pieces:
+            assert isinstance(piece.payload, list)
+            rows += piece.payload[piece.start : piece.stop]
+        return rows
 
     def _row(self, segment: Segment, index: int, row: bytes) -> bytes:
         position = segment.position + index

@@ -10,14 +10,14 @@ from asyncio import TimerHandle
 from collections.abc import Callable, Sequence
 
 from bloombee.errors import RemoteProtocolError
-from bloombee.plan.meter import LinkEstimator, wire_bytes
-from bloombee.plan.probe import Prober
-from bloombee.transport.events import Counters
+from bloombee.links.estimator import LinkEstimator, wire_bytes
+from bloombee.links.prober import Prober
+from bloombee.links.window import BulkWindow
+from bloombee.transport.link_events import Counters
+from bloombee.transport.pieces import Assembly
 from bloombee.wire.envelope import Envelope
 from bloombee.wire.messages import Message, Piece, PieceAck, Probe
-from bloombee.wire.pieces import Assembly
 from bloombee.wire.schema import Buffer, refuse
-from bloombee.wire.window import BulkWindow
 
 WHOLE_BYTES = 1 << 14
 """Larger payloads go in pieces."""

@@ -5,7 +5,7 @@ Theory of operation. Everything runs on one asyncio loop without tasks: a socket
 to the socket at once or, where ZeroMQ is at its high-water mark or the lane is not up, keeps the
 message in the lane's own bounded queue, which the same reader empties. Nothing blocks and nothing is copied
 on the way except frames below 64 KB. Large frames of a bulk lane go in pieces, no more of them than the link's window
-(:mod:`bloombee.wire.window`) at a time: acknowledgements and a timer empty that queue.
+(:mod:`bloombee.links.window`) at a time: acknowledgements and a timer empty that queue.
 
 Who is at the other end is proven by CURVE on every connection; a lane's messages are delivered only if
 the key that ZAP saw is the key that the link was made for. The rest of the rules: docs/wire.md.
@@ -37,21 +37,21 @@ from bloombee.errors import (
     RemoteProtocolError,
     to_wire,
 )
-from bloombee.plan.meter import LinkEstimator
+from bloombee.links.estimator import LinkEstimator
+from bloombee.links.window import BulkWindow
 from bloombee.transport.bulk import LINK_MESSAGES, WHOLE_BYTES, Bulk, wrong_lane
-from bloombee.transport.events import Counters, LinkEvent, LinkEventKind
 from bloombee.transport.gone import PortWatch
 from bloombee.transport.interfaces import look_up
 from bloombee.transport.keys import KeyPair
 from bloombee.transport.lanes import LanePort, Unreachable
-from bloombee.transport.refusals import Bucket, handshake_error, read_join
+from bloombee.transport.link_events import Counters, LinkEvent, LinkEventKind
 from bloombee.transport.sockets import Reader, bind, has_input, has_room, new_dealer, new_monitor, new_router
+from bloombee.transport.strangers import Bucket, handshake_error, read_join
 from bloombee.transport.zap import ZapHandler
 from bloombee.types import Lane, WorkerId
 from bloombee.wire.envelope import MAX_TENSORS, Envelope, TensorHeader, check_payloads, decode_header, encode_envelope
 from bloombee.wire.messages import AnyMessage, Join, Joined, PieceAck, Probe, Refused
 from bloombee.wire.schema import Buffer
-from bloombee.wire.window import BulkWindow
 
 OnMessage = Callable[[bytes, Lane, Envelope, list[memoryview]], None]
 OnEvent = Callable[[LinkEvent], None]
@@ -304,7 +304,7 @@ class Endpoint:
         return num_bytes
 
     def probe(self, link: bytes, idle_s: float) -> int:
-        """Send a train of padding if the link is up, its bandwidth is not known, and it may cost that (plan/probe.py).
+        """Send a train of padding if the link is up, its bandwidth is not known, and it may cost that (links/prober.py).
 
         Args:
             idle_s: since the caller had anything on its way over it.
@@ -366,7 +366,7 @@ class Endpoint:
         return self._bulk(link).window
 
     def estimator(self, link: bytes) -> LinkEstimator:
-        """What this side's pieces show of the link; whoever sends whole frames on it shows them too (transport/meter.py).
+        """What this side's pieces show of the link; whoever sends whole frames on it shows them too (links/frames.py).
 
         Raises:
             LinkDown: no such link at this endpoint.

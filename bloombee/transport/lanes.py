@@ -13,8 +13,8 @@ import zmq
 from bloombee.address import Address
 from bloombee.errors import QueueFull
 from bloombee.transport.bulk import Bulk
-from bloombee.transport.events import Counters
 from bloombee.transport.gone import PortWatch
+from bloombee.transport.link_events import Counters
 from bloombee.transport.sockets import Reader, connect
 from bloombee.types import Lane, WorkerId
 from bloombee.wire.envelope import encode_envelope

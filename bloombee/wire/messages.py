@@ -7,10 +7,10 @@ never inside a message: they are frames of their own, described in the envelope 
 
 Who says what to whom (docs/wire.md has the rules of each)::
 
-    worker -> head      Join Hello Progress Ready StageFailed Measured LinkReport Profiled Heartbeat Closed Goodbye
-    head -> worker      Joined Refused Welcome Assign Retire Measure Close Heartbeat Goodbye
-    along the ring      Forward (scheduler -> stage 0 -> ... -> last stage), Verdict (last stage -> scheduler), CodecTable
-    against the ring    Ack Gap TableHeld TableUnknown
+    worker -> head      Join Hello Loading Loaded Wired StageFailed Lost Measured LinkReport Profiled Heartbeat Closed Goodbye
+    head -> worker      Joined Refused Welcome Load Wire Retire Measure Close Heartbeat Goodbye
+    along the ring      Forward (scheduler -> stage 0 -> ... -> last), Verdict (last stage -> scheduler), Resumed, CodecTable
+    against the ring    Ack Gap Resume TableHeld TableUnknown
     worker -> worker    Hello Welcome Refused, then the ring's
     within a link       Piece PieceAck Probe (between the two endpoints; nobody above them sees one)
 """
@@ -21,7 +21,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 MAX_HEADER_BYTES = 1 << 20
 """Largest header frame; checked before it is parsed."""
@@ -31,6 +31,10 @@ MAX_ITEMS = 4096
 """Most sequences in one frame."""
 MAX_RULE_TOKENS = 1 << 15
 """Most token ids in all of a checkpoint's rules together; so they fit a header however they are spread over its lists."""
+MAX_HOLDINGS = 1 << 15
+"""Most sequences in one Resume."""
+REPLAY = 2**63 - 1
+"""The microbatch of frames that are no microbatch of the scheduler's: rows that are said again."""
 NO_TOKEN = 2**32 - 1
 """A pick that could not be made: no logit of the row was finite. The scheduler ends that sequence with DeviceError."""
 
@@ -205,13 +209,11 @@ class Rules(Part, frozen=True):
     watermark: Watermark | None
 
 
-class Assign(Message, frozen=True, tag=16):
-    """Become stage ``stage`` of ``pipeline`` in plan ``epoch``."""
+class Load(Message, frozen=True, tag=16):
+    """Have layers [start, stop) of a model, and KV memory for them, ready for ``pipeline``. They outlive every plan until the
+    worker ends. Said again it changes nothing but that it is answered again."""
 
     pipeline: U32
-    epoch: U32
-    stage: U16
-    num_stages: U16
     start: U16
     stop: U16
     num_layers: U16
@@ -224,35 +226,53 @@ class Assign(Message, frozen=True, tag=16):
     groups: Annotated[tuple[Group, ...], Meta(min_length=1, max_length=64)]
     """Those that have a layer in the span, of different windows."""
     page_size: U16
+    codec: U8
+    """What to do about activations that leave the span: codec.choice.CodecMode."""
+    rules: Rules | None
+    """Of the checkpoint, for the logits; None where there are none, and without the model's last layer."""
+
+
+class Loading(Message, frozen=True, tag=17):
+    pipeline: U32
+    loaded_bytes: U63
+    total_bytes: U63
+
+
+class Loaded(Message, frozen=True, tag=18):
+    pipeline: U32
+    weight_bytes: U63
+    kv_bytes: U63
+
+
+class Wire(Message, frozen=True, tag=25):
+    """Be stage ``stage`` of ``pipeline`` in plan ``epoch``, between these neighbours, with what was loaded for it."""
+
+    pipeline: U32
+    epoch: U32
+    oldest: U32
+    """Seats of epochs before this one are retired."""
+    stage: U16
+    num_stages: U16
     num_microbatches: U16
     """Credits this stage grants its predecessor."""
-    codec: U8
-    """What to do about activations: codec.choice.CodecMode."""
+    max_rows: Annotated[int, Meta(ge=1, le=MAX_ROWS)]
+    """Most rows in a frame."""
     predecessor: Peer | None
     """None: the scheduler feeds this stage over the head's link."""
     successor: Peer | None
     """None: this stage sends verdicts over the head's link."""
     trace: bool
-    rules: Rules | None
-    """Of the checkpoint, for the logits; None where there are none, and on all stages but the last."""
 
 
-class Progress(Message, frozen=True, tag=17):
+class Wired(Message, frozen=True, tag=26):
+    """Answer to Wire, once both neighbours have been greeted."""
+
     pipeline: U32
     epoch: U32
-    loaded_bytes: U63
-    total_bytes: U63
-
-
-class Ready(Message, frozen=True, tag=18):
-    pipeline: U32
-    epoch: U32
-    weight_bytes: U63
-    kv_bytes: U63
 
 
 class StageFailed(Message, frozen=True, tag=19):
-    """A stage cannot go on: loading failed, the device failed, a link of its own is gone."""
+    """A stage cannot go on: loading failed (epoch 0), the device failed, a link of its own is gone."""
 
     pipeline: U32
     epoch: U32
@@ -261,7 +281,7 @@ class StageFailed(Message, frozen=True, tag=19):
 
 
 class Retire(Message, frozen=True, tag=20):
-    """Refuse every frame of this epoch from now on and free what only it used."""
+    """Refuse every frame of this epoch from now on. Weights, KV and what has been computed stay."""
 
     pipeline: U32
     epoch: U32
@@ -300,7 +320,7 @@ class Measured(Message, frozen=True, tag=22):
 
 
 class LinkReport(Message, frozen=True, tag=23):
-    """What the sender knows of its link to the next stage or the scheduler (plan/meter.py); now and then."""
+    """What the sender knows of its link to the next stage or the scheduler (links/estimator.py); now and then."""
 
     pipeline: U32
     epoch: U32
@@ -482,6 +502,42 @@ class Closed(Message, frozen=True, tag=37):
     pages_free: U32
 
 
+class Holding(Part, frozen=True, gc=False):
+    """Rows [0, have) of a sequence are held, in this generation; by the scheduler: its tokens [0, have) are known."""
+
+    sequence: U63
+    generation: U32
+    have: U32
+
+
+class Resume(Message, frozen=True, tag=38):
+    """What the sender holds, to whoever feeds it in a new epoch: go on from there. Repeated until Resumed comes."""
+
+    pipeline: U32
+    epoch: U32
+    holdings: Annotated[tuple[Holding, ...], Meta(max_length=MAX_HOLDINGS)]
+    """A sequence that is not named is held from nowhere on."""
+
+
+class Resumed(Message, frozen=True, tag=39):
+    """Answer to Resume."""
+
+    pipeline: U32
+    epoch: U32
+
+
+class Lost(Message, frozen=True, tag=43):
+    """Rows that the next stage needs are in no log any more: the scheduler sends these sequences again from their start, as
+    another generation. Repeated until that comes, or they are closed."""
+
+    pipeline: U32
+    epoch: U32
+    holdings: Annotated[tuple[Holding, ...], Meta(max_length=MAX_ITEMS)]
+    """The sequences, in the generation that is lost, and how far the next stage has come."""
+    is_final: bool
+    """They broke a rule of the wire, and would again: the scheduler ends them."""
+
+
 class CodecTable(Message, frozen=True, tag=40):
     """A codec table fitted to what this boundary carries; used once the receiver says that it is held."""
 
@@ -509,7 +565,7 @@ class TableUnknown(Message, frozen=True, tag=42):
 
 AnyMessage = (
     Join | Joined | Refused | Hello | Welcome | Heartbeat | Goodbye | Piece | PieceAck | Probe
-    | Assign | Progress | Ready | StageFailed | Retire | Measure | Measured | LinkReport | Profiled
-    | Forward | Verdict | Ack | Gap | Close | Closed
+    | Load | Loading | Loaded | Wire | Wired | StageFailed | Retire | Measure | Measured | LinkReport | Profiled
+    | Forward | Verdict | Ack | Gap | Close | Closed | Resume | Resumed | Lost
     | CodecTable | TableHeld | TableUnknown
 )  # fmt: skip

@@ -132,40 +132,45 @@ def _check_failed(failed: m.StageFailed) -> None:
     _check_facts("StageFailed.fields", failed.fields)
 
 
-def _check_assign(assign: m.Assign) -> None:
-    if not assign.start < assign.stop <= assign.num_layers:
-        raise refuse("Assign.stop", assign.stop, f"in (start = {assign.start}, num_layers = {assign.num_layers}]")
-    if not assign.stage < assign.num_stages:
-        raise refuse("Assign.stage", assign.stage, f"< num_stages = {assign.num_stages}")
-    if assign.num_stages > assign.num_layers:
-        raise refuse("Assign.num_stages", assign.num_stages, f"<= num_layers = {assign.num_layers}")
-    for name in ("page_size", "num_microbatches"):
-        if getattr(assign, name) < 1:
-            raise refuse(f"Assign.{name}", getattr(assign, name), "at least 1")
-    if len({group.window for group in assign.groups}) != len(assign.groups):
-        raise refuse("Assign.groups", [group.window for group in assign.groups], "of different windows")
-    homes = assign.stop - assign.start + (assign.start == 0) + (assign.stop == assign.num_layers)
-    if len(assign.weight_digests) not in (0, homes):
-        raise refuse("Assign.weight_digests", len(assign.weight_digests), f"none or {homes}")
-    if any(len(known) % m.WEIGHT_DIGEST_BYTES for known in assign.weight_digests):
-        raise refuse("Assign.weight_digests", "a part of a digest", f"multiples of {m.WEIGHT_DIGEST_BYTES} bytes")
-    if assign.rules is not None:
-        if assign.stage < assign.num_stages - 1:
-            raise refuse("Assign.rules", "rules", "None on all stages but the last")
-        _check_rules(assign.rules)
-    if assign.dtype not in _DTYPES:
-        raise refuse("Assign.dtype", assign.dtype, "one of " + ", ".join(sorted(_DTYPES)))
-    if assign.stage > 0 and assign.predecessor is None:
-        raise refuse("Assign.predecessor", None, "present on every stage but the first")
-    if assign.stage < assign.num_stages - 1 and assign.successor is None:
-        raise refuse("Assign.successor", None, "present on every stage but the last")
-    for name, peer in (("predecessor", assign.predecessor), ("successor", assign.successor)):
+def _check_load(load: m.Load) -> None:
+    if not load.start < load.stop <= load.num_layers:
+        raise refuse("Load.stop", load.stop, f"in (start = {load.start}, num_layers = {load.num_layers}]")
+    if load.page_size < 1:
+        raise refuse("Load.page_size", load.page_size, "at least 1")
+    if len({group.window for group in load.groups}) != len(load.groups):
+        raise refuse("Load.groups", [group.window for group in load.groups], "of different windows")
+    homes = load.stop - load.start + (load.start == 0) + (load.stop == load.num_layers)
+    if len(load.weight_digests) not in (0, homes):
+        raise refuse("Load.weight_digests", len(load.weight_digests), f"none or {homes}")
+    if any(len(known) % m.WEIGHT_DIGEST_BYTES for known in load.weight_digests):
+        raise refuse("Load.weight_digests", "a part of a digest", f"multiples of {m.WEIGHT_DIGEST_BYTES} bytes")
+    if load.rules is not None:
+        if load.stop < load.num_layers:
+            raise refuse("Load.rules", "rules", "None without the last layer")
+        _check_rules(load.rules)
+    if load.dtype not in _DTYPES:
+        raise refuse("Load.dtype", load.dtype, "one of " + ", ".join(sorted(_DTYPES)))
+
+
+def _check_wire(wire: m.Wire) -> None:
+    if not 1 <= wire.oldest <= wire.epoch:
+        raise refuse("Wire.oldest", wire.oldest, f"in [1, epoch = {wire.epoch}]")
+    if not wire.stage < wire.num_stages:
+        raise refuse("Wire.stage", wire.stage, f"< num_stages = {wire.num_stages}")
+    if wire.num_microbatches < 1:
+        raise refuse("Wire.num_microbatches", wire.num_microbatches, "at least 1")
+    for name, peer, is_end in (
+        ("predecessor", wire.predecessor, wire.stage == 0),
+        ("successor", wire.successor, wire.stage == wire.num_stages - 1),
+    ):
+        if (peer is None) is not is_end:
+            raise refuse(f"Wire.{name}", peer, f"absent on the {'first' if name == 'predecessor' else 'last'} stage and no other")
         if peer is not None:
-            _check_endpoint(f"Assign.{name}.endpoint", peer.endpoint)
+            _check_endpoint(f"Wire.{name}.endpoint", peer.endpoint)
 
 
 def _check_rules(rules: m.Rules) -> None:
-    """The ranges of plan.rules.LogitsRules, and that all lists together are of bounded length."""
+    """The ranges of models.rules.LogitsRules, and that all lists together are of bounded length."""
     sequences = [*rules.bad_words_ids, *(tokens for tokens, _ in rules.sequence_bias)]
     lists = [*sequences, rules.forced_eos_token_id, rules.suppress_tokens, rules.begin_suppress_tokens]
     mark = rules.watermark
@@ -179,12 +184,12 @@ def _check_rules(rules: m.Rules) -> None:
         (mark is None or 0 <= mark.greenlist_ratio <= 1, "watermark", "of a greenlist_ratio in [0, 1]"),
     ):
         if not ok:
-            raise refuse(f"Assign.rules.{name}", getattr(rules, name), allowed)
+            raise refuse(f"Load.rules.{name}", getattr(rules, name), allowed)
 
 
-def _check_progress(progress: m.Progress) -> None:
-    if progress.loaded_bytes > progress.total_bytes:
-        raise refuse("Progress.loaded_bytes", progress.loaded_bytes, f"<= total_bytes = {progress.total_bytes}")
+def _check_loading(loading: m.Loading) -> None:
+    if loading.loaded_bytes > loading.total_bytes:
+        raise refuse("Loading.loaded_bytes", loading.loaded_bytes, f"<= total_bytes = {loading.total_bytes}")
 
 
 def _check_forward(forward: m.Forward) -> None:
@@ -268,8 +273,9 @@ _CHECKS: dict[type, Callable[[Any], None]] = {
     m.Join: _check_join,
     m.Joined: _check_joined,
     m.Refused: _check_refused,
-    m.Assign: _check_assign,
-    m.Progress: _check_progress,
+    m.Load: _check_load,
+    m.Loading: _check_loading,
+    m.Wire: _check_wire,
     m.StageFailed: _check_failed,
     m.Forward: _check_forward,
     m.Ack: _check_ack,

@@ -16,7 +16,7 @@ from bloombee.errors import RemoteProtocolError
 from bloombee.roles.worker import WorkerRole
 from bloombee.types import Lane
 from bloombee.wire.envelope import encode_envelope
-from bloombee.wire.messages import Assign, Close, Forward, Item, Pick, Profiled, Refused, StageFailed, Times, Verdict
+from bloombee.wire.messages import Close, Forward, Item, Load, Pick, Profiled, Refused, StageFailed, Times, Verdict
 from bloombee.wire.token import decode_token
 
 MAX_GROWTH_BYTES = 64 << 20
@@ -75,7 +75,7 @@ class _Turncoat(WorkerRole):
         self.says = says
         self.heard: list[Refused] = []
 
-    def _assigned(self, assign: Assign) -> None:
+    def _load(self, load: Load) -> None:
         for message in self.says:
             self._endpoint.send(self._head_link, Lane.CONTROL, message)
 

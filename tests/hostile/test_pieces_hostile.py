@@ -12,12 +12,12 @@ import pytest
 from transport_kit import SWARM, Attacker, Side, forward, linked, sides
 
 from bloombee.errors import RemoteProtocolError
+from bloombee.links.window import MAX_PIECE_BYTES
 from bloombee.transport import LinkEventKind
 from bloombee.transport.keys import generate
 from bloombee.types import Lane
 from bloombee.wire.envelope import MAX_TENSOR_BYTES, encode_envelope
 from bloombee.wire.messages import Heartbeat, Piece, PieceAck, Probe
-from bloombee.wire.window import MAX_PIECE_BYTES
 
 
 def begin(num_bytes: int) -> bytes:

@@ -14,7 +14,7 @@ from transport_kit import SWARM, Attacker, EvilListener, Side, forward, linked, 
 
 from bloombee.errors import AuthenticationError, RemoteProtocolError, VersionMismatch, from_wire
 from bloombee.transport import LinkEventKind
-from bloombee.transport.refusals import MAX_JOIN_BYTES
+from bloombee.transport.strangers import MAX_JOIN_BYTES
 from bloombee.types import Lane
 from bloombee.wire.envelope import MAX_TENSOR_BYTES, decode_envelope, encode_envelope
 from bloombee.wire.messages import Heartbeat, Hello, Join, Refused

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from bench.pipeline import main
 from bench.profiles import load_profile
 from bench.ring import Ring, RingSpec
 from bench.texts import prompts
-from bloombee.plan.standin import standin_token
+from bloombee.models.standin import standin_token
 from bloombee.types import Dtype, Span
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the emulator is built on epoll")
@@ -57,17 +58,18 @@ def test_the_front_door_measures_judges_and_goes_on(
     arguments += ["--tokens", "6", "--prompt-tokens", "16", "--simulate", "--json", str(file), "--plots", str(plots)]
     calls = 0
 
-    async def interrupted(ring: Ring, texts: list[list[int]], tokens: int) -> Run:
+    async def interrupted(ring: Ring, texts: list[list[int]], tokens: int, **how: Any) -> Run:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
-        return await measure(ring, texts, tokens)
+        return await measure(ring, texts, tokens, **how)
 
     monkeypatch.setattr(bench.runner, "measure", interrupted)
     assert main([*arguments, "--repeats", "1"]) == 130
     assert "the same command goes on" in capsys.readouterr().err
-    assert not file.exists()
+    kept = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(line["technique"], line["batch"]) for line in kept] == [("plain", 1), ("all", 1)]
     assert main([*arguments, "--repeats", "1"]) == 0
     assert calls == 5
     lines = [json.loads(line) for line in file.read_text().splitlines()]

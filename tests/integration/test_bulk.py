@@ -15,11 +15,11 @@ from transport_kit import Side, forward, linked, sides
 
 from bench.profiles import load_profile
 from bloombee.errors import LinkDown
+from bloombee.links.window import BulkWindow
 from bloombee.transport import LinkEventKind
 from bloombee.transport.bulk import WHOLE_BYTES
 from bloombee.types import Lane
 from bloombee.wire.messages import Forward, Heartbeat
-from bloombee.wire.window import BulkWindow
 from tools.wan import Link, Wan
 
 both_loops = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from bloombee.engine.checkpoint import INDEX_FILE, SINGLE_FILE
 from bloombee.engine.describe import describe
 from bloombee.errors import BloomBeeError, ConfigError
-from bloombee.plan.card import ModelCard
+from bloombee.models.card import ModelCard
 from bloombee.roles.asked import ask
 from bloombee.roles.text import TextCodec
 from bloombee.sim.cluster import SimCluster

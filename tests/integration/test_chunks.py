@@ -10,8 +10,8 @@ from pathlib import Path
 from engine_kit import make_checkpoint, reference_tokens
 from swarm_kit import Swarm
 
+from bloombee.control.chunks import Chunks
 from bloombee.pipeline.events import Tune
-from bloombee.plan.chunk import Chunks
 
 
 def test_chunks_that_shrink_with_position_change_no_token(tmp_path: Path, make_swarm: Callable[..., Swarm]) -> None:

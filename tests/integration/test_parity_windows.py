@@ -19,7 +19,7 @@ from bloombee.pipeline.work import Outcome, Work
 from bloombee.sim.cluster import SimCluster
 from bloombee.sim.network import Faults
 from bloombee.types import PageGroup
-from bloombee.wire.messages import Assign
+from bloombee.wire.messages import Load
 
 WINDOW, ROWS, NEW_TOKENS = 6, 16, 100
 LENGTHS = (240, 3, 130)
@@ -37,11 +37,11 @@ def one_thread() -> Iterator[None]:
 class _Device(ModelDevice):
     """Takes note of the pages that the works name."""
 
-    def __init__(self, directory: Path, assign: Assign) -> None:
-        super().__init__(directory, assign)
-        self.most = [0] * len(assign.groups)
+    def __init__(self, directory: Path, load: Load) -> None:
+        super().__init__(directory, load)
+        self.most = [0] * len(load.groups)
         """Pages that one sequence held at most, by group."""
-        self.groups = [PageGroup(group.window, group.num_pages) for group in assign.groups]
+        self.groups = [PageGroup(group.window, group.num_pages) for group in load.groups]
 
     def run(self, work: Work) -> Outcome:
         for segment in work.segments:
@@ -57,8 +57,8 @@ def test_long_sequences_give_the_same_tokens_from_a_windows_memory(family: str, 
     expected = reference_tokens(reference, prompts, NEW_TOKENS)
     devices: list[_Device] = []
 
-    def make_device(assign: Assign) -> _Device:
-        devices.append(_Device(tmp_path, assign))
+    def make_device(load: Load) -> _Device:
+        devices.append(_Device(tmp_path, load))
         return devices[-1]
 
     cluster = SimCluster(
@@ -82,4 +82,4 @@ def test_long_sequences_give_the_same_tokens_from_a_windows_memory(family: str, 
     if family != "mistral":  # the only group of which is the widest
         assert [group.num_pages for group in groups] == [PAGES, PAGES // WINDOW_SHARE]
     for core in cluster.stages.values():
-        assert core.pages_free == sum(pool.num_pages for pool in core.pools)
+        assert core.pages_free == sum(pool.num_pages for pool in core.store.pools)

@@ -16,15 +16,15 @@ import pytest
 import bloombee
 from bloombee import config
 from bloombee.config import WorkerConfig
-from bloombee.engine import idle_profile as idle
-from bloombee.engine import profile as profiling
 from bloombee.engine.checkpoint import resolve
-from bloombee.engine.idle_profile import idle_profile
 from bloombee.engine.model import SpanModel
+from bloombee.engine.profiling import full as profiling
+from bloombee.engine.profiling import idle
+from bloombee.engine.profiling.idle import idle_profile
 from bloombee.errors import ConfigError
-from bloombee.pipeline.head import rules_message
+from bloombee.models.rules import LogitsRules, Watermark
+from bloombee.pipeline.swarm import rules_message
 from bloombee.plan.profile import Profile
-from bloombee.plan.rules import LogitsRules, Watermark
 from bloombee.roles.worker import WorkerRole
 from bloombee.types import Dtype, PageGroup, Phase, Span
 

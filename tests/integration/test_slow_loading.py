@@ -11,22 +11,19 @@ import pytest
 from bloombee.codec.choice import CodecMode
 from bloombee.engine.describe import describe
 from bloombee.errors import BloomBeeError, Infeasible
-from bloombee.plan.card import ModelCard
-from bloombee.plan.standin import standin_card
-from bloombee.roles.device import DeviceThread
+from bloombee.models.card import ModelCard
+from bloombee.models.standin import standin_card
+from bloombee.roles.executor import DeviceThread
 from bloombee.types import Span
-from bloombee.wire.messages import Assign, Group
+from bloombee.wire.messages import Group, Load
 
 MODEL = "standin:64x6"
 WEIGHTS = standin_card(MODEL).weight_bytes(Span(0, 3))
 
 
-def assign(card: ModelCard) -> Assign:
-    return Assign(
+def order(card: ModelCard) -> Load:
+    return Load(
         pipeline=1,
-        epoch=1,
-        stage=0,
-        num_stages=2,
         start=0,
         stop=3,
         num_layers=card.num_layers,
@@ -35,11 +32,7 @@ def assign(card: ModelCard) -> Assign:
         dtype="bfloat16",
         groups=(Group(window=0, num_pages=10),),
         page_size=16,
-        num_microbatches=1,
         codec=CodecMode.OFF,
-        predecessor=None,
-        successor=None,
-        trace=False,
         weight_digests=(),
         rules=None,
     )
@@ -54,7 +47,7 @@ class Told:
         self.error: BloomBeeError | None = None
         self.over = asyncio.Event()
 
-    def load(self, device: DeviceThread, task: Assign) -> None:
+    def load(self, device: DeviceThread, task: Load) -> None:
         device.load(task, on_progress=self._progress, on_done=self._done, on_error=self._error, on_table=lambda _: None)
 
     def _progress(self, loaded: int, total: int) -> None:
@@ -78,7 +71,7 @@ def test_a_slow_load_tells_how_far_it_is_and_takes_its_bytes_time() -> None:
         seconds = 0.5
         loop, told, thread = asyncio.get_running_loop(), Told(), device(load_bytes_per_s=WEIGHTS / seconds)
         began = loop.time()
-        told.load(thread, assign(standin_card(MODEL)))
+        told.load(thread, order(standin_card(MODEL)))
         await asyncio.wait_for(told.over.wait(), 60)
         thread.stop()
         assert loop.time() - began >= seconds  # no sooner, however late
@@ -98,7 +91,7 @@ def test_a_slow_load_ends_when_the_device_is_stopped(model: str) -> None:
         before = set(threading.enumerate())
         told, loading = Told(), device(load_bytes_per_s=1)
         (thread,) = set(threading.enumerate()) - before
-        told.load(loading, assign(describe(model)))
+        told.load(loading, order(describe(model)))
         loading.stop()
         await asyncio.to_thread(thread.join, 60)
         assert not thread.is_alive()
@@ -110,7 +103,7 @@ def test_a_slow_load_ends_when_the_device_is_stopped(model: str) -> None:
 def test_a_span_beyond_the_devices_memory_is_refused_there_as_well() -> None:
     async def main() -> None:
         told, thread = Told(), device(memory_bytes=WEIGHTS)
-        told.load(thread, assign(standin_card(MODEL)))
+        told.load(thread, order(standin_card(MODEL)))
         await asyncio.wait_for(told.over.wait(), 60)
         thread.stop()
         assert isinstance(told.error, Infeasible)

@@ -69,20 +69,29 @@ def items(draw: st.DrawFn) -> m.Item:
 
 
 @st.composite
-def assigns(draw: st.DrawFn) -> m.Assign:
+def loads(draw: st.DrawFn) -> m.Load:
     num_layers = draw(st.integers(1, 200))
     start = draw(st.integers(0, num_layers - 1))
-    num_stages = draw(st.integers(1, num_layers))
-    stage = draw(st.integers(0, num_stages - 1))
-    base = draw(st.builds(dict, pipeline=u32, epoch=u32, model=st.text(max_size=9)))
-    return m.Assign(
-        **base, stage=stage, num_stages=num_stages, start=start,
-        stop=draw(st.integers(start + 1, num_layers)), num_layers=num_layers, config_digest=bytes(16), weight_digests=(),
-        dtype=str(draw(st.sampled_from(Dtype))), page_size=draw(st.integers(1, 2**16 - 1)), num_microbatches=1,
+    stop = draw(st.integers(start + 1, num_layers))
+    return m.Load(
+        pipeline=draw(u32), start=start, stop=stop, num_layers=num_layers, weight_digests=(),
+        rules=draw(st.none() | rules) if stop == num_layers else None,
+        model=draw(st.text(max_size=9)), config_digest=bytes(16), dtype=str(draw(st.sampled_from(Dtype))),
         groups=tuple(m.Group(window, draw(st.integers(1, 2**32 - 1))) for window in draw(st.sets(u32, min_size=1, max_size=4))),
-        codec=draw(st.integers(0, 2)),
-        predecessor=draw(peer), successor=draw(peer), trace=draw(st.booleans()),
-        rules=draw(st.none() | rules) if stage == num_stages - 1 else None,
+        page_size=draw(st.integers(1, 2**16 - 1)), codec=draw(st.integers(0, 2)),
+    )  # fmt: skip
+
+
+@st.composite
+def wires(draw: st.DrawFn) -> m.Wire:
+    num_stages = draw(st.integers(1, 2**16 - 1))
+    stage = draw(st.integers(0, num_stages - 1))
+    epoch = draw(st.integers(1, 2**32 - 1))
+    return m.Wire(
+        pipeline=draw(u32), epoch=epoch, oldest=draw(st.integers(1, epoch)), stage=stage, num_stages=num_stages,
+        num_microbatches=draw(st.integers(1, 2**16 - 1)), max_rows=draw(st.integers(1, m.MAX_ROWS)),
+        predecessor=draw(peer) if stage else None, successor=draw(peer) if stage < num_stages - 1 else None,
+        trace=draw(st.booleans()),
     )  # fmt: skip
 
 
@@ -92,10 +101,11 @@ def _ack(pipeline: int, upto: int, extra: list[int]) -> m.Ack:
 
 SPECIAL: dict[type, st.SearchStrategy[Any]] = {
     m.Item: items(),
-    m.Assign: assigns(),
+    m.Load: loads(),
+    m.Wire: wires(),
     m.Ack: st.builds(_ack, u32, st.integers(0, 2**62), st.lists(st.integers(0, 2**61), max_size=5)),
     m.TableUnknown: st.builds(m.TableUnknown, u32, u32, st.integers(0, 1), u63, st.binary(min_size=4, max_size=4)),
-    m.Progress: st.builds(lambda p, a, b: m.Progress(p, 1, min(a, b), max(a, b)), u32, u63, u63),
+    m.Loading: st.builds(lambda p, a, b: m.Loading(p, min(a, b), max(a, b)), u32, u63, u63),
     m.Joined: st.builds(m.Joined, st.integers(1, 2**32 - 1), st.integers(0, 2**64 - 1), st.floats(0.01, 1), st.floats(1.1, 9)),
 }
 SPECIAL[m.Join] = st.builds(

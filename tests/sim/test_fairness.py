@@ -10,7 +10,7 @@ from bloombee.pace import Pace
 from bloombee.pipeline.work import Outcome, Work
 from bloombee.sim.cluster import SimCluster
 from bloombee.sim.network import LinkShape
-from bloombee.wire.messages import Assign, Pick
+from bloombee.wire.messages import Load, Pick
 
 FIXED = Pace(0.004, 0.0001, 0.0001)
 PER_ROW = Pace(0.002, 0.004, 0.0005)
@@ -20,8 +20,8 @@ NAMES = ("stage0", "stage1", "stage2", "scheduler")
 class _Blank:
     """Rows without content and one token for all: here only times count."""
 
-    def __init__(self, assign: Assign) -> None:
-        self._is_last = assign.stage == assign.num_stages - 1
+    def __init__(self, load: Load) -> None:
+        self._is_last = load.stop == load.num_layers
 
     def run(self, work: Work) -> Outcome:
         if not self._is_last:

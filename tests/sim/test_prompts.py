@@ -6,13 +6,13 @@ import itertools
 
 import pytest
 
+from bloombee.control import operate as tune
+from bloombee.control.chunks import chunks_by_position
 from bloombee.pace import Pace
 from bloombee.pipeline.work import Outcome, Work
-from bloombee.plan import tune
-from bloombee.plan.chunk import chunks_by_position
 from bloombee.sim.cluster import SimCluster
 from bloombee.sim.network import LinkShape
-from bloombee.wire.messages import Assign, Pick
+from bloombee.wire.messages import Load, Pick
 
 NAMES = ("stage0", "stage1", "stage2", "stage3", "scheduler")
 ROW_BYTES = 13312
@@ -21,8 +21,8 @@ ROW_BYTES = 13312
 class _Blank:
     """A device that computes nothing: what it would read of a long prompt takes digests too long."""
 
-    def __init__(self, assign: Assign) -> None:
-        self._is_last = assign.stage == assign.num_stages - 1
+    def __init__(self, load: Load) -> None:
+        self._is_last = load.stop == load.num_layers
 
     def run(self, work: Work) -> Outcome:
         if not self._is_last:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bloombee.errors import ConfigError
-from bloombee.plan.card import ModelCard
-from bloombee.plan.rules import Defaults
+from bloombee.models.card import ModelCard
+from bloombee.models.rules import Defaults
 from bloombee.roles.asked import DEFAULT_NEW_TOKENS, Asked, ask
 from bloombee.sim.cluster import sim_card
 from bloombee.types import SamplingParams

@@ -24,8 +24,8 @@ from bench.techniques import TechniqueError
 from bench.texts import MAX_PROMPT_TOKENS, TextError, most_prompts, prompts
 from bench.window import find_window
 from bloombee.errors import ConfigError
+from bloombee.models.standin import standin_token
 from bloombee.pace import Pace
-from bloombee.plan.standin import standin_token
 
 # -- windows -----------------------------------------------------------------------------------
 

@@ -23,8 +23,8 @@ from bench.profiles import load_profile
 from bench.runner import ModelRunner
 from bench.summary import Subject
 from bloombee.errors import LinkDown
+from bloombee.models.standin import standin_card
 from bloombee.pace import parse_pace
-from bloombee.plan.standin import standin_card
 from bloombee.types import Dtype
 
 MODEL = "standin:llama-30b"

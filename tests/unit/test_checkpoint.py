@@ -16,7 +16,7 @@ from bloombee.engine.checkpoint import Checkpoint, resolve
 from bloombee.engine.describe import describe
 from bloombee.engine.hub import Repo
 from bloombee.errors import ConfigError, ModelUnsupported
-from bloombee.plan.card import ModelCard
+from bloombee.models.card import ModelCard
 from bloombee.roles.chat import ChatTemplate
 from bloombee.types import Dtype, Span
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bloombee import _native
-from bloombee.codec import api, device
+from bloombee.codec import api
+from bloombee.codec import cuda as device
 from bloombee.codec.table import default_table
 from bloombee.errors import CodecUnavailable, CorruptPayload
 from bloombee.types import Dtype

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend
 from bloombee.engine import attention, device_clock
 from bloombee.engine.device_clock import EventClock, HostClock, clock_of, seconds_of
 from bloombee.pipeline.work import Pages, Segment, Work
-from bloombee.roles.device import DeviceThread
+from bloombee.roles.executor import DeviceThread
 from bloombee.types import Phase
 
 

@@ -14,9 +14,9 @@ from transformers import AutoConfig, GenerationConfig
 from bloombee.engine.checkpoint import Checkpoint
 from bloombee.engine.generation import FIELDS, GenerationFile, Use, read_generation
 from bloombee.errors import ConfigError, ModelUnsupported
-from bloombee.pipeline.head import rules_message
-from bloombee.plan.card import ModelCard
-from bloombee.plan.rules import Defaults, LogitsRules, Watermark
+from bloombee.models.card import ModelCard
+from bloombee.models.rules import Defaults, LogitsRules, Watermark
+from bloombee.pipeline.swarm import rules_message
 from bloombee.sim.cluster import sim_card
 from bloombee.wire import messages as m
 from bloombee.wire.schema import decode_message, encode_message
@@ -133,10 +133,8 @@ def test_the_rules_of_a_file_reach_the_last_stage(tmp_path: Path) -> None:
     card = dataclasses.replace(sim_card((0,)), defaults=found.defaults, logits_rules=RULES, ignored=("a",))
     assert ModelCard.from_json(json.loads(json.dumps(card.to_json()))) == card
     message = rules_message(RULES)
-    assign = m.Assign(
-        0, 1, 0, 1, 0, 1, 1, "m", bytes(16), (), "float32", (m.Group(0, 10),), 16, 2, 2, None, None, False, message,
-    )  # fmt: skip
-    assert decode_message(encode_message(assign)) == assign
+    load = m.Load(0, 0, 1, 1, "m", bytes(16), (), "float32", (m.Group(0, 10),), 16, 2, message)
+    assert decode_message(encode_message(load)) == load
     assert message is not None
     assert all(getattr(message, name) == getattr(RULES, name) for name in message.__struct_fields__ if name != "watermark")
 
@@ -144,8 +142,8 @@ def test_the_rules_of_a_file_reach_the_last_stage(tmp_path: Path) -> None:
 def test_as_many_tokens_as_are_allowed_fit_a_message() -> None:
     bias = tuple(((token,), -1.5) for token in range(200_000, 200_000 + m.MAX_RULE_TOKENS))
     message = rules_message(LogitsRules(sequence_bias=bias))
-    assign = m.Assign(0, 1, 0, 1, 0, 1, 1, "m", bytes(16), (), "float32", (m.Group(0, 10),), 16, 2, 2, None, None, False, message)
-    assert len(encode_message(assign)) < m.MAX_HEADER_BYTES * 0.9
+    load = m.Load(0, 0, 1, 1, "m", bytes(16), (), "float32", (m.Group(0, 10),), 16, 2, message)
+    assert len(encode_message(load)) < m.MAX_HEADER_BYTES * 0.9
 
 
 def test_lists_that_fill_a_message_are_refused_by_name(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from torch import nn
 from bloombee.engine.hub import Repo
 from bloombee.engine.packed import can_pack, pack_linears
 from bloombee.engine.synthetic import fill_random
-from bloombee.roles import device
-from bloombee.roles.device import DeviceThread
+from bloombee.roles import executor as device
+from bloombee.roles.executor import DeviceThread
 
 
 def test_a_shard_that_comes_from_the_hub_is_progress_while_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from bloombee.errors import BloomBeeError, LinkDown
 from bloombee.roles import members as module
 from bloombee.roles.members import Members
-from bloombee.transport.events import LinkEvent, LinkEventKind
+from bloombee.transport.link_events import LinkEvent, LinkEventKind
 from bloombee.types import Lane, WorkerId
 from bloombee.wire.join import Admitted, Door
 from bloombee.wire.liveness import grace_s

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from transport_kit import SWARM, forward
 
 from bloombee.errors import RemoteProtocolError
+from bloombee.links.window import MAX_PIECE_BYTES
+from bloombee.transport.pieces import Assembly
 from bloombee.wire.envelope import Envelope
-from bloombee.wire.pieces import Assembly
-from bloombee.wire.window import MAX_PIECE_BYTES
 
 
 def beginning(frame: int, num_bytes: int) -> Envelope:

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Pr
 
 from bloombee.engine.processors import Processors
 from bloombee.engine.sampler import SamplerRow, sample
-from bloombee.pipeline.head import rules_message
-from bloombee.plan.rules import LogitsRules, Watermark
+from bloombee.models.rules import LogitsRules, Watermark
+from bloombee.pipeline.swarm import rules_message
 from bloombee.wire.messages import Sampling
 
 VOCABULARY, PROMPT, NEW, ENDS = 64, 5, 12, (3, 9)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bloombee.engine.profile import keep
+from bloombee.engine.profiling.full import keep
 from bloombee.errors import ConfigError
 from bloombee.pace import parse_pace
 from bloombee.plan.profile import Fit, Point, Profile, fit, fit_output

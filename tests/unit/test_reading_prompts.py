@@ -15,8 +15,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 import bloombee
 from bloombee.errors import ConfigError, RuntimeClosed
-from bloombee.plan.card import ModelCard
-from bloombee.plan.standin import standin_card
+from bloombee.models.card import ModelCard
+from bloombee.models.standin import standin_card
 from bloombee.roles.prompts import SHORT_TOKENS, PromptIds, Prompts
 from bloombee.roles.text import SHORT_CHARACTERS, SLICE_TOKENS, TextCodec
 

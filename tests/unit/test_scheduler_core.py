@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
+
+import msgspec
 import pytest
 
+from bloombee.control.chunks import Chunks
 from bloombee.errors import DeadlineExceeded, DeviceError, Infeasible, LinkDown, RemoteProtocolError, SequenceLost, StalePlan
 from bloombee.pipeline.commands import Command, Send, TellHead
 from bloombee.pipeline.events import (
@@ -12,18 +16,32 @@ from bloombee.pipeline.events import (
     Moved,
     Open,
     PipelineLost,
-    PlanReady,
+    PlanBroken,
+    PlanWired,
     Tick,
     Tune,
 )
 from bloombee.pipeline.frames import lane_of
 from bloombee.pipeline.patience import SLACK_S
 from bloombee.pipeline.scheduler import BESIDE_DECODE, MOST_ITEMS, SchedulerCore
-from bloombee.plan.chunk import Chunks
 from bloombee.plan.plan import Plan, StagePlan
-from bloombee.types import Dtype, FinishReason, PageGroup, Phase, Span
+from bloombee.types import Dtype, FinishReason, Lane, PageGroup, Phase, Span
 from bloombee.wire.envelope import encode_envelope
-from bloombee.wire.messages import NO_TOKEN, Ack, Close, Closed, Forward, Pick, Sampling, Verdict
+from bloombee.wire.messages import (
+    NO_TOKEN,
+    REPLAY,
+    Ack,
+    Close,
+    Closed,
+    Forward,
+    Holding,
+    Lost,
+    Pick,
+    Resume,
+    Resumed,
+    Sampling,
+    Verdict,
+)
 
 SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
 
@@ -36,7 +54,10 @@ def _plan(*, microbatches: int = 2, num_pages: int = 8) -> Plan:
 
 def _core(*, step_deadline_s: float = 10.0, **plan: int) -> SchedulerCore:
     core = SchedulerCore(max_rows=8, resend_after_s=1.0, step_deadline_s=step_deadline_s)
-    assert core.handle(PlanReady(_plan(**plan), 0.0)) == []
+    (known,) = core.handle(PlanWired(_plan(**plan), 0.0))
+    assert known == Send(1, Lane.CONTROL, Resume(1, 1, ()))
+    assert core.handle(FromStage(1, Resumed(1, 1), 0.0)) == []
+    assert core.handle(FromStage(0, Resume(1, 1, ()), 0.0)) == [Send(0, Lane.CONTROL, Resumed(1, 1))]
     return core
 
 
@@ -350,7 +371,9 @@ def test_a_stage_that_cannot_pass_on_a_frame_ends_the_requests_in_it_alone() -> 
     (bad,) = _forwards(core.handle(_open(0)))
     (good,) = _forwards(core.handle(_open(1, max_new=1)))
     ring.frames += 1
-    commands = core.handle(FromStage(1, Verdict(1, 1, 0, bad.microbatch, ()), 0.1))
+    assert _told(core.handle(FromStage(1, Verdict(1, 1, 0, bad.microbatch, ()), 0.1))) == []  # its rows may come another way
+    commands = core.handle(FromStage(0, Lost(1, 1, (Holding(0, 0, 2),), True), 0.1))
+    assert core.handle(FromStage(0, Lost(1, 1, (Holding(0, 0, 2),), True), 0.1)) == []
     (ended,) = _told(commands)
     assert isinstance(ended, Ended)
     assert isinstance(ended.error, SequenceLost)
@@ -360,7 +383,8 @@ def test_a_stage_that_cannot_pass_on_a_frame_ends_the_requests_in_it_alone() -> 
 
 def test_a_microbatch_holds_no_more_sequences_than_a_frame() -> None:
     core = SchedulerCore(max_rows=1 << 16, resend_after_s=1.0, step_deadline_s=10.0)
-    core.handle(PlanReady(_plan(microbatches=1, num_pages=1 << 16), 0.0))
+    core.handle(PlanWired(_plan(microbatches=1, num_pages=1 << 16), 0.0))
+    core.handle(FromStage(0, Resume(1, 1, ()), 0.0))
     ring = _Ring(core)
     waiting = [f for n in range(5000) for f in _forwards(core.handle(_open(n, num_prompt=1, max_new=3)))]
     sizes = []
@@ -493,3 +517,61 @@ def test_a_prompt_that_passed_goes_on_to_decode_and_ends() -> None:
     (decode,) = _forwards(commands)
     assert [(item.sequence, item.position) for item in decode.items] == [(1, 2)]
     assert [told.finish for told in _told(commands) + _told(ring.home(decode))] == [None, FinishReason.LENGTH]  # type: ignore[attr-defined]
+
+
+# -- another epoch -----------------------------------------------------------------------------
+
+
+def _rewired(core: SchedulerCore, holdings: tuple[Holding, ...]) -> list[Command]:
+    """What stage 0 of the next epoch, which holds so much, is sent."""
+    core.handle(PlanBroken(1.0))
+    assert core.handle(Tick(2.0)) == []
+    plan = dataclasses.replace(_plan(microbatches=4, num_pages=64), epoch=2)
+    known, *_ = core.handle(PlanWired(plan, 2.0))
+    assert isinstance(known, Send)
+    assert isinstance(known.message, Resume)
+    return core.handle(FromStage(0, Resume(1, 2, holdings), 2.0))
+
+
+def test_in_a_new_epoch_stage_0_gets_the_rows_that_it_lacks() -> None:
+    core = _core(microbatches=4, num_pages=64)
+    core.handle(_open(0, num_prompt=5))
+    (forward,) = _forwards(_rewired(core, ()))
+    ((item,),) = [forward.items]
+    assert (forward.epoch, item.position, item.num_rows, item.num_picks, item.generation) == (2, 0, 5, 1, 0)
+    assert item.opening is not None
+
+
+def test_in_a_new_epoch_nothing_is_sent_that_stage_0_holds() -> None:
+    core = _core(microbatches=4, num_pages=64)
+    core.handle(_open(0, num_prompt=5))
+    assert _forwards(_rewired(core, (Holding(0, 0, 5),))) == []
+
+
+def test_a_token_that_comes_while_rows_are_sent_again_is_sent_after_them() -> None:
+    core = SchedulerCore(max_rows=3, resend_after_s=1.0, step_deadline_s=10.0)
+    core.handle(PlanWired(_plan(microbatches=1, num_pages=64), 0.0))
+    core.handle(FromStage(0, Resume(1, 1, ()), 0.0))
+    core.handle(_open(0, num_prompt=5))
+    core.handle(PlanBroken(1.0))
+    core.handle(PlanWired(dataclasses.replace(_plan(microbatches=1, num_pages=64), epoch=2), 1.0))
+    (first,) = _forwards(core.handle(FromStage(0, Resume(1, 2, ()), 1.0)))
+    assert [(item.position, item.num_rows, item.num_picks) for item in first.items] == [(0, 3, 0)]
+    told = (
+        FromStage(1, Verdict(1, 2, 0, REPLAY, (Pick(0, 0, 5, 9, None, ()),)), 1.1),
+        FromStage(0, msgspec.structs.replace(ack(first), epoch=2), 1.2),
+        FromStage(1, Verdict(1, 2, 1, first.microbatch, ()), 1.3),
+    )
+    (second,) = [forward for event in told for forward in _forwards(core.handle(event))]
+    assert [(item.position, item.num_rows, item.num_picks) for item in second.items] == [(3, 3, 1)]
+
+
+def test_what_no_log_has_any_more_begins_anew_as_another_generation_once() -> None:
+    core = _core(microbatches=4, num_pages=64)
+    (first,) = _forwards(core.handle(_open(0)))
+    lost = FromStage(0, Lost(1, 1, (Holding(0, 0, 0),), False), 0.1)
+    (again,) = _forwards(core.handle(lost))
+    assert [(item.position, item.num_rows, item.generation) for item in again.items] == [(0, 2, 1)]
+    assert _forwards(core.handle(lost)) == []
+    stale = Verdict(1, 1, 0, first.microbatch, (Pick(0, 0, 2, 9, None, ()),))
+    assert _told(core.handle(FromStage(1, stale, 0.2))) == []

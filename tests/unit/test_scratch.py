@@ -17,9 +17,9 @@ from bloombee.engine.attention import attend
 from bloombee.engine.cache import LayerCache, SlotCache, Step
 from bloombee.engine.describe import describe
 from bloombee.errors import Infeasible
+from bloombee.models.card import ModelCard
 from bloombee.pipeline.work import Pages, Segment
 from bloombee.plan import scratch
-from bloombee.plan.card import ModelCard
 from bloombee.plan.plan import StagePlan, check_memory
 from bloombee.plan.scratch import scratch_bytes
 from bloombee.types import Dtype, PageGroup, Span

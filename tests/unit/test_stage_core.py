@@ -9,25 +9,33 @@ import pytest
 
 from bloombee.errors import LocalProtocolError, RemoteProtocolError, StalePlan
 from bloombee.kv.pool import MAX_ROLLBACK, most_pages, pages_for
-from bloombee.pipeline.commands import Command, Compute, Send
-from bloombee.pipeline.events import Computed, ComputeFailed, Port, StageReceived
+from bloombee.pipeline.commands import Command, Compute, Gather, Send
+from bloombee.pipeline.events import Computed, ComputeFailed, Gathered, Greeted, Port, StageReceived
 from bloombee.pipeline.stage import DEVICE_DEPTH, MOST_OVERTAKES, StageCore
 from bloombee.pipeline.work import Outcome, Pages, Work
 from bloombee.types import Lane, Phase
 from bloombee.wire.messages import (
+    REPLAY,
     Ack,
-    Assign,
     Close,
     Closed,
     Forward,
     Gap,
     Group,
+    Holding,
     Item,
+    Load,
+    Lost,
     Opening,
+    Pick,
+    Resume,
+    Resumed,
     Retire,
     Sampling,
     StageFailed,
     Verdict,
+    Wire,
+    Wired,
 )
 
 SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.2, 0.0, 0.0, 5, -1)
@@ -36,28 +44,26 @@ SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.2, 0.0, 0.0, 5, -1)
 def _core(
     *, stage: int = 0, num_stages: int = 2, num_pages: int = 8, credits_: int = 4, windows: tuple[int, ...] = (0,)
 ) -> StageCore:
-    assign = Assign(
-        1,
-        1,
-        stage,
-        num_stages,
-        stage,
-        stage + 1,
-        num_stages,
-        "m",
-        bytes(16),
-        (),
-        "float32",
-        tuple(Group(window, num_pages) for window in windows),
-        4,
-        credits_,
-        0,
-        None,
-        None,
-        False,
-        None,
-    )
-    return StageCore(assign, resend_after_s=1.0)
+    groups = tuple(Group(window, num_pages) for window in windows)
+    load = Load(1, stage, stage + 1, num_stages, "m", bytes(16), (), "float32", groups, 4, 0, None)
+    core = StageCore(load, resend_after_s=1.0)
+    _seat(core, 1, stage, num_stages, credits_)
+    return core
+
+
+def _seat(
+    core: StageCore, epoch: int, stage: int, num_stages: int, credits_: int, holdings: tuple[Holding, ...] = ()
+) -> list[Command]:
+    """What opening the seat of ``epoch``, whose next stage holds ``holdings``, leads to."""
+    core.handle(StageReceived(Wire(1, epoch, epoch, stage, num_stages, credits_, 64, None, None, False), 0.0))
+    wired, resume = core.handle(Greeted(epoch, 0.0))
+    assert wired == Send(Port.HEAD, Lane.CONTROL, Wired(1, epoch))
+    assert isinstance(resume, Send)
+    assert isinstance(resume.message, Resume)
+    assert core.handle(StageReceived(Resumed(1, epoch), 0.0)) == []
+    answer, *commands = core.handle(StageReceived(Resume(1, epoch, holdings), 0.0))
+    assert answer == Send(Port.DOWNSTREAM, Lane.CONTROL, Resumed(1, epoch))
+    return commands
 
 
 def _item(sequence: int, position: int, rows: int, *, generation: int = 0, picks: int = 1, first_token: int = 0) -> Item:
@@ -186,7 +192,7 @@ def test_a_window_holds_a_bounded_number_of_pages_of_a_sequence_of_any_length() 
         assert len(narrow.ids) <= most
         _done(core, work)
         assert core.pages_free <= 400 - len(full.ids)
-    assert 200 - core.pools[1].num_free <= most < 25
+    assert 200 - core.store.pools[1].num_free <= most < 25
     core.handle(StageReceived(Close(1, 1, (), 8), 0.0))
     assert core.pages_free == 400
 
@@ -216,7 +222,7 @@ def test_a_rollback_beyond_what_a_window_keeps_asks_for_everything_again() -> No
     _done(core, work)
     (work,) = _works(core.handle(_forward(11, _item(7, 0, 20, generation=2))))
     assert [pages.start for pages in work.segments[0].pages] == [0, 0]
-    assert [pool.num_pages - pool.num_free for pool in core.pools] == [5, 5]
+    assert [pool.num_pages - pool.num_free for pool in core.store.pools] == [5, 5]
 
 
 def test_pages_that_are_not_there_fail_the_stage() -> None:
@@ -272,10 +278,10 @@ def test_decode_overtakes_prefill_but_not_its_own() -> None:
 
 def test_the_next_stage_holds_the_device_back() -> None:
     core = _core(credits_=1)
-    core.downstream.lanes[Lane.CONTROL].limit = 0
+    core.seats[1].downstream.lanes[Lane.CONTROL].limit = 0
     (work,) = _works(core.handle(_forward(0, _item(7, 0, 1))))
     _done(core, work)
-    assert core.downstream.num_backlog == 1
+    assert core.seats[1].downstream.num_backlog == 1
     assert _works(core.handle(_forward(1, _item(7, 1, 1)))) == []
     assert _works(core.handle(StageReceived(Ack(1, 1, 0, 0, (), 1, 0), 0.0)))
 
@@ -297,11 +303,11 @@ def _prompt(frame: int, sequence: int, position: int, rows: int, *, of: int) -> 
 def test_a_blocked_prefill_lane_does_not_hold_decode_back() -> None:
     core = _core(credits_=9)
     _decoding(core)
-    core.downstream.lanes[Lane.BULK].limit = 1
+    core.seats[1].downstream.lanes[Lane.BULK].limit = 1
     (work,) = _works(core.handle(_prompt(1, 7, 0, 2, of=9)))
     commands = _done(core, work)
     assert _messages(commands, Forward) == []
-    assert core.downstream.lanes[Lane.BULK].num_backlog == 1
+    assert core.seats[1].downstream.lanes[Lane.BULK].num_backlog == 1
     assert _works(core.handle(_prompt(2, 7, 2, 2, of=9))) == []
     for step in range(5):
         (work,) = _works(core.handle(_forward(step, _item(0, 1 + step, 1))))
@@ -353,13 +359,12 @@ def test_decode_without_end_does_not_starve_a_prompt() -> None:
 )
 def test_illegal_messages_are_refused_and_change_nothing(event: StageReceived) -> None:
     core = _core()
-    before = copy.deepcopy(vars(core))
+    seat = core.seats[1]
+    before = copy.deepcopy((seat.upstream, seat.downstream.lanes))
     with pytest.raises(RemoteProtocolError):
         core.handle(event)
-    after = vars(core)
-    assert before["upstream"] == after["upstream"]
-    assert before["downstream"].lanes == after["downstream"].lanes
-    assert after["_sequences"] == {}
+    assert before == (seat.upstream, seat.downstream.lanes)
+    assert core.num_sequences == 0
     assert core.pages_free == 8
 
 
@@ -382,3 +387,101 @@ def test_a_failed_device_is_told_to_the_head_once_and_stops_the_stage() -> None:
     (failed,) = _messages(core.handle(ComputeFailed(LocalProtocolError("broken"), 0.0)), StageFailed)
     assert failed.code == "LocalProtocolError"  # type: ignore[attr-defined]
     assert _works(core.handle(_forward(1, _item(8, 0, 1)))) == []
+
+
+def _hidden(rows: int) -> Outcome:
+    return Outcome(0, hidden=[b"row %d" % row for row in range(rows)], num_bytes=8 * rows)
+
+
+def _ran(core: StageCore, event: StageReceived, rows: int) -> list[Command]:
+    """What a frame gives once its only work is done; its rows are a list."""
+    (work,) = _works(core.handle(event))
+    return core.handle(Computed(msgspec.structs.replace(_hidden(rows), number=work.number), 0.0))
+
+
+def test_a_new_neighbour_is_told_what_it_lacks_and_nothing_else() -> None:
+    core = _core(credits_=9)
+    _ran(core, _forward(0, _item(7, 0, 5), phase=Phase.PREFILL), 5)
+    _ran(core, _forward(0, _item(7, 5, 1)), 1)
+    _ran(core, _forward(1, _item(8, 0, 3)), 3)
+    (gather,) = _seat(core, 2, 0, 2, 9, (Holding(7, 0, 2), Holding(8, 0, 3)))
+    assert isinstance(gather, Gather)
+    assert [(piece.start, piece.stop) for piece in gather.pieces] == [(2, 5), (0, 1)]
+    assert gather.num_rows == 4
+    (send,) = core.handle(Gathered(gather.number, "the rows", 0.0))
+    assert isinstance(send, Send)
+    assert (send.to, send.lane, send.payload) == (Port.DOWNSTREAM, Lane.BULK, "the rows")
+    (item,) = send.message.items  # type: ignore[union-attr]
+    assert (item.sequence, item.position, item.num_rows, item.num_picks, item.opening) == (7, 2, 4, 2, None)
+    assert item.tokens == _item(7, 0, 6).tokens[8:]
+
+
+def test_rows_that_are_said_again_are_not_overtaken_by_newer_ones() -> None:
+    core = _core(credits_=9)
+    _ran(core, _forward(0, _item(7, 0, 2), phase=Phase.PREFILL), 2)
+    (gather,) = _seat(core, 2, 0, 2, 9)
+    assert isinstance(gather, Gather)
+    commands = _ran(core, _forward(0, _item(7, 2, 1), epoch=2), 1)
+    (empty,) = _messages(commands, Forward)
+    assert empty.items == ()  # type: ignore[attr-defined]
+    (onward,) = [c for c in commands if isinstance(c, Gather)]
+    sent = [*core.handle(Gathered(gather.number, "a", 0.0)), *core.handle(Gathered(onward.number, "b", 0.0))]
+    assert [(m.items[0].position, m.items[0].num_rows) for m in _messages(sent, Forward)] == [(0, 2), (2, 1)]  # type: ignore[attr-defined]
+    core.handle(StageReceived(Ack(1, 2, Lane.BULK, 2, (), 12, 0), 0.0))
+    (straight,) = _messages(_ran(core, _forward(1, _item(7, 3, 1), epoch=2), 1), Forward)
+    assert [item.position for item in straight.items] == [3]  # type: ignore[attr-defined]
+
+
+def test_what_waited_in_a_retired_seat_is_computed_and_said_over_the_next() -> None:
+    core = _core(credits_=9)
+    (work,) = _works(core.handle(_forward(0, _item(7, 0, 4), phase=Phase.PREFILL)))
+    assert _seat(core, 2, 0, 2, 9) == []
+    commands = core.handle(Computed(msgspec.structs.replace(_hidden(4), number=work.number), 0.0))
+    assert _messages(commands, Ack) == []
+    (gather,) = [c for c in commands if isinstance(c, Gather)]
+    assert gather.num_rows == 4
+
+
+def test_rows_that_no_log_has_any_more_are_reported_as_lost() -> None:
+    core = _core(credits_=9)
+    core.log._budget_bytes = 8
+    for position in range(3):
+        _ran(core, _forward(position, _item(7, position, 1)), 1)
+    commands = _seat(core, 2, 0, 2, 9, (Holding(7, 0, 1),))
+    assert commands == [Send(Port.HEAD, Lane.CONTROL, Lost(1, 2, (Holding(7, 0, 1),), False))]
+    (gather,) = _seat(core, 3, 0, 2, 9, (Holding(7, 0, 2),))
+    assert isinstance(gather, Gather)
+
+
+def test_the_last_stage_says_a_pick_again_that_the_scheduler_lacks() -> None:
+    core = _core(stage=1, credits_=9)
+    picks = (Pick(7, 0, 3, 42, None, ()),)
+    (work,) = _works(core.handle(_forward(0, _item(7, 0, 3), phase=Phase.PREFILL)))
+    core.handle(Computed(Outcome(work.number, picks=picks), 0.0))
+    (send,) = _seat(core, 2, 1, 2, 9, (Holding(7, 0, 3),))
+    assert isinstance(send, Send)
+    assert send.message == Verdict(1, 2, 0, REPLAY, picks)
+    assert _seat(core, 3, 1, 2, 9, (Holding(7, 0, 4),)) == []
+
+
+def test_a_new_last_stage_picks_only_what_the_scheduler_lacks() -> None:
+    core = _core(stage=1, credits_=9)
+    _seat(core, 2, 1, 2, 9, (Holding(7, 0, 6),))
+    (work,) = _works(core.handle(_forward(0, _item(7, 0, 6, picks=4), phase=Phase.PREFILL, epoch=2)))
+    assert work.segments[0].num_picks == 1
+
+
+def test_an_order_that_was_overtaken_is_stale() -> None:
+    core = _core()
+    _seat(core, 3, 0, 2, 4)
+    with pytest.raises(StalePlan):
+        core.handle(StageReceived(Wire(1, 2, 2, 0, 2, 4, 64, None, None, False), 0.0))
+    assert list(core.seats) == [3]
+
+
+def test_the_next_stage_may_know_of_an_epoch_first() -> None:
+    core = _core(credits_=9)
+    _ran(core, _forward(0, _item(7, 0, 2), phase=Phase.PREFILL), 2)
+    assert core.handle(StageReceived(Resume(1, 2, ()), 0.0)) == []
+    commands = core.handle(StageReceived(Wire(1, 2, 2, 0, 2, 9, 64, None, None, False), 0.0))
+    assert [type(command) for command in commands] == [Send, Gather]

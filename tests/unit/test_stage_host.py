@@ -9,31 +9,34 @@ from typing import Any
 import pytest
 
 from bloombee.errors import BloomBeeError, LinkDown, LocalProtocolError, QueueFull
+from bloombee.links.estimator import LinkEstimator
+from bloombee.links.window import BulkWindow
 from bloombee.pipeline.work import Outcome, Work
-from bloombee.plan.meter import LinkEstimator
 from bloombee.roles.next_worker import SILENCE_FACTOR
 from bloombee.roles.stage_host import StageHost
 from bloombee.roles.worker import WorkerRole
-from bloombee.transport.events import LinkEvent, LinkEventKind
+from bloombee.transport.link_events import LinkEvent, LinkEventKind
 from bloombee.types import Lane, Phase
 from bloombee.wire.envelope import TensorHeader
 from bloombee.wire.liveness import grace_s
 from bloombee.wire.messages import (
     PROTOCOL_VERSION,
     Ack,
-    Assign,
     Forward,
     Group,
     Hello,
     Item,
     LinkReport,
+    Load,
+    Lost,
     Opening,
     Peer,
+    Resume,
     Sampling,
     StageFailed,
     Welcome,
+    Wire,
 )
-from bloombee.wire.window import BulkWindow
 
 SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
 HEAD_LINK, HOP = b"h" * 16, b"n" * 16
@@ -74,6 +77,8 @@ class _Device:
         self.works: list[tuple[Work, Callable[[Outcome], None]]] = []
 
     def load(self, *_: Any, **__: Any) -> None: ...
+    def forgo_codec(self) -> None: ...
+    def profile(self, _: Any) -> None: ...
     def run(self, work: Work, *, on_done: Callable[[Outcome], None], on_error: Any) -> None:
         self.works.append((work, on_done))
 
@@ -85,9 +90,8 @@ class _Stage:
         self.now = 100.0
         self.endpoint, self.device = _Endpoint(), _Device()
         group, peer = Group(0, 64), Peer(2, "tcp://127.0.0.1:1", bytes(32), HOP)
-        assign = Assign(1, 1, 0, 2, 0, 1, 2, "m", bytes(16), (), "float32", (group,), 4, 8, 0, None, peer, False, None)
         self.host = StageHost(
-            assign,
+            Load(1, 0, 1, 2, "m", bytes(16), (), "float32", (group,), 4, 0, None),
             worker=1,
             swarm=1,
             endpoint=self.endpoint,  # type: ignore[arg-type]
@@ -95,10 +99,13 @@ class _Stage:
             device=self.device,  # type: ignore[arg-type]
             heartbeat_s=0.5,
             silence_s=SILENCE_S,
+            open_trace=lambda *_: None,
             now=lambda: self.now,
         )
+        self.host.wire(Wire(1, 1, 1, 0, 2, 8, 64, None, peer, False))
         for lane in Lane:
             self.welcome(lane)
+        self.host.received(HOP, Lane.CONTROL, Resume(1, 1, ()), None)
 
     def welcome(self, lane: Lane) -> None:
         sent = [message for _, on, message in self.endpoint.sent if isinstance(message, Hello) and on is lane][-1].sent_ns
@@ -121,7 +128,7 @@ class _Stage:
             self.host.tick()
 
     def event(self, kind: LinkEventKind, lane: Lane) -> None:
-        self.host.link_event(self.host.port_of(HOP), LinkEvent(kind, HOP, lane, LinkDown("x")))  # type: ignore[arg-type]
+        self.host.link_event(HOP, LinkEvent(kind, HOP, lane, LinkDown("x")))  # type: ignore[arg-type]
 
 
 def _run(use: Callable[[_Stage], None]) -> None:
@@ -151,7 +158,7 @@ def test_a_command_that_cannot_be_carried_out_costs_none_of_the_others(error: Ex
     _run(use)
 
 
-def test_of_a_frame_that_breaks_a_rule_of_the_wire_the_microbatch_goes_on_empty() -> None:
+def test_of_a_frame_that_breaks_a_rule_of_the_wire_the_microbatch_goes_on_empty_and_its_requests_end() -> None:
     def use(stage: _Stage) -> None:
         for sequence in range(2):
             stage.forward(sequence)
@@ -161,6 +168,7 @@ def test_of_a_frame_that_breaks_a_rule_of_the_wire_the_microbatch_goes_on_empty(
         stage.compute()
         stage.compute()
         assert [(f.frame, f.microbatch, len(f.items)) for f in stage.endpoint.of(Forward)] == [(0, 0, 0), (1, 1, 1)]
+        assert [([h.sequence for h in lost.holdings], lost.is_final) for lost in stage.endpoint.of(Lost)] == [([0], True)]
 
     _run(use)
 
@@ -247,7 +255,7 @@ def test_a_bug_in_a_worker_is_told_to_the_head() -> None:
 
     async def inside() -> None:
         worker, stage = WorkerRole(WorkerConfig(join=token)), _Stage()
-        worker._stages[1, 1] = stage.host
+        worker._stages[1] = stage.host
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(worker._bug)
         done = asyncio.Event()

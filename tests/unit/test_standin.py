@@ -8,8 +8,7 @@ import torch
 from bloombee.engine.describe import describe
 from bloombee.engine.standin import BANK, LOAD_PIECES, Bank, StandIn
 from bloombee.errors import ConfigError, Infeasible, RemoteProtocolError
-from bloombee.pipeline.work import Segment, Work
-from bloombee.plan.standin import (
+from bloombee.models.standin import (
     ACCELERATORS,
     VOCAB,
     default_pace,
@@ -18,6 +17,7 @@ from bloombee.plan.standin import (
     standin_memory_bytes,
     standin_token,
 )
+from bloombee.pipeline.work import Segment, Work
 from bloombee.types import Dtype, PageGroup, Phase, Span
 from bloombee.wire.messages import Pick, Sampling
 

@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from bloombee.plan.candidate import ModelShape
-from bloombee.plan.chunk import Chunks
+from bloombee.control.chunks import Chunks
+from bloombee.control.steering import Steering
+from bloombee.models.shape import ModelShape
 from bloombee.plan.cost import Candidate, prefill_s
-from bloombee.plan.steering import Steering
 from bloombee.plan.topology import Device, Link, RowTime, Topology
 
 MODEL = ModelShape(hidden=1024, num_layers=6)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from window_kit import SimulatedLink
 
 from bloombee.errors import RemoteProtocolError
-from bloombee.wire.window import FIRST_WINDOW_BYTES, MIN_RTT_AGE_S, STALL_S, BulkWindow
+from bloombee.links.window import FIRST_WINDOW_BYTES, MIN_RTT_AGE_S, STALL_S, BulkWindow
 
 MBIT = 1e6 / 8
 

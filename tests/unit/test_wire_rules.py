@@ -21,12 +21,12 @@ ITEM = m.Item(1, 0, 5, bytes(8), 1, None, None)
 FIRST = m.Item(1, 0, 0, bytes(8), 1, m.Opening(2, SAMPLING, 8, ()), None)
 FORWARD = m.Forward(0, 1, 5, 9, 0, (ITEM, FIRST))
 PEER = m.Peer(1, "tcp://h:1", bytes(32), bytes(16))
-ASSIGN = m.Assign(
-    0, 1, 1, 3, 4, 8, 12, "demo", bytes(16), (bytes(8), b"", bytes(16), b""), "float32", (m.Group(0, 10), m.Group(512, 4)),
-    16, 2, 2, PEER, PEER, False, None,
-)  # fmt: skip
+LOAD = m.Load(
+    0, 4, 8, 12, "demo", bytes(16), (bytes(8), b"", bytes(16), b""), "float32", (m.Group(0, 10), m.Group(512, 4)), 16, 2, None
+)
+WIRE = m.Wire(0, 2, 1, 1, 3, 2, 64, PEER, PEER, False)
 RULES = m.Rules((), (), 0, 0, 0, None, (), False, None, (), (), None, 1.0, 0.0, 0.0, None)
-LAST = msgspec.structs.replace(ASSIGN, stage=2)
+LAST = msgspec.structs.replace(LOAD, start=8, stop=12, weight_digests=())
 MANY = tuple(range(20_000))
 TIMES = m.Times(0.001, 0.0002, 0.0001, 0.0)
 PROFILED = m.Profiled(0, 1, "cpu", 2, TIMES, TIMES, TIMES, 0.1, 0.2, 1, 1, 0, None, 1e9)
@@ -62,29 +62,32 @@ BROKEN: list[tuple[str, Any]] = [
     ("Joined.heartbeat_s", m.Joined(1, 1, 0.0, 3.0)),
     ("Refused.fields", m.Refused("X", {"a": math.nan})),
     ("StageFailed.fields", m.StageFailed(0, 1, "X", {"a": math.inf})),
-    ("Assign.stop", replace(ASSIGN, stop=4)),
-    ("Assign.stop", replace(ASSIGN, stop=13)),
-    ("Assign.stage", replace(ASSIGN, stage=3)),
-    ("Assign.num_stages", replace(ASSIGN, num_stages=13)),
-    ("Assign.groups", replace(ASSIGN, groups=(m.Group(512, 10), m.Group(512, 4)))),
-    ("Assign.weight_digests", replace(ASSIGN, weight_digests=(bytes(8),) * 3)),
-    ("Assign.weight_digests", replace(ASSIGN, start=0, weight_digests=(bytes(8),) * 8)),
-    ("Assign.weight_digests", replace(ASSIGN, stop=12, weight_digests=(bytes(8),) * 8)),
-    ("Assign.weight_digests", replace(ASSIGN, weight_digests=(bytes(9), b"", b"", b""))),
-    ("Assign.page_size", replace(ASSIGN, page_size=0)),
-    ("Assign.num_microbatches", replace(ASSIGN, num_microbatches=0)),
-    ("Assign.dtype", replace(ASSIGN, dtype="int8")),
-    ("Assign.predecessor", replace(ASSIGN, predecessor=None)),
-    ("Assign.successor", replace(ASSIGN, successor=None)),
-    *(("Assign.successor.endpoint", replace(ASSIGN, successor=replace(PEER, endpoint=endpoint))) for endpoint in UNDIALLABLE),
-    ("Assign.rules", replace(ASSIGN, rules=RULES)),
-    ("Assign.rules.typical_p", replace(LAST, rules=replace(RULES, typical_p=0.0))),
-    ("Assign.rules.top_h", replace(LAST, rules=replace(RULES, top_h=2.0))),
-    ("Assign.rules.epsilon_cutoff", replace(LAST, rules=replace(RULES, epsilon_cutoff=1.0))),
-    ("Assign.rules.bad_words_ids", replace(LAST, rules=replace(RULES, bad_words_ids=((),)))),
-    ("Assign.rules.suppress_tokens", replace(LAST, rules=replace(RULES, suppress_tokens=MANY, begin_suppress_tokens=MANY))),
-    ("Assign.rules.watermark", replace(LAST, rules=replace(RULES, watermark=m.Watermark(1.5, 1.0, 1, False, 1)))),
-    ("Progress.loaded_bytes", m.Progress(0, 1, 5, 4)),
+    ("Load.stop", replace(LOAD, stop=4)),
+    ("Load.stop", replace(LOAD, stop=13)),
+    ("Load.groups", replace(LOAD, groups=(m.Group(512, 10), m.Group(512, 4)))),
+    ("Load.page_size", replace(LOAD, page_size=0)),
+    ("Load.dtype", replace(LOAD, dtype="int8")),
+    ("Loading.loaded_bytes", m.Loading(0, 5, 4)),
+    ("Wire.oldest", replace(WIRE, oldest=3)),
+    ("Wire.oldest", replace(WIRE, oldest=0)),
+    ("Wire.stage", replace(WIRE, stage=3)),
+    ("Wire.num_microbatches", replace(WIRE, num_microbatches=0)),
+    ("Wire.predecessor", replace(WIRE, predecessor=None)),
+    ("Wire.predecessor", replace(WIRE, stage=0)),
+    ("Wire.successor", replace(WIRE, successor=None)),
+    ("Wire.successor", replace(WIRE, stage=2)),
+    *(("Wire.successor.endpoint", replace(WIRE, successor=replace(PEER, endpoint=endpoint))) for endpoint in UNDIALLABLE),
+    ("Load.weight_digests", replace(LOAD, weight_digests=(bytes(8),) * 3)),
+    ("Load.weight_digests", replace(LOAD, start=0, weight_digests=(bytes(8),) * 8)),
+    ("Load.weight_digests", replace(LOAD, stop=12, weight_digests=(bytes(8),) * 8)),
+    ("Load.weight_digests", replace(LOAD, weight_digests=(bytes(9), b"", b"", b""))),
+    ("Load.rules", replace(LOAD, rules=RULES)),
+    ("Load.rules.typical_p", replace(LAST, rules=replace(RULES, typical_p=0.0))),
+    ("Load.rules.top_h", replace(LAST, rules=replace(RULES, top_h=2.0))),
+    ("Load.rules.epsilon_cutoff", replace(LAST, rules=replace(RULES, epsilon_cutoff=1.0))),
+    ("Load.rules.bad_words_ids", replace(LAST, rules=replace(RULES, bad_words_ids=((),)))),
+    ("Load.rules.suppress_tokens", replace(LAST, rules=replace(RULES, suppress_tokens=MANY, begin_suppress_tokens=MANY))),
+    ("Load.rules.watermark", replace(LAST, rules=replace(RULES, watermark=m.Watermark(1.5, 1.0, 1, False, 1)))),
     ("Forward.phase", replace(FORWARD, phase=2)),
     ("Forward.items", replace(FORWARD, items=(replace(ITEM, tokens=bytes(4 * m.MAX_ROWS)), ITEM))),
     ("Forward.items[1].tokens", with_item(tokens=bytes(7))),
@@ -131,7 +134,7 @@ def test_a_broken_rule_names_its_field(path: str, message: Any) -> None:
 
 
 def test_the_unbroken_ones_are_read() -> None:
-    for message in (FORWARD, ASSIGN, with_item(parents=(0, 1)), with_item(position=2**32 - 3)):
+    for message in (FORWARD, LOAD, WIRE, with_item(parents=(0, 1)), with_item(position=2**32 - 3)):
         assert decode_message(encode_message(message)) == message
 
 

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from bloombee.plan.rules import Defaults, LogitsRules, Watermark
+from bloombee.models.rules import Defaults, LogitsRules, Watermark
 from bloombee.types import Dtype, Span
 
 

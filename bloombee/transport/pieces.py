@@ -21,9 +21,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from bloombee.links.window import MAX_PIECE_BYTES
 from bloombee.wire.envelope import Envelope
 from bloombee.wire.schema import Buffer, refuse
-from bloombee.wire.window import MAX_PIECE_BYTES
 
 
 class Assembly:

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bloombee.control.operate import best_chunk, step_s, tune
+from bloombee.models.shape import ModelShape
 from bloombee.pace import Pace
-from bloombee.plan.candidate import Candidate, ModelShape
+from bloombee.plan.candidate import Candidate
 from bloombee.plan.cost import evaluate, prefill_s
 from bloombee.plan.topology import Device, Link, Topology
-from bloombee.plan.tune import best_chunk, step_s, tune
 
 LLAMA_30B = ModelShape(hidden=6656, num_layers=60)
 

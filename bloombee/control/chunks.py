@@ -16,7 +16,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bloombee.plan.candidate import Candidate, ModelShape
+from bloombee.models.shape import ModelShape
+from bloombee.plan.candidate import Candidate
 from bloombee.plan.cost import prefill_passes
 from bloombee.plan.topology import Topology
 

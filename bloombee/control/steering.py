@@ -1,7 +1,7 @@
 """Which way of running a pipeline should go on with, by what it has shown so far. Pure.
 
 What is running is left only for a way that promises WORTH of the step: figures that scatter must not make the ring
-change its mind. A better chunk is taken by itself. Whether promises come true is for ``plan/check.py`` to see: it may ask for
+change its mind. A better chunk is taken by itself. Whether promises come true is for ``control/audit.py`` to see: it may ask for
 another number of microbatches than the cost model's.
 """
 
@@ -11,13 +11,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bloombee.plan.candidate import Candidate, ModelShape
-from bloombee.plan.check import Check
-from bloombee.plan.chunk import Chunks
+from bloombee.control.audit import Check
+from bloombee.control.chunks import Chunks
+from bloombee.control.observed import LiveCosts
+from bloombee.control.operate import Tuning, step_s, tune
+from bloombee.models.shape import ModelShape
+from bloombee.plan.candidate import Candidate
 from bloombee.plan.cost import evaluate
-from bloombee.plan.live import LiveCosts
 from bloombee.plan.topology import Device, Link, Topology
-from bloombee.plan.tune import Tuning, step_s, tune
 from bloombee.types import StageUse
 
 WORTH = 0.03

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from meter_kit import MBIT, FakeLink, TwoLanes, circulate, feed
 
-from bloombee.plan.meter import PART_BYTES, Ewma, LinkEstimator, LinkFacts, PageHinkley
-from bloombee.transport.meter import LinkMeter
+from bloombee.links.estimator import PART_BYTES, Ewma, LinkEstimator, LinkFacts, PageHinkley
+from bloombee.links.frames import LinkMeter
 from bloombee.types import Lane
 from bloombee.wire.messages import Ack
 
@@ -349,7 +349,7 @@ def test_what_was_sent_twice_is_not_timed() -> None:
 
 
 def test_frames_that_are_never_acknowledged_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bloombee.transport.meter.MAX_UNACKNOWLEDGED", 10)
+    monkeypatch.setattr("bloombee.links.frames.MAX_UNACKNOWLEDGED", 10)
     meter = LinkMeter()
     for frame in range(100):
         meter.sent(Lane.CONTROL, frame, 100, 1, float(frame))

@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from bloombee.plan.candidate import Candidate, ModelShape
-from bloombee.plan.chunk import SMALLEST_CHUNK, Chunks, chunks_by_position
+from bloombee.control.chunks import SMALLEST_CHUNK, Chunks, chunks_by_position
+from bloombee.models.shape import ModelShape
+from bloombee.plan.candidate import Candidate
 from bloombee.plan.cost import Cost, evaluate, prefill_s
 from bloombee.plan.topology import Topology
 
@@ -47,7 +48,7 @@ class Tuning:
 def apart(size: int) -> int:
     """By how much decode microbatches of ``size`` on average are larger and smaller by turns, while that is asked for.
 
-    From microbatches of one size nobody could tell what a device takes for each row (``plan/live.py``).
+    From microbatches of one size nobody could tell what a device takes for each row (``control/observed.py``).
     """
     return -(-size // APART) if size > 1 else 0
 

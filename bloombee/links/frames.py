@@ -1,10 +1,10 @@
-"""Feeds a link's estimator with the frames that really went over it (plan/meter.py)."""
+"""Feeds a link's estimator with the frames that really went over it (links/estimator.py)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bloombee.plan.meter import LinkEstimator, LinkFacts, wire_bytes
+from bloombee.links.estimator import LinkEstimator, LinkFacts, wire_bytes
 from bloombee.types import Lane
 from bloombee.wire.messages import Ack
 

@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from bloombee.plan.candidate import Candidate, ModelShape
-from bloombee.plan.chunk import (
+from bloombee.control.chunks import (
     BAND_GROWTH,
     LEAST_ROWS,
     MOST_INFLATION,
@@ -21,6 +20,8 @@ from bloombee.plan.chunk import (
     filling_rows,
     gentle_chunk,
 )
+from bloombee.models.shape import ModelShape
+from bloombee.plan.candidate import Candidate
 from bloombee.plan.topology import Device, Link, RowTime, Topology
 
 MODEL = ModelShape(hidden=1024, num_layers=4, activation_bytes=2)

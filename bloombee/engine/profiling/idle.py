@@ -1,7 +1,7 @@
 """Measures the span that a worker serves, pass by pass, in time that nobody else wants; keeps what it found on disk.
 
-``engine/profile.py`` loads layers of its own and takes seconds for a good profile. This one takes the span that is loaded and
-a few passes, none of which is long, so that it can be interrupted by a request after each. A better one in the cache is taken
+``engine/profiling/full.py`` loads layers of its own and takes seconds for a good profile. This one takes the span that is loaded
+and a few passes, none of which is long, so that it can be interrupted by a request after each. A better one in the cache is taken
 instead.
 """
 
@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from bloombee.engine import profile as full
 from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.memory import free_bytes
 from bloombee.engine.model import SpanModel
+from bloombee.engine.profiling import full
 from bloombee.errors import ConfigError
 from bloombee.pipeline.work import Pages, Segment, Work
 from bloombee.plan.profile import Point, Profile, fit, fit_output

@@ -8,27 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 from bloombee.codec.choice import CodecMode
 from bloombee.codec.table import Table
 from bloombee.errors import BloomBeeError, ConfigError, DeviceError, RemoteProtocolError
+from bloombee.models.standin import is_standin
 from bloombee.pace import Pace
-from bloombee.pipeline.work import Outcome, Work
+from bloombee.pipeline.work import Outcome, Piece, Work
 from bloombee.plan.profile import Profile
-from bloombee.plan.standin import is_standin
 from bloombee.roles.coding import Payload, Receiver, Sender
 from bloombee.roles.precise_sleep import sleep_until, wake_exactly
 from bloombee.roles.profiles import paced
 from bloombee.roles.tracing import StageTrace
 from bloombee.types import Dtype, PageGroup, Phase, Span
-from bloombee.wire.messages import Assign, Tally
+from bloombee.wire.messages import Load, Tally
 
 log = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 0.1
@@ -38,7 +38,7 @@ class DeviceThread:
     """One thread, one span.
 
     Args:
-        model: overrides the assignment's model reference (a checkpoint that lies elsewhere on this machine).
+        model: overrides the order's model reference (a checkpoint that lies elsewhere on this machine).
         pace: how long a forward takes at least, of an emulated device.
         memory_bytes: what weights and KV of a stand-in have to fit; a real model finds out by itself.
         load_bytes_per_s: weights load no faster, of an emulated disk.
@@ -92,7 +92,7 @@ class DeviceThread:
 
     def load(
         self,
-        assign: Assign,
+        load: Load,
         *,
         on_progress: Callable[[int, int], None],
         on_done: Callable[[int, int], None],
@@ -101,7 +101,12 @@ class DeviceThread:
     ) -> None:
         """Load the span; ``on_done(weight_bytes, kv_bytes)``. ``on_table`` gets each table fitted to what leaves the stage.
         All four are called on the event loop."""
-        self._queue.put(lambda: self._load(assign, on_progress, on_done, on_error, on_table))
+        self._queue.put(lambda: self._load(load, on_progress, on_done, on_error, on_table))
+
+    def next_stage_changed(self) -> None:
+        """What leaves the span goes to another worker from now on."""
+        if self.sender is not None:
+            self.sender.restart()
 
     def forgo_codec(self) -> None:
         """The other side does not have it."""
@@ -111,18 +116,19 @@ class DeviceThread:
     def recode(self, payload: Payload, *, on_done: Callable[[Payload], None], on_error: Callable[[BloomBeeError], None]) -> None:
         """The same frame coded with the default table."""
 
-        def task() -> None:
-            assert self.sender is not None
-            try:
-                self._post(on_done, self.sender.recode(payload))
-            except BloomBeeError as error:
-                self._post(on_error, error)
-
-        self._queue.put(task)
+        sender = self.sender
+        assert sender is not None
+        self._queue.put(lambda: self._answer(lambda: sender.recode(payload), on_done, on_error))
 
     def run(self, work: Work, *, on_done: Callable[[Outcome], None], on_error: Callable[[BloomBeeError], None]) -> None:
         """Run ``work`` after everything asked before."""
         self._queue.put(lambda: self._run(work, on_done, on_error))
+
+    def gather(
+        self, pieces: Sequence[Piece], *, on_done: Callable[[Payload], None], on_error: Callable[[BloomBeeError], None]
+    ) -> None:
+        """Put rows that have left the span together again, as one frame for the next stage, after everything asked before."""
+        self._queue.put(lambda: self._answer(lambda: self._gather(pieces), on_done, on_error))
 
     def profile(self, on_step: Callable[[Profile | None, bool], None]) -> None:
         """One step of measuring the loaded span, at most one pass long: ``on_step(profile or None, whether that was all)`` on
@@ -160,64 +166,72 @@ class DeviceThread:
         except RuntimeError:
             log.debug("the event loop has ended; result dropped")
 
+    def _answer(
+        self, make: Callable[[], Payload], on_done: Callable[[Payload], None], on_error: Callable[[BloomBeeError], None]
+    ) -> None:
+        try:
+            self._post(on_done, make())
+        except BloomBeeError as error:
+            self._post(on_error, error)
+
     def _load(
         self,
-        assign: Assign,
+        load: Load,
         on_progress: Callable[[int, int], None],
         on_done: Callable[[int, int], None],
         on_error: Callable[[BloomBeeError], None],
         on_table: Callable[[Table], None],
     ) -> None:
         try:
-            self._model = self._build(assign, on_progress)
+            self._model = self._build(load, on_progress)
             from bloombee.engine import buffers
             from bloombee.engine.device_clock import HostClock, clock_of
 
             self._buffers = buffers
             self._clock = HostClock() if self._pace is not None else clock_of(self._model.device)
-            if assign.start > 0:
+            if load.start > 0:
                 self.receiver = Receiver(self._dtype, self._model.hidden_size)
-            if assign.stop < assign.num_layers:
-                ship = functools.partial(self._post, on_table)
-                self.sender = Sender(self._dtype, self._model.hidden_size, CodecMode(assign.codec), ship)
-            self._profiling = self._profiler(assign)
+            if load.stop < load.num_layers:
+                ship = partial(self._post, on_table)
+                self.sender = Sender(self._dtype, self._model.hidden_size, CodecMode(load.codec), ship)
+            self._profiling = self._profiler(load)
             self._post(on_done, self._model.weight_bytes, self._model.kv_bytes)
         except _Stopped:
-            log.debug("stopped while loading layers [%d, %d)", assign.start, assign.stop)
+            log.debug("stopped while loading layers [%d, %d)", load.start, load.stop)
         except BloomBeeError as error:
             self._post(on_error, error)
         except Exception as error:
             log.debug("loading failed", exc_info=True)
-            self._post(on_error, DeviceError(f"loading layers [{assign.start}, {assign.stop}) failed: {_say(error)}"))
+            self._post(on_error, DeviceError(f"loading layers [{load.start}, {load.stop}) failed: {_say(error)}"))
 
-    def _build(self, assign: Assign, on_progress: Callable[[int, int], None]) -> Any:
+    def _build(self, load: Load, on_progress: Callable[[int, int], None]) -> Any:
         progress = self._throttled(on_progress)
-        if is_standin(assign.model):
-            return self._build_standin(assign, progress)
+        if is_standin(load.model):
+            return self._build_standin(load, progress)
         from bloombee.engine.checkpoint import resolve
         from bloombee.engine.model import SpanModel, pick_device, set_threads
 
         set_threads(self._threads)
-        checkpoint = resolve(self._override or assign.model, lambda: progress(0, 0))
-        if checkpoint.config_digest != assign.config_digest:
+        checkpoint = resolve(self._override or load.model, lambda: progress(0, 0))
+        if checkpoint.config_digest != load.config_digest:
             place = checkpoint.directory or checkpoint.ref
             raise ConfigError(
                 f"{place} holds another model than the head's: its config.json differs; copy the head's files there, or name a"
                 " directory that has them with worker --model",
                 path=str(place),
             )
-        self._dtype = Dtype(assign.dtype)
+        self._dtype = Dtype(load.dtype)
         return SpanModel.load(
             checkpoint,
-            Span(assign.start, assign.stop),
-            num_layers=assign.num_layers,
+            Span(load.start, load.stop),
+            num_layers=load.num_layers,
             dtype=self._dtype,
             device=pick_device(self._device),
-            groups=_groups(assign),
-            page_size=assign.page_size,
-            weight_digests=assign.weight_digests,
+            groups=_groups(load),
+            page_size=load.page_size,
+            weight_digests=load.weight_digests,
             progress=progress,
-            rules=assign.rules,
+            rules=load.rules,
         )
 
     def _throttled(self, on_progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
@@ -239,27 +253,27 @@ class DeviceThread:
 
         return progress
 
-    def _profiler(self, assign: Assign) -> Iterator[Profile | None]:
-        digest = assign.config_digest.hex()
+    def _profiler(self, load: Load) -> Iterator[Profile | None]:
+        digest = load.config_digest.hex()
         if self._pace is not None:
-            return iter((paced(self._pace, digest, assign.dtype, self._memory_bytes or 0),))
-        from bloombee.engine.idle_profile import idle_profile
+            return iter((paced(self._pace, digest, load.dtype, self._memory_bytes or 0),))
+        from bloombee.engine.profiling.idle import idle_profile
 
         return idle_profile(self._model, digest, str(self._model.device))
 
-    def _build_standin(self, assign: Assign, progress: Callable[[int, int], None]) -> Any:
+    def _build_standin(self, load: Load, progress: Callable[[int, int], None]) -> Any:
         import torch
 
         from bloombee.engine.standin import StandIn
 
         torch.set_num_threads(1)  # it copies some rows; threads would cost more than they save
-        self._dtype = Dtype(assign.dtype)
+        self._dtype = Dtype(load.dtype)
         model = StandIn.load(
-            assign.model,
-            Span(assign.start, assign.stop),
+            load.model,
+            Span(load.start, load.stop),
             dtype=self._dtype,
-            groups=_groups(assign),
-            page_size=assign.page_size,
+            groups=_groups(load),
+            page_size=load.page_size,
             memory_bytes=self._memory_bytes,
             progress=progress,
         )
@@ -289,11 +303,12 @@ class DeviceThread:
         if self._pace is not None:
             sleep_until(start + round(1e9 * self._pace.seconds(work.computes, work.num_rows, len(self._model.span))))
         self._forward_ns = (start, time.monotonic_ns())
-        self._clock.end(mark, functools.partial(self._computed, work, start))
+        self._clock.end(mark, partial(self._computed, work, start))
         if isinstance(result, list):
             outcome = Outcome(work.number, picks=tuple(result))
         else:
-            outcome = Outcome(work.number, hidden=self._encode(result))  # takes the rows from the device: it is done then
+            payload = self._encode(result)  # takes the rows from the device: it is done then
+            outcome = Outcome(work.number, hidden=payload, num_bytes=payload[0].raw_bytes)
         self._clock.settle()
         return outcome
 
@@ -328,6 +343,20 @@ class DeviceThread:
             rows = torch.cat([rows[start:stop] for start, stop in work.hidden_rows])
         return rows
 
+    def _gather(self, pieces: Sequence[Piece]) -> Payload:
+        import torch
+
+        assert self.sender is not None
+        rows: list[Any] = []
+        latest: object = None
+        values: Any = None
+        for piece in pieces:
+            if piece.payload is not latest:
+                latest, payload = piece.payload, cast(Payload, piece.payload)
+                values = self._buffers.from_buffer(self.sender.decode(payload), *payload[0].shape, self._dtype)
+            rows.append(values[piece.start : piece.stop])
+        return self._encode(torch.cat(rows))
+
     def _encode(self, hidden: Any) -> Payload:
         assert self.sender is not None
         return self.sender.encode(self._buffers.to_buffer(hidden).data, hidden.shape[0])
@@ -337,8 +366,8 @@ class _Stopped(Exception):
     """The thread was asked to end while it loaded."""
 
 
-def _groups(assign: Assign) -> list[PageGroup]:
-    return [PageGroup(group.window, group.num_pages) for group in assign.groups]
+def _groups(load: Load) -> list[PageGroup]:
+    return [PageGroup(group.window, group.num_pages) for group in load.groups]
 
 
 def _say(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """When a link that carries nothing is worth a few bytes to learn its bandwidth, and how many. Pure.
 
-A train of padding is sent at once. Too short a train says nothing (plan/meter.py), but from how long it took at most follows how
-much larger the next may be. Its time on the wire is at most a hundredth of all time, by keeping still for a hundred times
+A train of padding is sent at once. Too short a train says nothing (links/estimator.py), but from how long it took at most follows
+how much larger the next may be. Its time on the wire is at most a hundredth of all time, by keeping still for a hundred times
 as long after each; none is meant to last longer than LONGEST_S, for what comes meanwhile waits for it. Where real frames
 have shown the bandwidth lately there is none.
 """

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from bloombee.plan.probe import FIRST_BYTES, IDLE_S, LONGEST_S, STALE_S, Prober
+from bloombee.links.prober import FIRST_BYTES, IDLE_S, LONGEST_S, STALE_S, Prober
 
 LEAST_S = 0.01
 

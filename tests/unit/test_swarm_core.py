@@ -4,12 +4,11 @@ import dataclasses
 
 import pytest
 
-from bloombee.errors import ConfigError, DeadlineExceeded, DeviceError, Infeasible, LinkDown, QueueFull, RemoteProtocolError
+from bloombee.errors import ConfigError, DeadlineExceeded, DeviceError, Infeasible, LinkDown, RemoteProtocolError
 from bloombee.pipeline.commands import (
     Command,
-    Conclude,
-    Deliver,
     Dismiss,
+    PipelineBroken,
     PipelineDown,
     PipelineUp,
     PlanMade,
@@ -19,15 +18,9 @@ from bloombee.pipeline.commands import (
     TellScheduler,
 )
 from bloombee.pipeline.events import (
-    Cancel,
-    CancelRequest,
-    Emitted,
-    Ended,
-    Open,
     PipelineLost,
-    PlanReady,
-    SchedulerSaid,
-    Submit,
+    PlanBroken,
+    PlanWired,
     Tick,
     WorkerAway,
     WorkerGone,
@@ -35,18 +28,17 @@ from bloombee.pipeline.events import (
     WorkerRestored,
     WorkerSaid,
 )
-from bloombee.pipeline.head import HeadCore, HeadLimits, PlanRequest
+from bloombee.pipeline.swarm import REPEAT_S, PlanRequest, SwarmCore, SwarmLimits
 from bloombee.sim.cluster import sim_card
-from bloombee.types import Dtype, FinishReason
-from bloombee.wire.messages import Assign, Heartbeat, Pick, Progress, Ready, Sampling, StageFailed, Verdict
+from bloombee.types import Dtype
+from bloombee.wire.messages import Heartbeat, Load, Loaded, Loading, StageFailed, Verdict, Wire, Wired
 
-SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
-LINKS = [bytes([n]) * 16 for n in range(3)]
+LINKS = [bytes([n]) * 16 for n in range(8)]
 
 
 def _core(
     *, memory: int = 10_000, endpoint: str = "tcp://127.0.0.1:1", join: int = 3, num_layers: int = 8, **request: object
-) -> HeadCore:
+) -> SwarmCore:
     card = dataclasses.replace(
         sim_card((0,) * num_layers),
         layer_parameters=(25,) * num_layers,
@@ -64,14 +56,14 @@ def _core(
         max_rows=32,
         num_microbatches=2,
     )
-    limits = HeadLimits(max_waiting=2, heartbeat_s=0.5, silence_s=3.0, load_deadline_s=60.0)
-    core = HeadCore(dataclasses.replace(base, **request), limits, LINKS)  # type: ignore[arg-type]
+    limits = SwarmLimits(heartbeat_s=0.5, silence_s=3.0, load_deadline_s=60.0)
+    core = SwarmCore(dataclasses.replace(base, **request), limits, iter(LINKS))  # type: ignore[arg-type]
     for worker in range(1, join + 1):
         core.handle(WorkerJoined(worker, f"w{worker}", endpoint, bytes([worker]) * 32, memory, 0.0))
     return core
 
 
-def _joined(**arguments: object) -> tuple[HeadCore, list[Command]]:
+def _joined(**arguments: object) -> tuple[SwarmCore, list[Command]]:
     core = _core(join=2, **arguments)  # type: ignore[arg-type]
     last = WorkerJoined(
         3, "w3", str(arguments.get("endpoint", "tcp://127.0.0.1:1")), b"\3" * 32, int(arguments.get("memory", 10_000)), 0.0
@@ -79,19 +71,26 @@ def _joined(**arguments: object) -> tuple[HeadCore, list[Command]]:
     return core, core.handle(last)
 
 
-def _up() -> HeadCore:
+def _up() -> SwarmCore:
     core, _ = _joined()
-    for worker in (1, 2, 3):
-        core.handle(WorkerSaid(worker, Ready(1, 1, 0, 0), 0.0))
+    _load_and_wire(core, 1, 2, 3)
     assert core.is_up
     return core
 
 
-def _submit(number: int) -> Submit:
-    return Submit(number, bytes(8), SAMPLING, 4, frozenset(), 0.0)
+def _load_and_wire(core: SwarmCore, *workers: int, epoch: int = 1) -> list[Command]:
+    """What everybody's having loaded and being wired leads to, from the first Wired on."""
+    for worker in workers:
+        core.handle(WorkerSaid(worker, Loaded(1, 0, 0), 0.0))
+    said = [WorkerSaid(worker, Wired(1, epoch), 0.0) for worker in (1, 2, 3, 4) if core.stage_of(worker) is not None]
+    return [command for event in said for command in core.handle(event)]
 
 
-def test_the_last_worker_to_join_gets_everybody_assigned() -> None:
+def _orders(commands: list[Command], kind: type) -> list[tuple[int, object]]:
+    return [(c.to, c.message) for c in commands if isinstance(c, Send) and isinstance(c.message, kind)]  # type: ignore[misc]
+
+
+def test_the_last_worker_to_join_gets_everybody_a_span() -> None:
     core, commands = _joined()
     made = commands[0]
     assert isinstance(made, PlanMade)
@@ -100,45 +99,49 @@ def test_the_last_worker_to_join_gets_everybody_assigned() -> None:
         (3, 6, 300, 3840),
         (6, 8, 260, 2560),
     ]
-    assigns = [c.message for c in commands if isinstance(c, Send) and isinstance(c.message, Assign)]
-    assert [a.predecessor.link if a.predecessor else None for a in assigns] == [None, LINKS[0], LINKS[1]]
-    assert [a.successor.link if a.successor else None for a in assigns] == [LINKS[0], LINKS[1], None]
-    assert assigns[0].successor is not None
-    assert assigns[0].successor.key == b"\2" * 32
+    loads = _orders(commands, Load)
+    assert [(worker, load.start, load.stop) for worker, load in loads] == [(1, 0, 3), (2, 3, 6), (3, 6, 8)]  # type: ignore[attr-defined]
     assert core.stage_of(2) == 1
 
 
-def test_it_is_up_when_every_stage_is_ready() -> None:
+def test_all_are_wired_when_all_have_loaded_and_it_is_up_when_all_are_wired() -> None:
     core, _ = _joined()
-    assert core.handle(WorkerSaid(1, Progress(1, 1, 5, 10), 0.0)) == [ReportProgress(1, 0, 5, 10)]
+    assert core.handle(WorkerSaid(1, Loading(1, 5, 10), 0.0)) == [ReportProgress(1, 0, 5, 10)]
     for worker in (1, 2):
-        assert core.handle(WorkerSaid(worker, Ready(1, 1, 0, 0), 0.0)) == []
-    up, tell = core.handle(WorkerSaid(3, Ready(1, 1, 0, 0), 0.0))
-    assert isinstance(up, PipelineUp)
+        assert core.handle(WorkerSaid(worker, Loaded(1, 0, 0), 0.0)) == []
+    *wires, tell = core.handle(WorkerSaid(3, Loaded(1, 0, 0), 0.0))
+    sent = [wire for _, wire in _orders(wires, Wire)]
+    assert [w.predecessor.link if w.predecessor else None for w in sent] == [None, LINKS[0], LINKS[1]]  # type: ignore[attr-defined]
+    assert [w.successor.link if w.successor else None for w in sent] == [LINKS[0], LINKS[1], None]  # type: ignore[attr-defined]
+    assert sent[0].successor.key == b"\2" * 32  # type: ignore[attr-defined]
     assert isinstance(tell, TellScheduler)
-    assert isinstance(tell.message, PlanReady)
-    assert core.handle(WorkerSaid(3, Ready(1, 1, 0, 0), 0.0)) == []
+    assert isinstance(tell.message, PlanWired)
+    for worker in (1, 2):
+        assert core.handle(WorkerSaid(worker, Wired(1, 1), 0.0)) == []
+    (up,) = core.handle(WorkerSaid(3, Wired(1, 1), 0.0))
+    assert isinstance(up, PipelineUp)
+    assert core.handle(WorkerSaid(3, Wired(1, 1), 0.0)) == []
 
 
 def test_a_worker_that_gets_on_with_loading_has_no_deadline() -> None:
     core, _ = _joined()
     for worker in (1, 2):
-        core.handle(WorkerSaid(worker, Ready(1, 1, 0, 0), 0.0))
+        core.handle(WorkerSaid(worker, Loaded(1, 0, 0), 0.0))
     for second in range(1, 600):
         for worker in (1, 2):
             core.handle(WorkerSaid(worker, Heartbeat(second), float(second)))
-        said = core.handle(WorkerSaid(3, Progress(1, 1, second, 600), float(second))) if second % 50 == 0 else []
+        said = core.handle(WorkerSaid(3, Loading(1, second, 600), float(second))) if second % 50 == 0 else []
         assert not any(isinstance(c, PipelineDown) for c in [*said, *core.handle(Tick(float(second)))])
-    assert any(isinstance(c, PipelineUp) for c in core.handle(WorkerSaid(3, Ready(1, 1, 0, 0), 600.0)))
+    assert _orders(core.handle(WorkerSaid(3, Loaded(1, 0, 0), 600.0)), Wire)
 
 
 def test_a_worker_that_makes_no_progress_with_loading_is_named() -> None:
     core, _ = _joined()
-    core.handle(WorkerSaid(1, Ready(1, 1, 0, 0), 0.0))
+    core.handle(WorkerSaid(1, Loaded(1, 0, 0), 0.0))
     downs: list[tuple[int, PipelineDown]] = []
     for second in range(1, 200):
         if second < 100:
-            core.handle(WorkerSaid(2, Progress(1, 1, second, 600), float(second)))
+            core.handle(WorkerSaid(2, Loading(1, second, 600), float(second)))
         for worker in (1, 3):
             core.handle(WorkerSaid(worker, Heartbeat(second), float(second)))
         downs += [(second, c) for c in core.handle(Tick(float(second))) if isinstance(c, PipelineDown)]
@@ -166,7 +169,7 @@ def test_a_plan_that_cannot_be(arguments: dict[str, object], kind: type[Exceptio
     assert says in str(down.error)
     assert isinstance(lost, TellScheduler)
     assert isinstance(lost.message, PipelineLost)
-    assert core.handle(_submit(1)) == [Conclude(1, down.error)]
+    assert core.error is down.error
 
 
 def test_kv_shrinks_to_the_smallest_worker_unless_asked_for() -> None:
@@ -174,37 +177,6 @@ def test_kv_shrinks_to_the_smallest_worker_unless_asked_for() -> None:
     made = commands[0]
     assert isinstance(made, PlanMade)
     assert made.plan.groups[0].num_pages == (1700 - 348) // (16 * 24)
-
-
-def test_requests_go_to_the_scheduler_and_tokens_back() -> None:
-    core = _up()
-    (tell,) = core.handle(_submit(7))
-    assert isinstance(tell, TellScheduler)
-    assert isinstance(tell.message, Open)
-    sequence = tell.message.sequence
-    pick = Pick(sequence, 0, 2, 5, None, ())
-    assert core.handle(SchedulerSaid(Emitted(pick, None), 0.0)) == [Deliver(7, pick, None)]
-    assert core.handle(CancelRequest(7, 0.0)) == [TellScheduler(Cancel(sequence, 0.0))]
-    assert core.handle(SchedulerSaid(Emitted(pick, FinishReason.LENGTH), 0.0)) == [Deliver(7, pick, FinishReason.LENGTH)]
-    assert core.num_requests == 0
-    assert core.handle(SchedulerSaid(Emitted(pick, None), 0.0)) == []
-    assert core.handle(CancelRequest(7, 0.0)) == []
-
-
-def test_an_ended_sequence_concludes_its_request() -> None:
-    core = _up()
-    core.handle(_submit(7))
-    error = DeviceError("x")
-    assert core.handle(SchedulerSaid(Ended(1, error), 0.0)) == [Conclude(7, error)]
-
-
-def test_the_queue_is_bounded() -> None:
-    core = _up()
-    core.handle(_submit(1))
-    core.handle(_submit(2))
-    (refused,) = core.handle(_submit(3))
-    assert isinstance(refused, Conclude)
-    assert isinstance(refused.error, QueueFull)
 
 
 def test_a_lost_worker_ends_the_pipeline_once() -> None:
@@ -238,7 +210,7 @@ def test_silence_dismisses_a_worker_but_not_after_our_own_standstill() -> None:
 
 def test_silence_while_loading_is_no_reason() -> None:
     core, _ = _joined()
-    core.handle(WorkerSaid(1, Ready(1, 1, 0, 0), 0.0))
+    core.handle(WorkerSaid(1, Loaded(1, 0, 0), 0.0))
     dismissed = [c.worker for tick in range(1, 100) for c in core.handle(Tick(tick / 10)) if isinstance(c, Dismiss)]
     assert dismissed == [1]
 
@@ -256,7 +228,7 @@ def test_heartbeats_go_to_everybody_at_their_pace() -> None:
 
 def test_workers_stuck_while_loading_are_named_together() -> None:
     core, _ = _joined()
-    core.handle(WorkerSaid(1, Ready(1, 1, 0, 0), 0.0))
+    core.handle(WorkerSaid(1, Loaded(1, 0, 0), 0.0))
     for tick in range(1, 70):
         for worker in (1, 2, 3):
             core.handle(WorkerSaid(worker, Heartbeat(1), float(tick)))
@@ -289,7 +261,7 @@ def test_nobody_is_planned_with_who_may_not_come_back() -> None:
 
 
 def test_a_local_worker_that_is_lost_before_the_plan_ends_the_start_and_is_named() -> None:
-    core = _core(join=2, takes_others=False)
+    core = _core(join=2, takes_others=False, order=("w1", "w2", "w3"))
     (down, _) = core.handle(WorkerGone(1, "its process was killed by SIGKILL", 0.0))
     assert isinstance(down, PipelineDown)
     assert isinstance(down.error, DeviceError)
@@ -317,13 +289,13 @@ def test_workers_from_elsewhere_are_awaited_for_ever() -> None:
     assert core.error is None
 
 
-def test_a_worker_whose_connection_came_back_is_told_its_stage_again_until_it_is_ready() -> None:
+def test_a_worker_whose_connection_came_back_is_told_again_what_it_has_not_answered() -> None:
     core, _ = _joined()
-    (again,) = core.handle(WorkerRestored(2, 0.0))
-    assert isinstance(again, Send)
-    assert isinstance(again.message, Assign)
-    assert (again.to, again.message.stage) == (2, 1)
-    core.handle(WorkerSaid(2, Ready(1, 1, 0, 0), 0.0))
+    assert [to for to, _ in _orders(core.handle(WorkerRestored(2, 0.0)), Load)] == [2]
+    for worker in (1, 2, 3):
+        core.handle(WorkerSaid(worker, Loaded(1, 0, 0), 0.0))
+    assert [to for to, _ in _orders(core.handle(WorkerRestored(2, 0.0)), Wire)] == [2]
+    core.handle(WorkerSaid(2, Wired(1, 1), 0.0))
     assert core.handle(WorkerRestored(2, 0.0)) == []
     assert _core(join=2).handle(WorkerRestored(2, 0.0)) == []
 
@@ -331,17 +303,97 @@ def test_a_worker_whose_connection_came_back_is_told_its_stage_again_until_it_is
 def test_a_broken_hop_is_named_by_both_its_ends() -> None:
     core = _up()
     fields = {"message": "its link is broken", "peer": 3}
-    (down, _) = core.handle(WorkerSaid(2, StageFailed(1, 1, "LinkDown", fields), 0.0))
+    dismiss, down, _ = core.handle(WorkerSaid(2, StageFailed(1, 1, "LinkDown", fields), 0.0))
+    assert isinstance(dismiss, Dismiss)
     assert isinstance(down, PipelineDown)
-    assert str(down.error) == "worker 'w2' cannot reach worker 'w3': its link is broken"
+    assert "worker 'w2' cannot reach worker 'w3': its link is broken" in str(down.error)
 
 
-def test_a_failed_stage_is_named() -> None:
-    core = _up()
-    (down, _) = core.handle(WorkerSaid(2, StageFailed(1, 1, "DeviceError", {"message": "out of memory"}), 0.0))
+def test_a_stage_that_cannot_load_is_named() -> None:
+    core, _ = _joined()
+    (down, _) = core.handle(WorkerSaid(2, StageFailed(1, 0, "DeviceError", {"message": "out of memory"}), 0.0))
     assert isinstance(down, PipelineDown)
     assert isinstance(down.error, DeviceError)
     assert str(down.error) == "worker 'w2': out of memory"
+
+
+def test_a_stage_that_fails_in_service_is_a_lost_worker() -> None:
+    core = _up()
+    dismiss, down, _ = core.handle(WorkerSaid(2, StageFailed(1, 1, "DeviceError", {"message": "out of memory"}), 0.0))
+    assert isinstance(dismiss, Dismiss)
+    assert dismiss.worker == 2
+    assert isinstance(down, PipelineDown)
+    assert "out of memory" in str(down.error)
+
+
+def _with_spare(memory: int = 10_000) -> SwarmCore:
+    core = _up()
+    core.handle(WorkerJoined(4, "w4", "tcp://127.0.0.1:4", b"\4" * 32, memory, 0.0))
+    assert core.spares == (4,)
+    return core
+
+
+def test_a_spare_takes_the_place_of_a_lost_worker() -> None:
+    core = _with_spare()
+    tell, broken, made, load = core.handle(WorkerGone(2, "killed", 0.0))
+    assert tell == TellScheduler(PlanBroken(0.0))
+    assert broken == PipelineBroken(2, "w2", 4, "w4", "killed")
+    assert isinstance(made, PlanMade)
+    assert made.plan.epoch == 2
+    assert [stage.worker for stage in made.plan.stages] == [1, 4, 3]
+    assert isinstance(load, Send)
+    assert isinstance(load.message, Load)
+    assert (load.to, load.message.start, load.message.stop) == (4, 3, 6)
+    assert not core.is_up
+    wires = _orders(core.handle(WorkerSaid(4, Loaded(1, 0, 0), 0.0)), Wire)
+    assert [(to, wire.epoch, wire.oldest) for to, wire in wires] == [(1, 2, 2), (4, 2, 2), (3, 2, 2)]  # type: ignore[attr-defined]
+    (up,) = _load_and_wire(core, epoch=2)
+    assert isinstance(up, PipelineUp)
+    assert core.spares == ()
+
+
+def test_a_spare_that_is_lost_while_it_loads_is_replaced_by_another() -> None:
+    core = _with_spare()
+    core.handle(WorkerJoined(5, "w5", "tcp://127.0.0.1:5", b"\5" * 32, 10_000, 0.0))
+    core.handle(WorkerGone(2, "killed", 0.0))
+    commands = core.handle(WorkerGone(4, "killed", 0.0))
+    assert [(to, load.start) for to, load in _orders(commands, Load)] == [(5, 3)]  # type: ignore[attr-defined]
+    assert core.plan is not None
+    assert core.plan.epoch == 3
+
+
+def test_a_spare_that_is_too_small_is_none() -> None:
+    core = _with_spare(memory=100)
+    down, _ = core.handle(WorkerGone(2, "killed", 0.0))
+    assert isinstance(down, PipelineDown)
+    assert isinstance(down.error, LinkDown)
+
+
+def test_a_lost_spare_changes_nothing() -> None:
+    core = _with_spare()
+    assert core.handle(WorkerGone(4, "killed", 0.0)) == []
+    assert core.is_up
+
+
+def test_whoever_cannot_reach_a_neighbour_does_not_go_itself() -> None:
+    core = _with_spare()
+    failed = StageFailed(1, 1, "LinkDown", {"message": "the link is down", "peer": 3})
+    dismiss, *_ = core.handle(WorkerSaid(2, failed, 0.0))
+    assert isinstance(dismiss, Dismiss)
+    assert dismiss.worker == 3
+    assert core.stage_of(4) == 2
+    assert core.handle(WorkerSaid(1, failed, 0.0)) == []  # of the epoch before
+
+
+def test_orders_are_said_again_until_they_are_answered() -> None:
+    core, _ = _joined()
+    core.handle(WorkerSaid(1, Loaded(1, 0, 0), 0.0))
+    again = core.handle(Tick(REPEAT_S))
+    assert [to for to, _ in _orders(again, Load)] == [2, 3]
+    for worker in (2, 3):
+        core.handle(WorkerSaid(worker, Loaded(1, 0, 0), REPEAT_S))
+    core.handle(WorkerSaid(2, Wired(1, 1), REPEAT_S))
+    assert [to for to, _ in _orders(core.handle(Tick(2 * REPEAT_S)), Wire)] == [1, 3]
 
 
 def test_strangers_and_surprises_are_refused() -> None:

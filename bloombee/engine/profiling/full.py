@@ -241,7 +241,7 @@ def cache_path(digest: str, device: str, dtype: Dtype) -> Path:
 
 
 def main() -> int:
-    """``python -m bloombee.engine.profile MODEL DEVICE DTYPE THREADS``: the profile as JSON, or what is wrong."""
+    """``python -m bloombee.engine.profiling.full MODEL DEVICE DTYPE THREADS``: the profile as JSON, or what is wrong."""
     model, device, dtype, threads = sys.argv[1:]
     said, code = "", 0
     try:

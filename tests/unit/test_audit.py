@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bloombee.plan.check import HOLD_S, Check
+from bloombee.control.audit import HOLD_S, Check
 
 LOOK_S = 0.5
 

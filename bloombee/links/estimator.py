@@ -16,7 +16,7 @@ prompt still waits here. So each lane has trains of its own:
 - *control*: whole frames, with their acknowledgements. What was on its way together with bulk is not timed. A link that
   has become longer looks like one whose wire was never idle, but then frames come out at the pace at which they go in; so a
   train of frames counts if its queue grew or shrank, frame by frame, or if it agrees with what is known.
-- *bulk*: pieces (wire/window.py), acknowledged as they come, and what the control lane sent between them, for it is
+- *bulk*: pieces (links/window.py), acknowledged as they come, and what the control lane sent between them, for it is
   between them on the wire as well. Probes are pieces too.
 
 Round trips vary, for reasons that are no queue: a train says something once it has lasted many times as long. A single

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bloombee.plan.live import LiveCosts
+from bloombee.control.observed import LiveCosts
+from bloombee.control.operate import apart
 from bloombee.plan.topology import LOCAL
-from bloombee.plan.tune import apart
 from bloombee.types import DeviceUse, StageUse
 
 

@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass
 
 from bloombee.errors import ConfigError
+from bloombee.models.card import ModelCard
 from bloombee.pace import Pace
-from bloombee.plan.card import ModelCard
 from bloombee.types import Dtype, Span
 
 PREFIX = "standin:"

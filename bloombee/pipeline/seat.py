@@ -1,0 +1,310 @@
+"""One epoch's wiring of a stage: its neighbours' frame numbers and credit, and what the next stage has been told. Pure.
+
+A seat opens when the next stage (after the last, the scheduler) has said what it holds: from there on rows are sent, first those
+that the log has (they are **said again**), then each work's as it comes. Rows that the next stage holds are not sent at all. So
+taking a lost neighbour's place, waking a new one and going on after a pause are the same thing.
+
+A sequence that is **behind** has rows in the log that are still to be said; they go in frames of their own on the bulk lane,
+gathered from the log by the device, a few hundred rows each. As long as one is under way nothing of that sequence may
+overtake it, so what its works give meanwhile takes the same way; the frame of such a work goes on without rows, for a microbatch
+must come home whatever became of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bloombee.pipeline.commands import Command, Gather, Send
+from bloombee.pipeline.events import Port
+from bloombee.pipeline.frames import FrameReceiver, LinkSender, lane_of
+from bloombee.pipeline.log import BoundaryLog, Said
+from bloombee.pipeline.sequences import SequenceStore
+from bloombee.pipeline.work import Outcome, Piece, Work
+from bloombee.types import Lane, Phase, SequenceId
+from bloombee.wire.messages import (
+    MAX_ITEMS,
+    REPLAY,
+    Ack,
+    AnyMessage,
+    Forward,
+    Holding,
+    Item,
+    Lost,
+    Opening,
+    Resume,
+    Resumed,
+    Verdict,
+    Wire,
+    Wired,
+)
+
+REPLAY_ROWS = 256
+"""Most rows of a frame that says rows again: the next stage computes one while another travels."""
+MOST_GATHERING = 2
+"""Such frames that are being made at once."""
+
+
+@dataclass(slots=True)
+class _Told:
+    """The next stage has been sent, or holds, rows [0, upto) of a sequence in this generation."""
+
+    generation: int
+    upto: int
+    is_behind: bool = False
+    num_replays: int = 0
+    """Frames that say rows of it again and are not acknowledged."""
+
+    @property
+    def is_level(self) -> bool:
+        return not (self.is_behind or self.num_replays)
+
+
+class Seat:
+    """Of one stage in one epoch."""
+
+    def __init__(self, wire: Wire, store: SequenceStore, log: BoundaryLog, *, resend_after_s: float) -> None:
+        self.wire = wire
+        self.is_last = wire.stage == wire.num_stages - 1
+        self.upstream = {lane: FrameReceiver(window=wire.num_microbatches) for lane in Lane}
+        self.downstream = LinkSender(limit=wire.num_microbatches, resend_after_s=resend_after_s)
+        self.retired = False
+        self.is_open = False
+        """The next stage has said what it holds."""
+        self.wanted: dict[SequenceId, int] = {}
+        """On the last stage: the first position of each sequence whose pick the scheduler lacked when this epoch began."""
+        self._store = store
+        self._log = log
+        self._resend_after_s = resend_after_s
+        self._asked_at: float | None = None
+        """When Resume was last said to the stage before; None: not yet, or it has been answered."""
+        self._told: dict[SequenceId, _Told] = {}
+        self._behind: dict[SequenceId, _Told] = {}
+        """In the order in which they are served."""
+        self._gathering: dict[int, tuple[Item, ...]] = {}
+        self._lost: dict[SequenceId, Holding] = {}
+        """Reported as lost, until they come as another generation."""
+        self._unsendable: dict[SequenceId, Holding] = {}
+        """Reported as such, until they are closed."""
+        self._lost_at = 0.0
+        self._replays: dict[int, tuple[Item, ...]] = {}
+        """By number on the bulk lane, until they are acknowledged."""
+
+    @property
+    def is_behind(self) -> bool:
+        """There is something to say again."""
+        return bool(self._behind)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing to say again, held back or unacknowledged."""
+        return not (self._behind or self._gathering or self.downstream.num_backlog or self.downstream.num_kept)
+
+    def lane_out(self, work: Work) -> Lane:
+        return Lane.CONTROL if self.is_last else lane_of(work.phase)
+
+    def acknowledge(self, lane: Lane, now: float) -> Send:
+        answer = self.upstream[lane].acknowledgement(self.wire.pipeline, self.wire.epoch, now, lane)
+        return Send(Port.UPSTREAM, Lane.CONTROL, answer)
+
+    # -- beginning -------------------------------------------------------------------------
+
+    def greeted(self, now: float) -> list[Command]:
+        """Both neighbours are there: say so, and to the one before what is held here."""
+        return [Send(Port.HEAD, Lane.CONTROL, Wired(self.wire.pipeline, self.wire.epoch)), self._ask(now)]
+
+    def answered(self) -> None:
+        """The stage before knows what is held here."""
+        self._asked_at = None
+
+    def _ask(self, now: float) -> Send:
+        self._asked_at = now
+        return Send(Port.UPSTREAM, Lane.CONTROL, Resume(self.wire.pipeline, self.wire.epoch, self._store.holdings()))
+
+    def resume(self, message: Resume, now: float) -> list[Command]:
+        """The next stage says what it holds. Said again it changes nothing. :meth:`pump` is to follow."""
+        answer = Send(Port.DOWNSTREAM, Lane.CONTROL, Resumed(self.wire.pipeline, self.wire.epoch))
+        if self.is_open:
+            return [answer]
+        self.is_open = True
+        if self.is_last:
+            self.wanted = {holding.sequence: holding.have for holding in message.holdings}
+            return [answer, *self._pick_again(now)]
+        held = {holding.sequence: holding for holding in message.holdings}
+        for sequence, mine in self._store:
+            there = held.get(sequence)
+            upto = there.have if there is not None and there.generation == mine.generation else 0
+            self._told[sequence] = _Told(mine.generation, upto)
+            self.catch_up(sequence)
+        return [answer]
+
+    def _pick_again(self, now: float) -> list[Command]:
+        """What the scheduler lacks of the newest picks."""
+        wanted = [(held.picks, self.wanted.get(sequence, 0)) for sequence, held in self._store]
+        picks = tuple([pick for newest, have in wanted for pick in newest if pick.position >= have])
+        head = {"pipeline": self.wire.pipeline, "epoch": self.wire.epoch, "microbatch": REPLAY}
+        return [*self._push(Lane.CONTROL, lambda number: Verdict(frame=number, picks=picks, **head), None, now)] if picks else []
+
+    # -- rows out --------------------------------------------------------------------------
+
+    def pass_on(self, work: Work, items: tuple[Item, ...], fresh: Sequence[Item], outcome: Outcome, now: float) -> list[Command]:
+        """What a work that came in over this seat gave: one frame, with its rows unless they have to wait their turn.
+
+        Args:
+            fresh: those of ``items`` whose sequences were not closed or rolled back meanwhile; whoever gets others drops them.
+        """
+        head = {"pipeline": self.wire.pipeline, "epoch": self.wire.epoch, "microbatch": work.microbatch}
+        if self.is_last:
+            return self._push(Lane.CONTROL, lambda number: Verdict(frame=number, picks=outcome.picks, **head), None, now)
+        told = [self._told_of(item) for item in fresh]
+        in_turn = all(one.is_level and one.upto == item.position for one, item in zip(told, fresh, strict=True))
+        for one, item in zip(told, fresh, strict=True):
+            if in_turn:
+                one.upto += item.num_rows
+            else:
+                self.catch_up(item.sequence)
+        said = items if in_turn else ()
+
+        def make(number: int) -> Forward:
+            return Forward(frame=number, phase=work.phase, items=said, **head)
+
+        return self._push(self.lane_out(work), make, outcome.hidden if in_turn else None, now)
+
+    def _told_of(self, item: Item) -> _Told:
+        """What the next stage has been told of the item's sequence, in the item's generation."""
+        told = self._told.get(item.sequence)
+        if told is None:
+            told = self._told[item.sequence] = _Told(item.generation, 0)
+        elif item.generation > told.generation:
+            told.generation, told.upto = item.generation, min(told.upto, item.position)
+            self._lost.pop(item.sequence, None)
+        return told
+
+    def catch_up(self, sequence: SequenceId) -> None:
+        """The log has rows of the sequence that are still to be said, unless it has not."""
+        told = self._told.get(sequence)
+        if told is None:
+            held = self._store.get(sequence)
+            if held is None:
+                return
+            told = self._told[sequence] = _Told(held.generation, 0)
+        if self._log.bounds(sequence)[1] > told.upto:
+            told.is_behind = True
+            self._behind.setdefault(sequence, told)
+
+    def pump(self, now: float, number: int) -> list[Command]:
+        """Have frames made of what is to be said again, as many as may be; the first is gathering ``number``."""
+        commands: list[Command] = []
+        lost: list[Holding] = []
+        while self._behind and len(self._gathering) < MOST_GATHERING and not self.downstream.lanes[Lane.BULK].num_backlog:
+            items, pieces = self._next_rows(lost)
+            if items:
+                self._gathering[number] = items
+                commands.append(Gather(number, tuple(pieces), sum(item.num_rows for item in items)))
+                number += 1
+        if lost:
+            self._lost |= {one.sequence: one for one in lost}
+            commands += self._say_lost(now)
+        return commands
+
+    def _say_lost(self, now: float) -> list[Command]:
+        self._lost_at = now
+        said = ((self._lost, False), (self._unsendable, True))
+        return [
+            Send(Port.HEAD, Lane.CONTROL, Lost(self.wire.pipeline, self.wire.epoch, tuple(which.values())[:MAX_ITEMS], is_final))
+            for which, is_final in said
+            if which
+        ]
+
+    def blank(self, lane: Lane, frame: int, now: float) -> list[Command]:
+        """A frame breaks a rule of the wire: it goes without its rows, whose sequences cannot go on."""
+        sender = self.downstream.lanes[lane]
+        for sequence in sender.sequences(frame):
+            held = self._store.get(sequence)
+            if held is not None:
+                self._unsendable[sequence] = Holding(sequence, held.generation, held.have)
+        return [*sender.blank(frame, now), *self._say_lost(now)]
+
+    def _next_rows(self, lost: list[Holding]) -> tuple[tuple[Item, ...], list[Piece]]:
+        """Up to REPLAY_ROWS rows of those that are behind, in turn. ``lost`` gets those whose rows are kept no more."""
+        items: list[Item] = []
+        pieces: list[Piece] = []
+        room = min(REPLAY_ROWS, self.wire.max_rows)
+        while room and self._behind:
+            sequence, told = next(iter(self._behind.items()))
+            start, stop = self._log.bounds(sequence)
+            held = self._store.get(sequence)
+            if held is None or told.upto >= stop or told.upto < start:
+                if held is not None and told.upto < start:
+                    lost.append(Holding(sequence, told.generation, told.upto))
+                del self._behind[sequence]
+                told.is_behind = False
+                continue
+            said = self._log.read(sequence, told.upto, min(stop, told.upto + room))
+            opening = held.opening if said.position == 0 else None
+            items.append(_item(sequence, told.generation, said, opening))
+            pieces += said.pieces
+            told.upto += said.num_rows
+            told.num_replays += 1
+            room -= said.num_rows
+        return tuple(items), pieces
+
+    def has_gathering(self, number: int) -> bool:
+        return number in self._gathering
+
+    def gathered(self, number: int, payload: object, now: float) -> list[Command]:
+        """The rows of a frame that says rows again have been put together."""
+        items = self._gathering.pop(number)
+        head = {"pipeline": self.wire.pipeline, "epoch": self.wire.epoch, "microbatch": REPLAY}
+
+        def make(frame: int) -> Forward:
+            self._replays[frame] = items
+            return Forward(frame=frame, phase=Phase.PREFILL, items=items, **head)
+
+        return self._push(Lane.BULK, make, payload, now)
+
+    def acknowledged(self, ack: Ack, now: float) -> list[Command]:
+        """Raises RemoteProtocolError if it acknowledges what was never sent."""
+        sends: list[Command] = [*self.downstream.acknowledge(ack, now)]
+        if not self._replays:
+            return sends
+        bulk = self.downstream.lanes[Lane.BULK]
+        for number in [number for number in self._replays if not bulk.is_kept(number)]:
+            for item in self._replays.pop(number):
+                if (told := self._told.get(item.sequence)) is not None:
+                    told.num_replays -= 1
+        return sends
+
+    def forget(self, sequence: SequenceId) -> None:
+        """It is closed."""
+        self._told.pop(sequence, None)
+        self._behind.pop(sequence, None)
+        self._lost.pop(sequence, None)
+        self._unsendable.pop(sequence, None)
+        self.wanted.pop(sequence, None)
+
+    def tick(self, now: float) -> list[Command]:
+        commands: list[Command] = [*self.downstream.tick(now)]
+        if self._asked_at is not None and now - self._asked_at >= self._resend_after_s:
+            commands.append(self._ask(now))
+        if (self._lost or self._unsendable) and now - self._lost_at >= self._resend_after_s:
+            commands += self._say_lost(now)
+        return commands
+
+    def _push(self, lane: Lane, make: Callable[[int], AnyMessage], payload: object | None, now: float) -> list[Command]:
+        def frame(number: int) -> Send:
+            return Send(Port.DOWNSTREAM, lane, make(number), payload)
+
+        return list(self.downstream.lanes[lane].push(frame, now))
+
+
+def _item(sequence: SequenceId, generation: int, said: Said, opening: Opening | None) -> Item:
+    return Item(
+        sequence=sequence,
+        generation=generation,
+        position=said.position,
+        tokens=said.tokens,
+        num_picks=said.num_picks,
+        opening=opening,
+        parents=None,
+    )

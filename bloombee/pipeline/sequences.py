@@ -1,0 +1,187 @@
+"""What a worker holds of the sequences of one pipeline: pages, generations, how far each has come. Pure; outlives every plan.
+
+What is held of a sequence is a prefix [0, have) within a generation. Rows are taken when their frame comes (:meth:`take`); they
+get pages when their work goes to the device (:meth:`place`), so what waits holds none, and what a work gives back can be had by
+the next, which the device runs after it. Nothing here knows who sent a row or who gets it next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from bloombee.kv.pool import PagePool, PageTable, can_go_back
+from bloombee.pipeline.work import Pages, Segment
+from bloombee.types import SequenceId
+from bloombee.wire.messages import Holding, Item, Load, Opening, Pick
+
+
+@dataclass(slots=True)
+class Held:
+    """One sequence."""
+
+    generation: int
+    opening: Opening
+    tables: tuple[PageTable, ...]
+    """One a group; of what the device has been given so far."""
+    have: int = 0
+    newest: int = 0
+    """The most that was ever held of it, since it last began at 0: how far back it can go depends on that."""
+    tokens: bytearray = field(default_factory=bytearray)
+    """All token ids that the device has been given, kept on the last stage for penalties."""
+    picks: tuple[Pick, ...] = ()
+    """On the last stage, what its newest work gave: the scheduler may have to be told again."""
+    num_prefill: int = 0
+    """Works in the prefill queue: decode of the same sequence must not overtake them."""
+
+    @property
+    def is_decoding(self) -> bool:
+        """All of its prompt is here; what comes is decode."""
+        return self.have >= self.opening.num_prompt_tokens
+
+
+class SequenceStore:
+    """Of one pipeline on one worker."""
+
+    def __init__(self, load: Load) -> None:
+        self.groups = load.groups
+        self.pools = tuple(PagePool(group.num_pages, load.page_size) for group in load.groups)
+        self._has_rules = load.rules is not None
+        self._held: dict[SequenceId, Held] = {}
+        self._closed: set[SequenceId] = set()
+        self._floor = 0
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __iter__(self) -> Iterator[tuple[SequenceId, Held]]:
+        return iter(self._held.items())
+
+    def get(self, sequence: SequenceId) -> Held | None:
+        return self._held.get(sequence)
+
+    @property
+    def pages_free(self) -> int:
+        """Of all groups."""
+        return sum(pool.num_free for pool in self.pools)
+
+    @property
+    def any_decodes(self) -> bool:
+        return any(held.is_decoding for held in self._held.values())
+
+    def holdings(self) -> tuple[Holding, ...]:
+        """Of every sequence, as a new neighbour is told."""
+        return tuple([Holding(sequence, held.generation, held.have) for sequence, held in self._held.items()])
+
+    def is_closed(self, sequence: SequenceId) -> bool:
+        return sequence < self._floor or sequence in self._closed
+
+    # -- rows in ---------------------------------------------------------------------------
+
+    def gap(self, item: Item) -> Holding | None:
+        """What is held, if the item starts beyond that: it must not be taken."""
+        held = self._held.get(item.sequence)
+        if held is None:
+            have, generation = 0, item.generation
+        elif item.generation < held.generation:
+            return None
+        else:
+            have, generation = held.have, item.generation
+            if item.generation > held.generation and not self._can_go_back(held, item.position):
+                have = 0
+        if item.position <= have and (held is not None or item.opening is not None):
+            return None
+        return Holding(item.sequence, generation, have)
+
+    def _can_go_back(self, held: Held, position: int) -> bool:
+        return all(can_go_back(position, held.newest, group.window) for group in self.groups)
+
+    def open(self, item: Item) -> Held:
+        """The sequence of an item at position 0, which was not held before."""
+        assert item.opening is not None
+        tables = tuple(PageTable(pool, group.window) for pool, group in zip(self.pools, self.groups, strict=True))
+        held = self._held[item.sequence] = Held(item.generation, item.opening, tables)
+        return held
+
+    def fresh(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Those whose sequences have not been closed or rolled back since."""
+        held = self._held
+        fresh = [item for item in items if (one := held.get(item.sequence)) is not None and one.generation == item.generation]
+        return items if len(fresh) == len(items) else fresh
+
+    @staticmethod
+    def take(held: Held, item: Item) -> int | None:
+        """Hold an item that leaves no gap: how many of its first rows were held before; None if it brings nothing."""
+        if item.generation < held.generation:
+            return None
+        if item.generation > held.generation:
+            held.generation = item.generation
+            held.have = item.position
+            held.newest = held.newest if item.position else 0
+        skip = held.have - item.position
+        if skip >= item.num_rows:
+            return None
+        held.have = item.position + item.num_rows
+        held.newest = max(held.newest, held.have)
+        return skip
+
+    # -- pages -----------------------------------------------------------------------------
+
+    def place(self, held: Held, item: Item, *, is_last: bool, wanted: int = 0) -> Segment:
+        """The item's rows for the device, with pages to write to; :meth:`slide` follows once all of the work is placed.
+
+        Args:
+            is_last: of the stage; wanted: the first position of which the scheduler lacks a pick.
+
+        Raises:
+            PoolExhausted: the scheduler has admitted more than there is room for.
+        """
+        stop = item.position + item.num_rows
+        sources = [table.place(item.position, stop) for table in held.tables]
+        history = b""
+        if is_last and (self._has_rules or _has_penalty(held.opening)):
+            del held.tokens[4 * item.position :]
+            held.tokens += item.tokens
+            history = bytes(held.tokens)
+        return Segment(
+            sequence=item.sequence,
+            generation=item.generation,
+            position=item.position,
+            tokens=item.tokens,
+            num_picks=max(0, min(item.num_picks, stop + 1 - wanted)) if is_last else 0,
+            pages=tuple([Pages(table.pages, table.start, source) for table, source in zip(held.tables, sources, strict=True)]),
+            sampling=held.opening.sampling if is_last else None,
+            num_prompt_tokens=held.opening.num_prompt_tokens,
+            history=history,
+            max_new_tokens=held.opening.max_new_tokens,
+            end_tokens=held.opening.end_tokens,
+        )
+
+    @staticmethod
+    def slide(placed: Iterable[tuple[Held, int]]) -> None:
+        """Give back what no row after positions [0, stop) of each sequence will see."""
+        for held, stop in placed:
+            for table in held.tables:
+                table.slide(stop)
+
+    # -- closing ---------------------------------------------------------------------------
+
+    def close(self, sequences: Iterable[SequenceId], floor: int) -> list[SequenceId]:
+        """Free at once all that they and all below ``floor`` hold: works that still read it are on the device already, before
+        any that is to come. Returns those that were held."""
+        named = [sequence for sequence in sequences if sequence >= self._floor]
+        self._closed.update(named)
+        if floor > self._floor:
+            self._floor = floor
+            self._closed = {sequence for sequence in self._closed if sequence >= floor}
+            named += [sequence for sequence in self._held if sequence < floor and sequence not in named]
+        gone = [sequence for sequence in named if sequence in self._held]
+        for sequence in gone:
+            for table in self._held.pop(sequence).tables:
+                table.truncate(0)
+        return gone
+
+
+def _has_penalty(opening: Opening) -> bool:
+    s = opening.sampling
+    return s.repetition_penalty != 1.0 or s.presence_penalty != 0.0 or s.frequency_penalty != 0.0

@@ -1,0 +1,520 @@
+"""Who is in the swarm, what each has loaded, and which epoch is wired. Pure.
+
+Life of a pipeline: workers join until the asked number is there; the plan is made, each stage's worker loads its span (Load), all
+are told their neighbours (Wire), and when all have greeted them the pipeline is up. Workers beyond the plan are spares. When a
+stage is lost a spare takes its place: it loads, and all are wired anew in the next epoch; what the sequences had is still with
+the others, and stages say again to their new neighbour what it lacks. Without a spare a lost worker ends the pipeline.
+Load and Wire are idempotent and are said again until they have been answered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from bloombee.codec.choice import CodecMode
+from bloombee.errors import (
+    BloomBeeError,
+    ConfigError,
+    DeadlineExceeded,
+    DeviceError,
+    LinkDown,
+    LocalProtocolError,
+    RemoteProtocolError,
+    from_wire,
+)
+from bloombee.kv.pool import make_groups
+from bloombee.models.card import ModelCard
+from bloombee.models.rules import LogitsRules
+from bloombee.pipeline.commands import (
+    Command,
+    Dismiss,
+    PipelineBroken,
+    PipelineDown,
+    PipelineUp,
+    PlanMade,
+    ReportLeft,
+    ReportProgress,
+    Send,
+    TellScheduler,
+)
+from bloombee.pipeline.events import (
+    PipelineLost,
+    PlanBroken,
+    PlanWired,
+    Tick,
+    WorkerAway,
+    WorkerGone,
+    WorkerJoined,
+    WorkerRestored,
+    WorkerSaid,
+)
+from bloombee.plan.plan import Plan, StagePlan, check_memory, split_layers
+from bloombee.plan.scratch import scratch_bytes
+from bloombee.types import Dtype, Lane, PageGroup, Span, WorkerId
+from bloombee.wire.messages import Group, Heartbeat, Load, Loaded, Loading, Peer, Rules, StageFailed, Watermark, Wire, Wired
+
+PIPELINE = 1
+REPEAT_S = 2.0
+"""An order that is not answered is said again after so long."""
+Event = WorkerJoined | WorkerSaid | WorkerAway | WorkerRestored | WorkerGone | Tick
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What the head is asked to build."""
+
+    card: ModelCard
+    dtype: Dtype
+    num_workers: int
+    split: tuple[int, ...] | None
+    num_pages: int
+    """Of the layers that see furthest, as wished; fewer if a worker's memory holds fewer, unless ``pages_fixed``."""
+    page_size: int
+    max_rows: int
+    """Most rows of one sequence in a microbatch."""
+    num_microbatches: int
+    pages_fixed: bool = True
+    codec: CodecMode = CodecMode.OFF
+    order: tuple[str, ...] = ()
+    """Names of the workers of the first plan in the order of their stages; empty: as they join."""
+    trace: bool = False
+    takes_others: bool = True
+    """Workers come from elsewhere: one that leaves before the plan may come back, or another in its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmLimits:
+    heartbeat_s: float
+    silence_s: float
+    load_deadline_s: float
+    """Without any progress."""
+
+
+@dataclass(slots=True)
+class _Worker:
+    id: WorkerId
+    name: str
+    endpoint: str
+    key: bytes
+    memory_bytes: int
+    heard_at: float
+    spoke_at: float = 0.0
+    is_away: bool = False
+    """Its connection is broken and may come back."""
+    is_loaded: bool = False
+    """It has the span that it was last told to load."""
+    wired: int = 0
+    """The newest epoch that it has said to be wired in."""
+    asked_at: float = 0.0
+    """When it was last told to load, or its neighbours."""
+    progress_at: float = 0.0
+    """When it was told to load, or said last that more of the span is there."""
+
+
+@dataclass(slots=True)
+class SwarmCore:
+    """events: see ``Event``. commands: Send (to a worker id), TellScheduler, PlanMade, PipelineUp, PipelineBroken, PipelineDown,
+    Dismiss, ReportProgress."""
+
+    request: PlanRequest
+    limits: SwarmLimits
+    links: Iterator[bytes]
+    """Fresh unguessable link ids for worker -> worker links; the core itself has no randomness."""
+    plan: Plan | None = None
+    error: BloomBeeError | None = None
+    """Why the pipeline is down for good."""
+    is_up: bool = False
+    _was_up: bool = False
+    _is_wiring: bool = False
+    _workers: dict[WorkerId, _Worker] = field(default_factory=dict)
+    _link_of: dict[tuple[WorkerId, WorkerId], bytes] = field(default_factory=dict)
+    _beats: int = 0
+    _awaited_since: float | None = None
+    _ticked_at: float = 0.0
+
+    def handle(self, event: Event) -> list[Command]:
+        """Raises RemoteProtocolError for a message that its sender must not send; the state is as it was."""
+        match event:
+            case WorkerJoined():
+                return self._joined(event)
+            case WorkerSaid(worker=worker, message=message, now=now):
+                return self._said(worker, message, now)
+            case WorkerGone(worker=worker, reason=reason, now=now):
+                return self._gone(worker, reason, now)
+            case WorkerAway(worker=worker):
+                if worker in self._workers:
+                    self._workers[worker].is_away = True
+                return []
+            case WorkerRestored(worker=worker, now=now):
+                return self._restored(worker, now)
+            case Tick(now=now):
+                return self._tick(now)
+        raise LocalProtocolError(f"{event!r} is not an event of the swarm")
+
+    # -- what people ask -------------------------------------------------------------------
+
+    def stage_of(self, worker: WorkerId) -> int | None:
+        stage = self._stage_plan(worker)
+        return None if stage is None else stage.index
+
+    @property
+    def num_missing(self) -> int:
+        """Workers that have yet to join before there is a plan."""
+        return max(0, self.request.num_workers - len(self._workers)) if self.plan is None else 0
+
+    @property
+    def spares(self) -> tuple[WorkerId, ...]:
+        """Workers without a stage, in the order in which they joined; empty before the first plan."""
+        return tuple(one for one in self._workers if self.stage_of(one) is None) if self.plan is not None else ()
+
+    def _is_loading(self, worker: _Worker) -> bool:
+        return self.stage_of(worker.id) is not None and not worker.is_loaded
+
+    def _stage_plan(self, worker: WorkerId) -> StagePlan | None:
+        stages = self.plan.stages if self.plan is not None else ()
+        return next((stage for stage in stages if stage.worker == worker), None)
+
+    # -- joining and the first plan --------------------------------------------------------
+
+    def _joined(self, event: WorkerJoined) -> list[Command]:
+        if event.worker in self._workers:
+            raise LocalProtocolError(f"worker {event.worker} joined twice")
+        self._workers[event.worker] = _Worker(
+            event.worker, event.name, event.endpoint, event.key, event.memory_bytes, heard_at=event.now
+        )
+        return self._plan_if_complete(event.now)
+
+    def _plan_if_complete(self, now: float) -> list[Command]:
+        """Nobody who may not come back is planned with: until then another could take the place."""
+        workers = self._candidates()
+        is_complete = len(workers) == self.request.num_workers and not any(worker.is_away for worker in workers)
+        return self._make_plan(now) if is_complete and self.plan is None and self.error is None else []
+
+    def _candidates(self) -> list[_Worker]:
+        """Of the first plan, in its order."""
+        order = self.request.order
+        if not order:
+            return list(self._workers.values())[: self.request.num_workers]
+        named = [worker for worker in self._workers.values() if worker.name in order]
+        return sorted(named, key=lambda worker: order.index(worker.name))
+
+    def _make_plan(self, now: float) -> list[Command]:
+        request, workers = self.request, self._candidates()
+        try:
+            spans = split_layers(request.card.num_layers, request.num_workers, request.split)
+            num_pages = request.num_pages
+            if not request.pages_fixed:
+                num_pages = max(1, min(num_pages, *(self._pages_that_fit(w, s) for w, s in zip(workers, spans, strict=True))))
+            groups = self._groups(num_pages)
+            stages = tuple(self._stage(index, workers[index], span, groups) for index, span in enumerate(spans))
+            for stage, worker in zip(stages, workers, strict=True):
+                _check_fit(stage, worker)
+        except BloomBeeError as error:
+            return self._down(error, now)
+        self.plan = Plan(
+            pipeline=PIPELINE,
+            epoch=1,
+            model=request.card.model,
+            dtype=request.dtype,
+            num_layers=request.card.num_layers,
+            groups=groups,
+            page_size=request.page_size,
+            num_microbatches=request.num_microbatches,
+            stages=stages,
+        )
+        return [PlanMade(self.plan), *(self._first_load(self.plan, stage, now) for stage in stages)]
+
+    def _groups(self, num_pages: int) -> tuple[PageGroup, ...]:
+        request = self.request
+        return make_groups(request.card.windows(), num_pages, request.page_size, rows=request.max_rows)
+
+    def _kv_bytes(self, span: Span, groups: tuple[PageGroup, ...]) -> int:
+        card, dtype = self.request.card, self.request.dtype
+        slots = ((group.window, group.num_pages * self.request.page_size) for group in groups)
+        return sum(count * card.kv_bytes_per_token(span, dtype, window=window) for window, count in slots)
+
+    def _pages_that_fit(self, worker: _Worker, span: Span) -> int:
+        """Of the wished, how many leave room for the others' and the weights."""
+        room = worker.memory_bytes - self.request.card.weight_bytes(span, self.request.dtype)
+
+        def need(count: int) -> int:
+            groups = self._groups(count)
+            return self._kv_bytes(span, groups) + self._scratch_bytes(span, groups)
+
+        return bisect_right(range(1, self.request.num_pages + 1), room, key=need)
+
+    def _scratch_bytes(self, span: Span, groups: tuple[PageGroup, ...]) -> int:
+        request = self.request
+        tokens = groups[0].num_pages * request.page_size
+        return scratch_bytes(request.card, span, request.dtype, rows=request.max_rows, tokens=tokens)
+
+    def _stage(self, index: int, worker: _Worker, span: Span, groups: tuple[PageGroup, ...]) -> StagePlan:
+        card, dtype = self.request.card, self.request.dtype
+        own = tuple(group for group in groups if group.window in card.windows(span))
+        return StagePlan(
+            index=index,
+            worker=worker.id,
+            name=worker.name,
+            span=span,
+            weight_bytes=card.weight_bytes(span, dtype),
+            kv_bytes=self._kv_bytes(span, own),
+            groups=own,
+            scratch_bytes=self._scratch_bytes(span, own),
+        )
+
+    # -- orders ----------------------------------------------------------------------------
+
+    def _first_load(self, plan: Plan, stage: StagePlan, now: float) -> Send:
+        self._workers[stage.worker].progress_at = now
+        return self._load(plan, stage, now)
+
+    def _load(self, plan: Plan, stage: StagePlan, now: float) -> Send:
+        self._workers[stage.worker].asked_at = now
+        message = Load(
+            pipeline=plan.pipeline,
+            start=stage.span.start,
+            stop=stage.span.stop,
+            num_layers=plan.num_layers,
+            model=plan.model,
+            config_digest=bytes.fromhex(self.request.card.config_digest),
+            weight_digests=self.request.card.span_digests(stage.span),
+            dtype=str(plan.dtype),
+            groups=tuple(Group(window=group.window, num_pages=group.num_pages) for group in stage.groups),
+            page_size=plan.page_size,
+            codec=self.request.codec,
+            rules=rules_message(self.request.card.logits_rules) if stage.span.stop == plan.num_layers else None,
+        )
+        return Send(stage.worker, Lane.CONTROL, message)
+
+    def _wire_all(self, plan: Plan, now: float) -> list[Command]:
+        self._is_wiring = True
+        wires = [self._wire(plan, stage.index, now) for stage in plan.stages]
+        return [*wires, TellScheduler(PlanWired(plan, now))]
+
+    def _wire(self, plan: Plan, index: int, now: float) -> Send:
+        stage = plan.stages[index]
+        self._workers[stage.worker].asked_at = now
+        message = Wire(
+            pipeline=plan.pipeline,
+            epoch=plan.epoch,
+            oldest=plan.epoch,
+            stage=index,
+            num_stages=len(plan.stages),
+            num_microbatches=plan.num_microbatches,
+            max_rows=self.request.max_rows,
+            predecessor=self._peer(plan, index - 1, (index - 1, index)),
+            successor=self._peer(plan, index + 1, (index, index + 1)),
+            trace=self.request.trace,
+        )
+        return Send(stage.worker, Lane.CONTROL, message)
+
+    def _peer(self, plan: Plan, index: int, hop: tuple[int, int]) -> Peer | None:
+        """The worker at ``index`` as its neighbour over ``hop`` gets to know it."""
+        if not 0 <= index < len(plan.stages):
+            return None
+        worker = self._workers[plan.stages[index].worker]
+        ends = plan.stages[hop[0]].worker, plan.stages[hop[1]].worker
+        if ends not in self._link_of:
+            self._link_of[ends] = next(self.links)
+        return Peer(worker=worker.id, endpoint=worker.endpoint, key=worker.key, link=self._link_of[ends])
+
+    # -- what workers say ------------------------------------------------------------------
+
+    def _said(self, worker_id: WorkerId, message: object, now: float) -> list[Command]:
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            raise RemoteProtocolError(f"worker {worker_id} is not in the swarm")
+        worker.heard_at = now
+        plan, stage = self.plan, self._stage_plan(worker_id)
+        match message:
+            case Heartbeat():
+                return []
+            case Loading(loaded_bytes=loaded, total_bytes=total) if stage is not None:
+                worker.progress_at = now
+                return [ReportProgress(worker_id, stage.index, loaded, total)]
+            case Loaded() if plan is not None and stage is not None:
+                worker.is_loaded = True
+                return self._go_on(plan, now)
+            case Wired(epoch=epoch) if plan is not None and epoch <= plan.epoch:
+                worker.wired = max(worker.wired, epoch)
+                return self._go_on(plan, now)
+            case StageFailed():
+                return self._failed(worker, message, now)
+        raise RemoteProtocolError(f"{type(message).__name__} from worker {worker.name!r} is not expected now")
+
+    def _go_on(self, plan: Plan, now: float) -> list[Command]:
+        """Wire when all have loaded; up when all are wired."""
+        workers = [self._workers.get(stage.worker) for stage in plan.stages]
+        if self.error is not None or self.is_up:
+            return []
+        if not self._is_wiring:
+            return self._wire_all(plan, now) if all(worker and worker.is_loaded for worker in workers) else []
+        if not all(worker and worker.wired == plan.epoch for worker in workers):
+            return []
+        self.is_up = self._was_up = True
+        return [PipelineUp(plan)]
+
+    def _failed(self, worker: _Worker, failed: StageFailed, now: float) -> list[Command]:
+        """A stage cannot go on. One that has served is replaced like a lost one; at the start it is the user's to mend."""
+        cause = from_wire(failed.code, failed.fields)
+        error = self._cause(worker, cause)
+        plan = self.plan
+        if plan is None or (failed.epoch and failed.epoch < plan.epoch):
+            return []  # what it had in mind has been replaced already
+        if not self._was_up:
+            return self._down(error, now)
+        blamed = cause.fields.get("peer", worker.id) if isinstance(cause, LinkDown) else worker.id
+        if blamed not in self._workers or self.stage_of(int(blamed)) is None:
+            return []
+        return [Dismiss(int(blamed), error), *self._gone(int(blamed), error.message, now)]
+
+    def _cause(self, worker: _Worker, cause: BloomBeeError) -> BloomBeeError:
+        """As the worker said, with the names of all whom it is about."""
+        peer = self._workers.get(int(cause.fields.get("peer") or 0)) if isinstance(cause, LinkDown) else None
+        to = f" cannot reach worker {peer.name!r}" if peer is not None else ""
+        return type(cause)(f"worker {worker.name!r}{to}: {cause.message}", **{**cause.fields, "worker": worker.name})
+
+    # -- workers that go -------------------------------------------------------------------
+
+    def _gone(self, worker_id: WorkerId, reason: str, now: float) -> list[Command]:
+        stage = self._stage_plan(worker_id)
+        worker = self._workers.pop(worker_id, None)
+        self._link_of = {ends: link for ends, link in self._link_of.items() if worker_id not in ends}
+        if worker is None or self.error is not None:
+            return []
+        if self.plan is None:
+            return self._left(worker, reason, now)
+        if stage is None:
+            return []  # a spare
+        error = LinkDown(f"worker {worker.name!r} is gone ({reason}); restart it and the Runtime", worker=worker.name)
+        spare = next((one for one in map(self._workers.__getitem__, self.spares) if _fits(stage, one)), None)
+        if spare is None:
+            return self._down(error, now)
+        return self._replace(self.plan, stage, spare, reason, now)
+
+    def _left(self, worker: _Worker, reason: str, now: float) -> list[Command]:
+        """Before there is a plan."""
+        if self.request.takes_others:
+            return [ReportLeft(worker.id, worker.name, self.num_missing)]
+        if worker.name not in self.request.order:
+            return []  # a spare
+        return self._down(DeviceError(f"worker {worker.name!r} is gone before all were there: {reason}", worker=worker.name), now)
+
+    def _restored(self, worker_id: WorkerId, now: float) -> list[Command]:
+        """What was told once and may be lost is told again: a worker that has done it changes nothing."""
+        worker, stage = self._workers.get(worker_id), self._stage_plan(worker_id)
+        if worker is None:
+            return []
+        worker.is_away = False
+        if self.plan is None or self.error is not None or stage is None:
+            return self._plan_if_complete(now)
+        if not worker.is_loaded:
+            return [self._load(self.plan, stage, now)]
+        is_unanswered = self._is_wiring and worker.wired < self.plan.epoch
+        return [self._wire(self.plan, stage.index, now)] if is_unanswered else []
+
+    def _replace(self, plan: Plan, lost: StagePlan, spare: _Worker, reason: str, now: float) -> list[Command]:
+        """Another worker takes over a stage, in the next epoch."""
+        stage = replace(lost, worker=spare.id, name=spare.name)
+        stages = tuple(stage if one.index == lost.index else one for one in plan.stages)
+        self.plan = plan = replace(plan, epoch=plan.epoch + 1, stages=stages)
+        self.is_up = self._is_wiring = False
+        return [
+            TellScheduler(PlanBroken(now)),
+            PipelineBroken(lost.worker, lost.name, spare.id, spare.name, reason),
+            PlanMade(plan),
+            self._first_load(plan, stage, now),
+        ]
+
+    def _down(self, error: BloomBeeError, now: float) -> list[Command]:
+        if self.error is not None:
+            return []
+        self.error = error
+        self.is_up = False
+        return [PipelineDown(error), TellScheduler(PipelineLost(error, now))]
+
+    # -- time ------------------------------------------------------------------------------
+
+    def _tick(self, now: float) -> list[Command]:
+        commands: list[Command] = []
+        if self._ticked_at and now - self._ticked_at > 2 * self.limits.heartbeat_s:
+            # It was this process that stood still: what the workers said meanwhile has yet to be read.
+            for worker in self._workers.values():
+                worker.heard_at = worker.progress_at = now
+        self._ticked_at = now
+        for worker in list(self._workers.values()):
+            # A worker that loads may hold its interpreter's lock for long: only its progress counts then.
+            if now - worker.heard_at > self.limits.silence_s and not self._is_loading(worker):
+                error = LinkDown(f"worker {worker.name!r} has been silent for {now - worker.heard_at:.1f} s", worker=worker.name)
+                commands += [Dismiss(worker.id, error), *self._gone(worker.id, f"silent for {now - worker.heard_at:.1f} s", now)]
+            elif now - worker.spoke_at >= self.limits.heartbeat_s:
+                worker.spoke_at = now
+                self._beats += 1
+                commands.append(Send(worker.id, Lane.CONTROL, Heartbeat(count=self._beats)))
+        if self.error is None and not self.is_up:
+            commands += self._look_for_stuck(now)
+        if self.plan is not None and self.error is None and not self.is_up:
+            commands += self._press(self.plan, now)
+        return commands
+
+    def _look_for_stuck(self, now: float) -> list[Command]:
+        """Loading may take any time while every worker gets on with it. Workers from elsewhere are awaited for ever."""
+        limit = self.limits.load_deadline_s
+        if self._awaited_since is None:
+            self._awaited_since = now
+        stuck = [w.name for w in self._workers.values() if self._is_loading(w) and now - w.progress_at > limit]
+        if self.plan is None and not self.request.takes_others and now - self._awaited_since > limit:
+            here = {worker.name for worker in self._workers.values()}
+            stuck = [name for name in self.request.order if name not in here]
+        if not stuck:
+            return []
+        names = ", ".join(stuck)
+        error = DeadlineExceeded(
+            f"no progress with loading for load_deadline_s = {limit:g} s on {names}: look at its log, its disk and its"
+            " network, or allow more",
+            workers=names,
+        )
+        return self._down(error, now)
+
+    def _press(self, plan: Plan, now: float) -> list[Command]:
+        """Say again what has not been answered."""
+        commands: list[Command] = []
+        for stage in plan.stages:
+            worker = self._workers[stage.worker]
+            if now - worker.asked_at < REPEAT_S:
+                continue
+            if not worker.is_loaded:
+                commands.append(self._load(plan, stage, now))
+            elif self._is_wiring and worker.wired < plan.epoch:
+                commands.append(self._wire(plan, stage.index, now))
+        return commands
+
+
+def _check_fit(stage: StagePlan, worker: _Worker) -> None:
+    """Raises Infeasible if it lacks the memory, ConfigError if the stage before it could not reach it."""
+    check_memory(stage, worker.memory_bytes)
+    if stage.index > 0 and not worker.endpoint:
+        raise ConfigError(
+            f"worker {worker.name!r} cannot be reached by its predecessor: start it with --listen and --advertise",
+            worker=worker.name,
+        )
+
+
+def _fits(stage: StagePlan, worker: _Worker) -> bool:
+    try:
+        _check_fit(stage, worker)
+    except BloomBeeError:
+        return False
+    return True
+
+
+def rules_message(rules: LogitsRules | None) -> Rules | None:
+    """``rules`` as a stage is told them."""
+    if rules is None:
+        return None
+    mark = rules.watermark
+    fields = {f.name: getattr(rules, f.name) for f in dataclasses.fields(rules)}
+    return Rules(**{**fields, "watermark": None if mark is None else Watermark(**dataclasses.asdict(mark))})

@@ -1,0 +1,47 @@
+"""What happened in the swarm, told to whoever listens."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from bloombee.types import SwarmEvent, SwarmEventKind, WorkerId
+
+KEPT = 1000
+"""Latest events, for those who begin to listen later."""
+
+
+class Bulletin:
+    """Belongs to the head's loop."""
+
+    def __init__(self) -> None:
+        self._kept: deque[SwarmEvent] = deque(maxlen=KEPT)
+        self._listeners: set[Callable[[SwarmEvent | None], None]] = set()
+        self._is_closed = False
+
+    def tell(
+        self, kind: SwarmEventKind, *, epoch: int = 0, worker: WorkerId | None = None, name: str = "", reason: str = ""
+    ) -> None:
+        """As :class:`~bloombee.types.SwarmEvent`; it happened now."""
+        event = SwarmEvent(kind, time.monotonic(), epoch, worker, name, reason)
+        self._kept.append(event)
+        for listener in list(self._listeners):
+            listener(event)
+
+    def listen(self, listener: Callable[[SwarmEvent | None], None]) -> None:
+        """``listener`` gets what is kept at once, everything from now on, and None at the end; it must not raise or block."""
+        for event in self._kept:
+            listener(event)
+        if self._is_closed:
+            listener(None)
+        self._listeners.add(listener)
+
+    def close(self) -> None:
+        """Nothing more happens."""
+        self._is_closed = True
+        for listener in list(self._listeners):
+            listener(None)
+
+    def leave(self, listener: Callable[[SwarmEvent | None], None]) -> None:
+        self._listeners.discard(listener)

@@ -1,0 +1,92 @@
+"""A worker is killed while requests run, and a spare takes its place: real processes, the same tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+import bloombee
+from bloombee import SwarmEventKind
+
+PROMPTS = [[n, 40 + n, 300 + n, 7] * 10 for n in range(4)]
+NEW = 48
+
+
+async def _ask(runtime: bloombee.Runtime, number: int, came: asyncio.Queue[int] | None = None) -> tuple[int, ...]:
+    tokens = []
+    async for token in runtime.stream(
+        PROMPTS[number], max_new_tokens=NEW, ignore_eos=True, temperature=0.7 * (number % 2), seed=number, logprobs=1
+    ):
+        tokens.append(token.token_id)
+        if came is not None:
+            came.put_nowait(number)
+    return tuple(tokens)
+
+
+class _Events:
+    """What a Runtime says that happened, until it is closed."""
+
+    def __init__(self, runtime: bloombee.Runtime) -> None:
+        self.kinds: list[SwarmEventKind] = []
+        self._news = asyncio.Condition()
+        self.over = asyncio.ensure_future(self._listen(runtime))
+
+    async def _listen(self, runtime: bloombee.Runtime) -> None:
+        async for event in runtime.events():
+            async with self._news:
+                self.kinds.append(event.kind)
+                self._news.notify_all()
+
+    async def until(self, kind: SwarmEventKind, count: int) -> None:
+        async with self._news:
+            await self._news.wait_for(lambda: self.kinds.count(kind) >= count)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_requests_go_on_with_the_same_tokens_when_a_stage_is_killed(stage: int) -> None:
+    async def use() -> None:
+        async with bloombee.Runtime("demo", workers=3, spares=1, dtype="float32", threads=1) as runtime:
+            events = _Events(runtime)
+            undisturbed = await asyncio.gather(*(_ask(runtime, number) for number in range(len(PROMPTS))))
+            came: asyncio.Queue[int] = asyncio.Queue()
+            asked = [asyncio.ensure_future(_ask(runtime, number, came)) for number in range(len(PROMPTS))]
+            for _ in range(20):
+                await came.get()
+            lost = runtime.plan.stages[stage]
+            os.kill(runtime.worker_pids[lost.worker], signal.SIGKILL)
+            assert await asyncio.gather(*asked) == undisturbed
+            assert runtime.plan.epoch == 2
+            assert runtime.plan.stages[stage].worker != lost.worker
+            assert await runtime.pages_free() == tuple(one.num_pages for one in runtime.plan.stages)
+        await asyncio.wait_for(events.over, 10)
+        assert [kind for kind in events.kinds if kind is not SwarmEventKind.JOINED] == [
+            SwarmEventKind.PLANNED, SwarmEventKind.WIRING, SwarmEventKind.UP, SwarmEventKind.LOST,
+            SwarmEventKind.PLANNED, SwarmEventKind.WIRING, SwarmEventKind.UP,
+        ]  # fmt: skip
+        assert events.kinds.count(SwarmEventKind.JOINED) == 4
+
+    asyncio.run(asyncio.wait_for(use(), 120))
+
+
+def test_a_lost_spare_costs_nothing_and_without_one_the_next_loss_ends_requests_typed() -> None:
+    async def use() -> None:
+        async with bloombee.Runtime("demo", workers=2, spares=1, dtype="float32", threads=1) as runtime:
+            events = _Events(runtime)
+            staged = {stage.worker for stage in runtime.plan.stages}
+            await events.until(SwarmEventKind.JOINED, 3)
+            (spare,) = set(runtime.worker_pids) - staged
+            os.kill(runtime.worker_pids[spare], signal.SIGKILL)
+            await events.until(SwarmEventKind.LOST, 1)
+            assert len(await _ask(runtime, 0)) == NEW
+            came: asyncio.Queue[int] = asyncio.Queue()
+            asked = asyncio.ensure_future(_ask(runtime, 1, came))
+            await came.get()
+            os.kill(runtime.worker_pids[min(staged)], signal.SIGKILL)
+            with pytest.raises(bloombee.BloomBeeError):
+                await asyncio.wait_for(asked, 10)
+        await asyncio.wait_for(events.over, 10)
+
+    asyncio.run(asyncio.wait_for(use(), 120))

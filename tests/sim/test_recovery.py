@@ -1,0 +1,121 @@
+"""A lost worker's place is taken by a spare: no request is lost, no token doubled or changed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from bloombee.errors import LinkDown
+from bloombee.sim.cluster import SimCluster, sim_card
+from bloombee.sim.device import ROW_BYTES, oracle
+from bloombee.sim.network import Faults
+from bloombee.types import FinishReason
+
+HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
+
+
+def _submit(cluster: SimCluster, rng: random.Random, count: int, until: float = 1.0) -> None:
+    for number in range(count):
+        prompt = [rng.randrange(50_000) for _ in range(rng.randint(1, 60))]
+        cluster.submit(prompt, max_new_tokens=rng.randint(1, 40), seed=rng.randrange(2**64), at=rng.uniform(0, until))
+        if rng.random() < 0.1:
+            cluster.cancel(number, at=rng.uniform(0, 2 * until))
+
+
+def _assert_right(cluster: SimCluster, num_stages: int, windows: Sequence[Sequence[int]] | None = None) -> None:
+    for request in cluster.requests.values():
+        want = oracle(request.prompt, request.seed, num_stages, request.max_new_tokens, windows)
+        assert request.error is None
+        assert request.ended
+        if request.finish is None:
+            assert request.tokens == want[: len(request.tokens)]
+        else:
+            assert request.finish is FinishReason.LENGTH
+            assert request.tokens == want
+    for stage in cluster.stages.values():
+        assert stage.num_sequences == 0
+        assert all(pool.num_free == pool.num_pages for pool in stage.store.pools)
+        assert stage.log.num_bytes == 0
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
+@pytest.mark.parametrize("seed", range(6))
+def test_requests_live_through_the_loss_of_any_stage(num_stages: int, faults: Faults | None, seed: int) -> None:
+    rng = random.Random(seed)
+    cluster = SimCluster(
+        seed=seed, num_stages=num_stages, num_spares=1, num_microbatches=rng.choice([1, 3]), faults=faults,
+        lossy_orders=faults is not None,
+    )  # fmt: skip
+    _submit(cluster, rng, 16)
+    cluster.kill(rng.randint(1, num_stages), at=rng.uniform(0.0, 0.9))
+    assert cluster.run()
+    assert cluster.num_recoveries == 1
+    _assert_right(cluster, num_stages)
+
+
+@pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
+@pytest.mark.parametrize("seed", range(12))
+def test_requests_live_through_several_losses_the_new_worker_s_among_them(faults: Faults | None, seed: int) -> None:
+    """Also two at once, and before the first plan is wired; each loss finds a spare."""
+    rng = random.Random(seed)
+    kills = rng.randint(2, 4)
+    cluster = SimCluster(
+        seed=seed, num_stages=3, num_spares=kills, num_microbatches=3, faults=faults, lossy_orders=faults is not None
+    )
+    _submit(cluster, rng, 16, until=2.0)
+    at = rng.choice([0.0001, 0.3, 0.8])
+    for worker in rng.sample([1, 2, 3, 4, 5][: 2 + kills], kills):
+        cluster.kill(worker, at=at)
+        at += rng.choice([0.0, 0.0005, 0.052, 0.3])
+    assert cluster.run()
+    assert cluster.down is None
+    _assert_right(cluster, 3)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_the_log_has_dropped_is_sent_again_from_the_tokens(seed: int) -> None:
+    rng = random.Random(seed)
+    cluster = SimCluster(seed=seed, num_stages=3, num_spares=1, faults=rng.choice([None, HARSH]), log_bytes=8 * ROW_BYTES)
+    _submit(cluster, rng, 16)
+    cluster.kill(rng.choice([2, 3]), at=rng.uniform(0.5, 0.9))
+    assert cluster.run()
+    assert any(" Lost(" in line for line in cluster.trace)
+    _assert_right(cluster, 3)
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_layers_with_windows_are_filled_again(lost: int) -> None:
+    windows = ((0, 6), (6,), (0,))
+    cluster = SimCluster(seed=lost, num_stages=3, num_spares=1, card=sim_card((0, 6, 6, 6, 0, 0)), num_pages=256, max_rows=16)
+    rng = random.Random(lost)
+    for _ in range(12):
+        prompt = [rng.randrange(50_000) for _ in range(rng.randint(1, 250))]
+        cluster.submit(prompt, max_new_tokens=rng.randint(1, 60), seed=rng.randrange(2**64), at=rng.uniform(0, 1))
+    cluster.kill(lost, at=0.7)
+    assert cluster.run()
+    assert cluster.num_recoveries == 1
+    _assert_right(cluster, 3, windows)
+
+
+def test_without_a_spare_every_request_ends_with_a_typed_error() -> None:
+    cluster = SimCluster(seed=1, num_stages=3)
+    _submit(cluster, random.Random(1), 8, until=0.2)
+    cluster.kill(2, at=0.1)
+    cluster.run_for(2.0)
+    assert isinstance(cluster.down, LinkDown)
+    assert all(request.ended for request in cluster.requests.values())
+    assert any(isinstance(request.error, LinkDown) for request in cluster.requests.values())
+
+
+def test_same_seed_same_trace_through_a_recovery() -> None:
+    traces = []
+    for _ in range(2):
+        cluster = SimCluster(seed=5, num_stages=3, num_spares=1, faults=HARSH, lossy_orders=True)
+        _submit(cluster, random.Random(5), 12)
+        cluster.kill(2, at=0.5)
+        assert cluster.run()
+        traces.append(cluster.trace)
+    assert traces[0] == traces[1]

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from bloombee.errors import DeviceError, LinkDown, QueueFull
+from bloombee.pipeline.commands import Conclude, Deliver, TellScheduler
+from bloombee.pipeline.events import Cancel, CancelRequest, Emitted, Ended, Open, SchedulerSaid, Submit, SwarmLost
+from bloombee.pipeline.requests import RequestCore
+from bloombee.types import FinishReason
+from bloombee.wire.messages import Pick, Sampling
+
+SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
+
+
+def _submit(number: int) -> Submit:
+    return Submit(number, bytes(8), SAMPLING, 4, frozenset(), 0.0)
+
+
+def test_requests_go_to_the_scheduler_and_tokens_back() -> None:
+    core = RequestCore(max_waiting=2)
+    (tell,) = core.handle(_submit(7))
+    assert isinstance(tell, TellScheduler)
+    assert isinstance(tell.message, Open)
+    sequence = tell.message.sequence
+    pick = Pick(sequence, 0, 2, 5, None, ())
+    assert core.handle(SchedulerSaid(Emitted(pick, None), 0.0)) == [Deliver(7, pick, None)]
+    assert core.handle(CancelRequest(7, 0.0)) == [TellScheduler(Cancel(sequence, 0.0))]
+    assert core.handle(SchedulerSaid(Emitted(pick, FinishReason.LENGTH), 0.0)) == [Deliver(7, pick, FinishReason.LENGTH)]
+    assert core.num_requests == 0
+    assert core.handle(SchedulerSaid(Emitted(pick, None), 0.0)) == []
+    assert core.handle(CancelRequest(7, 0.0)) == []
+
+
+def test_an_ended_sequence_concludes_its_request() -> None:
+    core = RequestCore(max_waiting=2)
+    core.handle(_submit(7))
+    error = DeviceError("x")
+    assert core.handle(SchedulerSaid(Ended(1, error), 0.0)) == [Conclude(7, error)]
+
+
+def test_the_queue_is_bounded() -> None:
+    core = RequestCore(max_waiting=2)
+    core.handle(_submit(1))
+    core.handle(_submit(2))
+    (refused,) = core.handle(_submit(3))
+    assert isinstance(refused, Conclude)
+    assert isinstance(refused.error, QueueFull)
+
+
+def test_nothing_is_served_once_the_swarm_is_lost() -> None:
+    core = RequestCore(max_waiting=2)
+    error = LinkDown("gone")
+    core.handle(SwarmLost(error))
+    assert core.handle(_submit(1)) == [Conclude(1, error)]
