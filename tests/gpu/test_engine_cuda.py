@@ -34,15 +34,18 @@ def test_decode_in_bfloat16_never_calls_cudnns_attention(tmp_path: Path) -> None
     assert not [name for name in names if "cudnn" in name]
 
 
-def test_a_clock_of_events_knows_more_than_the_launches(tmp_path: Path) -> None:
-    """A product that takes the device long is launched in no time."""
+def test_a_clock_of_events_knows_more_than_the_launches() -> None:
+    """A product that takes the device long is launched in no time, once its kernels are loaded."""
     clock, spent = clock_of(torch.device("cuda")), []
     x = torch.randn(4096, 4096, device="cuda")
+    (x @ x).clamp(-1, 1)
+    torch.cuda.synchronize()
     mark = clock.begin()
     for _ in range(20):
         x = (x @ x).clamp(-1, 1)
     clock.end(mark, spent.append)
+    assert not spent, "reported before anyone asked whether the device is done"
     torch.cuda.synchronize()
     clock.settle()
     assert len(spent) == 1
-    assert spent[0] > 20 * 2 * 4096**3 / 2e15 * 1e9, "no GPU has two petaflops in float32"
+    assert spent[0] > 20 * 2 * 4096**3 / 2e14 * 1e9, "no GPU has 200 teraflops in float32"
