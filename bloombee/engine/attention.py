@@ -135,7 +135,8 @@ def attend(
 
 def kernels(device: torch.device) -> AbstractContextManager[None]:
     """Meanwhile torch chooses among attention kernels that need no plan: cuDNN's, its own choice in bfloat16, plans anew for
-    every number of keys, which takes decode 12 ms a layer and step. Nothing is left changed afterwards."""
+    every number of keys (12 ms a layer and step as reported; lengths that come again, as in
+    bench/results/gpu-NVIDIA-H200.md, do not show it). Nothing is left changed afterwards."""
     if device.type != "cuda":
         return nullcontext()
     kernels: AbstractContextManager[None] = sdpa_kernel(CUDA_KERNELS, set_priority=True)
