@@ -38,6 +38,7 @@ import bloombee
 from bench.arguments import Parser, check_file, whole
 from bench.exact import Reference
 from bench.program import machine, program
+from bloombee.config import RuntimeConfig
 from bloombee.errors import BloomBeeError
 from bloombee.sim.cluster import SimCluster
 from bloombee.sim.device import oracle
@@ -176,17 +177,17 @@ def _cost(kill: Kill) -> int:
 
 
 async def real(
-    kills: list[Kill], prompts: list[list[int]], progress: Progress
+    kills: list[Kill], prompts: list[list[int]], device: str, progress: Progress
 ) -> tuple[list[list[int]], list[tuple[int, list[int]]]]:
     """Answers of the undisturbed run, and (prompt, answer) of those that left it."""
     strays: list[tuple[int, list[int]]] = []
     task = progress.add_task("kills", total=len(kills))
-    async with bloombee.Runtime("demo", workers=STAGES, dtype="float32", threads=1) as runtime:
+    async with bloombee.Runtime("demo", workers=STAGES, dtype="float32", threads=1, device=device) as runtime:
         expected = list(await asyncio.gather(*(ask(runtime, prompt, seed, []) for seed, prompt in enumerate(prompts))))
     waiting = list(kills)
     while waiting:
         left = SPARES
-        async with bloombee.Runtime("demo", workers=STAGES, spares=SPARES, dtype="float32", threads=1) as runtime:
+        async with bloombee.Runtime("demo", workers=STAGES, spares=SPARES, dtype="float32", threads=1, device=device) as runtime:
             swarm = Swarm(runtime)
             listening = asyncio.ensure_future(swarm.listen())
             await swarm.until(SwarmEventKind.JOINED, STAGES + SPARES)
@@ -257,10 +258,12 @@ def main() -> int:
     parser.add_argument("--kills", type=whole(0, 10**4), default=12, help="of real workers (default 12)")
     parser.add_argument("--simulate", type=whole(0, 10**6), default=100, metavar="N", help="simulated swarms (default 100)")
     parser.add_argument("--seed", type=whole(0, 2**31), default=0)
+    parser.add_argument("--device", default="cpu", help="of every worker: cpu (default), cuda, cuda:N")
     parser.add_argument("--json", type=Path, help="append a line with the results to this file")
     arguments = parser.parse_args()
     if arguments.json is not None:
         check_file(arguments.json)
+    RuntimeConfig(device=arguments.device)
     rng = random.Random(arguments.seed)
     kills = plan_kills(arguments.kills, rng)
     prompts = [[rng.randrange(1, 4096) for _ in range(PROMPT)] for _ in range(REQUESTS)]
@@ -268,7 +271,7 @@ def main() -> int:
     failed = wrong = flips = recoveries = 0
     with Progress(console=Console(stderr=True)) as progress:
         if kills:
-            expected, strays = asyncio.run(real(kills, prompts, progress))
+            expected, strays = asyncio.run(real(kills, prompts, arguments.device, progress))
             wrong, flips = judge(prompts, expected, strays)
             failed = sum(kill.lost for kill in kills)
         simulated: list[str] = []
