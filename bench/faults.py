@@ -191,6 +191,7 @@ async def real(
             swarm = Swarm(runtime)
             listening = asyncio.ensure_future(swarm.listen())
             await swarm.until(SwarmEventKind.JOINED, STAGES + SPARES)
+            await swarm.until(SwarmEventKind.UP, 1)
             while waiting and _cost(waiting[-1]) <= left:
                 kill = waiting.pop()
                 left -= _cost(kill)
