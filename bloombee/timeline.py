@@ -22,7 +22,6 @@ from bloombee.errors import ConfigError
 from bloombee.types import HEAD, Phase
 
 STAGE_PARTS = ("receive", "queue", "decode", "compute", "encode", "wait", "send", "wire")
-HEAD_PARTS = ("receive", "wait", "send", "wire")
 SUFFIX = ".jsonl"
 
 

@@ -71,7 +71,6 @@ class DeviceThread:
         self._clock: Any = None
         """An engine.device_clock.DeviceClock, once something is loaded."""
         self._dtype = Dtype.FLOAT32
-        self._hidden_size = 0
         self.sender: Sender | None = None
         self.receiver: Receiver | None = None
         """Of the boundaries after and before this stage, once it is loaded."""

@@ -572,7 +572,7 @@ class HeadRole:
     def _measured(self, worker: WorkerId, said: Measured) -> None:
         """Answers come in the order of the questions: one asked earlier knows nothing of what has happened since."""
         stage = self._core.stage_of(worker)
-        if stage is None or not self._asked[stage]:
+        if stage is None or self.plan is None or said.epoch != self.plan.epoch or not self._asked[stage]:
             return
         answer = self._asked[stage].popleft()
         if not answer.done():
