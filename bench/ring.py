@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -12,6 +10,7 @@ from typing import Self
 from bench.profiles import LinkProfile, Profile
 from bloombee.config import LocalWorker
 from bloombee.runtime import Runtime
+from tools.ports import free_ports
 from tools.wan import Link, Wan
 
 
@@ -144,8 +143,6 @@ class Ring:
 
 def _free_ports(count: int, head_port: int) -> tuple[list[int], int]:
     """``count`` targets, the last of them the head's port (for no links: the head's port alone)."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(max(1, count))]
-        ports = [one.getsockname()[1] for one in sockets]
+    ports = free_ports(max(1, count))
     ports[-1] = head_port or ports[-1]
     return (ports if count else []), ports[-1]

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from dataclasses import dataclass, field
 
+from tools.ports import free_ports
+
 
 @dataclass
 class Relay:
@@ -74,8 +76,4 @@ class Relay:
 
 def free_port() -> int:
     """A port that nobody held a moment ago."""
-    import socket
-
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        return int(holder.getsockname()[1])
+    return free_ports(1)[0]

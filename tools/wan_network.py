@@ -26,6 +26,7 @@ from bench.shapes import Shape
 from bloombee.config import LocalWorker
 from bloombee.plan.network import HEAD_NODE, Node, read_network
 from bloombee.plan.network import Network as Spec
+from tools.ports import free_ports
 from tools.wan_native import PortInUse, WanError
 from tools.wan_wires import LineStats, LinkStats, Refused, Shapes, Wires, periods_of
 
@@ -88,7 +89,7 @@ class Network:
 
     def __enter__(self) -> Self:
         missing = [name for name in self.spec.nodes if name not in self._ports]
-        self._ports |= dict(zip(missing, _free_ports(len(missing)), strict=True))
+        self._ports |= dict(zip(missing, free_ports(len(missing)), strict=True))
         self._wires = Wires()
         try:
             self._add_all(self._wires)
@@ -318,9 +319,3 @@ def _named(where: str) -> Any:
         yield
     except ScheduleError as error:
         raise ScheduleError(f"{where}: {error}") from error
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in sockets]
