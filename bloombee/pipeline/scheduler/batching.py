@@ -1,0 +1,198 @@
+"""Which rows go into the next microbatch. Pure.
+
+Decoding sequences are spread evenly over the microbatches that may be under way, so that with several in flight every stage has
+work while others travel. Prompts are cut into chunks, in turns that are fair between clients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+
+from bloombee.control.chunks import Chunks, chunks_at
+from bloombee.control.operate import apart
+from bloombee.pipeline.events import Tune
+from bloombee.pipeline.fair import FairQueue
+from bloombee.pipeline.scheduler.epoch import Epoch
+from bloombee.pipeline.scheduler.sequence import SequenceState
+from bloombee.types import Phase, SequenceId
+from bloombee.wire.messages import Item
+
+BESIDE_DECODE = 0.25
+"""Of the rows of prompts that may be under way, while sequences decode: half of what fills the ring. With more of them
+prompts are quicker and decode is slower: ``bench/prefill.py beside``."""
+MOST_ITEMS = 2048
+"""Sequences of one microbatch: their picks, with twenty likely tokens each, must fit a verdict."""
+
+
+class Batcher:
+    """The open sequences that have rows to be sent.
+
+    Args:
+        open_sequences: all that are open, kept by the owner.
+        max_rows: most rows of one microbatch; longer prompts go in chunks.
+    """
+
+    def __init__(self, open_sequences: Mapping[SequenceId, SequenceState], *, max_rows: int) -> None:
+        self._open = open_sequences
+        self._max_rows = max_rows
+        self._prefill: FairQueue[SequenceState] = FairQueue()
+        self._decode: deque[SequenceState] = deque()
+        self._chunks: tuple[Chunks, ...] = (Chunks(0, max_rows, max_rows, math.inf),)
+        self._max_flights: int | None = None
+        self._sizes_apart = False
+        self._is_large_turn = False
+        self._next_chunk_at = -math.inf
+
+    def tune(self, event: Tune) -> None:
+        self._max_flights = max(1, event.num_microbatches)
+        self._chunks = event.chunks
+        self._sizes_apart = event.sizes_apart
+
+    # -- who has rows ----------------------------------------------------------------------
+
+    def add_prompt(self, sequence: SequenceState) -> None:
+        self._prefill.push(sequence)
+
+    def picked(self, sequence: SequenceState) -> None:
+        """It has one more token, and goes on with that."""
+        if sequence.in_prefill:  # it is being sent again, and this was known further on
+            sequence.num_to_fill = sequence.num_tokens
+        else:
+            self._decode.append(sequence)
+
+    def send_again(self, sequence: SequenceState, position: int) -> None:
+        """Rows from ``position`` on, in turn with prompts."""
+        if not sequence.in_prefill:
+            if sequence in self._decode:
+                self._decode.remove(sequence)
+            self._prefill.push(sequence)
+        sequence.go_back(position)
+
+    def remove(self, sequence: SequenceState) -> None:
+        """It has ended."""
+        if not self._prefill.remove(sequence) and sequence in self._decode:
+            self._decode.remove(sequence)
+
+    def clear(self) -> None:
+        self._prefill.clear()
+        self._decode.clear()
+
+    # -- decode ----------------------------------------------------------------------------
+
+    def may_decode(self, epoch: Epoch) -> bool:
+        """When fewer are to be under way than are, small ones come home: they go on as soon as they make a large one."""
+        if not self._decode or not epoch.can_send(Phase.DECODE):
+            return False
+        return epoch.num_decoding < self._most_flights(epoch) or len(self._decode) >= self._largest(epoch)
+
+    def decode_items(self, epoch: Epoch) -> list[Item]:
+        """About an even share of the decoding sequences for each microbatch that may be in flight.
+
+        By turns more and less while that is asked for (``control/operate.py`` says why). What came home together goes on
+        together, so nothing waits for the sake of that.
+        """
+        share = self._share(epoch)
+        count, most = len(self._decode), self._largest(epoch)
+        if count > most:
+            self._is_large_turn = not self._is_large_turn
+            count = most if self._is_large_turn else max(1, 2 * share - most)
+        elif epoch.num_decoding + 1 < self._most_flights(epoch):
+            count = min(count, share)  # those that met on the way part again
+        return [_item(self._decode.popleft(), 1) for _ in range(min(count, self._max_rows, MOST_ITEMS))]
+
+    def _most_flights(self, epoch: Epoch) -> int:
+        """Microbatches that may decode at once: so many as hold everybody in even shares. More would be smaller ones, and each
+        costs a forward whatever it holds: 24 of 1 or 2 sequences are slower than 16 of 2."""
+        num_decoding = self._num_decoding
+        return -(-num_decoding // self._share(epoch)) if num_decoding else self._credit(epoch)
+
+    def _share(self, epoch: Epoch) -> int:
+        """Sequences of a microbatch when all that decode are spread evenly over those that may be under way."""
+        return min(self._max_rows, MOST_ITEMS, -(-self._num_decoding // self._credit(epoch)))
+
+    def _largest(self, epoch: Epoch) -> int:
+        share = self._share(epoch)
+        return max(1, min(self._max_rows, MOST_ITEMS, share + (apart(share) if self._sizes_apart else 0)))
+
+    def _credit(self, epoch: Epoch) -> int:
+        return min(self._max_flights or epoch.plan.num_microbatches, epoch.plan.num_microbatches)
+
+    @property
+    def _num_decoding(self) -> int:
+        return sum([not sequence.in_prefill for sequence in self._open.values()])
+
+    # -- prompts ---------------------------------------------------------------------------
+
+    def may_prefill(self, epoch: Epoch, now: float) -> bool:
+        if not self._prefill or not epoch.can_send(Phase.PREFILL):
+            return False
+        # What makes sure that no wire runs dry also makes decode wait.
+        is_gentle = self._is_gentle
+        has_room = epoch.prefill_share < (BESIDE_DECODE if is_gentle else 1) - 1e-9
+        return has_room and (not is_gentle or now >= self._next_chunk_at)
+
+    def prefill_items(self) -> list[Item]:
+        """A chunk of the prompt whose turn it is, filled up with others where their position allows that many rows."""
+        items: list[Item] = []
+        rows, is_gentle = 0, self._is_gentle
+        while self._prefill and len(items) < MOST_ITEMS:
+            sequence = self._prefill.peek()
+            room = self._rows_at(sequence.num_sent, is_gentle=is_gentle) - rows
+            if room <= 0:
+                break
+            count = min(room, sequence.num_to_fill - sequence.num_sent)
+            items.append(_item(sequence, count))
+            rows += count
+            if sequence.in_prefill:
+                self._prefill.charge(sequence, count)
+            else:
+                self._prefill.pop(count)
+        return items
+
+    def whole_prompt(self, sequence: SequenceState) -> list[Item]:
+        """In even chunks, of one item each."""
+        count = sequence.num_prompt_tokens
+        rows = -(-count // -(-count // self._rows_at(0, is_gentle=True)))
+        items = []
+        while sequence.in_prefill:
+            items.append(_item(sequence, min(rows, count - sequence.num_sent)))
+        return items
+
+    def share_of_prompts(self, items: list[Item]) -> float:
+        """Of the rows of prompts that may be under way."""
+        return sum(item.num_rows / chunks_at(self._chunks, item.position).under_way for item in items)
+
+    def space_chunks(self, items: list[Item], loop_s: float | None, now: float) -> None:
+        """Beside decode chunks go spread over a loop: all that fill the ring at once would meet each microbatch everywhere."""
+        if loop_s is not None and self._is_gentle:
+            apart_s = loop_s * self.share_of_prompts(items) / BESIDE_DECODE
+            self._next_chunk_at = max(self._next_chunk_at, now - apart_s) + apart_s
+
+    @property
+    def _is_gentle(self) -> bool:
+        """Whether prompts make way for decode: at full speed they would hold up each sequence that decodes, gently each of them
+        takes longer itself. So those of a burst do not while they are more than what decodes."""
+        num_started = sum(sequence.num_output > 0 for sequence in self._open.values())
+        return num_started > 0 and num_started >= len(self._prefill)
+
+    def _rows_at(self, position: int, *, is_gentle: bool) -> int:
+        """Most rows of a chunk that begins at ``position``."""
+        chunks = chunks_at(self._chunks, position)
+        return min(chunks.gentle if is_gentle else chunks.fast, self._max_rows)
+
+
+def _item(sequence: SequenceState, count: int) -> Item:
+    """Its next ``count`` rows, which count as sent from now on."""
+    start = sequence.num_sent
+    sequence.num_sent += count
+    return Item(
+        sequence=sequence.id,
+        generation=sequence.generation,
+        position=start,
+        tokens=bytes(sequence.tokens[4 * start : 4 * sequence.num_sent]),
+        num_picks=0 if sequence.in_prefill else 1,
+        opening=sequence.opening if start == 0 else None,
+        parents=None,
+    )

@@ -1,0 +1,87 @@
+"""Sequences that have ended and that some stage may still hold; and below which number none is left. Pure."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from bloombee.types import SequenceId
+
+
+@dataclass(slots=True)
+class _Ended:
+    num_pages: tuple[int, ...]
+    waiting: set[int]
+    """Stages that have not confirmed."""
+    asked_at: float
+
+
+class Closings:
+    """From a sequence's end until every stage has confirmed it."""
+
+    def __init__(self) -> None:
+        self._ended: dict[SequenceId, _Ended] = {}
+        self._alive: OrderedDict[SequenceId, None] = OrderedDict()
+        """Waiting, open or closing; in rising order, as they were opened."""
+        self._next: SequenceId = 0
+
+    def __len__(self) -> int:
+        """Those that some stage has yet to confirm."""
+        return len(self._ended)
+
+    @property
+    def floor(self) -> SequenceId:
+        """Nothing below it is waiting, open or closing, nor will be."""
+        return next(iter(self._alive), self._next)
+
+    @property
+    def pages(self) -> list[tuple[int, ...]]:
+        """That they still hold, each."""
+        return [one.num_pages for one in self._ended.values()]
+
+    def may_open(self, sequence: SequenceId) -> bool:
+        """Numbers rise."""
+        return sequence >= self._next
+
+    def opened(self, sequence: SequenceId) -> None:
+        self._alive[sequence] = None
+        self._next = sequence + 1
+
+    def never_began(self, sequence: SequenceId) -> None:
+        """It ended before any stage knew of it."""
+        del self._alive[sequence]
+
+    def begin(self, sequence: SequenceId, num_pages: tuple[int, ...], stages: Iterable[int], now: float) -> None:
+        """Its stages are told now."""
+        self._ended[sequence] = _Ended(num_pages, set(stages), now)
+
+    def confirm(self, stage: int, sequence: SequenceId) -> tuple[int, ...] | None:
+        """``stage`` holds nothing of it any more; the pages that are free with that, if it was the last one to say so."""
+        one = self._ended.get(sequence)
+        if one is None:
+            return None
+        one.waiting.discard(stage)
+        if one.waiting:
+            return None
+        del self._ended[sequence]
+        self.never_began(sequence)
+        return one.num_pages
+
+    def rewire(self, stages: Iterable[int]) -> None:
+        """Other workers may be at the stages: all have to confirm."""
+        every = set(stages)
+        for one in self._ended.values():
+            one.waiting = set(every)
+
+    def ask_again(self, stages: Iterable[int], now: float, *, older_than_s: float) -> list[tuple[int, tuple[SequenceId, ...]]]:
+        """Who of ``stages`` is to be told again, and of which."""
+        overdue = {number: one for number, one in self._ended.items() if now - one.asked_at >= older_than_s}
+        for one in overdue.values():
+            one.asked_at = now
+        asked = [(stage, tuple([number for number, one in overdue.items() if stage in one.waiting])) for stage in sorted(stages)]
+        return [(stage, sequences) for stage, sequences in asked if sequences]
+
+    def clear(self) -> None:
+        self._ended.clear()
+        self._alive.clear()

@@ -1,0 +1,361 @@
+"""The scheduler: what enters the next step. Pure; speaks with the head core in messages only.
+
+Sequences are opened by the head, admitted when every stage has KV pages for their whole length (``admission.py``), cut into rows
+and packed into microbatches for stage 0 (``batching.py``); verdicts come back from the last stage (``epoch.py``), and who has
+ended is closed on every stage (``closing.py``). At most ``num_microbatches`` microbatches that decode are under way. Chunks of
+prompts have a lane and credit of their own, so that neither waits for the other here; stages let decode pass, and with it the
+short prompt of a newcomer. Admission and prefill are shared out fairly between clients (``fair.py``).
+
+A token is believed once: a pick counts iff its sequence is open, its generation is the current one and its
+position is the next. So repeated, late or stale verdicts change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bloombee.errors import BloomBeeError, LocalProtocolError, RemoteProtocolError, StalePlan
+from bloombee.pipeline.commands import Command, TellHead
+from bloombee.pipeline.events import (
+    Cancel,
+    Emitted,
+    Ended,
+    FromStage,
+    Moved,
+    Open,
+    PipelineLost,
+    PlanBroken,
+    PlanWired,
+    StageRestored,
+    Tick,
+    Tune,
+)
+from bloombee.pipeline.patience import Patience
+from bloombee.pipeline.scheduler.admission import Admission, Way
+from bloombee.pipeline.scheduler.batching import Batcher
+from bloombee.pipeline.scheduler.closing import Closings
+from bloombee.pipeline.scheduler.epoch import Epoch, Flight
+from bloombee.pipeline.scheduler.pages import PageLedger
+from bloombee.pipeline.scheduler.sequence import SequenceState, cannot_be_sent, not_finite, overdue, too_long
+from bloombee.plan.plan import Plan
+from bloombee.types import FinishReason, Phase, SequenceId
+from bloombee.wire.messages import (
+    MAX_ITEMS,
+    NO_TOKEN,
+    Ack,
+    Closed,
+    Gap,
+    Item,
+    Lost,
+    Pick,
+    Resume,
+    Resumed,
+    Verdict,
+)
+
+LOOP_FORGETS = 1.001
+"""By how much the quickest loop is doubted with each slower one."""
+Event = Open | Cancel | Tune | PlanWired | PlanBroken | PipelineLost | FromStage | StageRestored | Moved | Tick
+
+
+class SchedulerCore:
+    """events: see ``Event``. commands: Send (to a stage index), TellHead.
+
+    Args:
+        max_rows: most rows of one microbatch; longer prompts go in chunks.
+        resend_after_s: silence after which a frame or a Close is repeated.
+        step_deadline_s: how long there may be no sign of life until steps have shown how long they take (patience.py).
+    """
+
+    def __init__(self, *, max_rows: int, resend_after_s: float, step_deadline_s: float) -> None:
+        self._max_rows = max_rows
+        self._resend_after_s = resend_after_s
+        self._step_deadline_s = step_deadline_s
+        self._epoch: Epoch | None = None
+        self._open: dict[SequenceId, SequenceState] = {}
+        self._admission = Admission(max_rows=max_rows)
+        self._batcher = Batcher(self._open, max_rows=max_rows)
+        self._closings = Closings()
+        self._num_microbatches = 0
+        self.quickest_loop: tuple[float, int] | None = None
+        """Seconds and rows of the decode microbatch that came home quickest of late."""
+        self.decoded: tuple[int, float] = (0, 0.0)
+        """Tokens that came of decode microbatches so far, and when the last of these came home."""
+
+    def handle(self, event: Event) -> list[Command]:
+        """Raises RemoteProtocolError for a message that its sender must not send; the state is as it was."""
+        if type(event) is FromStage:
+            return self._from_stage(event.stage, event.message, event.now)
+        match event:
+            case PlanWired(plan=plan):
+                return self._start(plan, event.now)
+            case PlanBroken():
+                if self._epoch is not None:
+                    self._epoch.break_off()
+                return []
+            case Open():
+                return self._admit_later(event)
+            case Cancel(sequence=sequence, now=now):
+                return self._cancel(sequence, now)
+            case Tune():
+                self._batcher.tune(event)
+                self._admission.max_open = event.max_sequences
+                return self._schedule(event.now)
+            case StageRestored(stage=stage, now=now):
+                return self._restored(stage, now)
+            case Moved(now=now):
+                if self._epoch is not None:
+                    self._epoch.moved(now)
+                return []
+            case PipelineLost(error=error):
+                return self._lose(error)
+            case Tick(now=now):
+                return self._tick(now)
+        raise LocalProtocolError(f"{event!r} is not an event of the scheduler")
+
+    # -- what people ask -------------------------------------------------------------------
+
+    @property
+    def num_sequences(self) -> int:
+        """Open or waiting."""
+        return len(self._open) + len(self._admission)
+
+    @property
+    def num_open(self) -> int:
+        """Admitted: in prefill or decoding."""
+        return len(self._open)
+
+    @property
+    def is_idle(self) -> bool:
+        epoch = self._epoch
+        return not self.num_sequences and (epoch is None or (epoch.is_idle and not self._closings))
+
+    # -- sequences -------------------------------------------------------------------------
+
+    def _admit_later(self, event: Open) -> list[Command]:
+        if not self._closings.may_open(event.sequence):
+            raise LocalProtocolError(f"sequence {event.sequence} was opened before")
+        self._closings.opened(event.sequence)
+        self._admission.wait(SequenceState.of(event))
+        return self._schedule(event.now)
+
+    def _admit(self, epoch: Epoch, now: float) -> list[Command]:
+        """Who was admitted comes to the prompts; some go out at once."""
+        commands: list[Command] = []
+        for sequence, way in self._admission.admit(epoch.pages, now):
+            if way is Way.REFUSED:
+                self._closings.never_began(sequence.id)
+                commands.append(TellHead(Ended(sequence.id, too_long(sequence, epoch.plan))))
+                continue
+            self._open[sequence.id] = sequence
+            if way is Way.IN_TURN:
+                self._batcher.add_prompt(sequence)
+                continue
+            for item in self._batcher.whole_prompt(sequence):
+                commands += self._send(epoch, Phase.PREFILL, [item], Phase.DECODE, now)
+        return commands
+
+    def _cancel(self, sequence_id: SequenceId, now: float) -> list[Command]:
+        if self._admission.withdraw(sequence_id):
+            self._closings.never_began(sequence_id)
+            return [TellHead(Ended(sequence_id, None))]
+        if sequence_id not in self._open:
+            return []  # it ended by itself meanwhile
+        return [TellHead(Ended(sequence_id, None)), *self._close(self._open[sequence_id], now), *self._schedule(now)]
+
+    def _end(self, sequence: SequenceState, error: BloomBeeError, now: float) -> list[Command]:
+        """Of one that cannot go on."""
+        return [TellHead(Ended(sequence.id, error)), *self._close(sequence, now)]
+
+    def _close(self, sequence: SequenceState, now: float) -> list[Command]:
+        del self._open[sequence.id]
+        self._admission.closed(sequence)
+        self._batcher.remove(sequence)
+        epoch = self._epoch
+        assert epoch is not None  # else nothing is open
+        self._closings.begin(sequence.id, sequence.num_pages, epoch.stages, now)
+        return [epoch.close(stage, (sequence.id,), self._closings.floor) for stage in epoch.stages]
+
+    def _close_again(self, epoch: Epoch, stages: Sequence[int], now: float, *, older_than_s: float) -> list[Command]:
+        asked = self._closings.ask_again(stages, now, older_than_s=older_than_s)
+        parts = [(stage, ended[at : at + MAX_ITEMS]) for stage, ended in asked for at in range(0, len(ended), MAX_ITEMS)]
+        return [epoch.close(stage, part, self._closings.floor) for stage, part in parts]
+
+    # -- epochs ----------------------------------------------------------------------------
+
+    def _start(self, plan: Plan, now: float) -> list[Command]:
+        """Take over what is open from the epoch before: what was under way is forgotten here, the stages say what they hold."""
+        old = self._epoch
+        if old is not None and plan.epoch <= old.plan.epoch:
+            raise LocalProtocolError(f"epoch {plan.epoch} after epoch {old.plan.epoch}")
+        pages = PageLedger(plan.groups, plan.page_size, max_rows=self._max_rows)
+        for need in [*(one.num_pages for one in self._open.values()), *self._closings.pages]:
+            pages.take(need)
+        patience = old.patience if old is not None else Patience(self._step_deadline_s)
+        self._epoch = epoch = Epoch(plan, pages, patience, resend_after_s=self._resend_after_s)
+        self._closings.rewire(epoch.stages)
+        return [epoch.say_known(self._open.values(), now), *self._close_again(epoch, epoch.stages, now, older_than_s=0.0)]
+
+    def _resume(self, epoch: Epoch, message: Resume, now: float) -> list[Command]:
+        """Stage 0 says what it holds: the rest is sent again. Said again it changes nothing."""
+        if epoch.is_open or epoch.is_broken:
+            return [epoch.resumed()]
+        epoch.open(now)
+        held = {holding.sequence: holding for holding in message.holdings}
+        for sequence in self._open.values():
+            sequence.waits_since = now
+            there = held.get(sequence.id)
+            have = there.have if there is not None and there.generation == sequence.generation else 0
+            if have < sequence.num_sent:
+                self._batcher.send_again(sequence, have)
+        return [epoch.resumed(), *self._schedule(now)]
+
+    def _lost(self, lost: Lost, now: float) -> list[Command]:
+        """Of those that are still of that generation: no log reaches back far enough, so they go from the start, as another
+        generation; or, finally, a stage could not pass on what it had computed, and they end. Said again it changes nothing."""
+        known = [(self._open.get(holding.sequence), holding.generation) for holding in lost.holdings]
+        meant = [sequence for sequence, generation in known if sequence is not None and sequence.generation == generation]
+        if lost.is_final:
+            return [command for one in meant for command in self._end(one, cannot_be_sent(one), now)]
+        for sequence in meant:
+            sequence.generation += 1
+            self._batcher.send_again(sequence, 0)
+        return self._schedule(now)
+
+    def _lose(self, error: BloomBeeError) -> list[Command]:
+        ended = [*self._open, *(sequence.id for sequence in self._admission)]
+        self._open.clear()
+        for part in (self._admission, self._batcher, self._closings):
+            part.clear()
+        self._epoch = None
+        return [TellHead(Ended(sequence, error)) for sequence in ended]
+
+    # -- to stage 0 ------------------------------------------------------------------------
+
+    def _schedule(self, now: float) -> list[Command]:
+        """Admit what fits, then send microbatches while there are rows and credit."""
+        epoch, batcher = self._epoch, self._batcher
+        if epoch is None or not epoch.is_open:
+            return []
+        commands = self._admit(epoch, now)
+        while batcher.may_decode(epoch):
+            commands += self._send(epoch, Phase.DECODE, batcher.decode_items(epoch), Phase.DECODE, now)
+        while batcher.may_prefill(epoch, now):
+            items = batcher.prefill_items()
+            commands += self._send(epoch, Phase.PREFILL, items, Phase.PREFILL, now)
+            batcher.space_chunks(items, self.quickest_loop[0] if self.quickest_loop is not None else None, now)
+        return commands
+
+    def _send(self, epoch: Epoch, phase: Phase, items: list[Item], travels_as: Phase, now: float) -> list[Command]:
+        microbatch = self._num_microbatches
+        self._num_microbatches += 1
+        for item in items:
+            self._open[item.sequence].waits_since = now
+        share = self._batcher.share_of_prompts(items) if phase is Phase.PREFILL else 0.0
+        return [*epoch.send(microbatch, phase, items, now, travels_as=travels_as, prefill_share=share)]
+
+    # -- from the stages -------------------------------------------------------------------
+
+    def _from_stage(self, stage: int, message: object, now: float) -> list[Command]:
+        epoch = self._epoch
+        if not isinstance(message, Verdict | Ack | Gap | Closed | Resume | Resumed | Lost):
+            raise RemoteProtocolError(f"{type(message).__name__} from stage {stage} is not expected")
+        if epoch is None or (message.pipeline, message.epoch) != (epoch.plan.pipeline, epoch.plan.epoch):
+            raise StalePlan(f"pipeline {message.pipeline} epoch {message.epoch} is not running", epoch=message.epoch)
+        allowed = {Verdict: epoch.last, Resumed: epoch.last, Ack: 0, Gap: 0, Resume: 0}.get(type(message), stage)
+        if stage != allowed:
+            raise RemoteProtocolError(f"{type(message).__name__} comes from stage {allowed}, not {stage}")
+        match message:
+            case Verdict():
+                return self._verdict(epoch, message, now)
+            case Ack():
+                epoch.moved(now)
+                return [*epoch.sender.acknowledge(message, now), *self._schedule(now)]
+            case Gap(sequence=sequence, have=have):
+                return [*epoch.sender.resend_rows(sequence, have, now)]
+            case Closed():
+                return self._closed(epoch, stage, message, now)
+            case Resume():
+                return self._resume(epoch, message, now)
+            case Lost():
+                return self._lost(message, now)
+        epoch.answered()  # Resumed
+        return []
+
+    def _verdict(self, epoch: Epoch, verdict: Verdict, now: float) -> list[Command]:
+        if not epoch.take(verdict, now):
+            return [epoch.acknowledge(now)]
+        epoch.moved(now)
+        flight = epoch.came_home(verdict.microbatch, now)
+        if flight is not None and flight.phase is Phase.DECODE:
+            self.quickest_loop = _quickest(self.quickest_loop, flight, now)
+            self.decoded = (self.decoded[0] + len(verdict.picks), now)
+        told: list[Command] = []
+        for pick in verdict.picks:
+            told += self._pick(pick, now)
+        return [*self._schedule(now), *told, epoch.acknowledge(now)]
+
+    def _pick(self, pick: Pick, now: float) -> list[Command]:
+        sequence = self._open.get(pick.sequence)
+        if sequence is None or pick.generation != sequence.generation or pick.position != sequence.num_tokens:
+            return []
+        if pick.token == NO_TOKEN:
+            return self._end(sequence, not_finite(sequence), now)
+        sequence.waits_since = now
+        sequence.tokens += pick.token.to_bytes(4, "little")
+        finish = None
+        if pick.token in sequence.end_tokens:
+            finish = FinishReason.STOP
+        elif sequence.num_output >= sequence.max_new_tokens or now > sequence.late_at:
+            finish = FinishReason.LENGTH
+        told: list[Command] = [TellHead(Emitted(pick, finish))]
+        if finish is None:
+            self._batcher.picked(sequence)
+            return told
+        return [*told, *self._close(sequence, now)]
+
+    def _closed(self, epoch: Epoch, stage: int, message: Closed, now: float) -> list[Command]:
+        for sequence_id in message.sequences:
+            freed = self._closings.confirm(stage, sequence_id)
+            if freed is not None:
+                epoch.pages.give(freed)
+        return self._schedule(now)
+
+    # -- time ------------------------------------------------------------------------------
+
+    def _restored(self, stage: int, now: float) -> list[Command]:
+        epoch = self._epoch
+        if epoch is None:
+            return []
+        again = epoch.sender.resend(now) if stage == 0 else []
+        return [*again, *self._close_again(epoch, [stage], now, older_than_s=0.0)]
+
+    def _tick(self, now: float) -> list[Command]:
+        epoch = self._epoch
+        if epoch is None or epoch.is_broken:
+            return []
+        return [
+            *([epoch.say_known(self._open.values(), now)] if epoch.is_unanswered(now) else []),
+            *self._give_up_overdue(epoch, now),
+            *epoch.sender.tick(now),
+            *self._close_again(epoch, epoch.stages, now, older_than_s=self._resend_after_s),
+            *self._schedule(now),
+        ]
+
+    def _give_up_overdue(self, epoch: Epoch, now: float) -> list[Command]:
+        """End the sequences that wait for what does not come."""
+        patience_s = epoch.patience_s
+        if patience_s is None:
+            return []
+        late = epoch.stuck(self._open.values(), patience_s, now) & self._open.keys()
+        ended = [command for one in sorted(late) for command in self._end(self._open[one], overdue(patience_s), now)]
+        epoch.give_up(late, self._open)
+        return ended
+
+
+def _quickest(known: tuple[float, int] | None, flight: Flight, now: float) -> tuple[float, int]:
+    """The quickest loop of late: what waited for others says nothing of the links."""
+    seconds = now - flight.sent_at
+    if known is None or seconds <= LOOP_FORGETS * known[0]:
+        return seconds, flight.num_rows
+    return LOOP_FORGETS * known[0], known[1]

@@ -1,0 +1,114 @@
+"""What the scheduler knows of one sequence, and the errors that end one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bloombee.errors import DeadlineExceeded, DeviceError, Infeasible, SequenceLost
+from bloombee.pipeline.events import Open
+from bloombee.plan.plan import Plan
+from bloombee.types import SequenceId
+from bloombee.wire.messages import Opening, Sampling
+
+
+@dataclass(slots=True, eq=False)
+class SequenceState:
+    """Waiting or open."""
+
+    id: SequenceId
+    tokens: bytearray
+    """[num_tokens] little-endian uint32: prompt, then output."""
+    num_prompt_tokens: int
+    sampling: Sampling
+    max_new_tokens: int
+    end_tokens: frozenset[int]
+    client: str
+    priority: int
+    late_at: float
+    """From then on it gets no more tokens."""
+    num_pages: tuple[int, ...] = ()
+    """Kept free for it on every stage, one a group."""
+    num_sent: int = 0
+    """Rows given to stage 0."""
+    num_to_fill: int = 0
+    """Rows that go as those of a prompt do: the prompt's, and whatever has to be sent again."""
+    generation: int = 0
+    waits_since: float = 0.0
+    """When it last was admitted, sent on or given a token."""
+
+    @classmethod
+    def of(cls, event: Open) -> SequenceState:
+        num_prompt_tokens = len(event.prompt) // 4
+        return cls(
+            id=event.sequence,
+            tokens=bytearray(event.prompt),
+            num_prompt_tokens=num_prompt_tokens,
+            sampling=event.sampling,
+            max_new_tokens=event.max_new_tokens,
+            end_tokens=event.end_tokens,
+            client=event.client,
+            priority=event.priority,
+            late_at=math.inf if event.max_time_s is None else event.now + event.max_time_s,
+            num_to_fill=num_prompt_tokens,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens) // 4
+
+    @property
+    def num_output(self) -> int:
+        return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def num_slots(self) -> int:
+        """Of KV that it needs at most: the last token is never fed back."""
+        return self.num_prompt_tokens + self.max_new_tokens - 1
+
+    @property
+    def opening(self) -> Opening:
+        ends = tuple(sorted(self.end_tokens))
+        return Opening(self.num_prompt_tokens, self.sampling, self.max_new_tokens, ends)
+
+    @property
+    def in_prefill(self) -> bool:
+        return self.num_sent < self.num_to_fill
+
+    def go_back(self, position: int) -> None:
+        """Rows from ``position`` on are to be sent again, up to the newest that is known."""
+        self.num_sent = position
+        self.num_to_fill = self.num_tokens
+
+
+def overdue(patience_s: float) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"nothing has come of a step for {patience_s:.3g} s: a worker's device or a link hangs, or is far slower than it was;"
+        " the request may be tried again",
+        waited_s=patience_s,
+    )
+
+
+def cannot_be_sent(sequence: SequenceState) -> SequenceLost:
+    return SequenceLost(
+        f"a stage could not pass on position {sequence.num_tokens} of this request; its log says why",
+        position=sequence.num_tokens,
+    )
+
+
+def too_long(sequence: SequenceState, plan: Plan) -> Infeasible:
+    want = sequence.num_prompt_tokens + sequence.max_new_tokens
+    return Infeasible(
+        f"a prompt of {sequence.num_prompt_tokens} tokens and max_new_tokens = {sequence.max_new_tokens} need {want} KV tokens;"
+        f" a stage has {plan.num_tokens}: shorten them or raise kv_tokens",
+        constraint="kv_tokens",
+        wanted=want,
+        allowed=plan.num_tokens,
+    )
+
+
+def not_finite(sequence: SequenceState) -> DeviceError:
+    return DeviceError(
+        f"the model's logits at position {sequence.num_tokens} are not finite: its weights are broken, or its dtype overflows",
+        position=sequence.num_tokens,
+    )
