@@ -21,14 +21,11 @@ that are left. Source: docs/wire.md; the tests in tests/sim run this very code.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-from msgspec.structs import replace
 
 from bloombee.errors import BloomBeeError, LocalProtocolError, PoolExhausted, RemoteProtocolError, StalePlan, to_wire
 from bloombee.pipeline.commands import Command, Compute, Gather, Send
+from bloombee.pipeline.device_queue import DeviceQueue, Job
 from bloombee.pipeline.events import (
     Computed,
     ComputeFailed,
@@ -53,26 +50,11 @@ from bloombee.wire.messages import Ack, Close, Closed, Forward, Gap, Item, Load,
 _OF_A_SEAT = (Forward, Ack, Gap, Resume, Resumed)
 _FOR_STAGES = (*_OF_A_SEAT, Close, Retire, Wire)
 _PHASES = {int(phase): phase for phase in Phase}
-DEVICE_DEPTH = 2
-"""Works given to the device at once: it never waits for the event loop, and little is committed early."""
-MOST_OVERTAKES = 8
-"""Decode works in a row that pass a waiting prefill work; then it has its turn, however much there is to decode."""
 LOG_BYTES = 256 << 20
 """Of activations that left a stage, kept for whoever takes the next one's place."""
 
 _OfSeat = Greeted | Recoded | Unsendable | LinkRestored
 Event = StageReceived | Computed | ComputeFailed | Gathered | Moved | Tick | _OfSeat
-
-
-@dataclass(slots=True)
-class _Job:
-    """A work and what its outgoing frame must say. Before it goes to the device the work has no segments."""
-
-    work: Work
-    queue: Phase
-    frame: int
-    items: tuple[Item, ...]
-    seat: Seat
 
 
 class StageCore:
@@ -86,11 +68,9 @@ class StageCore:
         """Those that are not retired, oldest first."""
         self.failed = False
         self._resend_after_s = resend_after_s
-        self._queues: dict[Phase, deque[_Job]] = {Phase.DECODE: deque(), Phase.PREFILL: deque()}
-        self._on_device: deque[_Job] = deque()
+        self._device = DeviceQueue(self.store)
         self._num_works = 0
         self._num_gathers = 0
-        self._num_overtakes = 0
         self._newest_epoch = 0
         self._early: Resume | None = None
 
@@ -175,7 +155,7 @@ class StageCore:
     @property
     def is_idle(self) -> bool:
         """Nothing queued, on the device, held back or unacknowledged."""
-        return not (any(self._queues.values()) or self._on_device) and all(seat.is_idle for seat in self.seats.values())
+        return self._device.is_idle and all(seat.is_idle for seat in self.seats.values())
 
     # -- epochs ----------------------------------------------------------------------------
 
@@ -235,8 +215,8 @@ class StageCore:
                 for gap in gaps
             ]
         upstream.hold(forward.frame, now)
-        queue = self._queue_for(phase, live)
-        self._queues[queue].append(self._take(seat, forward, phase, queue, live, payload))
+        queue = self._device.queue_for(phase, live)
+        self._device.add(self._take(seat, forward, phase, queue, live, payload))
         return self._start()
 
     def _live(self, forward: Forward) -> list[Item]:
@@ -252,7 +232,7 @@ class StageCore:
                 live.append(item)
         return live
 
-    def _take(self, seat: Seat, forward: Forward, phase: Phase, queue: Phase, live: list[Item], payload: object | None) -> _Job:
+    def _take(self, seat: Seat, forward: Forward, phase: Phase, queue: Phase, live: list[Item], payload: object | None) -> Job:
         """Update the sequences and make the work; every check has been passed."""
         starts, start = {}, 0
         for item in forward.items:
@@ -281,74 +261,23 @@ class StageCore:
             hidden_rows=tuple(spans),
         )
         self._num_works += 1
-        return _Job(work, queue, forward.frame, tuple(items), seat)
+        return Job(work, queue, forward.frame, tuple(items), seat)
 
     # -- the device ------------------------------------------------------------------------
-
-    def _queue_for(self, phase: Phase, items: list[Item]) -> Phase:
-        """Decode goes ahead of prefill, but not ahead of prefill of its own sequences."""
-        held = (self.store.get(item.sequence) for item in items)
-        return Phase.PREFILL if any(h.num_prefill for h in held if h) else phase
 
     def _start(self) -> list[Command]:
         """Give the device its next works."""
         commands: list[Command] = []
-        while len(self._on_device) < DEVICE_DEPTH and not self.failed and (queue := self._next_queue()) is not None:
-            job = self._queues[queue].popleft()
-            waits = queue is Phase.DECODE and self._queues[Phase.PREFILL]
-            self._num_overtakes = self._num_overtakes + 1 if waits else 0
-            try:
-                self._place(job)
-            except PoolExhausted as error:
-                self.failed = True
-                return [*commands, self._fail(error)]
-            self._on_device.append(job)
-            commands.append(Compute(job.work))
+        try:
+            while not self.failed and (job := self._device.start()) is not None:
+                commands.append(Compute(job.work))
+        except PoolExhausted as error:
+            self.failed = True
+            commands.append(self._fail(error))
         return commands
 
-    def _next_queue(self) -> Phase | None:
-        """Decode first, now and then prefill; each only where the next stage has room for what comes of it."""
-        can_prefill = self._can_go(Phase.PREFILL)
-        if self._can_go(Phase.DECODE) and not (can_prefill and self._num_overtakes >= MOST_OVERTAKES):
-            return Phase.DECODE
-        return Phase.PREFILL if can_prefill and self._may_prefill() else None
-
-    def _can_go(self, queue: Phase) -> bool:
-        jobs = self._queues[queue]
-        if not jobs:
-            return False
-        seat = jobs[0].seat
-        return seat.retired or (seat.is_open and not seat.downstream.lanes[seat.lane_out(jobs[0].work)].num_backlog)
-
-    def _may_prefill(self) -> bool:
-        """A work that is on the device cannot be overtaken: while anything decodes, decode waits for one that runs at most."""
-        return not self._on_device or not self.store.any_decodes
-
-    def _place(self, job: _Job) -> None:
-        """Fill in the job's segments with pages for their rows: it goes to the device now. What was closed meanwhile is left out.
-
-        Raises:
-            PoolExhausted: the scheduler has admitted more than there is room for.
-        """
-        items, segments, spans, placed = [], [], [], []
-        seat = job.seat
-        for item, span in zip(job.items, job.work.hidden_rows, strict=True):
-            held = self.store.get(item.sequence)
-            if held is None:
-                continue
-            held.num_prefill -= job.queue is Phase.PREFILL
-            items.append(item)
-            segments.append(self.store.place(held, item, is_last=seat.is_last, wanted=seat.wanted.get(item.sequence, 0)))
-            spans.append(span)
-            placed.append((held, item.position + item.num_rows))
-        self.store.slide(placed)
-        job.items = tuple(items)
-        job.work = replace(job.work, segments=tuple(segments), hidden_rows=tuple(spans))
-
     def _computed(self, outcome: Outcome, now: float) -> list[Command]:
-        if not self._on_device or self._on_device[0].work.number != outcome.number:
-            raise LocalProtocolError(f"work {outcome.number} came back out of turn")
-        job = self._on_device.popleft()
+        job = self._device.finish(outcome.number)
         seat, lane_in = job.seat, lane_of(job.work.phase)
         fresh = self.store.fresh(job.items)
         self._keep(job, fresh, outcome)
@@ -360,7 +289,7 @@ class StageCore:
             sends += self._say_over_others(job, outcome, now)
         return [*sends, *self._start(), seat.acknowledge(lane_in, now)]
 
-    def _keep(self, job: _Job, fresh: Sequence[Item], outcome: Outcome) -> None:
+    def _keep(self, job: Job, fresh: Sequence[Item], outcome: Outcome) -> None:
         """In the log; on the last stage picks with their sequence."""
         if not job.seat.is_last:
             self.log.append(job.items, fresh, outcome.hidden, outcome.num_bytes)
@@ -373,7 +302,7 @@ class StageCore:
             if one is not None and one.generation == picks[0].generation:
                 one.picks = tuple(picks)
 
-    def _say_over_others(self, job: _Job, outcome: Outcome, now: float) -> list[Command]:
+    def _say_over_others(self, job: Job, outcome: Outcome, now: float) -> list[Command]:
         """Over every open seat but the job's own, which are behind then; picks over one, if the job's own is gone."""
         others = [seat for seat in self.seats.values() if seat is not job.seat and seat.is_open]
         if job.seat.is_last:

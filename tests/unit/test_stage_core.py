@@ -10,8 +10,9 @@ import pytest
 from bloombee.errors import LocalProtocolError, RemoteProtocolError, StalePlan
 from bloombee.kv.pool import MAX_ROLLBACK, most_pages, pages_for
 from bloombee.pipeline.commands import Command, Compute, Gather, Send
+from bloombee.pipeline.device_queue import DEVICE_DEPTH, MOST_OVERTAKES
 from bloombee.pipeline.events import Computed, ComputeFailed, Gathered, Greeted, Port, StageReceived
-from bloombee.pipeline.stage import DEVICE_DEPTH, MOST_OVERTAKES, StageCore
+from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Outcome, Pages, Work
 from bloombee.types import Lane, Phase
 from bloombee.wire.messages import (
@@ -272,7 +273,7 @@ def test_decode_overtakes_prefill_but_not_its_own() -> None:
     while not order or len(order) < 5:
         commands = core.handle(Computed(Outcome(number, hidden=b""), now=0.0))
         order += [m.microbatch for m in _messages(commands, Forward)]  # type: ignore[attr-defined]
-        number = core._on_device[0].work.number if core._on_device else -1
+        number = core._device.running[0].work.number if core._device.running else -1
     assert order == [100, 101, 104, 102, 103]
 
 

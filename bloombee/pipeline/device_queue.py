@@ -1,0 +1,130 @@
+"""The order in which a stage's device gets its works: one for all seats. Pure.
+
+Decode goes ahead of prefill, though not of prefill of its own sequences, and not for ever. A work waits while the next stage has
+no room for what comes of it. It gets pages when it goes to the device.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from bloombee.errors import LocalProtocolError
+from bloombee.pipeline.seat import Seat
+from bloombee.pipeline.sequences import Held, SequenceStore
+from bloombee.pipeline.work import Segment, Work
+from bloombee.types import Phase
+from bloombee.wire.messages import Item
+
+DEVICE_DEPTH = 2
+"""Works given to the device at once: it never waits for the event loop, and little is committed early."""
+MOST_OVERTAKES = 8
+"""Decode works in a row that pass a waiting prefill work; then it has its turn, however much there is to decode."""
+
+
+@dataclass(slots=True)
+class Job:
+    """A work and what its outgoing frame must say. Before it goes to the device the work has no segments."""
+
+    work: Work
+    queue: Phase
+    frame: int
+    items: tuple[Item, ...]
+    seat: Seat
+
+
+class DeviceQueue:
+    """Works that wait, and those that the device has.
+
+    Args:
+        store: of the sequences whose rows they are.
+    """
+
+    def __init__(self, store: SequenceStore) -> None:
+        self._store = store
+        self._waiting: dict[Phase, deque[Job]] = {Phase.DECODE: deque(), Phase.PREFILL: deque()}
+        self._running: deque[Job] = deque()
+        self._num_overtakes = 0
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self._running or any(self._waiting.values()))
+
+    @property
+    def running(self) -> Sequence[Job]:
+        """On the device, in its order."""
+        return self._running
+
+    def queue_for(self, phase: Phase, items: Sequence[Item]) -> Phase:
+        """Where a work of ``phase`` with rows of these sequences waits. To be asked before the rows are taken."""
+        if phase is Phase.PREFILL or not self._waiting[Phase.PREFILL]:
+            return phase
+        held = (self._store.get(item.sequence) for item in items)
+        return Phase.PREFILL if any(one.num_prefill for one in held if one is not None) else phase
+
+    def add(self, job: Job) -> None:
+        self._waiting[job.queue].append(job)
+
+    def start(self) -> Job | None:
+        """The next job for the device, with pages for its rows; None while it has enough, or nothing may go.
+
+        Raises:
+            PoolExhausted: the scheduler has admitted more than there is room for.
+        """
+        if len(self._running) >= DEVICE_DEPTH or (queue := self._next_queue()) is None:
+            return None
+        job = self._waiting[queue].popleft()
+        waits = queue is Phase.DECODE and self._waiting[Phase.PREFILL]
+        self._num_overtakes = self._num_overtakes + 1 if waits else 0
+        self._place(job)
+        self._running.append(job)
+        return job
+
+    def finish(self, number: int) -> Job:
+        """The device is done with its oldest work, which must be ``number``. Raises LocalProtocolError if it is not."""
+        if not self._running or self._running[0].work.number != number:
+            raise LocalProtocolError(f"work {number} came back out of turn")
+        return self._running.popleft()
+
+    def _next_queue(self) -> Phase | None:
+        """Decode first, now and then prefill; each only where the next stage has room for what comes of it."""
+        can_prefill = self._can_go(Phase.PREFILL)
+        if self._can_go(Phase.DECODE) and not (can_prefill and self._num_overtakes >= MOST_OVERTAKES):
+            return Phase.DECODE
+        return Phase.PREFILL if can_prefill and self._may_prefill() else None
+
+    def _can_go(self, queue: Phase) -> bool:
+        jobs = self._waiting[queue]
+        if not jobs:
+            return False
+        seat = jobs[0].seat
+        return seat.retired or (seat.is_open and not seat.downstream.lanes[seat.lane_out(jobs[0].work)].num_backlog)
+
+    def _may_prefill(self) -> bool:
+        """A work that is on the device cannot be overtaken: while anything decodes, decode waits for one that runs at most."""
+        return not self._running or not self._store.any_decodes
+
+    def _place(self, job: Job) -> None:
+        """Fill in the job's segments with pages for their rows: it goes to the device now. What was closed is left out."""
+        items: list[Item] = []
+        segments: list[Segment] = []
+        spans: list[tuple[int, int]] = []
+        placed: list[tuple[Held, int]] = []
+        store, seat, wanted = self._store, job.seat, job.seat.wanted
+        for item, span in zip(job.items, job.work.hidden_rows, strict=True):
+            held = store.get(item.sequence)
+            if held is None:
+                continue
+            if job.queue is Phase.PREFILL:
+                held.num_prefill -= 1
+            items.append(item)
+            least = wanted.get(item.sequence, 0) if wanted else 0
+            segments.append(store.place(held, item, is_last=seat.is_last, wanted=least))
+            spans.append(span)
+            placed.append((held, item.position + item.num_rows))
+        store.slide(placed)
+        job.items = tuple(items)
+        job.work = replace(job.work, segments=tuple(segments), hidden_rows=tuple(spans))
