@@ -9,15 +9,11 @@ Load and Wire are idempotent and are said again until they have been answered.
 
 from __future__ import annotations
 
-import dataclasses
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from bloombee.codec.choice import CodecMode
 from bloombee.errors import (
     BloomBeeError,
-    ConfigError,
     DeadlineExceeded,
     DeviceError,
     LinkDown,
@@ -25,9 +21,6 @@ from bloombee.errors import (
     RemoteProtocolError,
     from_wire,
 )
-from bloombee.kv.pool import make_groups
-from bloombee.models.card import ModelCard
-from bloombee.models.rules import LogitsRules
 from bloombee.pipeline.commands import (
     Command,
     Dismiss,
@@ -51,38 +44,16 @@ from bloombee.pipeline.events import (
     WorkerRestored,
     WorkerSaid,
 )
-from bloombee.plan.plan import Plan, StagePlan, check_memory, split_layers
-from bloombee.plan.scratch import scratch_bytes
-from bloombee.types import Dtype, Lane, PageGroup, Span, WorkerId
-from bloombee.wire.messages import Group, Heartbeat, Load, Loaded, Loading, Peer, Rules, StageFailed, Watermark, Wire, Wired
+from bloombee.pipeline.swarm.member import Member
+from bloombee.pipeline.swarm.orders import Orders
+from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest, fits
+from bloombee.plan.plan import Plan, StagePlan
+from bloombee.types import Lane, WorkerId
+from bloombee.wire.messages import Heartbeat, Loaded, Loading, StageFailed, Wired
 
-PIPELINE = 1
 REPEAT_S = 2.0
 """An order that is not answered is said again after so long."""
 Event = WorkerJoined | WorkerSaid | WorkerAway | WorkerRestored | WorkerGone | Tick
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRequest:
-    """What the head is asked to build."""
-
-    card: ModelCard
-    dtype: Dtype
-    num_workers: int
-    split: tuple[int, ...] | None
-    num_pages: int
-    """Of the layers that see furthest, as wished; fewer if a worker's memory holds fewer, unless ``pages_fixed``."""
-    page_size: int
-    max_rows: int
-    """Most rows of one sequence in a microbatch."""
-    num_microbatches: int
-    pages_fixed: bool = True
-    codec: CodecMode = CodecMode.OFF
-    order: tuple[str, ...] = ()
-    """Names of the workers of the first plan in the order of their stages; empty: as they join."""
-    trace: bool = False
-    takes_others: bool = True
-    """Workers come from elsewhere: one that leaves before the plan may come back, or another in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,27 +62,6 @@ class SwarmLimits:
     silence_s: float
     load_deadline_s: float
     """Without any progress."""
-
-
-@dataclass(slots=True)
-class _Worker:
-    id: WorkerId
-    name: str
-    endpoint: str
-    key: bytes
-    memory_bytes: int
-    heard_at: float
-    spoke_at: float = 0.0
-    is_away: bool = False
-    """Its connection is broken and may come back."""
-    is_loaded: bool = False
-    """It has the span that it was last told to load."""
-    wired: int = 0
-    """The newest epoch that it has said to be wired in."""
-    asked_at: float = 0.0
-    """When it was last told to load, or its neighbours."""
-    progress_at: float = 0.0
-    """When it was told to load, or said last that more of the span is there."""
 
 
 @dataclass(slots=True)
@@ -129,11 +79,14 @@ class SwarmCore:
     is_up: bool = False
     _was_up: bool = False
     _is_wiring: bool = False
-    _workers: dict[WorkerId, _Worker] = field(default_factory=dict)
-    _link_of: dict[tuple[WorkerId, WorkerId], bytes] = field(default_factory=dict)
+    _workers: dict[WorkerId, Member] = field(default_factory=dict)
+    _orders: Orders = field(init=False)
     _beats: int = 0
     _awaited_since: float | None = None
     _ticked_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._orders = Orders(self.request, self._workers, self.links)
 
     def handle(self, event: Event) -> list[Command]:
         """Raises RemoteProtocolError for a message that its sender must not send; the state is as it was."""
@@ -170,7 +123,7 @@ class SwarmCore:
         """Workers without a stage, in the order in which they joined; empty before the first plan."""
         return tuple(one for one in self._workers if self.stage_of(one) is None) if self.plan is not None else ()
 
-    def _is_loading(self, worker: _Worker) -> bool:
+    def _is_loading(self, worker: Member) -> bool:
         return self.stage_of(worker.id) is not None and not worker.is_loaded
 
     def _stage_plan(self, worker: WorkerId) -> StagePlan | None:
@@ -182,7 +135,7 @@ class SwarmCore:
     def _joined(self, event: WorkerJoined) -> list[Command]:
         if event.worker in self._workers:
             raise LocalProtocolError(f"worker {event.worker} joined twice")
-        self._workers[event.worker] = _Worker(
+        self._workers[event.worker] = Member(
             event.worker, event.name, event.endpoint, event.key, event.memory_bytes, heard_at=event.now
         )
         return self._plan_if_complete(event.now)
@@ -193,7 +146,7 @@ class SwarmCore:
         is_complete = len(workers) == self.request.num_workers and not any(worker.is_away for worker in workers)
         return self._make_plan(now) if is_complete and self.plan is None and self.error is None else []
 
-    def _candidates(self) -> list[_Worker]:
+    def _candidates(self) -> list[Member]:
         """Of the first plan, in its order."""
         order = self.request.order
         if not order:
@@ -202,124 +155,22 @@ class SwarmCore:
         return sorted(named, key=lambda worker: order.index(worker.name))
 
     def _make_plan(self, now: float) -> list[Command]:
-        request, workers = self.request, self._candidates()
         try:
-            spans = split_layers(request.card.num_layers, request.num_workers, request.split)
-            num_pages = request.num_pages
-            if not request.pages_fixed:
-                num_pages = max(1, min(num_pages, *(self._pages_that_fit(w, s) for w, s in zip(workers, spans, strict=True))))
-            groups = self._groups(num_pages)
-            stages = tuple(self._stage(index, workers[index], span, groups) for index, span in enumerate(spans))
-            for stage, worker in zip(stages, workers, strict=True):
-                _check_fit(stage, worker)
+            self.plan = FirstPlan(self.request).make(self._candidates())
         except BloomBeeError as error:
             return self._down(error, now)
-        self.plan = Plan(
-            pipeline=PIPELINE,
-            epoch=1,
-            model=request.card.model,
-            dtype=request.dtype,
-            num_layers=request.card.num_layers,
-            groups=groups,
-            page_size=request.page_size,
-            num_microbatches=request.num_microbatches,
-            stages=stages,
-        )
-        return [PlanMade(self.plan), *(self._first_load(self.plan, stage, now) for stage in stages)]
-
-    def _groups(self, num_pages: int) -> tuple[PageGroup, ...]:
-        request = self.request
-        return make_groups(request.card.windows(), num_pages, request.page_size, rows=request.max_rows)
-
-    def _kv_bytes(self, span: Span, groups: tuple[PageGroup, ...]) -> int:
-        card, dtype = self.request.card, self.request.dtype
-        slots = ((group.window, group.num_pages * self.request.page_size) for group in groups)
-        return sum(count * card.kv_bytes_per_token(span, dtype, window=window) for window, count in slots)
-
-    def _pages_that_fit(self, worker: _Worker, span: Span) -> int:
-        """Of the wished, how many leave room for the others' and the weights."""
-        room = worker.memory_bytes - self.request.card.weight_bytes(span, self.request.dtype)
-
-        def need(count: int) -> int:
-            groups = self._groups(count)
-            return self._kv_bytes(span, groups) + self._scratch_bytes(span, groups)
-
-        return bisect_right(range(1, self.request.num_pages + 1), room, key=need)
-
-    def _scratch_bytes(self, span: Span, groups: tuple[PageGroup, ...]) -> int:
-        request = self.request
-        tokens = groups[0].num_pages * request.page_size
-        return scratch_bytes(request.card, span, request.dtype, rows=request.max_rows, tokens=tokens)
-
-    def _stage(self, index: int, worker: _Worker, span: Span, groups: tuple[PageGroup, ...]) -> StagePlan:
-        card, dtype = self.request.card, self.request.dtype
-        own = tuple(group for group in groups if group.window in card.windows(span))
-        return StagePlan(
-            index=index,
-            worker=worker.id,
-            name=worker.name,
-            span=span,
-            weight_bytes=card.weight_bytes(span, dtype),
-            kv_bytes=self._kv_bytes(span, own),
-            groups=own,
-            scratch_bytes=self._scratch_bytes(span, own),
-        )
+        return [PlanMade(self.plan), *(self._first_load(self.plan, stage, now) for stage in self.plan.stages)]
 
     # -- orders ----------------------------------------------------------------------------
 
     def _first_load(self, plan: Plan, stage: StagePlan, now: float) -> Send:
         self._workers[stage.worker].progress_at = now
-        return self._load(plan, stage, now)
-
-    def _load(self, plan: Plan, stage: StagePlan, now: float) -> Send:
-        self._workers[stage.worker].asked_at = now
-        message = Load(
-            pipeline=plan.pipeline,
-            start=stage.span.start,
-            stop=stage.span.stop,
-            num_layers=plan.num_layers,
-            model=plan.model,
-            config_digest=bytes.fromhex(self.request.card.config_digest),
-            weight_digests=self.request.card.span_digests(stage.span),
-            dtype=str(plan.dtype),
-            groups=tuple(Group(window=group.window, num_pages=group.num_pages) for group in stage.groups),
-            page_size=plan.page_size,
-            codec=self.request.codec,
-            rules=rules_message(self.request.card.logits_rules) if stage.span.stop == plan.num_layers else None,
-        )
-        return Send(stage.worker, Lane.CONTROL, message)
+        return self._orders.load(plan, stage, now)
 
     def _wire_all(self, plan: Plan, now: float) -> list[Command]:
         self._is_wiring = True
-        wires = [self._wire(plan, stage.index, now) for stage in plan.stages]
+        wires = [self._orders.wire(plan, stage.index, now) for stage in plan.stages]
         return [*wires, TellScheduler(PlanWired(plan, now))]
-
-    def _wire(self, plan: Plan, index: int, now: float) -> Send:
-        stage = plan.stages[index]
-        self._workers[stage.worker].asked_at = now
-        message = Wire(
-            pipeline=plan.pipeline,
-            epoch=plan.epoch,
-            oldest=plan.epoch,
-            stage=index,
-            num_stages=len(plan.stages),
-            num_microbatches=plan.num_microbatches,
-            max_rows=self.request.max_rows,
-            predecessor=self._peer(plan, index - 1, (index - 1, index)),
-            successor=self._peer(plan, index + 1, (index, index + 1)),
-            trace=self.request.trace,
-        )
-        return Send(stage.worker, Lane.CONTROL, message)
-
-    def _peer(self, plan: Plan, index: int, hop: tuple[int, int]) -> Peer | None:
-        """The worker at ``index`` as its neighbour over ``hop`` gets to know it."""
-        if not 0 <= index < len(plan.stages):
-            return None
-        worker = self._workers[plan.stages[index].worker]
-        ends = plan.stages[hop[0]].worker, plan.stages[hop[1]].worker
-        if ends not in self._link_of:
-            self._link_of[ends] = next(self.links)
-        return Peer(worker=worker.id, endpoint=worker.endpoint, key=worker.key, link=self._link_of[ends])
 
     # -- what workers say ------------------------------------------------------------------
 
@@ -357,7 +208,7 @@ class SwarmCore:
         self.is_up = self._was_up = True
         return [PipelineUp(plan)]
 
-    def _failed(self, worker: _Worker, failed: StageFailed, now: float) -> list[Command]:
+    def _failed(self, worker: Member, failed: StageFailed, now: float) -> list[Command]:
         """A stage cannot go on. One that has served is replaced like a lost one; at the start it is the user's to mend."""
         cause = from_wire(failed.code, failed.fields)
         error = self._cause(worker, cause)
@@ -371,7 +222,7 @@ class SwarmCore:
             return []
         return [Dismiss(int(blamed), error), *self._gone(int(blamed), error.message, now)]
 
-    def _cause(self, worker: _Worker, cause: BloomBeeError) -> BloomBeeError:
+    def _cause(self, worker: Member, cause: BloomBeeError) -> BloomBeeError:
         """As the worker said, with the names of all whom it is about."""
         peer = self._workers.get(int(cause.fields.get("peer") or 0)) if isinstance(cause, LinkDown) else None
         to = f" cannot reach worker {peer.name!r}" if peer is not None else ""
@@ -382,7 +233,7 @@ class SwarmCore:
     def _gone(self, worker_id: WorkerId, reason: str, now: float) -> list[Command]:
         stage = self._stage_plan(worker_id)
         worker = self._workers.pop(worker_id, None)
-        self._link_of = {ends: link for ends, link in self._link_of.items() if worker_id not in ends}
+        self._orders.forget(worker_id)
         if worker is None or self.error is not None:
             return []
         if self.plan is None:
@@ -390,12 +241,12 @@ class SwarmCore:
         if stage is None:
             return []  # a spare
         error = LinkDown(f"worker {worker.name!r} is gone ({reason}); restart it and the Runtime", worker=worker.name)
-        spare = next((one for one in map(self._workers.__getitem__, self.spares) if _fits(stage, one)), None)
+        spare = next((one for one in map(self._workers.__getitem__, self.spares) if fits(stage, one)), None)
         if spare is None:
             return self._down(error, now)
         return self._replace(self.plan, stage, spare, reason, now)
 
-    def _left(self, worker: _Worker, reason: str, now: float) -> list[Command]:
+    def _left(self, worker: Member, reason: str, now: float) -> list[Command]:
         """Before there is a plan."""
         if self.request.takes_others:
             return [ReportLeft(worker.id, worker.name, self.num_missing)]
@@ -412,11 +263,11 @@ class SwarmCore:
         if self.plan is None or self.error is not None or stage is None:
             return self._plan_if_complete(now)
         if not worker.is_loaded:
-            return [self._load(self.plan, stage, now)]
+            return [self._orders.load(self.plan, stage, now)]
         is_unanswered = self._is_wiring and worker.wired < self.plan.epoch
-        return [self._wire(self.plan, stage.index, now)] if is_unanswered else []
+        return [self._orders.wire(self.plan, stage.index, now)] if is_unanswered else []
 
-    def _replace(self, plan: Plan, lost: StagePlan, spare: _Worker, reason: str, now: float) -> list[Command]:
+    def _replace(self, plan: Plan, lost: StagePlan, spare: Member, reason: str, now: float) -> list[Command]:
         """Another worker takes over a stage, in the next epoch."""
         stage = replace(lost, worker=spare.id, name=spare.name)
         stages = tuple(stage if one.index == lost.index else one for one in plan.stages)
@@ -487,34 +338,7 @@ class SwarmCore:
             if now - worker.asked_at < REPEAT_S:
                 continue
             if not worker.is_loaded:
-                commands.append(self._load(plan, stage, now))
+                commands.append(self._orders.load(plan, stage, now))
             elif self._is_wiring and worker.wired < plan.epoch:
-                commands.append(self._wire(plan, stage.index, now))
+                commands.append(self._orders.wire(plan, stage.index, now))
         return commands
-
-
-def _check_fit(stage: StagePlan, worker: _Worker) -> None:
-    """Raises Infeasible if it lacks the memory, ConfigError if the stage before it could not reach it."""
-    check_memory(stage, worker.memory_bytes)
-    if stage.index > 0 and not worker.endpoint:
-        raise ConfigError(
-            f"worker {worker.name!r} cannot be reached by its predecessor: start it with --listen and --advertise",
-            worker=worker.name,
-        )
-
-
-def _fits(stage: StagePlan, worker: _Worker) -> bool:
-    try:
-        _check_fit(stage, worker)
-    except BloomBeeError:
-        return False
-    return True
-
-
-def rules_message(rules: LogitsRules | None) -> Rules | None:
-    """``rules`` as a stage is told them."""
-    if rules is None:
-        return None
-    mark = rules.watermark
-    fields = {f.name: getattr(rules, f.name) for f in dataclasses.fields(rules)}
-    return Rules(**{**fields, "watermark": None if mark is None else Watermark(**dataclasses.asdict(mark))})

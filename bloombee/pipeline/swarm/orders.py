@@ -1,0 +1,87 @@
+"""What the head tells workers to do: load a span, take a seat. Said again word by word until it is answered. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+from bloombee.models.rules import LogitsRules
+from bloombee.pipeline.commands import Send
+from bloombee.pipeline.swarm.member import Member
+from bloombee.pipeline.swarm.planning import PlanRequest
+from bloombee.plan.plan import Plan, StagePlan
+from bloombee.types import Lane, WorkerId
+from bloombee.wire.messages import Group, Load, Peer, Rules, Watermark, Wire
+
+
+class Orders:
+    """Of one swarm.
+
+    Args:
+        workers: that have joined, kept by the owner.
+        links: fresh unguessable link ids for worker -> worker links.
+    """
+
+    def __init__(self, request: PlanRequest, workers: Mapping[WorkerId, Member], links: Iterator[bytes]) -> None:
+        self._request = request
+        self._workers = workers
+        self._links = links
+        self._link_of: dict[tuple[WorkerId, WorkerId], bytes] = {}
+
+    def forget(self, worker: WorkerId) -> None:
+        """It is gone: its links will never be again."""
+        self._link_of = {ends: link for ends, link in self._link_of.items() if worker not in ends}
+
+    def load(self, plan: Plan, stage: StagePlan, now: float) -> Send:
+        self._workers[stage.worker].asked_at = now
+        message = Load(
+            pipeline=plan.pipeline,
+            start=stage.span.start,
+            stop=stage.span.stop,
+            num_layers=plan.num_layers,
+            model=plan.model,
+            config_digest=bytes.fromhex(self._request.card.config_digest),
+            weight_digests=self._request.card.span_digests(stage.span),
+            dtype=str(plan.dtype),
+            groups=tuple(Group(window=group.window, num_pages=group.num_pages) for group in stage.groups),
+            page_size=plan.page_size,
+            codec=self._request.codec,
+            rules=rules_message(self._request.card.logits_rules) if stage.span.stop == plan.num_layers else None,
+        )
+        return Send(stage.worker, Lane.CONTROL, message)
+
+    def wire(self, plan: Plan, index: int, now: float) -> Send:
+        stage = plan.stages[index]
+        self._workers[stage.worker].asked_at = now
+        message = Wire(
+            pipeline=plan.pipeline,
+            epoch=plan.epoch,
+            oldest=plan.epoch,
+            stage=index,
+            num_stages=len(plan.stages),
+            num_microbatches=plan.num_microbatches,
+            max_rows=self._request.max_rows,
+            predecessor=self._peer(plan, index - 1, (index - 1, index)),
+            successor=self._peer(plan, index + 1, (index, index + 1)),
+            trace=self._request.trace,
+        )
+        return Send(stage.worker, Lane.CONTROL, message)
+
+    def _peer(self, plan: Plan, index: int, hop: tuple[int, int]) -> Peer | None:
+        """The worker at ``index`` as its neighbour over ``hop`` gets to know it."""
+        if not 0 <= index < len(plan.stages):
+            return None
+        worker = self._workers[plan.stages[index].worker]
+        ends = plan.stages[hop[0]].worker, plan.stages[hop[1]].worker
+        if ends not in self._link_of:
+            self._link_of[ends] = next(self._links)
+        return Peer(worker=worker.id, endpoint=worker.endpoint, key=worker.key, link=self._link_of[ends])
+
+
+def rules_message(rules: LogitsRules | None) -> Rules | None:
+    """``rules`` as a stage is told them."""
+    if rules is None:
+        return None
+    mark = rules.watermark
+    fields = {f.name: getattr(rules, f.name) for f in dataclasses.fields(rules)}
+    return Rules(**{**fields, "watermark": None if mark is None else Watermark(**dataclasses.asdict(mark))})
