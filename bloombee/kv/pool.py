@@ -145,12 +145,17 @@ class PageTable:
     def __init__(self, pool: PagePool, window: int = 0) -> None:
         self._pool = pool
         self._window = window
+        self._page_size = pool.page_size
         self._start = 0
         self._pages: list[int] = []
+        self._read: tuple[int, ...] | None = ()
+        """The pages as they were last asked for, unless they have changed since: most tokens that decode change none."""
 
     @property
     def pages(self) -> tuple[int, ...]:
-        return tuple(self._pages)
+        if self._read is None:
+            self._read = tuple(self._pages)
+        return self._read
 
     @property
     def start(self) -> int:
@@ -172,8 +177,11 @@ class PageTable:
             PoolExhausted: too few are free; positions before ``position`` are held as they were.
             LocalProtocolError: rows before ``position`` that are seen from there are not held; nothing changed.
         """
-        if self._has_slots(position, stop):
-            return None
+        size, pages = self._page_size, self._pages
+        end = self._start + len(pages) * size
+        is_in_last = end - size < position < stop <= end and self._pool.holders(pages[-1]) == 1
+        if is_in_last and (not self._start or self._start <= position - self._window + 1):
+            return None  # most tokens that decode: into the last page, and nothing else changes
         self.truncate(position)
         shared = position % self._pool.page_size > 0 and self._pool.holders(self._pages[-1]) > 1
         missing = pages_for(stop, self._pool.page_size) - self.stop // self._pool.page_size
@@ -183,16 +191,8 @@ class PageTable:
             source = self._pages.pop()
             self._pool.give([source])
         self._pages += taken
+        self._read = None
         return source
-
-    def _has_slots(self, position: int, stop: int) -> bool:
-        """Whether rows at [position, stop) go into the last page and nothing else changes: most tokens that decode."""
-        end = self._start + len(self._pages) * self._pool.page_size
-        return (
-            end - self._pool.page_size < position < stop <= end
-            and self._start <= max(0, position - self._window + 1)
-            and self._pool.holders(self._pages[-1]) == 1
-        )
 
     def slide(self, stop: int) -> None:
         """Give back the pages that no row after positions [0, stop) will see. Not before all of a work is placed."""
@@ -202,6 +202,7 @@ class PageTable:
             self._pool.give(self._pages[:count])
             del self._pages[:count]
             self._start += count * self._pool.page_size
+            self._read = None
 
     def truncate(self, num_tokens: int) -> None:
         """Forget positions from ``num_tokens`` on, and give back the pages wholly beyond; 0 gives back all.
@@ -211,8 +212,10 @@ class PageTable:
         """
         self._check(num_tokens)
         keep = max(0, pages_for(num_tokens, self._pool.page_size) - self._start // self._pool.page_size)
-        self._pool.give(self._pages[keep:])
-        del self._pages[keep:]
+        if keep < len(self._pages):
+            self._pool.give(self._pages[keep:])
+            del self._pages[keep:]
+            self._read = None
         if num_tokens == 0:
             self._start = 0
 
@@ -227,6 +230,7 @@ class PageTable:
         if num_tokens:
             twin._start = self._start
             twin._pages = self._pages[: pages_for(num_tokens - self._start, self._pool.page_size)]
+            twin._read = None
         self._pool.share(twin._pages)
         return twin
 

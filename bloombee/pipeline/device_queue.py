@@ -122,9 +122,10 @@ class DeviceQueue:
                 held.num_prefill -= 1
             items.append(item)
             least = wanted.get(item.sequence, 0) if wanted else 0
-            segments.append(store.place(held, item, is_last=seat.is_last, wanted=least))
+            num_rows = span[1] - span[0]
+            segments.append(store.place(held, item, num_rows, is_last=seat.is_last, wanted=least))
             spans.append(span)
-            placed.append((held, item.position + item.num_rows))
+            placed.append((held, item.position + num_rows))
         store.slide(placed)
         job.items = tuple(items)
         job.work = replace(job.work, segments=tuple(segments), hidden_rows=tuple(spans))

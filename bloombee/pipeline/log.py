@@ -12,6 +12,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from bloombee.pipeline.work import Piece
 from bloombee.types import SequenceId
 from bloombee.wire.messages import Item
@@ -25,8 +27,7 @@ class _Frame:
     num_runs: int
 
 
-@dataclass(slots=True)
-class _Run:
+class _Run(Struct, gc=False):
     """Rows [position, stop) of a sequence, which are rows [row, ..) of the frame."""
 
     position: int
@@ -87,22 +88,26 @@ class BoundaryLog:
         frame = _Frame(payload, num_bytes, tuple([item.sequence for item in fresh]), len(fresh))
         self._frames[id(frame)] = frame
         self.num_bytes += num_bytes
-        row, is_whole, wanted = 0, items is fresh, iter(fresh)
-        following = next(wanted)
+        row, wanted = 0, iter(fresh)
+        following: Item | None = next(wanted)
         for item in items:
-            if is_whole or item is following:
-                self._note(item, frame, row)
-                following = next(wanted, following)
-            row += item.num_rows
+            num_rows = len(item.tokens) // 4
+            if item is following:
+                self._note(item, frame, row, num_rows)
+                following = next(wanted, None)
+            row += num_rows
         while self.num_bytes > self._budget_bytes and len(self._frames) > 1:
             self._drop_oldest()
 
-    def _note(self, item: Item, frame: _Frame, row: int) -> None:
-        rows = self._rows.setdefault(item.sequence, _Rows())
-        if item.position != rows.stop:
-            self._cut(rows, item.position if rows.start <= item.position < rows.stop else 0)
-        rows.runs.append(_Run(item.position, item.tokens, item.num_picks, frame, row))
-        rows.stop = item.position + item.num_rows
+    def _note(self, item: Item, frame: _Frame, row: int, num_rows: int) -> None:
+        rows = self._rows.get(item.sequence)
+        if rows is None:
+            rows = self._rows[item.sequence] = _Rows()
+        position = item.position
+        if position != rows.stop:
+            self._cut(rows, position if rows.start <= position < rows.stop else 0)
+        rows.runs.append(_Run(position, item.tokens, item.num_picks, frame, row))
+        rows.stop = position + num_rows
 
     def forget(self, sequence: SequenceId) -> None:
         """It is closed: nobody asks for its rows any more."""

@@ -55,10 +55,6 @@ class _Told:
     num_replays: int = 0
     """Frames that say rows of it again and are not acknowledged."""
 
-    @property
-    def is_level(self) -> bool:
-        return not (self.is_behind or self.num_replays)
-
 
 class Seat:
     """Of one stage in one epoch."""
@@ -156,12 +152,9 @@ class Seat:
         head = {"pipeline": self.wire.pipeline, "epoch": self.wire.epoch, "microbatch": work.microbatch}
         if self.is_last:
             return self._push(Lane.CONTROL, lambda number: Verdict(frame=number, picks=outcome.picks, **head), None, now)
-        told = [self._told_of(item) for item in fresh]
-        in_turn = all(one.is_level and one.upto == item.position for one, item in zip(told, fresh, strict=True))
-        for one, item in zip(told, fresh, strict=True):
-            if in_turn:
-                one.upto += item.num_rows
-            else:
+        in_turn = self._say_in_turn(fresh)
+        if not in_turn:
+            for item in fresh:
                 self.catch_up(item.sequence)
         said = items if in_turn else ()
 
@@ -169,6 +162,16 @@ class Seat:
             return Forward(frame=number, phase=work.phase, items=said, **head)
 
         return self._push(self.lane_out(work), make, outcome.hidden if in_turn else None, now)
+
+    def _say_in_turn(self, items: Sequence[Item]) -> bool:
+        """Whether the next stage has been told all before each of these rows; then it is told these now."""
+        told = [self._told_of(item) for item in items]
+        for one, item in zip(told, items, strict=True):
+            if one.upto != item.position or one.is_behind or one.num_replays:
+                return False
+        for one, item in zip(told, items, strict=True):
+            one.upto += len(item.tokens) // 4
+        return True
 
     def _told_of(self, item: Item) -> _Told:
         """What the next stage has been told of the item's sequence, in the item's generation."""

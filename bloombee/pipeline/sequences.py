@@ -46,6 +46,7 @@ class SequenceStore:
     def __init__(self, load: Load) -> None:
         self.groups = load.groups
         self.pools = tuple(PagePool(group.num_pages, load.page_size) for group in load.groups)
+        self._has_windows = any(group.window for group in load.groups)
         self._has_rules = load.rules is not None
         self._held: dict[SequenceId, Held] = {}
         self._closed: set[SequenceId] = set()
@@ -76,11 +77,26 @@ class SequenceStore:
     def is_closed(self, sequence: SequenceId) -> bool:
         return sequence < self._floor or sequence in self._closed
 
+    def live(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Those whose sequences are not closed."""
+        held = self._held
+        live = [item for item in items if item.sequence in held or not self.is_closed(item.sequence)]
+        return items if len(live) == len(items) else live
+
     # -- rows in ---------------------------------------------------------------------------
 
-    def gap(self, item: Item) -> Holding | None:
-        """What is held, if the item starts beyond that: it must not be taken."""
-        held = self._held.get(item.sequence)
+    def gaps(self, items: Sequence[Item]) -> list[Holding]:
+        """Of each item that starts beyond what is held, and so must not be taken, what is held."""
+        found = []
+        for item in items:
+            held = self._held.get(item.sequence)
+            if held is not None and item.generation == held.generation and item.position <= held.have:
+                continue
+            if (gap := self._gap(held, item)) is not None:
+                found.append(gap)
+        return found
+
+    def _gap(self, held: Held | None, item: Item) -> Holding | None:
         if held is None:
             have, generation = 0, item.generation
         elif item.generation < held.generation:
@@ -110,7 +126,7 @@ class SequenceStore:
         return items if len(fresh) == len(items) else fresh
 
     @staticmethod
-    def take(held: Held, item: Item) -> int | None:
+    def take(held: Held, item: Item, num_rows: int) -> int | None:
         """Hold an item that leaves no gap: how many of its first rows were held before; None if it brings nothing."""
         if item.generation < held.generation:
             return None
@@ -119,15 +135,16 @@ class SequenceStore:
             held.have = item.position
             held.newest = held.newest if item.position else 0
         skip = held.have - item.position
-        if skip >= item.num_rows:
+        if skip >= num_rows:
             return None
-        held.have = item.position + item.num_rows
-        held.newest = max(held.newest, held.have)
+        held.have = item.position + num_rows
+        if held.have > held.newest:
+            held.newest = held.have
         return skip
 
     # -- pages -----------------------------------------------------------------------------
 
-    def place(self, held: Held, item: Item, *, is_last: bool, wanted: int = 0) -> Segment:
+    def place(self, held: Held, item: Item, num_rows: int, *, is_last: bool, wanted: int = 0) -> Segment:
         """The item's rows for the device, with pages to write to; :meth:`slide` follows once all of the work is placed.
 
         Args:
@@ -136,10 +153,13 @@ class SequenceStore:
         Raises:
             PoolExhausted: the scheduler has admitted more than there is room for.
         """
-        stop = item.position + item.num_rows
-        sources = [table.place(item.position, stop) for table in held.tables]
+        stop, opening = item.position + num_rows, held.opening
+        pages = []
+        for table in held.tables:
+            source = table.place(item.position, stop)
+            pages.append(Pages(table.pages, table.start, source))
         history = b""
-        if is_last and (self._has_rules or _has_penalty(held.opening)):
+        if is_last and (self._has_rules or _has_penalty(opening)):
             del held.tokens[4 * item.position :]
             held.tokens += item.tokens
             history = bytes(held.tokens)
@@ -148,19 +168,18 @@ class SequenceStore:
             generation=item.generation,
             position=item.position,
             tokens=item.tokens,
-            num_picks=max(0, min(item.num_picks, stop + 1 - wanted)) if is_last else 0,
-            pages=tuple([Pages(table.pages, table.start, source) for table, source in zip(held.tables, sources, strict=True)]),
-            sampling=held.opening.sampling if is_last else None,
-            num_prompt_tokens=held.opening.num_prompt_tokens,
+            num_picks=max(0, min(item.num_picks, stop + 1 - wanted)) if wanted else item.num_picks if is_last else 0,
+            pages=tuple(pages),
+            sampling=opening.sampling if is_last else None,
+            num_prompt_tokens=opening.num_prompt_tokens,
             history=history,
-            max_new_tokens=held.opening.max_new_tokens,
-            end_tokens=held.opening.end_tokens,
+            max_new_tokens=opening.max_new_tokens,
+            end_tokens=opening.end_tokens,
         )
 
-    @staticmethod
-    def slide(placed: Iterable[tuple[Held, int]]) -> None:
+    def slide(self, placed: Iterable[tuple[Held, int]]) -> None:
         """Give back what no row after positions [0, stop) of each sequence will see."""
-        for held, stop in placed:
+        for held, stop in placed if self._has_windows else ():
             for table in held.tables:
                 table.slide(stop)
 

@@ -207,8 +207,7 @@ class StageCore:
             return [seat.acknowledge(lane_of(phase), now)]
         upstream.check(forward.frame)
         live = self._live(forward)
-        gaps = [gap for item in live if (gap := self.store.gap(item)) is not None]
-        if gaps:
+        if gaps := self.store.gaps(live):
             head = {"pipeline": forward.pipeline, "epoch": forward.epoch}
             return [
                 Send(Port.UPSTREAM, Lane.CONTROL, Gap(sequence=gap.sequence, generation=gap.generation, have=gap.have, **head))
@@ -216,40 +215,41 @@ class StageCore:
             ]
         upstream.hold(forward.frame, now)
         queue = self._device.queue_for(phase, live)
-        self._device.add(self._take(seat, forward, phase, queue, live, payload))
+        self._device.add(self._take(seat, forward, phase, queue, payload))
         return self._start()
 
-    def _live(self, forward: Forward) -> list[Item]:
+    def _live(self, forward: Forward) -> Sequence[Item]:
         """The items whose sequences are not closed. Raises RemoteProtocolError for what may not be in a frame."""
-        live, seen = [], set()
-        for item in forward.items:
-            if item.sequence in seen:
-                raise RemoteProtocolError("a sequence twice in one frame", path="$.items")
+        items = forward.items
+        if len({item.sequence for item in items}) < len(items):
+            raise RemoteProtocolError("a sequence twice in one frame", path="$.items")
+        for item in items:
             if item.parents is not None:
                 raise RemoteProtocolError("rows in a tree are not spoken in this version", path="$.items[...].parents")
-            seen.add(item.sequence)
-            if not self.store.is_closed(item.sequence):
-                live.append(item)
-        return live
+        return self.store.live(items)
 
-    def _take(self, seat: Seat, forward: Forward, phase: Phase, queue: Phase, live: list[Item], payload: object | None) -> Job:
+    def _take(self, seat: Seat, forward: Forward, phase: Phase, queue: Phase, payload: object | None) -> Job:
         """Update the sequences and make the work; every check has been passed."""
-        starts, start = {}, 0
+        store, stop = self.store, 0
+        items: list[Item] = []
+        spans: list[tuple[int, int]] = []
         for item in forward.items:
-            starts[item.sequence] = start
-            start += item.num_rows
-        items, spans = [], []
-        for item in live:
-            held = self.store.get(item.sequence) or self.store.open(item)
+            num_rows = len(item.tokens) // 4
+            start, stop = stop, stop + num_rows
+            held = store.get(item.sequence)
+            if held is None:
+                if store.is_closed(item.sequence):
+                    continue
+                held = store.open(item)
             if item.generation > held.generation:
                 self.log.truncate(item.sequence, item.position)
-            skip = self.store.take(held, item)
+            skip = store.take(held, item, num_rows)
             if skip is None:
                 continue
-            held.num_prefill += queue is Phase.PREFILL
-            items.append(_tail(item, skip))
-            start = starts[item.sequence]
-            spans.append((start + skip, start + item.num_rows))
+            if queue is Phase.PREFILL:
+                held.num_prefill += 1
+            items.append(_tail(item, skip) if skip else item)
+            spans.append((start + skip, stop))
         work = Work(
             pipeline=self.load.pipeline,
             epoch=forward.epoch,
@@ -294,13 +294,13 @@ class StageCore:
         if not job.seat.is_last:
             self.log.append(job.items, fresh, outcome.hidden, outcome.num_bytes)
             return
-        newest: dict[int, list[Pick]] = {}
-        for pick in outcome.picks:
-            newest.setdefault(pick.sequence, []).append(pick)
-        for sequence, picks in newest.items():
-            one = self.store.get(sequence)
-            if one is not None and one.generation == picks[0].generation:
-                one.picks = tuple(picks)
+        last: Pick | None = None
+        for pick in outcome.picks:  # those of one sequence are neighbours
+            one = self.store.get(pick.sequence)
+            if one is not None and one.generation == pick.generation:
+                is_more = last is not None and last.sequence == pick.sequence
+                one.picks = (*one.picks, pick) if is_more else (pick,)
+            last = pick
 
     def _say_over_others(self, job: Job, outcome: Outcome, now: float) -> list[Command]:
         """Over every open seat but the job's own, which are behind then; picks over one, if the job's own is gone."""
@@ -351,8 +351,6 @@ class StageCore:
 
 def _tail(item: Item, skip: int) -> Item:
     """The item without its first ``skip`` rows."""
-    if skip == 0:
-        return item
     num_rows = item.num_rows - skip
     return Item(
         sequence=item.sequence,
