@@ -38,11 +38,20 @@ class Compute(Struct, frozen=True, gc=False):
 
 
 class Gather(Struct, frozen=True, gc=False):
-    """Put rows that left this stage together again, in order, as one frame; answer with Gathered or ComputeFailed."""
+    """Put rows that left this stage together again, in order, as one frame; answer with Gathered, or GatherFailed where what was
+    spilled cannot be read, or ComputeFailed."""
 
     number: int
     pieces: tuple[Piece, ...]
     num_rows: int
+
+
+class Spill(Struct, frozen=True, gc=False):
+    """Write payloads that left this stage to the log's file, each at its offset, before anything that is asked for after this is
+    read or written there; answer with Spilled."""
+
+    number: int
+    frames: tuple[tuple[int, object], ...]
 
 
 class TellHead(Struct, frozen=True, gc=False):
@@ -121,6 +130,7 @@ Command = (
     Send
     | Compute
     | Gather
+    | Spill
     | TellHead
     | TellScheduler
     | PlanMade

@@ -59,6 +59,20 @@ class Gathered(Struct, frozen=True, gc=False):
     now: float
 
 
+class GatherFailed(Struct, frozen=True, gc=False):
+    """The log's file does not give back what was written to it."""
+
+    number: int
+    now: float
+
+
+class Spilled(Struct, frozen=True, gc=False):
+    """Payloads have been written to the log's file; ``stored`` are what stands for each from now on. None: it took no more."""
+
+    number: int
+    stored: tuple[object, ...] | None
+
+
 class Greeted(Struct, frozen=True, gc=False):
     """Both neighbours of the seat of ``epoch`` are there."""
 

@@ -2,7 +2,13 @@
 
 Frames are kept as they were made, encoded, with whose rows they hold: keeping costs no copy, and a frame that is still to be
 acknowledged is the same object. The rows of a sequence are runs over such frames, in rising order without holes. A frame is let
-go when no sequence has rows in it any more; when the budget is full the oldest goes, and with it the beginnings of sequences.
+go when no sequence has rows in it any more.
+
+Memory has a budget, and a file on disk another. Shortly before memory is full the oldest frames there are to be written to the
+file, one slab at a time (:meth:`next_spill`); they count as memory's until they have been (:meth:`spilled`), and whoever writes
+them says what stands for each from then on. Where either has no room left the oldest frames go, and with them the beginnings of
+sequences. Which bytes of the file are whose is decided here; they are written and read in the order in which that is asked for,
+so the room of a frame that is gone can be used at once.
 """
 
 from __future__ import annotations
@@ -14,9 +20,13 @@ from dataclasses import dataclass, field
 
 from msgspec import Struct
 
+from bloombee.pipeline.extents import Extents
 from bloombee.pipeline.work import Piece
 from bloombee.types import SequenceId
 from bloombee.wire.messages import Item
+
+SLABS = 8
+"""Frames are written to disk by so many parts of the memory's budget."""
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +35,16 @@ class _Frame:
     num_bytes: int
     sequences: tuple[SequenceId, ...]
     num_runs: int
+    offset: int = -1
+    """Where its bytes are, or will be, in the file; -1: only in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spilling:
+    """Payloads to write to the file, each at its offset."""
+
+    number: int
+    frames: tuple[tuple[int, object], ...]
 
 
 class _Run(Struct, gc=False):
@@ -71,14 +91,25 @@ class BoundaryLog:
     """Of one boundary of a pipeline.
 
     Args:
-        budget_bytes: of payloads; the newest frame is kept even if it is larger by itself.
+        memory_bytes: of payloads in memory; the newest frame is kept even if it is larger by itself.
+        disk_bytes: of payloads in the file; 0: there is none.
     """
 
-    def __init__(self, budget_bytes: int) -> None:
+    def __init__(self, memory_bytes: int, disk_bytes: int = 0) -> None:
         self.num_bytes = 0
-        self._budget_bytes = budget_bytes
+        """In memory."""
+        self.num_stored_bytes = 0
+        """In the file, or on their way to it."""
+        self._memory_bytes = memory_bytes
+        self._disk_bytes = disk_bytes
+        self._room = Extents(disk_bytes)
         self._frames: OrderedDict[int, _Frame] = OrderedDict()
-        """By identity, oldest first."""
+        """Those in memory, by identity, oldest first."""
+        self._moving: list[_Frame] = []
+        """Those that are being written, which are older; still in memory."""
+        self._num_spills = 0
+        self._stored: OrderedDict[int, _Frame] = OrderedDict()
+        """Those on disk, which are older still."""
         self._rows: dict[SequenceId, _Rows] = {}
 
     def append(self, items: Sequence[Item], fresh: Sequence[Item], payload: object, num_bytes: int) -> None:
@@ -96,8 +127,59 @@ class BoundaryLog:
                 self._note(item, frame, row, num_rows)
                 following = next(wanted, None)
             row += num_rows
-        while self.num_bytes > self._budget_bytes and len(self._frames) > 1:
-            self._drop_oldest()
+        while self.num_bytes > self._memory_bytes and len(self._frames) > 1:
+            self._drop(next(iter(self._frames.values())))
+
+    # -- to disk ---------------------------------------------------------------------------
+
+    def next_spill(self) -> Spilling | None:
+        """What is to be written now, if anything: to be asked after :meth:`append`; :meth:`spilled` is to follow."""
+        slab = self._memory_bytes // SLABS
+        if self._moving or not self._disk_bytes or self.num_bytes <= self._memory_bytes - slab:
+            return None
+        wanted = slab
+        while wanted >= 0 and len(self._frames) > 1:
+            key, frame = next(iter(self._frames.items()))
+            frame.offset = self._find_room(frame.num_bytes)
+            if frame.offset < 0:
+                self._drop(frame)
+                continue
+            del self._frames[key]
+            self._moving.append(frame)
+            self.num_stored_bytes += frame.num_bytes
+            wanted -= frame.num_bytes
+        if not self._moving:
+            return None
+        self._num_spills += 1
+        return Spilling(self._num_spills, tuple([(frame.offset, frame.payload) for frame in self._moving]))
+
+    def _find_room(self, num_bytes: int) -> int:
+        """Drops the oldest that are there for it. -1: there is none, whatever is dropped."""
+        if num_bytes > self._disk_bytes:
+            return -1
+        while (offset := self._room.take(max(1, num_bytes))) is None:
+            if not self._stored:
+                return -1
+            self._drop(next(iter(self._stored.values())))
+        return offset
+
+    def spilled(self, number: int, stored: Sequence[object] | None) -> None:
+        """The frames of a :class:`Spilling` are in the file, and these stand for their payloads now; None: it took no more, and
+        they are lost."""
+        if number != self._num_spills or not self._moving:
+            return
+        moving, self._moving = self._moving, []
+        for frame, payload in zip(moving, stored or [None] * len(moving), strict=True):
+            self.num_bytes -= frame.num_bytes
+            self._stored[id(frame)] = frame
+            if not frame.num_runs:  # nobody's rows are in it any more
+                self._let_go(frame)
+            elif stored is None:
+                self._drop(frame)
+            else:
+                frame.payload = payload
+
+    # -- rows ------------------------------------------------------------------------------
 
     def _note(self, item: Item, frame: _Frame, row: int, num_rows: int) -> None:
         rows = self._rows.get(item.sequence)
@@ -141,6 +223,13 @@ class BoundaryLog:
             num_picks = picked + (num_picks if picked == end - first else 0)
         return Said(start, b"".join(tokens), num_picks, tuple(pieces))
 
+    def clear(self) -> None:
+        """Forget everything; nothing is asked of it any more."""
+        self._rows.clear()
+        self._frames.clear()
+        self._stored.clear()
+        self._moving.clear()
+
     def _cut(self, rows: _Rows, position: int) -> None:
         """Forget rows from ``position`` on."""
         while rows.runs and rows.runs[-1].position >= position:
@@ -150,16 +239,29 @@ class BoundaryLog:
             last.tokens, last.num_picks = last.tokens[: -4 * surplus], max(0, last.num_picks - surplus)
         rows.stop = position
 
-    def _release(self, run: _Run) -> None:
-        frame = run.frame
-        frame.num_runs -= 1
-        if not frame.num_runs and self._frames.pop(id(frame), None) is not None:
-            self.num_bytes -= frame.num_bytes
+    def lose(self, sequence: SequenceId, stop: int) -> None:
+        """Rows before ``stop`` cannot be read."""
+        rows = self._rows.get(sequence)
+        while rows is not None and rows.runs and rows.runs[0].position < stop:
+            self._release(rows.runs.pop(0))
 
-    def _drop_oldest(self) -> None:
-        _, frame = self._frames.popitem(last=False)
-        self.num_bytes -= frame.num_bytes
+    def _release(self, run: _Run) -> None:
+        run.frame.num_runs -= 1
+        if not run.frame.num_runs:
+            self._let_go(run.frame)
+
+    def _let_go(self, frame: _Frame) -> None:
+        """Of one that is being written that is done when it has been."""
+        if self._frames.pop(id(frame), None) is not None:
+            self.num_bytes -= frame.num_bytes
+        elif self._stored.pop(id(frame), None) is not None:
+            self.num_stored_bytes -= frame.num_bytes
+            self._room.give(frame.offset, max(1, frame.num_bytes))
+
+    def _drop(self, frame: _Frame) -> None:
+        """Sequences that have rows in the frame have none any more up to there."""
         for sequence in frame.sequences:
             rows = self._rows.get(sequence)
-            if rows is not None and rows.runs and rows.runs[0].frame is frame:  # its oldest rows are in the oldest frame
-                del rows.runs[0]
+            at = next((run.stop for run in rows.runs if run.frame is frame), None) if rows is not None else None
+            if at is not None:
+                self.lose(sequence, at)

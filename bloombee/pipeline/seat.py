@@ -266,6 +266,19 @@ class Seat:
 
         return self._push(Lane.BULK, make, payload, now)
 
+    def gather_failed(self, number: int) -> None:
+        """Rows that were to be said again cannot be had: the log has them no more. :meth:`pump` is to follow."""
+        for item in self._gathering.pop(number):
+            self._log.lose(item.sequence, item.position + item.num_rows)
+            told = self._told.get(item.sequence)
+            if told is None:
+                continue
+            told.num_replays -= 1
+            if told.generation == item.generation:
+                told.upto = min(told.upto, item.position)
+                told.is_behind = True
+                self._behind.setdefault(item.sequence, told)
+
     def acknowledged(self, ack: Ack, now: float) -> list[Command]:
         """Raises RemoteProtocolError if it acknowledges what was never sent."""
         sends: list[Command] = [*self.downstream.acknowledge(ack, now)]

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from bloombee.kv.pool import PagePool, PageTable, can_go_back
+from bloombee.kv.pool import PageTable
+from bloombee.kv.store import KvStore
 from bloombee.pipeline.work import Pages, Segment
-from bloombee.types import SequenceId
+from bloombee.types import PageGroup, SequenceId
 from bloombee.wire.messages import Holding, Item, Load, Opening, Pick
 
 
@@ -44,8 +45,7 @@ class SequenceStore:
     """Of one pipeline on one worker."""
 
     def __init__(self, load: Load) -> None:
-        self.groups = load.groups
-        self.pools = tuple(PagePool(group.num_pages, load.page_size) for group in load.groups)
+        self.kv = KvStore([PageGroup(group.window, group.num_pages) for group in load.groups], load.page_size)
         self._has_windows = any(group.window for group in load.groups)
         self._has_rules = load.rules is not None
         self._held: dict[SequenceId, Held] = {}
@@ -60,11 +60,6 @@ class SequenceStore:
 
     def get(self, sequence: SequenceId) -> Held | None:
         return self._held.get(sequence)
-
-    @property
-    def pages_free(self) -> int:
-        """Of all groups."""
-        return sum(pool.num_free for pool in self.pools)
 
     @property
     def any_decodes(self) -> bool:
@@ -103,20 +98,16 @@ class SequenceStore:
             return None
         else:
             have, generation = held.have, item.generation
-            if item.generation > held.generation and not self._can_go_back(held, item.position):
+            if item.generation > held.generation and not self.kv.can_go_back(item.position, held.newest):
                 have = 0
         if item.position <= have and (held is not None or item.opening is not None):
             return None
         return Holding(item.sequence, generation, have)
 
-    def _can_go_back(self, held: Held, position: int) -> bool:
-        return all(can_go_back(position, held.newest, group.window) for group in self.groups)
-
     def open(self, item: Item) -> Held:
         """The sequence of an item at position 0, which was not held before."""
         assert item.opening is not None
-        tables = tuple(PageTable(pool, group.window) for pool, group in zip(self.pools, self.groups, strict=True))
-        held = self._held[item.sequence] = Held(item.generation, item.opening, tables)
+        held = self._held[item.sequence] = Held(item.generation, item.opening, self.kv.open())
         return held
 
     def fresh(self, items: Sequence[Item]) -> Sequence[Item]:

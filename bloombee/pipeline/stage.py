@@ -24,17 +24,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bloombee.errors import BloomBeeError, LocalProtocolError, PoolExhausted, RemoteProtocolError, StalePlan, to_wire
-from bloombee.pipeline.commands import Command, Compute, Gather, Send
+from bloombee.pipeline.commands import Command, Compute, Gather, Send, Spill
 from bloombee.pipeline.device_queue import DeviceQueue, Job
 from bloombee.pipeline.events import (
     Computed,
     ComputeFailed,
     Gathered,
+    GatherFailed,
     Greeted,
     LinkRestored,
     Moved,
     Port,
     Recoded,
+    Spilled,
     StageReceived,
     Tick,
     Unsendable,
@@ -51,19 +53,23 @@ _OF_A_SEAT = (Forward, Ack, Gap, Resume, Resumed)
 _FOR_STAGES = (*_OF_A_SEAT, Close, Retire, Wire)
 _PHASES = {int(phase): phase for phase in Phase}
 LOG_BYTES = 256 << 20
-"""Of activations that left a stage, kept for whoever takes the next one's place."""
+"""Of activations that left a stage, kept in memory for whoever takes the next one's place."""
 
 _OfSeat = Greeted | Recoded | Unsendable | LinkRestored
-Event = StageReceived | Computed | ComputeFailed | Gathered | Moved | Tick | _OfSeat
+Event = StageReceived | Computed | ComputeFailed | Gathered | GatherFailed | Spilled | Moved | Tick | _OfSeat
 
 
 class StageCore:
-    """events: see ``Event``. commands: Send, Compute, Gather."""
+    """events: see ``Event``. commands: Send, Compute, Gather, Spill.
 
-    def __init__(self, load: Load, *, resend_after_s: float, log_bytes: int = LOG_BYTES) -> None:
+    Args:
+        log_bytes, log_disk_bytes: of what left the stage and is kept, in memory and in a file; 0: there is no file.
+    """
+
+    def __init__(self, load: Load, *, resend_after_s: float, log_bytes: int = LOG_BYTES, log_disk_bytes: int = 0) -> None:
         self.load = load
         self.store = SequenceStore(load)
-        self.log = BoundaryLog(log_bytes)
+        self.log = BoundaryLog(log_bytes, log_disk_bytes)
         self.seats: dict[Epoch, Seat] = {}
         """Those that are not retired, oldest first."""
         self.failed = False
@@ -85,6 +91,11 @@ class StageCore:
         match event:
             case Gathered(number=number, payload=payload, now=now):
                 return self._gathered(number, payload, now)
+            case GatherFailed(number=number, now=now):
+                return self._gather_failed(number, now)
+            case Spilled(number=number, stored=stored):
+                self.log.spilled(number, stored)
+                return self._spill()
             case ComputeFailed(error=error):
                 self.failed = True
                 return [self._fail(error)]
@@ -150,7 +161,7 @@ class StageCore:
     @property
     def pages_free(self) -> int:
         """Of all groups."""
-        return self.store.pages_free
+        return self.store.kv.pages_free
 
     @property
     def is_idle(self) -> bool:
@@ -280,20 +291,20 @@ class StageCore:
         job = self._device.finish(outcome.number)
         seat, lane_in = job.seat, lane_of(job.work.phase)
         fresh = self.store.fresh(job.items)
-        self._keep(job, fresh, outcome)
+        spills = self._keep(job, fresh, outcome)
         if seat.retired:
-            return [*self._say_over_others(job, outcome, now), *self._start()]
+            return [*self._say_over_others(job, outcome, now), *self._start(), *spills]
         seat.upstream[lane_in].retire([job.frame])
         sends = seat.pass_on(job.work, job.items, fresh, outcome, now)
         if len(self.seats) > 1 or seat.is_behind:
             sends += self._say_over_others(job, outcome, now)
-        return [*sends, *self._start(), seat.acknowledge(lane_in, now)]
+        return [*sends, *self._start(), seat.acknowledge(lane_in, now), *spills]
 
-    def _keep(self, job: Job, fresh: Sequence[Item], outcome: Outcome) -> None:
+    def _keep(self, job: Job, fresh: Sequence[Item], outcome: Outcome) -> list[Command]:
         """In the log; on the last stage picks with their sequence."""
         if not job.seat.is_last:
             self.log.append(job.items, fresh, outcome.hidden, outcome.num_bytes)
-            return
+            return self._spill()
         last: Pick | None = None
         for pick in outcome.picks:  # those of one sequence are neighbours
             one = self.store.get(pick.sequence)
@@ -301,6 +312,12 @@ class StageCore:
                 is_more = last is not None and last.sequence == pick.sequence
                 one.picks = (*one.picks, pick) if is_more else (pick,)
             last = pick
+        return []
+
+    def _spill(self) -> list[Command]:
+        """What the log wants written to its file now."""
+        spilling = self.log.next_spill()
+        return [] if spilling is None else [Spill(spilling.number, spilling.frames)]
 
     def _say_over_others(self, job: Job, outcome: Outcome, now: float) -> list[Command]:
         """Over every open seat but the job's own, which are behind then; picks over one, if the job's own is gone."""
@@ -326,6 +343,14 @@ class StageCore:
         if seat is None:
             return []  # it was retired meanwhile
         return [*seat.gathered(number, payload, now), *self._pump(seat, now)]
+
+    def _gather_failed(self, number: int, now: float) -> list[Command]:
+        """Those rows are kept no more."""
+        seat = next((seat for seat in self.seats.values() if seat.has_gathering(number)), None)
+        if seat is None:
+            return []
+        seat.gather_failed(number)
+        return self._pump(seat, now)
 
     # -- the head --------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ def _assert_right(cluster: SimCluster, num_stages: int) -> None:
         assert request.finish is FinishReason.LENGTH
         assert request.tokens == oracle(request.prompt, request.seed, num_stages, request.max_new_tokens)
     for stage in cluster.stages.values():
-        assert all(pool.num_free == pool.num_pages for pool in stage.store.pools)
+        assert all(pool.num_free == pool.num_pages for pool in stage.store.kv.pools)
 
 
 @pytest.mark.parametrize("rtt_s", [0.002, 0.02, 0.15, 0.3, 1.0])
@@ -91,4 +91,4 @@ def test_a_device_that_hangs_ends_its_requests_and_the_swarm_serves_again_when_i
     assert cluster.run()
     assert cluster.down is None
     assert cluster.requests[again].tokens == oracle([7, 8, 9], 3, 3, 8)
-    assert all(pool.num_free == pool.num_pages for stage in cluster.stages.values() for pool in stage.store.pools)
+    assert all(pool.num_free == pool.num_pages for stage in cluster.stages.values() for pool in stage.store.kv.pools)

@@ -42,7 +42,7 @@ def _assert_right(cluster: SimCluster, num_stages: int, windows: Sequence[Sequen
             assert request.tokens == want
     for stage in cluster.stages.values():
         assert stage.num_sequences == 0
-        assert all(pool.num_free == pool.num_pages for pool in stage.store.pools)
+        assert all(pool.num_free == pool.num_pages for pool in stage.store.kv.pools)
     return cancelled
 
 

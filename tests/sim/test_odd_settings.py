@@ -47,4 +47,4 @@ def test_every_request_is_served_or_refused_with_the_numbers(
             assert isinstance(request.error, Infeasible)
             assert len(request.prompt) + NEW - 1 > num_pages * page_size
     for stage in cluster.stages.values():
-        assert all(pool.num_free == pool.num_pages for pool in stage.store.pools)
+        assert all(pool.num_free == pool.num_pages for pool in stage.store.kv.pools)

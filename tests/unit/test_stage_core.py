@@ -193,7 +193,7 @@ def test_a_window_holds_a_bounded_number_of_pages_of_a_sequence_of_any_length() 
         assert len(narrow.ids) <= most
         _done(core, work)
         assert core.pages_free <= 400 - len(full.ids)
-    assert 200 - core.store.pools[1].num_free <= most < 25
+    assert 200 - core.store.kv.pools[1].num_free <= most < 25
     core.handle(StageReceived(Close(1, 1, (), 8), 0.0))
     assert core.pages_free == 400
 
@@ -223,7 +223,7 @@ def test_a_rollback_beyond_what_a_window_keeps_asks_for_everything_again() -> No
     _done(core, work)
     (work,) = _works(core.handle(_forward(11, _item(7, 0, 20, generation=2))))
     assert [pages.start for pages in work.segments[0].pages] == [0, 0]
-    assert [pool.num_pages - pool.num_free for pool in core.store.pools] == [5, 5]
+    assert [pool.num_pages - pool.num_free for pool in core.store.kv.pools] == [5, 5]
 
 
 def test_pages_that_are_not_there_fail_the_stage() -> None:
@@ -445,7 +445,7 @@ def test_what_waited_in_a_retired_seat_is_computed_and_said_over_the_next() -> N
 
 def test_rows_that_no_log_has_any_more_are_reported_as_lost() -> None:
     core = _core(credits_=9)
-    core.log._budget_bytes = 8
+    core.log._memory_bytes = 8
     for position in range(3):
         _ran(core, _forward(position, _item(7, position, 1)), 1)
     commands = _seat(core, 2, 0, 2, 9, (Holding(7, 0, 1),))
