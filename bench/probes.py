@@ -18,7 +18,9 @@ from bloombee.pace import Pace
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Outcome, Work
-from bloombee.roles.executor import DeviceThread
+from bloombee.roles.device_queue import DeviceQueue
+from bloombee.roles.executor import SpanExecutor
+from bloombee.roles.loading import Loader
 from bloombee.sim.cluster import SimCluster, SimWorker
 from bloombee.types import Phase
 from bloombee.wire.messages import Load
@@ -111,7 +113,8 @@ def measure_device(rounds: int) -> list[Row]:
 
 async def _hand_off(rounds: int, depth: int) -> list[float]:
     """Seconds a work of each turn of ``depth`` works."""
-    thread = DeviceThread(asyncio.get_running_loop())
+    queue = DeviceQueue(asyncio.get_running_loop())
+    device = SpanExecutor(queue, Loader())
     back = asyncio.Event()
     left = 0
 
@@ -131,12 +134,12 @@ async def _hand_off(rounds: int, depth: int) -> list[float]:
             back.clear()
             start = time.perf_counter()
             for _ in range(depth):
-                thread.run(Work(0, 0, number, number, Phase.DECODE, ()), on_done=done, on_error=failed)
+                device.run(Work(0, 0, number, number, Phase.DECODE, ()), on_done=done, on_error=failed)
             await back.wait()
             if number >= 50:
                 times.append((time.perf_counter() - start) / depth)
     finally:
-        thread.stop()
+        queue.stop()
     return times
 
 

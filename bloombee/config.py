@@ -173,6 +173,15 @@ class WorkerConfig:
         None, "An emulated device: milliseconds F,R,P of a forward, or F,R,P/LAYERS of so many layers; default: the real one."
     )
     load_bytes_per_s: float | None = option(None, "An emulated disk: weights load no faster; default: as fast as they can.")
+    log_memory_bytes: int = option(
+        256 << 20,
+        "Memory for activations that have left this worker, said again to whoever takes the next one's place, as 256MiB.",
+        name="log-memory",
+    )
+    log_disk_bytes: int = option(
+        1 << 30, "Room on disk for those that memory has none for, as 1GiB; 0: none. Beyond it the oldest go.", name="log-disk"
+    )
+    log_dir: str | None = option(None, "The directory for them, on a disk; default: where this system has temporary files.")
     source: str | None = option(None, "The own IP address to dial others from; default: what the system takes.")
     key: str | None = option(None, "A key file made by 'bloombee keygen'; default: a new key for this run.")
     trace: str = option(".", "The directory for this worker's trace, should the head ask for one.")
@@ -190,6 +199,8 @@ class WorkerConfig:
         )
         _check(self, "device", _text(self.device) and bool(_DEVICE.fullmatch(self.device)), "auto, cpu, cuda or cuda:N")
         _check_memory(self)
+        _check_log(self)
+        _check(self, "log_dir", self.log_dir is None or _text(self.log_dir), "a directory")
         _check(self, "model", self.model is None or _text(self.model), "a directory or a hub id")
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")
         _check(self, "join_deadline_s", _seconds(self.join_deadline_s), "seconds > 0")
@@ -214,6 +225,7 @@ class LocalWorker:
         pace: of this worker; None: the Runtime's.
         memory_bytes: that it offers for weights and KV; None: its share of this machine's, of a stand-in an accelerator's.
         load_bytes_per_s: how fast it loads weights, at most.
+        log_memory_bytes, log_disk_bytes: room for activations that have left it.
 
     Raises:
         ConfigError: no endpoint of the form tcp://HOST:PORT, no IP address, or as :class:`WorkerConfig`.
@@ -226,6 +238,8 @@ class LocalWorker:
     pace: str | None = None
     memory_bytes: int | None = None
     load_bytes_per_s: float | None = None
+    log_memory_bytes: int = 256 << 20
+    log_disk_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         _check_endpoint(self, "listen", read_listen, LISTEN_RULE)
@@ -234,6 +248,7 @@ class LocalWorker:
         _check_source(self)
         _check_pace(self)
         _check_memory(self)
+        _check_log(self)
         _check_rate(self, "load_bytes_per_s")
 
 
@@ -319,8 +334,9 @@ def load_config(path: str | os.PathLike[str] | None) -> Config:
             raise ConfigError(f"{path}: {name}: settings stand in the tables [runtime] and [worker]", path=str(path), field=name)
     try:
         worker = dict(tables.get("worker", {}))
-        if isinstance(worker.get("memory_bytes"), str):
-            worker["memory_bytes"] = parse_size(worker["memory_bytes"])
+        for name in ("memory_bytes", "log_memory_bytes", "log_disk_bytes"):
+            if isinstance(worker.get(name), str):
+                worker[name] = parse_size(worker[name])
         return Config(merge(RuntimeConfig(), tables.get("runtime", {})), merge(WorkerConfig(), worker))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", **{**error.fields, "path": str(path)}) from error
@@ -368,6 +384,12 @@ def _check_memory(config: WorkerConfig | LocalWorker) -> None:
     memory_bytes = config.memory_bytes
     allowed = "at least 1 MiB, as 8GiB or a number of bytes"
     _check(config, "memory_bytes", memory_bytes is None or _whole(memory_bytes, 2**20, 2**60), allowed)
+
+
+def _check_log(config: WorkerConfig | LocalWorker) -> None:
+    allowed = "bytes up to 1 EiB, as 256MiB or a number of bytes"
+    for field in ("log_memory_bytes", "log_disk_bytes"):
+        _check(config, field, _whole(getattr(config, field), 0, 2**60), allowed)
 
 
 def _check_rate(config: object, field: str) -> None:

@@ -19,7 +19,12 @@ from cyclopts import App, Group, Parameter, Token
 from bloombee.config import parse_size, parse_split
 from bloombee.quote import quoted
 
-_TEXT_FIELDS: dict[str, Callable[[str], Any]] = {"split": parse_split, "memory_bytes": parse_size}
+_TEXT_FIELDS: dict[str, Callable[[str], Any]] = {
+    "split": parse_split,
+    "memory_bytes": parse_size,
+    "log_memory_bytes": parse_size,
+    "log_disk_bytes": parse_size,
+}
 """Fields that a person writes otherwise than as their type says."""
 
 Given = dict[str, Any]

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from bloombee.engine.hugepages import let_go
 from bloombee.errors import LocalProtocolError, ModelUnsupported
 from bloombee.pipeline.work import Segment
 from bloombee.plan.scratch import COPIED_BYTES
@@ -77,15 +78,35 @@ class SlotCache:
         self.device = device
         self.most_copied = COPIED_BYTES // (max((one.elements for one in layers), default=1) * dtype.itemsize)
         """Keys, with their values, that are copied side by side in a layer."""
-        self.latent = {one.layer for one in layers if one.latent}
-        self.group_of = {one.layer: _find_group(self.groups, one) for one in layers}
+        self.latent: set[int] = set()
+        self.group_of: dict[int, int] = {}
+        self._dtype = dtype
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for one in layers:
-            num_slots = self.groups[self.group_of[one.layer]].num_pages * page_size
-            self._layers[one.layer] = (
-                torch.empty((one.keys[0], num_slots, one.keys[1]), dtype=dtype, device=device),
-                torch.empty((one.values[0], num_slots, one.values[1]), dtype=dtype, device=device),
-            )
+            self.add(one)
+
+    def add(self, one: LayerCache) -> None:
+        """Memory for one layer more.
+
+        Raises:
+            LocalProtocolError: no group's layers see as far.
+        """
+        group = _find_group(self.groups, one)
+        num_slots = self.groups[group].num_pages * self.page_size
+        self.group_of[one.layer] = group
+        if one.latent:
+            self.latent.add(one.layer)
+        self._layers[one.layer] = (
+            torch.empty((one.keys[0], num_slots, one.keys[1]), dtype=self._dtype, device=self.device),
+            torch.empty((one.values[0], num_slots, one.values[1]), dtype=self._dtype, device=self.device),
+        )
+
+    def drop(self, layer: int) -> None:
+        """Give a layer's memory back: at once, whoever still has a view of it."""
+        for held in self._layers.pop(layer):
+            let_go(held)
+        self.latent.discard(layer)
+        del self.group_of[layer]
 
     def clear(self, num_slots: int) -> None:
         """Zeros in the first ``num_slots`` slots of every layer."""

@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
 MADV_COLLAPSE = 25
@@ -60,6 +61,13 @@ def forget(address: int, count: int) -> None:
         first, stop = -(-address // size) * size, (address + count) // size * size
         if stop > first:
             _madvise()(first, stop - first, mmap.MADV_DONTNEED)
+
+
+def let_go(tensor: Any) -> None:
+    """Memory of a tensor on the CPU back to the system before its owner frees it: the allocator would keep it, in holes that the
+    next may not fit. It reads as zeros from now on."""
+    if tensor.device.type == "cpu":
+        forget(tensor.data_ptr(), int(tensor.nbytes))
 
 
 def _madvise() -> Callable[[int, int, int], int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -16,11 +18,12 @@ from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.cache import SlotCache, Step
 from bloombee.engine.checkpoint import Checkpoint
 from bloombee.engine.digest import require_same_weights
-from bloombee.engine.packed import Watch, pack_linears
+from bloombee.engine.packed import Watch, empty, pack_linears
 from bloombee.engine.processors import Processors
-from bloombee.engine.rotary import lengths_of
+from bloombee.engine.rotary import RotaryByLength, lengths_of
 from bloombee.engine.sampler import SamplerRow, sample
 from bloombee.engine.skeleton import Skeleton, build, splice
+from bloombee.engine.spans import ModelKey, SpanStore, trim
 from bloombee.engine.stored import probe
 from bloombee.engine.synthetic import fill_random
 from bloombee.engine.weights import Loading, LoadProgress, fill, materialize, plan_loading
@@ -60,10 +63,10 @@ class SpanModel:
         span, num_layers, dtype, device, hidden_size, vocab_size: of what was loaded. ``dtype`` is that of weights
             and activations alike.
         weight_bytes: resident, in ``dtype``. layer_bytes: of one layer, their mean.
-        disk_bytes, requested_bytes: the span's tensors in the checkpoint, and what was asked of its files for them.
+        disk_bytes, requested_bytes: the tensors that were read, in the checkpoint, and what was asked of its files for them.
     """
 
-    def __init__(self, skeleton: Skeleton, span: Span, dtype: Dtype, kv: SlotCache) -> None:
+    def __init__(self, skeleton: Skeleton, span: Span, dtype: Dtype, kv: SlotCache, store: SpanStore, key: ModelKey) -> None:
         config = skeleton.base.config
         self.span = span
         self.num_layers = skeleton.num_layers
@@ -75,6 +78,10 @@ class SpanModel:
         self.weight_bytes = self.layer_bytes = self.disk_bytes = self.requested_bytes = 0
         self.batched_decode = kv.device.type != "cpu"
         self._skeleton = skeleton
+        self._store, self._key = store, key
+        self._reservation = 0
+        self._kept: dict[int, int] = {}
+        """Layers that the store counts this span as a user of, and their bytes."""
         self._processors: Processors | None = None
         self._arrived: torch.Tensor | None = None
 
@@ -92,8 +99,9 @@ class SpanModel:
         weight_digests: Sequence[bytes] = (),
         progress: LoadProgress | None = None,
         rules: Rules | None = None,
+        store: SpanStore | None = None,
     ) -> SpanModel:
-        """Build the stage of ``span`` and read its weights, and no others.
+        """Build the stage of ``span`` and read its weights, and no others. What ``progress`` raises ends it, and leaves nothing.
 
         Args:
             num_layers: what the plan believes the model has; None skips the check.
@@ -102,8 +110,10 @@ class SpanModel:
             progress: called with (loaded bytes, total bytes) while weights are read, and then packed.
             weight_digests: what the span's tensors must be: see :func:`~bloombee.engine.digest.require_same_weights`.
             rules: of the checkpoint for logits, which a last stage obeys.
+            store: where the device's weights are: layers that are there are not read again. None: one of its own.
 
         Raises:
+            Infeasible: weights and KV are more than the store has room for.
             ModelUnsupported: the family cannot be split.
             ConfigError: the span, the plan and the checkpoint disagree, files are missing or corrupt, or the weights are
                 not those of ``weight_digests``.
@@ -120,17 +130,31 @@ class SpanModel:
             )
         with Watch(skeleton.model) as watch:
             layers = probe(skeleton, checkpoint.ref, span)
+        key = (checkpoint.config_digest.hex(), str(checkpoint.directory or checkpoint.ref), str(dtype), device)
         try:
             kv = SlotCache(layers, groups, page_size, TORCH_DTYPES[dtype], torch.device(device))
-            model = cls(skeleton, span, dtype, kv)
+            model = cls(skeleton, span, dtype, kv, store or SpanStore(), key)
             model._processors = Processors(rules, model.vocab_size) if rules is not None and model.is_last else None
-            model._fill(checkpoint, weight_digests, progress)
-            if model.device.type == "cpu":
-                total = model.disk_bytes
-                pack_linears(skeleton.model, watch.groups, lambda: progress(total, total) if progress is not None else None)
+            model._load(checkpoint, weight_digests, progress, watch.groups)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise DeviceError(f"no memory on {device} for {span} of {checkpoint.ref}", device=device) from error
         return model
+
+    def close(self) -> None:
+        """Give back its KV memory, and the weights that no other span uses, at once. It cannot be run any more."""
+        for layer in list(self.kv.group_of):
+            self.kv.drop(layer)
+        base, name = self._skeleton.base, self._skeleton.layers
+        layers = getattr(base, name)
+        setattr(base, name, torch.nn.ModuleList())
+        unkept = [layer for number, layer in enumerate(layers, self.span.start) if number not in self._kept]
+        for module in (self._skeleton.model, *unkept, *self._store.give(self._key, self._kept)):
+            empty(module)
+        self._kept = {}
+        self._store.release(self._reservation)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        trim()
 
     def run(self, work: Work, hidden: torch.Tensor | None) -> torch.Tensor | list[Pick]:
         """One microbatch through the span; its rows' keys and values are stored in their slots.
@@ -186,27 +210,81 @@ class SpanModel:
 
     # -- loading -------------------------------------------------------------------------------
 
-    def _fill(self, checkpoint: Checkpoint, weight_digests: Sequence[bytes], progress: LoadProgress | None) -> None:
+    def _load(
+        self,
+        checkpoint: Checkpoint,
+        weight_digests: Sequence[bytes],
+        progress: LoadProgress | None,
+        together: Sequence[tuple[torch.nn.Linear, ...]],
+    ) -> None:
+        """
+        Args:
+            together: linear layers that are handed one input.
+        """
+        can_share = self._can_share()
+        held = self._store.take(self._key, self.span) if can_share else {}
+        self._kept = {number: num_bytes for number, (_, num_bytes) in held.items()}
+        try:
+            loading = self._choose(checkpoint, weight_digests)
+            weight_bytes = sum(_bytes_of(self._skeleton.meta[name], self.dtype) for name in set(loading.stored.values()))
+            self._reservation = self._store.reserve(self.span, weight_bytes, self.kv.num_bytes)
+            if not can_share:
+                self._key += (str(self._reservation),)
+            fresh = self._fill(checkpoint, loading, {number: layer for number, (layer, _) in held.items()}, progress)
+            if self.device.type == "cpu":
+                total = self.disk_bytes
+                pack_linears(self._skeleton.model, together, lambda: progress(total, total) if progress is not None else None)
+            self._store.keep(self._key, fresh, self._reservation)
+            self._kept |= {number: num_bytes for number, (_, num_bytes) in fresh.items()}
+        except BaseException:
+            self.close()
+            raise
+        self.layer_bytes = sum(self._kept.values()) // len(self.span)
+
+    def _can_share(self) -> bool:
+        """Whether a layer is its own: in some models one tensor is several layers', or layers are told of each forward."""
+        skeleton = self._skeleton
+        tied = any(0 <= skeleton.home(name) < skeleton.num_layers for pair in skeleton.tied().items() for name in pair)
+        modules = getattr(skeleton.base, skeleton.layers).modules()
+        return not tied and not any(isinstance(vars(module).get("forward"), RotaryByLength) for module in modules)
+
+    def _choose(self, checkpoint: Checkpoint, weight_digests: Sequence[bytes]) -> Loading:
+        """What is to be loaded, once it is known to be the head's; layers that the store has are left out."""
         skeleton = self._skeleton
         if checkpoint.is_random:
             loading = Loading([], {name: name for name in skeleton.parameters if skeleton.is_in(name, self.span)})
         else:
             loading = plan_loading(skeleton, checkpoint, self.span)
             require_same_weights(checkpoint, skeleton, loading, self.span, weight_digests)
+        return loading.without({name for name in loading.stored if skeleton.home(name) in self._kept})
+
+    def _fill(
+        self, checkpoint: Checkpoint, loading: Loading, held: dict[int, torch.nn.Module], progress: LoadProgress | None
+    ) -> dict[int, tuple[torch.nn.Module, int]]:
+        """The layers that were loaded, and their bytes, beside those that were ``held``."""
+        skeleton = self._skeleton
         splice(skeleton, self.span)
         memory = materialize(skeleton, loading.stored, self.dtype, self.device)
+        layers = getattr(skeleton.base, skeleton.layers)
+        for number, layer in held.items():
+            layers[number - self.span.start] = layer
         if checkpoint.is_random:
             self.disk_bytes = fill_random(memory, progress)
         else:
             self.disk_bytes, self.requested_bytes = fill(
                 checkpoint, loading, memory, cache(lambda: build(checkpoint, self.dtype).model), progress
             )
-        self.weight_bytes = sum(t.numel() * t.element_size() for t in memory.values())
-        layers = getattr(skeleton.base, skeleton.layers)
-        self.layer_bytes = sum(t.numel() * t.element_size() for t in layers.parameters()) // len(layers)
+        self.weight_bytes = sum(t.numel() * t.element_size() for t in memory.values()) + sum(self._kept.values())
         skeleton.model.eval().requires_grad_(False)
+        fresh = {
+            number: (layer, sum(t.numel() * t.element_size() for t in layer.parameters()))
+            for number, layer in enumerate(layers, self.span.start)
+            if number not in held
+        }
         if not self.is_first:
+            layers[0] = _twin(layers[0])
             layers[0].register_forward_pre_hook(self._substitute, with_kwargs=True)
+        return fresh
 
     def _substitute(
         self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -273,6 +351,18 @@ class SpanModel:
             raise RemoteProtocolError(f"activations are {got}; this stage takes {list(expected)} {self.dtype.value}")
         self._arrived = hidden.to(self.device, non_blocking=True)[None]
         return inputs | {"inputs_embeds": self._arrived}
+
+
+def _bytes_of(tensor: torch.Tensor, dtype: Dtype) -> int:
+    """Of a parameter in a run of ``dtype``."""
+    return int(tensor.numel()) * (dtype.num_bytes if tensor.is_floating_point() else int(tensor.element_size()))
+
+
+def _twin(layer: torch.nn.Module) -> torch.nn.Module:
+    """The same layer, with the same weights, and hooks of its own: others may have it in the middle of their span."""
+    twin = copy(layer)
+    twin._forward_pre_hooks, twin._forward_pre_hooks_with_kwargs = OrderedDict(), OrderedDict()
+    return twin
 
 
 class _Given(torch.nn.Module):  # type: ignore[misc]

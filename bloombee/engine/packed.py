@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear, pad
 
-from bloombee.engine.hugepages import collapse, forget
+from bloombee.engine.hugepages import collapse, forget, let_go
 
 ROWS = 32
 """Rows that the layout is made for. Those for 4 to 512 rows measure alike; the one for a single row is slower from 2 on."""
@@ -87,7 +87,7 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
         weight = _joined([layer.weight for layer in originals])
         for layer in originals:
             if weight.data_ptr() != layer.weight.data_ptr():
-                _let_go(layer.weight)
+                let_go(layer.weight)
             del layer.weight
         self.parts = [(part, None if bias is None else bias[start : start + part.shape[0]]) for start, part in _packed(weight)]
         self.weight, self._bias = self.parts[0]
@@ -202,9 +202,20 @@ def can_pack(dtype: torch.dtype) -> bool:
     return bool(torch.allclose(got.float(), linear(rows.float(), weight.float()), rtol=0.02, atol=0.05))
 
 
-def _let_go(weight: torch.Tensor) -> None:
-    """Memory back to the system before its owner frees it: the allocator would keep it, in holes that the next may not fit."""
-    forget(weight.data_ptr(), int(weight.nbytes))
+def empty(module: nn.Module) -> None:
+    """Give back the memory of all weights below ``module``, which cannot be run any more; whoever still has it has its shell."""
+    for one in module.modules():
+        for packed in _weights(one):
+            forget(*_memory(packed))
+        if isinstance(one, PackedPart):
+            one._product.packed.parts, one._product.packed.weight = [], None
+        if isinstance(one, PackedLinear | PackedPart):
+            one.parts, one.weight = [], None
+        for tensors in (one._parameters, one._buffers):
+            for tensor in tensors.values():
+                if tensor is not None:
+                    let_go(tensor)
+            tensors.clear()
 
 
 def _weights(module: nn.Module) -> list[torch.Tensor]:
@@ -231,4 +242,4 @@ def _packed(weight: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
     for start in range(0, weight.shape[0], count):
         part = weight[start : start + count]
         yield start, torch.ops.mkldnn._reorder_linear_weight.default(part, ROWS)
-        _let_go(part)
+        let_go(part)

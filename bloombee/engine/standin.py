@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from bloombee.engine.buffers import TORCH_DTYPES
+from bloombee.engine.spans import ModelKey, SpanStore
 from bloombee.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from bloombee.models.card import ModelCard
 from bloombee.models.standin import default_pace, standin_card, standin_token
 from bloombee.pace import Pace
 from bloombee.pipeline.work import Segment, Work
-from bloombee.plan.plan import check_fits
 from bloombee.types import Dtype, PageGroup, Span
 from bloombee.wire.messages import Pick
 
@@ -82,6 +82,10 @@ class StandIn:
         self.kv_bytes = kv_slots * card.kv_bytes_per_token(span, dtype)
         self.default_pace: Pace = default_pace(card, span)
         self._bank = Bank(card.hidden_size, dtype)
+        self._store = SpanStore()
+        self._key: ModelKey = ()
+        self._kept: list[int] = []
+        self._reservation = 0
 
     @classmethod
     def load(
@@ -92,26 +96,44 @@ class StandIn:
         dtype: Dtype,
         groups: Sequence[PageGroup] = (),
         page_size: int = 1,
-        memory_bytes: int | None = None,
         progress: Callable[[int, int], None] | None = None,
+        store: SpanStore | None = None,
     ) -> StandIn:
         """As :meth:`SpanModel.load <bloombee.engine.model.SpanModel.load>`, without reading anything.
 
         Args:
-            memory_bytes: of the device that it stands for; None: enough.
             progress: called with (loaded bytes, total bytes) piece by piece; it may take its time, or raise to give up.
+            store: of the device that it stands for.
 
         Raises:
             ConfigError: there is no such stand-in or no such span.
-            Infeasible: weights and KV are more than ``memory_bytes``.
+            Infeasible: weights and KV are more than the store has room for.
         """
-        loaded = cls(standin_card(model), span, dtype, page_size * sum(group.num_pages for group in groups))
-        if memory_bytes is not None:
-            check_fits("this one", span, loaded.weight_bytes, loaded.kv_bytes, memory_bytes)
-        if progress is not None:
+        card = standin_card(model)
+        loaded = cls(card, span, dtype, page_size * sum(group.num_pages for group in groups))
+        loaded._store, loaded._key = store or SpanStore(), (model, str(dtype))
+        held = loaded._store.take(loaded._key, span)
+        loaded._kept = list(held)
+        num_bytes = loaded.weight_bytes - sum(layer for _, layer in held.values())
+        try:
+            loaded._reservation = loaded._store.reserve(span, num_bytes, loaded.kv_bytes)
             for piece in range(1, LOAD_PIECES + 1):
-                progress(loaded.weight_bytes * piece // LOAD_PIECES, loaded.weight_bytes)
+                if progress is not None:
+                    progress(num_bytes * piece // LOAD_PIECES, num_bytes)
+        except BaseException:
+            loaded.close()
+            raise
+        missing = (number for number in range(span.start, span.stop) if number not in held)
+        fresh = {number: (None, card.layer_parameters[number] * dtype.num_bytes) for number in missing}
+        loaded._store.keep(loaded._key, fresh, loaded._reservation)
+        loaded._kept += fresh
         return loaded
+
+    def close(self) -> None:
+        """As :meth:`SpanModel.close <bloombee.engine.model.SpanModel.close>`."""
+        self._store.give(self._key, self._kept)
+        self._kept = []
+        self._store.release(self._reservation)
 
     @property
     def is_last(self) -> bool:

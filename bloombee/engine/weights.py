@@ -8,7 +8,7 @@ combines are handed to the conversion, save for the commonest (stacking experts)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -99,6 +99,12 @@ class Loading:
 
     units: list[Unit]
     stored: dict[str, str]
+
+    def without(self, names: Container[str]) -> Loading:
+        """The same but for parameters that are there already."""
+        stored = {name: source for name, source in self.stored.items() if name not in names}
+        wanted = set(stored.values())
+        return Loading([unit for unit in self.units if wanted.intersection(unit.targets)], stored)
 
 
 def plan_loading(skeleton: Skeleton, checkpoint: Checkpoint, span: Span) -> Loading:

@@ -72,6 +72,11 @@ class Sender:
         if mode is not CodecMode.OFF:
             self.choice = replace(self.choice, speed=measure_speed(dtype, channels))
 
+    @property
+    def default_key(self) -> bytes:
+        """Of the table that everyone has."""
+        return self._default.key
+
     def set_link(self, bandwidth_bytes_per_s: float | None, rtt_s: float | None) -> None:
         """What the link has shown; decides whether coding pays."""
         self.choice = replace(

@@ -88,6 +88,8 @@ class LocalSwarm:
                 source=place.source,
                 pace=place.pace or self._config.pace,
                 load_bytes_per_s=place.load_bytes_per_s,
+                log_memory_bytes=place.log_memory_bytes,
+                log_disk_bytes=place.log_disk_bytes,
                 device=self._config.device,
                 threads=self._threads(),
                 memory_bytes=place.memory_bytes or shared_bytes,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from bloombee.errors import LinkDown, from_wire
 from bloombee.roles.greeting import Greeter
-from bloombee.roles.stage_host import CODECS
+from bloombee.roles.neighbours import CODECS
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.link_events import LinkEvent, LinkEventKind
 from bloombee.types import Lane, WorkerId

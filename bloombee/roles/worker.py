@@ -22,18 +22,17 @@ from bloombee.errors import (
     StalePlan,
     to_wire,
 )
-from bloombee.pace import parse_pace
 from bloombee.roles.event_loop import new_event_loop
-from bloombee.roles.executor import DeviceThread
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.head_search import Found, HeadSearch
-from bloombee.roles.stage_host import CODECS, StageHost
+from bloombee.roles.neighbours import CODECS
+from bloombee.roles.stages import Stages
 from bloombee.roles.tracing import StageTrace, open_tracer
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.interfaces import own_address_towards, own_addresses
 from bloombee.transport.keys import generate, load
 from bloombee.transport.link_events import LinkEvent, LinkEventKind
-from bloombee.types import HEAD, VERSION, Lane, PipelineId
+from bloombee.types import HEAD, VERSION, Lane
 from bloombee.wire.envelope import Envelope
 from bloombee.wire.handshake import ClockEstimate, Dialler
 from bloombee.wire.join import Joiner
@@ -84,7 +83,7 @@ class WorkerRole:
         self._search: HeadSearch | None = None
         self._head_link = b""
         self._head_endpoint = ""
-        self._stages: dict[PipelineId, StageHost] = {}
+        self._stages: Stages | None = None
         self._joined: Joined | None = None
         self._endpoint: Endpoint
         self._greeter: Greeter | None = None
@@ -123,8 +122,8 @@ class WorkerRole:
                 ticker.cancel()
                 await asyncio.gather(ticker, return_exceptions=True)
         finally:
-            for stage in self._stages.values():
-                stage.close()
+            if self._stages is not None:
+                self._stages.close()
             await self._endpoint.close(linger_s=0.2)
 
     # -- joining ---------------------------------------------------------------------------
@@ -171,6 +170,9 @@ class WorkerRole:
         assert joiner.joined is not None
         self._joined = joiner.joined
         self._endpoint.swarm = joiner.joined.swarm
+        self._stages = Stages(
+            config, joined=joiner.joined, endpoint=self._endpoint, head_link=self._head_link, open_trace=self._open_trace
+        )
         log.info("joined the head at %s as worker %d; it assigns layers when all workers are there", peer, joiner.joined.worker)
         self._heard_at = time.monotonic()
         machine = Dialler(self._hello(joiner.joined), peer=f"the head at {peer}")
@@ -237,7 +239,7 @@ class WorkerRole:
             case Joined():
                 pass
             case Goodbye():
-                errors = [stage.error for stage in self._stages.values()]
+                errors = [stage.reporter.error for stage in self._stages or ()]
                 # A neighbour that ended sooner, perhaps on the same word of the head's, is no failure of this one.
                 failed = next((error for error in errors if error is not None and not isinstance(error, LinkDown)), None)
                 log.info("the head ends the swarm")
@@ -249,54 +251,20 @@ class WorkerRole:
             case Load():
                 self._load(message)
             case Wire():
-                self._stage_of(message).wire(message)
+                self._joined_stages().wire(message)
             case _:
-                self._stage_of(message).received(self._head_link, lane, message, payload)
+                self._joined_stages().received(self._head_link, lane, message, payload)
 
     def _from_neighbour(self, link: bytes, lane: Lane, message: AnyMessage, payload: Any) -> None:
-        for stage in self._stages.values():
-            if stage.knows(link):
-                stage.received(link, lane, message, payload)
-                return
-        raise RemoteProtocolError("a link of no stage")
+        self._joined_stages().received(link, lane, message, payload)
 
-    def _stage_of(self, message: Any) -> StageHost:
-        pipeline = getattr(message, "pipeline", None)
-        if pipeline is None:
-            raise RemoteProtocolError(f"{type(message).__name__} is not for a worker", path="message.tag")
-        stage = self._stages.get(pipeline)
-        if stage is None:
-            epoch = getattr(message, "epoch", 0)
-            raise StalePlan(f"nothing is loaded for pipeline {pipeline} here", pipeline=pipeline, epoch=epoch)
-        return stage
+    def _joined_stages(self) -> Stages:
+        if self._stages is None:
+            raise RemoteProtocolError("this worker has not joined yet")
+        return self._stages
 
     def _load(self, load: Load) -> None:
-        known = self._stages.get(load.pipeline)
-        if known is not None:
-            known.asked_to_load(load)
-            return
-        assert self._joined is not None
-        log.info("loading layers %d-%d of %s", load.start, load.stop - 1, load.model)
-        device = DeviceThread(
-            asyncio.get_running_loop(),
-            device=self._config.device,
-            threads=self._config.threads,
-            model=self._config.model,
-            pace=parse_pace(self._config.pace) if self._config.pace is not None else None,
-            memory_bytes=self._config.memory_bytes,
-            load_bytes_per_s=self._config.load_bytes_per_s,
-        )
-        self._stages[load.pipeline] = StageHost(
-            load,
-            worker=self._joined.worker,
-            swarm=self._joined.swarm,
-            endpoint=self._endpoint,
-            head_link=self._head_link,
-            device=device,
-            heartbeat_s=self._joined.heartbeat_s,
-            silence_s=self._joined.silence_s,
-            open_trace=self._open_trace,
-        )
+        self._joined_stages().load(load)
 
     def _open_trace(self, wire: Wire, load: Load) -> StageTrace | None:
         """Of this stage, as the head asked; a worker that cannot write it serves without."""
@@ -329,9 +297,8 @@ class WorkerRole:
         if event.link == self._head_link:
             self._head_link_event(event)
             return
-        for stage in self._stages.values():
-            if event.link and stage.knows(event.link):
-                stage.link_event(event.link, event)
+        if self._stages is not None:
+            self._stages.link_event(event)
 
     def _head_link_event(self, event: LinkEvent) -> None:
         assert event.lane is not None
@@ -341,9 +308,8 @@ class WorkerRole:
             case LinkEventKind.CONNECTED:
                 if self._greeter is not None:
                     self._greeter.say_again(event.lane)
-                if self._head_liveness.back(event.lane):
-                    for stage in self._stages.values():
-                        stage.head_restored()
+                if self._head_liveness.back(event.lane) and self._stages is not None:
+                    self._stages.head_restored()
             case LinkEventKind.DISCONNECTED:
                 self._head_liveness.broke(event.lane, time.monotonic())
             case LinkEventKind.PORT_REFUSES:
@@ -356,9 +322,9 @@ class WorkerRole:
         if error is None:
             return
         told = LocalProtocolError(f"internal error, please report it: {type(error).__name__}: {error}")
-        for stage in self._stages.values():
-            stage.fail(told)
-        if not self._stages:
+        if self._stages is not None and any(self._stages):
+            self._stages.fail(told)
+        else:
             self._end(told)
 
     # -- time ------------------------------------------------------------------------------
@@ -375,8 +341,8 @@ class WorkerRole:
                 self._beat(0)
             if self._greeter is not None:
                 self._greeter.tick()
-            for stage in self._stages.values():
-                stage.tick()
+            if self._stages is not None:
+                self._stages.tick(now)
             silent = now - self._heard_at
             if self._head_liveness.away_s(now) > HEAD_GRACE_FACTOR * self._head_liveness.grace_s:
                 self._end(LinkDown(f"the head at {self._head_endpoint} has closed the connection"))

@@ -82,4 +82,4 @@ def test_long_sequences_give_the_same_tokens_from_a_windows_memory(family: str, 
     if family != "mistral":  # the only group of which is the widest
         assert [group.num_pages for group in groups] == [PAGES, PAGES // WINDOW_SHARE]
     for core in cluster.stages.values():
-        assert core.pages_free == sum(pool.num_pages for pool in core.store.pools)
+        assert core.pages_free == sum(pool.num_pages for pool in core.store.kv.pools)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,7 +15,9 @@ from bloombee.engine.describe import describe
 from bloombee.errors import BloomBeeError, Infeasible
 from bloombee.models.card import ModelCard
 from bloombee.models.standin import standin_card
-from bloombee.roles.executor import DeviceThread
+from bloombee.roles.device_queue import DeviceQueue
+from bloombee.roles.executor import SpanExecutor
+from bloombee.roles.loading import Loader
 from bloombee.types import Span
 from bloombee.wire.messages import Group, Load
 
@@ -47,7 +51,7 @@ class Told:
         self.error: BloomBeeError | None = None
         self.over = asyncio.Event()
 
-    def load(self, device: DeviceThread, task: Load) -> None:
+    def load(self, device: SpanExecutor, task: Load) -> None:
         device.load(task, on_progress=self._progress, on_done=self._done, on_error=self._error, on_table=lambda _: None)
 
     def _progress(self, loaded: int, total: int) -> None:
@@ -62,18 +66,25 @@ class Told:
         self.over.set()
 
 
-def device(**arguments: Any) -> DeviceThread:
-    return DeviceThread(asyncio.get_running_loop(), **arguments)
+@asynccontextmanager
+async def device(**arguments: Any) -> AsyncIterator[SpanExecutor]:
+    queue = DeviceQueue(asyncio.get_running_loop())
+    span = SpanExecutor(queue, Loader(**arguments))
+    try:
+        yield span
+    finally:
+        span.stop()
+        queue.stop()
 
 
 def test_a_slow_load_tells_how_far_it_is_and_takes_its_bytes_time() -> None:
     async def main() -> None:
         seconds = 0.5
-        loop, told, thread = asyncio.get_running_loop(), Told(), device(load_bytes_per_s=WEIGHTS / seconds)
+        loop, told = asyncio.get_running_loop(), Told()
         began = loop.time()
-        told.load(thread, order(standin_card(MODEL)))
-        await asyncio.wait_for(told.over.wait(), 60)
-        thread.stop()
+        async with device(load_bytes_per_s=WEIGHTS / seconds) as span:
+            told.load(span, order(standin_card(MODEL)))
+            await asyncio.wait_for(told.over.wait(), 60)
         assert loop.time() - began >= seconds  # no sooner, however late
         assert told.done == (WEIGHTS, 160 * 3 * 2 * 64 * 2)
         assert told.progress == sorted(told.progress)
@@ -88,13 +99,14 @@ def test_a_slow_load_ends_when_the_device_is_stopped(model: str) -> None:
     """At this rate the rest would take some days."""
 
     async def main() -> None:
-        before = set(threading.enumerate())
-        told, loading = Told(), device(load_bytes_per_s=1)
-        (thread,) = set(threading.enumerate()) - before
-        told.load(loading, order(describe(model)))
-        loading.stop()
-        await asyncio.to_thread(thread.join, 60)
-        assert not thread.is_alive()
+        told = Told()
+        async with device(load_bytes_per_s=1) as span:
+            told.load(span, order(describe(model)))
+            (thread,) = [one for one in threading.enumerate() if one.name == "bloombee-load"]
+            span.stop()
+            await asyncio.to_thread(thread.join, 60)
+            assert not thread.is_alive()
+            assert span._loader.store.num_bytes == 0
         assert (told.done, told.error) == (None, None)
 
     asyncio.run(main())
@@ -102,10 +114,10 @@ def test_a_slow_load_ends_when_the_device_is_stopped(model: str) -> None:
 
 def test_a_span_beyond_the_devices_memory_is_refused_there_as_well() -> None:
     async def main() -> None:
-        told, thread = Told(), device(memory_bytes=WEIGHTS)
-        told.load(thread, order(standin_card(MODEL)))
-        await asyncio.wait_for(told.over.wait(), 60)
-        thread.stop()
+        told = Told()
+        async with device(memory_bytes=WEIGHTS) as span:
+            told.load(span, order(standin_card(MODEL)))
+            await asyncio.wait_for(told.over.wait(), 60)
         assert isinstance(told.error, Infeasible)
         assert told.error.fields["short_bytes"] == 160 * 3 * 2 * 64 * 2
 

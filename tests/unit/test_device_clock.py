@@ -13,7 +13,9 @@ from torch.nn.attention import SDPBackend
 from bloombee.engine import attention, device_clock
 from bloombee.engine.device_clock import EventClock, HostClock, clock_of, seconds_of
 from bloombee.pipeline.work import Pages, Segment, Work
-from bloombee.roles.executor import DeviceThread
+from bloombee.roles.device_queue import DeviceQueue
+from bloombee.roles.executor import SpanExecutor
+from bloombee.roles.loading import Loader
 from bloombee.types import Phase
 
 
@@ -120,16 +122,17 @@ def test_a_stages_busy_time_is_the_devices() -> None:
         def run(self, *_: Any) -> list[Any]:
             return []
 
-    async def run() -> DeviceThread:
-        thread = DeviceThread(asyncio.get_running_loop())
-        thread._model, thread._clock = Model(), EventClock(device.new_event, None)
+    async def run() -> SpanExecutor:
+        queue = DeviceQueue(asyncio.get_running_loop())
+        span = SpanExecutor(queue, Loader())
+        span._model, span._clock = Model(), EventClock(device.new_event, None)
         done: asyncio.Queue[Any] = asyncio.Queue()
         for _ in range(2):
-            thread.run(work, on_done=done.put_nowait, on_error=done.put_nowait)
+            span.run(work, on_done=done.put_nowait, on_error=done.put_nowait)
             await asyncio.wait_for(done.get(), 30)
             device.made[-2].at_ms, device.made[-1].at_ms = 1000.0, 4000.0
-        thread.stop()
-        return thread
+        queue.stop()
+        return span
 
     tally = asyncio.run(run()).tally(Phase.DECODE)
     assert (tally.works, tally.rows, tally.ns) == (1, 2, 3_000_000_000), "the second is not known to be done"

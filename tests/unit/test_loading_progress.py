@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from torch import nn
 from bloombee.engine.hub import Repo
 from bloombee.engine.packed import can_pack, pack_linears
 from bloombee.engine.synthetic import fill_random
-from bloombee.roles import executor as device
-from bloombee.roles.executor import DeviceThread
+from bloombee.roles import loading
+from bloombee.roles.loading import Loader
 
 
 def test_a_shard_that_comes_from_the_hub_is_progress_while_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,18 +50,11 @@ def test_a_large_tensor_of_random_weights_is_progress_while_it_is_made() -> None
 
 def test_progress_is_told_now_and_then_and_when_all_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(device.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(loading.time, "monotonic", lambda: now[0])
     told: list[tuple[int, int]] = []
-
-    async def main() -> None:
-        thread = DeviceThread(asyncio.get_running_loop())
-        monkeypatch.setattr(thread, "_post", lambda function, *args: function(*args))
-        progress = thread._throttled(lambda loaded, total: told.append((loaded, total)))
-        for loaded in (1, 2, 3, 4, 4, 4):
-            progress(loaded, 4)
-        now[0] += 1
-        progress(4, 4)
-        thread.stop()
-
-    asyncio.run(main())
+    progress = Loader()._paced(lambda loaded, total: told.append((loaded, total)), threading.Event())
+    for loaded in (1, 2, 3, 4, 4, 4):
+        progress(loaded, 4)
+    now[0] += 1
+    progress(4, 4)
     assert told == [(1, 4), (4, 4), (4, 4)]

@@ -12,8 +12,12 @@ from bloombee.errors import BloomBeeError, LinkDown, LocalProtocolError, QueueFu
 from bloombee.links.estimator import LinkEstimator
 from bloombee.links.window import BulkWindow
 from bloombee.pipeline.work import Outcome, Work
+from bloombee.roles.device_queue import DeviceQueue
+from bloombee.roles.log_file import LogFile
+from bloombee.roles.neighbours import GREETINGS, Neighbours
 from bloombee.roles.next_worker import SILENCE_FACTOR
 from bloombee.roles.stage_host import StageHost
+from bloombee.roles.stages import Stages
 from bloombee.roles.worker import WorkerRole
 from bloombee.transport.link_events import LinkEvent, LinkEventKind
 from bloombee.types import Lane, Phase
@@ -26,6 +30,7 @@ from bloombee.wire.messages import (
     Group,
     Hello,
     Item,
+    Joined,
     LinkReport,
     Load,
     Lost,
@@ -76,7 +81,9 @@ class _Device:
     def __init__(self) -> None:
         self.works: list[tuple[Work, Callable[[Outcome], None]]] = []
 
-    def load(self, *_: Any, **__: Any) -> None: ...
+    def load(self, *_: Any, on_done: Callable[[int, int], None], **__: Any) -> None:
+        self.loaded = on_done
+
     def forgo_codec(self) -> None: ...
     def profile(self, _: Any) -> None: ...
     def run(self, work: Work, *, on_done: Callable[[Outcome], None], on_error: Any) -> None:
@@ -90,31 +97,45 @@ class _Stage:
         self.now = 100.0
         self.endpoint, self.device = _Endpoint(), _Device()
         group, peer = Group(0, 64), Peer(2, "tcp://127.0.0.1:1", bytes(32), HOP)
+        self.neighbours = Neighbours(
+            self.endpoint,  # type: ignore[arg-type]
+            swarm=1,
+            worker=1,
+            heartbeat_s=0.5,
+            silence_s=SILENCE_S,
+            now=lambda: self.now,
+        )
         self.host = StageHost(
             Load(1, 0, 1, 2, "m", bytes(16), (), "float32", (group,), 4, 0, None),
-            worker=1,
-            swarm=1,
             endpoint=self.endpoint,  # type: ignore[arg-type]
             head_link=HEAD_LINK,
             device=self.device,  # type: ignore[arg-type]
-            heartbeat_s=0.5,
-            silence_s=SILENCE_S,
-            open_trace=lambda *_: None,
+            neighbours=self.neighbours,
+            log_file=LogFile(DeviceQueue(asyncio.get_running_loop(), "log"), None),
             now=lambda: self.now,
         )
+        self.device.loaded(0, 0)
         self.host.wire(Wire(1, 1, 1, 0, 2, 8, 64, None, peer, False))
         for lane in Lane:
             self.welcome(lane)
-        self.host.received(HOP, Lane.CONTROL, Resume(1, 1, ()), None)
+        self.said(Lane.CONTROL, Resume(1, 1, ()))
 
     def welcome(self, lane: Lane) -> None:
         sent = [message for _, on, message in self.endpoint.sent if isinstance(message, Hello) and on is lane][-1].sent_ns
-        self.host.received(HOP, lane, Welcome(PROTOCOL_VERSION, (0,), sent, 0, 0), None)
+        self.said(lane, Welcome(PROTOCOL_VERSION, (0,), sent, 0, 0))
+
+    def said(self, lane: Lane, message: Any) -> None:
+        """By the next stage."""
+        self.neighbours.heard(HOP)
+        if isinstance(message, GREETINGS):
+            self.neighbours.greeted(HOP, lane, message)
+        else:
+            self.host.received(HOP, message, None)
 
     def forward(self, sequence: int) -> None:
         item = Item(sequence, 0, 0, bytes(4), 1, Opening(1, SAMPLING, 8, ()), None)
         message = Forward(1, 1, sequence, sequence, int(Phase.DECODE), (item,))
-        self.host.received(HEAD_LINK, Lane.CONTROL, message, None)
+        self.host.received(HEAD_LINK, message, None)
 
     def compute(self) -> None:
         """The oldest work comes back with one hidden row."""
@@ -125,10 +146,14 @@ class _Stage:
     def pass_s(self, seconds: float) -> None:
         for _ in range(round(seconds / 0.1)):
             self.now += 0.1
-            self.host.tick()
+            self.tick()
+
+    def tick(self) -> None:
+        self.neighbours.tick(self.now)
+        self.host.tick()
 
     def event(self, kind: LinkEventKind, lane: Lane) -> None:
-        self.host.link_event(HOP, LinkEvent(kind, HOP, lane, LinkDown("x")))  # type: ignore[arg-type]
+        self.neighbours.event(HOP, LinkEvent(kind, HOP, lane, LinkDown("x")))  # type: ignore[arg-type]
 
 
 def _run(use: Callable[[_Stage], None]) -> None:
@@ -189,7 +214,7 @@ def test_a_link_that_comes_back_in_time_loses_nothing_and_is_greeted_anew() -> N
         for _ in range(100):
             stage.pass_s(0.1)
             stage.welcome(Lane.CONTROL)
-        assert stage.host.error is None
+        assert stage.host.reporter.error is None
 
     _run(use)
 
@@ -198,7 +223,7 @@ def test_a_link_that_stays_away_is_lost_after_its_grace_and_the_peer_is_named() 
     def use(stage: _Stage) -> None:
         stage.event(LinkEventKind.DISCONNECTED, Lane.BULK)
         stage.pass_s(grace_s(0.0) - 0.1)
-        assert stage.host.error is None
+        assert stage.host.reporter.error is None
         stage.pass_s(0.3)
         (failed,) = stage.endpoint.of(StageFailed)
         assert failed.fields["peer"] == 2
@@ -209,8 +234,8 @@ def test_a_link_that_stays_away_is_lost_after_its_grace_and_the_peer_is_named() 
 def test_a_port_that_refuses_is_proof_at_once() -> None:
     def use(stage: _Stage) -> None:
         stage.event(LinkEventKind.PORT_REFUSES, Lane.CONTROL)
-        assert isinstance(stage.host.error, LinkDown)
-        assert stage.host.error.fields["peer"] == 2
+        assert isinstance(stage.host.reporter.error, LinkDown)
+        assert stage.host.reporter.error.fields["peer"] == 2
 
     _run(use)
 
@@ -218,17 +243,17 @@ def test_a_port_that_refuses_is_proof_at_once() -> None:
 def test_a_hop_over_which_nothing_is_answered_is_lost_though_its_connections_stand() -> None:
     def use(stage: _Stage) -> None:
         stage.pass_s(10 * SILENCE_S)  # before there is work the next one may be loading
-        assert stage.host.error is None
+        assert stage.host.reporter.error is None
         stage.forward(0)
         stage.pass_s(SILENCE_FACTOR * SILENCE_S - 0.1)
         stage.welcome(Lane.CONTROL)
         stage.pass_s(SILENCE_FACTOR * SILENCE_S - 0.1)
-        assert stage.host.error is None
+        assert stage.host.reporter.error is None
         stage.now += 60.0  # this process stood still
-        stage.host.tick()
-        assert stage.host.error is None
+        stage.tick()
+        assert stage.host.reporter.error is None
         stage.pass_s(SILENCE_FACTOR * SILENCE_S + 0.2)
-        assert isinstance(stage.host.error, LinkDown)
+        assert isinstance(stage.host.reporter.error, LinkDown)
 
     _run(use)
 
@@ -239,10 +264,10 @@ def test_a_large_frame_that_crosses_a_slow_wire_excuses_the_silence_behind_it() 
         stage.forward(0)
         stage.compute()
         stage.pass_s(60.0)  # nothing is known of the bandwidth: it may take minutes
-        assert stage.host.error is None
-        stage.host.received(HOP, Lane.CONTROL, Ack(1, 1, Lane.CONTROL, 1, (), 9, 0), None)
+        assert stage.host.reporter.error is None
+        stage.said(Lane.CONTROL, Ack(1, 1, Lane.CONTROL, 1, (), 9, 0))
         stage.pass_s(SILENCE_FACTOR * SILENCE_S + 0.2)
-        assert isinstance(stage.host.error, LinkDown)
+        assert isinstance(stage.host.reporter.error, LinkDown)
 
     _run(use)
 
@@ -255,7 +280,14 @@ def test_a_bug_in_a_worker_is_told_to_the_head() -> None:
 
     async def inside() -> None:
         worker, stage = WorkerRole(WorkerConfig(join=token)), _Stage()
-        worker._stages[1] = stage.host
+        worker._stages = Stages(
+            worker._config,
+            joined=Joined(1, 1, 0.5, SILENCE_S),
+            endpoint=stage.endpoint,  # type: ignore[arg-type]
+            head_link=HEAD_LINK,
+            open_trace=lambda *_: None,
+        )
+        worker._stages._hosts[1] = [stage.host]
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(worker._bug)
         done = asyncio.Event()

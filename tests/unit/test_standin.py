@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bloombee.engine.describe import describe
+from bloombee.engine.spans import SpanStore
 from bloombee.engine.standin import BANK, LOAD_PIECES, Bank, StandIn
 from bloombee.errors import ConfigError, Infeasible, RemoteProtocolError
 from bloombee.models.standin import (
@@ -136,7 +137,7 @@ def test_kv_is_what_the_model_would_hold() -> None:
 def test_weights_and_kv_that_do_not_fit_are_infeasible() -> None:
     def load(memory_bytes: int) -> StandIn:
         return StandIn.load(
-            "standin:64x8", Span(2, 5), dtype=Dtype.BFLOAT16, groups=GROUPS, page_size=16, memory_bytes=memory_bytes
+            "standin:64x8", Span(2, 5), dtype=Dtype.BFLOAT16, groups=GROUPS, page_size=16, store=SpanStore(memory_bytes)
         )
 
     need = load(1 << 40).weight_bytes + load(1 << 40).kv_bytes

@@ -1,0 +1,199 @@
+"""Loading of spans, each on a thread of its own and one after the other: what is served meanwhile goes on."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bloombee.engine.spans import SpanStore
+from bloombee.errors import BloomBeeError, ConfigError, DeviceError
+from bloombee.models.standin import is_standin
+from bloombee.pace import Pace
+from bloombee.types import Dtype, PageGroup, Span
+from bloombee.wire.messages import Load
+
+log = logging.getLogger(__name__)
+PROGRESS_EVERY_S = 0.1
+
+Progress = Callable[[int, int], None]
+"""Called with (loaded bytes, total bytes); from any thread. It may take its time, or raise to give up."""
+
+
+class Stopped(Exception):
+    """Nobody wants what is being loaded any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSpan:
+    """A span that can be run.
+
+    Args:
+        model: an engine.model.SpanModel, or what stands in for one.
+        pace: how long a forward takes at least, of an emulated device.
+    """
+
+    model: Any
+    dtype: Dtype
+    pace: Pace | None
+
+
+class Loader:
+    """Of one worker: where its models are, and what of them is on its device.
+
+    Args:
+        model: overrides an order's model reference (a checkpoint that lies elsewhere on this machine).
+        pace: of an emulated device.
+        memory_bytes: of the device, for weights and KV; None: as much as there is.
+        load_bytes_per_s: weights load no faster, of an emulated disk.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        model: str | None = None,
+        pace: Pace | None = None,
+        memory_bytes: int | None = None,
+        load_bytes_per_s: float | None = None,
+    ) -> None:
+        self.memory_bytes = memory_bytes
+        self.store = SpanStore(memory_bytes)
+        self._device = device
+        self._threads = threads
+        self._override = model
+        self._pace = pace
+        self._load_bytes_per_s = load_bytes_per_s
+        self._turn = threading.Lock()
+
+    def load(
+        self,
+        load: Load,
+        *,
+        stopped: threading.Event,
+        on_progress: Progress,
+        on_done: Callable[[LoadedSpan], None],
+        on_error: Callable[[BloomBeeError], None],
+    ) -> None:
+        """Load a span. Each of the three is called on the thread that loads; none any more once ``stopped`` is set.
+
+        Args:
+            on_progress: ten times a second at most.
+        """
+
+        def task() -> None:
+            with self._turn:
+                self._load(load, self._paced(on_progress, stopped), on_done, on_error)
+
+        threading.Thread(target=task, name="bloombee-load", daemon=True).start()
+
+    def _load(
+        self,
+        load: Load,
+        progress: Progress,
+        on_done: Callable[[LoadedSpan], None],
+        on_error: Callable[[BloomBeeError], None],
+    ) -> None:
+        try:
+            progress(0, 0)  # it may have been stopped while it waited for its turn
+            on_done(self._build_standin(load, progress) if is_standin(load.model) else self._build(load, progress))
+        except Stopped:
+            log.debug("stopped while loading layers [%d, %d)", load.start, load.stop)
+        except BloomBeeError as error:
+            on_error(error)
+        except Exception as error:
+            log.debug("loading failed", exc_info=True)
+            on_error(DeviceError(f"loading layers [{load.start}, {load.stop}) failed: {say(error)}"))
+
+    def _build(self, load: Load, progress: Progress) -> LoadedSpan:
+        from bloombee.engine.checkpoint import resolve
+        from bloombee.engine.model import SpanModel, pick_device, set_threads
+
+        freeze()
+        set_threads(self._threads)
+        checkpoint = resolve(self._override or load.model, lambda: progress(0, 0))
+        if checkpoint.config_digest != load.config_digest:
+            place = checkpoint.directory or checkpoint.ref
+            raise ConfigError(
+                f"{place} holds another model than the head's: its config.json differs; copy the head's files there, or name a"
+                " directory that has them with worker --model",
+                path=str(place),
+            )
+        dtype = Dtype(load.dtype)
+        model = SpanModel.load(
+            checkpoint,
+            Span(load.start, load.stop),
+            num_layers=load.num_layers,
+            dtype=dtype,
+            device=pick_device(self._device),
+            groups=_groups(load),
+            page_size=load.page_size,
+            weight_digests=load.weight_digests,
+            progress=progress,
+            rules=load.rules,
+            store=self.store,
+        )
+        return LoadedSpan(model, dtype, self._pace)
+
+    def _build_standin(self, load: Load, progress: Progress) -> LoadedSpan:
+        import torch
+
+        from bloombee.engine.standin import StandIn
+
+        freeze()
+        torch.set_num_threads(1)  # it copies some rows; threads would cost more than they save
+        dtype = Dtype(load.dtype)
+        model = StandIn.load(
+            load.model,
+            Span(load.start, load.stop),
+            dtype=dtype,
+            groups=_groups(load),
+            page_size=load.page_size,
+            progress=progress,
+            store=self.store,
+        )
+        return LoadedSpan(model, dtype, self._pace or model.default_pace)
+
+    def _paced(self, on_progress: Progress, stopped: threading.Event) -> Progress:
+        """``on_progress`` now and then, as bytes come from an emulated disk; raises Stopped once nobody waits any more."""
+        began, last, told, rate = time.monotonic(), 0.0, False, self._load_bytes_per_s
+
+        def progress(loaded: int, total: int) -> None:
+            nonlocal began, last, told
+            now = time.monotonic()
+            began = began if total else now  # nothing is read yet: what a download takes is not the disk's time
+            if stopped.wait(max(0.0, began + loaded / rate - now) if rate is not None else 0.0):
+                raise Stopped
+            now = time.monotonic()
+            is_end = 0 < total == loaded and not told
+            if is_end or now - last >= PROGRESS_EVERY_S:
+                last, told = now, told or is_end
+                on_progress(loaded, total)
+
+        return progress
+
+
+_frozen = threading.Lock()
+
+
+def freeze() -> None:
+    """What has been imported stays: to walk it again and again would only make a step late now and then. Once a process, and
+    before anything is loaded: what a span is made of must be found by the collector when it is let go."""
+    if _frozen.acquire(blocking=False):
+        gc.collect()
+        gc.freeze()
+
+
+def say(error: Exception) -> str:
+    """One line of it."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _groups(load: Load) -> list[PageGroup]:
+    return [PageGroup(group.window, group.num_pages) for group in load.groups]

@@ -1,0 +1,253 @@
+"""A worker's links to other workers: greeted once, watched by who dialled, kept while an epoch of some span needs them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from bloombee.codec import api
+from bloombee.errors import BloomBeeError, LinkDown, RemoteProtocolError
+from bloombee.links.frames import LinkMeter
+from bloombee.pipeline.events import Port
+from bloombee.roles.greeting import Greeter
+from bloombee.roles.next_worker import NextWorker
+from bloombee.transport.endpoint import Endpoint
+from bloombee.transport.link_events import LinkEvent, LinkEventKind
+from bloombee.types import VERSION, Lane, WorkerId
+from bloombee.wire.handshake import ClockEstimate, Dialler, Listener
+from bloombee.wire.liveness import Liveness
+from bloombee.wire.messages import PROTOCOL_VERSION, AnyMessage, Hello, Peer, Refused, Welcome, Wire
+
+log = logging.getLogger(__name__)
+CODECS = (0, api.CODEC_ID)
+GREETINGS = (Hello, Welcome, Refused)
+SLOWEST_BYTES_PER_S = 12_500.0
+"""A link is taken for no slower while its bandwidth is not known."""
+ON_WAY_FACTOR = 4
+"""What is on its way may take so many times as long as the link says."""
+
+
+@dataclass(slots=True)
+class Neighbour:
+    """A worker -> worker link."""
+
+    peer: Peer
+    port: Port
+    """Which side of this worker it is on: who dialled it feeds it."""
+    liveness: Liveness = field(default_factory=Liveness)
+    greeter: Greeter | None = None
+    clock: ClockEstimate | None = None
+    watch: NextWorker | None = None
+    """Of one that this side dialled, until it is taken for lost."""
+    meter: LinkMeter | None = None
+    """Of what goes over it, of one that this side dialled."""
+    num_delivered: int = 0
+    """Pieces of bulk that have come to it so far."""
+
+    @property
+    def is_open(self) -> bool:
+        return self.greeter is not None and self.greeter.is_open
+
+    @property
+    def lacks_codec(self) -> bool:
+        return self.greeter is not None and api.CODEC_ID not in self.greeter.codecs
+
+    def on_way_s(self) -> float:
+        """A decode frame of a wide model may cross a slow wire for many seconds, and all that is behind it waits."""
+        if self.meter is None:
+            return 0.0
+        bandwidth = self.meter.facts().bandwidth_bytes_per_s or SLOWEST_BYTES_PER_S
+        return ON_WAY_FACTOR * self.meter.unacknowledged_bytes / bandwidth
+
+
+class User(Protocol):
+    """A span that is served over such links."""
+
+    @property
+    def links(self) -> Collection[bytes]:
+        """Those that it needs."""
+
+    def opened(self, neighbour: Neighbour) -> None:
+        """Greeted."""
+
+    def complain(self, error: BloomBeeError) -> None:
+        """A neighbour is not what it should be, or not there any more; said to those who need it."""
+
+    def restored(self, link: bytes) -> None:
+        """Both connections of a link stand again."""
+
+    def moved(self, now: float) -> None:
+        """Pieces of a frame have come on over a link."""
+
+
+class Neighbours:
+    """Of one worker.
+
+    Args:
+        swarm, worker: who this worker is.
+        heartbeat_s, silence_s: how often the next worker is asked whether it is there, and how long one may say nothing.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        swarm: int,
+        worker: WorkerId,
+        heartbeat_s: float,
+        silence_s: float,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._endpoint = endpoint
+        self._swarm = swarm
+        self._worker = worker
+        self._heartbeat_s = heartbeat_s
+        self._silence_s = silence_s
+        self._now = now
+        self._by_link: dict[bytes, Neighbour] = {}
+        self.users: list[User] = []
+
+    def __contains__(self, link: bytes) -> bool:
+        return link in self._by_link
+
+    def get(self, link: bytes) -> Neighbour | None:
+        return self._by_link.get(link)
+
+    def _users_of(self, link: bytes) -> Iterator[User]:
+        return (user for user in list(self.users) if link in user.links)
+
+    # -- coming and going ------------------------------------------------------------------
+
+    def meet(self, wire: Wire) -> None:
+        """Greet those of an epoch's neighbours that are new.
+
+        Raises:
+            ConfigError: the address of one is none.
+        """
+        before, after = wire.predecessor, wire.successor
+        if before is not None and before.link not in self._by_link:
+            self._endpoint.allow(before.link, before.key, before.worker)
+            self._greet(before, Port.UPSTREAM, Listener(swarm=self._swarm, worker=before.worker, codecs=CODECS))
+        if after is not None and after.link not in self._by_link:
+            self._endpoint.dial(after.link, after.endpoint, after.key)
+            hello = Hello(
+                protocol=PROTOCOL_VERSION, swarm=self._swarm, worker=self._worker, software=VERSION, codecs=CODECS, sent_ns=0
+            )
+            self._greet(after, Port.DOWNSTREAM, Dialler(hello, peer=f"worker {after.worker} at {after.endpoint}"))
+
+    def leave(self) -> None:
+        """Those that nobody needs any more."""
+        needed = {link for user in self.users for link in user.links}
+        for link in [link for link in self._by_link if link not in needed]:
+            neighbour = self._by_link.pop(link)
+            self._endpoint.forbid(link) if neighbour.port is Port.UPSTREAM else self._endpoint.hang_up(link)
+
+    def _greet(self, peer: Peer, port: Port, machine: Dialler | Listener) -> None:
+        neighbour = self._by_link[peer.link] = Neighbour(peer, port)
+
+        def timed(clock: ClockEstimate) -> None:
+            neighbour.liveness.timed(clock.round_trip_ns / 1e9)
+
+        def opened(clock: ClockEstimate | None) -> None:
+            neighbour.clock = clock
+            if clock is not None:
+                timed(clock)
+            # The greeter itself is not in the table yet if it opens at once.
+            asyncio.get_running_loop().call_soon(self._opened, neighbour)
+
+        def failed(error: BloomBeeError) -> None:
+            self._complain(neighbour, error)
+
+        greeter = Greeter(self._endpoint, peer.link, machine, on_open=opened, on_error=failed, on_timed=timed)
+        neighbour.greeter = greeter
+        if port is Port.DOWNSTREAM:
+            neighbour.watch = NextWorker(
+                neighbour.liveness,
+                heartbeat_s=self._heartbeat_s,
+                silence_s=self._silence_s,
+                ask=lambda: greeter.say_again(Lane.CONTROL),
+                on_way_s=neighbour.on_way_s,
+                on_lost=lambda why: self._lost_next(neighbour, why),
+                now=self._now(),
+            )
+
+    def _opened(self, neighbour: Neighbour) -> None:
+        for user in self._users_of(neighbour.peer.link):
+            user.opened(neighbour)
+
+    def _complain(self, neighbour: Neighbour, error: BloomBeeError) -> None:
+        for user in self._users_of(neighbour.peer.link):
+            user.complain(error)
+
+    def _lost_next(self, neighbour: Neighbour, why: str) -> None:
+        """Said once: the head gives another next worker, or none."""
+        neighbour.watch = None
+        peer = neighbour.peer
+        said = f"worker {peer.worker} at {peer.endpoint}: {why}"
+        self._complain(neighbour, LinkDown(said, peer=peer.worker, endpoint=peer.endpoint))
+
+    # -- what comes ------------------------------------------------------------------------
+
+    def event(self, link: bytes, event: LinkEvent) -> None:
+        """Of a neighbour's connection."""
+        neighbour = self._by_link[link]
+        greeter = neighbour.greeter
+        if event.kind is LinkEventKind.REFUSED:
+            refused = f"the {neighbour.port.value} link was refused"
+            self._complain(neighbour, event.error or RemoteProtocolError(refused))
+        elif event.lane is None or greeter is None or not greeter.is_open:
+            return
+        elif event.kind is LinkEventKind.CONNECTED:
+            greeter.say_again(event.lane)
+            if neighbour.liveness.back(event.lane):
+                for user in self._users_of(link):
+                    user.restored(link)
+        elif event.kind is LinkEventKind.PORT_REFUSES:
+            if neighbour.watch is not None:
+                self._lost_next(neighbour, "nobody listens there any more: it has ended")
+        else:
+            neighbour.liveness.broke(event.lane, self._now())
+
+    def heard(self, link: bytes) -> None:
+        """Something came over a link."""
+        neighbour = self._by_link.get(link)
+        if neighbour is not None and neighbour.watch is not None:
+            neighbour.watch.heard(self._now())
+
+    def greeted(self, link: bytes, lane: Lane, message: AnyMessage) -> None:
+        """A message of a handshake, or a refusal of what was said."""
+        neighbour = self._by_link[link]
+        assert neighbour.greeter is not None
+        if isinstance(message, Refused) and neighbour.is_open:
+            log.log(
+                logging.DEBUG if message.code == "StalePlan" else logging.WARNING,
+                "%s link refused a message: %s %s",
+                neighbour.port.value,
+                message.code,
+                message.fields.get("message", ""),
+            )
+            return
+        neighbour.greeter.received(lane, message)
+
+    # -- time ------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        for link, neighbour in list(self._by_link.items()):
+            if neighbour.greeter is not None:
+                neighbour.greeter.tick()
+            if neighbour.port is Port.DOWNSTREAM:
+                self._look_for_pieces(link, neighbour, now)
+            if neighbour.watch is not None:
+                neighbour.watch.tick(now)
+
+    def _look_for_pieces(self, link: bytes, neighbour: Neighbour, now: float) -> None:
+        """A frame that crosses a slow wire piece by piece is neither lost nor stuck."""
+        delivered = self._endpoint.bulk_window(link).num_delivered
+        if delivered > neighbour.num_delivered:
+            neighbour.num_delivered = delivered
+            for user in self._users_of(link):
+                user.moved(now)

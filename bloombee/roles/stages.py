@@ -1,0 +1,190 @@
+"""What a worker holds and serves: for each pipeline a span, or two while one takes the other's place, on one device.
+
+Weights (``engine/spans.py``), the device's queue, the links to other workers and the log's disk are the worker's and outlive
+every plan; a span's KV and log live as long as it is loaded. Being told to load another span loads what is missing of it beside
+the one that is served; the next epoch's seat is taken on it, and the old one is let go when the last of its epochs is retired.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from bloombee.config import WorkerConfig
+from bloombee.errors import BloomBeeError, RemoteProtocolError, StalePlan
+from bloombee.pace import parse_pace
+from bloombee.roles.device_queue import DeviceQueue
+from bloombee.roles.executor import SpanExecutor
+from bloombee.roles.loading import Loader
+from bloombee.roles.log_file import LogFile
+from bloombee.roles.neighbours import GREETINGS, Neighbours
+from bloombee.roles.stage_host import StageHost
+from bloombee.roles.tracing import StageTrace
+from bloombee.transport.endpoint import Endpoint
+from bloombee.transport.link_events import LinkEvent
+from bloombee.types import Lane, PipelineId
+from bloombee.wire.messages import AnyMessage, Joined, Load, Wire
+
+log = logging.getLogger(__name__)
+
+
+class Stages:
+    """Of one worker, from when it has joined. Belongs to the event loop that runs when it is made."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        *,
+        joined: Joined,
+        endpoint: Endpoint,
+        head_link: bytes,
+        open_trace: Callable[[Wire, Load], StageTrace | None],
+    ) -> None:
+        self._config = config
+        self._endpoint = endpoint
+        self._head_link = head_link
+        self._open_trace = open_trace
+        loop = asyncio.get_running_loop()
+        self._device = DeviceQueue(loop)
+        self._disk = DeviceQueue(loop, "bloombee-log")
+        self._loader = Loader(
+            device=config.device,
+            threads=config.threads,
+            model=config.model,
+            pace=parse_pace(config.pace) if config.pace is not None else None,
+            memory_bytes=config.memory_bytes,
+            load_bytes_per_s=config.load_bytes_per_s,
+        )
+        self._neighbours = Neighbours(
+            endpoint,
+            swarm=joined.swarm,
+            worker=joined.worker,
+            heartbeat_s=joined.heartbeat_s,
+            silence_s=joined.silence_s,
+        )
+        self._hosts: dict[PipelineId, list[StageHost]] = {}
+        """Of each pipeline, in the order in which they were ordered: only the last takes new seats."""
+
+    def __iter__(self) -> Iterator[StageHost]:
+        return iter([host for hosts in self._hosts.values() for host in hosts])
+
+    def close(self) -> None:
+        """Let everything go; does not wait for the device."""
+        for host in self:
+            host.close()
+        self._hosts.clear()
+        self._device.stop()
+        self._disk.stop()
+
+    # -- orders ----------------------------------------------------------------------------
+
+    def load(self, load: Load) -> None:
+        """Have another span ready beside what the pipeline is served with now. Said again it is answered again."""
+        hosts = self._hosts.setdefault(load.pipeline, [])
+        if hosts and hosts[-1].load == load:
+            hosts[-1].reporter.say_loaded()
+            return
+        if hosts and not hosts[-1].seatings:
+            hosts.pop().close()  # nobody waits for it any more
+        log.info("loading layers %d-%d of %s", load.start, load.stop - 1, load.model)
+        hosts.append(self._host(load))
+
+    def _host(self, load: Load) -> StageHost:
+        return StageHost(
+            load,
+            endpoint=self._endpoint,
+            head_link=self._head_link,
+            device=SpanExecutor(self._device, self._loader),
+            neighbours=self._neighbours,
+            log_file=LogFile(self._disk, self._config.log_dir),
+            log_bytes=self._config.log_memory_bytes,
+            log_disk_bytes=self._config.log_disk_bytes,
+            open_trace=self._open_trace,
+        )
+
+    def unload(self, pipeline: PipelineId) -> None:
+        """Let go of all that is held for a pipeline, its seats included."""
+        for host in self._hosts.pop(pipeline, []):
+            host.close()
+
+    def wire(self, wire: Wire) -> None:
+        """Take the seat of an epoch.
+
+        Raises:
+            StalePlan: nothing is loaded for it, or it has been retired.
+            RemoteProtocolError: another stage than that of the span that is loaded, or it is still being loaded.
+        """
+        hosts = self._hosts_of(wire)
+        ready = [host for host in hosts if host.reporter.is_loaded]
+        host = next((host for host in hosts if host.seatings.get(wire.epoch) is not None), (ready or hosts)[-1])
+        host.wire(wire)
+        for other in hosts:
+            if other is not host:
+                other.retire_before(wire.oldest)
+        self._let_go(wire.pipeline)
+
+    def _let_go(self, pipeline: PipelineId) -> None:
+        """Spans in whose place another has come, once no epoch has them."""
+        hosts = self._hosts[pipeline]
+        newest = max((index for index, host in enumerate(hosts) if host.seatings), default=0)
+        for host in [host for host in hosts[:newest] if not host.seatings]:
+            hosts.remove(host)
+            host.close()
+
+    # -- messages --------------------------------------------------------------------------
+
+    def received(self, link: bytes, lane: Lane, message: AnyMessage, payload: Any) -> None:
+        """From the head or a neighbour.
+
+        Raises:
+            RemoteProtocolError: it came over a link that has no business saying it.
+            StalePlan: it is of an epoch that is not served here.
+        """
+        if link != self._head_link:
+            if link not in self._neighbours:
+                raise RemoteProtocolError("a link of no stage")
+            self._neighbours.heard(link)
+            if isinstance(message, GREETINGS):
+                self._neighbours.greeted(link, lane, message)
+                return
+        hosts = self._hosts_of(message)
+        host = hosts[-1]
+        if len(hosts) > 1:
+            epoch = getattr(message, "epoch", 0)
+            host = next((host for host in hosts if host.seatings.get(epoch) is not None), host)
+        host.received(link, message, payload)
+        if len(hosts) > 1:
+            self._let_go(host.load.pipeline)
+
+    def _hosts_of(self, message: Any) -> list[StageHost]:
+        pipeline = getattr(message, "pipeline", None)
+        if pipeline is None:
+            raise RemoteProtocolError(f"{type(message).__name__} is not for a worker", path="message.tag")
+        hosts = self._hosts.get(pipeline)
+        if not hosts:
+            epoch = getattr(message, "epoch", 0)
+            raise StalePlan(f"nothing is loaded for pipeline {pipeline} here", pipeline=pipeline, epoch=epoch)
+        return hosts
+
+    def link_event(self, event: LinkEvent) -> None:
+        """Of a neighbour's connection."""
+        if event.link and event.link in self._neighbours:
+            self._neighbours.event(event.link, event)
+
+    def head_restored(self) -> None:
+        """The connection to the head came back."""
+        for host in self:
+            host.head_restored()
+
+    def fail(self, error: BloomBeeError) -> None:
+        """Tell the head that nothing here can go on."""
+        for host in self:
+            host.fail(error)
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+        self._neighbours.tick(now)
+        for host in self:
+            host.tick()
