@@ -90,7 +90,8 @@ class Ring:
         self.errors: list[Exception] = []
         self._prompts: dict[int, int] = {}
         self._ends: dict[bytes, tuple[int, int]] = {}
-        self._said: list[tuple[int, Any]] = []
+        self.said: list[tuple[int, Any]] = []
+        """To the head, with who said it."""
         self._news = asyncio.Condition()
         self._frames: dict[int, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -122,7 +123,7 @@ class Ring:
                 self._deliver(worker, HEAD, Lane.CONTROL, Ack(1, epoch, Lane.CONTROL, frame + 1, (), frame + 1 + CREDIT, 0))
             case StageFailed(code=code, fields=fields):
                 self.errors.append(RuntimeError(f"{code}: {fields}"))
-        self._said.append((worker, message))
+        self.said.append((worker, message))
         task = asyncio.ensure_future(self._tell())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -139,7 +140,7 @@ class Ring:
             raise self.errors[0]
 
     def has_said(self, worker: int, message: Any, since: int = 0) -> bool:
-        return any(who == worker and said == message for who, said in self._said[since:])
+        return any(who == worker and said == message for who, said in self.said[since:])
 
     # -- the head --------------------------------------------------------------------------
 
@@ -150,9 +151,9 @@ class Ring:
         return Load(1, start, stop, last, self.card.model, digest, (), "float32", (group,), 16, 0, None)
 
     async def load(self, worker: int, start: int, stop: int) -> None:
-        since = len(self._said)
+        since = len(self.said)
         self.stages[worker].load(self.order(start, stop))
-        await self.until(lambda: any(who == worker and isinstance(said, Loaded) for who, said in self._said[since:]))
+        await self.until(lambda: any(who == worker and isinstance(said, Loaded) for who, said in self.said[since:]))
 
     async def wire(self, epoch: int, oldest: int, *workers: int) -> None:
         """Seat them; the last is told which tokens are known."""
