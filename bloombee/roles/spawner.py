@@ -243,6 +243,9 @@ def _signal(pid: int, number: int) -> None:
 
 def main() -> None:
     _killed_with_parent()
+    # OpenBLAS, in numpy and scipy, starts threads as soon as it is loaded. What has threads should not be forked, and Python says
+    # so to whoever started this; nothing here or in a worker computes with it. torch's own follows torch's number of threads.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     orders = os.fdopen(os.dup(0), "rb", buffering=0)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints by accident goes to stderr, not into the protocol

@@ -172,3 +172,16 @@ def test_a_worker_with_too_few_descriptors_says_so_and_ends() -> None:
     done = subprocess.run(["/bin/sh", "-c", command], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("bloombee: this process may open too few files: its limit is 24, 64 are needed")
+
+
+def test_the_process_that_forks_workers_has_one_thread() -> None:
+    """A fork of more is unsafe, and Python 3.12 warns of it at the user's terminal."""
+    program = """
+import bloombee, psutil
+with bloombee.Runtime.sync("demo", workers=1, dtype="float32", threads=1):
+    for child in psutil.Process().children():
+        print(child.num_threads())
+"""
+    environment = ENVIRONMENT | {"OPENBLAS_NUM_THREADS": "4", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("1\n", "")

@@ -6,12 +6,17 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
-from bloombee.errors import BloomBeeError, LinkDown, LocalProtocolError, QueueFull
+from bloombee.codec.choice import CodecMode
+from bloombee.codec.fit import fit
+from bloombee.codec.table import Table
+from bloombee.errors import BloomBeeError, CorruptPayload, LinkDown, LocalProtocolError, QueueFull, RemoteProtocolError
 from bloombee.links.estimator import LinkEstimator
 from bloombee.links.window import BulkWindow
 from bloombee.pipeline.work import Outcome, Work
+from bloombee.roles.coding import Payload, Receiver, Sender
 from bloombee.roles.device_queue import DeviceQueue
 from bloombee.roles.log_file import LogFile
 from bloombee.roles.neighbours import GREETINGS, Neighbours
@@ -20,12 +25,13 @@ from bloombee.roles.stage_host import StageHost
 from bloombee.roles.stages import Stages
 from bloombee.roles.worker import WorkerRole
 from bloombee.transport.link_events import LinkEvent, LinkEventKind
-from bloombee.types import Lane, Phase
+from bloombee.types import Dtype, Lane, Phase
 from bloombee.wire.envelope import TensorHeader
 from bloombee.wire.liveness import grace_s
 from bloombee.wire.messages import (
     PROTOCOL_VERSION,
     Ack,
+    CodecTable,
     Forward,
     Group,
     Hello,
@@ -36,9 +42,12 @@ from bloombee.wire.messages import (
     Lost,
     Opening,
     Peer,
+    Refused,
     Resume,
     Sampling,
     StageFailed,
+    TableHeld,
+    TableUnknown,
     Welcome,
     Wire,
 )
@@ -76,10 +85,14 @@ class _Endpoint:
 
 
 class _Device:
-    sender = receiver = trace = None
+    sender: Sender | None = None
+    receiver: Receiver | None = None
+    trace = None
 
     def __init__(self) -> None:
         self.works: list[tuple[Work, Callable[[Outcome], None]]] = []
+        self.asked: list[tuple[Any, Callable[[Any], None], Callable[[BloomBeeError], None]]] = []
+        """Tables to unpack and frames to code anew."""
 
     def load(self, *_: Any, on_done: Callable[[int, int], None], **__: Any) -> None:
         self.loaded = on_done
@@ -88,6 +101,12 @@ class _Device:
     def profile(self, _: Any) -> None: ...
     def run(self, work: Work, *, on_done: Callable[[Outcome], None], on_error: Any) -> None:
         self.works.append((work, on_done))
+
+    def recode(self, payload: Payload, *, on_done: Callable[[Any], None], on_error: Callable[[BloomBeeError], None]) -> None:
+        self.asked.append((payload, on_done, on_error))
+
+    def unpack(self, body: bytes, *, on_done: Callable[[Any], None], on_error: Callable[[BloomBeeError], None]) -> None:
+        self.asked.append((body, on_done, on_error))
 
 
 class _Stage:
@@ -137,11 +156,11 @@ class _Stage:
         message = Forward(1, 1, sequence, sequence, int(Phase.DECODE), (item,))
         self.host.received(HEAD_LINK, message, None)
 
-    def compute(self) -> None:
+    def compute(self, payload: Payload | None = None) -> None:
         """The oldest work comes back with one hidden row."""
         work, on_done = self.device.works.pop(0)
-        header = TensorHeader("float32", (1, 1), 0, 4, 4, 0)
-        on_done(Outcome(work.number, hidden=(header, bytes(4))))
+        payload = payload or (TensorHeader("float32", (1, 1), 0, 4, 4, 0), bytes(4))
+        on_done(Outcome(work.number, hidden=payload))
 
     def pass_s(self, seconds: float) -> None:
         for _ in range(round(seconds / 0.1)):
@@ -317,5 +336,69 @@ def test_pieces_that_arrive_are_a_sign_of_life_and_probes_are_none() -> None:
         window.acked(window.skip() + 1, stage.now)
         stage.pass_s(1.0)
         assert len(stage.endpoint.of(LinkReport)) == 1
+
+    _run(use)
+
+
+CHANNELS = 1024
+
+
+def _fitted() -> tuple[Sender, Table, Payload]:
+    """A sender that codes with a table of its own, which the receiver has said to hold, and a row so coded."""
+    sender = Sender(Dtype.FLOAT32, CHANNELS, CodecMode.ON, lambda _: None)
+    rows = (np.random.default_rng(0).standard_normal((64, CHANNELS)) * np.exp2(np.arange(CHANNELS) % 7)).astype(np.float32)
+    table = fit(rows.tobytes(), Dtype.FLOAT32, channels=CHANNELS)
+    sender._made[table.key] = table
+    sender.held(table.key)
+    return sender, table, sender.encode(memoryview(rows[:1].tobytes()), 1)
+
+
+def test_a_flood_of_unknown_tables_has_each_frame_coded_anew_once() -> None:
+    def use(stage: _Stage) -> None:
+        sender, table, payload = _fitted()
+        stage.device.sender = sender
+        stage.forward(0)
+        stage.compute(payload)
+        stage.endpoint.sent.clear()
+        unknown = TableUnknown(1, 1, Lane.CONTROL, 0, table.key)
+        for _ in range(1000):
+            stage.said(Lane.CONTROL, unknown)
+        ((coded, on_done, _),) = stage.device.asked
+        assert coded is payload
+        on_done(sender.recode(payload))
+        assert [forward.frame for forward in stage.endpoint.of(Forward)] == [0]
+        for _ in range(1000):
+            stage.said(Lane.CONTROL, unknown)
+        assert len(stage.device.asked) == 1, "it needs no table any more"
+        with pytest.raises(RemoteProtocolError, match="the default codec table is unknown to nobody"):
+            stage.said(Lane.CONTROL, TableUnknown(1, 1, Lane.CONTROL, 0, sender.default_key))
+
+    _run(use)
+
+
+def test_a_flood_of_tables_is_unpacked_one_at_a_time_and_not_on_the_loop() -> None:
+    def use(stage: _Stage) -> None:
+        stage.device.receiver = Receiver(Dtype.FLOAT32, CHANNELS)
+        bodies = [number.to_bytes(4, "little") for number in range(1000)]
+        for body in bodies:
+            stage.host.received(HEAD_LINK, CodecTable(1, 1, body), None)
+        ((body, on_done, _),) = stage.device.asked
+        assert body == bodies[0]
+        on_done(b"key!")
+        assert [held.key for held in stage.endpoint.of(TableHeld)] == [b"key!"]
+        _, (body, _, on_error) = stage.device.asked
+        assert body == bodies[-1], "the newest; those between are of no use any more"
+        on_error(CorruptPayload("no table"))
+        assert [refused.code for refused in stage.endpoint.of(Refused)] == ["CorruptPayload"]
+        assert len(stage.device.asked) == 2
+
+    _run(use)
+
+
+def test_a_seat_is_not_taken_on_layers_that_are_still_being_loaded() -> None:
+    def use(stage: _Stage) -> None:
+        stage.host.reporter._loaded = None
+        with pytest.raises(RemoteProtocolError, match="still being loaded"):
+            stage.host.wire(Wire(1, 2, 1, 0, 2, 8, 64, None, None, False))
 
     _run(use)

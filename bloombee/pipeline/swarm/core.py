@@ -51,6 +51,8 @@ from bloombee.plan.plan import Plan, StagePlan
 from bloombee.types import Lane, WorkerId
 from bloombee.wire.messages import Heartbeat, Loaded, Loading, StageFailed, Wired
 
+LOADING_PATIENCE = 10
+"""While a worker loads it may hold its interpreter's lock: it may be silent for so many times as long."""
 REPEAT_S = 2.0
 """An order that is not answered is said again after so long."""
 Event = WorkerJoined | WorkerSaid | WorkerAway | WorkerRestored | WorkerGone | Tick
@@ -297,8 +299,8 @@ class SwarmCore:
                 worker.heard_at = worker.progress_at = now
         self._ticked_at = now
         for worker in list(self._workers.values()):
-            # A worker that loads may hold its interpreter's lock for long: only its progress counts then.
-            if now - worker.heard_at > self.limits.silence_s and not self._is_loading(worker):
+            silence_s = self.limits.silence_s * (LOADING_PATIENCE if self._is_loading(worker) else 1)
+            if now - worker.heard_at > silence_s:
                 error = LinkDown(f"worker {worker.name!r} has been silent for {now - worker.heard_at:.1f} s", worker=worker.name)
                 commands += [Dismiss(worker.id, error), *self._gone(worker.id, f"silent for {now - worker.heard_at:.1f} s", now)]
             elif now - worker.spoke_at >= self.limits.heartbeat_s:
