@@ -54,7 +54,8 @@ async def load_here(model: str, spans: list[Span]) -> int:
     from bloombee.engine.describe import describe
 
     card = describe(model)
-    queue, loader, executors = DeviceQueue(asyncio.get_running_loop()), Loader(threads=1), []
+    queue, loader = DeviceQueue(asyncio.get_running_loop()), Loader(threads=1)
+    executors: list[SpanExecutor] = []
     for span in spans:
         executor = SpanExecutor(queue, loader)
         await _loaded(

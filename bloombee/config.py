@@ -173,9 +173,10 @@ class WorkerConfig:
         None, "An emulated device: milliseconds F,R,P of a forward, or F,R,P/LAYERS of so many layers; default: the real one."
     )
     load_bytes_per_s: float | None = option(None, "An emulated disk: weights load no faster; default: as fast as they can.")
-    log_memory_bytes: int = option(
-        256 << 20,
-        "Memory for activations that have left this worker, said again to whoever takes the next one's place, as 256MiB.",
+    log_memory_bytes: int | None = option(
+        None,
+        "Memory for activations that have left this worker, which are said again to whoever takes the next one's place; default:"
+        " 256MiB, or an eighth of what it offers if that is less.",
         name="log-memory",
     )
     log_disk_bytes: int = option(
@@ -238,7 +239,7 @@ class LocalWorker:
     pace: str | None = None
     memory_bytes: int | None = None
     load_bytes_per_s: float | None = None
-    log_memory_bytes: int = 256 << 20
+    log_memory_bytes: int | None = None
     log_disk_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
@@ -388,8 +389,9 @@ def _check_memory(config: WorkerConfig | LocalWorker) -> None:
 
 def _check_log(config: WorkerConfig | LocalWorker) -> None:
     allowed = "bytes up to 1 EiB, as 256MiB or a number of bytes"
-    for field in ("log_memory_bytes", "log_disk_bytes"):
-        _check(config, field, _whole(getattr(config, field), 0, 2**60), allowed)
+    memory_bytes = config.log_memory_bytes
+    _check(config, "log_memory_bytes", memory_bytes is None or _whole(memory_bytes, 0, 2**60), allowed)
+    _check(config, "log_disk_bytes", _whole(config.log_disk_bytes, 0, 2**60), allowed)
 
 
 def _check_rate(config: object, field: str) -> None:

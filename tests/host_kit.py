@@ -81,6 +81,7 @@ class Ring:
                 joined=Joined(worker, 1, 0.5, 100.0),
                 endpoint=_Endpoint(self, worker),  # type: ignore[arg-type]
                 head_link=HEAD,
+                log_bytes=config.get("log_memory_bytes", 1 << 20),
                 open_trace=lambda *_: None,
             )
             for worker in range(1, num_workers + 1)

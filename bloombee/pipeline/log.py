@@ -25,8 +25,16 @@ from bloombee.pipeline.work import Piece
 from bloombee.types import SequenceId
 from bloombee.wire.messages import Item
 
+LOG_BYTES = 256 << 20
+LOG_SHARE = 8
+"""A log gets no more than this part of a worker's memory, unless it is told otherwise."""
 SLABS = 8
 """Frames are written to disk by so many parts of the memory's budget."""
+
+
+def default_log_bytes(memory_bytes: int) -> int:
+    """Of memory, for a worker that has so much in all."""
+    return min(LOG_BYTES, memory_bytes // LOG_SHARE)
 
 
 @dataclass(slots=True, eq=False)

@@ -42,7 +42,7 @@ from bloombee.pipeline.events import (
     Unsendable,
 )
 from bloombee.pipeline.frames import lane_of
-from bloombee.pipeline.log import BoundaryLog
+from bloombee.pipeline.log import LOG_BYTES, BoundaryLog
 from bloombee.pipeline.seat import Seat
 from bloombee.pipeline.sequences import SequenceStore
 from bloombee.pipeline.work import Outcome, Work
@@ -52,8 +52,6 @@ from bloombee.wire.messages import Ack, Close, Closed, Forward, Gap, Item, Load,
 _OF_A_SEAT = (Forward, Ack, Gap, Resume, Resumed)
 _FOR_STAGES = (*_OF_A_SEAT, Close, Retire, Wire)
 _PHASES = {int(phase): phase for phase in Phase}
-LOG_BYTES = 256 << 20
-"""Of activations that left a stage, kept in memory for whoever takes the next one's place."""
 
 _OfSeat = Greeted | Recoded | Unsendable | LinkRestored
 Event = StageReceived | Computed | ComputeFailed | Gathered | GatherFailed | Spilled | Moved | Tick | _OfSeat

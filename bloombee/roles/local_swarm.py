@@ -114,7 +114,12 @@ class LocalSwarm:
         emulated = standin_memory_bytes(self._config.model)
         if emulated is not None:
             return emulated
-        return int(await self._spawner.ask("memory", device=self._config.device, workers=self._config.num_stages))
+        said = [place.log_memory_bytes for place in self._places if place.log_memory_bytes is not None]
+        return int(
+            await self._spawner.ask(
+                "memory", device=self._config.device, workers=self._config.num_stages, log_bytes=max(said, default=None)
+            )
+        )
 
     def _exited(self, pid: int, status: int) -> None:
         name = self.processes.pop(pid, None)

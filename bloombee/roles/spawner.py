@@ -141,15 +141,15 @@ class Spawner:
             raise DeviceError(f"the profile of {model!r} could not be measured: {said.strip() or 'see stderr'}")
         return said
 
-    def _do_memory(self, device: str, workers: int) -> int:
-        """Bytes that each of ``workers`` on ``device`` may use. In a process of its own: once one has asked a GPU, no fork of
-        it can use that."""
+    def _do_memory(self, device: str, workers: int, log_bytes: int | None = None) -> int:
+        """Bytes that each of ``workers`` on ``device`` may use for a model. In a process of its own: once one has asked a GPU, no
+        fork of it can use that."""
         readable, writable = os.pipe()
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
             with contextlib.suppress(BaseException), os.fdopen(writable, "wb") as answer:
-                answer.write(json.dumps(_offer(device, workers)).encode())
+                answer.write(json.dumps(_offer(device, workers, log_bytes)).encode())
             os._exit(0)
         os.close(writable)
         with os.fdopen(readable, "rb") as answer:
@@ -205,13 +205,13 @@ def _worker_main(config: dict[str, Any]) -> int:
     return 0
 
 
-def _offer(device: str, workers: int) -> tuple[int, tuple[str, dict[str, Any]] | None]:
+def _offer(device: str, workers: int, log_bytes: int | None) -> tuple[int, tuple[str, dict[str, Any]] | None]:
     """(bytes, None), or what is wrong."""
     from bloombee.engine.memory import offered_bytes
     from bloombee.engine.model import pick_device
 
     try:
-        return offered_bytes(pick_device(device), workers), None
+        return offered_bytes(pick_device(device), workers, log_bytes=log_bytes), None
     except BloomBeeError as error:
         return 0, to_wire(error)
     except RuntimeError as error:

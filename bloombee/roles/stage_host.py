@@ -33,7 +33,8 @@ from bloombee.pipeline.events import (
     Tick,
     Unsendable,
 )
-from bloombee.pipeline.stage import LOG_BYTES, StageCore
+from bloombee.pipeline.log import LOG_BYTES
+from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Outcome
 from bloombee.roles.coding import Payload
 from bloombee.roles.courier import Courier

@@ -31,7 +31,11 @@ log = logging.getLogger(__name__)
 
 
 class Stages:
-    """Of one worker, from when it has joined. Belongs to the event loop that runs when it is made."""
+    """Of one worker, from when it has joined. Belongs to the event loop that runs when it is made.
+
+    Args:
+        log_bytes: of memory, for what has left a span.
+    """
 
     def __init__(
         self,
@@ -40,9 +44,11 @@ class Stages:
         joined: Joined,
         endpoint: Endpoint,
         head_link: bytes,
+        log_bytes: int,
         open_trace: Callable[[Wire, Load], StageTrace | None],
     ) -> None:
         self._config = config
+        self._log_bytes = log_bytes
         self._endpoint = endpoint
         self._head_link = head_link
         self._open_trace = open_trace
@@ -99,7 +105,7 @@ class Stages:
             device=SpanExecutor(self._device, self._loader),
             neighbours=self._neighbours,
             log_file=LogFile(self._disk, self._config.log_dir),
-            log_bytes=self._config.log_memory_bytes,
+            log_bytes=self._log_bytes,
             log_disk_bytes=self._config.log_disk_bytes,
             open_trace=self._open_trace,
         )

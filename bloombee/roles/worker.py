@@ -22,6 +22,7 @@ from bloombee.errors import (
     StalePlan,
     to_wire,
 )
+from bloombee.pipeline.log import default_log_bytes
 from bloombee.roles.event_loop import new_event_loop
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.head_search import Found, HeadSearch
@@ -141,7 +142,7 @@ class WorkerRole:
         peer = self._head_endpoint
         memory_bytes = config.memory_bytes
         if memory_bytes is None:
-            memory_bytes = await asyncio.to_thread(_offered_bytes, config.device)
+            memory_bytes = await asyncio.to_thread(_offered_bytes, config.device, config.log_memory_bytes)
         join = Join(
             protocol=PROTOCOL_VERSION,
             secret=self._token.secret,
@@ -171,7 +172,12 @@ class WorkerRole:
         self._joined = joiner.joined
         self._endpoint.swarm = joiner.joined.swarm
         self._stages = Stages(
-            config, joined=joiner.joined, endpoint=self._endpoint, head_link=self._head_link, open_trace=self._open_trace
+            config,
+            joined=joiner.joined,
+            endpoint=self._endpoint,
+            head_link=self._head_link,
+            log_bytes=default_log_bytes(memory_bytes) if config.log_memory_bytes is None else config.log_memory_bytes,
+            open_trace=self._open_trace,
         )
         log.info("joined the head at %s as worker %d; it assigns layers when all workers are there", peer, joiner.joined.worker)
         self._heard_at = time.monotonic()
@@ -358,12 +364,12 @@ class WorkerRole:
             self._greeter.say_again(Lane.CONTROL)
 
 
-def _offered_bytes(device: str) -> int:
+def _offered_bytes(device: str, log_bytes: int | None = None) -> int:
     """What this worker can hold of a model. Imports torch, which knows the device."""
     from bloombee.engine.memory import offered_bytes
     from bloombee.engine.model import pick_device
 
-    return offered_bytes(pick_device(device))
+    return offered_bytes(pick_device(device), log_bytes=log_bytes)
 
 
 def _curve(token: JoinToken) -> bool:

@@ -56,9 +56,10 @@ from bloombee.pipeline.events import (
     WorkerSaid,
     tune_event,
 )
+from bloombee.pipeline.log import LOG_BYTES
 from bloombee.pipeline.requests import RequestCore
 from bloombee.pipeline.scheduler import SchedulerCore
-from bloombee.pipeline.stage import LOG_BYTES, StageCore
+from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.swarm import PlanRequest, SwarmCore, SwarmLimits
 from bloombee.pipeline.work import Piece, Work
 from bloombee.plan.network import HEAD_NODE, Network

@@ -12,6 +12,7 @@ from bloombee import machine
 from bloombee.engine.memory import CUDA_PROCESS_BYTES, offered_bytes
 from bloombee.errors import ConfigError, DeviceError
 from bloombee.machine import MEMORY_SHARE, Share
+from bloombee.pipeline.log import LOG_BYTES, LOG_SHARE
 from bloombee.roles import worker
 from bloombee.roles.spawner import Spawner
 
@@ -32,13 +33,21 @@ def test_a_worker_on_a_gpu_offers_the_gpus_memory(gpus: None, device: str, free:
     assert worker._offered_bytes(device) == int(MEMORY_SHARE * (free - CUDA_PROCESS_BYTES))
 
 
-def test_a_worker_on_the_cpu_offers_what_its_control_group_leaves(gpus: None) -> None:
-    assert worker._offered_bytes("cpu") == int(MEMORY_SHARE * 8 * GIB)
+def test_a_worker_on_the_cpu_offers_what_its_control_group_and_its_log_leave(gpus: None) -> None:
+    assert worker._offered_bytes("cpu") == int(MEMORY_SHARE * 8 * GIB) - LOG_BYTES
+    assert worker._offered_bytes("cpu", GIB) == int(MEMORY_SHARE * 8 * GIB) - GIB
+    assert worker._offered_bytes("cpu", 8 * GIB) == 0
+
+
+def test_the_log_of_a_small_worker_takes_a_small_part_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "free_memory", lambda: Share(GIB))
+    share = int(MEMORY_SHARE * GIB) // 4
+    assert offered_bytes("cpu", 4) == share - share // LOG_SHARE
 
 
 def test_workers_of_one_device_share_it(gpus: None) -> None:
     assert offered_bytes("cuda", 4) == int(MEMORY_SHARE * (20 * GIB - 4 * CUDA_PROCESS_BYTES)) // 4
-    assert offered_bytes("cpu", 4) == int(MEMORY_SHARE * 8 * GIB) // 4
+    assert offered_bytes("cpu", 4) == int(MEMORY_SHARE * 8 * GIB) // 4 - int(MEMORY_SHARE * 8 * GIB) // 4 // LOG_SHARE
     assert offered_bytes("cuda", 100) == 0
 
 

@@ -304,6 +304,7 @@ def test_a_bug_in_a_worker_is_told_to_the_head() -> None:
             joined=Joined(1, 1, 0.5, SILENCE_S),
             endpoint=stage.endpoint,  # type: ignore[arg-type]
             head_link=HEAD_LINK,
+            log_bytes=0,
             open_trace=lambda *_: None,
         )
         worker._stages._hosts[1] = [stage.host]
