@@ -18,9 +18,9 @@ from bloombee.pace import Pace
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Outcome, Work
-from bloombee.roles.device_queue import DeviceQueue
 from bloombee.roles.executor import SpanExecutor
 from bloombee.roles.loading import Loader
+from bloombee.roles.work_thread import WorkThread
 from bloombee.sim.cluster import SimCluster, SimWorker
 from bloombee.types import Phase
 from bloombee.wire.messages import Load
@@ -113,7 +113,7 @@ def measure_device(rounds: int) -> list[Row]:
 
 async def _hand_off(rounds: int, depth: int) -> list[float]:
     """Seconds a work of each turn of ``depth`` works."""
-    queue = DeviceQueue(asyncio.get_running_loop())
+    queue = WorkThread(asyncio.get_running_loop())
     device = SpanExecutor(queue, Loader())
     back = asyncio.Event()
     left = 0

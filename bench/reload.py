@@ -22,9 +22,9 @@ from bench.arguments import Parser, shown
 from bench.program import BenchError, headline, program
 from bloombee.codec.choice import CodecMode
 from bloombee.pipeline.work import Outcome, Pages, Segment, Work
-from bloombee.roles.device_queue import DeviceQueue
 from bloombee.roles.executor import SpanExecutor
 from bloombee.roles.loading import Loader
+from bloombee.roles.work_thread import WorkThread
 from bloombee.types import Phase, Span
 from bloombee.wire.messages import Group, Load
 
@@ -54,7 +54,7 @@ async def load_here(model: str, spans: list[Span]) -> int:
     from bloombee.engine.describe import describe
 
     card = describe(model)
-    queue, loader = DeviceQueue(asyncio.get_running_loop()), Loader(threads=1)
+    queue, loader = WorkThread(asyncio.get_running_loop()), Loader(threads=1)
     executors: list[SpanExecutor] = []
     for span in spans:
         executor = SpanExecutor(queue, loader)

@@ -1,6 +1,6 @@
 """A span on the device: its forwards, and what they say over its boundaries. Never touches a socket or a core.
 
-Everything slow is put in the device's queue (``device_queue.py``), and what came of it comes back to the event loop.
+Everything slow is put in the device's queue (``work_thread.py``), and what came of it comes back to the event loop.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from bloombee.pace import Pace
 from bloombee.pipeline.work import Outcome, Piece, Work
 from bloombee.plan.profile import Profile
 from bloombee.roles.coding import Payload, Receiver, Sender
-from bloombee.roles.device_queue import DeviceQueue
 from bloombee.roles.loading import LoadedSpan, Loader, say
 from bloombee.roles.precise_sleep import sleep_until, wake_exactly
 from bloombee.roles.profiles import paced
 from bloombee.roles.tracing import StageTrace
+from bloombee.roles.work_thread import WorkThread
 from bloombee.types import Dtype, Phase
 from bloombee.wire.messages import Load, Tally
 
@@ -39,7 +39,7 @@ class SpanExecutor:
         loader: what loads it.
     """
 
-    def __init__(self, queue: DeviceQueue, loader: Loader) -> None:
+    def __init__(self, queue: WorkThread, loader: Loader) -> None:
         self._queue = queue
         self._loader = loader
         self._stopped = threading.Event()

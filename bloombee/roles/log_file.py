@@ -18,7 +18,7 @@ from bloombee.codec.checksum import crc32c
 from bloombee.errors import BloomBeeError, CorruptPayload, DeviceError
 from bloombee.pipeline.work import Piece
 from bloombee.roles.coding import Payload
-from bloombee.roles.device_queue import DeviceQueue
+from bloombee.roles.work_thread import WorkThread
 from bloombee.wire.envelope import TensorHeader
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class LogFile:
         directory: where the file is made; None: where this system has temporary files.
     """
 
-    def __init__(self, queue: DeviceQueue, directory: str | None) -> None:
+    def __init__(self, queue: WorkThread, directory: str | None) -> None:
         self._queue = queue
         self._directory = directory
         self._file: BinaryIO | None = None

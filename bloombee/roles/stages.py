@@ -15,13 +15,13 @@ from typing import Any
 from bloombee.config import WorkerConfig
 from bloombee.errors import BloomBeeError, RemoteProtocolError, StalePlan
 from bloombee.pace import parse_pace
-from bloombee.roles.device_queue import DeviceQueue
 from bloombee.roles.executor import SpanExecutor
 from bloombee.roles.loading import Loader
 from bloombee.roles.log_file import LogFile
 from bloombee.roles.neighbours import GREETINGS, Neighbours
 from bloombee.roles.stage_host import StageHost
 from bloombee.roles.tracing import StageTrace
+from bloombee.roles.work_thread import WorkThread
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.link_events import LinkEvent
 from bloombee.types import Lane, PipelineId
@@ -53,8 +53,8 @@ class Stages:
         self._head_link = head_link
         self._open_trace = open_trace
         loop = asyncio.get_running_loop()
-        self._device = DeviceQueue(loop)
-        self._disk = DeviceQueue(loop, "bloombee-log")
+        self._device = WorkThread(loop)
+        self._disk = WorkThread(loop, "bloombee-log")
         self._loader = Loader(
             device=config.device,
             threads=config.threads,

@@ -15,9 +15,9 @@ from bloombee.engine.describe import describe
 from bloombee.errors import BloomBeeError, Infeasible
 from bloombee.models.card import ModelCard
 from bloombee.models.standin import standin_card
-from bloombee.roles.device_queue import DeviceQueue
 from bloombee.roles.executor import SpanExecutor
 from bloombee.roles.loading import Loader
+from bloombee.roles.work_thread import WorkThread
 from bloombee.types import Span
 from bloombee.wire.messages import Group, Load
 
@@ -68,7 +68,7 @@ class Told:
 
 @asynccontextmanager
 async def device(**arguments: Any) -> AsyncIterator[SpanExecutor]:
-    queue = DeviceQueue(asyncio.get_running_loop())
+    queue = WorkThread(asyncio.get_running_loop())
     span = SpanExecutor(queue, Loader(**arguments))
     try:
         yield span

@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend
 from bloombee.engine import attention, device_clock
 from bloombee.engine.device_clock import EventClock, HostClock, clock_of, seconds_of
 from bloombee.pipeline.work import Pages, Segment, Work
-from bloombee.roles.device_queue import DeviceQueue
 from bloombee.roles.executor import SpanExecutor
 from bloombee.roles.loading import Loader
+from bloombee.roles.work_thread import WorkThread
 from bloombee.types import Phase
 
 
@@ -123,7 +123,7 @@ def test_a_stages_busy_time_is_the_devices() -> None:
             return []
 
     async def run() -> SpanExecutor:
-        queue = DeviceQueue(asyncio.get_running_loop())
+        queue = WorkThread(asyncio.get_running_loop())
         span = SpanExecutor(queue, Loader())
         span._model, span._clock = Model(), EventClock(device.new_event, None)
         done: asyncio.Queue[Any] = asyncio.Queue()

@@ -17,12 +17,12 @@ from bloombee.links.estimator import LinkEstimator
 from bloombee.links.window import BulkWindow
 from bloombee.pipeline.work import Outcome, Work
 from bloombee.roles.coding import Payload, Receiver, Sender
-from bloombee.roles.device_queue import DeviceQueue
 from bloombee.roles.log_file import LogFile
 from bloombee.roles.neighbours import GREETINGS, Neighbours
 from bloombee.roles.next_worker import SILENCE_FACTOR
 from bloombee.roles.stage_host import StageHost
 from bloombee.roles.stages import Stages
+from bloombee.roles.work_thread import WorkThread
 from bloombee.roles.worker import WorkerRole
 from bloombee.transport.link_events import LinkEvent, LinkEventKind
 from bloombee.types import Dtype, Lane, Phase
@@ -130,7 +130,7 @@ class _Stage:
             head_link=HEAD_LINK,
             device=self.device,  # type: ignore[arg-type]
             neighbours=self.neighbours,
-            log_file=LogFile(DeviceQueue(asyncio.get_running_loop(), "log"), None),
+            log_file=LogFile(WorkThread(asyncio.get_running_loop(), "log"), None),
             now=lambda: self.now,
         )
         self.device.loaded(0, 0)

@@ -1,4 +1,5 @@
-"""The device's thread, and the one order of what it does for all that a worker serves: forwards, copies, codecs, measuring.
+
+
 
 What it does is put in a queue and what came of it is posted back to the event loop, so that nothing slow ever runs on the loop
 and the device never waits for it.
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class DeviceQueue:
+class WorkThread:
     """One thread; tasks run in the order in which they were put.
 
     Args:
