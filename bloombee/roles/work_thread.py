@@ -1,5 +1,5 @@
-
-
+"""A thread of a device, and the one order of what it does for all that a worker serves: of the one that computes its forwards,
+copies, codecs and measuring; of a disk what is written and read.
 
 What it does is put in a queue and what came of it is posted back to the event loop, so that nothing slow ever runs on the loop
 and the device never waits for it.
