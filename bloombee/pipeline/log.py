@@ -5,10 +5,10 @@ acknowledged is the same object. The rows of a sequence are runs over such frame
 go when no sequence has rows in it any more.
 
 Memory has a budget, and a file on disk another. Shortly before memory is full the oldest frames there are to be written to the
-file, one slab at a time (:meth:`next_spill`); they count as memory's until they have been (:meth:`spilled`), and whoever writes
-them says what stands for each from then on. Where either has no room left the oldest frames go, and with them the beginnings of
-sequences. Which bytes of the file are whose is decided here; they are written and read in the order in which that is asked for,
-so the room of a frame that is gone can be used at once.
+file, one slab at a time (:class:`~bloombee.pipeline.commands.Spill`); they count as memory's until they have been
+(:meth:`BoundaryLog.spilled`), and whoever writes them says what stands for each from then on. Where either has no room left the
+oldest frames go, and with them the beginnings of sequences. Which bytes of the file are whose is decided here; they are written
+and read in the order in which that is asked for, so the room of a frame that is gone can be used at once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from msgspec import Struct
 
+from bloombee.pipeline.commands import Spill
 from bloombee.pipeline.extents import Extents
 from bloombee.pipeline.work import Piece
 from bloombee.types import SequenceId
@@ -45,14 +46,6 @@ class _Frame:
     num_runs: int
     offset: int = -1
     """Where its bytes are, or will be, in the file; -1: only in memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spilling:
-    """Payloads to write to the file, each at its offset."""
-
-    number: int
-    frames: tuple[tuple[int, object], ...]
 
 
 class _Run(Struct, gc=False):
@@ -120,10 +113,14 @@ class BoundaryLog:
         """Those on disk, which are older still."""
         self._rows: dict[SequenceId, _Rows] = {}
 
-    def append(self, items: Sequence[Item], fresh: Sequence[Item], payload: object, num_bytes: int) -> None:
-        """Keep a frame that has the rows of ``items``, in order; of those that are not ``fresh`` too nothing is noted."""
+    def append(self, items: Sequence[Item], fresh: Sequence[Item], payload: object, num_bytes: int) -> Sequence[Spill]:
+        """Keep a frame that has the rows of ``items``, in order; of those that are not ``fresh`` too nothing is noted.
+
+        Returns:
+            What is to be written to the file now, if anything; :meth:`spilled` is to follow.
+        """
         if not fresh:
-            return
+            return ()
         frame = _Frame(payload, num_bytes, tuple([item.sequence for item in fresh]), len(fresh))
         self._frames[id(frame)] = frame
         self.num_bytes += num_bytes
@@ -137,14 +134,14 @@ class BoundaryLog:
             row += num_rows
         while self.num_bytes > self._memory_bytes and len(self._frames) > 1:
             self._drop(next(iter(self._frames.values())))
+        return self._spill()
 
     # -- to disk ---------------------------------------------------------------------------
 
-    def next_spill(self) -> Spilling | None:
-        """What is to be written now, if anything: to be asked after :meth:`append`; :meth:`spilled` is to follow."""
+    def _spill(self) -> Sequence[Spill]:
         slab = self._memory_bytes // SLABS
         if self._moving or not self._disk_bytes or self.num_bytes <= self._memory_bytes - slab:
-            return None
+            return ()
         wanted = slab
         while wanted >= 0 and len(self._frames) > 1:
             key, frame = next(iter(self._frames.items()))
@@ -157,9 +154,9 @@ class BoundaryLog:
             self.num_stored_bytes += frame.num_bytes
             wanted -= frame.num_bytes
         if not self._moving:
-            return None
+            return ()
         self._num_spills += 1
-        return Spilling(self._num_spills, tuple([(frame.offset, frame.payload) for frame in self._moving]))
+        return (Spill(self._num_spills, tuple([(frame.offset, frame.payload) for frame in self._moving])),)
 
     def _find_room(self, num_bytes: int) -> int:
         """Drops the oldest that are there for it. -1: there is none, whatever is dropped."""
@@ -171,11 +168,11 @@ class BoundaryLog:
             self._drop(next(iter(self._stored.values())))
         return offset
 
-    def spilled(self, number: int, stored: Sequence[object] | None) -> None:
-        """The frames of a :class:`Spilling` are in the file, and these stand for their payloads now; None: it took no more, and
-        they are lost."""
+    def spilled(self, number: int, stored: Sequence[object] | None) -> Sequence[Spill]:
+        """The frames of a Spill are in the file, and these stand for their payloads now; None: it took no more, and they are
+        lost. Returns what is to be written next, if anything."""
         if number != self._num_spills or not self._moving:
-            return
+            return ()
         moving, self._moving = self._moving, []
         for frame, payload in zip(moving, stored or [None] * len(moving), strict=True):
             self.num_bytes -= frame.num_bytes
@@ -186,6 +183,7 @@ class BoundaryLog:
                 self._drop(frame)
             else:
                 frame.payload = payload
+        return self._spill()
 
     # -- rows ------------------------------------------------------------------------------
 

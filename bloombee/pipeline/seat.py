@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bloombee.pipeline.commands import Command, Gather, Send
-from bloombee.pipeline.events import Port
+from bloombee.pipeline.events import Gathered, GatherFailed, Port
 from bloombee.pipeline.frames import FrameReceiver, LinkSender, lane_of
 from bloombee.pipeline.log import BoundaryLog, Said
 from bloombee.pipeline.sequences import SequenceStore
@@ -255,20 +255,23 @@ class Seat:
     def has_gathering(self, number: int) -> bool:
         return number in self._gathering
 
-    def gathered(self, number: int, payload: object, now: float) -> list[Command]:
-        """The rows of a frame that says rows again have been put together."""
-        items = self._gathering.pop(number)
+    def gathered(self, event: Gathered | GatherFailed) -> list[Command]:
+        """The rows of a frame that says rows again have been put together, or cannot be had. :meth:`pump` is to follow."""
+        items = self._gathering.pop(event.number)
+        if isinstance(event, GatherFailed):
+            self._give_up(items)
+            return []
         head = {"pipeline": self.wire.pipeline, "epoch": self.wire.epoch, "microbatch": REPLAY}
 
         def make(frame: int) -> Forward:
             self._replays[frame] = items
             return Forward(frame=frame, phase=Phase.PREFILL, items=items, **head)
 
-        return self._push(Lane.BULK, make, payload, now)
+        return self._push(Lane.BULK, make, event.payload, event.now)
 
-    def gather_failed(self, number: int) -> None:
-        """Rows that were to be said again cannot be had: the log has them no more. :meth:`pump` is to follow."""
-        for item in self._gathering.pop(number):
+    def _give_up(self, items: Sequence[Item]) -> None:
+        """The log has them no more."""
+        for item in items:
             self._log.lose(item.sequence, item.position + item.num_rows)
             told = self._told.get(item.sequence)
             if told is None:

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bloombee.errors import BloomBeeError, LocalProtocolError, PoolExhausted, RemoteProtocolError, StalePlan, to_wire
-from bloombee.pipeline.commands import Command, Compute, Gather, Send, Spill
+from bloombee.pipeline.commands import Command, Compute, Gather, Send
 from bloombee.pipeline.device_queue import DeviceQueue, Job
 from bloombee.pipeline.events import (
     Computed,
@@ -87,13 +87,10 @@ class StageCore:
         if type(event) is Computed:
             return self._computed(event.outcome, event.now)
         match event:
-            case Gathered(number=number, payload=payload, now=now):
-                return self._gathered(number, payload, now)
-            case GatherFailed(number=number, now=now):
-                return self._gather_failed(number, now)
+            case Gathered() | GatherFailed():
+                return self._gathered(event)
             case Spilled(number=number, stored=stored):
-                self.log.spilled(number, stored)
-                return self._spill()
+                return [*self.log.spilled(number, stored)]
             case ComputeFailed(error=error):
                 self.failed = True
                 return [self._fail(error)]
@@ -301,8 +298,7 @@ class StageCore:
     def _keep(self, job: Job, fresh: Sequence[Item], outcome: Outcome) -> list[Command]:
         """In the log; on the last stage picks with their sequence."""
         if not job.seat.is_last:
-            self.log.append(job.items, fresh, outcome.hidden, outcome.num_bytes)
-            return self._spill()
+            return [*self.log.append(job.items, fresh, outcome.hidden, outcome.num_bytes)]
         last: Pick | None = None
         for pick in outcome.picks:  # those of one sequence are neighbours
             one = self.store.get(pick.sequence)
@@ -311,11 +307,6 @@ class StageCore:
                 one.picks = (*one.picks, pick) if is_more else (pick,)
             last = pick
         return []
-
-    def _spill(self) -> list[Command]:
-        """What the log wants written to its file now."""
-        spilling = self.log.next_spill()
-        return [] if spilling is None else [Spill(spilling.number, spilling.frames)]
 
     def _say_over_others(self, job: Job, outcome: Outcome, now: float) -> list[Command]:
         """Over every open seat but the job's own, which are behind then; picks over one, if the job's own is gone."""
@@ -336,19 +327,11 @@ class StageCore:
         self._num_gathers += sum(isinstance(command, Gather) for command in commands)
         return commands
 
-    def _gathered(self, number: int, payload: object, now: float) -> list[Command]:
-        seat = next((seat for seat in self.seats.values() if seat.has_gathering(number)), None)
+    def _gathered(self, event: Gathered | GatherFailed) -> list[Command]:
+        seat = next((seat for seat in self.seats.values() if seat.has_gathering(event.number)), None)
         if seat is None:
             return []  # it was retired meanwhile
-        return [*seat.gathered(number, payload, now), *self._pump(seat, now)]
-
-    def _gather_failed(self, number: int, now: float) -> list[Command]:
-        """Those rows are kept no more."""
-        seat = next((seat for seat in self.seats.values() if seat.has_gathering(number)), None)
-        if seat is None:
-            return []
-        seat.gather_failed(number)
-        return self._pump(seat, now)
+        return [*seat.gathered(event), *self._pump(seat, event.now)]
 
     # -- the head --------------------------------------------------------------------------
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
+from bloombee.pipeline.commands import Spill
 from bloombee.pipeline.extents import Extents
-from bloombee.pipeline.log import BoundaryLog, Spilling
+from bloombee.pipeline.log import BoundaryLog
 from bloombee.wire.messages import Item
 
 ROW_BYTES = 10
@@ -30,20 +32,25 @@ class _Disk:
     file: bytearray
     answers: list[tuple[int, tuple[tuple[int, int], ...]]] = field(default_factory=list)
 
-    def spill(self) -> Spilling | None:
-        spilling = self.log.next_spill()
-        if spilling is not None:
-            for offset, payload in spilling.frames:
+    def do(self, spills: Sequence[Spill]) -> None:
+        for spill in spills:
+            for offset, payload in spill.frames:
                 assert isinstance(payload, bytes)
                 assert offset + len(payload) <= len(self.file)
                 self.file[offset : offset + len(payload)] = payload
-            self.answers.append((spilling.number, tuple([(offset, len(payload)) for offset, payload in spilling.frames])))
-        return spilling
+            self.answers.append((spill.number, tuple([(offset, len(payload)) for offset, payload in spill.frames])))
 
     def answer(self, *, takes_it: bool = True) -> None:
-        while self.answers:
-            number, stored = self.answers.pop(0)
-            self.log.spilled(number, stored if takes_it else None)
+        answers, self.answers = self.answers, []
+        for number, stored in answers:
+            self.do(self.log.spilled(number, stored if takes_it else None))
+
+    def append(self, *parts: tuple[int, int, int]) -> int:
+        """A frame of (sequence, position, rows); its bytes."""
+        items = [_item(*part) for part in parts]
+        payload = b"".join(_row(sequence, position + row) for sequence, position, rows in parts for row in range(rows))
+        self.do(self.log.append(items, items, payload, len(payload)))
+        return len(payload)
 
     def rows(self, sequence: int, start: int, stop: int) -> list[bytes]:
         found = []
@@ -54,14 +61,6 @@ class _Disk:
             assert isinstance(payload, bytes)
             found += [payload[ROW_BYTES * row : ROW_BYTES * (row + 1)] for row in range(piece.start, piece.stop)]
         return found
-
-
-def _append(log: BoundaryLog, *parts: tuple[int, int, int]) -> int:
-    """A frame of (sequence, position, rows); its bytes."""
-    items = [_item(*part) for part in parts]
-    payload = b"".join(_row(sequence, position + row) for sequence, position, rows in parts for row in range(rows))
-    log.append(items, items, payload, len(payload))
-    return len(payload)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -77,12 +76,10 @@ def test_every_row_that_is_kept_reads_as_it_was_whatever_comes_and_goes(seed: in
             case chance if chance < 0.7:
                 chosen = rng.sample(range(step // 100 * 6, step // 100 * 6 + 6), rng.randint(1, 3))
                 parts = [(sequence, length.get(sequence, 0), rng.randint(1, 6)) for sequence in chosen]
-                newest = _append(log, *parts)
+                newest = disk.append(*parts)
                 length |= {sequence: position + rows for sequence, position, rows in parts}
-                disk.spill()
             case chance if chance < 0.85:
                 disk.answer(takes_it=rng.random() < 0.9)
-                disk.spill()
             case chance if chance < 0.95 and length:
                 sequence = rng.choice(list(length))
                 length[sequence] = rng.randint(0, length[sequence])
@@ -109,9 +106,8 @@ def test_what_has_no_room_in_memory_is_on_disk_and_nothing_is_lost() -> None:
     log = BoundaryLog(1000, 10_000)
     disk = _Disk(log, bytearray(10_000))
     for position in range(0, 800, 2):
-        _append(log, (1, position, 2))
-        if disk.spill() is not None:
-            disk.answer()
+        disk.append((1, position, 2))
+        disk.answer()
         assert log.num_bytes <= 1000
     assert log.bounds(1) == (0, 800)
     assert log.num_bytes + log.num_stored_bytes == 8000
@@ -122,8 +118,7 @@ def test_while_the_disk_is_slow_memory_stays_within_its_budget_and_the_oldest_go
     log = BoundaryLog(1000, 10_000)
     disk = _Disk(log, bytearray(10_000))
     for position in range(0, 800, 2):
-        _append(log, (1, position, 2))
-        disk.spill()
+        disk.append((1, position, 2))
         assert log.num_bytes <= 1000
     start, stop = log.bounds(1)
     assert (stop, start > 0) == (800, True)
@@ -134,8 +129,7 @@ def test_of_a_full_disk_the_oldest_are_dropped() -> None:
     log = BoundaryLog(1000, 3000)
     disk = _Disk(log, bytearray(3000))
     for position in range(0, 800, 2):
-        _append(log, (1, position, 2))
-        disk.spill()
+        disk.append((1, position, 2))
         disk.answer()
     start, stop = log.bounds(1)
     assert 8000 - 4000 <= 10 * start <= 8000 - 3000
@@ -146,8 +140,7 @@ def test_what_a_disk_does_not_take_is_dropped_and_what_comes_later_is_kept() -> 
     log = BoundaryLog(1000, 10_000)
     disk = _Disk(log, bytearray(10_000))
     for position in range(0, 200, 2):
-        _append(log, (1, position, 2))
-        disk.spill()
+        disk.append((1, position, 2))
         disk.answer(takes_it=False)
     assert log.num_stored_bytes == 0
     start, stop = log.bounds(1)
@@ -157,9 +150,8 @@ def test_what_a_disk_does_not_take_is_dropped_and_what_comes_later_is_kept() -> 
 def test_a_frame_that_is_larger_than_either_room_costs_only_older_ones() -> None:
     log = BoundaryLog(100, 100)
     disk = _Disk(log, bytearray(100))
-    _append(log, (1, 0, 50))
-    _append(log, (2, 0, 3))
-    disk.spill()
+    disk.append((1, 0, 50))
+    disk.append((2, 0, 3))
     assert log.bounds(1) == (50, 50)
     assert log.bounds(2) == (0, 3)
 
