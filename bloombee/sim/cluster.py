@@ -32,6 +32,7 @@ from bloombee.pipeline.commands import (
     PipelineUp,
     PlanMade,
     Send,
+    Spill,
     TellHead,
     TellScheduler,
 )
@@ -45,6 +46,7 @@ from bloombee.pipeline.events import (
     Moved,
     Port,
     SchedulerSaid,
+    Spilled,
     StageReceived,
     StageRestored,
     Submit,
@@ -77,6 +79,8 @@ TICK_S = 0.1
 LOOK_EVERY_S = 0.5
 HEADER_BYTES = 160
 """What a frame costs besides its rows: envelope, ZeroMQ, CURVE, TCP/IP."""
+DISK_S = 0.0005
+"""What frames need to get to a log's file."""
 PACE = Pace(fixed_s=0.001, decode_row_s=0.0001, prefill_row_s=0.00002)
 
 
@@ -128,7 +132,7 @@ class SimCluster:
         faults: met by the ring's frames, their acknowledgements, Close and Closed; with ``lossy_orders`` also by what the head
             and its workers say of loading and wiring. Else that is carried reliably: TCP does that, and a worker whose
             connection breaks is out.
-        detect_s: until the head knows that a worker was killed. log_bytes: budget of each stage's log.
+        detect_s: until the head knows that a worker was killed. log_bytes, log_disk_bytes: of each stage's log.
         tuned: how many microbatches are under way is chosen as a runtime does (links known as they are), up to
             ``num_microbatches``.
         scatter: standard deviation of a work's time, of the time that its pace says.
@@ -166,6 +170,7 @@ class SimCluster:
         lossy_orders: bool = False,
         detect_s: float = 0.05,
         log_bytes: int = LOG_BYTES,
+        log_disk_bytes: int = 0,
     ) -> None:
         self.clock = VirtualClock()
         self.trace: list[str] = []
@@ -199,7 +204,7 @@ class SimCluster:
         self._make_device = make_device
         self._lossy_orders = lossy_orders
         self._detect_s = detect_s
-        self._log_bytes = log_bytes
+        self._log_bytes, self._log_disk_bytes = log_bytes, log_disk_bytes
         self._cores = cores
         self._pool = CorePool(self.clock, None if cores is None else cores.count)
         self._links: dict[tuple[str, str], SimLink] = {}
@@ -477,7 +482,9 @@ class SimCluster:
             assert self.plan is not None
             stage = next(one for one in self.plan.stages if one.span.start == load.start)
             worker.index = stage.index
-            worker.core = StageCore(load, resend_after_s=self._resend_after_s, log_bytes=self._log_bytes)
+            worker.core = StageCore(
+                load, resend_after_s=self._resend_after_s, log_bytes=self._log_bytes, log_disk_bytes=self._log_disk_bytes
+            )
             worker.num_layers = load.stop - load.start
             worker.device = self._make_device(load) if self._make_device is not None else _digests(stage.index, load)
         self._say(worker, Loaded(pipeline=load.pipeline, weight_bytes=0, kv_bytes=0))
@@ -537,6 +544,9 @@ class SimCluster:
                         self._begin_work(worker)
                 case Gather(number=number, pieces=pieces):
                     self.clock.call_later(0.0, partial(self._gathered, worker, number, pieces))
+                case Spill(number=number, frames=frames):
+                    stored = tuple(payload for _, payload in frames)
+                    self.clock.call_later(DISK_S, partial(self._spilled, worker, Spilled(number, stored)))
                 case Send(to=Port.HEAD, message=Wired() | StageFailed() as message):
                     self._say(worker, message)
                 case Send(to=Port() as port):
@@ -549,6 +559,11 @@ class SimCluster:
             assert worker.core is not None
             assert worker.device is not None
             event = Gathered(number, worker.device.gather(pieces), self.clock.now)
+            self._do_stage(worker, worker.core.handle(event))
+
+    def _spilled(self, worker: SimWorker, event: Spilled) -> None:
+        if worker.is_alive:
+            assert worker.core is not None
             self._do_stage(worker, worker.core.handle(event))
 
     def _begin_work(self, worker: SimWorker) -> None:

@@ -86,6 +86,20 @@ def test_what_the_log_has_dropped_is_sent_again_from_the_tokens(seed: int) -> No
     _assert_right(cluster, 3)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_what_has_no_room_in_memory_comes_from_the_logs_file(seed: int) -> None:
+    rng = random.Random(seed)
+    cluster = SimCluster(
+        seed=seed, num_stages=3, num_spares=1, faults=rng.choice([None, HARSH]), log_bytes=128 * ROW_BYTES, log_disk_bytes=1 << 20
+    )
+    _submit(cluster, rng, 16)
+    cluster.kill(rng.choice([2, 3]), at=rng.uniform(0.5, 0.9))
+    assert cluster.run()
+    assert any(stage.log._num_spills for stage in cluster.stages.values())
+    assert not any(" Lost(" in line for line in cluster.trace)
+    _assert_right(cluster, 3)
+
+
 @pytest.mark.parametrize("lost", [1, 2, 3])
 def test_layers_with_windows_are_filled_again(lost: int) -> None:
     windows = ((0, 6), (6,), (0,))
