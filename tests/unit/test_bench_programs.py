@@ -51,6 +51,7 @@ BAD = [
     ("prefill", ["alone", "--model", "demo"], "no stand-in"),
     ("prefill", ["alone", "--workers", "64"], "64 workers for 60 layers"),
     ("prefill", ["beside", "--profiles", "moon"], "unknown profile 'moon'"),
+    ("reload", ["--spans", "4-6"], "must be spans as 0:16,4:6"),
     ("soak", ["--concurrency", "0"], "must be a whole number from 1"),
     ("serving", ["--modes", "moon"], "'moon': there are fairness"),
     ("serving", ["--profile", "x"], "unknown profile 'x'"),
