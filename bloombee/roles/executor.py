@@ -152,6 +152,8 @@ class SpanExecutor:
     # -- while it is loaded, and let go ----------------------------------------------------
 
     def _take(self, span: LoadedSpan, load: Load, ship: Callable[[Table], None]) -> None:
+        import torch
+
         from bloombee.engine import buffers
         from bloombee.engine.device_clock import HostClock, clock_of
 
@@ -162,6 +164,8 @@ class SpanExecutor:
         if load.stop < load.num_layers:
             self.sender = Sender(span.dtype, span.model.hidden_size, CodecMode(load.codec), ship)
         self._profiling = self._profiler(span, load)
+        # OpenMP knows a number of threads for each thread that asks it: that of loading is to be the device's too.
+        self._queue.put(partial(torch.set_num_threads, torch.get_num_threads()))
         if span.pace is not None:
             self._queue.put(wake_exactly)
         self._model = span.model

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from bloombee.codec import api
-from bloombee.errors import BloomBeeError, LinkDown, RemoteProtocolError
+from bloombee.errors import BloomBeeError, LinkDown, RemoteProtocolError, StalePlan
 from bloombee.links.frames import LinkMeter
 from bloombee.pipeline.events import Port
 from bloombee.roles.greeting import Greeter
@@ -224,7 +224,7 @@ class Neighbours:
         assert neighbour.greeter is not None
         if isinstance(message, Refused) and neighbour.is_open:
             log.log(
-                logging.DEBUG if message.code == "StalePlan" else logging.WARNING,
+                logging.DEBUG if message.code == StalePlan.__name__ else logging.WARNING,
                 "%s link refused a message: %s %s",
                 neighbour.port.value,
                 message.code,

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+import torch
 from host_kit import Ring, ring
 
 from bench.reload import resident_bytes
@@ -142,3 +143,16 @@ def test_of_layers_that_were_let_go_no_memory_stays() -> None:
     """Sixteen layers, then two of them: as much is resident as in a process that has loaded the two alone."""
     fresh, after = (resident_bytes("llama:1024x16", spans) for spans in ([Span(4, 6)], [Span(0, 16), Span(4, 6)]))
     assert after <= 1.05 * fresh
+
+
+def test_a_span_is_run_with_as_many_threads_as_it_was_loaded_with() -> None:
+    """OpenMP has a number of threads for each thread that computes."""
+
+    async def use() -> None:
+        async with ring(1) as the:
+            await the.load(1, 0, 8)
+            counted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            the.stages[1]._device.ask(torch.get_num_threads, counted.set_result, counted.set_exception)
+            assert await counted == 1
+
+    asyncio.run(use())
