@@ -6,8 +6,8 @@
 
 Parts: envelope (encode and decode headers), hop (half of a there-and-back between two processes over loopback; the plain TCP
 row beneath is its ceiling), echo (the whole way there and back, CURVE on), device (event loop -> device thread -> event
-loop, empty works), pages (page tables), cores (events a second that scheduler and stages handle), text (a token's way to
-its text). Add one by putting a function into ``PROBES``.
+loop, empty works), pages (page tables), cores (events a second that scheduler and stages handle), closes (the end of a sequence
+beside a long one), text (a token's way to its text). Add one by putting a function into ``PROBES``.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from typing import Any
 import uvloop
 
 from bench.arguments import Parser, whole, writable
+from bench.closes import measure_closes
 from bench.detokenize import measure_text
 from bench.probes import Row, call_ns, measure_cores, measure_device, measure_pages, row
 from bench.program import headline, machine, program
@@ -210,6 +211,7 @@ PROBES: dict[str, Callable[[int], list[Row]]] = {
     "device": measure_device,
     "pages": measure_pages,
     "cores": measure_cores,
+    "closes": measure_closes,
     "text": measure_text,
 }
 

@@ -7,7 +7,8 @@ This is start-time fair queueing with one flow a client. Source: Goyal, Vin, Che
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
+from collections import Counter, deque
 from collections.abc import Collection, Iterator
 from typing import Generic, Protocol, TypeVar
 
@@ -23,6 +24,8 @@ class Claim(Protocol):
 
 
 T = TypeVar("T", bound=Claim)
+MOST_ABSENT = 1024
+"""Clients that wait for nothing and have been given more than those that do: so many are remembered, who was given most."""
 
 
 class FairQueue(Generic[T]):
@@ -32,9 +35,14 @@ class FairQueue(Generic[T]):
         self._queues: dict[tuple[int, str], deque[T]] = {}
         self._served: dict[str, float] = {}
         self._floor = 0.0
+        self._length = 0
+        self._num_queues_of: Counter[str] = Counter()
+        """Of the clients that wait for something."""
+        self._absent: list[tuple[float, str]] = []
+        """A heap of what clients had been given when they last waited for nothing any more."""
 
     def __len__(self) -> int:
-        return sum(len(queue) for queue in self._queues.values())
+        return self._length
 
     def __iter__(self) -> Iterator[T]:
         return iter([item for queue in self._queues.values() for item in queue])
@@ -44,7 +52,9 @@ class FairQueue(Generic[T]):
         if key not in self._queues:
             self._queues[key] = deque()
             self._served[item.client] = max(self._served.get(item.client, 0.0), self._floor)
+            self._num_queues_of[item.client] += 1
         self._queues[key].append(item)
+        self._length += 1
 
     def peek(self) -> T:
         """The item whose turn it is. Raises IndexError if there is none."""
@@ -59,6 +69,7 @@ class FairQueue(Generic[T]):
         """Take it; its client has been given ``cost``."""
         key = self._next()
         item = self._queues[key].popleft()
+        self._length -= 1
         self.charge(item, cost)
         self._tidy(key)
         return item
@@ -75,12 +86,16 @@ class FairQueue(Generic[T]):
         if queue is None or item not in queue:
             return False
         queue.remove(item)
+        self._length -= 1
         self._tidy(key)
         return True
 
     def clear(self) -> None:
         self._queues.clear()
         self._served.clear()
+        self._num_queues_of.clear()
+        self._absent.clear()
+        self._length = 0
 
     def _next(self) -> tuple[int, str]:
         if not self._queues:
@@ -93,7 +108,20 @@ class FairQueue(Generic[T]):
         return min((key for key in keys if key[0] == top), key=lambda key: self._served[key[1]])
 
     def _tidy(self, key: tuple[int, str]) -> None:
-        if not self._queues[key]:
-            del self._queues[key]
-            if not any(client == key[1] for _, client in self._queues) and self._served[key[1]] <= self._floor:
-                del self._served[key[1]]
+        client = key[1]
+        if self._queues[key]:
+            return
+        del self._queues[key]
+        self._num_queues_of[client] -= 1
+        if not self._num_queues_of[client]:
+            del self._num_queues_of[client]
+            heapq.heappush(self._absent, (self._served[client], client))
+            self._forget()
+
+    def _forget(self) -> None:
+        """Whoever was given no more than those that wait begins level with them anyway."""
+        absent = self._absent
+        while absent and (absent[0][0] <= self._floor or len(absent) > MOST_ABSENT):
+            served, client = heapq.heappop(absent)
+            if client not in self._num_queues_of and self._served.get(client) == served:
+                del self._served[client]

@@ -2,12 +2,16 @@
 
 The two ends are pure and symmetric: :class:`FrameSender` on one side, :class:`FrameReceiver` on the other. What an
 acknowledgement says is absolute (everything below a number, and a limit), so it may be lost, doubled or
-late without harm. The lanes share nothing: a prefill frame that crosses a slow wire for seconds must not withhold the
-credit of decode frames that overtake it. Source: docs/wire.md, "Frames, acknowledgements, credit".
+late without harm. Every kept frame is sent again when the receiver has been silent for long, ever less often. One that is known
+to be missing - frames after it are held, or a Gap has asked for its rows - is sent again at once, and then once a round trip
+until it is held: so it costs no more than that however often it is asked for. The lanes share nothing: a prefill frame that
+crosses a slow wire for seconds must not withhold the credit of decode frames that overtake it. Source: docs/wire.md, "Frames,
+acknowledgements, credit".
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -21,7 +25,11 @@ from bloombee.types import Lane, Phase, SequenceId
 from bloombee.wire.messages import Ack, Forward, Verdict
 
 MAX_EXTRA = 256
-MAX_RESEND_FACTOR = 16
+MAX_RESEND_FACTOR = 4
+MOST_AGAIN = 4
+"""Of the frames that are missing, the first ones, that are sent a third time and more in one round trip."""
+ROUND_FORGETS = 0.9
+"""By how much the slowest round trip is doubted with each quicker one."""
 
 
 def lane_of(phase: int) -> Lane:
@@ -51,6 +59,10 @@ class FrameSender:
     _upto: int = 0
     _moved_at: float = -math.inf
     """When the receiver last showed that something came."""
+    _round_s: float | None = None
+    """How long it took of late from the last time that a frame was sent until it was acknowledged, at most."""
+    _missing: set[int] = field(default_factory=set)
+    """Kept frames that did not come, or that were refused, as the receiver has shown."""
     _kept: dict[int, _Kept] = field(default_factory=dict)
     _backlog: deque[Callable[[int], Send]] = field(default_factory=deque)
 
@@ -92,16 +104,35 @@ class FrameSender:
         # With the window closed the newest frame stays: sending it again is how a lost limit is asked for.
         probe = self._next - 1 if self.limit == self._next else -1
         for number in [n for n in self._kept if (n < ack.upto or n in extra) and n != probe]:
-            del self._kept[number]
-        return self._drain(now)
+            self._forget(number, now)
+        if extra:
+            newest = max(extra)
+            self._missing.update([n for n in self._kept if n < newest and n not in extra])
+        return [*self._hurry(now), *self._drain(now)] if self._missing else self._drain(now)
+
+    def _forget(self, number: int, now: float) -> None:
+        """The receiver holds it."""
+        kept = self._kept.pop(number)
+        self._missing.discard(number)
+        self._round_s = max(now - kept.sent_at, ROUND_FORGETS * (self._round_s or 0.0))
+
+    def _hurry(self, now: float) -> list[Send]:
+        """Again what is known to be missing, unless that may be on its way."""
+        round_s = self.resend_after_s if self._round_s is None else self._round_s
+        first = heapq.nsmallest(MOST_AGAIN, self._missing)  # whoever lacks one frame refuses those that follow on it
+
+        def is_due(number: int, kept: _Kept) -> bool:
+            return number in self._missing and (kept.tries == 1 or (number in first and now - kept.sent_at >= round_s))
+
+        return self.resend(now, is_due)
 
     def moved(self, now: float) -> None:
         """Some of what was sent has come: a frame that crosses a slow wire is not lost."""
         self._moved_at = now
 
-    def resend(self, now: float, wanted: Callable[[Send], bool]) -> list[Send]:
+    def resend(self, now: float, wanted: Callable[[int, _Kept], bool]) -> list[Send]:
         """Again every kept frame that ``wanted`` says, in order."""
-        again = [kept for kept in self._kept.values() if wanted(kept.send)]
+        again = [kept for number, kept in self._kept.items() if wanted(number, kept)]
         for kept in again:
             kept.sent_at = now
             kept.tries += 1
@@ -143,15 +174,17 @@ class FrameSender:
 
     def tick(self, now: float) -> list[Send]:
         """Again every kept frame that has been silent too long."""
-        overdue = {
-            id(kept.send)
-            for kept in self._kept.values()
-            if now - max(kept.sent_at, self._moved_at) >= self.resend_after_s * min(MAX_RESEND_FACTOR, 2 ** (kept.tries - 1))
-        }
-        return self.resend(now, lambda send: id(send) in overdue) if overdue else []
+        if not self._kept:
+            return []
+
+        def is_overdue(_: int, kept: _Kept) -> bool:
+            times: int = min(MAX_RESEND_FACTOR, 1 << kept.tries - 1)
+            return now - max(kept.sent_at, self._moved_at) >= self.resend_after_s * times
+
+        return [*(self._hurry(now) if self._missing else ()), *self.resend(now, is_overdue)]
 
     def resend_rows(self, sequence: int, have: int, now: float) -> list[Send]:
-        """Again every kept frame with rows of ``sequence`` at positions >= ``have``."""
+        """Kept frames with rows of ``sequence`` at positions >= ``have`` are missing."""
 
         def has_rows(send: Send) -> bool:
             message = send.message
@@ -159,7 +192,8 @@ class FrameSender:
                 item.sequence == sequence and item.position + item.num_rows > have for item in message.items
             )
 
-        return self.resend(now, has_rows)
+        self._missing.update([number for number, kept in self._kept.items() if has_rows(kept.send)])
+        return self._hurry(now)
 
     def _drain(self, now: float) -> list[Send]:
         sends = []
@@ -191,7 +225,7 @@ class LinkSender:
 
     def resend(self, now: float) -> list[Send]:
         """Again everything that is kept."""
-        return [send for sender in self.lanes.values() for send in sender.resend(now, lambda _: True)]
+        return [send for sender in self.lanes.values() for send in sender.resend(now, lambda *_: True)]
 
     def resend_rows(self, sequence: int, have: int, now: float) -> list[Send]:
         return [send for sender in self.lanes.values() for send in sender.resend_rows(sequence, have, now)]

@@ -7,11 +7,13 @@ the next, which the device runs after it. Nothing here knows who sent a row or w
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bloombee.kv.pool import PageTable
 from bloombee.kv.store import KvStore
+from bloombee.pipeline.runs import Runs
 from bloombee.pipeline.work import Pages, Segment
 from bloombee.types import PageGroup, SequenceId
 from bloombee.wire.messages import Holding, Item, Load, Opening, Pick
@@ -49,7 +51,10 @@ class SequenceStore:
         self._has_windows = any(group.window for group in load.groups)
         self._has_rules = load.rules is not None
         self._held: dict[SequenceId, Held] = {}
-        self._closed: set[SequenceId] = set()
+        self._numbers: list[SequenceId] = []
+        """Of those that are held, rising."""
+        self._closed = Runs()
+        """Of those from the floor on."""
         self._floor = 0
 
     def __len__(self) -> int:
@@ -108,6 +113,7 @@ class SequenceStore:
         """The sequence of an item at position 0, which was not held before."""
         assert item.opening is not None
         held = self._held[item.sequence] = Held(item.generation, item.opening, self.kv.open())
+        insort(self._numbers, item.sequence)
         return held
 
     def fresh(self, items: Sequence[Item]) -> Sequence[Item]:
@@ -179,17 +185,25 @@ class SequenceStore:
     def close(self, sequences: Iterable[SequenceId], floor: int) -> list[SequenceId]:
         """Free at once all that they and all below ``floor`` hold: works that still read it are on the device already, before
         any that is to come. Returns those that were held."""
-        named = [sequence for sequence in sequences if sequence >= self._floor]
-        self._closed.update(named)
+        gone = []
+        for sequence in sequences:
+            if sequence >= self._floor:
+                self._closed.add(sequence)
+            if sequence in self._held:
+                gone.append(sequence)
+                self._let_go(sequence)
         if floor > self._floor:
             self._floor = floor
-            self._closed = {sequence for sequence in self._closed if sequence >= floor}
-            named += [sequence for sequence in self._held if sequence < floor and sequence not in named]
-        gone = [sequence for sequence in named if sequence in self._held]
-        for sequence in gone:
-            for table in self._held.pop(sequence).tables:
-                table.truncate(0)
+            self._closed.drop_below(floor)
+            for sequence in self._numbers[: bisect_left(self._numbers, floor)]:
+                gone.append(sequence)
+                self._let_go(sequence)
         return gone
+
+    def _let_go(self, sequence: SequenceId) -> None:
+        del self._numbers[bisect_left(self._numbers, sequence)]
+        for table in self._held.pop(sequence).tables:
+            table.truncate(0)
 
 
 def _has_penalty(opening: Opening) -> bool:

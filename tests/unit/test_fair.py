@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import dataclass
 
 import pytest
@@ -101,3 +102,31 @@ def test_first_passes_over_clients_that_are_left_out() -> None:
     assert second.client == "b"
     assert queue.first(without={"a", "b", "c"}) is None
     assert len(queue) == 3
+
+
+def test_names_of_clients_that_came_once_are_not_kept_for_ever() -> None:
+    """Also while somebody else's crowd waits all along, whose turn never comes."""
+    queue: FairQueue[Job] = FairQueue()
+    queue.push(Job("crowd", priority=-1))
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(20_000):
+            queue.push(Job(f"client {number}"))
+            queue.pop(1.0 + number % 7)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 0.5e6
+    assert len(queue) == 1
+
+
+def test_who_was_given_more_than_those_that_wait_is_remembered() -> None:
+    queue: FairQueue[Job] = FairQueue()
+    for number in range(3):
+        queue.push(Job("1", number))
+    queue.push(Job("2"))
+    assert queue.pop(5.0).client == "1"
+    assert queue.pop(9.0).client == "2"
+    queue.push(Job("2", 1))
+    assert [queue.pop(5.0).client for _ in range(3)] == ["1", "2", "1"]

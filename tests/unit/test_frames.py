@@ -135,8 +135,7 @@ def test_frames_behind_others_are_not_sent_again_while_those_arrive_in_order() -
         sender.push(_make(), now=0.0)
     assert _numbers(sender.acknowledge(_ack(1, 4), now=0.9)) == []
     assert _numbers(sender.tick(1.2)) == []
-    sender.acknowledge(_ack(1, 4, (2,)), now=1.5)  # the one before it is missing
-    assert _numbers(sender.tick(1.95)) == [1]
+    assert _numbers(sender.acknowledge(_ack(1, 4, (2,)), now=1.5)) == [1]  # the one before it is missing
 
 
 def test_a_frame_that_cannot_be_sent_goes_without_what_it_says() -> None:
@@ -145,5 +144,34 @@ def test_a_frame_that_cannot_be_sent_goes_without_what_it_says() -> None:
     (send,) = sender.blank(0, now=0.1)
     assert send.message == Forward(1, 1, 0, 0, 0, ())
     assert send.payload is None
-    assert [again.message for again in sender.resend(0.2, lambda _: True)] == [send.message]
+    assert [again.message for again in sender.resend(0.2, lambda *_: True)] == [send.message]
     assert sender.blank(7, now=0.1) == []
+
+
+def test_a_frame_that_is_known_to_be_missing_goes_again_at_once_and_then_each_round_trip() -> None:
+    """Lost however often in a row, it is never left to a patience that doubles."""
+    sender = FrameSender(limit=64, resend_after_s=1.0)
+    sender.push(_make(), now=0.0)
+    sender.acknowledge(_ack(1, 64), now=0.2)  # a round trip takes as long
+    for _ in range(3):
+        sender.push(_make(), now=1.0)
+    assert _numbers(sender.acknowledge(_ack(1, 64, (3,)), now=1.2)) == [1, 2]
+    assert _numbers(sender.acknowledge(_ack(2, 64, (3,)), now=1.3)) == []
+    times = [t / 10 for t in range(13, 31) if 2 in _numbers(sender.tick(t / 10))]
+    assert len(times) >= 8
+    assert times[-1] > 2.8
+    sender.acknowledge(_ack(4, 64), now=3.1)
+    assert sender.num_kept == 0
+    assert sender.tick(9.0) == []
+
+
+def test_however_often_rows_are_asked_for_they_go_once_a_round_trip() -> None:
+    sender = FrameSender(limit=64, resend_after_s=5.0)
+    sender.push(_make(), now=0.0)
+    sender.acknowledge(_ack(1, 64), now=0.2)
+    for position in range(16):
+        sender.push(_make(1, 1 + position), now=1.0)
+    sent = [_numbers(sender.resend_rows(1, 1, now=1.1 + 0.001 * gap)) for gap in range(16)]
+    assert sent == [list(range(1, 17)), *[[]] * 15]
+    sent = [_numbers(sender.resend_rows(1, 1, now=1.35 + 0.001 * gap)) for gap in range(16)]
+    assert sent == [[1, 2, 3, 4], *[[]] * 15]

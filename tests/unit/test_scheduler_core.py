@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 
 import msgspec
 import pytest
@@ -42,6 +43,7 @@ from bloombee.wire.messages import (
     Sampling,
     Verdict,
 )
+from tests.work_kit import count_opcodes
 
 SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
 
@@ -575,3 +577,64 @@ def test_what_no_log_has_any_more_begins_anew_as_another_generation_once() -> No
     assert _forwards(core.handle(lost)) == []
     stale = Verdict(1, 1, 0, first.microbatch, (Pick(0, 0, 2, 9, None, ()),))
     assert _told(core.handle(FromStage(1, stale, 0.2))) == []
+
+
+def _end_cost(core: SchedulerCore, sequence: int) -> int:
+    """What ending an open sequence and hearing that both stages have costs."""
+    closed = [FromStage(stage, Closed(1, 1, (sequence,), 0, 8), 0.0) for stage in (0, 1)]
+    return count_opcodes(lambda: [core.handle(Cancel(sequence, 0.0)), *(core.handle(event) for event in closed)])
+
+
+def test_the_3000th_close_beside_a_long_stream_costs_what_the_hundredth_does() -> None:
+    core = _core(num_pages=64, microbatches=4)
+    ring = _Ring(core)
+    (prompt,) = _forwards(core.handle(_open(0, num_prompt=1, max_new=200)))
+    ring.home(prompt)
+    costs = []
+    for sequence in range(1, 3001):
+        for forward in _forwards(core.handle(_open(sequence, num_prompt=1, max_new=2))):
+            core.handle(FromStage(0, ack(forward), 0.0))
+        costs.append(_end_cost(core, sequence))
+    assert costs[-1] <= 1.2 * costs[99]
+    assert core.num_open == 1
+
+
+def test_a_close_costs_the_same_however_many_wait() -> None:
+    costs = []
+    for num_waiting in (10, 3000):
+        core = _core(num_pages=4)
+        for sequence in range(num_waiting + 2):
+            core.handle(_open(sequence, num_prompt=4, max_new=5))
+        costs.append(_end_cost(core, 0))
+        assert core.num_sequences == num_waiting + 1
+    assert costs[1] <= 1.2 * costs[0]
+
+
+def test_cancelling_one_of_many_that_wait_looks_at_no_other() -> None:
+    costs = []
+    for num_waiting in (10, 3000):
+        core = _core(num_pages=4)
+        for sequence in range(num_waiting + 2):
+            core.handle(_open(sequence, num_prompt=4, max_new=5))
+        costs.append(count_opcodes(lambda core=core, last=num_waiting: core.handle(Cancel(last, 0.0))))  # type: ignore[misc]
+    assert costs[1] <= 1.2 * costs[0]
+
+
+def test_names_and_what_they_asked_for_leave_nothing_behind() -> None:
+    core = _core(num_pages=64, microbatches=4)
+    ring = _Ring(core)
+    tracemalloc.start()
+    try:
+        grown = []
+        for sequence in range(5000):
+            asked = Open(sequence, bytes(4), SAMPLING, 1, frozenset(), 0.0, f"client {sequence}")
+            (forward,) = _forwards(core.handle(asked))
+            ring.home(forward)
+            for stage in (0, 1):
+                core.handle(FromStage(stage, Closed(1, 1, (sequence,), 0, 8), 0.0))
+            if sequence in (100, 4999):
+                grown.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert grown[1] - grown[0] < 0.5e6
+    assert core.is_idle

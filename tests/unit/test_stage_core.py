@@ -38,6 +38,7 @@ from bloombee.wire.messages import (
     Wire,
     Wired,
 )
+from tests.work_kit import count_opcodes
 
 SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.2, 0.0, 0.0, 5, -1)
 
@@ -486,3 +487,39 @@ def test_the_next_stage_may_know_of_an_epoch_first() -> None:
     assert core.handle(StageReceived(Resume(1, 2, ()), 0.0)) == []
     commands = core.handle(StageReceived(Wire(1, 2, 2, 0, 2, 9, 64, None, None, False), 0.0))
     assert [type(command) for command in commands] == [Send, Gather]
+
+
+def _serve(core: StageCore, sequence: int, frame: int) -> int:
+    """One row of a new sequence comes and goes on. Returns the next frame's number."""
+    (work,) = _works(core.handle(_forward(frame, _item(sequence, 0, 1))))
+    _done(core, work)
+    core.handle(StageReceived(Ack(1, 1, Lane.CONTROL, frame + 1, (), frame + 9, 0), 0.0))
+    return frame + 1
+
+
+def _close_cost(core: StageCore, sequence: int, floor: int) -> int:
+    return count_opcodes(lambda: core.handle(StageReceived(Close(1, 1, (sequence,), floor), 0.0)))
+
+
+def test_the_12000th_close_beside_a_long_stream_costs_what_the_hundredth_does() -> None:
+    core = _core(num_pages=8, credits_=9)
+    frame, costs = _serve(core, 0, 0), []
+    for sequence in range(1, 12_001):
+        frame = _serve(core, sequence, frame)
+        costs.append(_close_cost(core, sequence, 0))
+    assert costs[-1] <= 1.2 * costs[99]
+    assert core.num_sequences == 1
+
+
+def test_what_has_been_closed_above_the_floor_costs_nothing_when_the_floor_moves() -> None:
+    """As one long stream after the other ends, each close moves the floor by one."""
+    costs = []
+    for num_closed in (100, 12_000):
+        core = _core(num_pages=32, credits_=9)
+        frame = 0
+        for sequence in range(8):
+            frame = _serve(core, sequence, frame)
+        core.handle(StageReceived(Close(1, 1, tuple(range(8, 8 + num_closed)), 0), 0.0))
+        costs.append([_close_cost(core, sequence, sequence + 1) for sequence in range(7)][-1])
+        assert core.num_sequences == 1
+    assert costs[1] <= 1.2 * costs[0]

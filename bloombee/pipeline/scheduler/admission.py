@@ -38,24 +38,27 @@ class Admission:
         self.num_open = 0
         self._max_rows = max_rows
         self._waiting: FairQueue[SequenceState] = FairQueue()
+        self._by_number: dict[SequenceId, SequenceState] = {}
+        """Those that wait."""
         self._num_open_of: Counter[str] = Counter()
         self._is_shared = False
         """Some request has named its client: there may be others."""
 
     def __len__(self) -> int:
         """Those that wait."""
-        return len(self._waiting)
+        return len(self._by_number)
 
     def __iter__(self) -> Iterator[SequenceState]:
         return iter(self._waiting)
 
     def wait(self, sequence: SequenceState) -> None:
         self._waiting.push(sequence)
+        self._by_number[sequence.id] = sequence
         self._is_shared = self._is_shared or bool(sequence.client)
 
     def withdraw(self, sequence_id: SequenceId) -> bool:
         """False if it does not wait."""
-        sequence = next((one for one in self._waiting if one.id == sequence_id), None)
+        sequence = self._by_number.pop(sequence_id, None)
         return sequence is not None and self._waiting.remove(sequence)
 
     def admit(self, pages: PageLedger, now: float) -> Iterator[tuple[SequenceState, Way]]:
@@ -64,7 +67,7 @@ class Admission:
         while (sequence := self._waiting.first(without=full)) is not None:
             need = pages.need(sequence.num_slots)
             if not pages.can_ever(need):
-                self._waiting.remove(sequence)
+                self.withdraw(sequence.id)
                 yield sequence, Way.REFUSED
                 continue
             if not self._leaves_room(pages, sequence.client, need):
@@ -76,7 +79,7 @@ class Admission:
             sequence.num_pages = need
             sequence.waits_since = now
             self._waiting.charge(sequence, sequence.num_prompt_tokens + sequence.max_new_tokens)
-            self._waiting.remove(sequence)
+            self.withdraw(sequence.id)
             way = Way.PAST_OTHERS if self._may_pass(sequence) else Way.IN_TURN
             self.num_open += 1
             self._num_open_of[sequence.client] += 1
@@ -114,5 +117,6 @@ class Admission:
     def clear(self) -> None:
         """Nobody waits, nothing is open."""
         self._waiting.clear()
+        self._by_number.clear()
         self._num_open_of.clear()
         self.num_open = 0
