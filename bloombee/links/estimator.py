@@ -27,7 +27,8 @@ the middle half of them, and what is far off the mean waits for a second that ag
 
 The least round trip of a minute is the link's, unless all have been longer for seconds: a queue drains now and then, a
 longer way does not become shorter. Such round trips are of frames that found no queue of ours: even at half the bandwidth
-that is known those before them had left.
+that is known those before them had left. A frame that takes longer than its size ever explained is of a longer link too, until a
+queue says otherwise.
 
 Averages forget exponentially; a step (two such samples, or Page-Hinkley on the logarithm) makes them forget at once. A
 plan that stays counts on :attr:`LinkFacts.bandwidth_low_bytes_per_s`, a one-sided 95 % bound; what can be changed again in
@@ -87,6 +88,8 @@ RISE_TRIPS, RISE_S = 8, 2.0
 """So many round trips in so many seconds, all above the least one by ..."""
 RISE_FACTOR, RISE_SHARE = 4, 0.1
 """... so many times as they vary, this share of it and RTT_FLOOR_S: the link has become longer."""
+LONGER = 3
+"""A frame that took longer, besides the least round trip, by so many times what one as large once took: not for its size."""
 SUSPICIOUS_TRIPS = 3
 """After so many it may have, and a single large frame is not timed."""
 CAREFUL = 0.5
@@ -418,6 +421,8 @@ class LinkEstimator:
     """Of the last train whose queue grew or shrank."""
     _trips: _Trips = field(default_factory=_Trips)
     _rise: _Rise = field(default_factory=_Rise)
+    _shown_rate: float = 0.0
+    """What the wire carries at least, since its link last became another: bytes of a frame over its whole round trip."""
     _free_at: float = -math.inf
     """The wire's, were it as slow as it is carefully taken to be."""
     _is_unqueued: bool = False
@@ -459,20 +464,34 @@ class LinkEstimator:
         has_left = sent > self._control.departed
         may_be_idle = has_left or sent >= self._free_at or self._is_unqueued
         self._free_at = max(self._free_at, sent) + num_bytes / (CAREFUL * (self._rate.slow.mean or SLOWEST_BYTES_PER_S))
-        if may_be_idle and num_frames == 1 and not (is_large and self._rate.slow.mean is None):
-            self._idle(rtt_s, num_bytes, now, is_sure=has_left)
+        is_longer = self._cannot_be_its_size(rtt_s, num_bytes)
+        if may_be_idle and num_frames == 1:
+            if not is_large or self._rate.slow.mean is not None or is_longer or rtt_s < self._base.value:
+                self._idle(rtt_s, num_bytes, now, is_sure=has_left)
+            else:
+                self._rise = _Rise()
+            self._shown_rate = max(self._shown_rate, num_bytes / rtt_s)
         if self._rtt.slow.mean is None:
             return
         departed = arrived - self._delay_s
         if not self._control.take(num_bytes, sent, departed, self._jitter_s):
             self._end_control(now)
             # One large frame on an idle link is a train from when it was handed over, but not where it may be longer now.
-            alone = has_left and is_large and num_frames == 1 and not self._rise.is_likely(now)
+            alone = has_left and is_large and num_frames == 1 and not (is_longer or self._rise.is_likely(now))
             self._control.begin(sent, departed, num_bytes if alone else 0)
         elif self._control.lasts_s >= max(SAMPLE_S, self.least_train_s) and (
             self._says(self._control) or self._control.lasts_s > UNPROVED_S
         ):
             self._end_control(now)
+
+    def _cannot_be_its_size(self, rtt_s: float, num_bytes: int) -> bool:
+        """Whether a frame that found the link idle took longer than the wire, as wide as it has been seen, explains.
+
+        Then the link has become longer, or narrower: frames of one size do not tell. It is taken for longer. If that is wrong,
+        more is soon under way, a queue stands and tells; one that is wrongly taken for narrow is given larger and fewer frames,
+        among which no queue ever stands.
+        """
+        return self._shown_rate > 0 and rtt_s - self._base.value > LONGER * num_bytes / self._shown_rate
 
     @property
     def _delay_s(self) -> float:
@@ -505,7 +524,7 @@ class LinkEstimator:
         own_s = num_bytes / rate if rate else 0.0
         known_s = base_s if math.isfinite(base_s) else 0.0
         margin_s = max(RISE_FACTOR * self._jitter_s, RISE_SHARE * known_s, RTT_FLOOR_S)
-        if own_s > 2 * margin_s:
+        if own_s > 2 * margin_s and rtt_s - known_s <= LONGER * own_s:
             if rtt_s < base_s - margin_s:  # shorter as a whole than an empty frame was
                 self._another_length([rtt_s], now)
             self._compare(rtt_s - base_s, own_s)
@@ -514,6 +533,7 @@ class LinkEstimator:
         if is_sure and self._rtt.add(rtt_s + RTT_FLOOR_S, 1.0, now):
             self._base, self._trips, self._rise = _Least(), _Trips(), _Rise()
             self._piece_delay, self._small = _Least(), math.inf
+            self._shown_rate = 0.0
         elif rtt_s <= base_s + margin_s + own_s / 2:
             waiting, self._rise = self._rise.trips, _Rise()
             for one in (*waiting[-MANY_TRIPS:], rtt_s):
@@ -533,9 +553,11 @@ class LinkEstimator:
             self._rate.forget()
 
     def _another_length(self, trips: list[float], now: float) -> None:
-        """The link has become longer or shorter, as ``trips`` show it."""
+        """The link has become longer or shorter, as ``trips`` show it; the earlier half of them may have met it half changed."""
+        trips = trips[len(trips) // 2 :]
         self._base, self._trips, self._rise, self._piece_delay = _Least(), _Trips(), _Rise(), _Least()
         self._rtt.forget()
+        self._shown_rate = 0.0
         self._control.reset()
         for one in trips[-MANY_TRIPS:]:
             self._rtt.add(one + RTT_FLOOR_S, 1.0, now)
@@ -598,7 +620,7 @@ class LinkEstimator:
             self._busy_s += busy_s
             self._sampled_at = now
             if self._rate.add(num_bytes / busy_s, busy_s, now):
-                self._rise = _Rise()  # it was the wire
+                self._rise, self._shown_rate = _Rise(), 0.0  # it was the wire
             if self._rate.slow.mean and now - self._raw_since < FAST_S:
                 self._base.lower(self._raw_bytes / self._rate.slow.mean)
             self._raw_since = -math.inf

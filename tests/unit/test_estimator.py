@@ -195,6 +195,21 @@ def test_a_link_that_becomes_longer_while_decode_goes_round_is_believed_in_secon
     _assert_is(estimator, link)
 
 
+@pytest.mark.parametrize("mbit", [100, 1000])
+@pytest.mark.parametrize("rtt_s", [0.060, 0.512])
+def test_a_link_that_becomes_longer_while_frames_come_one_by_one_is_no_narrower_one(mbit: float, rtt_s: float) -> None:
+    """Each finds it idle; all are of one size, larger by far than the smallest that there ever was."""
+    link = FakeLink(mbit * MBIT, 0.002)
+    estimator = LinkEstimator()
+    now = feed(estimator, link, [90] * 8, start=0.0, every_s=0.1)
+    now = feed(estimator, link, [13_500, 400_000] * 4, start=now, every_s=0.3)
+    link.rtt_s = rtt_s
+    now = feed(estimator, link, [13_500] * 6, start=now, every_s=0.8)
+    _assert_is(estimator, link)
+    feed(estimator, link, [200_000] * 6, start=now, every_s=0.8)
+    _assert_is(estimator, link)
+
+
 @pytest.mark.parametrize("jitter_s", [0.0, 0.001, 0.003])
 def test_the_way_of_verdicts_whose_width_nobody_knows_is_believed_to_be_longer_too(jitter_s: float) -> None:
     link = FakeLink(20 * MBIT, 0.04, jitter_s)
