@@ -245,7 +245,7 @@ def simulate(count: int, seed: int, progress: Progress) -> tuple[int, list[str]]
             cluster.kill(worker, at=at)
             at += rng.choice([0.0, 0.001, 0.051, 0.2, 0.5])
         ended = cluster.run()
-        recoveries += cluster.num_recoveries
+        recoveries += cluster.head.num_recoveries
         bad = [r for r in cluster.requests.values() if r.error or r.tokens != oracle(r.prompt, r.seed, stages, r.max_new_tokens)]
         if not ended or bad:
             wrong.append(f"seed {number}: {'no end' if not ended else f'{len(bad)} requests wrong'}")

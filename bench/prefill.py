@@ -33,6 +33,7 @@ from bench.program import headline, program
 from bench.ring import Ring, RingSpec
 from bench.spread import quantile
 from bloombee.control.chunks import Chunks
+from bloombee.control.events import PlanEnded
 from bloombee.models.standin import standin_card
 from bloombee.pace import Pace, parse_pace
 from bloombee.pipeline.events import Tune
@@ -157,18 +158,16 @@ async def beside(ring: Ring, options: argparse.Namespace) -> bool:
 
 
 def _chunks(ring: Ring) -> str:
-    head = ring.runtime._head
-    chosen = head.tuner._steering.chosen if head.tuner is not None else None
-    return "untuned" if chosen is None else f"{chosen.chunks[0].fast} ({chosen.chunks[0].gentle} beside decode)"
+    running = ring.runtime._head.helm.core.running
+    return "untuned" if running is None else f"{running.chunks[0].fast} ({running.chunks[0].gentle} beside decode)"
 
 
 def _fix_chunk(ring: Ring, chunk: int) -> None:
-    """Prompts in chunks of ``chunk`` from now on, as many under way as there is credit for; nothing is tuned any more."""
+    """Prompts in chunks of ``chunk`` from now on, as many under way as there is credit for; nothing is chosen any more."""
     head = ring.runtime._head
-    if head._tuner_task is not None:
-        head._tuner_task.cancel()
-    head._scheduler._max_rows = chunk
-    head._schedule(Tune(1, (Chunks(0, chunk, chunk, SPARE_TOKENS),), None, time.monotonic()))
+    head.helm.tell(PlanEnded(None, time.monotonic()))
+    head.dispatch.scheduler._max_rows = chunk
+    head.dispatch.handle(Tune(1, (Chunks(0, chunk, chunk, SPARE_TOKENS),), None, time.monotonic()))
 
 
 async def run(part: str, profile: Profile, options: argparse.Namespace) -> bool:

@@ -21,7 +21,7 @@ from bloombee.pipeline.work import Outcome, Work
 from bloombee.roles.executor import SpanExecutor
 from bloombee.roles.loading import Loader
 from bloombee.roles.work_thread import WorkThread
-from bloombee.sim.cluster import SimCluster, SimWorker
+from bloombee.sim.cluster import SimCluster
 from bloombee.types import Phase
 from bloombee.wire.messages import Load
 
@@ -165,14 +165,13 @@ class _Recorded(SimCluster):
     """The simulated cluster; every core's events are kept."""
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
         self.loads: dict[int, Load] = {}
-        self.scheduler = cast(SchedulerCore, _Recorder(self.scheduler))
+        super().__init__(**arguments)
+        self.head.scheduler = cast(SchedulerCore, _Recorder(self.head.scheduler))
 
-    def _load(self, worker: SimWorker, load: Load) -> None:
-        super()._load(worker, load)
-        self.loads[worker.index] = load
-        worker.core = cast(StageCore, _Recorder(worker.core))
+    def make_core(self, load: Load) -> StageCore:
+        self.loads[self.stage_of(load)] = load
+        return cast(StageCore, _Recorder(super().make_core(load)))
 
 
 def measure_cores(rounds: int) -> list[Row]:

@@ -48,6 +48,7 @@ SWARM = (
     "pace",
     "curve",
     "trace",
+    "decisions",
 )
 HEAD_ONLY = ("listen", "advertise", "page_size", "max_waiting", "heartbeat_s", "silence_s", "step_deadline_s", "load_deadline_s")
 SAMPLING = Options(

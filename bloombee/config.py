@@ -86,6 +86,7 @@ class RuntimeConfig:
     )
     profile: bool = option(False, "Measure this machine's device before the start (some seconds; kept for the next time).")
     trace: str | None = option(None, "A directory for traces of every step, one file a process; see bloombee trace.")
+    decisions: str | None = option(None, "A file for what was chosen while it ran, why and from which figures; lines of JSON.")
 
     def __post_init__(self) -> None:
         if isinstance(self.split, list):
@@ -127,6 +128,7 @@ class RuntimeConfig:
         _check_pace(self)
         _check(self, "profile", isinstance(self.profile, bool), "true or false")
         _check(self, "trace", self.trace is None or _text(self.trace), "a directory")
+        _check(self, "decisions", self.decisions is None or _text(self.decisions), "a file name")
         _check(
             self,
             "split",

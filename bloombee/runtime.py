@@ -15,26 +15,21 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
 
 from bloombee.config import LocalWorker, RuntimeConfig, merge
-from bloombee.errors import BloomBeeError, ConfigError, RuntimeClosed
-from bloombee.links.estimator import LinkFacts
+from bloombee.errors import BloomBeeError, ConfigError
+from bloombee.facts import Facts
 from bloombee.loop_thread import LoopThread
-from bloombee.models.card import ModelCard
-from bloombee.plan.plan import Plan
-from bloombee.plan.profile import Profile
-from bloombee.plan.topology import Topology
 from bloombee.quote import quoted
 from bloombee.roles.head import HeadRole
 from bloombee.roles.prompts import Prompt
 from bloombee.sync import SyncRuntime
 from bloombee.transport.descriptors import require_descriptors
-from bloombee.types import FinishReason, Generation, LoadProgress, SamplingParams, StageUse, SwarmEvent, Token, WorkerId
+from bloombee.types import FinishReason, Generation, LoadProgress, SamplingParams, Token
 from bloombee.utf8 import surrogate_at
 
-T = TypeVar("T")
 _END = object()
 
 
@@ -62,7 +57,7 @@ class _Channel:
         return self._items.popleft() if self._items else None
 
 
-class Runtime:
+class Runtime(Facts):
     """One model over a swarm of workers.
 
     ::
@@ -102,7 +97,6 @@ class Runtime:
         self._local_workers = _places(local_workers)
         self._on_progress = on_progress
         self._home: LoopThread | None = None
-        self._head: HeadRole
         self._closing: concurrent.futures.Future[None] | None = None
         self._numbers = itertools.count(1)
 
@@ -157,6 +151,16 @@ class Runtime:
         """Second half: start the local workers or await the remote ones; returns when the pipeline is up."""
         await self._there(self._head.start_workers())
 
+    async def issue_token(self) -> str:
+        """A join token for one more worker, at any time: it becomes a spare, or takes the place of one that is awaited.
+
+        It lets in another when that worker is lost. Those of :attr:`join_tokens` do the same.
+        """
+        return await self._there(self._issue())
+
+    async def _issue(self) -> str:
+        return self._head.front_door.issue()
+
     async def close(self) -> None:
         """End the swarm; running requests fail with RuntimeClosed. Closing twice changes nothing.
 
@@ -176,122 +180,6 @@ class Runtime:
     async def _listen(self) -> None:
         self._head = HeadRole(self.config, local_workers=self._local_workers, on_progress=self._on_progress)
         await self._head.listen()
-
-    async def _there(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        if self._home is None:
-            coroutine.close()
-            raise RuntimeClosed("the Runtime has not been started: use 'async with bloombee.Runtime(...)'")
-        return await asyncio.wrap_future(self._home.run(coroutine))
-
-    # -- facts -----------------------------------------------------------------------------
-
-    @property
-    def plan(self) -> Plan:
-        """Who runs what. Raises RuntimeClosed before the pipeline is up."""
-        plan = self._started().plan
-        if plan is None:
-            raise RuntimeClosed("the pipeline is not up yet")
-        return plan
-
-    @property
-    def card(self) -> ModelCard:
-        """Facts of the model."""
-        return self._started().card
-
-    @property
-    def join_tokens(self) -> tuple[str, ...]:
-        """One a worker; for ``bloombee worker --join``."""
-        return self._started().join_tokens
-
-    @property
-    def join_token(self) -> str:
-        """The first of :attr:`join_tokens`."""
-        return self.join_tokens[0]
-
-    @property
-    def profile(self) -> Profile | None:
-        """How fast the model's layers are on this machine; None unless ``profile=True`` was asked for and local workers run."""
-        return self._started().profile
-
-    @property
-    def links(self) -> dict[tuple[WorkerId, WorkerId], LinkFacts]:
-        """(from, to) -> what the ring's own frames have told of each link: round trip, bandwidth and its lower bound.
-
-        Worker 0 is the head. Workers report every two seconds while there is news; empty before the pipeline is up.
-        """
-        return self._started().links
-
-    @property
-    def profiles(self) -> dict[WorkerId, Profile]:
-        """How fast each worker, here or elsewhere, says that it runs the model's layers.
-
-        Known a moment after the start where a worker has measured this model before; else once it has been idle for a second.
-        """
-        return dict(self._started().profiles)
-
-    @property
-    def topology(self) -> Topology:
-        """:attr:`profiles` and :attr:`links` as the cost model takes them (``bloombee.plan.cost.evaluate``)."""
-        return self._started().topology
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether how many microbatches are under way has been measured under the present load and found right.
-
-        Takes some seconds of steady decode; with a fixed number there is nothing to find.
-        """
-        return self._started().is_settled
-
-    @property
-    def num_requests(self) -> int:
-        """Requests that are waiting or running."""
-        return self._started().num_requests
-
-    @property
-    def worker_pids(self) -> dict[WorkerId, int]:
-        """Process ids of the workers that were started here and live."""
-        return self._started().worker_pids
-
-    async def events(self) -> AsyncGenerator[SwarmEvent, None]:
-        """What happened in the swarm so far (the last thousand events), and what happens from now on, until it is closed.
-
-        Cancelled: nothing is left behind.
-        """
-        caller, arrived = asyncio.get_running_loop(), asyncio.Event()
-        waiting: collections.deque[SwarmEvent | None] = collections.deque()
-
-        def take(event: SwarmEvent | None) -> None:
-            waiting.append(event)
-            with contextlib.suppress(RuntimeError):  # the caller's loop has ended
-                caller.call_soon_threadsafe(arrived.set)
-
-        bulletin, home = self._started().bulletin, self._home
-        assert home is not None
-        home.soon(bulletin.listen, take)
-        try:
-            while True:
-                while waiting:
-                    event = waiting.popleft()
-                    if event is None:
-                        return
-                    yield event
-                await arrived.wait()
-                arrived.clear()
-        finally:
-            home.soon(bulletin.leave, take)
-
-    async def pages_free(self) -> tuple[int, ...]:
-        """Free KV pages of every stage, asked now; all of them when nothing runs."""
-        return await self._there(self._started().pages_free())
-
-    async def stage_use(self) -> tuple[StageUse, ...]:
-        """What the device of every stage has done since it was loaded, asked now."""
-        return await self._there(self._started().stage_use())
-
-    @property
-    def codec_choices(self) -> dict[tuple[WorkerId, WorkerId], str]:
-        """(from, to) -> whether one row's activations are compressed on that link now, and why; for people."""
-        return {link: choice for link, choice in self._started().codec_choices.items() if choice}
 
     # -- requests --------------------------------------------------------------------------
 
@@ -346,7 +234,7 @@ class Runtime:
         head, channel, number = self._started(), _Channel(notify), next(self._numbers)
         ended = False
         try:
-            opened(await self._there(head.submit(number, prompt, params, channel, client=client, priority=priority)))
+            opened(await self._there(head.desk.submit(number, prompt, params, channel, client=client, priority=priority)))
             while True:
                 item = channel.take()
                 if item is None:
@@ -361,12 +249,7 @@ class Runtime:
                     return
         finally:
             if not ended and self._home is not None:
-                self._home.soon(head.cancel, number)
-
-    def _started(self) -> HeadRole:
-        if not hasattr(self, "_head"):
-            raise RuntimeClosed("the Runtime has not been started: use 'async with bloombee.Runtime(...)'")
-        return self._head
+                self._home.soon(head.desk.cancel, number)
 
     # -- the synchronous face --------------------------------------------------------------
 

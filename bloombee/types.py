@@ -329,6 +329,8 @@ class SwarmEventKind(enum.StrEnum):
     """A worker is gone."""
     DOWN = "down"
     """Nothing runs any more."""
+    DECIDED = "decided"
+    """It was chosen how the epoch is run from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,6 +341,8 @@ class SwarmEvent:
         at_s: when, by ``time.monotonic``.
         epoch: of the plan that it is about; 0: of none.
         worker, name: whom it is about, if one.
+        reason: of a loss, of an end, of a choice.
+        decision: of a choice, the line of the decision log: JSON with what was chosen, why and from which figures.
     """
 
     kind: SwarmEventKind
@@ -347,3 +351,4 @@ class SwarmEvent:
     worker: WorkerId | None = None
     name: str = ""
     reason: str = ""
+    decision: str = ""

@@ -13,8 +13,9 @@ from bench.profiles import load_profile
 from bloombee.links.estimator import LinkEstimator
 from bloombee.links.frames import LinkMeter
 from bloombee.pace import Pace
-from bloombee.plan.topology import Link
-from bloombee.sim.cluster import HEADER_BYTES, SimCluster
+from bloombee.plan.topology import LOCAL, Link
+from bloombee.sim.carrier import HEADER_BYTES, SimCarrier
+from bloombee.sim.cluster import SimCluster
 from bloombee.sim.network import PIECE_BYTES, LinkShape, SimLink
 from bloombee.types import Lane
 from bloombee.wire.messages import Ack, AnyMessage, Forward, Verdict
@@ -104,12 +105,77 @@ class MeteredLink(SimLink):
         self._clock.call_at(self._last[lane], deliver)
 
 
+class MeasuredCarrier(SimCarrier):
+    """Of three stages; what is known of their links is what meters have seen."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.profile = load_profile("lan")
+        self._meters = [LinkMeter() for _ in range(STAGES)]
+
+    def reshape(self, profile: str) -> None:
+        """Other links, from now on."""
+        self.profile = load_profile(profile)
+        for (source, target), link in self.links.items():
+            self._give_shape(link, source, target)
+
+    def seen(self, source: str, target: str) -> Link | None:
+        """The head is beside the first stage."""
+        return self._meters[NAMES.index(source)].facts().as_expected() if source in NAMES[:-1] else LOCAL
+
+    def _make_link(self, source: str, target: str) -> SimLink:
+        link = MeteredLink(self._clock, self._rng, self._shape, self._faults)
+        if _is_hop(source, target):
+            link.estimator, link.back = self._meters[NAMES.index(source)].estimator, self.link(target, source)
+        self._give_shape(link, source, target)
+        return link
+
+    def _give_shape(self, link: SimLink, source: str, target: str) -> None:
+        assert isinstance(link, MeteredLink)
+        if not _is_hop(source, target) and not _is_hop(target, source):
+            return
+        hop = min(NAMES.index(source), NAMES.index(target))
+        profile = self.profile.link(hop)
+        shape = profile.forward if source == NAMES[hop] else profile.backward
+        bits = shape.bandwidth_bits_per_s
+        link.shape = LinkShape(shape.delay_s, bits and bits / 8)
+        link.jitter_s = shape.jitter_s
+
+    def carry(
+        self,
+        source: str,
+        target: str,
+        message: AnyMessage,
+        deliver: Callable[[], None],
+        *,
+        reliable: bool,
+        lane: Lane = Lane.CONTROL,
+    ) -> None:
+        if isinstance(message, Ack) and _is_hop(target, source):
+            deliver = self._hearing(self._meters[NAMES.index(target)], message, deliver)
+        elif isinstance(message, Forward | Verdict) and _is_hop(source, target):
+            size = self.num_bytes(source, message)
+            self._meters[NAMES.index(source)].sent(lane, message.frame, size, 0, self._clock.now)
+        super().carry(source, target, message, deliver, reliable=reliable, lane=lane)
+
+    def _hearing(self, meter: LinkMeter, ack: Ack, deliver: Callable[[], None]) -> Callable[[], None]:
+        def hear() -> None:
+            meter.acked(ack, self._clock.now)
+            deliver()
+
+        return hear
+
+
+def _is_hop(source: str, target: str) -> bool:
+    return source in NAMES[:-1] and target == NAMES[NAMES.index(source) + 1]
+
+
 class MeasuredCluster(SimCluster):
-    """Three stages whose tuner takes the links from meters, as a runtime does."""
+    """Three stages whose links are chosen by as meters have seen them, as in a runtime."""
+
+    carrier_type = MeasuredCarrier
 
     def __init__(self, profile: str, pace: Pace, batch: int, *, microbatches: int | None = None) -> None:
-        self._meters = [LinkMeter() for _ in range(STAGES)]
-        self._profile = load_profile(profile)
         super().__init__(
             seed=0,
             num_stages=STAGES,
@@ -123,59 +189,9 @@ class MeasuredCluster(SimCluster):
             resend_after_s=60.0,
             tuned=microbatches is None,
         )
+        self.reshape(profile)
 
     def reshape(self, profile: str) -> None:
         """Other links, from now on."""
-        self._profile = load_profile(profile)
-        for (source, target), link in self._links.items():
-            assert isinstance(link, MeteredLink)
-            self._give_shape(link, source, target)
-
-    def _link(self, source: str, target: str) -> SimLink:
-        key = (source, target)
-        if key not in self._links:
-            link = self._links[key] = MeteredLink(self.clock, self._rng, self._shape, self._faults)
-            if source in NAMES[:-1] and target == NAMES[NAMES.index(source) + 1]:
-                link.estimator, link.back = self._meters[NAMES.index(source)].estimator, self._link(target, source)
-            self._give_shape(link, source, target)
-        return self._links[key]
-
-    def _give_shape(self, link: MeteredLink, source: str, target: str) -> None:
-        if source not in NAMES or target not in NAMES or abs(NAMES.index(source) - NAMES.index(target)) != 1:
-            return
-        hop = min(NAMES.index(source), NAMES.index(target))
-        profile = self._profile.link(hop)
-        shape = profile.forward if source == NAMES[hop] else profile.backward
-        bits = shape.bandwidth_bits_per_s
-        link.shape = LinkShape(shape.delay_s, bits and bits / 8)
-        link.jitter_s = shape.jitter_s
-
-    def _carry(
-        self,
-        source: str,
-        target: str,
-        message: AnyMessage,
-        deliver: Callable[[], None],
-        *,
-        reliable: bool,
-        lane: Lane = Lane.CONTROL,
-    ) -> None:
-        if isinstance(message, Ack) and source in NAMES[1:] and target == NAMES[NAMES.index(source) - 1]:
-            deliver = self._hearing(self._meters[NAMES.index(target)], message, deliver)
-        elif isinstance(message, Forward | Verdict) and source in NAMES[:-1] and target == NAMES[NAMES.index(source) + 1]:
-            rows = sum(item.num_rows for item in message.items) if isinstance(message, Forward) else 0
-            num_bytes = HEADER_BYTES + ROW_BYTES * rows + (16 * len(message.picks) if isinstance(message, Verdict) else 0)
-            self._meters[NAMES.index(source)].sent(lane, message.frame, num_bytes, 0, self.clock.now)
-        super()._carry(source, target, message, deliver, reliable=reliable, lane=lane)
-
-    def _hearing(self, meter: LinkMeter, ack: Ack, deliver: Callable[[], None]) -> Callable[[], None]:
-        def hear() -> None:
-            meter.acked(ack, self.clock.now)
-            deliver()
-
-        return hear
-
-    def _links_as_they_are(self) -> list[Link]:
-        links = [meter.facts().as_expected() for meter in self._meters]
-        known = [link for link in links if link is not None]
-        return known if len(known) == STAGES else []  # by the loop, as a runtime does
+        assert isinstance(self.carrier, MeasuredCarrier)
+        self.carrier.reshape(profile)

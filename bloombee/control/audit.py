@@ -76,6 +76,8 @@ class _Load:
     is_trial: bool = False
     hold_s: float = HOLD_S
     promised_s: float = 0.0
+    why: str = ""
+    """Of what is asked for now."""
 
     def matches(self, sequences: int, delay_s: float | None) -> bool:
         if abs(sequences - self.sequences) > SAME_LOAD * self.sequences:
@@ -84,11 +86,12 @@ class _Load:
             return True
         return abs(delay_s - self.delay_s) <= max(MOVED * max(delay_s, self.delay_s), SAME_DELAY_S)
 
-    def try_out(self, count: int, give_up_s: float) -> None:
-        self.pin, self.until_s, self.is_trial = count, give_up_s, True
+    def try_out(self, count: int, give_up_s: float, why: str) -> None:
+        self.pin, self.until_s, self.is_trial, self.why = count, give_up_s, True, why
 
-    def settle(self, count: int, now: float, promised_s: float) -> None:
+    def settle(self, count: int, now: float, promised_s: float, why: str) -> None:
         """Go on with ``count``; the model may choose by itself if that is what it chooses."""
+        self.why = why
         self.pin = None if count == self.own else count
         self.until_s, self.promised_s = now + self.hold_s, promised_s
         if self.is_trial:  # what it cost is spent half as often from now on
@@ -98,14 +101,14 @@ class _Load:
     def expire(self, now: float) -> None:
         """A trial found no steady load, or what was found is old."""
         if self.is_trial:
-            self.settle(self.own, now, self.promised_s)
+            self.settle(self.own, now, self.promised_s, "the trial met no steady load")
         else:
             self.forget()
 
     def forget(self) -> None:
         """All but what the pinned choice has shown, which the model's next one is held against."""
         self.seen = {self.pin: self.seen[self.pin]} if self.pin in self.seen else {}
-        self.pin, self.until_s = None, math.inf
+        self.pin, self.until_s, self.why = None, math.inf, "what was found is old, or was promised otherwise"
 
 
 @dataclass(slots=True)
@@ -140,6 +143,11 @@ class Check:
     def __init__(self) -> None:
         self._loads: list[_Load] = []
         self._run: _Run | None = None
+
+    @property
+    def why(self) -> str:
+        """What was measured, where :meth:`look` asks for other than the model would."""
+        return self._loads[0].why if self._loads else ""
 
     @property
     def is_settled(self) -> bool:
@@ -207,12 +215,13 @@ class Check:
             load.own, load.promised_s = count, promised_s
         give_up_s = now + GIVE_UP_S + GIVE_UP_TURNS * promised_s
         if best is not None and (speed.is_slower(others[best]) or (load.is_trial and speed.mean < others[best].mean)):
-            load.try_out(best, give_up_s)
+            load.try_out(best, give_up_s, f"{_found(load, count)}, {_found(load, best)}: is that one still quicker?")
             load.returned_from = count
         elif count > 1 and min(load.seen) == count and speed.mean * promised_s < (1 - SHORT) * load.sequences:
-            load.try_out(-(-count // 2), give_up_s)
+            promised = f"of {load.sequences / promised_s:.4g} promised"
+            load.try_out(-(-count // 2), give_up_s, f"{_found(load, count)} {promised}: half as many are tried")
         else:
-            load.settle(count, now, promised_s)
+            load.settle(count, now, promised_s, _found(load, count))
 
     @staticmethod
     def _confirm(load: _Load, count: int, speed: Speed, promised_s: float, now: float) -> None:
@@ -220,7 +229,12 @@ class Check:
         left = load.returned_from
         assert left is not None
         is_no_better = left == load.own and not load.seen[left].is_slower(speed)
+        why = f"{_found(load, left)}, {_found(load, count)} once more"
         if is_no_better:
-            load.settle(left, now, load.promised_s)
+            load.settle(left, now, load.promised_s, why)
         else:
-            load.settle(count, now, promised_s)
+            load.settle(count, now, promised_s, why)
+
+
+def _found(load: _Load, count: int) -> str:
+    return f"{count} under way gave {load.seen[count].mean:.4g} tokens/s"

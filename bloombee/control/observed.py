@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bloombee.plan.topology import Device, Link, RowTime, Topology
+from bloombee.plan.topology import LOCAL, Device, Link, RowTime, Topology
 from bloombee.types import DeviceUse, StageUse
 
 FADE = 0.7
@@ -56,9 +56,9 @@ class _Line:
     _pending: DeviceUse = field(default_factory=DeviceUse)
 
     def add(self, use: DeviceUse) -> None:
-        """Forwards since the last call."""
+        """Forwards since the last call. Those without a row say nothing: what they were for had ended meanwhile."""
         self._pending = use = self._pending + use
-        if use.num_works < (LEAST_WORKS if self.is_known else 1):
+        if use.num_works < (LEAST_WORKS if self.is_known else 1) or not use.num_rows:
             return
         self._pending = DeviceUse()
         self._works = FADE * self._works + use.num_works
@@ -174,10 +174,12 @@ class LiveCosts:
         self._ratios = [None] * len(self.names)
 
     def report(self, uses: Sequence[StageUse]) -> None:
-        """Sums since each stage was loaded, one a stage."""
+        """Sums since each stage was loaded, one a stage. Of one that has begun to count anew only the next report tells."""
         for index, use in enumerate(uses):
             since = use - self._last[index]
             self._last[index] = use
+            if min(since.decode.num_works, since.prefill.num_works, since.raw_bytes) < 0:
+                continue
             self._decode[index].add(since.decode)
             self._prefill[index].add(since.prefill)
             self._attention[index].add(since.prefill)
@@ -199,15 +201,15 @@ class LiveCosts:
         """Encoded over raw bytes of each activation link of late; None where nothing is coded."""
         return tuple(self._ratios[:-1])
 
-    def topology(self, links: Sequence[Link]) -> Topology:
+    def topology(self, links: Sequence[Link], first: Link = LOCAL) -> Topology:
         """The ring as the reports show it.
 
         Args:
-            links: leaving each stage, the last one for the head.
+            links: leaving each stage, the last one for the head. first: from the head to the first stage.
         """
         devices = []
         for name, decode, prefill, attention in zip(self.names, self._decode, self._prefill, self._attention, strict=True):
             fixed, row = decode.fit(prefill, attention.pair_s(0.0))
             prefill_row, pair = prefill.row_and_pair_s(fixed, attention.pair_s(fixed)) if prefill.is_known else (row, 0.0)
             devices.append(Device(name, stage=RowTime(fixed, row, prefill_row, pair)))
-        return Topology.ring(devices, links)
+        return Topology.ring(devices, links, first=first)

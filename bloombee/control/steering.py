@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from bloombee.control.audit import Check
 from bloombee.control.chunks import Chunks
+from bloombee.control.events import Figures
 from bloombee.control.observed import LiveCosts
 from bloombee.control.operate import Tuning, step_s, tune
+from bloombee.control.seen import finite
 from bloombee.models.shape import ModelShape
 from bloombee.plan.candidate import Candidate
 from bloombee.plan.cost import evaluate
-from bloombee.plan.topology import Device, Link, Topology
+from bloombee.plan.topology import LOCAL, Device, Link, Topology
 from bloombee.types import StageUse
 
 WORTH = 0.03
@@ -27,8 +29,32 @@ FEW_PROMPTS = 0.05
 """Rows of prompts, of all: a load with more is not one to compare speeds under."""
 
 
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What the scheduler has to run, and how it gets on.
+
+    Args:
+        sequences: that decode or are about to.
+        quickest_loop: seconds and rows of the microbatch that came home quickest of late.
+        decoded: tokens so far, and when the last of them came.
+    """
+
+    sequences: int
+    quickest_loop: tuple[float, int] | None
+    decoded: tuple[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How to go on, why, and from what figures."""
+
+    tuning: Tuning
+    why: str
+    figures: Figures
+
+
 class Steering:
-    """Of one plan.
+    """Of one plan. Links are in ring order, as expected: from the head to the first stage, then leaving each stage.
 
     Args:
         names: of the workers, in ring order; layers: of each.
@@ -71,37 +97,32 @@ class Steering:
         """What has run tells enough to :meth:`choose`."""
         return self._live.is_known
 
+    @property
+    def is_settled(self) -> bool:
+        """What is chosen has been measured under the present load, and found right."""
+        return self._check.is_settled
+
     def begin(self, devices: Sequence[Device | None], links: Sequence[Link] | None) -> Chunks:
         """How to cut prompts before anything has run, so that the first does not wait for what it is to show itself.
 
         Args:
             devices: as the workers have measured themselves. Unless all have, chunks are as large as can be.
-            links: leaving each stage, as measured. None: as many rows are under way as the longest need.
+            links: None: as many rows are under way as the longest need.
         """
         stages, rows = len(self._base.workers), self._most_rows
         largest = Chunks(0, rows, rows, 2 * stages * rows)
         known = [device for device in devices if device is not None]
         if len(known) < stages:
             return largest
-        topology = Topology.ring(known, links or [Link(math.inf, 0.0)] * stages)
-        chunks = self._tune(self._base, topology, stages).chunks[0]
+        first, *others = links or self._spread_evenly(0.0)
+        chunks = self._tune(self._base, Topology.ring(known, others, first=first), stages).chunks[0]
         return chunks if links else replace(chunks, under_way=largest.under_way)
 
-    def choose(
-        self,
-        sequences: int,
-        links: Sequence[Link] | None,
-        quickest_loop: tuple[float, int] | None,
-        *,
-        decoded: tuple[int, float],
-        now: float,
-    ) -> Tuning | None:
-        """For ``sequences`` that decode or are about to.
+    def choose(self, demand: Demand, links: Sequence[Link] | None, now: float) -> Choice | None:
+        """For ``demand``.
 
         Args:
-            links: leaving each stage, as measured; the last one leads to the head. None: by the loop.
-            quickest_loop: seconds and rows of the microbatch that came home quickest of late.
-            decoded: tokens so far, and when the last of them came.
+            links: None: by the loop.
 
         Returns:
             How to go on, from now on :attr:`chosen`, with :attr:`sizes_apart`; None: as before, or nothing is known yet.
@@ -109,23 +130,44 @@ class Steering:
         if not self._live.is_known:
             return None
         was_apart, self.sizes_apart = self.sizes_apart, self._live.wants_spread
-        topology = self._live.topology(links or self._links_by_loop(quickest_loop))
+        known = links or self._links_by_loop(demand.quickest_loop)
+        topology = self._live.topology(known[1:], first=known[0])
         base = replace(self._base, ratios=self._live.ratios)
-        pin = self._look(base, topology, sequences, links, decoded, now)
-        best = self._tune(base, topology, sequences, pin)
-        old = self.chosen
+        pin = self._look(base, topology, demand, links, now)
+        best = self._tune(base, topology, demand.sequences, pin)
+        old, before_s = self.chosen, None
+        why = "the first figures" if pin is None else self._check.why
         if old is not None and best.max_sequences == old.max_sequences:
-            running = min(sequences, best.max_sequences or sequences)
-            if pin is not None:
-                is_kept = best.num_microbatches == old.num_microbatches
-            else:
-                is_kept = best.step_s >= self._step_s(old, base, topology, running) * (1 - WORTH)
+            before_s = self._step_s(old, base, topology, min(demand.sequences, best.max_sequences or demand.sequences))
+            if pin is None:
+                why = f"a step of {best.step_s:.4g} s instead of {before_s:.4g} s, as the figures are now"
+            is_kept = best.num_microbatches == old.num_microbatches if pin else best.step_s >= before_s * (1 - WORTH)
             if is_kept:
                 if best.chunks == old.chunks and self.sizes_apart == was_apart:
                     return None
-                best = replace(old, chunks=best.chunks)
+                best, why = replace(old, chunks=best.chunks), self._why_kept(was_apart)
+        elif old is not None:
+            why = f"{best.max_sequences or 'any number of'} sequences at once keep the time per token"
         self.chosen = best
-        return best
+        return Choice(best, why, self._figures(demand, topology, best, before_s))
+
+    def _why_kept(self, was_apart: bool) -> str:
+        if self.sizes_apart == was_apart:
+            return "chunks fit the figures better"
+        return "sizes differ to show what a row costs" if self.sizes_apart else "what a row costs is known"
+
+    def _figures(self, demand: Demand, topology: Topology, best: Tuning, before_s: float | None) -> Figures:
+        ring = [(0, self._base.workers[0]), *zip(self._base.workers, [*self._base.workers[1:], 0], strict=True)]
+        links = [topology.link(*ends) for ends in ring]
+        return Figures(
+            sequences=demand.sequences,
+            devices=tuple(topology.device(worker).stage for worker in self._base.workers),
+            links=tuple((one.latency_s, finite(one.bandwidth_bytes_per_s)) for one in links),
+            ratios=self._live.ratios,
+            decoded=demand.decoded,
+            step_s=best.step_s,
+            before_s=before_s,
+        )
 
     def _tune(self, base: Candidate, topology: Topology, sequences: int, pin: int | None = None) -> Tuning:
         return tune(
@@ -139,29 +181,16 @@ class Steering:
             least_microbatches=pin or 1,
         )
 
-    @property
-    def is_settled(self) -> bool:
-        """What is chosen has been measured under the present load, and found right."""
-        return self._check.is_settled
-
-    def _look(
-        self,
-        base: Candidate,
-        topology: Topology,
-        sequences: int,
-        links: Sequence[Link] | None,
-        decoded: tuple[int, float],
-        now: float,
-    ) -> int | None:
+    def _look(self, base: Candidate, topology: Topology, demand: Demand, links: Sequence[Link] | None, now: float) -> int | None:
         """How many microbatches what was measured asks for; None: as the cost model says."""
         if self.chosen is None or self._target_s is not None:  # time per token is what a target asks for, not speed
             return None
         return self._check.look(
-            min(self.chosen.num_microbatches, sequences),
-            sequences,
+            min(self.chosen.num_microbatches, demand.sequences),
+            demand.sequences,
             sum(link.latency_s for link in links) if links else None,
-            decoded,
-            self._step_s(self.chosen, base, topology, sequences),
+            demand.decoded,
+            self._step_s(self.chosen, base, topology, demand.sequences),
             is_steady=self._is_steady,
             now=now,
         )
@@ -174,11 +203,13 @@ class Steering:
 
     def _links_by_loop(self, quickest_loop: tuple[float, int] | None) -> list[Link]:
         """What no device accounts for of the quickest loop, in equal parts."""
-        stages = len(self._base.workers)
-        free = [Link(math.inf, 0.0)] * stages
+        free = self._spread_evenly(0.0)
         if quickest_loop is None:
             return free
         seconds, rows = quickest_loop
-        devices = self._live.topology(free).devices.values()
-        rest = seconds - sum(device.stage.decode_s(rows) for device in devices)
-        return [Link(math.inf, max(0.0, rest) / stages)] * stages
+        devices = self._live.topology(free[1:]).devices.values()
+        return self._spread_evenly(max(0.0, seconds - sum(device.stage.decode_s(rows) for device in devices)))
+
+    def _spread_evenly(self, delay_s: float) -> list[Link]:
+        stages = len(self._base.workers)
+        return [LOCAL, *[Link(math.inf, delay_s / stages)] * stages]

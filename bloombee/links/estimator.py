@@ -53,6 +53,8 @@ Z = 1.645
 BASE_WINDOW_S = 30.0
 LARGE_FACTOR = 8
 """A frame that found the link idle is no round trip but a load if it is so many times the size of the least one's."""
+SURPLUS_FACTOR = 3
+"""While no bandwidth is known: of so much larger a frame the time that it takes longer is that of its surplus."""
 JITTER_FACTOR = 20
 """A train counts once it has lasted so many times as long as round trips vary (as a standard deviation), and ..."""
 MIN_TRAIN_S = 0.01
@@ -463,7 +465,8 @@ class LinkEstimator:
         is_large = num_bytes >= LARGE_FACTOR * self._small
         has_left = sent > self._control.departed
         may_be_idle = has_left or sent >= self._free_at or self._is_unqueued
-        self._free_at = max(self._free_at, sent) + num_bytes / (CAREFUL * (self._rate.slow.mean or SLOWEST_BYTES_PER_S))
+        rate = self._rate.slow.mean or max(SLOWEST_BYTES_PER_S, self._shown_rate)
+        self._free_at = min(arrived, max(self._free_at, sent) + num_bytes / (CAREFUL * rate))  # by then it has left for sure
         is_longer = self._cannot_be_its_size(rtt_s, num_bytes)
         if may_be_idle and num_frames == 1:
             if not is_large or self._rate.slow.mean is not None or is_longer or rtt_s < self._base.value:
@@ -476,13 +479,21 @@ class LinkEstimator:
         departed = arrived - self._delay_s
         if not self._control.take(num_bytes, sent, departed, self._jitter_s):
             self._end_control(now)
-            # One large frame on an idle link is a train from when it was handed over, but not where it may be longer now.
-            alone = has_left and is_large and num_frames == 1 and not (is_longer or self._rise.is_likely(now))
-            self._control.begin(sent, departed, num_bytes if alone else 0)
+            is_alone = has_left and num_frames == 1 and not (is_longer or self._rise.is_likely(now))
+            self._control.begin(sent, departed, self._own_bytes(num_bytes) if is_alone else 0)
         elif self._control.lasts_s >= max(SAMPLE_S, self.least_train_s) and (
             self._says(self._control) or self._control.lasts_s > UNPROVED_S
         ):
             self._end_control(now)
+
+    def _own_bytes(self, num_bytes: int) -> int:
+        """Of a frame alone on an idle link: those whose time is not in the round trip that is known; 0: too few to tell.
+
+        While nothing is known of the width a frame a few times the size of the smallest is enough, for its surplus.
+        """
+        if self._rate.slow.mean is not None:
+            return num_bytes if num_bytes >= LARGE_FACTOR * self._small else 0
+        return num_bytes - int(self._small) if num_bytes >= SURPLUS_FACTOR * self._small else 0
 
     def _cannot_be_its_size(self, rtt_s: float, num_bytes: int) -> bool:
         """Whether a frame that found the link idle took longer than the wire, as wide as it has been seen, explains.

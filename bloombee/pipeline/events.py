@@ -7,7 +7,7 @@ import enum
 from msgspec import Struct
 
 from bloombee.control.chunks import Chunks
-from bloombee.control.operate import Tuning
+from bloombee.control.events import Run
 from bloombee.errors import BloomBeeError
 from bloombee.pipeline.work import Outcome
 from bloombee.plan.plan import Plan
@@ -162,15 +162,9 @@ class Tune(Struct, frozen=True, gc=False):
     """Decode microbatches by turns larger and smaller, so that it shows what a row costs."""
 
 
-def tune_event(tuning: Tuning, *, sizes_apart: bool, now: float) -> Tune:
-    """What tells the scheduler to run as ``tuning`` says."""
-    return Tune(
-        num_microbatches=tuning.num_microbatches,
-        chunks=tuning.chunks,
-        max_sequences=tuning.max_sequences,
-        now=now,
-        sizes_apart=sizes_apart,
-    )
+def tune_event(run: Run, now: float) -> Tune:
+    """What tells the scheduler to run as the control core says."""
+    return Tune(run.num_microbatches, run.chunks, run.max_sequences, now, run.sizes_apart)
 
 
 class FromStage(Struct, frozen=True, gc=False):

@@ -148,11 +148,14 @@ class Topology:
     """Shared by all devices; None: each is a machine."""
 
     @classmethod
-    def ring(cls, devices: Sequence[Device], links: Sequence[Link], cores: Cores | None = None) -> Topology:
-        """Workers 1..N in the order of ``devices``, the head beside the first.
+    def ring(
+        cls, devices: Sequence[Device], links: Sequence[Link], cores: Cores | None = None, *, first: Link = LOCAL
+    ) -> Topology:
+        """Workers 1..N in the order of ``devices``.
 
         Args:
             links: ``links[i]`` leaves the worker of ``devices[i]`` for the next, the last one for the head.
+            first: from the head to the first of them; unless given it is beside it.
 
         Raises:
             ConfigError: not one link a device.
@@ -165,7 +168,7 @@ class Topology:
         hops = {
             (worker, worker + 1 if worker < len(devices) else HEAD): link for worker, link in zip(workers, links, strict=True)
         }
-        return cls(dict(zip(workers, devices, strict=True)), {(HEAD, 1): LOCAL, **hops}, cores)
+        return cls(dict(zip(workers, devices, strict=True)), {(HEAD, 1): first, **hops}, cores)
 
     def device(self, worker: WorkerId) -> Device:
         """Raises PlanError if there is no such worker."""

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from bloombee.control.events import Decision
 from bloombee.types import SwarmEvent, SwarmEventKind, WorkerId
 
 KEPT = 1000
@@ -24,7 +25,13 @@ class Bulletin:
         self, kind: SwarmEventKind, *, epoch: int = 0, worker: WorkerId | None = None, name: str = "", reason: str = ""
     ) -> None:
         """As :class:`~bloombee.types.SwarmEvent`; it happened now."""
-        event = SwarmEvent(kind, time.monotonic(), epoch, worker, name, reason)
+        self._tell(SwarmEvent(kind, time.monotonic(), epoch, worker, name, reason))
+
+    def decided(self, decision: Decision, line: str) -> None:
+        """Something was chosen, and ``line`` of the log says so."""
+        self._tell(SwarmEvent(SwarmEventKind.DECIDED, decision.at_s, decision.epoch, reason=decision.why, decision=line))
+
+    def _tell(self, event: SwarmEvent) -> None:
         self._kept.append(event)
         for listener in list(self._listeners):
             listener(event)

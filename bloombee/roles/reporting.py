@@ -132,6 +132,7 @@ class Reporter:
         answer = Measured(
             pipeline=asked.pipeline,
             epoch=asked.epoch,
+            number=asked.number,
             decode=self._device.tally(Phase.DECODE),
             prefill=self._device.tally(Phase.PREFILL),
             pages_free=pages_free,

@@ -303,6 +303,8 @@ class Measure(Message, frozen=True, tag=21):
 
     pipeline: U32
     epoch: U32
+    number: U63
+    """The answer repeats it."""
 
 
 class Measured(Message, frozen=True, tag=22):
@@ -310,6 +312,7 @@ class Measured(Message, frozen=True, tag=22):
 
     pipeline: U32
     epoch: U32
+    number: U63
     decode: Tally
     prefill: Tally
     pages_free: U32

@@ -22,7 +22,7 @@ def test_chunks_that_shrink_with_position_change_no_token(tmp_path: Path, make_s
     assert home is not None
     assert head is not None
     chunks = (Chunks(0, 32, 32, 64), Chunks(64, 8, 8, 16))
-    home.soon(head._schedule, Tune(2, chunks, None, time.monotonic()))
+    home.soon(head.dispatch.handle, Tune(2, chunks, None, time.monotonic()))
     assert list(swarm.generate(prompt, max_new_tokens=6, ignore_eos=True).token_ids) == known
     for stage in swarm.run(swarm.runtime.stage_use()):
         assert (stage.prefill.num_works, stage.prefill.num_rows) == (2 + 5, 100)
@@ -37,7 +37,7 @@ def test_the_first_prompt_goes_in_chunks_that_fit_what_workers_know_of_themselve
 
     async def chunk_rows() -> int:
         async with asyncio.timeout(30):
-            while (rows := head._scheduler._chunks[0].fast) == swarm.runtime.config.max_microbatch_rows:  # noqa: ASYNC110
+            while (rows := head.dispatch.scheduler._chunks[0].fast) == swarm.runtime.config.max_microbatch_rows:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         return rows
 

@@ -41,11 +41,11 @@ def test_resets_of_every_connection_cost_no_request_a_token(seed: int, rtt_s: fl
     for number in range(12):
         prompt = [rng.randrange(50_000) for _ in range(rng.randint(1, 60))]
         cluster.submit(prompt, max_new_tokens=12, seed=number, at=rng.uniform(0.1, 2))
-    for ends in cluster.pairs:
+    for ends in cluster.breaks.pairs:
         for moment in (1 + 5 * rtt_s, *(rng.uniform(0.2, 4 + 20 * rtt_s) for _ in range(2))):
-            cluster.clock.call_at(moment, lambda ends=ends: cluster.reset(ends))  # type: ignore[misc]
+            cluster.clock.call_at(moment, lambda ends=ends: cluster.breaks.reset(ends))  # type: ignore[misc]
     assert cluster.run()
-    assert cluster.down is None
+    assert cluster.head.down is None
     _assert_right(cluster, 3)
     assert max(at for request in cluster.requests.values() for at in request.token_times) < RESEND_AFTER_S + 60 * rtt_s
 
@@ -72,7 +72,7 @@ def test_a_long_prompt_over_a_slow_link_takes_its_time_and_is_sent_once(megabits
     wire_s = 2048 * row_bytes * 8 / (megabits * 1e6)
     (request,) = cluster.requests.values()
     assert wire_s < request.token_times[0] < 1.6 * wire_s
-    sent = cluster._link("stage0", "stage1").num_bytes
+    sent = cluster.carrier.link("stage0", "stage1").num_bytes
     assert sent < 1.02 * 2048 * row_bytes
 
 
@@ -80,15 +80,15 @@ def test_a_device_that_hangs_ends_its_requests_and_the_swarm_serves_again_when_i
     cluster = SimCluster(seed=0, num_stages=3, num_pages=256)
     cluster.submit([1, 2, 3], max_new_tokens=8, seed=1)
     assert cluster.run()
-    healthy, cluster.paces[1] = cluster.paces[1], Pace(100.0, 0.0, 0.0)
+    healthy, cluster.devices.paces[1] = cluster.devices.paces[1], Pace(100.0, 0.0, 0.0)
     late = cluster.submit([4, 5, 6], max_new_tokens=8, seed=2, at=cluster.clock.now)
     while not cluster.requests[late].ended:
         assert cluster.run_for(1.0)
     assert isinstance(cluster.requests[late].error, DeadlineExceeded)
     assert cluster.clock.now < 60
-    cluster.paces[1] = healthy
+    cluster.devices.paces[1] = healthy
     again = cluster.submit([7, 8, 9], max_new_tokens=8, seed=3, at=cluster.clock.now + 120)
     assert cluster.run()
-    assert cluster.down is None
+    assert cluster.head.down is None
     assert cluster.requests[again].tokens == oracle([7, 8, 9], 3, 3, 8)
     assert all(pool.num_free == pool.num_pages for stage in cluster.stages.values() for pool in stage.store.kv.pools)

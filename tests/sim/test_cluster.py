@@ -125,7 +125,7 @@ def test_broken_connections_resend_at_once() -> None:
     cluster = SimCluster(seed=1, num_stages=3, faults=Faults(lose=0.3), resend_after_s=30.0)
     _load(cluster, 1, 10)
     for moment in range(1, 200):
-        cluster.clock.call_at(moment / 4, cluster.restore_links)
+        cluster.clock.call_at(moment / 4, cluster.breaks.restore_all)
     assert cluster.run()
     _assert_right(cluster, 3)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-
 import pytest
 from measured_kit import MeasuredCluster
 
@@ -51,11 +49,10 @@ def _speed(cluster: MeasuredCluster) -> float:
     [("home", FIXED), ("home", MIXED), ("three-regions", FIXED), ("three-regions", MIXED), ("20M-100ms", FIXED)],
 )
 def test_the_choice_is_as_good_as_the_best_of_a_sweep(profile: str, pace: Pace) -> None:
-    """Whenever the load begins between two looks at it: of three moments the median counts. What a wide link's bandwidth is shows
-    only when a queue stands, which at some moments none does until later."""
+    """Whenever the load begins between two looks at it."""
     sweep = {m: _speed(_cluster(profile, pace, m)) for m in (4, 8, 16)}
     speeds = [_speed(_later(_cluster(profile, pace), seconds)) for seconds in (0.1, 0.2, 0.3)]
-    assert statistics.median(speeds) >= 0.95 * max(sweep.values()), (sweep, speeds)
+    assert min(speeds) >= 0.95 * max(sweep.values()), (sweep, speeds)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_requests_live_through_the_loss_of_any_stage(num_stages: int, faults: Fa
     _submit(cluster, rng, 16)
     cluster.kill(rng.randint(1, num_stages), at=rng.uniform(0.0, 0.9))
     assert cluster.run()
-    assert cluster.num_recoveries == 1
+    assert cluster.head.num_recoveries == 1
     _assert_right(cluster, num_stages)
 
 
@@ -71,7 +71,7 @@ def test_requests_live_through_several_losses_the_new_worker_s_among_them(faults
         cluster.kill(worker, at=at)
         at += rng.choice([0.0, 0.0005, 0.052, 0.3])
     assert cluster.run()
-    assert cluster.down is None
+    assert cluster.head.down is None
     _assert_right(cluster, 3)
 
 
@@ -110,7 +110,7 @@ def test_layers_with_windows_are_filled_again(lost: int) -> None:
         cluster.submit(prompt, max_new_tokens=rng.randint(1, 60), seed=rng.randrange(2**64), at=rng.uniform(0, 1))
     cluster.kill(lost, at=0.7)
     assert cluster.run()
-    assert cluster.num_recoveries == 1
+    assert cluster.head.num_recoveries == 1
     _assert_right(cluster, 3, windows)
 
 
@@ -119,7 +119,7 @@ def test_without_a_spare_every_request_ends_with_a_typed_error() -> None:
     _submit(cluster, random.Random(1), 8, until=0.2)
     cluster.kill(2, at=0.1)
     cluster.run_for(2.0)
-    assert isinstance(cluster.down, LinkDown)
+    assert isinstance(cluster.head.down, LinkDown)
     assert all(request.ended for request in cluster.requests.values())
     assert any(isinstance(request.error, LinkDown) for request in cluster.requests.values())
 

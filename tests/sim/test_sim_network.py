@@ -130,8 +130,8 @@ def test_paces_of_layers_count_each_stages_own() -> None:
 def test_a_workers_own_memory_counts_in_the_plan() -> None:
     card = sim_card((0,) * 6)
     ring = cluster(["w0"] * 3, card=card, memory_bytes=[1 << 20, 100, 1 << 20])
-    assert isinstance(ring.down, Infeasible)
-    assert ring.down.fields["worker"] == "w2"
+    assert isinstance(ring.head.down, Infeasible)
+    assert ring.head.down.fields["worker"] == "w2"
 
 
 def test_a_cluster_needs_a_node_for_each_stage() -> None:

@@ -84,16 +84,16 @@ def test_the_choice_is_as_good_as_the_best_of_a_sweep(pace: Pace, latency_s: flo
 def test_times_that_scatter_do_not_make_it_change_its_mind(pace: Pace) -> None:
     cluster = _cluster(pace, 0.030, 32, scatter=0.05)
     assert _speed(cluster, 32) >= 0.93 * _speed(_cluster(pace, 0.030, 32), 32)
-    before = len(cluster.tunings)
+    before = len(cluster.head.tunings)
     cluster.run_for(10.0)
-    assert len(cluster.tunings) <= before + 1
+    assert len(cluster.head.tunings) <= before + 1
 
 
 def test_a_device_that_changes_its_nature_is_found_out_while_it_runs() -> None:
     """From mostly fixed, where few large microbatches do, to mostly per row, where these would leave it idle."""
     cluster = _cluster(FIXED, 0.256, 128)
     _speed(cluster, 128)
-    cluster.paces = [PER_ROW] * 3
+    cluster.devices.paces = [PER_ROW] * 3
     cluster.run_for(12.0)
     done = sum(len(request.tokens) for request in cluster.requests.values())
     assert cluster.run_for(8.0)
@@ -128,4 +128,4 @@ def test_workers_that_fight_for_cores_end_where_they_fight_least(latency_s: floa
 def test_on_machines_of_their_own_the_check_finds_nothing_to_mend() -> None:
     cluster = _cluster(FIXED, 0.050, 32, scatter=0.05, tokens=1600)
     _decoded_by(cluster, 32, settle_s=10.0, window_s=30.0)
-    assert {count for moment, count in cluster.tunings if moment > 10.0} <= {cluster.tunings[-1][1]}
+    assert {count for moment, count in cluster.head.tunings if moment > 10.0} <= {cluster.head.tunings[-1][1]}

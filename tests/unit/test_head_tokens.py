@@ -7,18 +7,18 @@ import pytest
 from bloombee.address import read_listen
 from bloombee.config import RuntimeConfig
 from bloombee.errors import ConfigError
-from bloombee.roles import head
+from bloombee.roles import front_door
 
 OWN = ["192.0.2.1", "2001:db8::1", *(f"10.0.0.{number}" for number in range(20))]
 
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "own_addresses", lambda: OWN)
+    monkeypatch.setattr(front_door, "own_addresses", lambda: OWN)
 
 
 def told(bound: str, **fields: object) -> tuple[str, ...]:
-    return head._told(RuntimeConfig(**{"remote_workers": 1, **fields}), read_listen(bound))  # type: ignore[arg-type]
+    return front_door.told(RuntimeConfig(**{"remote_workers": 1, **fields}), read_listen(bound))  # type: ignore[arg-type]
 
 
 def test_a_wildcard_is_told_as_the_machines_own_addresses_as_many_as_a_token_holds() -> None:

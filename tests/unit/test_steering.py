@@ -7,15 +7,15 @@ import math
 import pytest
 
 from bloombee.control.chunks import Chunks
-from bloombee.control.steering import Steering
+from bloombee.control.steering import Demand, Steering
 from bloombee.models.shape import ModelShape
 from bloombee.plan.cost import Candidate, prefill_s
-from bloombee.plan.topology import Device, Link, RowTime, Topology
+from bloombee.plan.topology import LOCAL, Device, Link, RowTime, Topology
 
 MODEL = ModelShape(hidden=1024, num_layers=6)
 LAYERS = (2, 2, 2)
 DEVICES = [Device(f"w{n}", stage=RowTime(0.001, 0.0001, 0.0), layer=RowTime(0.002, 0.0001, 0.0002)) for n in range(3)]
-LINKS = [Link(2.5e6, 0.05)] * 3
+LINKS = [LOCAL, *[Link(2.5e6, 0.05)] * 3]
 LARGEST = Chunks(0, 512, 512, 2 * 3 * 512)
 
 
@@ -33,10 +33,10 @@ def test_what_workers_know_of_themselves_makes_the_first_prompt_quick(links: lis
     steering = _steering()
     chunks = steering.begin(DEVICES, links)
     assert (chunks.under_way == LARGEST.under_way) == (links is None)
-    ring = Topology.ring(DEVICES, links or [Link(math.inf, 0.0)] * 3)
+    ring = Topology.ring(DEVICES, (links or [Link(math.inf, 0.0)] * 4)[1:])
     took, whole = (
         prefill_s(Candidate((1, 2, 3), LAYERS), ring, MODEL, tokens=512, chunk=rows) for rows in (chunks.fast, LARGEST.fast)
     )
     assert took < 0.7 * whole
     assert not steering.is_known
-    assert steering.choose(1, links, None, decoded=(0, 0.0), now=0.0) is None
+    assert steering.choose(Demand(1, None, (0, 0.0)), links, 0.0) is None

@@ -1,0 +1,187 @@
+"""The application's requests: read, checked, begun, delivered and ended, each apart from the others."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+
+from bloombee.errors import BloomBeeError, ConfigError, Infeasible, RuntimeClosed
+from bloombee.kv.pool import most_pages
+from bloombee.models.card import ModelCard
+from bloombee.pipeline.commands import Command
+from bloombee.pipeline.events import CancelRequest, Emitted, Ended, SchedulerSaid, Submit, SwarmLost
+from bloombee.pipeline.requests import RequestCore
+from bloombee.plan.plan import Plan
+from bloombee.roles.asked import ask
+from bloombee.roles.prompts import Prompt, PromptIds, Prompts
+from bloombee.roles.requests import Requests, Sink, typed
+from bloombee.roles.text import TextCodec
+from bloombee.types import FinishReason, SamplingParams
+from bloombee.wire.messages import Pick
+
+log = logging.getLogger(__name__)
+
+
+class Desk:
+    """Of one head; belongs to its loop. Nothing is taken before :meth:`open`.
+
+    Args:
+        max_waiting: requests that may be open or waiting at once.
+        do: acts on what the requests' core asks for.
+    """
+
+    def __init__(self, max_waiting: int, do: Callable[[list[Command]], None]) -> None:
+        self._core = RequestCore(max_waiting)
+        self._do = do
+        self._requests = Requests(self._free)
+        self._is_closed = False
+        self._prompts: Prompts | None = None
+        self._card: ModelCard
+        self._text: TextCodec
+        self._max_rows: int
+        self._plan: Plan | None = None
+
+    def open(self, card: ModelCard, max_rows: int) -> None:
+        """The model is known.
+
+        Raises:
+            ConfigError: its tokenizer cannot be read.
+        """
+        for ignored in card.ignored:
+            log.warning("%s: %s", card.model, ignored)
+        self._card, self._max_rows = card, max_rows
+        self._text = TextCodec(card.tokenizer_json, cleans_up=card.cleans_up, splits_special=card.splits_special)
+        self._prompts = Prompts(card, self._text)
+
+    def planned(self, plan: Plan) -> None:
+        """From now on what can never fit ``plan`` is refused."""
+        self._plan = plan
+
+    def close(self, error: BloomBeeError) -> None:
+        """Every request ends with ``error``; none is taken any more."""
+        self._is_closed = True
+        if self._prompts is not None:
+            self._prompts.close()
+        self.end_all(error)
+
+    def __len__(self) -> int:
+        """Requests that are waiting or running."""
+        return len(self._requests)
+
+    async def submit(
+        self, number: int, prompt: Prompt, params: SamplingParams, sink: Sink, *, client: str = "", priority: int = 0
+    ) -> tuple[int, ...]:
+        """Start request ``number`` (of the caller's choice, never used before); tokens and the end go to ``sink``.
+
+        Returns:
+            The token ids of ``prompt``.
+
+        Raises:
+            ConfigError: as :meth:`Prompts.read`, or a prompt that is empty or over-long.
+            Infeasible: it can never fit the KV memory.
+            RuntimeClosed: the Runtime was closed.
+
+        Cancelled: the request has not begun, unless this had returned.
+        """
+        if self._is_closed or self._prompts is None:
+            raise RuntimeClosed("the Runtime was closed" if self._is_closed else "the model is still being looked at")
+        read = await self._prompts.read(prompt, functools.partial(self._check_length, params))
+        if self._is_closed:
+            raise RuntimeClosed("the Runtime was closed")
+        try:
+            with typed():
+                self._begin(number, read, params, sink, client, priority)
+        except BloomBeeError:
+            self.cancel(number)
+            raise
+        return read.ids
+
+    def _begin(self, number: int, prompt: PromptIds, params: SamplingParams, sink: Sink, client: str, priority: int) -> None:
+        self._check_length(params, len(prompt.ids), False)
+        asked = ask(params, self._card, len(prompt.ids))
+        self._requests.add(number, sink, self._text.stream(asked.stop, prompt.ids))
+        event = Submit(
+            number,
+            prompt.packed,
+            asked.sampling,
+            asked.max_new_tokens,
+            asked.end_tokens,
+            time.monotonic(),
+            client,
+            priority,
+            asked.max_time_s,
+        )
+        self._do(self._core.handle(event))
+
+    def cancel(self, number: int) -> None:
+        """End a request and free its KV on every stage; nothing more goes to its sink."""
+        self._requests.cancel(number)
+
+    def _free(self, number: int) -> None:
+        """A request's KV on every stage, where there still is a pipeline."""
+        if not self._is_closed and self._core.error is None:
+            self._do(self._core.handle(CancelRequest(number, time.monotonic())))
+
+    # -- what becomes of them --------------------------------------------------------------
+
+    def told(self, message: Emitted | Ended) -> None:
+        """Of the scheduler."""
+        self._do(self._core.handle(SchedulerSaid(message, time.monotonic())))
+
+    def deliver(self, number: int, pick: Pick, finish: FinishReason | None) -> None:
+        """A token, to whoever asked."""
+        self._requests.deliver(number, pick, finish)
+
+    def conclude(self, number: int, error: BloomBeeError | None) -> None:
+        """The end without a last token, to whoever asked."""
+        self._requests.end(number, error)
+
+    def lost(self, error: BloomBeeError) -> None:
+        """No pipeline will run any more."""
+        self._do(self._core.handle(SwarmLost(error)))
+
+    def end_all(self, error: BloomBeeError) -> None:
+        """Each ends with ``error`` and is freed; others may come."""
+        self._requests.end_all(error)
+
+    # -- what can be served ----------------------------------------------------------------
+
+    def _check_length(self, params: SamplingParams, num_tokens: int, at_least: bool) -> None:
+        """Raises if a prompt of ``num_tokens``, or of that many at least, cannot be served. Callable from any thread."""
+        if not num_tokens:
+            raise ConfigError("the prompt is empty: give text, token ids or chat messages", field="prompt")
+        card, plan = self._card, self._plan
+        max_new_tokens = ask(params, card, num_tokens).max_new_tokens
+        total = num_tokens + max_new_tokens
+        least = "at least " * at_least
+        if card.max_positions and total > card.max_positions:
+            raise ConfigError(
+                f"the prompt has {least}{num_tokens} tokens and max_new_tokens = {max_new_tokens}:"
+                f" {least}{total} positions, but the model has {card.max_positions}; shorten one of them",
+                field="max_new_tokens",
+                prompt_tokens=num_tokens,
+                max_positions=card.max_positions,
+            )
+        if not at_least and num_tokens <= card.restart_at < total - 1:
+            raise ConfigError(
+                f"the prompt has {num_tokens} tokens and max_new_tokens = {max_new_tokens}: this model's rotary embeddings"
+                f" (longrope) change after {card.restart_at} positions, which a sequence cannot do on its way; shorten one of"
+                " them, or give a longer prompt",
+                field="max_new_tokens",
+                prompt_tokens=num_tokens,
+                max_positions=card.restart_at,
+            )
+        if plan is not None and not self._has_pages(plan, total - 1):
+            raise Infeasible(
+                f"prompt and max_new_tokens need {least}{total} KV tokens, a stage has {plan.num_tokens}: raise kv_tokens or"
+                " use more workers",
+                constraint="kv_tokens",
+                wanted=total,
+                allowed=plan.num_tokens,
+            )
+
+    def _has_pages(self, plan: Plan, num_tokens: int) -> bool:
+        rows = self._max_rows
+        return all(most_pages(num_tokens, plan.page_size, window=g.window, rows=rows) <= g.num_pages for g in plan.groups)

@@ -1,0 +1,79 @@
+"""The shell of the scheduler's core: what it sends to stages, what they send back, and both with their times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from bloombee.links.frames import LinkMeter
+from bloombee.pipeline.commands import Command, Send, TellHead
+from bloombee.pipeline.events import Emitted, Ended, FromStage
+from bloombee.pipeline.scheduler import Event, SchedulerCore
+from bloombee.plan.plan import Plan
+from bloombee.roles.each import each
+from bloombee.roles.tracing import HeadTrace
+from bloombee.types import Lane, WorkerId
+from bloombee.wire.messages import Ack, AnyMessage, Closed, Forward, Gap, Lost, Resume, Resumed, Verdict
+
+OfTheRing = Verdict | Ack | Gap | Closed | Resume | Resumed | Lost
+
+
+class Dispatch:
+    """Belongs to one event loop.
+
+    Args:
+        meter: of the link to the first stage. trace: None where nothing is traced.
+        send: a message to a worker; its bytes, 0 if the worker is not in.
+        told: what the scheduler tells the head.
+    """
+
+    def __init__(
+        self,
+        scheduler: SchedulerCore,
+        *,
+        meter: LinkMeter,
+        trace: HeadTrace | None,
+        send: Callable[[WorkerId, Lane, AnyMessage], int],
+        told: Callable[[Emitted | Ended], None],
+    ) -> None:
+        self.scheduler = scheduler
+        self.plan: Plan | None = None
+        """Whose stages are meant."""
+        self._meter = meter
+        self._trace = trace
+        self._send = send
+        self._told = told
+
+    def handle(self, event: Event) -> None:
+        """Anything but what comes from a stage. Raises as the core does."""
+        each(self._do, self.scheduler.handle(event))
+
+    def heard(self, stage: int, message: OfTheRing, taken_ns: int, now: float) -> None:
+        """A stage says something; ``taken_ns``: when the transport took it in, where that is traced. Raises as the core does."""
+        took = self._trace.now() if self._trace is not None else 0
+        each(self._do, self.scheduler.handle(FromStage(stage, message, now)))
+        if isinstance(message, Ack):
+            self._meter.acked(message, now)
+        elif self._trace is not None and isinstance(message, Verdict):
+            self._trace.came_home(message.microbatch, taken_ns, took)
+
+    def _do(self, command: Command) -> None:
+        match command:
+            case Send(to=int(stage), lane=lane, message=message) if self.plan is not None:
+                self._send_to(self.plan.stages[stage].worker, lane, message)
+            case TellHead(message=told):
+                self._told(told)
+            case _:
+                raise AssertionError(f"the scheduler asks for {command!r}")
+
+    def _send_to(self, worker: WorkerId, lane: Lane, message: AnyMessage) -> None:
+        if not isinstance(message, Forward):
+            self._send(worker, lane, message)
+            return
+        now = time.monotonic()
+        sending = self._trace.now() if self._trace is not None else 0
+        num_bytes = self._send(worker, lane, message)
+        if num_bytes:
+            self._meter.sent(lane, message.frame, num_bytes, 1, now)
+            if self._trace is not None:
+                self._trace.sent(message, sending)

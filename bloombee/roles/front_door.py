@@ -1,0 +1,60 @@
+"""Join tokens: what they say of where the head is, and issuing them."""
+
+from __future__ import annotations
+
+import secrets
+
+from bloombee.address import Address, loopback_of, reachable_at, read_listen, read_told
+from bloombee.config import RuntimeConfig
+from bloombee.errors import ConfigError
+from bloombee.transport.interfaces import own_addresses
+from bloombee.wire.join import Door
+from bloombee.wire.token import MAX_ENDPOINTS, JoinToken, encode_token
+
+SECRET_BYTES = 24
+
+
+class FrontDoor:
+    """Of one head, once it listens.
+
+    Args:
+        door: which lets those in who know a secret.
+        key: the head's public one; 32 zeros without encryption.
+        bound: what the head listens on.
+
+    Raises:
+        ConfigError: at an address of one link, for which other machines have other names.
+    """
+
+    def __init__(self, door: Door, config: RuntimeConfig, *, key: bytes, bound: str) -> None:
+        self._door = door
+        self._key = key
+        self._endpoints = told(config, read_listen(bound))
+
+    def issue(self, own_endpoint: str | None = None) -> str:
+        """A token that lets one worker in; again, should that be lost.
+
+        Args:
+            own_endpoint: how this worker reaches the head, if not at the head's own addresses.
+        """
+        secret = secrets.token_bytes(SECRET_BYTES)
+        self._door.issue(secret)
+        endpoints = self._endpoints if own_endpoint is None else (own_endpoint,)
+        return encode_token(JoinToken(key=self._key, secret=secret, endpoints=endpoints))
+
+
+def told(config: RuntimeConfig, bound: Address) -> tuple[str, ...]:
+    """Where workers dial a head that listens on ``bound``; best first.
+
+    Raises:
+        ConfigError: at an address of one link, for which other machines have other names.
+    """
+    if config.advertise is not None:
+        return (config.advertise,)
+    if not config.remote_workers:
+        return (str(loopback_of(bound)),)
+    endpoints = tuple(str(address) for address in reachable_at(bound, own_addresses()))[:MAX_ENDPOINTS]
+    try:
+        return tuple(str(read_told(endpoint)) for endpoint in endpoints)
+    except ValueError as error:
+        raise ConfigError(f"listen = {config.listen!r}: {error}, with --advertise", field="listen") from None

@@ -1,0 +1,151 @@
+"""The shell of the control core: brings it what was seen, carries out what it chooses, and writes down why."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from bloombee.config import RuntimeConfig
+from bloombee.control.core import LOOK_EVERY_S, ControlCore
+from bloombee.control.events import Answer, Asked, AskStage, Decision, Event, LinkSeen, Looked, Run, StageMeasured
+from bloombee.control.log import to_line
+from bloombee.control.seen import plan_runs
+from bloombee.errors import BloomBeeError, ConfigError
+from bloombee.pipeline.events import Tune, tune_event
+from bloombee.pipeline.scheduler import SchedulerCore
+from bloombee.pipeline.swarm import PlanRequest
+from bloombee.plan.plan import Plan
+
+log = logging.getLogger(__name__)
+
+
+class Helm:
+    """Of one head; belongs to its loop. What goes wrong in here costs a choice, never a request.
+
+    Args:
+        config: ``decisions`` names a file that gets every event and decision as a line of JSON (control/log.py).
+        ask: puts the question with this number to the stage.
+        tune: hands a choice to the scheduler.
+        decided: told each decision, and its line.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        *,
+        ask: Callable[[int, int], None],
+        tune: Callable[[Tune], None],
+        decided: Callable[[Decision, str], None],
+    ) -> None:
+        self.core = ControlCore()
+        self._ask = ask
+        self._tune = tune
+        self._decided = decided
+        self._config = config
+        self._file = None if config.decisions is None else _open(config.decisions)
+        self._look_at = 0.0
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[tuple[StageMeasured, ...]]] = {}
+
+    def tell(self, event: Event) -> None:
+        """Something was seen; the core chooses."""
+        self._write(event)
+        try:
+            commands = self.core.handle(event)
+        except Exception:
+            log.exception("nothing is chosen by %r", event)
+            return
+        for command in commands:
+            self._do(command)
+
+    def runs(self, plan: Plan, request: PlanRequest) -> None:
+        """``plan``, of ``request``, is wired."""
+        config = self._config
+        runs = plan_runs(
+            plan,
+            hidden=request.card.hidden_size,
+            most_rows=request.max_rows,
+            microbatches=config.microbatches,
+            target_s=config.target_s,
+            codec=config.codec,
+            now=time.monotonic(),
+        )
+        self.tell(runs)
+
+    def look(self, scheduler: SchedulerCore, links: Callable[[float], Iterable[LinkSeen]], now: float) -> None:
+        """Time goes on; if it is time for that, show the core what the scheduler does and what ``links`` says of the ring's."""
+        if now < self._look_at:
+            return
+        self._look_at = now + LOOK_EVERY_S
+        for link in links(now):
+            self.tell(link)
+        waiting = scheduler.num_sequences - scheduler.num_open
+        self.tell(Looked(scheduler.num_open, waiting, scheduler.quickest_loop, scheduler.decoded, now))
+
+    async def measure(self) -> tuple[StageMeasured, ...]:
+        """How every stage stands, asked now. A plan must run.
+
+        Raises:
+            BloomBeeError: as :meth:`give_up` was called with.
+        """
+        question = next(self._numbers)
+        answer: asyncio.Future[tuple[StageMeasured, ...]] = asyncio.get_running_loop().create_future()
+        self._asked[question] = answer
+        self.tell(Asked(question, time.monotonic()))
+        try:
+            return await answer
+        finally:
+            self._asked.pop(question, None)
+
+    def give_up(self, error: BloomBeeError) -> None:
+        """Nobody will answer what was asked: it ends with ``error``."""
+        asked, self._asked = self._asked, {}
+        for answer in asked.values():
+            if not answer.done():
+                answer.set_exception(error)
+
+    def close(self) -> None:
+        """Nothing is written any more."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _do(self, command: AskStage | Run | Answer | Decision) -> None:
+        match command:
+            case AskStage(stage=stage, number=number):
+                self._ask(stage, number)
+            case Run():
+                self._tune(tune_event(command, time.monotonic()))
+            case Answer(question=question, measured=measured):
+                answer = self._asked.get(question)
+                if answer is not None and not answer.done():
+                    answer.set_result(measured)
+            case Decision():
+                log.debug("%s: %s (%s)", command.what, command.chosen, command.why)
+                self._decided(command, to_line(command).decode())
+                self._write(command)
+
+    def _write(self, record: Event | Decision) -> None:
+        """A disk that is full ends the log and nothing else."""
+        if self._file is None:
+            return
+        try:
+            self._file.write(to_line(record) + b"\n")
+        except OSError as error:
+            log.warning("the decision log ends here: %s", error.strerror)
+            self._file = None
+
+
+def _open(path: str) -> BinaryIO:
+    try:
+        return Path(path).open("wb", buffering=0)
+    except OSError as error:
+        raise ConfigError(f"decisions: cannot write {path}: {error.strerror}", field="decisions", path=path) from error

@@ -1,0 +1,107 @@
+"""What is known of a swarm that runs: its links, its workers' profiles, its codecs; for people and for the control core."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+
+from bloombee.control.events import CodecSeen, DeviceSeen, LinkSeen
+from bloombee.control.seen import link_seen
+from bloombee.errors import RemoteProtocolError, StalePlan
+from bloombee.links.estimator import LinkFacts
+from bloombee.links.frames import LinkMeter
+from bloombee.plan.plan import Plan
+from bloombee.plan.profile import Profile
+from bloombee.plan.topology import LOCAL, Device, Topology
+from bloombee.roles.profiles import from_message
+from bloombee.types import HEAD, WorkerId
+from bloombee.wire.messages import LinkReport, Profiled
+
+LINK_FACTS = tuple(fact.name for fact in dataclasses.fields(LinkFacts))
+
+
+class Observatory:
+    """Of one head; nothing is known before a plan runs."""
+
+    def __init__(self) -> None:
+        self.meter = LinkMeter()
+        """Of the link from the head to the first stage."""
+        self.profiles: dict[WorkerId, Profile] = {}
+        """What workers with a stage have said of themselves."""
+        self.codec_choices: dict[tuple[WorkerId, WorkerId], str] = {}
+        """(from, to) -> whether activations are coded there, and why, as their senders reported last."""
+        self._plan: Plan | None = None
+        self._facts: dict[tuple[WorkerId, WorkerId], LinkFacts] = {}
+
+    def planned(self, plan: Plan) -> None:
+        """It is about the links and workers of ``plan`` from now on."""
+        self._plan = plan
+
+    def lost(self, worker: WorkerId) -> None:
+        """What was measured of the ring that had it is of no use."""
+        self._facts = {ends: facts for ends, facts in self._facts.items() if worker not in ends}
+        self.codec_choices = {ends: choice for ends, choice in self.codec_choices.items() if worker not in ends}
+        self.profiles.pop(worker, None)
+        self.meter.restart()
+
+    # -- what workers say ------------------------------------------------------------------
+
+    def reported(self, worker: WorkerId, said: LinkReport) -> CodecSeen | None:
+        """What a worker knows of its link; None: of a ring that is gone.
+
+        Raises:
+            RemoteProtocolError: it has no such link.
+        """
+        plan = self._plan
+        if plan is not None and said.epoch < plan.epoch:
+            return None
+        if plan is None or (worker, said.target) not in plan.hops:
+            raise RemoteProtocolError(f"LinkReport.target = {said.target}: that is no link of this worker's")
+        self.codec_choices[worker, said.target] = said.codec
+        self._facts[worker, said.target] = LinkFacts(**{name: getattr(said, name) for name in LINK_FACTS})
+        return CodecSeen(worker, said.target, said.codec, time.monotonic())
+
+    def profiled(self, worker: WorkerId, said: Profiled, config_digest: str) -> DeviceSeen:
+        """How fast a worker is.
+
+        Raises:
+            RemoteProtocolError: it has no stage. StalePlan: it speaks of another plan.
+        """
+        plan = self._plan
+        if plan is None or worker not in {stage.worker for stage in plan.stages}:
+            raise RemoteProtocolError("Profiled from a worker without a stage", path="message.tag")
+        if (said.pipeline, said.epoch) != (plan.pipeline, plan.epoch):
+            raise StalePlan(f"a profile of pipeline {said.pipeline} epoch {said.epoch}", pipeline=said.pipeline, epoch=said.epoch)
+        profile = self.profiles[worker] = from_message(said, config_digest, plan.dtype)
+        return DeviceSeen(worker, profile.fit.stage, profile.fit.layer, profile.output, time.monotonic())
+
+    # -- what is known ---------------------------------------------------------------------
+
+    @property
+    def links(self) -> dict[tuple[WorkerId, WorkerId], LinkFacts]:
+        """(from, to) -> what their own frames have told of the ring's links so far; a worker reports twice a second."""
+        if self._plan is None:
+            return {}
+        return {(HEAD, self._plan.stages[0].worker): self.meter.facts(), **self._facts}
+
+    def links_seen(self, now: float) -> Iterator[LinkSeen]:
+        """Of each link that has shown its round trip, as it is expected to be."""
+        for (source, target), facts in self.links.items():
+            link = facts.as_expected()
+            if link is not None:
+                yield link_seen(source, target, link, now)
+
+    @property
+    def topology(self) -> Topology:
+        """The ring as its workers' profiles and its links' frames describe it; what has said nothing takes no time."""
+        plan = self._plan
+        if plan is None:
+            return Topology({})
+        devices = {stage.worker: self._device(stage.worker, stage.name) for stage in plan.stages}
+        known = {ends: facts.as_link() for ends, facts in self.links.items()}
+        return Topology(devices, {ends: known.get(ends) or LOCAL for ends in plan.hops})
+
+    def _device(self, worker: WorkerId, name: str) -> Device:
+        profile = self.profiles.get(worker)
+        return Device(name) if profile is None else profile.as_device(name)

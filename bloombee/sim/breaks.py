@@ -1,0 +1,99 @@
+"""Connections of a simulated swarm that break and come back, as those of TCP do."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Mapping
+from functools import partial
+
+from bloombee.pipeline.events import Port
+from bloombee.sim.carrier import SCHEDULER, SimCarrier, stage_name
+from bloombee.sim.clock import VirtualClock
+from bloombee.sim.head import SimHead
+from bloombee.sim.worker import SimWorker
+from bloombee.types import Lane, WorkerId
+from bloombee.wire.liveness import RECONNECT_S, RECONNECT_TRIPS, Liveness
+
+
+class Breaks:
+    """Between all parties that have connections."""
+
+    def __init__(
+        self,
+        clock: VirtualClock,
+        carrier: SimCarrier,
+        head: SimHead,
+        workers: Mapping[WorkerId, SimWorker],
+        num_stages: int,
+        rng: random.Random,
+    ) -> None:
+        self._clock = clock
+        self._carrier = carrier
+        self._head = head
+        self._workers = workers
+        self._num_stages = num_stages
+        self._rng = rng
+        self._broken: dict[tuple[str, str], Liveness] = {}
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Whoever has connections: who is dialled or dials, and a stage."""
+        stages = [stage_name(index) for index in range(self._num_stages)]
+        return [*((SCHEDULER, stage) for stage in stages), *itertools.pairwise(stages)]
+
+    def lost(self) -> list[WorkerId]:
+        """Workers whose connections have been away for longer than they may."""
+        plan = self._head.plan
+        lost = [_index(stage) for (_, stage), one in self._broken.items() if one.is_lost(self._clock.now)]
+        return [plan.stages[index].worker for index in lost] if plan is not None else []
+
+    def reset(self, ends: tuple[str, str]) -> None:
+        """Both connections between ``ends`` break and are dialled again; what was on its way is lost."""
+        if ends in self._broken:
+            return
+        directions = self._carrier.link(*ends), self._carrier.link(*reversed(ends))
+        rtt_s = sum(link.shape.latency_s for link in directions)
+        connection = self._broken[ends] = Liveness()
+        connection.timed(rtt_s)
+        for link in directions:
+            link.cut()
+        for lane in Lane:
+            connection.broke(lane, self._clock.now)
+            after_s = self._rng.uniform(0.5, 1) * RECONNECT_S + RECONNECT_TRIPS * rtt_s
+            self._clock.call_later(after_s, partial(self._back, ends, lane))
+
+    def _back(self, ends: tuple[str, str], lane: Lane) -> None:
+        if not self._broken[ends].back(lane):
+            return
+        del self._broken[ends]
+        one, other = ends
+        index = _index(other)
+        stage_dialled = one == SCHEDULER
+        self._carrier.link(one, other).mend(keeps=not stage_dialled)
+        self._carrier.link(other, one).mend(keeps=stage_dialled)
+        if one == SCHEDULER:
+            self._head.stage_restored(index)
+            for port, end in ((Port.UPSTREAM, 0), (Port.DOWNSTREAM, self._num_stages - 1)):
+                if index == end:
+                    self._restored(index, port)
+        else:
+            self._restored(index - 1, Port.DOWNSTREAM)
+            self._restored(index, Port.UPSTREAM)
+
+    def restore_all(self) -> None:
+        """Every connection broke and came back: all ends resend."""
+        for index in range(self._num_stages):
+            self._head.stage_restored(index)
+            for port in (Port.UPSTREAM, Port.DOWNSTREAM):
+                self._restored(index, port)
+
+    def _restored(self, index: int, port: Port) -> None:
+        """At the worker of a stage."""
+        plan = self._head.plan
+        if plan is not None:
+            self._workers[plan.stages[index].worker].link_restored(port)
+
+
+def _index(stage: str) -> int:
+    return int(stage.removeprefix("stage"))

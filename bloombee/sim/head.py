@@ -1,0 +1,225 @@
+"""The head of a simulated swarm: its four cores, and what they ask for."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from bloombee.control import events as control
+from bloombee.control.core import ControlCore
+from bloombee.control.seen import link_seen, plan_runs, stage_measured
+from bloombee.errors import BloomBeeError, RemoteProtocolError, StalePlan
+from bloombee.pipeline.commands import (
+    Command,
+    Conclude,
+    Deliver,
+    PipelineBroken,
+    PipelineDown,
+    PipelineUp,
+    PlanMade,
+    Send,
+    TellHead,
+    TellScheduler,
+)
+from bloombee.pipeline.events import FromStage, Moved, SchedulerSaid, StageRestored, SwarmLost, Tick, WorkerSaid, tune_event
+from bloombee.pipeline.requests import RequestCore
+from bloombee.pipeline.scheduler import SchedulerCore
+from bloombee.pipeline.swarm import PlanRequest, SwarmCore, SwarmLimits
+from bloombee.plan.plan import Plan
+from bloombee.sim.carrier import SCHEDULER, SimCarrier, stage_name
+from bloombee.sim.clock import VirtualClock
+from bloombee.types import FinishReason, WorkerId
+from bloombee.wire.messages import AnyMessage, Load, Measure, Measured, Wire
+
+
+@dataclass(slots=True)
+class SimRequest:
+    """A request and what became of it."""
+
+    prompt: list[int]
+    seed: int
+    max_new_tokens: int
+    tokens: list[int] = field(default_factory=list)
+    finish: FinishReason | None = None
+    ended: bool = False
+    error: BloomBeeError | None = None
+    submitted_at: float = 0.0
+    token_times: list[float] = field(default_factory=list)
+
+
+class SimHead:
+    """Cores and what they ask for.
+
+    Args:
+        hidden: of the model, in elements of four bytes. microbatches: None: to be chosen.
+        order: brings a Load, a Wire or a Measure to a worker. to_stage: a message of the scheduler to the worker at a stage.
+    """
+
+    def __init__(
+        self,
+        clock: VirtualClock,
+        carrier: SimCarrier,
+        request: PlanRequest,
+        scheduler: SchedulerCore,
+        *,
+        hidden: int,
+        microbatches: int | None,
+        order: Callable[[WorkerId, Load | Wire | Measure], None],
+        to_stage: Callable[[int, Send], None],
+    ) -> None:
+        limits = SwarmLimits(heartbeat_s=1e9, silence_s=1e9, load_deadline_s=1e9)
+        self.swarm = SwarmCore(request, limits, links=(number.to_bytes(16, "big") for number in itertools.count(1)))
+        self.request_core = RequestCore(max_waiting=10_000)
+        self.scheduler = scheduler
+        self.control = ControlCore()
+        self.requests: dict[int, SimRequest] = {}
+        self.plan: Plan | None = None
+        self.down: BloomBeeError | None = None
+        self.up = False
+        self.num_recoveries = 0
+        self.num_stale = 0
+        """Verdicts and acknowledgements that came after their epoch had ended."""
+        self.tunings: list[tuple[float, int]] = []
+        """When another number of microbatches was chosen, and which."""
+        self.control_log: list[control.Event | control.Decision] = []
+        """What the control core was told, and what it decided."""
+        self._clock = clock
+        self._carrier = carrier
+        self._hidden = hidden
+        self._max_rows = request.max_rows
+        self._microbatches = microbatches
+        self._order = order
+        self._to_stage = to_stage
+
+    # -- what it hears ---------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Time goes on for the cores."""
+        now = self._clock.now
+        self.do(self.swarm.handle(Tick(now)))
+        self.schedule(self.scheduler.handle(Tick(now)))
+        self._look_at_links()
+        scheduler = self.scheduler
+        waiting = scheduler.num_sequences - scheduler.num_open
+        self._steer(control.Looked(scheduler.num_open, waiting, scheduler.quickest_loop, scheduler.decoded, now))
+
+    def moved(self) -> None:
+        """Something came on over some link."""
+        self.schedule(self.scheduler.handle(Moved(self._clock.now)))
+
+    def stage_restored(self, stage: int) -> None:
+        """The connections to a stage came back."""
+        self.schedule(self.scheduler.handle(StageRestored(stage, self._clock.now)))
+        self._steer(control.StageBack(stage, self._clock.now))
+
+    def hear(self, worker: WorkerId, message: AnyMessage) -> None:
+        """A worker said something, not of the ring."""
+        if isinstance(message, Measured):
+            self._measured(worker, message)
+            return
+        with contextlib.suppress(RemoteProtocolError):  # it was given up meanwhile
+            self.do(self.swarm.handle(WorkerSaid(worker, message, self._clock.now)))
+
+    def hear_stage(self, stage: int, message: AnyMessage) -> None:
+        """Of the ring."""
+        try:
+            commands = self.scheduler.handle(FromStage(stage, message, self._clock.now))
+        except StalePlan:
+            self.num_stale += 1
+            return
+        self.schedule(commands)
+
+    # -- what its cores ask for ------------------------------------------------------------
+
+    def do(self, commands: list[Command]) -> None:
+        """Of the swarm's and the requests' core."""
+        for command in commands:
+            match command:
+                case Send(to=int(worker), message=Load() | Wire() as order):
+                    self._order(worker, order)
+                case TellScheduler(message=message):
+                    self.schedule(self.scheduler.handle(message))
+                case PlanMade(plan=plan):
+                    self.plan = plan
+                case PipelineBroken(lost=lost):
+                    self.up = False
+                    self.num_recoveries += 1
+                    self._steer(control.PlanEnded(lost, self._clock.now))
+                case PipelineUp(plan=plan):
+                    self.up = True
+                    self._runs(plan)
+                case PipelineDown(error=error):
+                    self.down = error
+                    self._steer(control.PlanEnded(None, self._clock.now))
+                    self.do(self.request_core.handle(SwarmLost(error)))
+                case Deliver():
+                    self._deliver(command)
+                case Conclude(request=number, error=error):
+                    self.requests[number].ended = True
+                    self.requests[number].error = error
+                case _:
+                    raise AssertionError(f"the head asks for {command!r}")
+
+    def _deliver(self, token: Deliver) -> None:
+        request = self.requests[token.request]
+        request.tokens.append(token.pick.token)
+        request.token_times.append(self._clock.now)
+        request.finish = token.finish
+        request.ended = token.finish is not None
+
+    def schedule(self, commands: list[Command]) -> None:
+        """Of the scheduler's core."""
+        for command in commands:
+            match command:
+                case Send(to=int(stage)):
+                    self._to_stage(stage, command)
+                case TellHead(message=message):
+                    self.do(self.request_core.handle(SchedulerSaid(message, self._clock.now)))
+                case _:
+                    raise AssertionError(f"the scheduler asks for {command!r}")
+
+    # -- control ---------------------------------------------------------------------------
+
+    def _steer(self, event: control.Event) -> None:
+        self.control_log.append(event)
+        for command in self.control.handle(event):
+            match command:
+                case control.AskStage(stage=stage, number=number):
+                    assert self.plan is not None
+                    asked = Measure(pipeline=self.plan.pipeline, epoch=self.plan.epoch, number=number)
+                    self._order(self.plan.stages[stage].worker, asked)
+                case control.Run():
+                    if not self.tunings or self.tunings[-1][1] != command.num_microbatches:
+                        self.tunings.append((self._clock.now, command.num_microbatches))
+                    self.schedule(self.scheduler.handle(tune_event(command, self._clock.now)))
+                case control.Decision():
+                    self.control_log.append(command)
+                case control.Answer():
+                    raise AssertionError("nobody asked")
+
+    def _runs(self, plan: Plan) -> None:
+        now, rows, count = self._clock.now, self._max_rows, self._microbatches
+        runs = plan_runs(plan, hidden=self._hidden, most_rows=rows, microbatches=count, target_s=None, codec="off", now=now)
+        self._steer(runs)
+
+    def _look_at_links(self) -> None:
+        if self.plan is None or self._microbatches is not None:
+            return
+        workers = [0, *(stage.worker for stage in self.plan.stages), 0]
+        names = [SCHEDULER, *map(stage_name, range(len(self.plan.stages))), SCHEDULER]
+        for ends, (source, target) in zip(itertools.pairwise(workers), itertools.pairwise(names), strict=True):
+            link = self._carrier.seen(source, target)
+            if link is not None:
+                self._steer(link_seen(*ends, link, self._clock.now))
+
+    def _measured(self, worker: WorkerId, said: Measured) -> None:
+        stage = self.swarm.stage_of(worker)
+        if self.plan is not None and stage is not None and said.epoch == self.plan.epoch:
+            self._steer(stage_measured(stage, said, self._clock.now))
+
+    def place(self, worker: WorkerId, otherwise: int) -> str:
+        """How the links of a worker are named; ``otherwise``: its stage, should the swarm's core not know of one."""
+        stage = self.swarm.stage_of(worker)
+        return stage_name(otherwise if stage is None else stage)
