@@ -27,7 +27,7 @@ from bloombee.config import Config, Environment, RuntimeConfig, WorkerConfig, lo
 from bloombee.errors import BloomBeeError, CapacityError, ConfigError, Infeasible
 from bloombee.options import Given, Options, command, whole_number
 from bloombee.quote import quoted
-from bloombee.types import SamplingParams
+from bloombee.types import SamplingParams, SwarmEventKind
 from bloombee.utf8 import surrogate_at
 
 if TYPE_CHECKING:
@@ -405,11 +405,29 @@ async def _answer_lines(config: RuntimeConfig, params: SamplingParams, *, chat: 
         say(f"waiting for {count}{others}; run each of these once, {where(tokens[0])}:\n\n{joins}\n")
 
     async with open_runtime(config, announce=announce) as runtime:
-        async for line in _lines():
-            try:
-                await _answer(runtime, _conversation(_decoded(line, "a line"), chat), params, json=json)
-            except (ConfigError, Infeasible, CapacityError) as error:  # of this line alone: the next may be better
-                say(f"bloombee: {error.message}")
+        telling = asyncio.ensure_future(_tell_of_recoveries(runtime))
+        try:
+            async for line in _lines():
+                try:
+                    await _answer(runtime, _conversation(_decoded(line, "a line"), chat), params, json=json)
+                except (ConfigError, Infeasible, CapacityError) as error:  # of this line alone: the next may be better
+                    say(f"bloombee: {error.message}")
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+
+
+async def _tell_of_recoveries(runtime: Runtime) -> None:
+    """After each of them a spare is missing: how another worker joins."""
+    from bloombee.terminal import say
+
+    lost = ""
+    async for event in runtime.events():
+        if event.kind is SwarmEventKind.LOST:
+            lost = f"worker {event.name} is lost ({event.reason})"
+        elif event.kind is SwarmEventKind.UP and event.epoch > 1:
+            token = await runtime.issue_token()
+            say(f"{lost}; a spare took its place, and another may join:\n\n    bloombee worker --join {token}\n")
 
 
 async def _lines() -> AsyncIterator[bytes]:

@@ -117,7 +117,39 @@ def test_a_local_worker_that_dies_while_others_are_awaited_ends_the_start() -> N
     assert "SIGKILL" in str(caught.value)
 
 
-def test_what_an_internal_error_abandons_does_not_decode_on() -> None:
+def test_a_token_issued_while_it_runs_lets_a_spare_in_and_another_once_that_is_lost() -> None:
+    async def use() -> None:
+        heard = _Heard()
+        workers: list[asyncio.Task[None]] = []
+
+        async def start(token: str, name: str) -> None:
+            workers.append(asyncio.ensure_future(WorkerRole(WorkerConfig(join=token, name=name, threads=1)).serve()))
+            await heard.until(lambda said: said.phase == "joined" and said.name == name)
+
+        async with bloombee.Runtime("demo", workers=1, dtype="float32", threads=1, on_progress=heard) as runtime:
+            try:
+                expected = (await runtime.generate("import os\n", max_new_tokens=8)).token_ids
+                token = await runtime.issue_token()
+                assert token not in runtime.join_tokens
+                await start(token, "first")
+                workers[0].cancel()  # its connections end, as those of a process that was killed
+                await start(token, "again")
+                (stage,) = runtime.plan.stages
+                os.kill(runtime.worker_pids[stage.worker], signal.SIGKILL)
+                await heard.until(lambda said: said.phase == "ready" and said.name == "again")
+                assert (await runtime.generate("import os\n", max_new_tokens=8)).token_ids == expected
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(use(), 120))
+
+
+@pytest.mark.parametrize("place", ["loop", "tick", "choice"])
+def test_what_an_internal_error_abandons_does_not_decode_on(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes wrong where it is chosen how to run costs a choice, and no request."""
+
     async def use() -> None:
         async with bloombee.Runtime("demo", workers=1, dtype="float32", threads=1) as runtime:
             begun = asyncio.Event()
@@ -133,9 +165,27 @@ def test_what_an_internal_error_abandons_does_not_decode_on() -> None:
                 raise ValueError("what nobody thought of")
 
             assert runtime._home is not None
-            runtime._home.loop.call_soon_threadsafe(bug)
-            with pytest.raises(LocalProtocolError):
+            head = runtime._head
+            if place == "loop":
+                runtime._home.loop.call_soon_threadsafe(bug)
+            elif place == "tick":
+                monkeypatch.setattr(head.helm, "look", lambda *_: bug())
+            else:
+                seen = asyncio.Event()
+                loop = asyncio.get_running_loop()
+
+                def fail(_: object) -> None:
+                    loop.call_soon_threadsafe(seen.set)
+                    bug()
+
+                monkeypatch.setattr(head.helm.core, "handle", fail)
+                await asyncio.wait_for(seen.wait(), 30)
+                monkeypatch.undo()
+                assert not reading.done()
+                reading.cancel()
+            with pytest.raises((LocalProtocolError, asyncio.CancelledError)):
                 await asyncio.wait_for(reading, 30)
+            monkeypatch.undo()
             assert len((await runtime.generate("import ", max_new_tokens=2)).token_ids) == 2
             assert await runtime.pages_free() == (runtime.plan.groups[0].num_pages,)
 

@@ -20,7 +20,18 @@ from bloombee.doctor import Finding
 from bloombee.errors import BloomBeeError, ConfigError, Infeasible, LinkDown, QueueFull
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.terminal import Loading
-from bloombee.types import Dtype, FinishReason, Generation, LoadProgress, PageGroup, SamplingParams, Span, Token
+from bloombee.types import (
+    Dtype,
+    FinishReason,
+    Generation,
+    LoadProgress,
+    PageGroup,
+    SamplingParams,
+    Span,
+    SwarmEvent,
+    SwarmEventKind,
+    Token,
+)
 from bloombee.wire.token import JoinToken, encode_token
 
 TEXT = ["one", " two", "", " th\x1b[2Jree"]
@@ -36,6 +47,7 @@ class FakeRuntime:
     made: ClassVar[list[FakeRuntime]]
     failure: ClassVar[BaseException | None] = None
     fail_on_open: ClassVar[bool] = False
+    happens: ClassVar[tuple[SwarmEvent, ...]] = ()
 
     def __init__(self, *, config: RuntimeConfig, on_progress: Callable[[LoadProgress], None]) -> None:
         self.config, self._on_progress = config, on_progress
@@ -57,6 +69,13 @@ class FakeRuntime:
 
     async def close(self) -> None:
         self.closed = True
+
+    async def events(self) -> AsyncIterator[SwarmEvent]:
+        for event in self.happens:
+            yield event
+
+    async def issue_token(self) -> str:
+        return join_token(99, self.config.listen)
 
     @property
     def plan(self) -> Plan:
@@ -337,6 +356,26 @@ def test_head_says_how_to_join_and_answers_each_line(
     assert [json.loads(line)["text"] for line in out.splitlines()] == ["".join(TEXT)] * 2
     assert fake.made[0].config == RuntimeConfig(remote_workers=2, listen="tcp://127.0.0.1:7700")
     assert [prompt[0]["content"] for prompt, _ in fake.made[0].asked] == ["first", "second"]
+
+
+def test_head_says_who_was_lost_and_how_another_worker_joins(
+    tmp_path: Any, capsys: pytest.CaptureFixture[str], fake: type[FakeRuntime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = SwarmEventKind
+    happened = (
+        SwarmEvent(kinds.UP, 1.0, epoch=1), SwarmEvent(kinds.LOST, 2.0, worker=3, name="bea", reason="it went silent"),
+        SwarmEvent(kinds.UP, 3.0, epoch=2),
+    )  # fmt: skip
+    monkeypatch.setattr(fake, "happens", happened)
+    lines = tmp_path / "lines"
+    lines.write_text("first\n")
+    with lines.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main(["head", "--workers", "2", "--spares", "1"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("bloombee worker --join") == 2 + 1
+    assert "worker bea is lost (it went silent); a spare took its place, and another may join" in said
+    assert f"bloombee worker --join {join_token(99, fake.made[0].config.listen)}" in said
 
 
 @pytest.mark.parametrize(
