@@ -166,7 +166,7 @@ def _fix_chunk(ring: Ring, chunk: int) -> None:
     """Prompts in chunks of ``chunk`` from now on, as many under way as there is credit for; nothing is chosen any more."""
     head = ring.runtime._head
     head.helm.tell(PlanEnded(None, time.monotonic()))
-    head.dispatch.scheduler._max_rows = chunk
+    head.dispatch.scheduler._batcher._max_rows = chunk
     head.dispatch.handle(Tune(1, (Chunks(0, chunk, chunk, SPARE_TOKENS),), None, time.monotonic()))
 
 

@@ -37,9 +37,10 @@ def test_the_first_prompt_goes_in_chunks_that_fit_what_workers_know_of_themselve
 
     async def chunk_rows() -> int:
         async with asyncio.timeout(30):
-            while (rows := head.dispatch.scheduler._chunks[0].fast) == swarm.runtime.config.max_microbatch_rows:  # noqa: ASYNC110
+            most = swarm.runtime.config.max_microbatch_rows
+            while (run := head.helm.core.running) is None or run.chunks[0].fast == most:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
-        return rows
+        return run.chunks[0].fast
 
     rows = swarm.run(chunk_rows())
     swarm.generate([1] * 256, max_new_tokens=1)
