@@ -15,11 +15,12 @@ from bloombee.control.core import LOOK_EVERY_S, ControlCore
 from bloombee.control.events import Answer, Asked, AskStage, Decision, Event, LinkSeen, Looked, Run, StageMeasured
 from bloombee.control.log import to_line
 from bloombee.control.seen import plan_runs
-from bloombee.errors import BloomBeeError, ConfigError
+from bloombee.errors import BloomBeeError, ConfigError, LocalProtocolError
 from bloombee.pipeline.events import Tune, tune_event
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.pipeline.swarm import PlanRequest
 from bloombee.plan.plan import Plan
+from bloombee.roles.each import each
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +61,11 @@ class Helm:
         self._write(event)
         try:
             commands = self.core.handle(event)
-        except Exception:
+        except Exception as error:
             log.exception("nothing is chosen by %r", event)
+            self.give_up(LocalProtocolError(f"internal error, please report it: {type(error).__name__}: {error}"))
             return
-        for command in commands:
-            self._do(command)
+        each(self._do, commands)
 
     def runs(self, plan: Plan, request: PlanRequest) -> None:
         """``plan``, of ``request``, is wired."""

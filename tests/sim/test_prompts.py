@@ -1,4 +1,4 @@
-"""A long prompt through slow links, alone and beside decode, by the real cores and the tuner under a virtual clock."""
+"""A long prompt through slow links, alone and beside decode, by the real cores under a virtual clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Microbatches chosen while the pipeline runs, by the real cores and the tuner's own arithmetic under a virtual clock."""
+"""Microbatches chosen while the pipeline runs, by the real cores under a virtual clock."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _cluster(
 
 
 def _speed(cluster: SimCluster, batch: int) -> float:
-    """Decoded tokens a second once the tuner has settled: after the fourth token of the last sequence."""
+    """Decoded tokens a second once it has settled: after the fourth token of the last sequence."""
     start = cluster.clock.now
     numbers = [cluster.submit([n] * 4, max_new_tokens=200, seed=n, at=start) for n in range(batch)]
     while True:

@@ -114,7 +114,7 @@ def test_the_host_is_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_stages_busy_time_is_the_devices() -> None:
-    """What the tuner and the cost model go by: a forward whose launches take no time keeps the device busy for 3 s."""
+    """What the control core and the cost model go by: a forward whose launches take no time keeps the device busy for 3 s."""
     device = Device()
     work = Work(1, 1, 7, 7, Phase.DECODE, (Segment(1, 0, 4, bytes(8), 0, (Pages((0,)),)),))
 
