@@ -210,6 +210,16 @@ def test_a_link_that_becomes_longer_while_frames_come_one_by_one_is_no_narrower_
     _assert_is(estimator, link)
 
 
+@pytest.mark.parametrize("rtt_s", [0.02, 0.1])
+def test_frames_of_two_sizes_that_come_one_by_one_tell_length_and_width(rtt_s: float) -> None:
+    """A few times larger is enough: what the larger takes longer is the time of its surplus."""
+    link, estimator = FakeLink(20 * MBIT, rtt_s), LinkEstimator()
+    now = feed(estimator, link, [13_500] * 8, start=0.0, every_s=0.3)
+    feed(estimator, link, [54_000] * 4, start=now, every_s=0.3)
+    _assert_is(estimator, link)
+    assert estimator.facts().bandwidth_bytes_per_s is not None
+
+
 @pytest.mark.parametrize("jitter_s", [0.0, 0.001, 0.003])
 def test_the_way_of_verdicts_whose_width_nobody_knows_is_believed_to_be_longer_too(jitter_s: float) -> None:
     link = FakeLink(20 * MBIT, 0.04, jitter_s)
