@@ -268,6 +268,16 @@ class BoundaryLog:
         """Sequences that have rows in the frame have none any more up to there."""
         for sequence in frame.sequences:
             rows = self._rows.get(sequence)
-            at = next((run.stop for run in rows.runs if run.frame is frame), None) if rows is not None else None
+            if rows is None:
+                continue
+            runs = rows.runs
+            if runs and runs[0].frame is frame:  # the oldest of all, as it mostly is
+                del runs[0]
+                frame.num_runs -= 1
+                continue
+            at = next((run.position for run in runs if run.frame is frame), None)
             if at is not None:
                 self.lose(sequence, at)
+                del runs[0]
+                frame.num_runs -= 1
+        self._let_go(frame)
