@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import psutil
 import pytest
 
+import bloombee
 from bloombee.codec.choice import CodecMode
+from bloombee.config import LocalWorker
 from bloombee.engine.describe import describe
-from bloombee.errors import BloomBeeError, Infeasible
+from bloombee.errors import BloomBeeError, Infeasible, LinkDown
 from bloombee.models.card import ModelCard
 from bloombee.models.standin import standin_card
 from bloombee.roles.executor import SpanExecutor
 from bloombee.roles.loading import Loader
 from bloombee.roles.work_thread import WorkThread
-from bloombee.types import Span
+from bloombee.types import LoadProgress, Span
 from bloombee.wire.messages import Group, Load
 
 MODEL = "standin:64x6"
@@ -120,5 +125,37 @@ def test_a_span_beyond_the_devices_memory_is_refused_there_as_well() -> None:
             await asyncio.wait_for(told.over.wait(), 60)
         assert isinstance(told.error, Infeasible)
         assert told.error.fields["short_bytes"] == 160 * 3 * 2 * 64 * 2
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_stands_still_while_it_loads_is_found_long_before_the_deadline_of_loading() -> None:
+    stopped: list[int] = []
+
+    def progress(far: LoadProgress) -> None:
+        if not stopped and 0 < far.loaded_bytes < far.total_bytes:
+            children = psutil.Process().children(recursive=True)
+            stopped.extend(child.pid for child in children if child.parent() != psutil.Process())
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+
+    async def main() -> None:
+        slow = LocalWorker(load_bytes_per_s=WEIGHTS / 60)
+        runtime = bloombee.Runtime(
+            MODEL,
+            workers=2,
+            local_workers=[slow, slow],
+            heartbeat_s=0.2,
+            silence_s=0.4,
+            load_deadline_s=600,
+            on_progress=progress,
+        )
+        await runtime.prepare()
+        try:
+            with pytest.raises(LinkDown, match="silent"):
+                await asyncio.wait_for(runtime.ready(), 60)
+        finally:
+            await runtime.close()
+        assert stopped
 
     asyncio.run(main())
