@@ -89,11 +89,11 @@ class Stages:
     def load(self, load: Load) -> None:
         """Have another span ready beside what the pipeline is served with now. Said again it is answered again."""
         hosts = self._hosts.setdefault(load.pipeline, [])
+        if hosts and hosts[-1].load != load and not hosts[-1].seatings:
+            hosts.pop().close()  # nobody waits for it any more
         if hosts and hosts[-1].load == load:
             hosts[-1].reporter.say_loaded()
             return
-        if hosts and not hosts[-1].seatings:
-            hosts.pop().close()  # nobody waits for it any more
         log.info("loading layers %d-%d of %s", load.start, load.stop - 1, load.model)
         hosts.append(self._host(load))
 

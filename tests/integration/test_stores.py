@@ -86,6 +86,9 @@ def test_a_worker_loads_further_layers_beside_those_it_serves_with_and_reads_non
             await the.load(3, 6, 8)
             assert filled == [4, 4, 2, 2]
             await the.go(1, 1, 1, 3)  # the span before goes on serving
+            the.stages[1].load(the.order(0, 7))  # a third is asked for, and then the second after all
+            the.stages[1].load(the.order(0, 6))
+            await the.load(1, 0, 6)
             old, new = _models(the, 1)
             shared = old._store.num_bytes
             assert shared < old.weight_bytes + new.weight_bytes + old.kv_bytes + new.kv_bytes
