@@ -221,6 +221,8 @@ class LinkSender:
 
     def acknowledge(self, ack: Ack, now: float) -> list[Send]:
         """As :meth:`FrameSender.acknowledge`, for the lane that ``ack`` names."""
+        if ack.lane not in self.lanes:
+            raise RemoteProtocolError(f"lane {ack.lane} is none", path="$.lane")
         return self.lanes[Lane(ack.lane)].acknowledge(ack, now)
 
     def resend(self, now: float) -> list[Send]:

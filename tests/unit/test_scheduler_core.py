@@ -554,7 +554,8 @@ def test_a_token_that_comes_while_rows_are_sent_again_is_sent_after_them() -> No
     core = SchedulerCore(max_rows=3, resend_after_s=1.0, step_deadline_s=10.0)
     core.handle(PlanWired(_plan(microbatches=1, num_pages=64), 0.0))
     core.handle(FromStage(0, Resume(1, 1, ()), 0.0))
-    core.handle(_open(0, num_prompt=5))
+    (prompt,) = _forwards(core.handle(_open(0, num_prompt=5)))
+    assert len(_forwards(core.handle(FromStage(0, ack(prompt), 0.5)))) == 1
     core.handle(PlanBroken(1.0))
     core.handle(PlanWired(dataclasses.replace(_plan(microbatches=1, num_pages=64), epoch=2), 1.0))
     (first,) = _forwards(core.handle(FromStage(0, Resume(1, 2, ()), 1.0)))
