@@ -26,6 +26,8 @@ from bloombee.wire.messages import Ack, Forward, Verdict
 
 MAX_EXTRA = 256
 MAX_RESEND_FACTOR = 4
+CREDIT_MICROBATCHES = 16
+"""Rows of so many of the largest microbatches may be with a receiver on one lane: what it has to keep memory for."""
 MOST_AGAIN = 4
 """Of the frames that are missing, the first ones, that are sent a third time and more in one round trip."""
 ROUND_FORGETS = 0.9
@@ -35,6 +37,11 @@ ROUND_FORGETS = 0.9
 def lane_of(phase: int) -> Lane:
     """The lane that Forwards of ``phase`` take and are numbered on."""
     return Lane.BULK if phase == Phase.PREFILL else Lane.CONTROL
+
+
+def credit_rows(max_rows: int) -> int:
+    """Most rows that the frames of one lane may hold which the receiver is not done with, unless there is but one."""
+    return CREDIT_MICROBATCHES * max_rows
 
 
 @dataclass(slots=True)
@@ -49,12 +56,14 @@ class FrameSender:
     """Sends at most up to the receiver's limit; the rest waits here in order.
 
     Args:
-        limit: frames < limit may be sent before the first acknowledgement arrives.
+        limit: frames < limit may be sent before the first acknowledgement arrives; so many may be with the receiver at once.
         resend_after_s: silence of the receiver after which a kept frame is sent again; doubles with every try.
     """
 
     limit: int
     resend_after_s: float
+    most_rows: float = math.inf
+    """Of frames that the receiver is not known to be done with, unless there is but one."""
     _next: int = 0
     _upto: int = 0
     _moved_at: float = -math.inf
@@ -64,7 +73,17 @@ class FrameSender:
     _missing: set[int] = field(default_factory=set)
     """Kept frames that did not come, or that were refused, as the receiver has shown."""
     _kept: dict[int, _Kept] = field(default_factory=dict)
-    _backlog: deque[Callable[[int], Send]] = field(default_factory=deque)
+    _backlog: deque[tuple[Callable[[int], Send], int]] = field(default_factory=deque)
+    """With the rows of each."""
+    _with_receiver: deque[tuple[int, int]] = field(default_factory=deque)
+    """Number and rows of each frame that the receiver is not known to be done with, in order."""
+    _num_rows: int = 0
+    """Of those."""
+    _window: int = field(init=False)
+    """Frames that may be with the receiver."""
+
+    def __post_init__(self) -> None:
+        self._window = self.limit
 
     @property
     def num_backlog(self) -> int:
@@ -81,11 +100,11 @@ class FrameSender:
         return number in self._kept
 
     def can_send(self) -> bool:
-        return self._next < self.limit and not self._backlog
+        return self._next < self.limit and not self._backlog and self._num_rows < self.most_rows
 
-    def push(self, make: Callable[[int], Send], now: float) -> list[Send]:
+    def push(self, make: Callable[[int], Send], now: float, *, num_rows: int = 0) -> list[Send]:
         """Number and send a frame if credit allows, else keep it back. ``make`` gets its number."""
-        self._backlog.append(make)
+        self._backlog.append((make, num_rows))
         return self._drain(now)
 
     def acknowledge(self, ack: Ack, now: float) -> list[Send]:
@@ -96,7 +115,10 @@ class FrameSender:
         """
         if ack.upto > self._next or any(number >= self._next for number in ack.extra):
             raise RemoteProtocolError(f"frames up to {ack.upto} acknowledged, {self._next} were sent", path="$.upto")
-        self.limit = max(self.limit, ack.limit)
+        if ack.limit > self.limit:
+            self.limit = ack.limit
+            while self._with_receiver and self._with_receiver[0][0] < self.limit - self._window:
+                self._num_rows -= self._with_receiver.popleft()[1]
         if ack.upto > self._upto:  # else one before those that came is missing
             self._upto = ack.upto
             self.moved(now)
@@ -198,7 +220,13 @@ class FrameSender:
     def _drain(self, now: float) -> list[Send]:
         sends = []
         while self._backlog and self._next < self.limit:
-            send = self._backlog.popleft()(self._next)
+            make, num_rows = self._backlog[0]
+            if self._num_rows and self._num_rows + num_rows > self.most_rows:
+                break
+            self._backlog.popleft()
+            send = make(self._next)
+            self._with_receiver.append((self._next, num_rows))
+            self._num_rows += num_rows
             self._kept[self._next] = _Kept(send, now)
             self._next += 1
             sends.append(send)
@@ -206,10 +234,10 @@ class FrameSender:
 
 
 class LinkSender:
-    """The sender's end of both lanes of a link, each with ``limit`` frames of credit of its own."""
+    """The sender's end of both lanes of a link, each with credit for ``limit`` frames and ``most_rows`` rows of its own."""
 
-    def __init__(self, *, limit: int, resend_after_s: float) -> None:
-        self.lanes = {lane: FrameSender(limit, resend_after_s) for lane in Lane}
+    def __init__(self, *, limit: int, resend_after_s: float, most_rows: float = math.inf) -> None:
+        self.lanes = {lane: FrameSender(limit, resend_after_s, most_rows) for lane in Lane}
 
     @property
     def num_kept(self) -> int:
@@ -238,12 +266,17 @@ class LinkSender:
 
 @dataclass(slots=True)
 class FrameReceiver:
-    """Knows which frames are held and grants credit for ``window`` frames that are not done yet."""
+    """Knows which frames are held and grants credit for ``window`` frames that are not done yet, of ``most_rows`` rows in all
+    unless there is but one."""
 
     window: int
+    most_rows: float = math.inf
     _upto: int = 0
     _extra: set[int] = field(default_factory=set)
-    _open: set[int] = field(default_factory=set)
+    _open: dict[int, int] = field(default_factory=dict)
+    """Rows of the frames that are held and not done."""
+    _num_rows: int = 0
+    """Of those."""
     _newest_at: float = 0.0
 
     @property
@@ -254,25 +287,32 @@ class FrameReceiver:
     def holds(self, number: int) -> bool:
         return number < self._upto or number in self._extra
 
-    def check(self, number: int) -> None:
+    def check(self, number: int, num_rows: int = 0) -> None:
         """Raises RemoteProtocolError if the sender has no credit for this frame."""
+        if self._num_rows and self._num_rows + num_rows > self.most_rows:
+            raise RemoteProtocolError(
+                f"frame {number} of {num_rows} rows sent without credit ({self._num_rows} of {self.most_rows} are here)",
+                path="$.items",
+            )
         if number >= self.limit:
             raise RemoteProtocolError(f"frame {number} sent without credit (limit {self.limit})", path="$.frame")
 
-    def hold(self, number: int, now: float) -> None:
+    def hold(self, number: int, now: float, num_rows: int = 0) -> None:
         """The frame was taken in; its credit stays in use until :meth:`retire`."""
         if self.holds(number):
             return
         self._newest_at = now
         self._extra.add(number)
-        self._open.add(number)
+        self._open[number] = num_rows
+        self._num_rows += num_rows
         while self._upto in self._extra:
             self._extra.discard(self._upto)
             self._upto += 1
 
     def retire(self, numbers: Iterable[int]) -> None:
         """The frames are done with; their credit goes back to the sender with the next acknowledgement."""
-        self._open.difference_update(numbers)
+        for number in numbers:
+            self._num_rows -= self._open.pop(number, 0)
 
     def acknowledgement(self, pipeline: int, epoch: int, now: float, lane: Lane) -> Ack:
         extra = tuple(sorted(self._extra)[:MAX_EXTRA]) if self._extra else ()

@@ -211,7 +211,10 @@ class StageCore:
         upstream = seat.upstream[lane_of(phase)]
         if upstream.holds(forward.frame):
             return [seat.acknowledge(lane_of(phase), now)]
-        upstream.check(forward.frame)
+        num_rows = sum([len(item.tokens) for item in forward.items]) // 4
+        if num_rows > seat.wire.max_rows:
+            raise RemoteProtocolError(f"{num_rows} rows in a frame, {seat.wire.max_rows} at most", path="$.items")
+        upstream.check(forward.frame, num_rows)
         live = self._live(forward)
         if gaps := self.store.gaps(live):
             head = {"pipeline": forward.pipeline, "epoch": forward.epoch}
@@ -219,7 +222,7 @@ class StageCore:
                 Send(Port.UPSTREAM, Lane.CONTROL, Gap(sequence=gap.sequence, generation=gap.generation, have=gap.have, **head))
                 for gap in gaps
             ]
-        upstream.hold(forward.frame, now)
+        upstream.hold(forward.frame, now, num_rows)
         queue = self._device.queue_for(phase, live)
         self._device.add(self._take(seat, forward, phase, queue, payload))
         return self._start()

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import random
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bloombee.errors import RemoteProtocolError
 from bloombee.pipeline.commands import Send
@@ -175,3 +179,53 @@ def test_however_often_rows_are_asked_for_they_go_once_a_round_trip() -> None:
     assert sent == [list(range(1, 17)), *[[]] * 15]
     sent = [_numbers(sender.resend_rows(1, 1, now=1.35 + 0.001 * gap)) for gap in range(16)]
     assert sent == [[1, 2, 3, 4], *[[]] * 15]
+
+
+def test_rows_are_credit_as_frames_are_so_that_memory_for_them_is_bounded() -> None:
+    sender = FrameSender(limit=8, resend_after_s=1.0, most_rows=10)
+    sent = [number for rows in (4, 4, 4, 4) for number in _numbers(sender.push(_make(rows=rows), now=0.0, num_rows=rows))]
+    assert sent == [0, 1]
+    assert not sender.can_send()
+    assert _numbers(sender.acknowledge(_ack(2, 8), now=0.1)) == []  # they are held, and not done
+    assert _numbers(sender.acknowledge(_ack(2, 9), now=0.2)) == [2]
+    receiver = FrameReceiver(window=8, most_rows=10)
+    for number in (0, 1):
+        receiver.check(number, 4)
+        receiver.hold(number, 0.0, 4)
+    with pytest.raises(RemoteProtocolError, match=r"4 rows sent without credit \(8 of 10 are here\)"):
+        receiver.check(2, 4)
+    receiver.retire([0])
+    receiver.check(2, 4)
+
+
+def test_a_frame_of_more_rows_than_there_is_credit_for_goes_alone() -> None:
+    sender = FrameSender(limit=8, resend_after_s=1.0, most_rows=10)
+    assert _numbers(sender.push(_make(rows=40), now=0.0, num_rows=40)) == [0]
+    assert _numbers(sender.push(_make(), now=0.0, num_rows=1)) == []
+    assert _numbers(sender.acknowledge(_ack(1, 9), now=0.1)) == [1]
+    FrameReceiver(window=8, most_rows=10).check(0, 40)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=40), st.randoms(use_true_random=False))
+def test_what_a_sender_may_send_its_receiver_may_take(rows: list[int], rng: random.Random) -> None:
+    """Whatever is lost, late or done out of turn; and all of it comes at last."""
+    sender, receiver = FrameSender(limit=5, resend_after_s=1.0, most_rows=20), FrameReceiver(window=5, most_rows=20)
+    now, waiting, working, acks = 0.0, list(rows), list[int](), list[Ack]()
+    while waiting or sender.num_kept or sender.num_backlog:
+        now += 0.3
+        count = waiting.pop(0) if waiting else 0
+        sends = sender.push(_make(rows=max(1, count)), now, num_rows=count) if waiting or count else []
+        for send in [*sends, *sender.tick(now)]:
+            number = send.message.frame  # type: ignore[union-attr]
+            if rng.random() < 0.3 or receiver.holds(number):
+                continue
+            receiver.check(number, rows[number])
+            receiver.hold(number, now, rows[number])
+            working.append(number)
+        if working and rng.random() < 0.7:
+            receiver.retire([working.pop(rng.randrange(len(working)))])
+        acks.append(receiver.acknowledgement(1, 1, now, Lane.BULK))
+        if rng.random() < 0.7:
+            sender.acknowledge(acks[rng.randrange(max(0, len(acks) - 3), len(acks))], now)
+        assert now < 1000

@@ -192,7 +192,7 @@ class SchedulerCore:
         for need in [*(one.num_pages for one in self._open.values()), *self._closings.pages]:
             pages.take(need)
         patience = old.patience if old is not None else Patience(self._step_deadline_s)
-        self._epoch = epoch = Epoch(plan, pages, patience, resend_after_s=self._resend_after_s)
+        self._epoch = epoch = Epoch(plan, pages, patience, max_rows=self._max_rows, resend_after_s=self._resend_after_s)
         self._closings.rewire(epoch.stages)
         return [epoch.say_known(self._open.values(), now), *self._close_again(epoch, epoch.stages, now, older_than_s=0.0)]
 
