@@ -174,11 +174,13 @@ class SequenceStore:
             end_tokens=opening.end_tokens,
         )
 
-    def slide(self, placed: Iterable[tuple[Held, int]]) -> None:
-        """Give back what no row after positions [0, stop) of each sequence will see."""
-        for held, stop in placed if self._has_windows else ():
+    def slide(self, placed: Iterable[tuple[Held, Item]]) -> None:
+        """Give back what no row after those of each item will see."""
+        if not self._has_windows:
+            return
+        for held, item in placed:
             for table in held.tables:
-                table.slide(stop)
+                table.slide(item.position + item.num_rows)
 
     # -- closing ---------------------------------------------------------------------------
 

@@ -211,7 +211,8 @@ class StageCore:
         upstream = seat.upstream[lane_of(phase)]
         if upstream.holds(forward.frame):
             return [seat.acknowledge(lane_of(phase), now)]
-        num_rows = sum([len(item.tokens) for item in forward.items]) // 4
+        counts = [len(item.tokens) // 4 for item in forward.items]
+        num_rows = sum(counts)
         if num_rows > seat.wire.max_rows:
             raise RemoteProtocolError(f"{num_rows} rows in a frame, {seat.wire.max_rows} at most", path="$.items")
         upstream.check(forward.frame, num_rows)
@@ -224,7 +225,7 @@ class StageCore:
             ]
         upstream.hold(forward.frame, now, num_rows)
         queue = self._device.queue_for(phase, live)
-        self._device.add(self._take(seat, forward, phase, queue, payload))
+        self._device.add(self._take(seat, forward, counts, queue, payload))
         return self._start()
 
     def _live(self, forward: Forward) -> Sequence[Item]:
@@ -237,13 +238,12 @@ class StageCore:
                 raise RemoteProtocolError("rows in a tree are not spoken in this version", path="$.items[...].parents")
         return self.store.live(items)
 
-    def _take(self, seat: Seat, forward: Forward, phase: Phase, queue: Phase, payload: object | None) -> Job:
+    def _take(self, seat: Seat, forward: Forward, counts: Sequence[int], queue: Phase, payload: object | None) -> Job:
         """Update the sequences and make the work; every check has been passed."""
         store, stop = self.store, 0
         items: list[Item] = []
         spans: list[tuple[int, int]] = []
-        for item in forward.items:
-            num_rows = len(item.tokens) // 4
+        for item, num_rows in zip(forward.items, counts, strict=True):
             start, stop = stop, stop + num_rows
             held = store.get(item.sequence)
             if held is None:
@@ -264,7 +264,7 @@ class StageCore:
             epoch=forward.epoch,
             number=self._num_works,
             microbatch=forward.microbatch,
-            phase=phase,
+            phase=_PHASES[forward.phase],
             segments=(),
             hidden=payload,
             hidden_rows=tuple(spans),
