@@ -27,7 +27,7 @@ from bloombee.wire.messages import Ack, Forward, Verdict
 MAX_EXTRA = 256
 MAX_RESEND_FACTOR = 4
 CREDIT_MICROBATCHES = 16
-"""Rows of so many of the largest microbatches may be with a receiver on one lane: what it has to keep memory for."""
+"""Rows of so many of the largest frames may be with a receiver on one lane: what it has to keep memory for."""
 MOST_AGAIN = 4
 """Of the frames that are missing, the first ones, that are sent a third time and more in one round trip."""
 ROUND_FORGETS = 0.9
@@ -37,11 +37,6 @@ ROUND_FORGETS = 0.9
 def lane_of(phase: int) -> Lane:
     """The lane that Forwards of ``phase`` take and are numbered on."""
     return Lane.BULK if phase == Phase.PREFILL else Lane.CONTROL
-
-
-def credit_rows(max_rows: int) -> int:
-    """Most rows that the frames of one lane may hold which the receiver is not done with, unless there is but one."""
-    return CREDIT_MICROBATCHES * max_rows
 
 
 @dataclass(slots=True)
@@ -62,13 +57,13 @@ class FrameSender:
 
     limit: int
     resend_after_s: float
-    most_rows: float = math.inf
-    """Of frames that the receiver is not known to be done with, unless there is but one."""
+    max_rows: float = math.inf
+    """Of a frame."""
     _next: int = 0
     _upto: int = 0
     _moved_at: float = -math.inf
     """When the receiver last showed that something came."""
-    _round_s: float | None = None
+    _round_s: float = 0.0
     """How long it took of late from the last time that a frame was sent until it was acknowledged, at most."""
     _missing: set[int] = field(default_factory=set)
     """Kept frames that did not come, or that were refused, as the receiver has shown."""
@@ -100,7 +95,12 @@ class FrameSender:
         return number in self._kept
 
     def can_send(self) -> bool:
-        return self._next < self.limit and not self._backlog and self._num_rows < self.most_rows
+        return self._next < self.limit and not self._backlog and not self._is_tight
+
+    @property
+    def _is_tight(self) -> bool:
+        """A frame might have more rows than there is credit for."""
+        return self._num_rows > (CREDIT_MICROBATCHES - 1) * self.max_rows
 
     def push(self, make: Callable[[int], Send], now: float, *, num_rows: int = 0) -> list[Send]:
         """Number and send a frame if credit allows, else keep it back. ``make`` gets its number."""
@@ -113,34 +113,36 @@ class FrameSender:
         Raises:
             RemoteProtocolError: it acknowledges a frame that was never sent; nothing changed.
         """
-        if ack.upto > self._next or any(number >= self._next for number in ack.extra):
-            raise RemoteProtocolError(f"frames up to {ack.upto} acknowledged, {self._next} were sent", path="$.upto")
+        upto, extra = ack.upto, frozenset(ack.extra) if ack.extra else ()
+        if upto > self._next or (extra and max(extra) >= self._next):
+            raise RemoteProtocolError(f"frames up to {upto} acknowledged, {self._next} were sent", path="$.upto")
         if ack.limit > self.limit:
-            self.limit = ack.limit
-            while self._with_receiver and self._with_receiver[0][0] < self.limit - self._window:
-                self._num_rows -= self._with_receiver.popleft()[1]
-        if ack.upto > self._upto:  # else one before those that came is missing
-            self._upto = ack.upto
-            self.moved(now)
-        extra = set(ack.extra)
-        # With the window closed the newest frame stays: sending it again is how a lost limit is asked for.
-        probe = self._next - 1 if self.limit == self._next else -1
-        for number in [n for n in self._kept if (n < ack.upto or n in extra) and n != probe]:
-            self._forget(number, now)
+            self._take_limit(ack.limit)
+        if upto > self._upto:  # else one before those that came is missing
+            self._upto = upto
+            self._moved_at = now
+        # Without credit the newest frame stays: sending it again is how a lost limit is asked for.
+        probe = self._next - 1 if self.limit == self._next or self._is_tight else -1
+        for number in [n for n in self._kept if (n < upto or n in extra) and n != probe]:
+            self._round_s = max(now - self._kept.pop(number).sent_at, ROUND_FORGETS * self._round_s)
         if extra:
             newest = max(extra)
             self._missing.update([n for n in self._kept if n < newest and n not in extra])
-        return [*self._hurry(now), *self._drain(now)] if self._missing else self._drain(now)
+        if not self._missing:
+            return self._drain(now) if self._backlog else []
+        self._missing &= self._kept.keys()
+        return [*self._hurry(now), *self._drain(now)]
 
-    def _forget(self, number: int, now: float) -> None:
-        """The receiver holds it."""
-        kept = self._kept.pop(number)
-        self._missing.discard(number)
-        self._round_s = max(now - kept.sent_at, ROUND_FORGETS * (self._round_s or 0.0))
+    def _take_limit(self, limit: int) -> None:
+        """What the receiver is done with takes none of its memory any more."""
+        self.limit = limit
+        held, done = self._with_receiver, limit - self._window
+        while held and held[0][0] < done:
+            self._num_rows -= held.popleft()[1]
 
     def _hurry(self, now: float) -> list[Send]:
         """Again what is known to be missing, unless that may be on its way."""
-        round_s = self.resend_after_s if self._round_s is None else self._round_s
+        round_s = self._round_s or self.resend_after_s
         first = heapq.nsmallest(MOST_AGAIN, self._missing)  # whoever lacks one frame refuses those that follow on it
 
         def is_due(number: int, kept: _Kept) -> bool:
@@ -221,7 +223,7 @@ class FrameSender:
         sends = []
         while self._backlog and self._next < self.limit:
             make, num_rows = self._backlog[0]
-            if self._num_rows and self._num_rows + num_rows > self.most_rows:
+            if self._num_rows + num_rows > CREDIT_MICROBATCHES * self.max_rows:
                 break
             self._backlog.popleft()
             send = make(self._next)
@@ -234,10 +236,10 @@ class FrameSender:
 
 
 class LinkSender:
-    """The sender's end of both lanes of a link, each with credit for ``limit`` frames and ``most_rows`` rows of its own."""
+    """The sender's end of both lanes of a link, each with credit of its own; see :class:`FrameSender`."""
 
-    def __init__(self, *, limit: int, resend_after_s: float, most_rows: float = math.inf) -> None:
-        self.lanes = {lane: FrameSender(limit, resend_after_s, most_rows) for lane in Lane}
+    def __init__(self, *, limit: int, resend_after_s: float, max_rows: float = math.inf) -> None:
+        self.lanes = {lane: FrameSender(limit, resend_after_s, max_rows) for lane in Lane}
 
     @property
     def num_kept(self) -> int:
@@ -266,11 +268,11 @@ class LinkSender:
 
 @dataclass(slots=True)
 class FrameReceiver:
-    """Knows which frames are held and grants credit for ``window`` frames that are not done yet, of ``most_rows`` rows in all
-    unless there is but one."""
+    """Knows which frames are held and grants credit for ``window`` frames that are not done yet, with the rows of
+    ``CREDIT_MICROBATCHES`` of ``max_rows`` at most."""
 
     window: int
-    most_rows: float = math.inf
+    max_rows: float = math.inf
     _upto: int = 0
     _extra: set[int] = field(default_factory=set)
     _open: dict[int, int] = field(default_factory=dict)
@@ -289,10 +291,12 @@ class FrameReceiver:
 
     def check(self, number: int, num_rows: int = 0) -> None:
         """Raises RemoteProtocolError if the sender has no credit for this frame."""
-        if self._num_rows and self._num_rows + num_rows > self.most_rows:
+        if num_rows > self.max_rows:
+            raise RemoteProtocolError(f"frame {number} has {num_rows} rows, {self.max_rows} at most", path="$.items")
+        most = CREDIT_MICROBATCHES * self.max_rows
+        if self._num_rows + num_rows > most:
             raise RemoteProtocolError(
-                f"frame {number} of {num_rows} rows sent without credit ({self._num_rows} of {self.most_rows} are here)",
-                path="$.items",
+                f"frame {number} of {num_rows} rows sent without credit ({self._num_rows} of {most} are here)", path="$.items"
             )
         if number >= self.limit:
             raise RemoteProtocolError(f"frame {number} sent without credit (limit {self.limit})", path="$.frame")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from bloombee.pipeline.commands import Command, Gather, Send
 from bloombee.pipeline.events import Gathered, GatherFailed, Port
-from bloombee.pipeline.frames import FrameReceiver, LinkSender, credit_rows, lane_of
+from bloombee.pipeline.frames import FrameReceiver, LinkSender, lane_of
 from bloombee.pipeline.log import BoundaryLog, Said
 from bloombee.pipeline.sequences import SequenceStore
 from bloombee.pipeline.work import Outcome, Piece, Work
@@ -62,10 +62,8 @@ class Seat:
     def __init__(self, wire: Wire, store: SequenceStore, log: BoundaryLog, *, resend_after_s: float) -> None:
         self.wire = wire
         self.is_last = wire.stage == wire.num_stages - 1
-        self.upstream = {lane: FrameReceiver(wire.num_microbatches, credit_rows(wire.max_rows)) for lane in Lane}
-        self.downstream = LinkSender(
-            limit=wire.num_microbatches, resend_after_s=resend_after_s, most_rows=credit_rows(wire.max_rows)
-        )
+        self.upstream = {lane: FrameReceiver(wire.num_microbatches, wire.max_rows) for lane in Lane}
+        self.downstream = LinkSender(limit=wire.num_microbatches, resend_after_s=resend_after_s, max_rows=wire.max_rows)
         self.retired = False
         self.is_open = False
         """The next stage has said what it holds."""

@@ -77,20 +77,16 @@ class SequenceStore:
     def is_closed(self, sequence: SequenceId) -> bool:
         return sequence < self._floor or sequence in self._closed
 
-    def live(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Those whose sequences are not closed."""
-        held = self._held
-        live = [item for item in items if item.sequence in held or not self.is_closed(item.sequence)]
-        return items if len(live) == len(items) else live
-
     # -- rows in ---------------------------------------------------------------------------
 
     def gaps(self, items: Sequence[Item]) -> list[Holding]:
-        """Of each item that starts beyond what is held, and so must not be taken, what is held."""
+        """Of each item that starts beyond what is held, and so must not be taken, what is held; closed sequences lack nothing."""
         found = []
         for item in items:
             held = self._held.get(item.sequence)
             if held is not None and item.generation == held.generation and item.position <= held.have:
+                continue
+            if held is None and self.is_closed(item.sequence):
                 continue
             if (gap := self._gap(held, item)) is not None:
                 found.append(gap)

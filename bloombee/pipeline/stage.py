@@ -213,30 +213,18 @@ class StageCore:
             return [seat.acknowledge(lane_of(phase), now)]
         counts = [len(item.tokens) // 4 for item in forward.items]
         num_rows = sum(counts)
-        if num_rows > seat.wire.max_rows:
-            raise RemoteProtocolError(f"{num_rows} rows in a frame, {seat.wire.max_rows} at most", path="$.items")
         upstream.check(forward.frame, num_rows)
-        live = self._live(forward)
-        if gaps := self.store.gaps(live):
+        _check_items(forward.items)
+        if gaps := self.store.gaps(forward.items):
             head = {"pipeline": forward.pipeline, "epoch": forward.epoch}
             return [
                 Send(Port.UPSTREAM, Lane.CONTROL, Gap(sequence=gap.sequence, generation=gap.generation, have=gap.have, **head))
                 for gap in gaps
             ]
         upstream.hold(forward.frame, now, num_rows)
-        queue = self._device.queue_for(phase, live)
+        queue = self._device.queue_for(phase, forward.items)
         self._device.add(self._take(seat, forward, counts, queue, payload))
         return self._start()
-
-    def _live(self, forward: Forward) -> Sequence[Item]:
-        """The items whose sequences are not closed. Raises RemoteProtocolError for what may not be in a frame."""
-        items = forward.items
-        if len({item.sequence for item in items}) < len(items):
-            raise RemoteProtocolError("a sequence twice in one frame", path="$.items")
-        for item in items:
-            if item.parents is not None:
-                raise RemoteProtocolError("rows in a tree are not spoken in this version", path="$.items[...].parents")
-        return self.store.live(items)
 
     def _take(self, seat: Seat, forward: Forward, counts: Sequence[int], queue: Phase, payload: object | None) -> Job:
         """Update the sequences and make the work; every check has been passed."""
@@ -356,6 +344,15 @@ class StageCore:
         code, fields = to_wire(error)
         failed = StageFailed(pipeline=self.load.pipeline, epoch=self._newest_epoch, code=code, fields=fields)
         return Send(Port.HEAD, Lane.CONTROL, failed)
+
+
+def _check_items(items: Sequence[Item]) -> None:
+    """Raises RemoteProtocolError for what may not be in a frame."""
+    if len({item.sequence for item in items if item.parents is None}) == len(items):
+        return
+    if any(item.parents is not None for item in items):
+        raise RemoteProtocolError("rows in a tree are not spoken in this version", path="$.items[...].parents")
+    raise RemoteProtocolError("a sequence twice in one frame", path="$.items")
 
 
 def _tail(item: Item, skip: int) -> Item:

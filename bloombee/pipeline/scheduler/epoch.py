@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from bloombee.pipeline.commands import Send
-from bloombee.pipeline.frames import FrameReceiver, LinkSender, credit_rows, lane_of
+from bloombee.pipeline.frames import FrameReceiver, LinkSender, lane_of
 from bloombee.pipeline.patience import Patience
 from bloombee.pipeline.scheduler.pages import PageLedger
 from bloombee.pipeline.scheduler.sequence import SequenceState
@@ -48,7 +48,7 @@ class Epoch:
         self.plan = plan
         self.pages = pages
         self.patience = patience
-        self.sender = LinkSender(limit=plan.num_microbatches, resend_after_s=resend_after_s, most_rows=credit_rows(max_rows))
+        self.sender = LinkSender(limit=plan.num_microbatches, resend_after_s=resend_after_s, max_rows=max_rows)
         self.is_open = False
         """Stage 0 has said what it holds."""
         self.is_broken = False
