@@ -69,22 +69,22 @@ def test_lies_of_every_worker_to_everybody_cost_no_request_a_token(seed: int) ->
         for message in _lies(rng):
             for stage, core in list(cluster.stages.items()):
                 with contextlib.suppress(ProtocolError, StalePlan):
-                    cluster._do_scheduler(cluster.scheduler.handle(FromStage(stage, message, now)))
+                    cluster.head.schedule(cluster.scheduler.handle(FromStage(stage, message, now)))
                 if not isinstance(message, Resume) or message.epoch == 1:  # a Resume of an epoch to come is kept for it
                     worker = cluster.workers[stage + 1]
                     with contextlib.suppress(ProtocolError, StalePlan):
-                        cluster._do_stage(worker, core.handle(StageReceived(message, now)))
+                        worker._do(core.handle(StageReceived(message, now)))
                 if not isinstance(message, StageFailed):
                     with contextlib.suppress(ProtocolError):
-                        cluster._do_head(cluster.swarm.handle(WorkerSaid(stage + 1, message, now)))
+                        cluster.head.do(cluster.head.swarm.handle(WorkerSaid(stage + 1, message, now)))
                 heard += 1
 
     for _ in range(40):
         cluster.clock.call_at(rng.uniform(0.05, 0.9), lie)
     assert cluster.run()
     assert heard > 300
-    assert cluster.down is None
-    assert cluster.num_recoveries == 0
+    assert cluster.head.down is None
+    assert cluster.head.num_recoveries == 0
     for request in cluster.requests.values():
         assert request.error is None
         assert request.tokens == oracle(request.prompt, request.seed, 3, 20)

@@ -171,7 +171,7 @@ def test_two_stages_that_are_lost_in_the_same_moment_are_both_replaced(
     for worker in pair:
         cluster.kill(worker, at=at)
     assert cluster.run()
-    assert cluster.num_recoveries == 2
+    assert cluster.head.num_recoveries == 2
     _assert_right(cluster, 3)
 
 
@@ -190,7 +190,7 @@ def test_a_stage_that_is_lost_while_another_s_rows_are_said_again(other: int, fa
     )
     assert cluster.run()
     assert happened
-    assert cluster.num_recoveries == 2
+    assert cluster.head.num_recoveries == 2
     _assert_right(cluster, 3)
 
 
@@ -203,12 +203,12 @@ def test_a_spare_that_dies_while_it_loads_leaves_its_place_to_the_next(lost: int
     cluster.kill(lost, at=0.4)
     happened = _moment(
         cluster,
-        lambda: cluster.num_recoveries == 1 and (seed == 0 or cluster.workers[4].core is not None),
+        lambda: cluster.head.num_recoveries == 1 and (seed == 0 or cluster.workers[4].core is not None),
         lambda: cluster.kill(4, at=cluster.clock.now),
     )
     assert cluster.run()
     assert happened
-    assert cluster.num_recoveries == 2
+    assert cluster.head.num_recoveries == 2
     assert cluster.plan is not None
     assert cluster.plan.stages[lost - 1].worker == 5
     _assert_right(cluster, 3)
