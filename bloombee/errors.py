@@ -46,7 +46,7 @@ class BloomBeeError(Exception):
         cls.code = cls.__name__
         _BY_CODE[cls.code] = cls
 
-    def __init__(self, message: str, **fields: Fact) -> None:
+    def __init__(self, message: str, /, **fields: Fact) -> None:
         super().__init__(message)
         self.message = message
         self.fields = fields

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from bloombee.errors import LocalProtocolError
 from bloombee.pipeline.seat import Seat
-from bloombee.pipeline.sequences import Held, SequenceStore
-from bloombee.pipeline.work import Segment, Work
+from bloombee.pipeline.sequences import SequenceStore
+from bloombee.pipeline.work import Work
 from bloombee.types import Phase
 from bloombee.wire.messages import Item
 
@@ -109,23 +109,20 @@ class DeviceQueue:
 
     def _place(self, job: Job) -> None:
         """Fill in the job's segments with pages for their rows: it goes to the device now. What was closed is left out."""
-        items: list[Item] = []
-        segments: list[Segment] = []
-        spans: list[tuple[int, int]] = []
-        placed: list[tuple[Held, int]] = []
         store, seat, wanted = self._store, job.seat, job.seat.wanted
-        for item, span in zip(job.items, job.work.hidden_rows, strict=True):
-            held = store.get(item.sequence)
-            if held is None:
-                continue
-            if job.queue is Phase.PREFILL:
-                held.num_prefill -= 1
-            items.append(item)
+        items, spans = job.items, job.work.hidden_rows
+        held = [store.get(item.sequence) for item in items]
+        if not all(held):
+            items = tuple([item for item, one in zip(items, held, strict=True) if one is not None])
+            spans = tuple([span for span, one in zip(spans, held, strict=True) if one is not None])
+        placed = [one for one in held if one is not None]
+        if job.queue is Phase.PREFILL:
+            for one in placed:
+                one.num_prefill -= 1
+        segments = []
+        for one, item, (start, stop) in zip(placed, items, spans, strict=True):
             least = wanted.get(item.sequence, 0) if wanted else 0
-            num_rows = span[1] - span[0]
-            segments.append(store.place(held, item, num_rows, is_last=seat.is_last, wanted=least))
-            spans.append(span)
-            placed.append((held, item.position + num_rows))
-        store.slide(placed)
-        job.items = tuple(items)
-        job.work = replace(job.work, segments=tuple(segments), hidden_rows=tuple(spans))
+            segments.append(store.place(one, item, stop - start, is_last=seat.is_last, wanted=least))
+        store.slide(zip(placed, items, strict=True))
+        job.items = items
+        job.work = replace(job.work, segments=tuple(segments), hidden_rows=spans)

@@ -26,6 +26,8 @@ from bloombee.wire.messages import Ack, Forward, Verdict
 
 MAX_EXTRA = 256
 MAX_RESEND_FACTOR = 4
+CREDIT_MICROBATCHES = 16
+"""Rows of so many of the largest frames may be with a receiver on one lane: what it has to keep memory for."""
 MOST_AGAIN = 4
 """Of the frames that are missing, the first ones, that are sent a third time and more in one round trip."""
 ROUND_FORGETS = 0.9
@@ -49,22 +51,34 @@ class FrameSender:
     """Sends at most up to the receiver's limit; the rest waits here in order.
 
     Args:
-        limit: frames < limit may be sent before the first acknowledgement arrives.
+        limit: frames < limit may be sent before the first acknowledgement arrives; so many may be with the receiver at once.
         resend_after_s: silence of the receiver after which a kept frame is sent again; doubles with every try.
     """
 
     limit: int
     resend_after_s: float
+    max_rows: float = math.inf
+    """Of a frame."""
     _next: int = 0
     _upto: int = 0
     _moved_at: float = -math.inf
     """When the receiver last showed that something came."""
-    _round_s: float | None = None
+    _round_s: float = 0.0
     """How long it took of late from the last time that a frame was sent until it was acknowledged, at most."""
     _missing: set[int] = field(default_factory=set)
     """Kept frames that did not come, or that were refused, as the receiver has shown."""
     _kept: dict[int, _Kept] = field(default_factory=dict)
-    _backlog: deque[Callable[[int], Send]] = field(default_factory=deque)
+    _backlog: deque[tuple[Callable[[int], Send], int]] = field(default_factory=deque)
+    """With the rows of each."""
+    _with_receiver: deque[tuple[int, int]] = field(default_factory=deque)
+    """Number and rows of each frame that the receiver is not known to be done with, in order."""
+    _num_rows: int = 0
+    """Of those."""
+    _window: int = field(init=False)
+    """Frames that may be with the receiver."""
+
+    def __post_init__(self) -> None:
+        self._window = self.limit
 
     @property
     def num_backlog(self) -> int:
@@ -81,11 +95,16 @@ class FrameSender:
         return number in self._kept
 
     def can_send(self) -> bool:
-        return self._next < self.limit and not self._backlog
+        return self._next < self.limit and not self._backlog and not self._is_tight
 
-    def push(self, make: Callable[[int], Send], now: float) -> list[Send]:
+    @property
+    def _is_tight(self) -> bool:
+        """A frame might have more rows than there is credit for."""
+        return self._num_rows > (CREDIT_MICROBATCHES - 1) * self.max_rows
+
+    def push(self, make: Callable[[int], Send], now: float, *, num_rows: int = 0) -> list[Send]:
         """Number and send a frame if credit allows, else keep it back. ``make`` gets its number."""
-        self._backlog.append(make)
+        self._backlog.append((make, num_rows))
         return self._drain(now)
 
     def acknowledge(self, ack: Ack, now: float) -> list[Send]:
@@ -94,31 +113,36 @@ class FrameSender:
         Raises:
             RemoteProtocolError: it acknowledges a frame that was never sent; nothing changed.
         """
-        if ack.upto > self._next or any(number >= self._next for number in ack.extra):
-            raise RemoteProtocolError(f"frames up to {ack.upto} acknowledged, {self._next} were sent", path="$.upto")
-        self.limit = max(self.limit, ack.limit)
-        if ack.upto > self._upto:  # else one before those that came is missing
-            self._upto = ack.upto
-            self.moved(now)
-        extra = set(ack.extra)
-        # With the window closed the newest frame stays: sending it again is how a lost limit is asked for.
-        probe = self._next - 1 if self.limit == self._next else -1
-        for number in [n for n in self._kept if (n < ack.upto or n in extra) and n != probe]:
-            self._forget(number, now)
+        upto, extra = ack.upto, frozenset(ack.extra) if ack.extra else ()
+        if upto > self._next or (extra and max(extra) >= self._next):
+            raise RemoteProtocolError(f"frames up to {upto} acknowledged, {self._next} were sent", path="$.upto")
+        if ack.limit > self.limit:
+            self._take_limit(ack.limit)
+        if upto > self._upto:  # else one before those that came is missing
+            self._upto = upto
+            self._moved_at = now
+        # Without credit the newest frame stays: sending it again is how a lost limit is asked for.
+        probe = self._next - 1 if self.limit == self._next or self._is_tight else -1
+        for number in [n for n in self._kept if (n < upto or n in extra) and n != probe]:
+            self._round_s = max(now - self._kept.pop(number).sent_at, ROUND_FORGETS * self._round_s)
         if extra:
             newest = max(extra)
             self._missing.update([n for n in self._kept if n < newest and n not in extra])
-        return [*self._hurry(now), *self._drain(now)] if self._missing else self._drain(now)
+        if not self._missing:
+            return self._drain(now) if self._backlog else []
+        self._missing &= self._kept.keys()
+        return [*self._hurry(now), *self._drain(now)]
 
-    def _forget(self, number: int, now: float) -> None:
-        """The receiver holds it."""
-        kept = self._kept.pop(number)
-        self._missing.discard(number)
-        self._round_s = max(now - kept.sent_at, ROUND_FORGETS * (self._round_s or 0.0))
+    def _take_limit(self, limit: int) -> None:
+        """What the receiver is done with takes none of its memory any more."""
+        self.limit = limit
+        held, done = self._with_receiver, limit - self._window
+        while held and held[0][0] < done:
+            self._num_rows -= held.popleft()[1]
 
     def _hurry(self, now: float) -> list[Send]:
         """Again what is known to be missing, unless that may be on its way."""
-        round_s = self.resend_after_s if self._round_s is None else self._round_s
+        round_s = self._round_s or self.resend_after_s
         first = heapq.nsmallest(MOST_AGAIN, self._missing)  # whoever lacks one frame refuses those that follow on it
 
         def is_due(number: int, kept: _Kept) -> bool:
@@ -198,7 +222,13 @@ class FrameSender:
     def _drain(self, now: float) -> list[Send]:
         sends = []
         while self._backlog and self._next < self.limit:
-            send = self._backlog.popleft()(self._next)
+            make, num_rows = self._backlog[0]
+            if self._num_rows + num_rows > CREDIT_MICROBATCHES * self.max_rows:
+                break
+            self._backlog.popleft()
+            send = make(self._next)
+            self._with_receiver.append((self._next, num_rows))
+            self._num_rows += num_rows
             self._kept[self._next] = _Kept(send, now)
             self._next += 1
             sends.append(send)
@@ -206,10 +236,10 @@ class FrameSender:
 
 
 class LinkSender:
-    """The sender's end of both lanes of a link, each with ``limit`` frames of credit of its own."""
+    """The sender's end of both lanes of a link, each with credit of its own; see :class:`FrameSender`."""
 
-    def __init__(self, *, limit: int, resend_after_s: float) -> None:
-        self.lanes = {lane: FrameSender(limit, resend_after_s) for lane in Lane}
+    def __init__(self, *, limit: int, resend_after_s: float, max_rows: float = math.inf) -> None:
+        self.lanes = {lane: FrameSender(limit, resend_after_s, max_rows) for lane in Lane}
 
     @property
     def num_kept(self) -> int:
@@ -221,6 +251,8 @@ class LinkSender:
 
     def acknowledge(self, ack: Ack, now: float) -> list[Send]:
         """As :meth:`FrameSender.acknowledge`, for the lane that ``ack`` names."""
+        if ack.lane not in self.lanes:
+            raise RemoteProtocolError(f"lane {ack.lane} is none", path="$.lane")
         return self.lanes[Lane(ack.lane)].acknowledge(ack, now)
 
     def resend(self, now: float) -> list[Send]:
@@ -236,12 +268,17 @@ class LinkSender:
 
 @dataclass(slots=True)
 class FrameReceiver:
-    """Knows which frames are held and grants credit for ``window`` frames that are not done yet."""
+    """Knows which frames are held and grants credit for ``window`` frames that are not done yet, with the rows of
+    ``CREDIT_MICROBATCHES`` of ``max_rows`` at most."""
 
     window: int
+    max_rows: float = math.inf
     _upto: int = 0
     _extra: set[int] = field(default_factory=set)
-    _open: set[int] = field(default_factory=set)
+    _open: dict[int, int] = field(default_factory=dict)
+    """Rows of the frames that are held and not done."""
+    _num_rows: int = 0
+    """Of those."""
     _newest_at: float = 0.0
 
     @property
@@ -252,25 +289,34 @@ class FrameReceiver:
     def holds(self, number: int) -> bool:
         return number < self._upto or number in self._extra
 
-    def check(self, number: int) -> None:
+    def check(self, number: int, num_rows: int = 0) -> None:
         """Raises RemoteProtocolError if the sender has no credit for this frame."""
+        if num_rows > self.max_rows:
+            raise RemoteProtocolError(f"frame {number} has {num_rows} rows, {self.max_rows} at most", path="$.items")
+        most = CREDIT_MICROBATCHES * self.max_rows
+        if self._num_rows + num_rows > most:
+            raise RemoteProtocolError(
+                f"frame {number} of {num_rows} rows sent without credit ({self._num_rows} of {most} are here)", path="$.items"
+            )
         if number >= self.limit:
             raise RemoteProtocolError(f"frame {number} sent without credit (limit {self.limit})", path="$.frame")
 
-    def hold(self, number: int, now: float) -> None:
+    def hold(self, number: int, now: float, num_rows: int = 0) -> None:
         """The frame was taken in; its credit stays in use until :meth:`retire`."""
         if self.holds(number):
             return
         self._newest_at = now
         self._extra.add(number)
-        self._open.add(number)
+        self._open[number] = num_rows
+        self._num_rows += num_rows
         while self._upto in self._extra:
             self._extra.discard(self._upto)
             self._upto += 1
 
     def retire(self, numbers: Iterable[int]) -> None:
         """The frames are done with; their credit goes back to the sender with the next acknowledgement."""
-        self._open.difference_update(numbers)
+        for number in numbers:
+            self._num_rows -= self._open.pop(number, 0)
 
     def acknowledgement(self, pipeline: int, epoch: int, now: float, lane: Lane) -> Ack:
         extra = tuple(sorted(self._extra)[:MAX_EXTRA]) if self._extra else ()

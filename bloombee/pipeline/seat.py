@@ -62,8 +62,8 @@ class Seat:
     def __init__(self, wire: Wire, store: SequenceStore, log: BoundaryLog, *, resend_after_s: float) -> None:
         self.wire = wire
         self.is_last = wire.stage == wire.num_stages - 1
-        self.upstream = {lane: FrameReceiver(window=wire.num_microbatches) for lane in Lane}
-        self.downstream = LinkSender(limit=wire.num_microbatches, resend_after_s=resend_after_s)
+        self.upstream = {lane: FrameReceiver(wire.num_microbatches, wire.max_rows) for lane in Lane}
+        self.downstream = LinkSender(limit=wire.num_microbatches, resend_after_s=resend_after_s, max_rows=wire.max_rows)
         self.retired = False
         self.is_open = False
         """The next stage has said what it holds."""
@@ -161,7 +161,8 @@ class Seat:
         def make(number: int) -> Forward:
             return Forward(frame=number, phase=work.phase, items=said, **head)
 
-        return self._push(self.lane_out(work), make, outcome.hidden if in_turn else None, now)
+        num_rows = sum([len(item.tokens) for item in said]) // 4
+        return self._push(self.lane_out(work), make, outcome.hidden if in_turn else None, now, num_rows)
 
     def _say_in_turn(self, items: Sequence[Item]) -> bool:
         """Whether the next stage has been told all before each of these rows; then it is told these now."""
@@ -267,7 +268,7 @@ class Seat:
             self._replays[frame] = items
             return Forward(frame=frame, phase=Phase.PREFILL, items=items, **head)
 
-        return self._push(Lane.BULK, make, event.payload, event.now)
+        return self._push(Lane.BULK, make, event.payload, event.now, sum([item.num_rows for item in items]))
 
     def _give_up(self, items: Sequence[Item]) -> None:
         """The log has them no more."""
@@ -310,11 +311,13 @@ class Seat:
             commands += self._say_lost(now)
         return commands
 
-    def _push(self, lane: Lane, make: Callable[[int], AnyMessage], payload: object | None, now: float) -> list[Command]:
+    def _push(
+        self, lane: Lane, make: Callable[[int], AnyMessage], payload: object | None, now: float, num_rows: int = 0
+    ) -> list[Command]:
         def frame(number: int) -> Send:
             return Send(Port.DOWNSTREAM, lane, make(number), payload)
 
-        return list(self.downstream.lanes[lane].push(frame, now))
+        return list(self.downstream.lanes[lane].push(frame, now, num_rows=num_rows))
 
 
 def _item(sequence: SequenceId, generation: int, said: Said, opening: Opening | None) -> Item:

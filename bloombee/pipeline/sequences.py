@@ -77,20 +77,16 @@ class SequenceStore:
     def is_closed(self, sequence: SequenceId) -> bool:
         return sequence < self._floor or sequence in self._closed
 
-    def live(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Those whose sequences are not closed."""
-        held = self._held
-        live = [item for item in items if item.sequence in held or not self.is_closed(item.sequence)]
-        return items if len(live) == len(items) else live
-
     # -- rows in ---------------------------------------------------------------------------
 
     def gaps(self, items: Sequence[Item]) -> list[Holding]:
-        """Of each item that starts beyond what is held, and so must not be taken, what is held."""
+        """Of each item that starts beyond what is held, and so must not be taken, what is held; closed sequences lack nothing."""
         found = []
         for item in items:
             held = self._held.get(item.sequence)
             if held is not None and item.generation == held.generation and item.position <= held.have:
+                continue
+            if held is None and self.is_closed(item.sequence):
                 continue
             if (gap := self._gap(held, item)) is not None:
                 found.append(gap)
@@ -174,11 +170,13 @@ class SequenceStore:
             end_tokens=opening.end_tokens,
         )
 
-    def slide(self, placed: Iterable[tuple[Held, int]]) -> None:
-        """Give back what no row after positions [0, stop) of each sequence will see."""
-        for held, stop in placed if self._has_windows else ():
+    def slide(self, placed: Iterable[tuple[Held, Item]]) -> None:
+        """Give back what no row after those of each item will see."""
+        if not self._has_windows:
+            return
+        for held, item in placed:
             for table in held.tables:
-                table.slide(stop)
+                table.slide(item.position + item.num_rows)
 
     # -- closing ---------------------------------------------------------------------------
 

@@ -211,36 +211,27 @@ class StageCore:
         upstream = seat.upstream[lane_of(phase)]
         if upstream.holds(forward.frame):
             return [seat.acknowledge(lane_of(phase), now)]
-        upstream.check(forward.frame)
-        live = self._live(forward)
-        if gaps := self.store.gaps(live):
+        counts = [len(item.tokens) // 4 for item in forward.items]
+        num_rows = sum(counts)
+        upstream.check(forward.frame, num_rows)
+        _check_items(forward.items)
+        if gaps := self.store.gaps(forward.items):
             head = {"pipeline": forward.pipeline, "epoch": forward.epoch}
             return [
                 Send(Port.UPSTREAM, Lane.CONTROL, Gap(sequence=gap.sequence, generation=gap.generation, have=gap.have, **head))
                 for gap in gaps
             ]
-        upstream.hold(forward.frame, now)
-        queue = self._device.queue_for(phase, live)
-        self._device.add(self._take(seat, forward, phase, queue, payload))
+        upstream.hold(forward.frame, now, num_rows)
+        queue = self._device.queue_for(phase, forward.items)
+        self._device.add(self._take(seat, forward, counts, queue, payload))
         return self._start()
 
-    def _live(self, forward: Forward) -> Sequence[Item]:
-        """The items whose sequences are not closed. Raises RemoteProtocolError for what may not be in a frame."""
-        items = forward.items
-        if len({item.sequence for item in items}) < len(items):
-            raise RemoteProtocolError("a sequence twice in one frame", path="$.items")
-        for item in items:
-            if item.parents is not None:
-                raise RemoteProtocolError("rows in a tree are not spoken in this version", path="$.items[...].parents")
-        return self.store.live(items)
-
-    def _take(self, seat: Seat, forward: Forward, phase: Phase, queue: Phase, payload: object | None) -> Job:
+    def _take(self, seat: Seat, forward: Forward, counts: Sequence[int], queue: Phase, payload: object | None) -> Job:
         """Update the sequences and make the work; every check has been passed."""
         store, stop = self.store, 0
         items: list[Item] = []
         spans: list[tuple[int, int]] = []
-        for item in forward.items:
-            num_rows = len(item.tokens) // 4
+        for item, num_rows in zip(forward.items, counts, strict=True):
             start, stop = stop, stop + num_rows
             held = store.get(item.sequence)
             if held is None:
@@ -261,7 +252,7 @@ class StageCore:
             epoch=forward.epoch,
             number=self._num_works,
             microbatch=forward.microbatch,
-            phase=phase,
+            phase=_PHASES[forward.phase],
             segments=(),
             hidden=payload,
             hidden_rows=tuple(spans),
@@ -353,6 +344,15 @@ class StageCore:
         code, fields = to_wire(error)
         failed = StageFailed(pipeline=self.load.pipeline, epoch=self._newest_epoch, code=code, fields=fields)
         return Send(Port.HEAD, Lane.CONTROL, failed)
+
+
+def _check_items(items: Sequence[Item]) -> None:
+    """Raises RemoteProtocolError for what may not be in a frame."""
+    if len({item.sequence for item in items if item.parents is None}) == len(items):
+        return
+    if any(item.parents is not None for item in items):
+        raise RemoteProtocolError("rows in a tree are not spoken in this version", path="$.items[...].parents")
+    raise RemoteProtocolError("a sequence twice in one frame", path="$.items")
 
 
 def _tail(item: Item, skip: int) -> Item:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -133,3 +133,82 @@ def test_same_seed_same_trace_through_a_recovery() -> None:
         assert cluster.run()
         traces.append(cluster.trace)
     assert traces[0] == traces[1]
+
+
+def _moment(cluster: SimCluster, holds: Callable[[], bool], act: Callable[[], None]) -> list[float]:
+    """Let ``act`` happen as soon as something holds; when it did."""
+    happened: list[float] = []
+
+    def look() -> None:
+        if holds():
+            happened.append(cluster.clock.now)
+            act()
+        else:
+            cluster.clock.call_later(0.0003, look)
+
+    look()
+    return happened
+
+
+def _swarm(seed: int, faults: Faults | None, num_spares: int) -> tuple[SimCluster, random.Random]:
+    rng = random.Random(seed)
+    cluster = SimCluster(
+        seed=seed, num_stages=3, num_spares=num_spares, num_microbatches=rng.choice([1, 3]), faults=faults,
+        lossy_orders=faults is not None, log_bytes=rng.choice([256, 1 << 20]),
+    )  # fmt: skip
+    _submit(cluster, rng, 12)
+    return cluster, rng
+
+
+@pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
+@pytest.mark.parametrize("pair", [(1, 2), (2, 3), (1, 3)])
+@pytest.mark.parametrize("seed", range(3))
+def test_two_stages_that_are_lost_in_the_same_moment_are_both_replaced(
+    pair: tuple[int, int], faults: Faults | None, seed: int
+) -> None:
+    cluster, rng = _swarm(seed, faults, 2)
+    at = rng.uniform(0.3, 0.8)
+    for worker in pair:
+        cluster.kill(worker, at=at)
+    assert cluster.run()
+    assert cluster.head.num_recoveries == 2
+    _assert_right(cluster, 3)
+
+
+@pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
+@pytest.mark.parametrize("other", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_stage_that_is_lost_while_another_s_rows_are_said_again(other: int, faults: Faults | None, seed: int) -> None:
+    """Of a seat that has just opened and has rows to say again, or takes them."""
+    cluster, rng = _swarm(seed, faults, 2)
+    first = rng.choice([worker for worker in (1, 2, 3) if worker != other])
+    cluster.kill(first, at=0.5)
+    happened = _moment(
+        cluster,
+        lambda: any(" Resume(" in line and "epoch=2" in line for line in cluster.trace[-20:]),
+        lambda: cluster.kill(other, at=cluster.clock.now + rng.choice([0.0, 0.001, 0.004])),
+    )
+    assert cluster.run()
+    assert happened
+    assert cluster.head.num_recoveries == 2
+    _assert_right(cluster, 3)
+
+
+@pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
+@pytest.mark.parametrize("lost", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_spare_that_dies_while_it_loads_leaves_its_place_to_the_next(lost: int, faults: Faults | None, seed: int) -> None:
+    """Also one that dies when it has loaded and is not wired yet."""
+    cluster, _ = _swarm(seed, faults, 2)
+    cluster.kill(lost, at=0.4)
+    happened = _moment(
+        cluster,
+        lambda: cluster.head.num_recoveries == 1 and (seed == 0 or cluster.workers[4].core is not None),
+        lambda: cluster.kill(4, at=cluster.clock.now),
+    )
+    assert cluster.run()
+    assert happened
+    assert cluster.head.num_recoveries == 2
+    assert cluster.plan is not None
+    assert cluster.plan.stages[lost - 1].worker == 5
+    _assert_right(cluster, 3)

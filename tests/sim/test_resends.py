@@ -30,7 +30,7 @@ def _prompts(faults: Faults, seed: int) -> tuple[SimCluster, list[float]]:
     for request in cluster.requests.values():
         assert request.tokens == oracle(request.prompt, request.seed, 3, request.max_new_tokens)
         rows += len(request.prompt) + request.max_new_tokens - 1
-    return cluster, [cluster._link(f"stage{i}", f"stage{i + 1}").num_bytes / (rows * ROW_BYTES) for i in (0, 1)]
+    return cluster, [cluster.carrier.link(f"stage{i}", f"stage{i + 1}").num_bytes / (rows * ROW_BYTES) for i in (0, 1)]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -45,7 +45,7 @@ def test_lanes_that_reorder_cost_no_storm_of_frames(seed: int) -> None:
 def test_a_frame_that_is_lost_six_times_in_a_row_costs_no_request(num_microbatches: int, most_wait_s: float) -> None:
     """Where others come home meanwhile it is missed at once; one that is alone waits for silence, within a step's patience."""
     cluster = SimCluster(seed=1, num_stages=3, num_microbatches=num_microbatches)
-    carry, lost = cluster._carry, []
+    carry, lost = cluster.carrier.carry, []
 
     def lossy(source: str, target: str, message: AnyMessage, deliver: Callable[[], None], **way: Any) -> None:
         is_victim = isinstance(message, Forward) and source == "stage1" and (message.frame, message.phase) == (20, Phase.DECODE)
@@ -54,7 +54,7 @@ def test_a_frame_that_is_lost_six_times_in_a_row_costs_no_request(num_microbatch
         else:
             carry(source, target, message, deliver, **way)
 
-    cluster._carry = lossy  # type: ignore[method-assign]
+    cluster.carrier.carry = lossy  # type: ignore[method-assign]
     for number in range(3):
         cluster.submit([number + 1] * 5, max_new_tokens=40, seed=number)
     assert cluster.run()

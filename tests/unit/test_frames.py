@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import random
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bloombee.errors import RemoteProtocolError
 from bloombee.pipeline.commands import Send
@@ -175,3 +179,64 @@ def test_however_often_rows_are_asked_for_they_go_once_a_round_trip() -> None:
     assert sent == [list(range(1, 17)), *[[]] * 15]
     sent = [_numbers(sender.resend_rows(1, 1, now=1.35 + 0.001 * gap)) for gap in range(16)]
     assert sent == [[1, 2, 3, 4], *[[]] * 15]
+
+
+def test_rows_are_credit_as_frames_are_so_that_memory_for_them_is_bounded() -> None:
+    sender = FrameSender(limit=64, resend_after_s=1.0, max_rows=4)
+    for _ in range(20):
+        sender.push(_make(rows=4), now=0.0, num_rows=4)
+    assert (sender.num_kept, sender.num_backlog) == (16, 4)
+    assert not sender.can_send()
+    assert _numbers(sender.acknowledge(_ack(2, 64), now=0.1)) == []  # they are held, and not done
+    assert _numbers(sender.acknowledge(_ack(2, 66), now=0.2)) == [16, 17]
+    receiver = FrameReceiver(window=64, max_rows=4)
+    for number in range(16):
+        receiver.check(number, 4)
+        receiver.hold(number, 0.0, 4)
+    with pytest.raises(RemoteProtocolError, match=r"1 rows sent without credit \(64 of 64 are here\)"):
+        receiver.check(16, 1)
+    receiver.retire([0])
+    receiver.check(16, 4)
+    with pytest.raises(RemoteProtocolError, match="5 rows, 4 at most"):
+        receiver.check(16, 5)
+
+
+def test_lost_credit_for_rows_is_asked_for() -> None:
+    """Every frame is held and done, and the acknowledgement that said so was lost."""
+    sender = FrameSender(limit=64, resend_after_s=1.0, max_rows=4)
+    for _ in range(17):
+        sender.push(_make(rows=4), now=0.0, num_rows=4)
+    assert sender.acknowledge(_ack(16, 64), now=0.1) == []
+    assert _numbers(sender.tick(2.0)) == [15]
+    assert _numbers(sender.acknowledge(_ack(16, 80), now=2.1)) == [16]
+    sender.acknowledge(_ack(17, 81), now=2.2)
+    assert sender.num_kept == 0
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(0, 1 << 32))
+def test_what_a_sender_may_send_its_receiver_may_take(rows: list[int], seed: int) -> None:
+    """Whatever is lost, late or done out of turn; and all of it comes at last. Nothing is acknowledged unasked for."""
+    rng = random.Random(seed)
+    sender, receiver = FrameSender(limit=50, resend_after_s=1.0, max_rows=3), FrameReceiver(window=50, max_rows=3)
+    now, working, acks = 0.0, list[int](), list[Ack]()
+    sends = [send for count in rows for send in sender.push(_make(), now, num_rows=count)]
+    while sender.num_kept or sender.num_backlog:
+        for send in sends:
+            number = send.message.frame  # type: ignore[union-attr]
+            if rng.random() < 0.3:
+                continue
+            if not receiver.holds(number):
+                receiver.check(number, rows[number])
+                receiver.hold(number, now, rows[number])
+                working.append(number)
+            elif rng.random() < 0.7:
+                acks.append(receiver.acknowledgement(1, 1, now, Lane.BULK))
+        if working and rng.random() < 0.7:
+            receiver.retire([working.pop(rng.randrange(len(working)))])
+            if rng.random() < 0.7:
+                acks.append(receiver.acknowledgement(1, 1, now, Lane.BULK))
+        now += 0.3
+        sends = sender.acknowledge(acks.pop(rng.randrange(len(acks))), now) if acks else []
+        sends += sender.tick(now)
+        assert now < 1000

@@ -35,6 +35,7 @@ from bloombee.wire.messages import (
     Close,
     Closed,
     Forward,
+    Gap,
     Holding,
     Lost,
     Pick,
@@ -554,7 +555,8 @@ def test_a_token_that_comes_while_rows_are_sent_again_is_sent_after_them() -> No
     core = SchedulerCore(max_rows=3, resend_after_s=1.0, step_deadline_s=10.0)
     core.handle(PlanWired(_plan(microbatches=1, num_pages=64), 0.0))
     core.handle(FromStage(0, Resume(1, 1, ()), 0.0))
-    core.handle(_open(0, num_prompt=5))
+    (prompt,) = _forwards(core.handle(_open(0, num_prompt=5)))
+    assert len(_forwards(core.handle(FromStage(0, ack(prompt), 0.5)))) == 1
     core.handle(PlanBroken(1.0))
     core.handle(PlanWired(dataclasses.replace(_plan(microbatches=1, num_pages=64), epoch=2), 1.0))
     (first,) = _forwards(core.handle(FromStage(0, Resume(1, 2, ()), 1.0)))
@@ -638,3 +640,88 @@ def test_names_and_what_they_asked_for_leave_nothing_behind() -> None:
         tracemalloc.stop()
     assert grown[1] - grown[0] < 0.5e6
     assert core.is_idle
+
+
+# -- what is said wrongly ----------------------------------------------------------------------
+
+
+def _two_streams() -> tuple[SchedulerCore, _Ring, Forward, Forward]:
+    """Sequences 1 and 2, of which each has a microbatch of its own under way."""
+    core = _core(microbatches=4, num_pages=64)
+    ring = _Ring(core)
+    (first,) = _forwards(core.handle(_open(1, num_prompt=1, max_new=9)))
+    (first,) = _forwards(ring.home(first))
+    (second,) = _forwards(core.handle(_open(2, num_prompt=2, max_new=9)))
+    return core, ring, first, second
+
+
+def _finish(ring: _Ring, waiting: list[Forward], sequences: set[int]) -> None:
+    """All go on to their ends, each row sent once."""
+    rows: list[tuple[int, int]] = []
+    ended: set[int] = set()
+    while waiting:
+        forward = waiting.pop(0)
+        for item in forward.items:
+            assert item.num_rows > 0
+            rows.append((item.sequence, item.position))
+        commands = ring.home(forward)
+        waiting += _forwards(commands)
+        ended |= {told.pick.sequence for told in _told(commands) if isinstance(told, Emitted) and told.finish is not None}
+    assert ended == sequences
+    assert len(set(rows)) == len(rows)
+
+
+def test_tokens_of_sequences_that_nobody_can_know_yet_are_not_believed() -> None:
+    """A verdict speaks of a prompt that has not been sent whole, and twice of a sequence that waits for its turn."""
+    core = SchedulerCore(max_rows=3, resend_after_s=1.0, step_deadline_s=10.0)
+    core.handle(PlanWired(_plan(microbatches=1, num_pages=64), 0.0))
+    core.handle(FromStage(0, Resume(1, 1, ()), 0.0))
+    ring = _Ring(core)
+    (first,) = _forwards(core.handle(_open(1, num_prompt=5, max_new=3)))
+    assert first.items[0].num_rows == 3
+    early = Verdict(1, 1, 0, 77, (Pick(1, 0, 5, 9, None, ()), Pick(1, 0, 6, 9, None, ())))
+    ring.frames = 1
+    assert _told(core.handle(FromStage(1, early, 0.0))) == []
+    _finish(ring, [first], {1})
+
+
+def test_a_verdict_about_the_sequences_of_another_microbatch_costs_none_a_row_or_a_token() -> None:
+    core, ring, first, second = _two_streams()
+    wrong = (Pick(2, 0, 2, 7, None, ()), Pick(2, 0, 3, 7, None, ()), Pick(9, 0, 1, 7, None, ()), Pick(1, 4, 2, 7, None, ()))
+    commands = core.handle(FromStage(1, Verdict(1, 1, ring.frames, 12345, wrong), 0.0))
+    ring.frames += 1
+    assert [told.pick.position for told in _told(commands) if isinstance(told, Emitted)] == [2]
+    _finish(ring, [first, second, *_forwards(commands)], {1, 2})
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_what_is_said_of_sequences_that_are_not_meant_changes_nothing(stage: int) -> None:
+    core, ring, first, second = _two_streams()
+    nonsense = [
+        Lost(1, 1, (Holding(77, 0, 0), Holding(1, 3, 0)), False),
+        Lost(1, 1, (Holding(77, 0, 0), Holding(2, 1, 0)), True),
+        Closed(1, 1, (1, 2, 77), 99, 1 << 20),
+    ]
+    for message in nonsense:
+        assert core.handle(FromStage(stage, message, 0.0)) == []
+    assert _forwards(core.handle(FromStage(0, Resume(1, 1, (Holding(1, 0, 0), Holding(77, 5, 9))), 0.0))) == []
+    assert core.handle(FromStage(0, Gap(1, 1, 77, 0, 0), 0.0)) == []
+    _finish(ring, [first, second], {1, 2})
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Ack(1, 1, 7, 0, (), 9, 0),
+        Ack(1, 1, Lane.CONTROL, 99, (), 100, 0),
+        Ack(1, 1, Lane.CONTROL, 0, (99,), 100, 0),
+        Ack(1, 2, Lane.CONTROL, 0, (), 100, 0),
+        Verdict(1, 1, 1 << 21, 0, ()),
+        Verdict(2, 1, 0, 0, ()),
+    ],
+)
+def test_an_illegal_message_is_refused_and_leaves_everything_as_it_was(message: Ack | Verdict) -> None:
+    core, ring, first, second = _two_streams()
+    with pytest.raises((RemoteProtocolError, StalePlan)):
+        core.handle(FromStage(0 if isinstance(message, Ack) else 1, message, 0.0))
+    _finish(ring, [first, second], {1, 2})

@@ -391,6 +391,42 @@ def test_whoever_cannot_reach_a_neighbour_does_not_go_itself() -> None:
     assert core.handle(WorkerSaid(1, failed, 0.0)) == []  # of the epoch before
 
 
+@pytest.mark.parametrize("peer", [3, 4, 1, 0, -1, 99, "3", "", 2.0, b"x"])
+def test_a_stage_that_blames_whom_it_cannot_know_is_lost_itself(peer: int | str | float | bytes) -> None:
+    """Only a neighbour can be seen from a stage: worker 3 is two stages further, worker 4 a spare."""
+    core = _with_spare()
+    dismiss, *_ = core.handle(WorkerSaid(1, StageFailed(1, 1, "LinkDown", {"message": "m", "peer": peer}), 0.0))  # type: ignore[dict-item]
+    assert isinstance(dismiss, Dismiss)
+    assert dismiss.worker == 1
+    assert [core.stage_of(worker) for worker in (2, 3, 4)] == [1, 2, 0]
+
+
+def test_a_neighbour_that_broke_the_rules_is_lost_and_not_who_says_so() -> None:
+    core = _with_spare()
+    failed = StageFailed(1, 1, "RemoteProtocolError", {"message": "frame 9 sent without credit", "peer": 1})
+    dismiss, _, broken, *_ = core.handle(WorkerSaid(2, failed, 0.0))
+    assert isinstance(dismiss, Dismiss)
+    assert dismiss.worker == 1
+    assert "worker 'w2' was told nonsense by worker 'w1': frame 9 sent without credit" in str(dismiss.error)
+    assert isinstance(broken, PipelineBroken)
+
+
+def test_what_a_spare_says_of_a_stage_changes_nothing() -> None:
+    core = _with_spare()
+    assert core.handle(WorkerSaid(4, StageFailed(1, 1, "DeviceError", {"message": "m"}), 0.0)) == []
+    assert core.handle(WorkerSaid(4, StageFailed(1, 1, "LinkDown", {"message": "m", "peer": 2}), 0.0)) == []
+    assert core.is_up
+
+
+def test_an_error_may_have_a_field_of_any_name() -> None:
+    core = _with_spare()
+    fields = {"message": "m", "self": 1, "cls": 2, "code": "x", "args": 3}
+    dismiss, *_ = core.handle(WorkerSaid(2, StageFailed(1, 1, "DeviceError", fields), 0.0))
+    assert isinstance(dismiss, Dismiss)
+    assert isinstance(dismiss.error, DeviceError)
+    assert dismiss.error.fields == {**{name: value for name, value in fields.items() if name != "message"}, "worker": "w2"}
+
+
 def test_orders_are_said_again_until_they_are_answered() -> None:
     core, _ = _joined()
     core.handle(WorkerSaid(1, Loaded(1, 0, 0), 0.0))

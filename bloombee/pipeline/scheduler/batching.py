@@ -187,6 +187,7 @@ def _item(sequence: SequenceState, count: int) -> Item:
     """Its next ``count`` rows, which count as sent from now on."""
     start = sequence.num_sent
     sequence.num_sent += count
+    sequence.most_sent = max(sequence.most_sent, sequence.num_sent)
     return Item(
         sequence=sequence.id,
         generation=sequence.generation,

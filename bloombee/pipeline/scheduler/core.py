@@ -6,8 +6,8 @@ ended is closed on every stage (``closing.py``). At most ``num_microbatches`` mi
 prompts have a lane and credit of their own, so that neither waits for the other here; stages let decode pass, and with it the
 short prompt of a newcomer. Admission and prefill are shared out fairly between clients (``fair.py``).
 
-A token is believed once: a pick counts iff its sequence is open, its generation is the current one and its
-position is the next. So repeated, late or stale verdicts change nothing.
+A token is believed once: a pick counts iff its sequence is open, its generation is the current one, its position is the next and
+all before it has been sent. So repeated, late, stale or made up verdicts change nothing.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ class SchedulerCore:
         for need in [*(one.num_pages for one in self._open.values()), *self._closings.pages]:
             pages.take(need)
         patience = old.patience if old is not None else Patience(self._step_deadline_s)
-        self._epoch = epoch = Epoch(plan, pages, patience, resend_after_s=self._resend_after_s)
+        self._epoch = epoch = Epoch(plan, pages, patience, max_rows=self._max_rows, resend_after_s=self._resend_after_s)
         self._closings.rewire(epoch.stages)
         return [epoch.say_known(self._open.values(), now), *self._close_again(epoch, epoch.stages, now, older_than_s=0.0)]
 
@@ -218,7 +218,7 @@ class SchedulerCore:
         if lost.is_final:
             return [command for one in meant for command in self._end(one, cannot_be_sent(one), now)]
         for sequence in meant:
-            sequence.generation += 1
+            sequence.begin_again()
             self._batcher.send_again(sequence, 0)
         return self._schedule(now)
 
@@ -299,6 +299,8 @@ class SchedulerCore:
         sequence = self._open.get(pick.sequence)
         if sequence is None or pick.generation != sequence.generation or pick.position != sequence.num_tokens:
             return []
+        if sequence.most_sent < sequence.num_tokens:
+            return []  # nobody can know it yet
         if pick.token == NO_TOKEN:
             return self._end(sequence, not_finite(sequence), now)
         sequence.waits_since = now

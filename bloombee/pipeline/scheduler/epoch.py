@@ -39,15 +39,16 @@ class Epoch:
 
     Args:
         pages: that the sequences take, of whatever epoch.
+        max_rows: of a microbatch.
         patience: of the pipeline; what steps have shown goes on from epoch to epoch.
         resend_after_s: silence after which a frame, or what is known here, is said again.
     """
 
-    def __init__(self, plan: Plan, pages: PageLedger, patience: Patience, *, resend_after_s: float) -> None:
+    def __init__(self, plan: Plan, pages: PageLedger, patience: Patience, *, max_rows: int, resend_after_s: float) -> None:
         self.plan = plan
         self.pages = pages
         self.patience = patience
-        self.sender = LinkSender(limit=plan.num_microbatches, resend_after_s=resend_after_s)
+        self.sender = LinkSender(limit=plan.num_microbatches, resend_after_s=resend_after_s, max_rows=max_rows)
         self.is_open = False
         """Stage 0 has said what it holds."""
         self.is_broken = False
@@ -125,10 +126,11 @@ class Epoch:
         self, microbatch: int, phase: Phase, items: list[Item], now: float, *, travels_as: Phase, prefill_share: float
     ) -> list[Send]:
         lane = lane_of(travels_as)
+        num_rows = sum([item.num_rows for item in items])
         self._flights[microbatch] = Flight(
             phase,
             now,
-            num_rows=sum([item.num_rows for item in items]),
+            num_rows=num_rows,
             prefill_share=prefill_share,
             lane=lane,
             sequences=tuple([item.sequence for item in items]),
@@ -145,7 +147,7 @@ class Epoch:
             )
             return Send(0, lane, message)
 
-        return self.sender.lanes[lane].push(make, now)
+        return self.sender.lanes[lane].push(make, now, num_rows=num_rows)
 
     def take(self, verdict: Verdict, now: float) -> bool:
         """Whether it is new. Raises RemoteProtocolError if its sender has no credit for it; nothing changed."""

@@ -31,6 +31,8 @@ class SequenceState:
     """Kept free for it on every stage, one a group."""
     num_sent: int = 0
     """Rows given to stage 0."""
+    most_sent: int = 0
+    """The most that were ever given to it in this generation: what follows on them may be picked."""
     num_to_fill: int = 0
     """Rows that go as those of a prompt do: the prompt's, and whatever has to be sent again."""
     generation: int = 0
@@ -74,6 +76,11 @@ class SequenceState:
     @property
     def in_prefill(self) -> bool:
         return self.num_sent < self.num_to_fill
+
+    def begin_again(self) -> None:
+        """As another generation."""
+        self.generation += 1
+        self.most_sent = 0
 
     def go_back(self, position: int) -> None:
         """Rows from ``position`` on are to be sent again, up to the newest that is known."""

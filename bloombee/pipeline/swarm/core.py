@@ -9,7 +9,7 @@ Load and Wire are idempotent and are said again until they have been answered.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from bloombee.errors import (
@@ -144,21 +144,14 @@ class SwarmCore:
 
     def _plan_if_complete(self, now: float) -> list[Command]:
         """Nobody who may not come back is planned with: until then another could take the place."""
-        workers = self._candidates()
+        workers = FirstPlan(self.request).candidates(self._workers.values())
         is_complete = len(workers) == self.request.num_workers and not any(worker.is_away for worker in workers)
         return self._make_plan(now) if is_complete and self.plan is None and self.error is None else []
 
-    def _candidates(self) -> list[Member]:
-        """Of the first plan, in its order."""
-        order = self.request.order
-        if not order:
-            return list(self._workers.values())[: self.request.num_workers]
-        named = [worker for worker in self._workers.values() if worker.name in order]
-        return sorted(named, key=lambda worker: order.index(worker.name))
-
     def _make_plan(self, now: float) -> list[Command]:
+        first = FirstPlan(self.request)
         try:
-            self.plan = FirstPlan(self.request).make(self._candidates())
+            self.plan = first.make(first.candidates(self._workers.values()))
         except BloomBeeError as error:
             return self._down(error, now)
         return [PlanMade(self.plan), *(self._first_load(self.plan, stage, now) for stage in self.plan.stages)]
@@ -215,20 +208,26 @@ class SwarmCore:
         cause = from_wire(failed.code, failed.fields)
         error = self._cause(worker, cause)
         plan = self.plan
-        if plan is None or (failed.epoch and failed.epoch < plan.epoch):
-            return []  # what it had in mind has been replaced already
+        if plan is None or self.stage_of(worker.id) is None or (failed.epoch and failed.epoch < plan.epoch):
+            return []  # it has no part in this, or what it had in mind has been replaced already
         if not self._was_up:
             return self._down(error, now)
-        blamed = cause.fields.get("peer", worker.id) if isinstance(cause, LinkDown) else worker.id
-        if blamed not in self._workers or self.stage_of(int(blamed)) is None:
-            return []
-        return [Dismiss(int(blamed), error), *self._gone(int(blamed), error.message, now)]
+        blamed = self._blamed(worker, cause)
+        return [Dismiss(blamed.id, error), *self._gone(blamed.id, error.message, now)]
+
+    def _blamed(self, worker: Member, cause: BloomBeeError) -> Member:
+        """Whose fault it is: of neighbours a stage may say so; of others it can know nothing."""
+        peer = _peer(self._workers, cause)
+        mine, theirs = self.stage_of(worker.id), None if peer is None else self.stage_of(peer.id)
+        is_neighbour = mine is not None and theirs is not None and abs(mine - theirs) == 1
+        return peer if peer is not None and is_neighbour else worker
 
     def _cause(self, worker: Member, cause: BloomBeeError) -> BloomBeeError:
         """As the worker said, with the names of all whom it is about."""
-        peer = self._workers.get(int(cause.fields.get("peer") or 0)) if isinstance(cause, LinkDown) else None
-        to = f" cannot reach worker {peer.name!r}" if peer is not None else ""
-        return type(cause)(f"worker {worker.name!r}{to}: {cause.message}", **{**cause.fields, "worker": worker.name})
+        peer, about = _peer(self._workers, cause), ""
+        if peer is not None:
+            about = f" {'cannot reach' if isinstance(cause, LinkDown) else 'was told nonsense by'} worker {peer.name!r}"
+        return type(cause)(f"worker {worker.name!r}{about}: {cause.message}", **{**cause.fields, "worker": worker.name})
 
     # -- workers that go -------------------------------------------------------------------
 
@@ -344,3 +343,9 @@ class SwarmCore:
             elif self._is_wiring and worker.wired < plan.epoch:
                 commands.append(self._orders.wire(plan, stage.index, now))
         return commands
+
+
+def _peer(workers: Mapping[WorkerId, Member], cause: BloomBeeError) -> Member | None:
+    """The worker that an error on a link is about."""
+    peer = cause.fields.get("peer") if isinstance(cause, LinkDown | RemoteProtocolError) else None
+    return workers.get(peer) if isinstance(peer, int) else None

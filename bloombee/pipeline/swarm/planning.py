@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bloombee.codec.choice import CodecMode
@@ -46,6 +46,14 @@ class FirstPlan:
 
     def __init__(self, request: PlanRequest) -> None:
         self.request = request
+
+    def candidates(self, workers: Iterable[Member]) -> list[Member]:
+        """Those of ``workers``, as they joined, that it is made of, in its order."""
+        order = self.request.order
+        if not order:
+            return list(workers)[: self.request.num_workers]
+        named = [worker for worker in workers if worker.name in order]
+        return sorted(named, key=lambda worker: order.index(worker.name))
 
     def make(self, workers: Sequence[Member]) -> Plan:
         """One stage for each of ``workers``, in their order.
