@@ -156,6 +156,12 @@ class Endpoint:
         """Forget an allowed link; what it still says is refused as a stranger's. An unknown link changes nothing."""
         self._outbox.drop(link)
 
+    def expel(self, link: bytes, error: BloomBeeError) -> None:
+        """Its peer broke a rule that only the owner knows: as if this endpoint had found it. An unknown link changes nothing."""
+        ports = self._links.get(link)
+        if ports is not None:
+            self._outbox.refuse(ports[Lane.CONTROL], error)
+
     def refuse(self, link: bytes, error: BloomBeeError) -> None:
         """Tell somebody who said Join that it is not let in; at most 50 such answers a second are sent."""
         self._router.refuse(link + bytes([Lane.CONTROL]), error)
