@@ -70,6 +70,7 @@ from bloombee.roles.members import Members
 from bloombee.roles.observatory import Observatory
 from bloombee.roles.plan_wishes import plan_request
 from bloombee.roles.progress import Progress
+from bloombee.roles.pulse import Pulse
 from bloombee.roles.stage_host import RESEND_AFTER_S
 from bloombee.roles.ticker import Ticker
 from bloombee.roles.tracing import HeadTrace, open_tracer
@@ -128,8 +129,18 @@ class HeadRole:
             curve=config.curve,
         )
         self._door = Door(self._endpoint.swarm, config.heartbeat_s, config.silence_s)
+        self._pulse = Pulse(lambda now: self.members.look(now))
         self.members = Members(
-            self._endpoint, self._door, on_in=self._worker_in, on_away=self._away, on_gone=self._gone, on_restored=self._restored
+            self._endpoint,
+            self._door,
+            clock=self._pulse.clock,
+            heartbeat_s=config.heartbeat_s,
+            silence_s=config.silence_s,
+            is_loading=lambda worker: self._core.is_loading(worker),
+            on_in=self._worker_in,
+            on_away=self._away,
+            on_gone=self._gone,
+            on_restored=self._restored,
         )
         self._core: SwarmCore
         self.dispatch: Dispatch
@@ -178,14 +189,14 @@ class HeadRole:
             send=self.members.send,
             told=self.desk.told,
         )
-        limits = SwarmLimits(config.heartbeat_s, config.silence_s, config.load_deadline_s)
+        limits = SwarmLimits(config.load_deadline_s)
         self._core = SwarmCore(request, limits, links=iter(partial(secrets.token_bytes, 16), b""))
         acts = [
             lambda now: self._do(self._core.handle(Tick(now))),
             lambda now: self.dispatch.handle(Tick(now)),
-            self.members.tick,
             lambda now: self.helm.look(self.dispatch.scheduler, self.observatory.links_seen, now),
         ]
+        self._pulse.start()
         self._ticker = Ticker(acts, on_error=self._failed)
 
     async def start_workers(self) -> None:
@@ -210,6 +221,7 @@ class HeadRole:
         self.helm.close()
         self.bulletin.close()
         self.desk.close(closed)
+        self._pulse.stop()
         if self._ticker is not None:
             await self._ticker.stop()
         for worker in self.members:
@@ -246,9 +258,12 @@ class HeadRole:
                 log.warning("worker %s refused a message: %s %s", self.members.name(worker), message.code, why)
             else:
                 self._from_worker(worker, message)
-        except (ProtocolError, StalePlan) as error:
+        except (LocalProtocolError, StalePlan) as error:
             log.debug("refused %s: %s", type(message).__name__, error)
             self.members.refuse(link, Refused(*to_wire(error)))
+        except ProtocolError as error:
+            log.warning("%s is refused and its link dropped: %s", type(message).__name__, error)
+            self.members.expel(link, error)
 
     def _knocked(self, link: bytes, key: bytes, join: Join) -> None:
         if hasattr(self, "_core"):  # else the model is still being looked at; a worker knocks until there is an answer
@@ -266,7 +281,7 @@ class HeadRole:
         if isinstance(message, OfTheRing):
             stage = self._core.stage_of(worker)
             if stage is None:
-                raise RemoteProtocolError(f"{type(message).__name__} from a worker without a stage")
+                raise self._without_stage(message)
             self.dispatch.heard(stage, message, self._endpoint.taken_ns, now)
         elif isinstance(message, LinkReport):
             if (seen := self.observatory.reported(worker, message)) is not None:
@@ -281,6 +296,13 @@ class HeadRole:
             self._gone(worker, f"it said goodbye: {message.reason}")
         else:
             self._do(self._core.handle(WorkerSaid(worker, message, now)))
+
+    def _without_stage(self, message: Any) -> BloomBeeError:
+        """Why a worker without a stage may not say it: it had one a moment ago, or never did."""
+        what = f"{type(message).__name__} from a worker without a stage"
+        if self.plan is not None and message.epoch < self.plan.epoch:
+            return StalePlan(what, pipeline=message.pipeline, epoch=message.epoch)
+        return RemoteProtocolError(what, path="message.tag")
 
     def _ask(self, stage: int, number: int) -> None:
         """For the helm."""
