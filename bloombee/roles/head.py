@@ -27,7 +27,6 @@ from bloombee.errors import (
     RemoteProtocolError,
     RuntimeClosed,
     StalePlan,
-    to_wire,
 )
 from bloombee.models.card import ModelCard
 from bloombee.pipeline.commands import (
@@ -70,7 +69,6 @@ from bloombee.roles.members import Members
 from bloombee.roles.observatory import Observatory
 from bloombee.roles.plan_wishes import plan_request
 from bloombee.roles.progress import Progress
-from bloombee.roles.pulse import Pulse
 from bloombee.roles.stage_host import RESEND_AFTER_S
 from bloombee.roles.ticker import Ticker
 from bloombee.roles.tracing import HeadTrace, open_tracer
@@ -129,18 +127,8 @@ class HeadRole:
             curve=config.curve,
         )
         self._door = Door(self._endpoint.swarm, config.heartbeat_s, config.silence_s)
-        self._pulse = Pulse(lambda now: self.members.look(now))
         self.members = Members(
-            self._endpoint,
-            self._door,
-            clock=self._pulse.clock,
-            heartbeat_s=config.heartbeat_s,
-            silence_s=config.silence_s,
-            is_loading=lambda worker: self._core.is_loading(worker),
-            on_in=self._worker_in,
-            on_away=self._away,
-            on_gone=self._gone,
-            on_restored=self._restored,
+            self._endpoint, self._door, on_in=self._worker_in, on_away=self._away, on_gone=self._gone, on_restored=self._restored
         )
         self._core: SwarmCore
         self.dispatch: Dispatch
@@ -196,7 +184,7 @@ class HeadRole:
             lambda now: self.dispatch.handle(Tick(now)),
             lambda now: self.helm.look(self.dispatch.scheduler, self.observatory.links_seen, now),
         ]
-        self._pulse.start()
+        self.members.watch(self._core.is_loading)
         self._ticker = Ticker(acts, on_error=self._failed)
 
     async def start_workers(self) -> None:
@@ -221,7 +209,7 @@ class HeadRole:
         self.helm.close()
         self.bulletin.close()
         self.desk.close(closed)
-        self._pulse.stop()
+        self.members.close()
         if self._ticker is not None:
             await self._ticker.stop()
         for worker in self.members:
@@ -258,12 +246,9 @@ class HeadRole:
                 log.warning("worker %s refused a message: %s %s", self.members.name(worker), message.code, why)
             else:
                 self._from_worker(worker, message)
-        except (LocalProtocolError, StalePlan) as error:
+        except (ProtocolError, StalePlan) as error:
             log.debug("refused %s: %s", type(message).__name__, error)
-            self.members.refuse(link, Refused(*to_wire(error)))
-        except ProtocolError as error:
-            log.warning("%s is refused and its link dropped: %s", type(message).__name__, error)
-            self.members.expel(link, error)
+            self.members.wrong(link, error)
 
     def _knocked(self, link: bytes, key: bytes, join: Join) -> None:
         if hasattr(self, "_core"):  # else the model is still being looked at; a worker knocks until there is an answer
@@ -281,7 +266,7 @@ class HeadRole:
         if isinstance(message, OfTheRing):
             stage = self._core.stage_of(worker)
             if stage is None:
-                raise self._without_stage(message)
+                raise _without_stage(message, self.plan)
             self.dispatch.heard(stage, message, self._endpoint.taken_ns, now)
         elif isinstance(message, LinkReport):
             if (seen := self.observatory.reported(worker, message)) is not None:
@@ -296,13 +281,6 @@ class HeadRole:
             self._gone(worker, f"it said goodbye: {message.reason}")
         else:
             self._do(self._core.handle(WorkerSaid(worker, message, now)))
-
-    def _without_stage(self, message: Any) -> BloomBeeError:
-        """Why a worker without a stage may not say it: it had one a moment ago, or never did."""
-        what = f"{type(message).__name__} from a worker without a stage"
-        if self.plan is not None and message.epoch < self.plan.epoch:
-            return StalePlan(what, pipeline=message.pipeline, epoch=message.epoch)
-        return RemoteProtocolError(what, path="message.tag")
 
     def _ask(self, stage: int, number: int) -> None:
         """For the helm."""
@@ -416,3 +394,11 @@ class HeadRole:
         """Something of ours raised what it must not: better an error at every caller than silence. The swarm serves on."""
         log.error("internal error: %s", error, exc_info=error)
         self._fail(LocalProtocolError(f"internal error, please report it: {type(error).__name__}: {error}"))
+
+
+def _without_stage(message: Any, plan: Plan | None) -> BloomBeeError:
+    """Why a worker without a stage may not say it: it had one a moment ago, or never did."""
+    what = f"{type(message).__name__} from a worker without a stage"
+    if plan is not None and message.epoch < plan.epoch:
+        return StalePlan(what, pipeline=message.pipeline, epoch=message.epoch)
+    return RemoteProtocolError(what, path="message.tag")

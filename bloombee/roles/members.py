@@ -7,11 +7,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
-from bloombee.errors import BloomBeeError, LinkDown, from_wire
+from bloombee.errors import BloomBeeError, LinkDown, LocalProtocolError, ProtocolError, from_wire, to_wire
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.neighbours import CODECS
+from bloombee.roles.pulse import Pulse
 from bloombee.roles.watching import look
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.link_events import LinkEvent, LinkEventKind
@@ -47,9 +47,6 @@ class Members:
     """Belongs to one event loop.
 
     Args:
-        clock: this process's.
-        heartbeat_s, silence_s: how often each is asked whether it is there, and how long one may say nothing.
-        is_loading: whether a worker loads: it may hold its interpreter's lock then.
         on_in: a worker has been let in and greeted.
         on_away: its connection broke; it may come back.
         on_gone: it must be taken for gone, and why; the owner hangs up.
@@ -61,10 +58,6 @@ class Members:
         endpoint: Endpoint,
         door: Door,
         *,
-        clock: LoopClock,
-        heartbeat_s: float,
-        silence_s: float,
-        is_loading: Callable[[WorkerId], bool],
         on_in: Callable[[Admitted], None],
         on_away: Callable[[WorkerId], None],
         on_gone: Callable[[WorkerId, str], None],
@@ -72,8 +65,8 @@ class Members:
     ) -> None:
         self._endpoint = endpoint
         self._door = door
-        self._new_watch = partial(LinkWatch, clock, heartbeat_s=heartbeat_s, silence_s=silence_s)
-        self._is_loading = is_loading
+        self._pulse = Pulse(self.look)
+        self._is_loading: Callable[[WorkerId], bool] = lambda _: False
         self._on_in = on_in
         self._on_away = on_away
         self._on_gone = on_gone
@@ -115,7 +108,7 @@ class Members:
     def _let_in(self, link: bytes, answer: Admitted) -> None:
         self._endpoint.allow(link, answer.key, answer.worker)
         now = time.monotonic()
-        member = Member(answer.worker, answer.join.name, answer.key, link, now, self._new_watch(now=now))
+        member = Member(answer.worker, answer.join.name, answer.key, link, now, self._new_watch(now))
         self._of[answer.worker] = self._by_link[link] = member
         member.greeter = Greeter(
             self._endpoint,
@@ -124,6 +117,9 @@ class Members:
             on_open=lambda _: self._on_in(answer),
             on_error=lambda error: self._on_gone(answer.worker, str(error)),
         )
+
+    def _new_watch(self, now: float) -> LinkWatch:
+        return LinkWatch(self.clock, heartbeat_s=self._door.heartbeat_s, silence_s=self._door.silence_s, now=now)
 
     def shut(self) -> None:
         """Nobody new comes in any more."""
@@ -146,14 +142,14 @@ class Members:
             return 0
         return self._endpoint.send(member.link, lane, message)
 
-    def expel(self, link: bytes, error: BloomBeeError) -> None:
-        """Who said what must not be said is told so and is in no longer."""
-        self._endpoint.expel(link, error)
-
-    def refuse(self, link: bytes, refused: Refused) -> None:
-        """Answer a message that comes too late; the link may have been dropped meanwhile."""
-        with contextlib.suppress(LinkDown):
-            self._endpoint.send(link, Lane.CONTROL, refused)
+    def wrong(self, link: bytes, error: BloomBeeError) -> None:
+        """A message must not be: who says it is told so and is in no longer, unless it only came too late."""
+        if isinstance(error, ProtocolError) and not isinstance(error, LocalProtocolError):
+            log.warning("a worker breaks the protocol, and its link is dropped: %s", error)
+            self._endpoint.expel(link, error)
+            return
+        with contextlib.suppress(LinkDown):  # it may have been dropped meanwhile
+            self._endpoint.send(link, Lane.CONTROL, Refused(*to_wire(error)))
 
     def hears(self, link: bytes, lane: Lane, message: AnyMessage) -> WorkerId | None:
         """Who said it; None: a stranger did, or it was about the link itself and needs no more."""
@@ -185,6 +181,20 @@ class Members:
                 self._on_away(member.worker)
         elif event.lane is not None and member.watch.back(event.lane, time.monotonic()):
             self._on_restored(member.worker)
+
+    @property
+    def clock(self) -> LoopClock:
+        """Of the time that this process was awake."""
+        return self._pulse.clock
+
+    def watch(self, is_loading: Callable[[WorkerId], bool]) -> None:
+        """Look at everybody from now on; ``is_loading``: whether a worker may hold its interpreter's lock."""
+        self._is_loading = is_loading
+        self._pulse.start()
+
+    def close(self) -> None:
+        """Look at nobody any more."""
+        self._pulse.stop()
 
     def look(self, now: float) -> None:
         """Ask whoever is due, and judge; to be called often."""

@@ -13,7 +13,7 @@ from bloombee.roles.members import LOADING_SILENCE_S, Members
 from bloombee.transport.link_events import Counters, LinkEvent, LinkEventKind
 from bloombee.types import Lane, WorkerId
 from bloombee.wire.join import Admitted, Door
-from bloombee.wire.liveness import LoopClock, grace_s
+from bloombee.wire.liveness import grace_s
 from bloombee.wire.messages import PROTOCOL_VERSION, Heartbeat, Hello, Join, Joined
 
 SECRET = b"0123456789abcdef"
@@ -62,23 +62,20 @@ class _Swarm:
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
         self.endpoint = _Endpoint()
         self.told: list[Any] = []
-        self.clock = LoopClock(0.025)
-        self.clock.tick(self.now)
         self.is_loading = False
-        door = Door(9, 0.5, 3.0)
+        door = Door(9, 0.1, 0.675)
         door.issue(SECRET)
         self.members = Members(
             self.endpoint,  # type: ignore[arg-type]
             door,
-            clock=self.clock,
-            heartbeat_s=0.1,
-            silence_s=0.675,
-            is_loading=lambda _: self.is_loading,
             on_in=lambda admitted: self.told.append(admitted),
             on_away=lambda worker: self.told.append(("away", worker)),
             on_gone=self._gone,
             on_restored=lambda worker: self.told.append(("restored", worker)),
         )
+        self.members._is_loading = lambda _: self.is_loading
+        self.clock = self.members.clock
+        self.clock.tick(self.now)
         self.members.knocked(LINK, KEY, JOIN)
         self.look(0.4)
         assert not any(isinstance(message, Heartbeat) for _, message in self.endpoint.sent)  # it does not know the swarm yet
@@ -165,7 +162,7 @@ def test_a_second_worker_with_its_key_is_refused_and_costs_it_nothing(swarm: _Sw
     assert "this key is in use by worker 'far'" in str(error)
     assert swarm.told == []
     swarm.members.knocked(LINK, KEY, JOIN)
-    assert swarm.endpoint.sent[-1] == (LINK, Joined(1, 9, 0.5, 3.0))
+    assert swarm.endpoint.sent[-1] == (LINK, Joined(1, 9, 0.1, 0.675))
 
 
 def test_who_comes_back_as_another_waits_until_the_first_is_gone(swarm: _Swarm) -> None:
@@ -175,5 +172,5 @@ def test_who_comes_back_as_another_waits_until_the_first_is_gone(swarm: _Swarm) 
     assert OTHER not in swarm.endpoint.allowed
     swarm.look(60.0)
     swarm.members.knocked(OTHER, KEY, JOIN)
-    assert swarm.endpoint.sent[-1] == (OTHER, Joined(2, 9, 0.5, 3.0))
+    assert swarm.endpoint.sent[-1] == (OTHER, Joined(2, 9, 0.1, 0.675))
     assert list(swarm.members) == [2]
