@@ -209,11 +209,9 @@ class HeadRole:
         self.helm.close()
         self.bulletin.close()
         self.desk.close(closed)
-        self.members.close()
         if self._ticker is not None:
             await self._ticker.stop()
-        for worker in self.members:
-            self.members.send(worker, Lane.CONTROL, Goodbye(reason="the head closes"))
+        self.members.close("the head closes")
         await self._endpoint.close(linger_s=0.5)
         # Workers that are killed before they have written their traces lose what is missing.
         await self.local.close(wait_s=TRACE_END_S if self._trace is not None else 0.0)

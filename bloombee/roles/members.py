@@ -19,7 +19,7 @@ from bloombee.types import Lane, WorkerId
 from bloombee.wire.handshake import Listener
 from bloombee.wire.join import Admitted, Door
 from bloombee.wire.liveness import LinkWatch, LoopClock
-from bloombee.wire.messages import AnyMessage, Heartbeat, Hello, Join, Refused
+from bloombee.wire.messages import AnyMessage, Goodbye, Heartbeat, Hello, Join, Refused
 
 log = logging.getLogger(__name__)
 LOADING_SILENCE_S = 30.0
@@ -192,9 +192,11 @@ class Members:
         self._is_loading = is_loading
         self._pulse.start()
 
-    def close(self) -> None:
-        """Look at nobody any more."""
+    def close(self, reason: str) -> None:
+        """Say goodbye to everybody, and look at nobody any more."""
         self._pulse.stop()
+        for worker in self._of:
+            self.send(worker, Lane.CONTROL, Goodbye(reason=reason))
 
     def look(self, now: float) -> None:
         """Ask whoever is due, and judge; to be called often."""
