@@ -71,8 +71,12 @@ class RuntimeConfig:
     page_size: int = option(16, "Tokens in a page of KV memory.")
     kv_tokens: int | None = option(None, "KV memory of layers that see all, in tokens; default: as memory allows, at most 32768.")
     max_waiting: int = option(1024, "Most requests that may be open or waiting at once; one more is refused.")
-    heartbeat_s: float = option(0.5, "Seconds between heartbeats.")
-    silence_s: float = option(3.0, "Seconds without a word after which a peer counts as gone.")
+    heartbeat_s: float = option(0.1, "Seconds between heartbeats, on every link.")
+    silence_s: float = option(
+        0.675,
+        "Seconds that a link may be silent before its peer counts as gone; longer where round trips are long, this machine is"
+        " late or much is on its way.",
+    )
     step_deadline_s: float = option(
         600.0, "Seconds without a sign of life that a step may take, until steps have shown how long they take."
     )

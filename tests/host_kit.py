@@ -15,6 +15,7 @@ from bloombee.links.window import BulkWindow
 from bloombee.models.card import ModelCard
 from bloombee.roles.stages import Stages
 from bloombee.types import Lane, Phase
+from bloombee.wire.liveness import LoopClock
 from bloombee.wire.messages import (
     Ack,
     Forward,
@@ -81,6 +82,7 @@ class Ring:
                 joined=Joined(worker, 1, 0.5, 100.0),
                 endpoint=_Endpoint(self, worker),  # type: ignore[arg-type]
                 head_link=HEAD,
+                clock=LoopClock(1.0),
                 log_bytes=config.get("log_memory_bytes", 1 << 20),
                 open_trace=lambda *_: None,
             )

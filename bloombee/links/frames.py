@@ -63,10 +63,5 @@ class LinkMeter:
     def num_unacknowledged(self) -> int:
         return sum(map(len, self._sent.values()))
 
-    @property
-    def unacknowledged_bytes(self) -> int:
-        """Of frames on the control lane; those of the other go in pieces, which hold up nothing."""
-        return sum(size for size, _ in self._sent[Lane.CONTROL].values())
-
     def facts(self) -> LinkFacts:
         return self.estimator.facts()

@@ -22,7 +22,7 @@ from bloombee.codec.checksum import crc32c
 from bloombee.codec.choice import CodecMode, CodecSpeed, LinkChoice
 from bloombee.codec.fit import fit
 from bloombee.codec.table import Table, default_table
-from bloombee.errors import BloomBeeError, CorruptPayload, RemoteProtocolError
+from bloombee.errors import BloomBeeError, RemoteProtocolError
 from bloombee.types import Dtype
 from bloombee.wire.envelope import TensorHeader
 
@@ -209,12 +209,10 @@ class Receiver:
         key = api.table_key(buffer)
         return None if key is None or key in self._tables or key == self._default.key else key
 
-    def decode(self, payload: Payload) -> memoryview:
-        """[rows * d] values as bytes; of a frame that was not coded the very buffer.
+    def is_whole(self, payload: Payload) -> bool:
+        """A frame came as it left: its checksum says so. To be asked before anything of it is taken.
 
         Raises:
-            CorruptPayload: the checksum is wrong, or the bytes do not decode.
-            CodecUnavailable: its table is not held.
             RemoteProtocolError: another dtype, width or codec than this boundary's.
         """
         header, buffer = payload
@@ -224,8 +222,16 @@ class Receiver:
                 f" {self._dtype} [rows, {self._channels}], codec {RAW} or {api.CODEC_ID}",
                 path="tensors[0]",
             )
-        if crc32c(buffer) != header.checksum:
-            raise CorruptPayload("activations arrived damaged (checksum)")
+        return crc32c(buffer) == header.checksum
+
+    def decode(self, payload: Payload) -> memoryview:
+        """[rows * d] values as bytes, of a frame that is whole; of one that was not coded the very buffer.
+
+        Raises:
+            CorruptPayload: the bytes do not decode.
+            CodecUnavailable: its table is not held.
+        """
+        header, buffer = payload
         if header.codec == RAW:
             return memoryview(buffer)
         raw = bytearray(header.raw_bytes)

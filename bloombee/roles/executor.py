@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from bloombee.codec.choice import CodecMode
 from bloombee.codec.table import Table
-from bloombee.errors import BloomBeeError, DeviceError, RemoteProtocolError
+from bloombee.errors import BloomBeeError, DeviceError
 from bloombee.pace import Pace
 from bloombee.pipeline.work import Outcome, Piece, Work
 from bloombee.plan.profile import Profile
@@ -234,13 +234,11 @@ class SpanExecutor:
         """[rows, d] of the segments' rows from the frame that came in.
 
         Raises:
-            CorruptPayload: the checksum does not match.
-            RemoteProtocolError: another dtype or width than this model's.
+            CorruptPayload: it does not decode.
         """
         payload = cast(Payload, work.hidden)
         header = payload[0]
-        if self.receiver is None:
-            raise RemoteProtocolError("activations came to the stage that holds the embedding", path="tensors[0]")
+        assert self.receiver is not None  # a stage that holds the embedding takes none
         buffer = self.receiver.decode(payload)
         rows = self._buffers.from_buffer(buffer, header.shape[0], header.shape[1], self._dtype)
         if work.num_rows != header.shape[0]:

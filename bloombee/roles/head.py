@@ -27,7 +27,6 @@ from bloombee.errors import (
     RemoteProtocolError,
     RuntimeClosed,
     StalePlan,
-    to_wire,
 )
 from bloombee.models.card import ModelCard
 from bloombee.pipeline.commands import (
@@ -178,14 +177,14 @@ class HeadRole:
             send=self.members.send,
             told=self.desk.told,
         )
-        limits = SwarmLimits(config.heartbeat_s, config.silence_s, config.load_deadline_s)
+        limits = SwarmLimits(config.load_deadline_s)
         self._core = SwarmCore(request, limits, links=iter(partial(secrets.token_bytes, 16), b""))
         acts = [
             lambda now: self._do(self._core.handle(Tick(now))),
             lambda now: self.dispatch.handle(Tick(now)),
-            self.members.tick,
             lambda now: self.helm.look(self.dispatch.scheduler, self.observatory.links_seen, now),
         ]
+        self.members.watch(self._core.is_loading)
         self._ticker = Ticker(acts, on_error=self._failed)
 
     async def start_workers(self) -> None:
@@ -212,8 +211,7 @@ class HeadRole:
         self.desk.close(closed)
         if self._ticker is not None:
             await self._ticker.stop()
-        for worker in self.members:
-            self.members.send(worker, Lane.CONTROL, Goodbye(reason="the head closes"))
+        self.members.close("the head closes")
         await self._endpoint.close(linger_s=0.5)
         # Workers that are killed before they have written their traces lose what is missing.
         await self.local.close(wait_s=TRACE_END_S if self._trace is not None else 0.0)
@@ -248,7 +246,7 @@ class HeadRole:
                 self._from_worker(worker, message)
         except (ProtocolError, StalePlan) as error:
             log.debug("refused %s: %s", type(message).__name__, error)
-            self.members.refuse(link, Refused(*to_wire(error)))
+            self.members.wrong(link, error)
 
     def _knocked(self, link: bytes, key: bytes, join: Join) -> None:
         if hasattr(self, "_core"):  # else the model is still being looked at; a worker knocks until there is an answer
@@ -266,7 +264,7 @@ class HeadRole:
         if isinstance(message, OfTheRing):
             stage = self._core.stage_of(worker)
             if stage is None:
-                raise RemoteProtocolError(f"{type(message).__name__} from a worker without a stage")
+                raise _without_stage(message, self.plan)
             self.dispatch.heard(stage, message, self._endpoint.taken_ns, now)
         elif isinstance(message, LinkReport):
             if (seen := self.observatory.reported(worker, message)) is not None:
@@ -394,3 +392,11 @@ class HeadRole:
         """Something of ours raised what it must not: better an error at every caller than silence. The swarm serves on."""
         log.error("internal error: %s", error, exc_info=error)
         self._fail(LocalProtocolError(f"internal error, please report it: {type(error).__name__}: {error}"))
+
+
+def _without_stage(message: Any, plan: Plan | None) -> BloomBeeError:
+    """Why a worker without a stage may not say it: it had one a moment ago, or never did."""
+    what = f"{type(message).__name__} from a worker without a stage"
+    if plan is not None and message.epoch < plan.epoch:
+        return StalePlan(what, pipeline=message.pipeline, epoch=message.epoch)
+    return RemoteProtocolError(what, path="message.tag")

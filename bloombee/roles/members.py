@@ -6,20 +6,24 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from bloombee.errors import LinkDown, from_wire
+from bloombee.errors import BloomBeeError, LinkDown, LocalProtocolError, ProtocolError, from_wire, to_wire
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.neighbours import CODECS
+from bloombee.roles.pulse import Pulse
+from bloombee.roles.watching import look
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.link_events import LinkEvent, LinkEventKind
 from bloombee.types import Lane, WorkerId
 from bloombee.wire.handshake import Listener
 from bloombee.wire.join import Admitted, Door
-from bloombee.wire.liveness import Liveness
-from bloombee.wire.messages import AnyMessage, Heartbeat, Hello, Join, Refused
+from bloombee.wire.liveness import LinkWatch, LoopClock
+from bloombee.wire.messages import AnyMessage, Goodbye, Heartbeat, Hello, Join, Refused
 
 log = logging.getLogger(__name__)
+LOADING_SILENCE_S = 30.0
+"""A worker that loads may be silent for so long, and not until load_deadline_s."""
 
 
 @dataclass(slots=True)
@@ -28,7 +32,6 @@ class Member:
 
     Args:
         joined_at: when it was told that it may come in.
-        beat: the count of the last heartbeat that it was sent, and when.
     """
 
     worker: WorkerId
@@ -36,15 +39,8 @@ class Member:
     key: bytes
     link: bytes
     joined_at: float
-    liveness: Liveness = field(default_factory=Liveness)
-    beat: tuple[int, float] | None = None
+    watch: LinkWatch
     greeter: Greeter | None = None
-
-    def answered(self, count: int, now: float) -> None:
-        """A heartbeat came: an answer to the last, or one of its own accord."""
-        if self.beat is not None and self.beat[0] == count:
-            self.liveness.timed(now - self.beat[1])
-            self.beat = None
 
 
 class Members:
@@ -69,6 +65,8 @@ class Members:
     ) -> None:
         self._endpoint = endpoint
         self._door = door
+        self._pulse = Pulse(self.look)
+        self._is_loading: Callable[[WorkerId], bool] = lambda _: False
         self._on_in = on_in
         self._on_away = on_away
         self._on_gone = on_gone
@@ -98,7 +96,7 @@ class Members:
 
     def knocked(self, link: bytes, key: bytes, join: Join) -> None:
         """Somebody said Join: let in, refused, or left to ask again."""
-        in_doubt = {worker for worker, member in self._of.items() if not member.liveness.is_whole}
+        in_doubt = {worker for worker, member in self._of.items() if not member.watch.liveness.is_whole}
         answer = self._door.knock(key, link, join, in_doubt=in_doubt)
         if isinstance(answer, Refused):
             self._endpoint.refuse(link, from_wire(answer.code, answer.fields))
@@ -109,7 +107,8 @@ class Members:
 
     def _let_in(self, link: bytes, answer: Admitted) -> None:
         self._endpoint.allow(link, answer.key, answer.worker)
-        member = Member(answer.worker, answer.join.name, answer.key, link, time.monotonic())
+        now = time.monotonic()
+        member = Member(answer.worker, answer.join.name, answer.key, link, now, self._new_watch(now))
         self._of[answer.worker] = self._by_link[link] = member
         member.greeter = Greeter(
             self._endpoint,
@@ -118,6 +117,9 @@ class Members:
             on_open=lambda _: self._on_in(answer),
             on_error=lambda error: self._on_gone(answer.worker, str(error)),
         )
+
+    def _new_watch(self, now: float) -> LinkWatch:
+        return LinkWatch(self.clock, heartbeat_s=self._door.heartbeat_s, silence_s=self._door.silence_s, now=now)
 
     def shut(self) -> None:
         """Nobody new comes in any more."""
@@ -138,27 +140,32 @@ class Members:
         member = self._of.get(worker)
         if member is None:
             return 0
-        if isinstance(message, Heartbeat):
-            member.beat = (message.count, time.monotonic())
         return self._endpoint.send(member.link, lane, message)
 
-    def refuse(self, link: bytes, refused: Refused) -> None:
-        """Answer a message that must not be; the link may have been dropped meanwhile."""
-        with contextlib.suppress(LinkDown):
-            self._endpoint.send(link, Lane.CONTROL, refused)
+    def wrong(self, link: bytes, error: BloomBeeError) -> None:
+        """A message must not be: who says it is told so and is in no longer, unless it only came too late."""
+        if isinstance(error, ProtocolError) and not isinstance(error, LocalProtocolError):
+            log.warning("a worker breaks the protocol, and its link is dropped: %s", error)
+            self._endpoint.expel(link, error)
+            return
+        with contextlib.suppress(LinkDown):  # it may have been dropped meanwhile
+            self._endpoint.send(link, Lane.CONTROL, Refused(*to_wire(error)))
 
     def hears(self, link: bytes, lane: Lane, message: AnyMessage) -> WorkerId | None:
         """Who said it; None: a stranger did, or it was about the link itself and needs no more."""
         member = self._by_link.get(link)
         if member is None or member.greeter is None:
             return None
+        now = time.monotonic()
+        member.watch.heard(now)
         if isinstance(message, Hello) or not member.greeter.is_open:
             if lane is Lane.CONTROL and not member.greeter.is_open:
-                member.liveness.timed(time.monotonic() - member.joined_at)  # at most: it has said Hello since it was told
+                member.watch.liveness.timed(now - member.joined_at)  # at most: it has said Hello since it was told
             member.greeter.received(lane, message)
             return None
         if isinstance(message, Heartbeat):
-            member.answered(message.count, time.monotonic())
+            member.watch.answered(message.count, now)
+            return None
         return member.worker
 
     def link_event(self, event: LinkEvent) -> None:
@@ -170,13 +177,35 @@ class Members:
             self._on_gone(member.worker, f"it broke the protocol: {event.error}")
         elif event.kind is not LinkEventKind.CONNECTED:
             if event.lane is not None:
-                member.liveness.broke(event.lane, time.monotonic())
+                member.watch.broke(event.lane, time.monotonic())
                 self._on_away(member.worker)
-        elif event.lane is not None and member.liveness.back(event.lane):
+        elif event.lane is not None and member.watch.back(event.lane, time.monotonic()):
             self._on_restored(member.worker)
 
-    def tick(self, now: float) -> None:
+    @property
+    def clock(self) -> LoopClock:
+        """Of the time that this process was awake."""
+        return self._pulse.clock
+
+    def watch(self, is_loading: Callable[[WorkerId], bool]) -> None:
+        """Look at everybody from now on; ``is_loading``: whether a worker may hold its interpreter's lock."""
+        self._is_loading = is_loading
+        self._pulse.start()
+
+    def close(self, reason: str) -> None:
+        """Say goodbye to everybody, and look at nobody any more."""
+        self._pulse.stop()
+        for worker in self._of:
+            self.send(worker, Lane.CONTROL, Goodbye(reason=reason))
+
+    def look(self, now: float) -> None:
+        """Ask whoever is due, and judge; to be called often."""
         for member in list(self._of.values()):
-            if member.liveness.is_lost(now):
-                away_s = member.liveness.away_s(now)
-                self._on_gone(member.worker, f"its connection is broken and has not come back for {away_s:.1f} s")
+            is_greeted = member.greeter is not None and member.greeter.is_open
+            if not is_greeted:
+                member.watch.heard(now)
+            if member.worker in self._of:  # else one looked at before has taken it along
+                patience_s = LOADING_SILENCE_S if self._is_loading(member.worker) else 0.0
+                why = look(self._endpoint, member.link, member.watch, now, asks=is_greeted, patience_s=patience_s)
+                if why is not None:
+                    self._on_gone(member.worker, why)

@@ -6,29 +6,25 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from bloombee.codec import api
-from bloombee.errors import BloomBeeError, LinkDown, RemoteProtocolError, StalePlan
-from bloombee.links.frames import LinkMeter
+from bloombee.errors import BloomBeeError, ConfigError, LinkDown, StalePlan
 from bloombee.pipeline.events import Port
 from bloombee.roles.greeting import Greeter
-from bloombee.roles.next_worker import NextWorker
+from bloombee.roles.watching import look
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.link_events import LinkEvent, LinkEventKind
 from bloombee.types import VERSION, Lane, WorkerId
 from bloombee.wire.handshake import ClockEstimate, Dialler, Listener
-from bloombee.wire.liveness import Liveness
-from bloombee.wire.messages import PROTOCOL_VERSION, AnyMessage, Hello, Peer, Refused, Welcome, Wire
+from bloombee.wire.liveness import LinkWatch, LoopClock
+from bloombee.wire.messages import PROTOCOL_VERSION, AnyMessage, Heartbeat, Hello, Peer, Refused, Welcome, Wire
 
 log = logging.getLogger(__name__)
 CODECS = (0, api.CODEC_ID)
 GREETINGS = (Hello, Welcome, Refused)
-SLOWEST_BYTES_PER_S = 12_500.0
-"""A link is taken for no slower while its bandwidth is not known."""
-ON_WAY_FACTOR = 4
-"""What is on its way may take so many times as long as the link says."""
 
 
 @dataclass(slots=True)
@@ -38,15 +34,15 @@ class Neighbour:
     peer: Peer
     port: Port
     """Which side of this worker it is on: who dialled it feeds it."""
-    liveness: Liveness = field(default_factory=Liveness)
+    watch: LinkWatch
     greeter: Greeter | None = None
     clock: ClockEstimate | None = None
-    watch: NextWorker | None = None
-    """Of one that this side dialled, until it is taken for lost."""
-    meter: LinkMeter | None = None
-    """Of what goes over it, of one that this side dialled."""
+    is_lost: bool = False
+    """The head has been told so; its link may be gone."""
     num_delivered: int = 0
     """Pieces of bulk that have come to it so far."""
+    num_damaged: int = 0
+    """Frames in a row that came from it with a wrong checksum."""
 
     @property
     def is_open(self) -> bool:
@@ -55,13 +51,6 @@ class Neighbour:
     @property
     def lacks_codec(self) -> bool:
         return self.greeter is not None and api.CODEC_ID not in self.greeter.codecs
-
-    def on_way_s(self) -> float:
-        """A decode frame of a wide model may cross a slow wire for many seconds, and all that is behind it waits."""
-        if self.meter is None:
-            return 0.0
-        bandwidth = self.meter.facts().bandwidth_bytes_per_s or SLOWEST_BYTES_PER_S
-        return ON_WAY_FACTOR * self.meter.unacknowledged_bytes / bandwidth
 
 
 class User(Protocol):
@@ -89,6 +78,7 @@ class Neighbours:
 
     Args:
         swarm, worker: who this worker is.
+        clock: of its process.
         heartbeat_s, silence_s: how often the next worker is asked whether it is there, and how long one may say nothing.
     """
 
@@ -98,6 +88,7 @@ class Neighbours:
         *,
         swarm: int,
         worker: WorkerId,
+        clock: LoopClock,
         heartbeat_s: float,
         silence_s: float,
         now: Callable[[], float] = time.monotonic,
@@ -105,8 +96,7 @@ class Neighbours:
         self._endpoint = endpoint
         self._swarm = swarm
         self._worker = worker
-        self._heartbeat_s = heartbeat_s
-        self._silence_s = silence_s
+        self._new_watch = partial(LinkWatch, clock, heartbeat_s=heartbeat_s, silence_s=silence_s)
         self._now = now
         self._by_link: dict[bytes, Neighbour] = {}
         self.users: list[User] = []
@@ -126,14 +116,17 @@ class Neighbours:
         """Greet those of an epoch's neighbours that are new.
 
         Raises:
-            ConfigError: the address of one is none.
+            LinkDown: the address of one is none; says whose.
         """
         before, after = wire.predecessor, wire.successor
         if before is not None and before.link not in self._by_link:
             self._endpoint.allow(before.link, before.key, before.worker)
             self._greet(before, Port.UPSTREAM, Listener(swarm=self._swarm, worker=before.worker, codecs=CODECS))
         if after is not None and after.link not in self._by_link:
-            self._endpoint.dial(after.link, after.endpoint, after.key)
+            try:
+                self._endpoint.dial(after.link, after.endpoint, after.key)
+            except ConfigError as error:
+                raise _fault_of(after, error.message) from None
             hello = Hello(
                 protocol=PROTOCOL_VERSION, swarm=self._swarm, worker=self._worker, software=VERSION, codecs=CODECS, sent_ns=0
             )
@@ -147,48 +140,35 @@ class Neighbours:
             self._endpoint.forbid(link) if neighbour.port is Port.UPSTREAM else self._endpoint.hang_up(link)
 
     def _greet(self, peer: Peer, port: Port, machine: Dialler | Listener) -> None:
-        neighbour = self._by_link[peer.link] = Neighbour(peer, port)
+        neighbour = self._by_link[peer.link] = Neighbour(peer, port, self._new_watch(now=self._now()))
 
         def timed(clock: ClockEstimate) -> None:
-            neighbour.liveness.timed(clock.round_trip_ns / 1e9)
+            neighbour.watch.liveness.timed(clock.round_trip_ns / 1e9)
 
         def opened(clock: ClockEstimate | None) -> None:
             neighbour.clock = clock
+            neighbour.watch.heard(self._now())
             if clock is not None:
                 timed(clock)
             # The greeter itself is not in the table yet if it opens at once.
             asyncio.get_running_loop().call_soon(self._opened, neighbour)
 
         def failed(error: BloomBeeError) -> None:
-            self._complain(neighbour, error)
+            self._lost(neighbour, error.message)
 
-        greeter = Greeter(self._endpoint, peer.link, machine, on_open=opened, on_error=failed, on_timed=timed)
-        neighbour.greeter = greeter
-        if port is Port.DOWNSTREAM:
-            neighbour.watch = NextWorker(
-                neighbour.liveness,
-                heartbeat_s=self._heartbeat_s,
-                silence_s=self._silence_s,
-                ask=lambda: greeter.say_again(Lane.CONTROL),
-                on_way_s=neighbour.on_way_s,
-                on_lost=lambda why: self._lost_next(neighbour, why),
-                now=self._now(),
-            )
+        neighbour.greeter = Greeter(self._endpoint, peer.link, machine, on_open=opened, on_error=failed, on_timed=timed)
 
     def _opened(self, neighbour: Neighbour) -> None:
         for user in self._users_of(neighbour.peer.link):
             user.opened(neighbour)
 
-    def _complain(self, neighbour: Neighbour, error: BloomBeeError) -> None:
+    def _lost(self, neighbour: Neighbour, why: str) -> None:
+        """Said once: the head gives another in its place, or none."""
+        if neighbour.is_lost:
+            return
+        neighbour.is_lost = True
         for user in self._users_of(neighbour.peer.link):
-            user.complain(error)
-
-    def _lost_next(self, neighbour: Neighbour, why: str) -> None:
-        """Said once: the head gives another next worker, or none."""
-        neighbour.watch = None
-        peer = neighbour.peer
-        said = f"worker {peer.worker} at {peer.endpoint}: {why}"
-        self._complain(neighbour, LinkDown(said, peer=peer.worker, endpoint=peer.endpoint))
+            user.complain(_fault_of(neighbour.peer, why))
 
     # -- what comes ------------------------------------------------------------------------
 
@@ -197,26 +177,32 @@ class Neighbours:
         neighbour = self._by_link[link]
         greeter = neighbour.greeter
         if event.kind is LinkEventKind.REFUSED:
-            refused = f"the {neighbour.port.value} link was refused"
-            self._complain(neighbour, event.error or RemoteProtocolError(refused))
+            self._lost(neighbour, f"it broke the protocol: {event.error}")
         elif event.lane is None or greeter is None or not greeter.is_open:
             return
         elif event.kind is LinkEventKind.CONNECTED:
             greeter.say_again(event.lane)
-            if neighbour.liveness.back(event.lane):
+            if neighbour.watch.back(event.lane, self._now()):
                 for user in self._users_of(link):
                     user.restored(link)
         elif event.kind is LinkEventKind.PORT_REFUSES:
-            if neighbour.watch is not None:
-                self._lost_next(neighbour, "nobody listens there any more: it has ended")
+            self._lost(neighbour, "nobody listens there any more: it has ended")
         else:
-            neighbour.liveness.broke(event.lane, self._now())
+            neighbour.watch.broke(event.lane, self._now())
 
     def heard(self, link: bytes) -> None:
         """Something came over a link."""
         neighbour = self._by_link.get(link)
-        if neighbour is not None and neighbour.watch is not None:
+        if neighbour is not None:
             neighbour.watch.heard(self._now())
+
+    def beat(self, link: bytes, beat: Heartbeat) -> None:
+        """A question of who dialled, or the answer to one of this side's."""
+        neighbour = self._by_link[link]
+        if neighbour.port is Port.UPSTREAM:
+            self._endpoint.send(link, Lane.CONTROL, beat)
+        else:
+            neighbour.watch.answered(beat.count, self._now())
 
     def greeted(self, link: bytes, lane: Lane, message: AnyMessage) -> None:
         """A message of a handshake, or a refusal of what was said."""
@@ -237,12 +223,18 @@ class Neighbours:
 
     def tick(self, now: float) -> None:
         for link, neighbour in list(self._by_link.items()):
-            if neighbour.greeter is not None:
+            if neighbour.greeter is not None and not neighbour.is_lost:
                 neighbour.greeter.tick()
-            if neighbour.port is Port.DOWNSTREAM:
+            if neighbour.port is Port.DOWNSTREAM and not neighbour.is_lost:
                 self._look_for_pieces(link, neighbour, now)
-            if neighbour.watch is not None:
-                neighbour.watch.tick(now)
+
+    def look(self, now: float) -> None:
+        """At the next workers: ask those whose time it is, and judge. To be called often."""
+        for link, neighbour in list(self._by_link.items()):
+            if neighbour.port is Port.DOWNSTREAM and neighbour.is_open and not neighbour.is_lost:
+                why = look(self._endpoint, link, neighbour.watch, now)
+                if why is not None:
+                    self._lost(neighbour, why)
 
     def _look_for_pieces(self, link: bytes, neighbour: Neighbour, now: float) -> None:
         """A frame that crosses a slow wire piece by piece is neither lost nor stuck."""
@@ -251,3 +243,9 @@ class Neighbours:
             neighbour.num_delivered = delivered
             for user in self._users_of(link):
                 user.moved(now)
+
+
+def _fault_of(peer: Peer, why: str) -> LinkDown:
+    """Whatever is wrong about a neighbour is told as its own fault: that is whom the head replaces."""
+    where = f"worker {peer.worker} at {peer.endpoint}" if peer.endpoint else f"worker {peer.worker}"
+    return LinkDown(why if why.startswith(where) else f"{where}: {why}", peer=peer.worker, endpoint=peer.endpoint)

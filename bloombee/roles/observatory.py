@@ -69,10 +69,10 @@ class Observatory:
             RemoteProtocolError: it has no stage. StalePlan: it speaks of another plan.
         """
         plan = self._plan
+        if plan is not None and (said.pipeline, said.epoch) != (plan.pipeline, plan.epoch):
+            raise StalePlan(f"a profile of pipeline {said.pipeline} epoch {said.epoch}", pipeline=said.pipeline, epoch=said.epoch)
         if plan is None or worker not in {stage.worker for stage in plan.stages}:
             raise RemoteProtocolError("Profiled from a worker without a stage", path="message.tag")
-        if (said.pipeline, said.epoch) != (plan.pipeline, plan.epoch):
-            raise StalePlan(f"a profile of pipeline {said.pipeline} epoch {said.epoch}", pipeline=said.pipeline, epoch=said.epoch)
         profile = self.profiles[worker] = from_message(said, config_digest, plan.dtype)
         return DeviceSeen(worker, profile.fit.stage, profile.fit.layer, profile.output, time.monotonic())
 

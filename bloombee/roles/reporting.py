@@ -16,7 +16,7 @@ from bloombee.roles.executor import SpanExecutor
 from bloombee.roles.profiles import to_message
 from bloombee.roles.seat_host import Seating, Seatings
 from bloombee.transport.endpoint import Endpoint
-from bloombee.types import HEAD, Phase
+from bloombee.types import HEAD, Epoch, Phase
 from bloombee.wire.messages import LinkReport, Load, Loaded, Loading, Measure, Measured, StageFailed
 
 log = logging.getLogger(__name__)
@@ -86,11 +86,11 @@ class Reporter:
 
     # -- what is wrong ---------------------------------------------------------------------
 
-    def complain(self, error: BloomBeeError) -> None:
-        """A neighbour is not there; this stage goes on with whoever comes in its place."""
-        if not self.is_over and self._seatings:
+    def complain(self, error: BloomBeeError, epoch: Epoch = 0) -> None:
+        """A neighbour of an epoch, or of the newest, is not there; this stage goes on with whoever comes in its place."""
+        if not self.is_over and (epoch or self._seatings):
             self.error = error
-            self.say_failed()
+            self.say_failed(epoch)
 
     def fail(self, error: BloomBeeError) -> None:
         """This stage cannot go on; said once."""
@@ -98,12 +98,12 @@ class Reporter:
             self.is_over, self.error = True, error
             self.say_failed()
 
-    def say_failed(self) -> None:
-        """Again, if it is so."""
+    def say_failed(self, epoch: Epoch = 0) -> None:
+        """Again, if it is so. Whoever was blamed in an earlier epoch has no stage any more, and is left alone."""
         if self.error is not None:
             log.debug("layers %d-%d failed: %s", self._load.start, self._load.stop - 1, self.error)
             code, fields = to_wire(self.error)
-            self._courier.to_head(StageFailed(self._load.pipeline, self._seatings.epoch, code, fields))
+            self._courier.to_head(StageFailed(self._load.pipeline, epoch or self._seatings.epoch, code, fields))
 
     # -- measurements ----------------------------------------------------------------------
 

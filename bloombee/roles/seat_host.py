@@ -69,7 +69,7 @@ class Seatings:
         """A new epoch's.
 
         Raises:
-            ConfigError: it was told an address that is none.
+            LinkDown: a neighbour told an address that is none.
         """
         self._neighbours.meet(wire)
         links = {
@@ -78,9 +78,6 @@ class Seatings:
             Port.DOWNSTREAM: self._link_to(wire.successor),
         }
         seating = self._by_epoch[wire.epoch] = Seating(wire, links, self._open_meter(links[Port.DOWNSTREAM]))
-        following = self.following(seating)
-        if following is not None:
-            following.meter = seating.meter
         return seating
 
     def _link_to(self, peer: Peer | None) -> bytes:

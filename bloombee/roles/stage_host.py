@@ -11,7 +11,6 @@ from typing import Any
 from bloombee.codec.table import Table
 from bloombee.errors import (
     BloomBeeError,
-    ConfigError,
     LinkDown,
     LocalProtocolError,
     QueueFull,
@@ -46,7 +45,7 @@ from bloombee.roles.seat_host import Seating, Seatings
 from bloombee.roles.tables import OF_CODEC, TableExchange
 from bloombee.roles.tracing import StageTrace
 from bloombee.transport.endpoint import Endpoint
-from bloombee.types import Epoch
+from bloombee.types import Epoch, Lane
 from bloombee.wire.messages import (
     Ack,
     AnyMessage,
@@ -66,6 +65,8 @@ from bloombee.wire.messages import (
 )
 
 log = logging.getLogger(__name__)
+MOST_DAMAGED = 8
+"""Frames in a row that a way may damage."""
 RESEND_AFTER_S = 30.0
 """TCP loses nothing while it stands; what a broken connection lost is resent when it is back."""
 
@@ -179,8 +180,8 @@ class StageHost:
         commands = self.core.handle(StageReceived(wire, self.now()))
         try:
             seating = self.seatings.seat(wire)
-        except ConfigError as error:
-            self.fail(error)  # it was told an address that is none
+        except LinkDown as error:
+            self.complain(error, wire.epoch)
             return
         if previous is not None and previous.links[Port.DOWNSTREAM] != seating.links[Port.DOWNSTREAM]:
             self._device.next_stage_changed()
@@ -219,8 +220,7 @@ class StageHost:
     def head_restored(self) -> None:
         """The connection to the head came back: what went over it may have been lost. Orders come again by themselves."""
         self.restored(self._head_link)
-        if self.reporter.is_over:
-            self.reporter.say_failed()
+        self.reporter.say_failed()
 
     def restored(self, link: bytes) -> None:
         """A link's connections stand again."""
@@ -258,12 +258,39 @@ class StageHost:
         now = self.now()
         if kind in OF_CODEC:
             self._tables.said(seating, message)
-        elif payload is None or not self._tables.lacks(message, payload):
+        elif payload is None or not (self._is_damaged(link, message, payload) or self._tables.lacks(message, payload)):
             self.handle(StageReceived(message, now, payload))
             if kind is Ack:
                 seating.meter.acked(message, now)  # type: ignore[arg-type]
             elif kind is Retire:
                 self.seatings.retire_before(seating.wire.epoch + 1)
+
+    def _is_damaged(self, link: bytes, message: Any, payload: Payload) -> bool:
+        """A frame that came with another checksum than it left with is not taken: its rows are asked for again.
+
+        Raises:
+            RemoteProtocolError: it is none of this boundary's; or one after the other is damaged: that is no fault of the way.
+        """
+        receiver, neighbour = self._device.receiver, self._neighbours.get(link)
+        if receiver is None or neighbour is None:
+            raise RemoteProtocolError("activations came to the stage that holds the embedding", path="tensors[0]")
+        if receiver.is_whole(payload):
+            neighbour.num_damaged = 0
+            return False
+        neighbour.num_damaged += 1
+        log.warning("a frame from worker %d came damaged (checksum): it is asked for again", neighbour.peer.worker)
+        if neighbour.num_damaged > MOST_DAMAGED:
+            raise RemoteProtocolError(f"{neighbour.num_damaged} damaged frames in a row", path="tensors[0].checksum")
+        first = message.items[0]  # who sends it still has the whole frame
+        again = Gap(
+            pipeline=message.pipeline,
+            epoch=message.epoch,
+            sequence=first.sequence,
+            generation=first.generation,
+            have=first.position,
+        )
+        self.courier.send(Port.UPSTREAM, Lane.CONTROL, again)
+        return True
 
     def tick(self) -> None:
         """Time has passed."""
@@ -298,24 +325,18 @@ class StageHost:
 
     def _carry_out(self, command: Command) -> None:
         if type(command) is Compute:
-            self._works()
+            self.reporter.works()
             self._device.run(command.work, on_done=self._computed, on_error=self._compute_failed)
         elif type(command) is Send and isinstance(command.to, Port):
             self.courier.send(command.to, command.lane, command.message, command.payload)
         elif type(command) is Gather:
-            self._works()
+            self.reporter.works()
             self._gather(command)
         elif type(command) is Spill:
             number = command.number
             self._log_file.write(command.frames, lambda stored: self.handle(Spilled(number, stored)))
         else:
             raise LocalProtocolError(f"a stage's core asks for {command!r}")
-
-    def _works(self) -> None:
-        self.reporter.works()
-        following = self.seatings.following(self.seatings.newest)
-        if following is not None and following.watch is not None:
-            following.watch.works(self.now())
 
     def _cannot(self, command: Command, error: BloomBeeError) -> None:
         """It belongs to the requests of a frame, to a lane that will be tried again, or to the stage."""

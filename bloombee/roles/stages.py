@@ -25,7 +25,8 @@ from bloombee.roles.work_thread import WorkThread
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.link_events import LinkEvent
 from bloombee.types import Lane, PipelineId
-from bloombee.wire.messages import AnyMessage, Joined, Load, Wire
+from bloombee.wire.liveness import LoopClock
+from bloombee.wire.messages import AnyMessage, Heartbeat, Joined, Load, Wire
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class Stages:
     """Of one worker, from when it has joined. Belongs to the event loop that runs when it is made.
 
     Args:
+        clock: this process's.
         log_bytes: of memory, for what has left a span.
     """
 
@@ -44,6 +46,7 @@ class Stages:
         joined: Joined,
         endpoint: Endpoint,
         head_link: bytes,
+        clock: LoopClock,
         log_bytes: int,
         open_trace: Callable[[Wire, Load], StageTrace | None],
     ) -> None:
@@ -67,6 +70,7 @@ class Stages:
             endpoint,
             swarm=joined.swarm,
             worker=joined.worker,
+            clock=clock,
             heartbeat_s=joined.heartbeat_s,
             silence_s=joined.silence_s,
         )
@@ -152,6 +156,9 @@ class Stages:
             if link not in self._neighbours:
                 raise RemoteProtocolError("a link of no stage")
             self._neighbours.heard(link)
+            if isinstance(message, Heartbeat):
+                self._neighbours.beat(link, message)
+                return
             if isinstance(message, GREETINGS):
                 self._neighbours.greeted(link, lane, message)
                 return
@@ -194,3 +201,7 @@ class Stages:
         self._neighbours.tick(now)
         for host in self:
             host.tick()
+
+    def look(self, now: float) -> None:
+        """At who is there; to be called often."""
+        self._neighbours.look(now)

@@ -18,6 +18,7 @@ from bloombee.errors import (
     LinkDown,
     LocalProtocolError,
     ProtocolError,
+    QueueFull,
     RemoteProtocolError,
     StalePlan,
     to_wire,
@@ -27,6 +28,7 @@ from bloombee.roles.event_loop import new_event_loop
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.head_search import Found, HeadSearch
 from bloombee.roles.neighbours import CODECS
+from bloombee.roles.pulse import Pulse
 from bloombee.roles.stages import Stages
 from bloombee.roles.tracing import StageTrace, open_tracer
 from bloombee.transport.endpoint import Endpoint
@@ -55,8 +57,10 @@ from bloombee.wire.token import JoinToken, decode_token
 
 log = logging.getLogger(__name__)
 TICK_S = 0.1
-HEAD_SILENCE_FACTOR = 7
-"""The head lives inside an application that may hold the interpreter's lock: it gets more patience than it has."""
+HELLO_EVERY_S = 0.5
+"""The head's answer tells the round trip and how its clock stands."""
+HEAD_SILENCE_S = 20.0
+"""The head lives inside an application that may hold the interpreter's lock or stand still: it gets more patience than it has."""
 HEAD_GRACE_FACTOR = 2
 """It is for the head to say who is lost: a worker is not the first to give up."""
 
@@ -90,8 +94,10 @@ class WorkerRole:
         self._greeter: Greeter | None = None
         self._joiner: Greeter | None = None
         self._head_liveness = Liveness()
-        self._heard_at = time.monotonic()
-        self._beat_at = 0.0
+        self._pulse = Pulse(self._look)
+        self._heard_at = 0.0
+        """By the clock of the time that this process was awake."""
+        self._hello_at = 0.0
         self.head_clock: ClockEstimate | None = None
         self._traces: list[StageTrace] = []
 
@@ -115,6 +121,7 @@ class WorkerRole:
             bound = bound or await self._endpoint.bind(str(default_listen(head.address)))
             told = self._config.advertise or _own_endpoint(read_listen(bound), head.address)
             await self._join(told)
+            self._pulse.start()
             ticker = loop.create_task(self._tick(), name="bloombee-worker-tick")
             try:
                 await asyncio.wait([ticker, self._over], return_when=asyncio.FIRST_COMPLETED)
@@ -123,6 +130,7 @@ class WorkerRole:
                 ticker.cancel()
                 await asyncio.gather(ticker, return_exceptions=True)
         finally:
+            self._pulse.stop()
             if self._stages is not None:
                 self._stages.close()
             await self._endpoint.close(linger_s=0.2)
@@ -176,11 +184,11 @@ class WorkerRole:
             joined=joiner.joined,
             endpoint=self._endpoint,
             head_link=self._head_link,
+            clock=self._pulse.clock,
             log_bytes=default_log_bytes(memory_bytes) if config.log_memory_bytes is None else config.log_memory_bytes,
             open_trace=self._open_trace,
         )
         log.info("joined the head at %s as worker %d; it assigns layers when all workers are there", peer, joiner.joined.worker)
-        self._heard_at = time.monotonic()
         machine = Dialler(self._hello(joiner.joined), peer=f"the head at {peer}")
         self._greeter = Greeter(
             self._endpoint, self._head_link, machine, on_open=self._greeted, on_error=self._end, on_timed=self._timed
@@ -225,14 +233,24 @@ class WorkerRole:
                 self._from_head(lane, message, payload)
             else:
                 self._from_neighbour(link, lane, message, payload)
-        except (StalePlan, ProtocolError) as error:
-            log.debug("refused %s: %s", type(message).__name__, error)
-            self._endpoint.send(link, Lane.CONTROL, Refused(*to_wire(error)))
         except BloomBeeError as error:
-            self._end(error)
+            self._wrong(link, message, error)
+
+    def _wrong(self, link: bytes, message: AnyMessage, error: BloomBeeError) -> None:
+        """What a neighbour says wrongly costs its link, and never this process; late words cost nothing, the head's neither."""
+        log.debug("refused %s: %s", type(message).__name__, error)
+        is_remote = isinstance(error, ProtocolError) and not isinstance(error, LocalProtocolError)
+        if isinstance(error, LinkDown | QueueFull):
+            log.warning("no answer to %s: %s", type(message).__name__, error.message)
+        elif isinstance(error, StalePlan) or (link == self._head_link and is_remote):
+            self._endpoint.send(link, Lane.CONTROL, Refused(*to_wire(error)))
+        elif is_remote:
+            self._endpoint.expel(link, error)
+        else:
+            raise error
 
     def _from_head(self, lane: Lane, message: AnyMessage, payload: Any) -> None:
-        self._heard_at = time.monotonic()
+        self._heard_at = self._awake_s()
         match message:
             case Joined() | Refused() if self._joined is None and self._joiner is not None:
                 self._joiner.received(lane, message)
@@ -240,8 +258,8 @@ class WorkerRole:
                 self._greeter.received(lane, message)
             case Welcome() if self._greeter is not None:
                 self._greeter.received(lane, message)
-            case Heartbeat(count=count):
-                self._beat(count)
+            case Heartbeat():
+                self._endpoint.send(self._head_link, Lane.CONTROL, message)
             case Joined():
                 pass
             case Goodbye():
@@ -317,7 +335,7 @@ class WorkerRole:
                 if self._head_liveness.back(event.lane) and self._stages is not None:
                     self._stages.head_restored()
             case LinkEventKind.DISCONNECTED:
-                self._head_liveness.broke(event.lane, time.monotonic())
+                self._head_liveness.broke(event.lane, self._awake_s())
             case LinkEventKind.PORT_REFUSES:
                 self._end(LinkDown(f"the head at {self._head_endpoint} has ended: nobody listens there any more"))
 
@@ -336,32 +354,30 @@ class WorkerRole:
     # -- time ------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
-        assert self._joined is not None
-        ticked_at = time.monotonic()
         while True:
             now = time.monotonic()
-            if now - ticked_at > self._joined.silence_s:
-                self._heard_at = now  # it was this process that stood still: what the head said has yet to be read
-            ticked_at = now
-            if now - self._beat_at >= self._joined.heartbeat_s:
-                self._beat(0)
             if self._greeter is not None:
                 self._greeter.tick()
+                if now - self._hello_at >= HELLO_EVERY_S:
+                    self._hello_at = now
+                    self._greeter.say_again(Lane.CONTROL)
             if self._stages is not None:
                 self._stages.tick(now)
-            silent = now - self._heard_at
-            if self._head_liveness.away_s(now) > HEAD_GRACE_FACTOR * self._head_liveness.grace_s:
-                self._end(LinkDown(f"the head at {self._head_endpoint} has closed the connection"))
-            elif silent > HEAD_SILENCE_FACTOR * self._joined.silence_s:
-                self._end(LinkDown(f"the head at {self._head_endpoint} has been silent for {silent:.1f} s"))
+            self._judge_head(self._awake_s())
             await asyncio.sleep(TICK_S)
 
-    def _beat(self, count: int) -> None:
-        """To the head: the ``count`` of its own heartbeat, at once, which tells it the round trip; 0 of this side's accord."""
-        self._beat_at = time.monotonic()
-        self._endpoint.send(self._head_link, Lane.CONTROL, Heartbeat(count=count))
-        if self._greeter is not None:
-            self._greeter.say_again(Lane.CONTROL)
+    def _judge_head(self, awake_s: float) -> None:
+        if self._head_liveness.away_s(awake_s) > HEAD_GRACE_FACTOR * self._head_liveness.grace_s:
+            self._end(LinkDown(f"the head at {self._head_endpoint} has closed the connection"))
+        elif (silent_s := awake_s - self._heard_at) > HEAD_SILENCE_S:
+            self._end(LinkDown(f"the head at {self._head_endpoint} has been silent for {silent_s:.1f} s"))
+
+    def _look(self, now: float) -> None:
+        if self._stages is not None:
+            self._stages.look(now)
+
+    def _awake_s(self) -> float:
+        return self._pulse.clock.awake_s(time.monotonic())
 
 
 def _offered_bytes(device: str, log_bytes: int | None = None) -> int:

@@ -69,7 +69,7 @@ class SimHead:
         order: Callable[[WorkerId, Load | Wire | Measure], None],
         to_stage: Callable[[int, Send], None],
     ) -> None:
-        limits = SwarmLimits(heartbeat_s=1e9, silence_s=1e9, load_deadline_s=1e9)
+        limits = SwarmLimits(load_deadline_s=1e9)
         self.swarm = SwarmCore(request, limits, links=(number.to_bytes(16, "big") for number in itertools.count(1)))
         self.request_core = RequestCore(max_waiting=10_000)
         self.scheduler = scheduler

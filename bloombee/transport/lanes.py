@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import zmq
 
-from bloombee.address import Address
 from bloombee.errors import QueueFull
 from bloombee.transport.bulk import Bulk
-from bloombee.transport.gone import PortWatch
 from bloombee.transport.link_events import Counters
-from bloombee.transport.sockets import Reader, connect
+from bloombee.transport.sockets import Reader
 from bloombee.types import Lane, WorkerId
 from bloombee.wire.envelope import encode_envelope
 from bloombee.wire.messages import Piece
@@ -29,41 +27,27 @@ class Unreachable(Exception):
     """ROUTER has no connection of that routing id."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class LanePort:
-    """
+    """What accepted and dialled lanes have in common (:mod:`bloombee.transport.router`, :mod:`bloombee.transport.dealer`).
+
     Args:
-        routing_id: link + one byte lane; prefixed to what is sent on accepted lanes.
-        accepted: the peer dialled; the socket is the ROUTER, shared by all.
         key: the peer's public key.
-        user_id: what ZAP must have attached to this peer's messages; None where nothing is checked.
-        target: where a dialled lane goes, perhaps a name; None on accepted ones.
-        untried: addresses that the name stands for and that have not been tried since it was looked up.
-        address: where the lane's connection goes, or is being tried.
-        fd: of the connection that the last message came on, accepted lanes only; see Endpoint._monitor_router.
+        routing_id: link + one byte lane; prefixed to what is sent on accepted lanes.
         bulk: what only bulk lanes have.
-        watch: of a dialled lane that was up, whether its port is still there.
     """
 
+    accepted: ClassVar[bool] = False
+    """The peer dialled; the socket is the ROUTER, shared by all."""
     link: bytes
     lane: Lane
-    accepted: bool
     key: bytes
-    user_id: str | None = None
     worker: WorkerId = 0
-    target: Address | None = None
-    untried: list[Address] = field(default_factory=list)
-    address: Address | None = None
     routing_id: bytes = b""
     reader: Reader | None = None
-    monitor: Reader | None = None
     up: bool = False
     outage_told: bool = False
-    fd: int = -1
     bulk: Bulk | None = None
-    watch: PortWatch | None = None
-    retry_s: float = 0.1
-    retry: asyncio.TimerHandle | None = None
     queue: deque[tuple[bytes, Sequence[Buffer], int]] = field(default_factory=deque)
     pending_bytes: int = 0
     counters: Counters = field(default_factory=Counters)
@@ -87,30 +71,6 @@ class LanePort:
             )
         self.queue.append((header, payloads, num_bytes))
         self.pending_bytes += num_bytes
-
-    @property
-    def is_name(self) -> bool:
-        return self.target is not None and self.target.ip is None
-
-    @property
-    def endpoint(self) -> str:
-        """For people: where a dialled lane goes, as it was told."""
-        return "" if self.target is None else str(self.target)
-
-    def connect(self, source: str | None) -> None:
-        """Dial the address that is next, from the own IP address ``source``."""
-        assert self.reader is not None
-        self.address = self.untried.pop(0) if self.untried else self.target
-        assert self.address is not None
-        connect(self.reader.socket, self.address, source)
-
-    def came_up(self) -> None:
-        """The handshake of a dialled lane has come to its end."""
-        self.up, self.retry_s = True, 0.1
-        self.untried.clear()
-        if self.retry is not None:
-            self.retry.cancel()
-            self.retry = None
 
     @property
     def is_held(self) -> bool:
@@ -211,22 +171,12 @@ class LanePort:
             self.bulk.is_begun, self.bulk.offset = False, 0
 
     def close(self, linger_ms: int) -> None:
-        """Close what is this lane's own; the ROUTER is not."""
-        if self.retry is not None:
-            self.retry.cancel()
-            self.retry = None
+        """Nothing is sent or received any more; what waited is forgotten. ZeroMQ may take so long for what it has."""
+        self.up = False
+        self.queue.clear()
+        self.pending_bytes = 0
         if self.bulk is not None:
             self.bulk.cancel_timer()
-        if self.watch is not None:
-            self.watch.close()
-        if self.accepted:
-            return
-        if self.monitor is not None:
-            if self.reader is not None and not self.reader.socket.closed:
-                self.reader.socket.disable_monitor()
-            self.monitor.close()
-        if self.reader is not None:
-            self.reader.close(linger_ms)
 
 
 def _send_payload(socket: zmq.Socket[bytes], payload: Buffer, flags: int) -> None:

@@ -54,7 +54,7 @@ def new_dealer(
     socket = context.socket(zmq.DEALER)
     _set_common(socket, LANE_HWM[lane])
     socket.setsockopt(zmq.ROUTING_ID, routing_id)
-    socket.setsockopt(zmq.RECONNECT_IVL, 100)
+    socket.setsockopt(zmq.RECONNECT_IVL, 20)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
     socket.setsockopt(zmq.CONNECT_TIMEOUT, 5000)
     if keys is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import zmq
 
 from bloombee.errors import AuthenticationError, RemoteProtocolError
-from bloombee.transport.lanes import LanePort
 from bloombee.types import Lane
 from bloombee.wire.envelope import decode_header
 from bloombee.wire.messages import Join
@@ -51,7 +50,7 @@ def read_join(routing_id: bytes, header: Buffer, num_bytes: int, *, alone: bool)
     return message
 
 
-def handshake_error(port: LanePort, event: int) -> AuthenticationError:
+def handshake_error(endpoint: str, key: bytes, event: int) -> AuthenticationError:
     """The typed error for a handshake of a dialled lane that did not come to an end."""
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         what = "does not let this key in (yet): join with a token first, or wait until the head has told it of this worker"
@@ -59,4 +58,4 @@ def handshake_error(port: LanePort, event: int) -> AuthenticationError:
         what = "does not speak CURVE: one side was started with encryption off, or the port is not a BloomBee process"
     else:
         what = "broke off the handshake: it does not have the key this side was told (an old token?), or it is something else"
-    return AuthenticationError(f"{port.endpoint} {what}", endpoint=port.endpoint, key=port.key.hex())
+    return AuthenticationError(f"{endpoint} {what}", endpoint=endpoint, key=key.hex())

@@ -96,7 +96,7 @@ class _Turncoat(WorkerRole):
     ],
     ids=["verdict before ready", "other pipeline", "close", "forward", "profile of another epoch"],
 )
-def test_a_worker_that_says_what_it_must_not_is_refused_and_the_head_lives(message: Any) -> None:
+def test_a_worker_that_says_what_it_must_not_is_told_why_and_is_in_no_longer_and_the_head_lives(message: Any) -> None:
     async def use() -> None:
         runtime = bloombee.Runtime("demo", remote_workers=1, dtype="float32", load_deadline_s=60)
         await runtime.prepare()
@@ -107,11 +107,12 @@ def test_a_worker_that_says_what_it_must_not_is_refused_and_the_head_lives(messa
         try:
             with pytest.raises(bloombee.BloomBeeError) as caught:
                 await asyncio.wait_for(runtime.ready(), 30)
-            assert "enough" in str(caught.value)
+            is_late = isinstance(message, Profiled | Verdict)  # of an epoch that does not run: that costs nothing
+            assert ("enough" if is_late else "it broke the protocol") in str(caught.value)
             async with asyncio.timeout(10):
                 while not turncoat.heard:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
-            assert [refused.code for refused in turncoat.heard] in (["RemoteProtocolError"], ["StalePlan"])
+            assert turncoat.heard[0].code == ("StalePlan" if is_late else "RemoteProtocolError")
         finally:
             await runtime.close()
             await asyncio.gather(serving, return_exceptions=True)

@@ -14,12 +14,20 @@ import uvloop
 from relay_kit import Relay
 from transport_kit import SWARM, Side, forward, linked, sides
 
-from bloombee.errors import AddressInUse, AuthenticationError, ConfigError, LinkDown, LocalProtocolError, QueueFull
+from bloombee.errors import (
+    AddressInUse,
+    AuthenticationError,
+    ConfigError,
+    LinkDown,
+    LocalProtocolError,
+    QueueFull,
+    RemoteProtocolError,
+)
 from bloombee.transport import LinkEventKind
 from bloombee.transport import keys as key_files
 from bloombee.transport.keys import generate
 from bloombee.types import Lane
-from bloombee.wire.messages import Heartbeat, Join, Joined
+from bloombee.wire.messages import Heartbeat, Join, Joined, Refused
 
 Main = Callable[[], Coroutine[Any, Any, None]]
 both_loops = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
@@ -352,6 +360,24 @@ def test_key_files_that_others_can_use_are_refused(tmp_path: Path, mode: int) ->
     path.chmod(mode)
     with pytest.raises(ConfigError, match="chmod 600"):
         key_files.load(path)
+
+
+def test_who_breaks_a_rule_that_only_the_owner_knows_is_told_and_loses_the_link() -> None:
+    async def use() -> None:
+        async with sides({"bind": True}, {}) as (a, b):
+            link = await linked(a, b)
+            b.endpoint.send(link, Lane.CONTROL, Heartbeat(1))
+            await a.until(lambda: a.said(Heartbeat), "the link is known")
+            a.endpoint.expel(link, RemoteProtocolError("beyond its credit", path="$.frame"))
+            await b.until(lambda: b.said(Refused), "it is told why")
+            assert b.said(Refused)[0].fields["message"] == "beyond its credit"
+            assert a.event(LinkEventKind.REFUSED).link == link
+            with pytest.raises(LinkDown):
+                a.endpoint.send(link, Lane.CONTROL, Heartbeat(2))
+            a.endpoint.expel(link, RemoteProtocolError("again"))  # changes nothing
+            assert a.kinds(link).count(LinkEventKind.REFUSED) == 1
+
+    asyncio.run(use())
 
 
 def test_damaged_key_files(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ from bloombee.types import SamplingParams
         ("kv_tokens", 15),
         ("max_waiting", 0),
         ("heartbeat_s", float("nan")),
-        ("silence_s", 0.9),
+        ("silence_s", 0.19),
         ("step_deadline_s", float("inf")),
         ("load_deadline_s", "60"),
         ("curve", 1),

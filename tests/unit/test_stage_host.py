@@ -9,31 +9,43 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bloombee.codec.checksum import crc32c
 from bloombee.codec.choice import CodecMode
 from bloombee.codec.fit import fit
 from bloombee.codec.table import Table
-from bloombee.errors import BloomBeeError, CorruptPayload, LinkDown, LocalProtocolError, QueueFull, RemoteProtocolError
+from bloombee.config import WorkerConfig
+from bloombee.errors import (
+    BloomBeeError,
+    ConfigError,
+    CorruptPayload,
+    LinkDown,
+    LocalProtocolError,
+    QueueFull,
+    RemoteProtocolError,
+)
 from bloombee.links.estimator import LinkEstimator
 from bloombee.links.window import BulkWindow
 from bloombee.pipeline.work import Outcome, Work
 from bloombee.roles.coding import Payload, Receiver, Sender
 from bloombee.roles.log_file import LogFile
 from bloombee.roles.neighbours import GREETINGS, Neighbours
-from bloombee.roles.next_worker import SILENCE_FACTOR
-from bloombee.roles.stage_host import StageHost
+from bloombee.roles.stage_host import MOST_DAMAGED, StageHost
 from bloombee.roles.stages import Stages
 from bloombee.roles.work_thread import WorkThread
 from bloombee.roles.worker import WorkerRole
-from bloombee.transport.link_events import LinkEvent, LinkEventKind
+from bloombee.transport.link_events import Counters, LinkEvent, LinkEventKind
 from bloombee.types import Dtype, Lane, Phase
-from bloombee.wire.envelope import TensorHeader
-from bloombee.wire.liveness import grace_s
+from bloombee.wire.envelope import Envelope, TensorHeader
+from bloombee.wire.liveness import LoopClock, grace_s
 from bloombee.wire.messages import (
     PROTOCOL_VERSION,
     Ack,
+    Close,
     CodecTable,
     Forward,
+    Gap,
     Group,
+    Heartbeat,
     Hello,
     Item,
     Joined,
@@ -51,10 +63,11 @@ from bloombee.wire.messages import (
     Welcome,
     Wire,
 )
+from bloombee.wire.token import JoinToken, encode_token
 
 SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
 HEAD_LINK, HOP = b"h" * 16, b"n" * 16
-SILENCE_S = 3.0
+SILENCE_S = 0.675
 
 
 class _Endpoint:
@@ -63,7 +76,9 @@ class _Endpoint:
     def __init__(self) -> None:
         self.sent: list[tuple[bytes, Lane, Any]] = []
         self.refuse: Callable[[Any], Exception | None] = lambda _: None
+        self.expelled: list[tuple[bytes, BloomBeeError]] = []
         self.window = BulkWindow()
+        self.lanes = {lane: Counters() for lane in Lane}
         self.sent_bytes = 1
 
     def send(self, link: bytes, lane: Lane, message: Any, tensors: Any = (), payloads: Any = ()) -> int:
@@ -71,9 +86,21 @@ class _Endpoint:
         if error is not None:
             raise error
         self.sent.append((link, lane, message))
+        if link == HOP:
+            self.lanes[lane].bytes_out += self.sent_bytes
         return self.sent_bytes
 
+    def counters(self, _: bytes, lane: Lane) -> Counters:
+        return self.lanes[lane]
+
+    def pending_bytes(self, *_: Any) -> int:
+        return 0
+
     def dial(self, *_: Any) -> None: ...
+    def allow(self, *_: Any) -> None: ...
+    def expel(self, link: bytes, error: BloomBeeError) -> None:
+        self.expelled.append((link, error))
+
     def estimator(self, _: bytes) -> LinkEstimator:
         return LinkEstimator()
 
@@ -113,19 +140,29 @@ class _Stage:
     """The first of two, greeted by the next, with a clock that stands."""
 
     def __init__(self) -> None:
+        self._open(0, 1)
+        peer = Peer(2, "tcp://127.0.0.1:1", bytes(32), HOP)
+        self.host.wire(Wire(1, 1, 1, 0, 2, 8, 64, None, peer, False))
+        for lane in Lane:
+            self.welcome(lane)
+        self.said(Lane.CONTROL, Resume(1, 1, ()))
+
+    def _open(self, start: int, stop: int) -> None:
         self.now = 100.0
+        self.clock = LoopClock(0.025)
+        self.clock.tick(self.now)
         self.endpoint, self.device = _Endpoint(), _Device()
-        group, peer = Group(0, 64), Peer(2, "tcp://127.0.0.1:1", bytes(32), HOP)
         self.neighbours = Neighbours(
             self.endpoint,  # type: ignore[arg-type]
             swarm=1,
             worker=1,
-            heartbeat_s=0.5,
+            clock=self.clock,
+            heartbeat_s=0.1,
             silence_s=SILENCE_S,
             now=lambda: self.now,
         )
         self.host = StageHost(
-            Load(1, 0, 1, 2, "m", bytes(16), (), "float32", (group,), 4, 0, None),
+            Load(1, start, stop, 2, "m", bytes(16), (), "float32", (Group(0, 64),), 4, 0, None),
             endpoint=self.endpoint,  # type: ignore[arg-type]
             head_link=HEAD_LINK,
             device=self.device,  # type: ignore[arg-type]
@@ -134,10 +171,6 @@ class _Stage:
             now=lambda: self.now,
         )
         self.device.loaded(0, 0)
-        self.host.wire(Wire(1, 1, 1, 0, 2, 8, 64, None, peer, False))
-        for lane in Lane:
-            self.welcome(lane)
-        self.said(Lane.CONTROL, Resume(1, 1, ()))
 
     def welcome(self, lane: Lane) -> None:
         sent = [message for _, on, message in self.endpoint.sent if isinstance(message, Hello) and on is lane][-1].sent_ns
@@ -148,6 +181,8 @@ class _Stage:
         self.neighbours.heard(HOP)
         if isinstance(message, GREETINGS):
             self.neighbours.greeted(HOP, lane, message)
+        elif isinstance(message, Heartbeat):
+            self.neighbours.beat(HOP, message)
         else:
             self.host.received(HOP, message, None)
 
@@ -162,10 +197,18 @@ class _Stage:
         payload = payload or (TensorHeader("float32", (1, 1), 0, 4, 4, 0), bytes(4))
         on_done(Outcome(work.number, hidden=payload))
 
-    def pass_s(self, seconds: float) -> None:
-        for _ in range(round(seconds / 0.1)):
-            self.now += 0.1
-            self.tick()
+    def pass_s(self, seconds: float, *, answered: bool = True) -> None:
+        """The next worker gives every heartbeat back at once, or says nothing."""
+        for count in range(round(seconds / 0.025)):
+            self.now += 0.025
+            self.clock.tick(self.now)
+            if count % 4 == 3:
+                self.tick()
+            before = len(self.endpoint.sent)
+            self.neighbours.look(self.now)
+            for _, lane, message in self.endpoint.sent[before:]:
+                if answered and isinstance(message, Heartbeat):
+                    self.said(lane, message)
 
     def tick(self) -> None:
         self.neighbours.tick(self.now)
@@ -175,9 +218,26 @@ class _Stage:
         self.neighbours.event(HOP, LinkEvent(kind, HOP, lane, LinkDown("x")))  # type: ignore[arg-type]
 
 
-def _run(use: Callable[[_Stage], None]) -> None:
+class _Last(_Stage):
+    """The last of two, greeted by the first."""
+
+    def __init__(self) -> None:
+        self._open(1, 2)
+        self.device.receiver = Receiver(Dtype.FLOAT32, 1)
+        self.host.wire(Wire(1, 1, 1, 1, 2, 8, 64, Peer(1, "", bytes(32), HOP), None, False))
+        for lane in Lane:
+            self.said(lane, Hello(PROTOCOL_VERSION, 1, 1, "s", (0,), 0))
+        self.host.received(HEAD_LINK, Resume(1, 1, ()), None)
+
+    def rows(self, frame: int, *, checksum: int) -> None:
+        item = Item(frame, 0, 0, bytes(4), 1, Opening(1, SAMPLING, 8, ()), None)
+        payload = TensorHeader(Dtype.FLOAT32, (1, 1), 0, 4, 4, checksum), b"rows"
+        self.host.received(HOP, Forward(1, 1, frame, frame, int(Phase.DECODE), (item,)), payload)
+
+
+def _run(use: Callable[[Any], None], kind: type[_Stage] = _Stage) -> None:
     async def inside() -> None:
-        use(_Stage())
+        use(kind())
 
     asyncio.run(inside())
 
@@ -230,9 +290,7 @@ def test_a_link_that_comes_back_in_time_loses_nothing_and_is_greeted_anew() -> N
         stage.event(LinkEventKind.CONNECTED, Lane.BULK)
         assert [lane for _, lane, message in stage.endpoint.sent if isinstance(message, Hello)] == [Lane.CONTROL, Lane.BULK]
         assert len(stage.endpoint.of(Forward)) == 1
-        for _ in range(100):
-            stage.pass_s(0.1)
-            stage.welcome(Lane.CONTROL)
+        stage.pass_s(10.0)
         assert stage.host.reporter.error is None
 
     _run(use)
@@ -261,53 +319,157 @@ def test_a_port_that_refuses_is_proof_at_once() -> None:
 
 def test_a_hop_over_which_nothing_is_answered_is_lost_though_its_connections_stand() -> None:
     def use(stage: _Stage) -> None:
-        stage.pass_s(10 * SILENCE_S)  # before there is work the next one may be loading
-        assert stage.host.reporter.error is None
-        stage.forward(0)
-        stage.pass_s(SILENCE_FACTOR * SILENCE_S - 0.1)
-        stage.welcome(Lane.CONTROL)
-        stage.pass_s(SILENCE_FACTOR * SILENCE_S - 0.1)
-        assert stage.host.reporter.error is None
+        stage.pass_s(0.5, answered=False)
+        stage.pass_s(1.0)
+        stage.pass_s(0.5, answered=False)
         stage.now += 60.0  # this process stood still
-        stage.tick()
+        stage.clock.tick(stage.now)
+        stage.neighbours.look(stage.now)
         assert stage.host.reporter.error is None
-        stage.pass_s(SILENCE_FACTOR * SILENCE_S + 0.2)
-        assert isinstance(stage.host.reporter.error, LinkDown)
+        stage.pass_s(0.3, answered=False)
+        (failed,) = stage.endpoint.of(StageFailed)
+        assert failed.fields["peer"] == 2
 
     _run(use)
 
 
 def test_a_large_frame_that_crosses_a_slow_wire_excuses_the_silence_behind_it() -> None:
     def use(stage: _Stage) -> None:
+        stage.pass_s(1.0)
         stage.endpoint.sent_bytes = 1_000_000
         stage.forward(0)
         stage.compute()
-        stage.pass_s(60.0)  # nothing is known of the bandwidth: it may take minutes
+        stage.endpoint.sent_bytes = 1
+        stage.pass_s(16.0, answered=False)  # nothing is known of the bandwidth: it may take as long
         assert stage.host.reporter.error is None
-        stage.said(Lane.CONTROL, Ack(1, 1, Lane.CONTROL, 1, (), 9, 0))
-        stage.pass_s(SILENCE_FACTOR * SILENCE_S + 0.2)
+        stage.pass_s(0.3)
+        stage.pass_s(SILENCE_S + 0.1, answered=False)
         assert isinstance(stage.host.reporter.error, LinkDown)
 
     _run(use)
 
 
-def test_a_bug_in_a_worker_is_told_to_the_head() -> None:
-    from bloombee.config import WorkerConfig
-    from bloombee.wire.token import JoinToken, encode_token
+def test_who_is_asked_whether_it_is_there_gives_the_question_back() -> None:
+    def use(stage: _Stage) -> None:
+        stage.said(Lane.CONTROL, Heartbeat(7))
+        assert stage.endpoint.sent[-1] == (HOP, Lane.CONTROL, Heartbeat(7))
 
+    _run(use, _Last)
+
+
+def test_a_damaged_frame_is_not_taken_and_its_rows_are_asked_for_again() -> None:
+    def use(stage: _Last) -> None:
+        right = crc32c(b"rows")
+        stage.rows(0, checksum=right ^ 1)
+        assert not stage.device.works
+        assert stage.endpoint.sent[-1] == (HOP, Lane.CONTROL, Gap(1, 1, 0, 0, 0))
+        stage.rows(0, checksum=right)
+        assert [work.microbatch for work, _ in stage.device.works] == [0]
+        assert stage.host.reporter.error is None
+
+    _run(use, _Last)
+
+
+def test_who_sends_nothing_but_damaged_frames_is_charged_with_them() -> None:
+    def use(stage: _Last) -> None:
+        for _ in range(MOST_DAMAGED):
+            stage.rows(0, checksum=1)
+        with pytest.raises(RemoteProtocolError):
+            stage.rows(0, checksum=1)
+        assert stage.host.reporter.error is None
+
+    _run(use, _Last)
+
+
+def test_activations_of_another_boundary_are_their_senders_fault() -> None:
+    def use(stage: _Last) -> None:
+        stage.device.receiver = Receiver(Dtype.BFLOAT16, 1)
+        with pytest.raises(RemoteProtocolError):
+            stage.rows(0, checksum=crc32c(b"rows"))
+        assert not stage.device.works
+
+    _run(use, _Last)
+
+
+@pytest.mark.parametrize("kind", [_Stage, _Last])
+def test_a_neighbour_that_breaks_a_rule_is_told_to_the_head_as_its_own_fault_once(kind: type[_Stage]) -> None:
+    def use(stage: _Stage) -> None:
+        for _ in range(2):
+            refused = LinkEvent(LinkEventKind.REFUSED, HOP, Lane.CONTROL, RemoteProtocolError("a lie"))
+            stage.neighbours.event(HOP, refused)
+
+        def gone(*_: Any) -> Any:
+            raise LinkDown("no such link")
+
+        stage.endpoint.bulk_window = stage.endpoint.counters = stage.endpoint.estimator = gone  # type: ignore[method-assign]
+        stage.pass_s(5.0)
+        (failed,) = stage.endpoint.of(StageFailed)
+        assert failed.fields["peer"] == (2 if kind is _Stage else 1)
+        assert "it broke the protocol: a lie" in failed.fields["message"]
+        stage.host.head_restored()
+        assert stage.endpoint.of(StageFailed) == [failed, failed]  # the first may have been lost with the connection
+
+    _run(use, kind)
+
+
+def test_an_address_that_nobody_can_dial_is_charged_to_who_told_it() -> None:
+    def use(stage: _Stage) -> None:
+        def dial(*_: Any) -> None:
+            raise ConfigError("cannot dial")
+
+        stage.endpoint.dial = dial  # type: ignore[method-assign]
+        stage.host.wire(Wire(1, 2, 2, 0, 2, 8, 64, None, Peer(9, "tcp://x", bytes(32), b"x" * 16), False))
+        (failed,) = stage.endpoint.of(StageFailed)
+        assert (failed.epoch, failed.fields["peer"]) == (2, 9)
+        assert not stage.host.reporter.is_over
+
+    _run(use)
+
+
+def _worker(stage: _Stage) -> WorkerRole:
     token = encode_token(JoinToken(key=bytes(32), secret=bytes(24), endpoints=("tcp://127.0.0.1:1",)))
+    worker = WorkerRole(WorkerConfig(join=token))
+    worker._endpoint = stage.endpoint  # type: ignore[assignment]
+    worker._stages = Stages(
+        worker._config,
+        joined=Joined(1, 1, 0.1, SILENCE_S),
+        endpoint=stage.endpoint,  # type: ignore[arg-type]
+        head_link=HEAD_LINK,
+        clock=stage.clock,
+        log_bytes=0,
+        open_trace=lambda *_: None,
+    )
+    worker._stages._neighbours = stage.neighbours
+    worker._stages._hosts[1] = [stage.host]
+    return worker
 
+
+@pytest.mark.parametrize(
+    ("message", "is_expelled"),
+    [
+        (Forward(1, 1, 99, 99, int(Phase.DECODE), ()), True),
+        (Ack(1, 1, Lane.CONTROL, 7, (), 9, 0), True),
+        (Close(1, 1, (1,), 0), True),
+        (Resume(1, 0, ()), False),
+    ],
+    ids=["beyond its credit", "of frames never sent", "over a link that may not", "of an earlier epoch"],
+)
+def test_what_a_neighbour_says_wrongly_costs_its_link_and_nothing_else(message: Any, is_expelled: bool) -> None:
+    def use(stage: _Last) -> None:
+        worker = _worker(stage)
+        stage.endpoint.sent.clear()
+        worker._received(HOP, Lane.CONTROL, Envelope(1, message, ()), [])
+        assert [link for link, _ in stage.endpoint.expelled] == [HOP] * is_expelled
+        assert bool(stage.endpoint.of(Refused)) is not is_expelled
+        assert stage.host.reporter.error is None
+
+    _run(use, _Last)
+
+
+def test_a_bug_in_a_worker_is_told_to_the_head() -> None:
     async def inside() -> None:
-        worker, stage = WorkerRole(WorkerConfig(join=token)), _Stage()
-        worker._stages = Stages(
-            worker._config,
-            joined=Joined(1, 1, 0.5, SILENCE_S),
-            endpoint=stage.endpoint,  # type: ignore[arg-type]
-            head_link=HEAD_LINK,
-            log_bytes=0,
-            open_trace=lambda *_: None,
-        )
-        worker._stages._hosts[1] = [stage.host]
+        stage = _Stage()
+        worker = _worker(stage)
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(worker._bug)
         done = asyncio.Event()

@@ -48,20 +48,18 @@ from bloombee.pipeline.swarm.member import Member
 from bloombee.pipeline.swarm.orders import Orders
 from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest, fits
 from bloombee.plan.plan import Plan, StagePlan
-from bloombee.types import Lane, WorkerId
-from bloombee.wire.messages import Heartbeat, Loaded, Loading, StageFailed, Wired
+from bloombee.types import WorkerId
+from bloombee.wire.messages import Loaded, Loading, StageFailed, Wired
 
-LOADING_PATIENCE = 10
-"""While a worker loads it may hold its interpreter's lock: it may be silent for so many times as long."""
 REPEAT_S = 2.0
 """An order that is not answered is said again after so long."""
+STALL_S = 1.0
+"""Between two ticks: time that was not this process's."""
 Event = WorkerJoined | WorkerSaid | WorkerAway | WorkerRestored | WorkerGone | Tick
 
 
 @dataclass(frozen=True, slots=True)
 class SwarmLimits:
-    heartbeat_s: float
-    silence_s: float
     load_deadline_s: float
     """Without any progress."""
 
@@ -83,7 +81,6 @@ class SwarmCore:
     _is_wiring: bool = False
     _workers: dict[WorkerId, Member] = field(default_factory=dict)
     _orders: Orders = field(init=False)
-    _beats: int = 0
     _awaited_since: float | None = None
     _ticked_at: float = 0.0
 
@@ -125,8 +122,10 @@ class SwarmCore:
         """Workers without a stage, in the order in which they joined; empty before the first plan."""
         return tuple(one for one in self._workers if self.stage_of(one) is None) if self.plan is not None else ()
 
-    def _is_loading(self, worker: Member) -> bool:
-        return self.stage_of(worker.id) is not None and not worker.is_loaded
+    def is_loading(self, worker_id: WorkerId) -> bool:
+        """A worker that loads may hold its interpreter's lock for long: only its progress counts then."""
+        worker = self._workers.get(worker_id)
+        return worker is not None and not worker.is_loaded and self.stage_of(worker_id) is not None
 
     def _stage_plan(self, worker: WorkerId) -> StagePlan | None:
         stages = self.plan.stages if self.plan is not None else ()
@@ -137,9 +136,7 @@ class SwarmCore:
     def _joined(self, event: WorkerJoined) -> list[Command]:
         if event.worker in self._workers:
             raise LocalProtocolError(f"worker {event.worker} joined twice")
-        self._workers[event.worker] = Member(
-            event.worker, event.name, event.endpoint, event.key, event.memory_bytes, heard_at=event.now
-        )
+        self._workers[event.worker] = Member(event.worker, event.name, event.endpoint, event.key, event.memory_bytes)
         return self._plan_if_complete(event.now)
 
     def _plan_if_complete(self, now: float) -> list[Command]:
@@ -173,11 +170,8 @@ class SwarmCore:
         worker = self._workers.get(worker_id)
         if worker is None:
             raise RemoteProtocolError(f"worker {worker_id} is not in the swarm")
-        worker.heard_at = now
         plan, stage = self.plan, self._stage_plan(worker_id)
         match message:
-            case Heartbeat():
-                return []
             case Loading(loaded_bytes=loaded, total_bytes=total) if stage is not None:
                 worker.progress_at = now
                 return [ReportProgress(worker_id, stage.index, loaded, total)]
@@ -292,20 +286,11 @@ class SwarmCore:
 
     def _tick(self, now: float) -> list[Command]:
         commands: list[Command] = []
-        if self._ticked_at and now - self._ticked_at > 2 * self.limits.heartbeat_s:
+        if self._ticked_at and now - self._ticked_at > STALL_S:
             # It was this process that stood still: what the workers said meanwhile has yet to be read.
             for worker in self._workers.values():
-                worker.heard_at = worker.progress_at = now
+                worker.progress_at = now
         self._ticked_at = now
-        for worker in list(self._workers.values()):
-            silence_s = self.limits.silence_s * (LOADING_PATIENCE if self._is_loading(worker) else 1)
-            if now - worker.heard_at > silence_s:
-                error = LinkDown(f"worker {worker.name!r} has been silent for {now - worker.heard_at:.1f} s", worker=worker.name)
-                commands += [Dismiss(worker.id, error), *self._gone(worker.id, f"silent for {now - worker.heard_at:.1f} s", now)]
-            elif now - worker.spoke_at >= self.limits.heartbeat_s:
-                worker.spoke_at = now
-                self._beats += 1
-                commands.append(Send(worker.id, Lane.CONTROL, Heartbeat(count=self._beats)))
         if self.error is None and not self.is_up:
             commands += self._look_for_stuck(now)
         if self.plan is not None and self.error is None and not self.is_up:
@@ -317,7 +302,7 @@ class SwarmCore:
         limit = self.limits.load_deadline_s
         if self._awaited_since is None:
             self._awaited_since = now
-        stuck = [w.name for w in self._workers.values() if self._is_loading(w) and now - w.progress_at > limit]
+        stuck = [w.name for w in self._workers.values() if self.is_loading(w.id) and now - w.progress_at > limit]
         if self.plan is None and not self.request.takes_others and now - self._awaited_since > limit:
             here = {worker.name for worker in self._workers.values()}
             stuck = [name for name in self.request.order if name not in here]

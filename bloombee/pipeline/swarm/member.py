@@ -16,8 +16,6 @@ class Member:
     endpoint: str
     key: bytes
     memory_bytes: int
-    heard_at: float
-    spoke_at: float = 0.0
     is_away: bool = False
     """Its connection is broken and may come back."""
     is_loaded: bool = False
