@@ -267,11 +267,11 @@ class Killer:
             os.kill(runtime.worker_pids[runtime.plan.stages[kill.stage].worker], signal.SIGKILL)
             lost_at = await mesh.until(SwarmEventKind.LOST, before[SwarmEventKind.LOST] + number)
             await mesh.until(SwarmEventKind.PLANNED, before[SwarmEventKind.PLANNED] + number)
-        wiring_at = await mesh.until(SwarmEventKind.WIRING, before[SwarmEventKind.WIRING] + 1)
         up_at = await mesh.until(SwarmEventKind.UP, before[SwarmEventKind.UP] + 1)
         kill.detect_s = _between(killed_at, lost_at)
-        kill.load_s = _between(lost_at, wiring_at)
-        kill.wire_s = _between(wiring_at, up_at)
+        loaded_at = mesh.loaded_at.get(runtime.plan.stages[kill.stage].worker)
+        kill.load_s = _between(lost_at, loaded_at)
+        kill.wire_s = _between(loaded_at, up_at)
         return up_at
 
     async def _ask(self, mesh: Mesh, number: int, times: list[float]) -> list[int]:

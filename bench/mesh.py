@@ -16,7 +16,7 @@ from bench.shapes import Shape
 from bloombee.config import LocalWorker
 from bloombee.plan.network import HEAD_NODE, parse_network
 from bloombee.runtime import Runtime
-from bloombee.types import SwarmEvent, SwarmEventKind
+from bloombee.types import LoadProgress, SwarmEvent, SwarmEventKind, WorkerId
 from tools.wan_network import Network
 
 
@@ -39,6 +39,8 @@ class Mesh:
         self.spec = spec
         self.runtime: Runtime
         self.events: list[SwarmEvent] = []
+        self.loaded_at: dict[WorkerId, float] = {}
+        """When each had its whole span, by ``time.monotonic``."""
         self._news = asyncio.Event()
         self._stack = AsyncExitStack()
 
@@ -79,6 +81,7 @@ class Mesh:
             spares=spec.spares,
             listen=network.listen(HEAD_NODE),
             local_workers=[*places[: spec.stages], *spares],
+            on_progress=self._progress,
             **spec.settings,
         )
         await self._stack.enter_async_context(self.runtime)
@@ -86,6 +89,10 @@ class Mesh:
         self._stack.push_async_callback(_end, listening)
         await self.until(SwarmEventKind.JOINED, len(names))
         await self.until(SwarmEventKind.UP, 1)
+
+    def _progress(self, progress: LoadProgress) -> None:
+        if progress.phase == "loading" and 0 < progress.total_bytes == progress.loaded_bytes:
+            self.loaded_at[progress.worker] = time.monotonic()
 
     async def _listen(self) -> None:
         async for event in self.runtime.events():

@@ -6,7 +6,7 @@ sequences hold 1,024 tokens the worker of a stage is ended by SIGKILL. From then
 detect      until the loss was known; at most 0.3 s: who started a process sees its end.
 load        until the spare had its weights; at most 1.15 times what a fresh worker takes alone for the same span, the round trip
             of the order counted in both.
-wire        until each stage knew its new neighbours.
+wire        until each stage knew its new neighbours, and the head that.
 replay      until the first token after that: what the spare lacks is said again, and computed again there.
 
 All in all: detect + load + 1.2 x max(bytes / bandwidth, prefill) + 0.3 s, the bytes being what crosses to the spare again,
@@ -172,9 +172,9 @@ async def _kill(mesh: Mesh, found: Recovery, tokens: Sequence[_Tokens], asked: S
     killed_at = time.monotonic()
     os.kill(mesh.runtime.worker_pids[mesh.runtime.plan.stages[found.stage].worker], signal.SIGKILL)
     lost_at = await mesh.until(SwarmEventKind.LOST, 1)
-    wiring_at = await mesh.until(SwarmEventKind.WIRING, 2)
     up_at = await mesh.until(SwarmEventKind.UP, 2)
-    if lost_at is None or wiring_at is None or up_at is None:
+    loaded_at = mesh.loaded_at.get(mesh.runtime.plan.stages[found.stage].worker)
+    if lost_at is None or loaded_at is None or up_at is None:
         found.failed = "nobody took the lost worker's place"
         return
     with contextlib.suppress(TimeoutError):
@@ -184,8 +184,8 @@ async def _kill(mesh: Mesh, found: Recovery, tokens: Sequence[_Tokens], asked: S
     if first is None:
         found.failed = "no token came any more"
         return
-    found.detect_s, found.load_s = lost_at - killed_at, wiring_at - lost_at
-    found.wire_s, found.replay_s = up_at - wiring_at, first - up_at
+    found.detect_s, found.load_s = lost_at - killed_at, loaded_at - lost_at
+    found.wire_s, found.replay_s = up_at - loaded_at, first - up_at
 
 
 async def _until(condition: Any, asked: Sequence[asyncio.Future[None]]) -> None:
