@@ -17,7 +17,9 @@ from typing import Any
 
 import psutil
 
+from bench.program import BenchError
 from bench.spread import interval
+from bloombee.config import LocalWorker
 from bloombee.pipeline.stage import LOG_BYTES
 from bloombee.runtime import Runtime
 
@@ -30,8 +32,8 @@ LEAST_RATIO = 0.98
 MEMORY_SLACK = 1.05
 """Of the log's budget: allocators round."""
 SETTINGS: dict[str, Any] = {"workers": WORKERS, "threads": 1, "pace": PACE, "microbatches": 3, "codec": "off"}
-OFF: dict[str, Any] = {}
-"""Settings of a swarm without a log."""
+OFF: dict[str, Any] = {name: 0 for name in ("log_memory_bytes", "log_disk_bytes") if name in LocalWorker.__dataclass_fields__}
+"""Of a worker without a log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +65,16 @@ async def measure_log(pairs: int, on_pair: Callable[[], None]) -> LogCost:
         on_pair: called after each.
 
     Raises:
+        BenchError: workers always keep a log.
         BloomBeeError: a swarm cannot be started or does not answer.
     """
+    if not OFF:
+        raise BenchError("workers of this version cannot do without a log: there is nothing to compare with")
     ratios: list[float] = []
-    async with Runtime(MODEL, **SETTINGS) as kept, Runtime(MODEL, **SETTINGS, **OFF) as bare:
+    async with (
+        Runtime(MODEL, **SETTINGS) as kept,
+        Runtime(MODEL, **SETTINGS, local_workers=[LocalWorker(**OFF)] * WORKERS) as bare,
+    ):
         for runtime in (kept, bare):
             await tokens_per_s(runtime)
         for pair in range(pairs):
