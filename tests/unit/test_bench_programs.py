@@ -46,6 +46,7 @@ BAD = [
     ("hops", ["--json", str(ROOT)], "Is a directory"),
     ("hops", ["--dtype", "int8"], "dtype = 'int8'"),
     ("hops", ["--model", "standin:1024x2"], "3 workers for 2 layers"),
+    ("long_prompts", ["--lengths", "40000"], "must be a whole number from 1 to 32760"),
     ("meter", ["--profiles", "moon"], "unknown profile 'moon'"),
     ("meter", ["--traffics", "moon"], "'moon': there are bulk"),
     ("micro", ["--rounds", "9"], "whole number from 10"),
