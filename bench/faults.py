@@ -1,17 +1,18 @@
 """Workers that are killed while requests run: nothing may be lost, doubled or changed, and what recovering takes and costs.
 
-    python bench/faults.py                                   all four below, at most 20 minutes
+    python bench/faults.py                                   all five below, at most 20 minutes
     python bench/faults.py --kills 60 --json kills.jsonl     the same command goes on where it was interrupted, or --budget ended
     python bench/faults.py --simulate 1000
     python bench/faults.py --recovery 3
+    python bench/faults.py --stalls 1
     python bench/faults.py --log-cost 20
 
 --kills: a Runtime of three workers of the demo model (fp32) behind emulated links, with spares, answers 16 requests at once;
 a worker with a stage is ended by SIGKILL while prompts are read, while all decode, or while its successor loads. Every answer
 is compared with the undisturbed run's (bench/same.py has the rule, and how many tokens a claim needs). --simulate: the same
 cores under a virtual clock, with frames and orders lost, doubled and late; tokens must be the oracle's. --recovery: the parts
-of a recovery against their bounds (bench/recovery.py). --log-cost: throughput and memory with the log of activations and
-without (bench/log_cost.py).
+of a recovery against their bounds (bench/recovery.py). --stalls: what must cost nothing (bench/stalls.py). --log-cost:
+throughput and memory with the log of activations and without (bench/log_cost.py).
 
 Exit status 1: something is beyond its bound, could not be measured, or is not done yet.
 """
@@ -35,6 +36,7 @@ if __name__ == "__main__":
 
 from bench.arguments import OptionError, Parser, check_file, seconds, whole
 from bench.churn import simulate
+from bench.exact import Reference
 from bench.kills import MOST_TOKENS, Kill, Killer, KillLog, Series, kills_table, tokens_for
 from bench.log_cost import LEAST_RATIO, MODEL, PACE, measure_log
 from bench.mesh import require_steady
@@ -42,15 +44,19 @@ from bench.profiles import load_profile
 from bench.program import BenchError, machine, program
 from bench.recovery import Recovery, measure_alone, recover, recovery_table, weights_on_disk
 from bench.same import TOKENS_A_FLIP, Comparison
+from bench.stalls import DEEDS, Stall, disturb, expected_of, stalls_table
+from bench.stalls import MODEL as STALLED_MODEL
 from bloombee.config import RuntimeConfig
 from bloombee.errors import BloomBeeError
 from bloombee.pipeline.stage import LOG_BYTES
+from bloombee.types import Dtype
 from tools.wan_native import WanError, build
 
-KILLS, SIMULATED, RECOVERIES, PAIRS = 12, 100, 3, 20
+KILLS, SIMULATED, RECOVERIES, STALLS, PAIRS = 12, 100, 3, 1, 20
 """Without arguments."""
 KILLS_BUDGET_S = 480.0
-"""Without arguments no kill is begun after so long."""
+"""Without arguments no kill is begun so long after the first."""
+STALLED_REQUESTS = 4
 FAILURES = (BenchError, BloomBeeError, WanError, OSError)
 Keep = Callable[[dict[str, Any]], None]
 
@@ -121,6 +127,30 @@ def run_recoveries(count: int, profile_name: str, seed: int, keep: Keep, progres
     return is_whole and not any(one.failed or one.reasons or one.over for one in found)
 
 
+def run_stalls(rounds: int, seed: int, keep: Keep, progress: Progress, console: Console) -> bool:
+    """As :func:`run_kills`."""
+    task = progress.add_task("stalls", total=rounds * len(DEEDS))
+    requests = Series(seed, 0, 0, load_profile("lan"), "cpu").requests()[:STALLED_REQUESTS]
+    found: list[Stall] = []
+    is_whole = True
+    with Reference(STALLED_MODEL, Dtype.FLOAT32) as reference:
+        expected = asyncio.run(expected_of(requests))
+        for number in list(range(len(DEEDS))) * rounds:
+            try:
+                found.append(asyncio.run(disturb(number, requests, expected, reference)))
+            except FAILURES as error:
+                console.print(f"{DEEDS[number][0]}: {error}")
+                keep({"mode": "stall", "what": DEEDS[number][0], "failed": str(error)})
+                is_whole = False
+            else:
+                keep({"mode": "stall", **found[-1].to_json()})
+                for reason in dict.fromkeys(found[-1].reasons):
+                    console.print(f"{DEEDS[number][0]}: {reason}")
+            progress.advance(task)
+    console.print(stalls_table(found))
+    return is_whole and all(one.is_good for one in found)
+
+
 def run_log_cost(pairs: int, keep: Keep, progress: Progress, console: Console) -> bool:
     """As :func:`run_kills`."""
     task = progress.add_task("log on and off", total=pairs)
@@ -142,9 +172,10 @@ def run_log_cost(pairs: int, keep: Keep, progress: Progress, console: Console) -
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--kills", type=whole(0, 10**4), metavar="N", help=f"of real workers; without any of these four: {KILLS}")
+    add("--kills", type=whole(0, 10**4), metavar="N", help=f"of real workers; without any of these five: {KILLS}")
     add("--simulate", type=whole(0, 10**6), metavar="N", help=f"simulated swarms; {SIMULATED}")
     add("--recovery", type=whole(0, 1000), metavar="N", help=f"recoveries that are timed, stage by stage; {RECOVERIES}")
+    add("--stalls", type=whole(0, 1000), metavar="ROUNDS", help=f"of all that must cost nothing; {STALLS}")
     add(
         "--log-cost",
         type=whole(0, 10**4),
@@ -169,19 +200,19 @@ def _parser() -> argparse.ArgumentParser:
 def _parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Raises OptionError, ConfigError or WanError for what cannot be run."""
     options = _parser().parse_args(words)
-    modes = ("kills", "simulate", "recovery", "log_cost")
+    modes = ("kills", "simulate", "recovery", "stalls", "log_cost")
     options.is_bare = all(getattr(options, mode) is None for mode in modes)
-    for mode, count in zip(modes, (KILLS, SIMULATED, RECOVERIES, PAIRS), strict=True):
+    for mode, count in zip(modes, (KILLS, SIMULATED, RECOVERIES, STALLS, PAIRS), strict=True):
         if getattr(options, mode) is None:
             setattr(options, mode, count if options.is_bare else 0)
     if not any(getattr(options, mode) for mode in modes):
-        raise OptionError("nothing is asked for: --kills, --simulate, --recovery or --log-cost with a number above 0")
+        raise OptionError("nothing is asked for: --kills, --simulate, --recovery, --stalls or --log-cost with a number above 0")
     for links in (options.links, options.recovery_links):
         require_steady(load_profile(links))
     RuntimeConfig(device=options.device)
     if options.json is not None:
         check_file(options.json)
-    if options.kills or options.recovery:
+    if options.kills or options.recovery or options.stalls:
         build()
     return options
 
@@ -208,6 +239,8 @@ def main() -> int:
             verdicts.append(run_simulated(options.simulate, options.seed, keep, progress, console))
         if options.recovery:
             verdicts.append(run_recoveries(options.recovery, options.recovery_links, options.seed, keep, progress, console))
+        if options.stalls:
+            verdicts.append(run_stalls(options.stalls, options.seed, keep, progress, console))
         if options.log_cost:
             verdicts.append(run_log_cost(options.log_cost, keep, progress, console))
     return int(not all(verdicts))

@@ -38,6 +38,7 @@ class Mesh:
     def __init__(self, spec: MeshSpec) -> None:
         self.spec = spec
         self.runtime: Runtime
+        self.network: Network
         self.events: list[SwarmEvent] = []
         self.loaded_at: dict[WorkerId, float] = {}
         """When each had its whole span, by ``time.monotonic``."""
@@ -63,7 +64,7 @@ class Mesh:
     async def _start(self) -> None:
         spec = self.spec
         names = [f"w{number}" for number in range(spec.stages + spec.spares)]
-        network = await asyncio.to_thread(Network(parse_network(_mesh(names, spec.profile))).__enter__)
+        self.network = network = await asyncio.to_thread(Network(parse_network(_mesh(names, spec.profile))).__enter__)
         self._stack.callback(network.close)
         places = [network.local_worker(name) for name in names]
         spares = [
