@@ -11,8 +11,9 @@
 a worker with a stage is ended by SIGKILL while prompts are read, while all decode, or while its successor loads. Every answer
 is compared with the undisturbed run's (bench/same.py has the rule, and how many tokens a claim needs). --simulate: the same
 cores under a virtual clock, with frames and orders lost, doubled and late; tokens must be the oracle's. --recovery: the parts
-of a recovery against their bounds (bench/recovery.py). --stalls: what must cost nothing (bench/stalls.py). --log-cost:
-throughput and memory with the log of activations and without (bench/log_cost.py).
+of a recovery against their bounds (bench/recovery.py). --stalls: what must cost nothing, and a hop that stays dark, which
+must be found (bench/stalls.py). --log-cost: throughput and memory with the log of activations and without
+(bench/log_cost.py).
 
 Exit status 1: something is beyond its bound, could not be measured, or is not done yet.
 """
@@ -25,6 +26,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +45,8 @@ from bench.mesh import require_steady
 from bench.profiles import load_profile
 from bench.program import BenchError, machine, program
 from bench.recovery import Recovery, measure_alone, recover, recovery_table, weights_on_disk
-from bench.same import TOKENS_A_FLIP, Comparison
-from bench.stalls import DEEDS, Stall, disturb, expected_of, stalls_table
+from bench.same import TOKENS_A_FLIP, Comparison, Request
+from bench.stalls import DARK_LINKS, DEEDS, DarkHop, Stall, darken, disturb, expected_of, hops_table, stalls_table
 from bench.stalls import MODEL as STALLED_MODEL
 from bloombee.config import RuntimeConfig
 from bloombee.errors import BloomBeeError
@@ -148,7 +150,22 @@ def run_stalls(rounds: int, seed: int, keep: Keep, progress: Progress, console: 
                     console.print(f"{DEEDS[number][0]}: {reason}")
             progress.advance(task)
     console.print(stalls_table(found))
-    return is_whole and all(one.is_good for one in found)
+    return _run_dark(rounds, requests, keep, console) and is_whole and all(one.is_good for one in found)
+
+
+def _run_dark(rounds: int, requests: Sequence[Request], keep: Keep, console: Console) -> bool:
+    hops: list[DarkHop] = []
+    is_whole = True
+    for links in DARK_LINKS * rounds:
+        try:
+            hops.append(asyncio.run(darken(links, requests)))
+        except FAILURES as error:
+            console.print(f"a dark hop, {links}: {error}")
+            is_whole = False
+        else:
+            keep({"mode": "dark", **asdict(hops[-1])})
+    console.print(hops_table(hops))
+    return is_whole and all(hop.is_good for hop in hops)
 
 
 def run_log_cost(pairs: int, keep: Keep, progress: Progress, console: Console) -> bool:

@@ -1,4 +1,5 @@
-"""What must cost no worker and no request: processes that stand still for a moment, connections that are reset, a dark hop.
+"""What must cost no worker and no request: processes that stand still for a moment, connections that are reset, a dark hop. And
+a hop that stays dark, which must be found and named.
 
 Each is done to a swarm with a spare, behind emulated links, while requests decode. A recovery would show as a lost worker.
 """
@@ -20,6 +21,7 @@ from bench.exact import Reference
 from bench.mesh import Mesh, MeshSpec
 from bench.profiles import load_profile
 from bench.same import Comparison, Request, compare
+from bench.spread import quantile
 from bloombee.errors import BloomBeeError
 from bloombee.plan.network import HEAD_NODE
 from bloombee.runtime import Runtime
@@ -31,6 +33,10 @@ BEFORE, AFTER = 4, 12
 """Tokens of each request before it happens, and after it is over."""
 NEW = 800
 """More than come while it is done."""
+LOOPS = 40
+"""Tokens of each request before a hop goes dark for good."""
+FOUND_S, LOOPS_FACTOR = 0.8, 1.5
+DARK_LINKS = ("100M-20ms", "100M-100ms")
 LIMIT_S = 120.0
 SETTINGS: dict[str, Any] = {"dtype": "float32", "threads": 1}
 
@@ -144,6 +150,56 @@ async def disturb(number: int, requests: Sequence[Request], expected: Sequence[l
     return stall
 
 
+@dataclass
+class DarkHop:
+    """A hop of the ring that stayed dark while its connections stood.
+
+    Args:
+        found_s: until its worker was taken for lost; None: it was not.
+        bound_s: in which it must be: the larger of 0.8 s and 1.5 times the 99.9th percentile of a token's time before.
+        name: of who was taken for lost.
+        ends: the names of the two that it joins.
+    """
+
+    links: str
+    bound_s: float
+    ends: tuple[str, ...]
+    found_s: float | None = None
+    name: str = ""
+
+    @property
+    def is_good(self) -> bool:
+        return self.found_s is not None and self.found_s <= self.bound_s and self.name in self.ends
+
+
+async def darken(links: str, requests: Sequence[Request]) -> DarkHop:
+    """Between the first two stages, for good.
+
+    Raises:
+        BloomBeeError, WanError: the swarm cannot be started.
+    """
+    asked = [_Asked() for _ in requests]
+    async with Mesh(MeshSpec(MODEL, STAGES, 1, load_profile(links), SETTINGS)) as mesh:
+        tasks = [asyncio.ensure_future(one.ask(mesh.runtime, request)) for one, request in zip(asked, requests, strict=True)]
+        try:
+            await _until(lambda: all(len(one.tokens) >= LOOPS for one in asked), tasks)
+            loops = [late - early for one in asked for early, late in itertools.pairwise(one.times)]
+            ends = mesh.runtime.plan.stages[:2]
+            hop = DarkHop(links, max(FOUND_S, LOOPS_FACTOR * quantile(loops, 0.999)), tuple(stage.name for stage in ends))
+            began = time.monotonic()
+            for pair in (("w0", "w1"), ("w1", "w0")):
+                mesh.network.set(*pair, is_up=False)
+            lost_at = await mesh.until(SwarmEventKind.LOST, 1)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if lost_at is not None:
+            hop.found_s = lost_at - began
+            hop.name = next(event.name for event in mesh.events if event.kind is SwarmEventKind.LOST)
+    return hop
+
+
 class _Asked:
     """The tokens of a request, and when they came."""
 
@@ -175,4 +231,14 @@ def stalls_table(stalls: Sequence[Stall]) -> Table:
     for one in stalls:
         counts = (one.num_lost_workers, one.num_failed, one.same.num_wrong, one.same.num_flips, round(1e3 * one.pause_s))
         table.add_row(one.what, one.links, *map(str, counts))
+    return table
+
+
+def hops_table(hops: Sequence[DarkHop]) -> Table:
+    table = Table(title="a hop that stays dark")
+    for column in ("links", "found after, ms", "bound", "taken for lost", "the hop's ends"):
+        table.add_column(column, justify="right")
+    for one in hops:
+        found = "never" if one.found_s is None else f"{1e3 * one.found_s:.0f}"
+        table.add_row(one.links, found, f"{1e3 * one.bound_s:.0f}", one.name, ", ".join(one.ends))
     return table
