@@ -20,11 +20,12 @@ import psutil
 from bench.program import BenchError
 from bench.spread import interval
 from bloombee.config import LocalWorker
-from bloombee.pipeline.stage import LOG_BYTES
 from bloombee.runtime import Runtime
 
 MODEL, PACE, WORKERS = "standin:llama-30b", "13,0.05,0.05", 3
 ROW_BYTES = 2 * 6656
+LOG_BYTES = 256 << 20
+"""What a log takes of memory, where nothing else is asked for."""
 SEQUENCES, PROMPT, NEW = 32, 16, 24
 LONG_PROMPT = -(-5 * LOG_BYTES // (4 * ROW_BYTES * SEQUENCES))
 """So long that all sequences together overfill the log by a quarter."""
