@@ -225,8 +225,8 @@ async def _until(condition: Callable[[], bool], asked: Sequence[asyncio.Future[N
 
 
 def stalls_table(stalls: Sequence[Stall]) -> Table:
-    table = Table(title="what must cost no worker (bound: 0), no request (0) and no token (0)")
-    for column in ("what", "links", "workers lost", "requests failed", "wrong", "flips", "longest pause, ms"):
+    table = Table(title="what must cost no worker (lost), no request (failed) and no token (wrong): 0")
+    for column in ("what", "links", "lost", "failed", "wrong", "flips", "pause, ms"):
         table.add_column(column, justify="left" if column in ("what", "links") else "right")
     for one in stalls:
         counts = (one.num_lost_workers, one.num_failed, one.same.num_wrong, one.same.num_flips, round(1e3 * one.pause_s))
