@@ -295,7 +295,7 @@ def _between(start: float | None, stop: float | None) -> float | None:
 def kills_table(kills: Sequence[Kill]) -> Table:
     table = Table(title="kills of real workers; milliseconds, one after the other, medians")
     for column in ("stage", "moment", "kills", "lost", "wrong", "flips", "detect", "load", "wire", "token"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for stage, moment in itertools.product(range(STAGES), MOMENTS):
         own = [kill for kill in kills if (kill.stage, kill.moment) == (stage, moment)]
         if own:
