@@ -40,7 +40,7 @@ from bench.arguments import OptionError, Parser, check_file, seconds, whole
 from bench.churn import simulate
 from bench.exact import Reference
 from bench.kills import MOST_TOKENS, Kill, Killer, KillLog, Series, kills_table, tokens_for
-from bench.log_cost import LEAST_RATIO, LOG_BYTES, MODEL, PACE, measure_log
+from bench.log_cost import LEAST_RATIO, MODEL, PACE, measure_log
 from bench.mesh import require_steady
 from bench.profiles import load_profile
 from bench.program import BenchError, machine, program
@@ -50,6 +50,7 @@ from bench.stalls import DARK_LINKS, DEEDS, DarkHop, Stall, darken, disturb, exp
 from bench.stalls import MODEL as STALLED_MODEL
 from bloombee.config import RuntimeConfig
 from bloombee.errors import BloomBeeError
+from bloombee.pipeline.log import LOG_BYTES
 from bloombee.types import Dtype
 from tools.wan_native import WanError, build
 

@@ -17,15 +17,13 @@ from typing import Any
 
 import psutil
 
-from bench.program import BenchError
 from bench.spread import interval
 from bloombee.config import LocalWorker
+from bloombee.pipeline.log import LOG_BYTES
 from bloombee.runtime import Runtime
 
 MODEL, PACE, WORKERS = "standin:llama-30b", "13,0.05,0.05", 3
 ROW_BYTES = 2 * 6656
-LOG_BYTES = 256 << 20
-"""What a log takes of memory, where nothing else is asked for."""
 SEQUENCES, PROMPT, NEW = 32, 16, 24
 LONG_PROMPT = -(-5 * LOG_BYTES // (4 * ROW_BYTES * SEQUENCES))
 """So long that all sequences together overfill the log by a quarter."""
@@ -33,7 +31,7 @@ LEAST_RATIO = 0.98
 MEMORY_SLACK = 1.05
 """Of the log's budget: allocators round."""
 SETTINGS: dict[str, Any] = {"workers": WORKERS, "threads": 1, "pace": PACE, "microbatches": 3, "codec": "off"}
-OFF: dict[str, Any] = {name: 0 for name in ("log_memory_bytes", "log_disk_bytes") if name in LocalWorker.__dataclass_fields__}
+OFF = LocalWorker(log_memory_bytes=0, log_disk_bytes=0)
 """Of a worker without a log."""
 
 
@@ -66,15 +64,12 @@ async def measure_log(pairs: int, on_pair: Callable[[], None]) -> LogCost:
         on_pair: called after each.
 
     Raises:
-        BenchError: workers always keep a log.
         BloomBeeError: a swarm cannot be started or does not answer.
     """
-    if not OFF:
-        raise BenchError("workers of this version cannot do without a log: there is nothing to compare with")
     ratios: list[float] = []
     async with (
         Runtime(MODEL, **SETTINGS) as kept,
-        Runtime(MODEL, **SETTINGS, local_workers=[LocalWorker(**OFF)] * WORKERS) as bare,
+        Runtime(MODEL, **SETTINGS, local_workers=[OFF] * WORKERS) as bare,
     ):
         for runtime in (kept, bare):
             await tokens_per_s(runtime)
