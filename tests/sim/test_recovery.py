@@ -106,7 +106,7 @@ def test_what_the_next_stage_holds_is_not_said_to_it_again(lost: int) -> None:
     cluster = SimCluster(seed=0, num_stages=3, num_spares=1, num_pages=512, row_bytes=8192, log_bytes=1 << 20)
     for number in range(4):
         cluster.submit([number] * 200, max_new_tokens=200, seed=number)
-    link, before = cluster._link(f"stage{lost - 1}", f"stage{lost}"), list[tuple[int, int]]()
+    link, before = cluster.carrier.link(f"stage{lost - 1}", f"stage{lost}"), list[tuple[int, int]]()
 
     def snapshot() -> None:
         before.append((link.num_bytes, sum(len(request.tokens) for request in cluster.requests.values())))
@@ -114,7 +114,7 @@ def test_what_the_next_stage_holds_is_not_said_to_it_again(lost: int) -> None:
     cluster.clock.call_at(0.4, snapshot)
     cluster.kill(lost, at=0.4)
     assert cluster.run()
-    assert cluster.num_recoveries == 1
+    assert cluster.head.num_recoveries == 1
     _assert_right(cluster, 3)
     ((num_bytes, num_tokens),) = before
     assert num_tokens > 100
