@@ -6,6 +6,8 @@ round differently: a token must be within 2^-6 of the largest magnitude of its l
 A stand-in's tokens are known beforehand.
 
     python -m bench.exact MODEL DTYPE       one JSON line per sequence on standard input, one answer per line on standard output
+
+A line with ``sampling`` asks how sure one process is of the token that follows: see :meth:`Reference.margin`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from bench.program import program
 from bloombee.models.standin import is_standin, standin_token
 from bloombee.roles.child import start_child
 from bloombee.types import Dtype
+from bloombee.wire.messages import Sampling
 
 TOLERANCE = 2.0**-6
 
@@ -69,6 +72,16 @@ class Reference:
         wrong = sum(sum(one.wrong) for one in judged)
         worst = max((value for one in judged for value in one.below), default=0.0)
         return Verdict((flips if self._dtype is Dtype.FLOAT32 else wrong) == 0, flips, worst)
+
+    def margin(self, prompt: Sequence[int], tokens: Sequence[int], sampling: Sampling) -> float:
+        """By how much one process prefers the best token after ``prompt`` and ``tokens`` to the second best.
+
+        Of logit + temperature x noise, after penalties and filters, in parts of the row's largest |logit|; infinite where the
+        filters leave one token. The checkpoint's own rules for logits are left out. Blocks while the reference computes.
+        """
+        fields = {name: getattr(sampling, name) for name in sampling.__struct_fields__}
+        answer = json.loads(self._ask(json.dumps({"prompt": list(prompt), "tokens": list(tokens), "sampling": fields})))
+        return float(answer["margin"])
 
     def _one(self, prompt: tuple[int, ...], emitted: tuple[int, ...]) -> _Judged:
         """Runs of one prompt mostly emit the same tokens: what was judged before is not judged again."""
@@ -148,6 +161,27 @@ def _judge(model: Any, prompt: list[int], emitted: list[int]) -> dict[str, list[
     }
 
 
+def _margin(model: Any, prompt: list[int], tokens: list[int], fields: dict[str, Any]) -> float:
+    """As :meth:`Reference.margin`."""
+    import numpy as np
+    import torch
+
+    from bloombee.engine.sampler import SamplerRow, penalised
+    from bloombee.engine.sampler_reference import score_row
+
+    sampling = Sampling(**fields)
+    history = np.array(prompt + tokens, "<u4")
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + tokens])).logits[0, -1].float().numpy()
+    row = penalised(logits, SamplerRow(sampling, len(history), history, len(prompt)))
+    filters = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed")}
+    _, scores = score_row(row, position=len(history), **filters)
+    if len(scores) < 2:
+        return float("inf")
+    second, best = np.partition(scores, -2)[-2:]
+    return float((best - second) * (sampling.temperature or 1.0) / np.abs(logits).max())
+
+
 @program("exact")
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -157,7 +191,9 @@ def main() -> None:
     model = load(options.model, Dtype(options.dtype))
     for line in sys.stdin:
         run = json.loads(line)
-        print(json.dumps(_judge(model, run["prompt"], run["tokens"])), flush=True)
+        asked = run["prompt"], run["tokens"]
+        answer = {"margin": _margin(model, *asked, run["sampling"])} if "sampling" in run else _judge(model, *asked)
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

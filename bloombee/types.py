@@ -322,7 +322,7 @@ class SwarmEventKind(enum.StrEnum):
     PLANNED = "planned"
     """It was decided who runs what in an epoch; those that have not loaded begin to."""
     WIRING = "wiring"
-    """All have loaded; each is told its neighbours."""
+    """Each is told its neighbours: when all have loaded, and where one takes another's place while it loads."""
     UP = "up"
     """The epoch runs: after the start, and after each recovery."""
     LOST = "lost"

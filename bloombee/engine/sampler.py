@@ -7,6 +7,7 @@ does not depend on what else is in the batch, nor on how the model is cut. docs/
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from bloombee import _native
 from bloombee.engine.processors import Processors
 from bloombee.wire.messages import Sampling
 
+log = logging.getLogger(__name__)
 F32 = NDArray[np.float32]
 
 LEAST_LOGPROB = -1e18
@@ -52,7 +54,7 @@ class Sampled:
         token: id.
         logprob: of ``token``; None if none were asked for.
         top: (id, logprob) of the most likely tokens, best first (lower id first on a tie); as many as asked for.
-        is_finite: what it was picked from has a number for it; False only where nothing has.
+        is_finite: what it was picked from has a number for it; False only where nothing has, or where picking failed.
     """
 
     token: int
@@ -84,7 +86,7 @@ def sample(logits: F32, requests: Sequence[SamplerRow], processors: Processors |
         raise ValueError(f"{len(logits)} rows of logits for {len(requests)} requests")
     tokens = np.empty(len(requests), np.uint32)
     if processors is not None or any(_has_penalty(request.sampling) for request in requests):
-        is_finite = [_sample_one(logits[i], request, tokens[i : i + 1], processors) for i, request in enumerate(requests)]
+        is_finite = [_sample_alone(logits[i], request, tokens[i : i + 1], processors) for i, request in enumerate(requests)]
     else:
         _native.sample_rows(logits, tokens, **_columns(requests))
         # The kernel never picks -inf or NaN while there is anything else, so one look a row is enough.
@@ -93,6 +95,16 @@ def sample(logits: F32, requests: Sequence[SamplerRow], processors: Processors |
         _report(row, token, request.sampling.logprobs, is_sound)
         for row, token, request, is_sound in zip(logits, tokens.tolist(), requests, is_finite, strict=True)
     ]
+
+
+def _sample_alone(row: F32, request: SamplerRow, out: NDArray[np.uint32], processors: Processors | None) -> bool:
+    """As :func:`_sample_one`; False too if a rule of the checkpoint or a penalty fails on this row, which costs no other row."""
+    try:
+        return _sample_one(row, request, out, processors)
+    except Exception:
+        log.exception("no token could be picked for position %d", request.position)
+        out[0] = 0
+        return False
 
 
 def _sample_one(row: F32, request: SamplerRow, out: NDArray[np.uint32], processors: Processors | None) -> bool:

@@ -66,14 +66,23 @@ def sample_row(
         min_p: keep what has (logit - best) / temperature >= log(min_p); 0 keeps all.
         seed, position: of the noise; see :mod:`bloombee.engine.noise`.
     """
+    ids, score = score_row(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, position=position)
+    return int(ids[score == score.max()].min()) if len(ids) else 0
+
+
+def score_row(
+    logits: F32, *, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int = 0, position: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(ids that the filters keep, (logit - best) / temperature + noise of each), by falling logit; arguments as
+    :func:`sample_row`. At temperature 0 all are kept, and there is neither division nor noise."""
     clean = np.where(np.isnan(logits), np.float32(-np.inf), np.minimum(logits, LARGEST))
     order = np.argsort(-clean, kind="stable")
     order = order[clean[order] >= -LARGEST]
     if len(order) == 0:
-        return 0
-    if temperature == 0:
-        return int(order[0])
+        return order, np.empty(0)
     best = clean[order[0]]
+    if temperature == 0:
+        return order, clean[order].astype(np.float64) - np.float64(best)
     if top_k:
         order = order[:top_k]
     if top_p < 1:
@@ -85,8 +94,7 @@ def sample_row(
     if min_p >= TINY:
         kept = x >= noise.log(np.array(min_p))
         order, x = order[kept], x[kept]
-    score = x + noise.gumbel(seed, position, order)
-    return int(order[score == score.max()].min())
+    return order, x + noise.gumbel(seed, position, order)
 
 
 def sample_rows(logits: F32, out: NDArray[np.uint32], **columns: NDArray[Any]) -> None:

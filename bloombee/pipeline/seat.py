@@ -132,6 +132,8 @@ class Seat:
             upto = there.have if there is not None and there.generation == mine.generation else 0
             self._told[sequence] = _Told(mine.generation, upto)
             self.catch_up(sequence)
+        for sequence, there in held.items():  # what has yet to come here need not go there again
+            self._told.setdefault(sequence, _Told(there.generation, there.have))
         return [answer]
 
     def _pick_again(self, now: float) -> list[Command]:

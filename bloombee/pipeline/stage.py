@@ -327,9 +327,11 @@ class StageCore:
     # -- the head --------------------------------------------------------------------------
 
     def _close(self, close: Close) -> list[Command]:
-        for sequence in self.store.close(close.sequences, close.floor):
+        closed = self.store.close(close.sequences, close.floor)
+        for sequence in closed:
             self.log.forget(sequence)
-            for seat in self.seats.values():
+        for seat in self.seats.values():
+            for sequence in (*closed, *close.sequences):  # some never came here
                 seat.forget(sequence)
         answer = Closed(
             pipeline=close.pipeline,

@@ -348,7 +348,8 @@ class HeadRole:
                 self.helm.tell(PlanEnded(None, time.monotonic()))
                 self.desk.lost(error)
                 self._fail(error)
-            case Dismiss(worker=worker):
+            case Dismiss(worker=worker, error=error):
+                self.bulletin.tell(SwarmEventKind.LOST, worker=worker, name=self.members.name(worker), reason=error.message)
                 self.members.send(worker, Lane.CONTROL, Goodbye(reason="dismissed"))
                 self.members.hang_up(worker)
             case ReportLeft():

@@ -132,7 +132,7 @@ class StageHost:
         device.load(
             load,
             on_progress=self.reporter.progress,
-            on_done=self.reporter.loaded,
+            on_done=self._loaded,
             on_error=self.reporter.fail,
             on_table=self._ship,
         )
@@ -161,10 +161,8 @@ class StageHost:
 
         Raises:
             StalePlan: of an epoch that has been retired.
-            RemoteProtocolError: another stage than this span's, or not all of it is there yet.
+            RemoteProtocolError: another stage than this span's.
         """
-        if not self.reporter.is_loaded:
-            raise RemoteProtocolError(f"pipeline {wire.pipeline} is still being loaded here", path="Wire.epoch")
         if (wire.stage == 0, wire.stage == wire.num_stages - 1) != (
             self.load.start == 0,
             self.load.stop == self.load.num_layers,
@@ -202,12 +200,21 @@ class StageHost:
         """One has been greeted."""
         if neighbour.clock is not None and self._trace is not None:
             self._trace.tracer.clock(neighbour.peer.worker, neighbour.clock.offset_ns, neighbour.clock.error_ns)
+        self._look_who_is_here()
+
+    def _loaded(self, weight_bytes: int, kv_bytes: int) -> None:
+        self.reporter.loaded(weight_bytes, kv_bytes)
+        self._look_who_is_here()
+
+    def _look_who_is_here(self) -> None:
         for seating in self.seatings:
             self._greeted_all(seating)
 
     def _greeted_all(self, seating: Seating, *, again: bool = False) -> None:
-        """Once all neighbours of an epoch are there."""
-        if (seating.is_greeted and not again) or self.reporter.is_over or not self.seatings.all_open(seating):
+        """Once all neighbours of an epoch are there, and the span: a worker that loads may hold its interpreter's lock for long,
+        so nobody is to expect work of it."""
+        is_early = not self.reporter.is_loaded or not self.seatings.all_open(seating)
+        if (seating.is_greeted and not again) or self.reporter.is_over or is_early:
             return
         seating.is_greeted = True
         following = self.seatings.following(seating)

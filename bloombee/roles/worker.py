@@ -271,7 +271,8 @@ class WorkerRole:
             case Refused(code=AuthenticationError.code, fields=fields):  # it has forgotten this link
                 self._end(LinkDown(f"the head has given this worker up: {fields.get('message', '')}"))
             case Refused(code=code, fields=fields):
-                log.warning("the head refused a message: %s %s", code, fields.get("message", ""))
+                level = logging.DEBUG if code == StalePlan.code else logging.WARNING  # of an epoch that has just ended
+                log.log(level, "the head refused a message: %s %s", code, fields.get("message", ""))
             case Load():
                 self._load(message)
             case Wire():

@@ -36,7 +36,7 @@ MAX_HOLDINGS = 1 << 15
 REPLAY = 2**63 - 1
 """The microbatch of frames that are no microbatch of the scheduler's: rows that are said again."""
 NO_TOKEN = 2**32 - 1
-"""A pick that could not be made: no logit of the row was finite. The scheduler ends that sequence with DeviceError."""
+"""A pick that could not be made: no logit of the row was finite, or picking failed. It ends the sequence with DeviceError."""
 
 U8 = Annotated[int, Meta(ge=0, le=2**8 - 1)]
 U16 = Annotated[int, Meta(ge=0, le=2**16 - 1)]

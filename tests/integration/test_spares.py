@@ -31,6 +31,7 @@ class _Events:
 
     def __init__(self, runtime: bloombee.Runtime) -> None:
         self.kinds: list[SwarmEventKind] = []
+        self.lost: list[str] = []
         self._news = asyncio.Condition()
         self.over = asyncio.ensure_future(self._listen(runtime))
 
@@ -38,6 +39,7 @@ class _Events:
         async for event in runtime.events():
             async with self._news:
                 self.kinds.append(event.kind)
+                self.lost += [event.name] if event.kind is SwarmEventKind.LOST else []
                 self._news.notify_all()
 
     async def until(self, kind: SwarmEventKind, count: int) -> None:
@@ -89,5 +91,24 @@ def test_a_lost_spare_costs_nothing_and_without_one_the_next_loss_ends_requests_
             with pytest.raises(bloombee.BloomBeeError):
                 await asyncio.wait_for(asked, 10)
         await asyncio.wait_for(events.over, 10)
+
+    asyncio.run(asyncio.wait_for(use(), 120))
+
+
+def test_a_worker_that_hangs_is_told_as_lost_and_a_spare_takes_its_place() -> None:
+    async def use() -> None:
+        async with bloombee.Runtime(
+            "demo", workers=2, spares=1, dtype="float32", threads=1, heartbeat_s=0.1, silence_s=1.0
+        ) as runtime:
+            events = _Events(runtime)
+            await events.until(SwarmEventKind.JOINED, 3)
+            undisturbed = await _ask(runtime, 0)
+            hung = runtime.plan.stages[1]
+            os.kill(runtime.worker_pids[hung.worker], signal.SIGSTOP)
+            await events.until(SwarmEventKind.LOST, 1)
+            await events.until(SwarmEventKind.UP, 2)
+            assert await _ask(runtime, 0) == undisturbed
+        await asyncio.wait_for(events.over, 10)
+        assert events.lost == [hung.name]
 
     asyncio.run(asyncio.wait_for(use(), 120))

@@ -100,6 +100,27 @@ def test_what_has_no_room_in_memory_comes_from_the_logs_file(seed: int) -> None:
     _assert_right(cluster, 3)
 
 
+@pytest.mark.parametrize("lost", [1, 2])
+def test_what_the_next_stage_holds_is_not_said_to_it_again(lost: int) -> None:
+    """Whoever takes a lost stage's place computes all rows again, and passes on those that are new."""
+    cluster = SimCluster(seed=0, num_stages=3, num_spares=1, num_pages=512, row_bytes=8192, log_bytes=1 << 20)
+    for number in range(4):
+        cluster.submit([number] * 200, max_new_tokens=200, seed=number)
+    link, before = cluster.carrier.link(f"stage{lost - 1}", f"stage{lost}"), list[tuple[int, int]]()
+
+    def snapshot() -> None:
+        before.append((link.num_bytes, sum(len(request.tokens) for request in cluster.requests.values())))
+
+    cluster.clock.call_at(0.4, snapshot)
+    cluster.kill(lost, at=0.4)
+    assert cluster.run()
+    assert cluster.head.num_recoveries == 1
+    _assert_right(cluster, 3)
+    ((num_bytes, num_tokens),) = before
+    assert num_tokens > 100
+    assert link.num_bytes - num_bytes < 1.1 * 8192 * (4 * 200 - num_tokens)
+
+
 @pytest.mark.parametrize("lost", [1, 2, 3])
 def test_layers_with_windows_are_filled_again(lost: int) -> None:
     windows = ((0, 6), (6,), (0,))

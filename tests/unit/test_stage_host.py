@@ -62,6 +62,7 @@ from bloombee.wire.messages import (
     TableUnknown,
     Welcome,
     Wire,
+    Wired,
 )
 from bloombee.wire.token import JoinToken, encode_token
 
@@ -139,15 +140,15 @@ class _Device:
 class _Stage:
     """The first of two, greeted by the next, with a clock that stands."""
 
-    def __init__(self) -> None:
-        self._open(0, 1)
+    def __init__(self, *, is_loaded: bool = True) -> None:
+        self._open(0, 1, is_loaded=is_loaded)
         peer = Peer(2, "tcp://127.0.0.1:1", bytes(32), HOP)
         self.host.wire(Wire(1, 1, 1, 0, 2, 8, 64, None, peer, False))
         for lane in Lane:
             self.welcome(lane)
         self.said(Lane.CONTROL, Resume(1, 1, ()))
 
-    def _open(self, start: int, stop: int) -> None:
+    def _open(self, start: int, stop: int, *, is_loaded: bool = True) -> None:
         self.now = 100.0
         self.clock = LoopClock(0.025)
         self.clock.tick(self.now)
@@ -170,7 +171,8 @@ class _Stage:
             log_file=LogFile(WorkThread(asyncio.get_running_loop(), "log"), None),
             now=lambda: self.now,
         )
-        self.device.loaded(0, 0)
+        if is_loaded:
+            self.device.loaded(0, 0)
 
     def welcome(self, lane: Lane) -> None:
         sent = [message for _, on, message in self.endpoint.sent if isinstance(message, Hello) and on is lane][-1].sent_ns
@@ -558,10 +560,13 @@ def test_a_flood_of_tables_is_unpacked_one_at_a_time_and_not_on_the_loop() -> No
     _run(use)
 
 
-def test_a_seat_is_not_taken_on_layers_that_are_still_being_loaded() -> None:
-    def use(stage: _Stage) -> None:
-        stage.host.reporter._loaded = None
-        with pytest.raises(RemoteProtocolError, match="still being loaded"):
-            stage.host.wire(Wire(1, 2, 1, 0, 2, 8, 64, None, None, False))
+def test_a_stage_that_still_loads_greets_its_neighbours_and_is_wired_once_it_has_its_span() -> None:
+    async def main() -> None:
+        stage = _Stage(is_loaded=False)
+        assert stage.endpoint.of(Hello)
+        await asyncio.sleep(0)  # what a greeting leads to comes a turn of the loop later
+        assert not stage.endpoint.of(Wired)
+        stage.device.loaded(0, 0)
+        assert [wired.epoch for wired in stage.endpoint.of(Wired)] == [1]
 
-    _run(use)
+    asyncio.run(main())

@@ -295,7 +295,7 @@ def _with_spare(memory: int = 10_000) -> SwarmCore:
 
 def test_a_spare_takes_the_place_of_a_lost_worker() -> None:
     core = _with_spare()
-    tell, broken, made, load = core.handle(WorkerGone(2, "killed", 0.0))
+    tell, broken, made, load, *others = core.handle(WorkerGone(2, "killed", 0.0))
     assert tell == TellScheduler(PlanBroken(0.0))
     assert broken == PipelineBroken(2, "w2", 4, "w4", "killed")
     assert isinstance(made, PlanMade)
@@ -304,12 +304,32 @@ def test_a_spare_takes_the_place_of_a_lost_worker() -> None:
     assert isinstance(load, Send)
     assert isinstance(load.message, Load)
     assert (load.to, load.message.start, load.message.stop) == (4, 3, 6)
+    assert [(to, wire.epoch, wire.oldest) for to, wire in _orders(others, Wire)] == [(1, 2, 2), (4, 2, 2), (3, 2, 2)]  # type: ignore[attr-defined]
     assert not core.is_up
-    wires = _orders(core.handle(WorkerSaid(4, Loaded(1, 0, 0), 0.0)), Wire)
-    assert [(to, wire.epoch, wire.oldest) for to, wire in wires] == [(1, 2, 2), (4, 2, 2), (3, 2, 2)]  # type: ignore[attr-defined]
-    (up,) = _load_and_wire(core, epoch=2)
+    (up,) = _load_and_wire(core, 4, epoch=2)
     assert isinstance(up, PipelineUp)
     assert core.spares == ()
+
+
+def test_links_are_made_while_a_spare_loads_and_it_is_up_when_both_are_done() -> None:
+    core = _with_spare()
+    core.handle(WorkerGone(2, "killed", 0.0))
+    for worker in (1, 3, 4):
+        assert core.handle(WorkerSaid(worker, Wired(1, 2), 0.0)) == []
+    assert not core.is_up
+    (up,) = core.handle(WorkerSaid(4, Loaded(1, 0, 0), 0.0))
+    assert isinstance(up, PipelineUp)
+
+
+def test_both_orders_of_a_spare_are_said_again_until_they_are_answered() -> None:
+    core = _with_spare()
+    core.handle(WorkerGone(2, "killed", 0.0))
+    core.handle(WorkerSaid(1, Wired(1, 2), 0.0))
+    core.handle(WorkerSaid(3, Wired(1, 2), 0.0))
+    again = core.handle(WorkerRestored(4, 0.5))
+    assert [type(one.message) for one in again if isinstance(one, Send)] == [Load, Wire]
+    core.handle(WorkerSaid(4, Loaded(1, 0, 0), 0.5))
+    assert [to for to, _ in _orders(core.handle(WorkerRestored(4, 0.6)), Wire)] == [4]
 
 
 def test_a_spare_that_is_lost_while_it_loads_is_replaced_by_another() -> None:

@@ -116,6 +116,7 @@ def too_long(sequence: SequenceState, plan: Plan) -> Infeasible:
 
 def not_finite(sequence: SequenceState) -> DeviceError:
     return DeviceError(
-        f"the model's logits at position {sequence.num_tokens} are not finite: its weights are broken, or its dtype overflows",
+        f"the model's logits at position {sequence.num_tokens} are not finite: its weights are broken, or its dtype overflows, or"
+        " a rule of its checkpoint fails there: see the log of the last stage",
         position=sequence.num_tokens,
     )

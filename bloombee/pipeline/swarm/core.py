@@ -2,7 +2,7 @@
 
 Life of a pipeline: workers join until the asked number is there; the plan is made, each stage's worker loads its span (Load), all
 are told their neighbours (Wire), and when all have greeted them the pipeline is up. Workers beyond the plan are spares. When a
-stage is lost a spare takes its place: it loads, and all are wired anew in the next epoch; what the sequences had is still with
+stage is lost a spare takes its place: while it loads all are wired anew in the next epoch; what the sequences had is still with
 the others, and stages say again to their new neighbour what it lacks. Without a spare a lost worker ends the pipeline.
 Load and Wire are idempotent and are said again until they have been answered.
 """
@@ -192,7 +192,7 @@ class SwarmCore:
             return []
         if not self._is_wiring:
             return self._wire_all(plan, now) if all(worker and worker.is_loaded for worker in workers) else []
-        if not all(worker and worker.wired == plan.epoch for worker in workers):
+        if not all(worker and worker.is_loaded and worker.wired == plan.epoch for worker in workers):
             return []
         self.is_up = self._was_up = True
         return [PipelineUp(plan)]
@@ -257,22 +257,22 @@ class SwarmCore:
         worker.is_away = False
         if self.plan is None or self.error is not None or stage is None:
             return self._plan_if_complete(now)
-        if not worker.is_loaded:
-            return [self._orders.load(self.plan, stage, now)]
+        load = [] if worker.is_loaded else [self._orders.load(self.plan, stage, now)]
         is_unanswered = self._is_wiring and worker.wired < self.plan.epoch
-        return [self._orders.wire(self.plan, stage.index, now)] if is_unanswered else []
+        return [*load, *([self._orders.wire(self.plan, stage.index, now)] if is_unanswered else [])]
 
     def _replace(self, plan: Plan, lost: StagePlan, spare: Member, reason: str, now: float) -> list[Command]:
-        """Another worker takes over a stage, in the next epoch."""
+        """Another worker takes over a stage, in the next epoch. Links are made while it loads: they take many round trips."""
         stage = replace(lost, worker=spare.id, name=spare.name)
         stages = tuple(stage if one.index == lost.index else one for one in plan.stages)
         self.plan = plan = replace(plan, epoch=plan.epoch + 1, stages=stages)
-        self.is_up = self._is_wiring = False
+        self.is_up = False
         return [
             TellScheduler(PlanBroken(now)),
             PipelineBroken(lost.worker, lost.name, spare.id, spare.name, reason),
             PlanMade(plan),
             self._first_load(plan, stage, now),
+            *self._wire_all(plan, now),
         ]
 
     def _down(self, error: BloomBeeError, now: float) -> list[Command]:
@@ -325,7 +325,7 @@ class SwarmCore:
                 continue
             if not worker.is_loaded:
                 commands.append(self._orders.load(plan, stage, now))
-            elif self._is_wiring and worker.wired < plan.epoch:
+            if self._is_wiring and worker.wired < plan.epoch:
                 commands.append(self._orders.wire(plan, stage.index, now))
         return commands
 
