@@ -14,7 +14,7 @@ from bloombee.codec import api
 from bloombee.errors import BloomBeeError, ConfigError, LinkDown, StalePlan
 from bloombee.pipeline.events import Port
 from bloombee.roles.greeting import Greeter
-from bloombee.roles.watching import look
+from bloombee.roles.watching import LOADING_SILENCE_S, look
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.link_events import LinkEvent, LinkEventKind
 from bloombee.types import VERSION, Lane, WorkerId
@@ -37,6 +37,8 @@ class Neighbour:
     watch: LinkWatch
     greeter: Greeter | None = None
     clock: ClockEstimate | None = None
+    serves: bool = False
+    """It has said something of the ring, so it has loaded."""
     is_lost: bool = False
     """The head has been told so; its link may be gone."""
     num_delivered: int = 0
@@ -196,6 +198,10 @@ class Neighbours:
         if neighbour is not None:
             neighbour.watch.heard(self._now())
 
+    def serves(self, link: bytes) -> None:
+        """Something of the ring came over it."""
+        self._by_link[link].serves = True
+
     def beat(self, link: bytes, beat: Heartbeat) -> None:
         """A question of who dialled, or the answer to one of this side's."""
         neighbour = self._by_link[link]
@@ -232,7 +238,8 @@ class Neighbours:
         """At the next workers: ask those whose time it is, and judge. To be called often."""
         for link, neighbour in list(self._by_link.items()):
             if neighbour.port is Port.DOWNSTREAM and neighbour.is_open and not neighbour.is_lost:
-                why = look(self._endpoint, link, neighbour.watch, now)
+                patience_s = 0.0 if neighbour.serves else LOADING_SILENCE_S
+                why = look(self._endpoint, link, neighbour.watch, now, patience_s=patience_s)
                 if why is not None:
                     self._lost(neighbour, why)
 

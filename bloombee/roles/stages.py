@@ -162,6 +162,7 @@ class Stages:
             if isinstance(message, GREETINGS):
                 self._neighbours.greeted(link, lane, message)
                 return
+            self._neighbours.serves(link)
         hosts = self._hosts_of(message)
         host = hosts[-1]
         if len(hosts) > 1:

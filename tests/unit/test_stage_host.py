@@ -31,6 +31,7 @@ from bloombee.roles.log_file import LogFile
 from bloombee.roles.neighbours import GREETINGS, Neighbours
 from bloombee.roles.stage_host import MOST_DAMAGED, StageHost
 from bloombee.roles.stages import Stages
+from bloombee.roles.watching import LOADING_SILENCE_S
 from bloombee.roles.work_thread import WorkThread
 from bloombee.roles.worker import WorkerRole
 from bloombee.transport.link_events import Counters, LinkEvent, LinkEventKind
@@ -186,6 +187,7 @@ class _Stage:
         elif isinstance(message, Heartbeat):
             self.neighbours.beat(HOP, message)
         else:
+            self.neighbours.serves(HOP)
             self.host.received(HOP, message, None)
 
     def forward(self, sequence: int) -> None:
@@ -331,6 +333,18 @@ def test_a_hop_over_which_nothing_is_answered_is_lost_though_its_connections_sta
         stage.pass_s(0.3, answered=False)
         (failed,) = stage.endpoint.of(StageFailed)
         assert failed.fields["peer"] == 2
+
+    _run(use)
+
+
+def test_a_next_worker_that_still_loads_may_be_silent_for_longer() -> None:
+    def use(stage: _Stage) -> None:
+        stage.neighbours.get(HOP).serves = False
+        stage.pass_s(LOADING_SILENCE_S - 1.0, answered=False)
+        assert stage.host.reporter.error is None
+        stage.said(Lane.CONTROL, Resume(1, 1, ()))
+        stage.pass_s(SILENCE_S + 0.1, answered=False)
+        assert isinstance(stage.host.reporter.error, LinkDown)
 
     _run(use)
 
