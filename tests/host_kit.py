@@ -109,6 +109,8 @@ class Ring:
         self._deliver(ends[1] if ends[0] == worker else ends[0], link, lane, message, payload)
 
     def _deliver(self, worker: int, link: bytes, lane: Lane, message: Any, payload: Any = None) -> None:
+        if link != HEAD and link not in self.stages[worker]._neighbours:
+            return  # it has hung up
         try:
             self.stages[worker].received(link, lane, message, payload)
         except Exception as error:

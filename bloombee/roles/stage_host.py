@@ -224,13 +224,8 @@ class StageHost:
         self.handle(Greeted(seating.wire.epoch, self.now()))
         self.reporter.measure_on()
 
-    def head_restored(self) -> None:
-        """The connection to the head came back: what went over it may have been lost. Orders come again by themselves."""
-        self.restored(self._head_link)
-        self.reporter.say_failed()
-
     def restored(self, link: bytes) -> None:
-        """A link's connections stand again."""
+        """A link's connections stand again: what went over it may have been lost. The head's orders come again by themselves."""
         for seating in self.seatings:
             for port in (Port.UPSTREAM, Port.DOWNSTREAM):
                 if seating.links[port] == link:

@@ -190,7 +190,8 @@ class Stages:
     def head_restored(self) -> None:
         """The connection to the head came back."""
         for host in self:
-            host.head_restored()
+            host.restored(self._head_link)
+            host.reporter.say_failed()
 
     def fail(self, error: BloomBeeError) -> None:
         """Tell the head that nothing here can go on."""

@@ -191,7 +191,7 @@ class WorkerRole:
         log.info("joined the head at %s as worker %d; it assigns layers when all workers are there", peer, joiner.joined.worker)
         machine = Dialler(self._hello(joiner.joined), peer=f"the head at {peer}")
         self._greeter = Greeter(
-            self._endpoint, self._head_link, machine, on_open=self._greeted, on_error=self._end, on_timed=self._timed
+            self._endpoint, self._head_link, machine, on_open=self._timed, on_error=self._end, on_timed=self._timed
         )
 
     def _hello(self, joined: Joined) -> Hello:
@@ -204,12 +204,10 @@ class WorkerRole:
             sent_ns=0,
         )
 
-    def _greeted(self, clock: ClockEstimate | None) -> None:
-        if clock is not None:
-            self._timed(clock)
-
-    def _timed(self, clock: ClockEstimate) -> None:
+    def _timed(self, clock: ClockEstimate | None) -> None:
         """Hello was answered. The best estimate is kept: loading spoils the first."""
+        if clock is None:
+            return
         self._head_liveness.timed(clock.round_trip_ns / 1e9)
         if self.head_clock is None or clock.round_trip_ns < self.head_clock.round_trip_ns:
             self.head_clock = clock

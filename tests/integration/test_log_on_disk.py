@@ -42,6 +42,14 @@ async def _started(the: Ring, count: int, limit: int = MEMORY, then: Callable[[]
         await the.go(1, 1, 1, 1)
         (host,) = the.stages[1]
         assert host.core.log.num_bytes <= limit
+        await _written(the)
+
+
+async def _written(the: Ring) -> None:
+    """The disk has done all that was asked of it: one that is slower than what comes would lose the oldest."""
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    the.stages[1]._disk.ask(lambda: None, done.set_result, done.set_exception)
+    await done
 
 
 def _lost(the: Ring) -> list[Any]:

@@ -422,7 +422,8 @@ def test_a_neighbour_that_breaks_a_rule_is_told_to_the_head_as_its_own_fault_onc
         (failed,) = stage.endpoint.of(StageFailed)
         assert failed.fields["peer"] == (2 if kind is _Stage else 1)
         assert "it broke the protocol: a lie" in failed.fields["message"]
-        stage.host.head_restored()
+        stage.host.restored(HEAD_LINK)
+        stage.host.reporter.say_failed()
         assert stage.endpoint.of(StageFailed) == [failed, failed]  # the first may have been lost with the connection
 
     _run(use, kind)
