@@ -154,7 +154,9 @@ class Seat:
         head = {"pipeline": self.wire.pipeline, "epoch": self.wire.epoch, "microbatch": work.microbatch}
         if self.is_last:
             return self._push(Lane.CONTROL, lambda number: Verdict(frame=number, picks=outcome.picks, **head), None, now)
-        in_turn = self._say_in_turn(fresh)
+        # Rows of a history that is over may follow on some that were never said: whoever gets them would wait for those.
+        is_over = len(fresh) < len(items) and any(self._store.get(item.sequence) for item in items if item not in fresh)
+        in_turn = not is_over and self._say_in_turn(fresh)
         if not in_turn:
             for item in fresh:
                 self.catch_up(item.sequence)

@@ -523,3 +523,15 @@ def test_what_has_been_closed_above_the_floor_costs_nothing_when_the_floor_moves
         costs.append([_close_cost(core, sequence, sequence + 1) for sequence in range(7)][-1])
         assert core.num_sequences == 1
     assert costs[1] <= 1.2 * costs[0]
+
+
+def test_rows_of_a_history_that_is_over_are_not_passed_on() -> None:
+    """They may follow on rows that were never said: the next stage would wait for those, and everybody behind it."""
+    core = _core(credits_=9)
+    (old,) = _works(core.handle(_forward(0, _item(7, 0, 4), _item(8, 0, 2))))
+    (new,) = _works(core.handle(_forward(1, _item(7, 0, 4, generation=1, first_token=50))))
+    (onward,) = _messages(_done(core, old), Forward)
+    assert onward.items == ()  # type: ignore[attr-defined]
+    commands = _done(core, new)
+    said = [item for forward in _messages(commands, Forward) for item in forward.items]  # type: ignore[attr-defined]
+    assert [(item.sequence, item.generation, item.position, item.num_rows) for item in said] == [(7, 1, 0, 4)]
