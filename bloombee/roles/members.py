@@ -12,7 +12,7 @@ from bloombee.errors import BloomBeeError, LinkDown, LocalProtocolError, Protoco
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.neighbours import CODECS
 from bloombee.roles.pulse import Pulse
-from bloombee.roles.watching import look
+from bloombee.roles.watching import LOADING_SILENCE_S, look
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.link_events import LinkEvent, LinkEventKind
 from bloombee.types import Lane, WorkerId
@@ -22,8 +22,6 @@ from bloombee.wire.liveness import LinkWatch, LoopClock
 from bloombee.wire.messages import AnyMessage, Goodbye, Heartbeat, Hello, Join, Refused
 
 log = logging.getLogger(__name__)
-LOADING_SILENCE_S = 30.0
-"""A worker that loads may be silent for so long, and not until load_deadline_s."""
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from bloombee.codec import api
 from bloombee.errors import BloomBeeError, ConfigError, LinkDown, StalePlan
 from bloombee.pipeline.events import Port
 from bloombee.roles.greeting import Greeter
-from bloombee.roles.watching import look
+from bloombee.roles.watching import LOADING_SILENCE_S, look
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.link_events import LinkEvent, LinkEventKind
 from bloombee.types import VERSION, Lane, WorkerId
@@ -39,6 +39,8 @@ class Neighbour:
     clock: ClockEstimate | None = None
     is_lost: bool = False
     """The head has been told so; its link may be gone."""
+    has_span: bool = False
+    """It has said something of the ring; until then it may still load."""
     num_delivered: int = 0
     """Pieces of bulk that have come to it so far."""
     num_damaged: int = 0
@@ -190,11 +192,12 @@ class Neighbours:
         else:
             neighbour.watch.broke(event.lane, self._now())
 
-    def heard(self, link: bytes) -> None:
+    def heard(self, link: bytes, message: AnyMessage) -> None:
         """Something came over a link."""
         neighbour = self._by_link.get(link)
         if neighbour is not None:
             neighbour.watch.heard(self._now())
+            neighbour.has_span = neighbour.has_span or not isinstance(message, (*GREETINGS, Heartbeat))
 
     def beat(self, link: bytes, beat: Heartbeat) -> None:
         """A question of who dialled, or the answer to one of this side's."""
@@ -232,7 +235,8 @@ class Neighbours:
         """At the next workers: ask those whose time it is, and judge. To be called often."""
         for link, neighbour in list(self._by_link.items()):
             if neighbour.port is Port.DOWNSTREAM and neighbour.is_open and not neighbour.is_lost:
-                why = look(self._endpoint, link, neighbour.watch, now)
+                patience_s = 0.0 if neighbour.has_span else LOADING_SILENCE_S
+                why = look(self._endpoint, link, neighbour.watch, now, patience_s=patience_s)
                 if why is not None:
                     self._lost(neighbour, why)
 

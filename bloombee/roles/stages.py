@@ -155,7 +155,7 @@ class Stages:
         if link != self._head_link:
             if link not in self._neighbours:
                 raise RemoteProtocolError("a link of no stage")
-            self._neighbours.heard(link)
+            self._neighbours.heard(link, message)
             if isinstance(message, Heartbeat):
                 self._neighbours.beat(link, message)
                 return

@@ -7,6 +7,9 @@ from bloombee.types import Lane
 from bloombee.wire.liveness import LinkWatch
 from bloombee.wire.messages import Heartbeat
 
+LOADING_SILENCE_S = 30.0
+"""A worker that loads may be silent for so long, and not until load_deadline_s."""
+
 
 def look(
     endpoint: Endpoint, link: bytes, watch: LinkWatch, now: float, *, asks: bool = True, patience_s: float = 0.0

@@ -9,7 +9,8 @@ import pytest
 from bloombee.errors import BloomBeeError, LinkDown
 from bloombee.links.estimator import LinkEstimator
 from bloombee.roles import members as module
-from bloombee.roles.members import LOADING_SILENCE_S, Members
+from bloombee.roles.members import Members
+from bloombee.roles.watching import LOADING_SILENCE_S
 from bloombee.transport.link_events import Counters, LinkEvent, LinkEventKind
 from bloombee.types import Lane, WorkerId
 from bloombee.wire.join import Admitted, Door

@@ -180,7 +180,7 @@ class _Stage:
 
     def said(self, lane: Lane, message: Any) -> None:
         """By the next stage."""
-        self.neighbours.heard(HOP)
+        self.neighbours.heard(HOP, message)
         if isinstance(message, GREETINGS):
             self.neighbours.greeted(HOP, lane, message)
         elif isinstance(message, Heartbeat):
@@ -331,6 +331,18 @@ def test_a_hop_over_which_nothing_is_answered_is_lost_though_its_connections_sta
         stage.pass_s(0.3, answered=False)
         (failed,) = stage.endpoint.of(StageFailed)
         assert failed.fields["peer"] == 2
+
+    _run(use)
+
+
+def test_a_next_stage_that_still_loads_may_be_silent() -> None:
+    def use(stage: _Stage) -> None:
+        stage.neighbours._by_link[HOP].has_span = False  # as before its first word of the ring
+        stage.pass_s(10 * SILENCE_S, answered=False)
+        assert stage.host.reporter.error is None
+        stage.said(Lane.CONTROL, Resume(1, 1, ()))
+        stage.pass_s(SILENCE_S + 0.1, answered=False)
+        assert isinstance(stage.host.reporter.error, LinkDown)
 
     _run(use)
 
