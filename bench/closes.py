@@ -11,7 +11,7 @@ from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Outcome
 from bloombee.plan.plan import Plan, StagePlan
-from bloombee.types import Dtype, Lane, PageGroup, Phase, Span
+from bloombee.types import Dtype, Kind, Lane, PageGroup, Priority, Span
 from bloombee.wire.messages import (
     Ack,
     Close,
@@ -53,8 +53,8 @@ def _scheduler() -> Callable[[int], float]:
 
     def end(number: int) -> float:
         core.handle(Open(number, bytes(4), GREEDY, 2, frozenset(), 0.0, client=f"client {number}"))
-        core.handle(FromStage(0, Ack(1, 1, Lane.CONTROL, number, (), number + 9, 0), 0.0))  # who has nothing open passes
-        core.handle(FromStage(0, Verdict(1, 1, number - 1, number, ()), 0.0))
+        core.handle(FromStage(0, Ack(1, 1, Lane.CONTROL, number, (), number, number + 9, 0), 0.0))  # who has nothing open passes
+        core.handle(FromStage(0, Verdict(1, 1, number - 1, number, (), None), 0.0))
         start = time.thread_time()
         core.handle(Cancel(number, 0.0))
         core.handle(FromStage(0, Closed(1, 1, (number,), 0, 0), 0.0))
@@ -65,17 +65,19 @@ def _scheduler() -> Callable[[int], float]:
 
 def _stage() -> Callable[[int], float]:
     """Has a row of sequence ``number`` computed; seconds of processor time that its Close takes."""
-    core = StageCore(Load(1, 0, 1, 2, "m", bytes(16), (), "float32", (Group(0, 256),), PAGE, 0, None), resend_after_s=5.0)
-    core.handle(StageReceived(Wire(1, 1, 1, 0, 2, 8, 256, None, None, False), 0.0))
+    core = StageCore(
+        Load(1, 1, 0, 1, 2, "m", bytes(16), (), "float32", (Group(0, 256),), PAGE, 0, None, (), ()), resend_after_s=5.0
+    )
+    core.handle(StageReceived(Wire(1, 1, 1, 0, 2, 8, 256, None, None, None, (), False), 0.0))
     core.handle(Greeted(1, 0.0))
     core.handle(StageReceived(Resumed(1, 1), 0.0))
     core.handle(StageReceived(Resume(1, 1, ()), 0.0))
 
     def serve(number: int) -> None:
-        item = Item(number, 0, 0, bytes(4), 1, Opening(1, GREEDY, 2, ()), None)
-        core.handle(StageReceived(Forward(1, 1, number, number, Phase.DECODE, (item,)), 0.0))
+        item = Item(number, 0, Kind.PROMPT, 0, bytes(4), 1, Opening(1, GREEDY, 2, (), (), None, None), None)
+        core.handle(StageReceived(Forward(1, 1, number, number, Lane.CONTROL, Priority.NOW, (item,)), 0.0))
         core.handle(Computed(Outcome(number, hidden=b"", num_bytes=1), 0.0))
-        core.handle(StageReceived(Ack(1, 1, Lane.CONTROL, number + 1, (), number + 9, 0), 0.0))
+        core.handle(StageReceived(Ack(1, 1, Lane.CONTROL, number + 1, (), number + 1, number + 9, 0), 0.0))
 
     def end(number: int) -> float:
         serve(number)

@@ -58,7 +58,7 @@ class Sender:
         num_bytes += num_bytes % 2  # whole elements
         message, tensors = forward(1, num_bytes)
         frame = self._frames[lane]
-        numbered = Forward(0, 1, frame, frame, 0, message.items)
+        numbered = Forward(0, 1, frame, frame, message.lane, message.priority, message.items)
         now = time.monotonic()
         sent = self.endpoint.send(self.link, lane, numbered, tensors, (bytes(num_bytes),))
         self.meter.sent(lane, frame, sent, 2, now)

@@ -38,8 +38,8 @@ from bench.program import headline, machine, program
 from bench.spread import quantile
 from bloombee.transport import Endpoint, KeyPair
 from bloombee.transport.keys import generate
-from bloombee.types import Dtype, Lane
-from bloombee.wire.envelope import Envelope, TensorHeader, decode_envelope, encode_envelope
+from bloombee.types import Dtype, Kind, Lane, Priority
+from bloombee.wire.envelope import HIDDEN, Envelope, TensorHeader, decode_envelope, encode_envelope
 from bloombee.wire.messages import Forward, Item, Pick, Verdict
 
 SWARM = 1
@@ -51,10 +51,10 @@ SIZES = (4 << 10, 1 << 20)
 
 def forward(num_sequences: int, payload_bytes: int) -> tuple[Forward, tuple[TensorHeader, ...]]:
     """A decode microbatch of one row a sequence whose activations take ``payload_bytes``."""
-    items = tuple(Item(number, 0, 100, bytes(4), 1, None, None) for number in range(num_sequences))
+    items = tuple(Item(number, 0, int(Kind.DECODE), 100, bytes(4), 1, None, None) for number in range(num_sequences))
     d = payload_bytes // (2 * num_sequences)
-    tensor = TensorHeader(Dtype.BFLOAT16, (num_sequences, d), 0, payload_bytes, payload_bytes, 0)
-    return Forward(0, 1, 1, 1, 0, items), (tensor,)
+    tensor = TensorHeader(HIDDEN, Dtype.BFLOAT16, (num_sequences, d), 0, payload_bytes, payload_bytes, 0)
+    return Forward(0, 1, 1, 1, Lane.CONTROL, Priority.NOW, items), (tensor,)
 
 
 def measure_envelope(rounds: int) -> list[Row]:
@@ -67,7 +67,7 @@ def measure_envelope(rounds: int) -> list[Row]:
         decode = call_ns(partial(decode_envelope, (header, payload)))
         rows.append(row(f"encode Forward, {num_sequences} sequences", "ns", encode, note))
         rows.append(row(f"decode Forward, {num_sequences} sequences", "ns", decode, note))
-    verdict = Verdict(0, 1, 1, 1, tuple(Pick(n, 0, 101, 5, None, ()) for n in range(32)))
+    verdict = Verdict(0, 1, 1, 1, tuple(Pick(n, 0, 101, 5, None, ()) for n in range(32)), None)
     header = encode_envelope(SWARM, verdict)
     decode = call_ns(lambda: decode_envelope((header,)))
     return [*rows, row("decode Verdict, 32 picks", "ns", decode, f"header {len(header)} bytes")]

@@ -68,7 +68,7 @@ async def measure(
             await asyncio.sleep(max(0.0, start + number * period_s - time.monotonic()))
             message, tensors = forward(8, control_bytes)
             payloads = (bytes(control_bytes),)
-            stamped = Forward(0, 1, time.monotonic_ns(), number, 0, message.items)
+            stamped = Forward(0, 1, time.monotonic_ns(), number, message.lane, message.priority, message.items)
             endpoint.send(link, Lane.CONTROL, stamped, tensors, payloads)
         if filler is not None:
             filler.cancel()

@@ -61,6 +61,7 @@ async def load_here(model: str, spans: list[Span]) -> int:
         await _loaded(
             executor,
             Load(
+                number=1,
                 pipeline=1,
                 start=span.start,
                 stop=span.stop,
@@ -73,6 +74,8 @@ async def load_here(model: str, spans: list[Span]) -> int:
                 page_size=PAGE_SIZE,
                 codec=CodecMode.OFF,
                 rules=None,
+                placement=(),
+                budgets=(),
             ),
         )
         for before in executors:

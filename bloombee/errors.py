@@ -7,6 +7,7 @@
     |   +-- LocalProtocolError       we tried something illegal: a bug of ours
     |   +-- RemoteProtocolError      the peer did: drop that link and go on
     |   |   +-- VersionMismatch      another protocol version
+    |   +-- NotSpoken                a message or field of the protocol that this side does not speak yet
     |   +-- AuthenticationError      wrong or unknown key, spent or wrong join token
     +-- TransportError
     |   +-- LinkDown                 a peer is gone or cannot be reached                   (retryable)
@@ -76,6 +77,10 @@ class RemoteProtocolError(ProtocolError):
 
 
 class VersionMismatch(RemoteProtocolError):
+    pass
+
+
+class NotSpoken(ProtocolError):
     pass
 
 

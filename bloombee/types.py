@@ -56,6 +56,30 @@ class Phase(enum.IntEnum):
     PREFILL = 1
 
 
+class Kind(enum.IntEnum):
+    """What the rows of one sequence in a microbatch are."""
+
+    PROMPT = 0
+    DECODE = 1
+    DRAFT = 2
+    """Tokens that are only expected to follow; a Commit says what became of them."""
+    REPLAY = 3
+    """Rows that were sent before, to whoever lacks them."""
+    SHADOW = 4
+    """Copies, to a worker that may have to take over."""
+
+
+class Priority(enum.IntEnum):
+    """What goes first where several microbatches wait, the lowest."""
+
+    NOW = 0
+    """Decode, and the short prompt of a newcomer."""
+    DRAFT = 1
+    PROMPT = 2
+    REPLAY = 3
+    SHADOW = 4
+
+
 class Lane(enum.IntEnum):
     """The two connections of a link. Nothing overtakes inside one TCP stream, so there are two."""
 

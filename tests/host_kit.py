@@ -14,7 +14,7 @@ from bloombee.links.estimator import LinkEstimator
 from bloombee.links.window import BulkWindow
 from bloombee.models.card import ModelCard
 from bloombee.roles.stages import Stages
-from bloombee.types import Lane, Phase
+from bloombee.types import Kind, Lane, Priority
 from bloombee.wire.liveness import LoopClock
 from bloombee.wire.messages import (
     Ack,
@@ -125,7 +125,9 @@ class Ring:
                     tokens = self.tokens[pick.sequence]
                     if pick.position == len(tokens):
                         tokens.append(pick.token)
-                self._deliver(worker, HEAD, Lane.CONTROL, Ack(1, epoch, Lane.CONTROL, frame + 1, (), frame + 1 + CREDIT, 0))
+                self._deliver(
+                    worker, HEAD, Lane.CONTROL, Ack(1, epoch, Lane.CONTROL, frame + 1, (), frame + 1, frame + 1 + CREDIT, 0)
+                )
             case StageFailed(code=code, fields=fields):
                 self.errors.append(RuntimeError(f"{code}: {fields}"))
         self.said.append((worker, message))
@@ -153,7 +155,7 @@ class Ring:
         """Of the layers [start, stop)."""
         digest = bytes.fromhex(self.card.config_digest)
         last, group = self.card.num_layers, Group(0, 64)
-        return Load(1, start, stop, last, self.card.model, digest, (), "float32", (group,), 16, 0, None)
+        return Load(1, 1, start, stop, last, self.card.model, digest, (), "float32", (group,), 16, 0, None, (), ())
 
     async def load(self, worker: int, start: int, stop: int) -> None:
         since = len(self.said)
@@ -166,17 +168,21 @@ class Ring:
         links = {pair: b"%d-%d".ljust(16) % pair for pair in pairs}
         self._ends |= {link: pair for pair, link in links.items()}
         for stage, worker in enumerate(workers):
-            before = self._peer(workers[stage - 1], links[workers[stage - 1], worker]) if stage else None
-            after = self._peer(workers[stage + 1], links[worker, workers[stage + 1]]) if stage + 1 < len(workers) else None
-            self.stages[worker].wire(Wire(1, epoch, oldest, stage, len(workers), CREDIT, 64, before, after, False))
+            before = self._peer(workers[stage - 1], links[workers[stage - 1], worker], dials=False) if stage else None
+            after = (
+                self._peer(workers[stage + 1], links[worker, workers[stage + 1]], dials=True)
+                if stage + 1 < len(workers)
+                else None
+            )
+            self.stages[worker].wire(Wire(1, epoch, oldest, stage, len(workers), CREDIT, 64, before, after, None, (), False))
         await self.until(lambda: all(self.has_said(worker, Wired(1, epoch)) for worker in workers))
         known = tuple([Holding(sequence, 0, len(tokens)) for sequence, tokens in self.tokens.items()])
         self._deliver(workers[-1], HEAD, Lane.CONTROL, Resume(1, epoch, known))
         self._frames[epoch] = 0
 
     @staticmethod
-    def _peer(worker: int, link: bytes) -> Peer:
-        return Peer(worker, "tcp://127.0.0.1:1", bytes(32), link)
+    def _peer(worker: int, link: bytes, *, dials: bool) -> Peer:
+        return Peer(worker, "tcp://127.0.0.1:1", bytes(32), link, dials, None)
 
     def open(self, sequence: int, prompt: list[int]) -> None:
         self.tokens[sequence] = list(prompt)
@@ -195,11 +201,11 @@ class Ring:
             start = since if since >= 0 else 0 if known == self._prompts[sequence] else known - 1
             since = -1
             rows = b"".join(token.to_bytes(4, "little") for token in tokens[start:])
-            opening = Opening(self._prompts[sequence], SAMPLING, 1000, ()) if start == 0 else None
-            item = Item(sequence, generation, start, rows, 1, opening, None)
+            opening = Opening(self._prompts[sequence], SAMPLING, 1000, (), (), None, None) if start == 0 else None
+            item = Item(sequence, generation, Kind.DECODE, start, rows, 1, opening, None)
             frame = self._frames[epoch]
             self._frames[epoch] += 1
-            self._deliver(first, HEAD, Lane.CONTROL, Forward(1, epoch, frame, frame, int(Phase.DECODE), (item,)))
+            self._deliver(first, HEAD, Lane.CONTROL, Forward(1, epoch, frame, frame, Lane.CONTROL, Priority.NOW, (item,)))
             await self.until(lambda known=known: len(tokens) > known)  # type: ignore[misc]
 
 

@@ -13,8 +13,8 @@ from zmq.utils import z85
 
 from bloombee.transport import Endpoint, KeyPair, LinkEvent, LinkEventKind
 from bloombee.transport.keys import generate
-from bloombee.types import Dtype, Lane
-from bloombee.wire.envelope import Envelope, TensorHeader, encode_envelope
+from bloombee.types import Dtype, Kind, Lane, Priority
+from bloombee.wire.envelope import HIDDEN, Envelope, TensorHeader, encode_envelope
 from bloombee.wire.messages import Forward, Item, Join, Message
 
 SWARM = 77
@@ -101,9 +101,9 @@ async def linked(listener: Side, dialler: Side) -> bytes:
 
 def forward(frame: int, num_bytes: int, codec: int = 1) -> tuple[Forward, tuple[TensorHeader, ...]]:
     """A one-row Forward whose payload is ``num_bytes`` long."""
-    item = Item(1, 0, 5, bytes(4), 1, None, None)
-    tensor = TensorHeader(Dtype.BFLOAT16, (1, 4096), codec, 8192, num_bytes, 0)
-    return Forward(0, 1, frame, frame, 0, (item,)), (tensor,)
+    item = Item(1, 0, Kind.DECODE, 5, bytes(4), 1, None, None)
+    tensor = TensorHeader(HIDDEN, Dtype.BFLOAT16, (1, 4096), codec, 8192, num_bytes, 0)
+    return Forward(0, 1, frame, frame, Lane.CONTROL, Priority.NOW, (item,)), (tensor,)
 
 
 class _Raw:

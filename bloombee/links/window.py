@@ -28,7 +28,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from bloombee.wire.schema import refuse
+from bloombee.wire.rules import refuse
 
 FIRST_WINDOW_BYTES = 1 << 16
 FIRST_PIECE_BYTES = 1 << 13

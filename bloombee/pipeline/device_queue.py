@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from bloombee.errors import LocalProtocolError
+from bloombee.pipeline.cuts import rows_of
 from bloombee.pipeline.seat import Seat
 from bloombee.pipeline.sequences import SequenceStore
 from bloombee.pipeline.work import Work
-from bloombee.types import Phase
+from bloombee.types import Phase, SequenceId
 from bloombee.wire.messages import Item
 
 DEVICE_DEPTH = 2
@@ -33,7 +34,40 @@ class Job:
     queue: Phase
     frame: int
     items: tuple[Item, ...]
+    """Rows that are alive bear the generation that their sequence has now."""
     seat: Seat
+    said: tuple[Item, ...] | None = None
+    """The items as they were computed, where those above were cut since: what comes of the work has all their rows."""
+
+    def cut_waiting(self, sequence: SequenceId, generation: int, length: int) -> int:
+        """Not on the device yet: rows from ``length`` on are not computed. Returns how many items went with all of their rows."""
+        items, spans = [], []
+        for item, (start, _) in zip(self.items, self.work.hidden_rows, strict=True):
+            alive = item if item.sequence != sequence else rows_of(item, 0, length - item.position, generation)
+            if alive is not None:
+                items.append(alive)
+                spans.append((start, start + alive.num_rows))
+        num_gone = len(self.items) - len(items)
+        self.items = tuple(items)
+        self.work = replace(self.work, hidden_rows=tuple(spans))
+        return num_gone
+
+    def cut_running(self, sequence: SequenceId, generation: int, length: int) -> None:
+        """On the device: what is alive of the sequence's rows parts from what is dead, which keeps its generation."""
+        items: list[Item] = []
+        for item in self.items:
+            if item.sequence != sequence:
+                items.append(item)
+                continue
+            alive = rows_of(item, 0, length - item.position, generation)
+            dead = rows_of(item, alive.num_rows if alive is not None else 0, item.num_rows, item.generation)
+            items += [part for part in (alive, dead) if part is not None]
+        self.said = self.said or self.items
+        self.items = tuple(items)
+
+
+Jobs = tuple[Sequence[Job], Sequence[Job]]
+"""Those that wait for the device, and those that it has."""
 
 
 class DeviceQueue:
@@ -57,6 +91,10 @@ class DeviceQueue:
     def running(self) -> Sequence[Job]:
         """On the device, in its order."""
         return self._running
+
+    @property
+    def jobs(self) -> Jobs:
+        return [job for queue in self._waiting.values() for job in queue], self._running
 
     def queue_for(self, phase: Phase, items: Sequence[Item]) -> Phase:
         """Where a work of ``phase`` with rows of these sequences waits. To be asked before the rows are taken."""
@@ -91,10 +129,15 @@ class DeviceQueue:
 
     def _next_queue(self) -> Phase | None:
         """Decode first, now and then prefill; each only where the next stage has room for what comes of it."""
-        can_prefill = self._can_go(Phase.PREFILL)
+        can_prefill = self._can_go(Phase.PREFILL) and self._follows(self._waiting[Phase.PREFILL][0])
         if self._can_go(Phase.DECODE) and not (can_prefill and self._num_overtakes >= MOST_OVERTAKES):
             return Phase.DECODE
         return Phase.PREFILL if can_prefill and self._may_prefill() else None
+
+    def _follows(self, job: Job) -> bool:
+        """Whether all rows before the job's have been given to the device: some may wait with decode."""
+        helds = ((item, self._store.get(item.sequence)) for item in job.items)
+        return not self._waiting[Phase.DECODE] or all(held is None or item.position <= held.placed for item, held in helds)
 
     def _can_go(self, queue: Phase) -> bool:
         jobs = self._waiting[queue]

@@ -282,9 +282,14 @@ class FrameReceiver:
     _newest_at: float = 0.0
 
     @property
+    def logged(self) -> int:
+        """Every frame below is done: its work is through and what it gave is in the log. Never falls."""
+        return min(self._upto, min(self._open, default=self._upto))
+
+    @property
     def limit(self) -> int:
         """Frames < limit have credit: ``window`` from the lowest that is not done. Never falls."""
-        return min(self._upto, min(self._open, default=self._upto)) + self.window
+        return self.logged + self.window
 
     def holds(self, number: int) -> bool:
         return number < self._upto or number in self._extra
@@ -320,5 +325,15 @@ class FrameReceiver:
 
     def acknowledgement(self, pipeline: int, epoch: int, now: float, lane: Lane) -> Ack:
         extra = tuple(sorted(self._extra)[:MAX_EXTRA]) if self._extra else ()
+        logged = self.logged
         waited_us = max(0, round(1e6 * (now - self._newest_at)))
-        return Ack(pipeline=pipeline, epoch=epoch, lane=lane, upto=self._upto, extra=extra, limit=self.limit, waited_us=waited_us)
+        return Ack(
+            pipeline=pipeline,
+            epoch=epoch,
+            lane=lane,
+            upto=self._upto,
+            extra=extra,
+            logged=logged,
+            limit=logged + self.window,
+            waited_us=waited_us,
+        )

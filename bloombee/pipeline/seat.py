@@ -21,12 +21,13 @@ from bloombee.pipeline.frames import FrameReceiver, LinkSender, lane_of
 from bloombee.pipeline.log import BoundaryLog, Said
 from bloombee.pipeline.sequences import SequenceStore
 from bloombee.pipeline.work import Outcome, Piece, Work
-from bloombee.types import Lane, Phase, SequenceId
+from bloombee.types import Kind, Lane, Priority, SequenceId
 from bloombee.wire.messages import (
     MAX_ITEMS,
     REPLAY,
     Ack,
     AnyMessage,
+    Fork,
     Forward,
     Holding,
     Item,
@@ -141,7 +142,11 @@ class Seat:
         wanted = [(held.picks, self.wanted.get(sequence, 0)) for sequence, held in self._store]
         picks = tuple([pick for newest, have in wanted for pick in newest if pick.position >= have])
         head = {"pipeline": self.wire.pipeline, "epoch": self.wire.epoch, "microbatch": REPLAY}
-        return [*self._push(Lane.CONTROL, lambda number: Verdict(frame=number, picks=picks, **head), None, now)] if picks else []
+        return (
+            [*self._push(Lane.CONTROL, lambda number: Verdict(frame=number, picks=picks, nodes=None, **head), None, now)]
+            if picks
+            else []
+        )
 
     # -- rows out --------------------------------------------------------------------------
 
@@ -153,20 +158,23 @@ class Seat:
         """
         head = {"pipeline": self.wire.pipeline, "epoch": self.wire.epoch, "microbatch": work.microbatch}
         if self.is_last:
-            return self._push(Lane.CONTROL, lambda number: Verdict(frame=number, picks=outcome.picks, **head), None, now)
+            return self._push(
+                Lane.CONTROL, lambda number: Verdict(frame=number, picks=outcome.picks, nodes=None, **head), None, now
+            )
         # Rows of a history that is over may follow on some that were never said: whoever gets them would wait for those.
         is_over = len(fresh) < len(items) and any(self._store.get(item.sequence) for item in items if item not in fresh)
-        in_turn = not is_over and self._say_in_turn(fresh)
+        in_turn = not is_over and (bool(fresh) or not items) and self._say_in_turn(fresh)
         if not in_turn:
             for item in fresh:
                 self.catch_up(item.sequence)
         said = items if in_turn else ()
+        lane = self.lane_out(work)
 
         def make(number: int) -> Forward:
-            return Forward(frame=number, phase=work.phase, items=said, **head)
+            return Forward(frame=number, lane=lane, priority=work.priority, items=said, **head)
 
         num_rows = sum([len(item.tokens) for item in said]) // 4
-        return self._push(self.lane_out(work), make, outcome.hidden if in_turn else None, now, num_rows)
+        return self._push(lane, make, outcome.hidden if in_turn else None, now, num_rows)
 
     def _say_in_turn(self, items: Sequence[Item]) -> bool:
         """Whether the next stage has been told all before each of these rows; then it is told these now."""
@@ -182,9 +190,10 @@ class Seat:
         """What the next stage has been told of the item's sequence, in the item's generation."""
         told = self._told.get(item.sequence)
         if told is None:
-            told = self._told[item.sequence] = _Told(item.generation, 0)
+            told = self._told[item.sequence] = _Told(item.generation, _begins_at(item))
+            self._lost.pop(item.sequence, None)
         elif item.generation > told.generation:
-            told.generation, told.upto = item.generation, min(told.upto, item.position)
+            told.generation, told.upto = item.generation, _begins_at(item)
             self._lost.pop(item.sequence, None)
         return told
 
@@ -210,10 +219,12 @@ class Seat:
                 self._gathering[number] = items
                 commands.append(Gather(number, tuple(pieces), sum(item.num_rows for item in items)))
                 number += 1
-        if lost:
-            self._lost |= {one.sequence: one for one in lost}
-            commands += self._say_lost(now)
-        return commands
+        return [*commands, *self.report_lost(lost, now)] if lost else commands
+
+    def report_lost(self, lost: Sequence[Holding], now: float) -> list[Command]:
+        """To the scheduler, until these sequences come as another generation."""
+        self._lost |= {one.sequence: one for one in lost}
+        return self._say_lost(now)
 
     def _say_lost(self, now: float) -> list[Command]:
         self._lost_at = now
@@ -249,7 +260,7 @@ class Seat:
                 told.is_behind = False
                 continue
             said = self._log.read(sequence, told.upto, min(stop, told.upto + room))
-            opening = held.opening if said.position == 0 else None
+            opening = held.begun if said.position == held.begun_at else None
             items.append(_item(sequence, told.generation, said, opening))
             pieces += said.pieces
             told.upto += said.num_rows
@@ -270,7 +281,7 @@ class Seat:
 
         def make(frame: int) -> Forward:
             self._replays[frame] = items
-            return Forward(frame=frame, phase=Phase.PREFILL, items=items, **head)
+            return Forward(frame=frame, lane=Lane.BULK, priority=Priority.REPLAY, items=items, **head)
 
         return self._push(Lane.BULK, make, event.payload, event.now, sum([item.num_rows for item in items]))
 
@@ -299,6 +310,15 @@ class Seat:
                     told.num_replays -= 1
         return sends
 
+    def cut(self, sequence: SequenceId, generation: int, length: int) -> None:
+        """From ``generation`` on the sequence is its rows [0, length), and what is to come."""
+        told = self._told.get(sequence)
+        if told is not None:
+            told.generation, told.upto = generation, min(told.upto, length)
+        self._lost.pop(sequence, None)
+        if sequence in self.wanted:
+            self.wanted[sequence] = min(self.wanted[sequence], length)
+
     def forget(self, sequence: SequenceId) -> None:
         """It is closed."""
         self._told.pop(sequence, None)
@@ -324,13 +344,19 @@ class Seat:
         return list(self.downstream.lanes[lane].push(frame, now, num_rows=num_rows))
 
 
-def _item(sequence: SequenceId, generation: int, said: Said, opening: Opening | None) -> Item:
+def _begins_at(item: Item) -> int:
+    """A generation that no Commit has told of begins with its sequence: what the next stage holds then, without being sent it."""
+    return item.opening.length if isinstance(item.opening, Fork) else 0
+
+
+def _item(sequence: SequenceId, generation: int, said: Said, opening: Opening | Fork | None) -> Item:
     return Item(
         sequence=sequence,
         generation=generation,
+        kind=Kind.REPLAY,
         position=said.position,
         tokens=said.tokens,
         num_picks=said.num_picks,
         opening=opening,
-        parents=None,
+        tree=None,
     )

@@ -1,7 +1,8 @@
 """What a worker holds of the sequences of one pipeline: pages, generations, how far each has come. Pure; outlives every plan.
 
-What is held of a sequence is a prefix [0, have) within a generation. Rows are taken when their frame comes (:meth:`take`); they
-get pages when their work goes to the device (:meth:`place`), so what waits holds none, and what a work gives back can be had by
+What is held of a sequence is a prefix [0, have) within a generation. Generations are told by cuts (``cuts.py``), or begin with
+the sequence itself: from its first row, or as a fork of another. Rows are taken when their frame comes (:meth:`take`); they get
+pages when their work goes to the device (:meth:`place`), so what waits holds none, and what a work gives back can be had by
 the next, which the device runs after it. Nothing here knows who sent a row or who gets it next.
 """
 
@@ -13,10 +14,11 @@ from dataclasses import dataclass, field
 
 from bloombee.kv.pool import PageTable
 from bloombee.kv.store import KvStore
+from bloombee.pipeline.cuts import Cuts, rows_of
 from bloombee.pipeline.runs import Runs
 from bloombee.pipeline.work import Pages, Segment
 from bloombee.types import PageGroup, SequenceId
-from bloombee.wire.messages import Holding, Item, Load, Opening, Pick
+from bloombee.wire.messages import Cut, Fork, Holding, Item, Load, Opening, Pick
 
 
 @dataclass(slots=True)
@@ -24,18 +26,29 @@ class Held:
     """One sequence."""
 
     generation: int
+    begun: Opening | Fork
     opening: Opening
+    """What it has begun with, or its fork."""
     tables: tuple[PageTable, ...]
     """One a group; of what the device has been given so far."""
     have: int = 0
     newest: int = 0
     """The most that was ever held of it, since it last began at 0: how far back it can go depends on that."""
+    is_lost: bool = False
+    """A cut went further back than layers with a window remember: it has to come again from its start."""
+    placed: int = 0
+    """Rows that the device has been given: a fork may share their pages."""
     tokens: bytearray = field(default_factory=bytearray)
     """All token ids that the device has been given, kept on the last stage for penalties."""
     picks: tuple[Pick, ...] = ()
     """On the last stage, what its newest work gave: the scheduler may have to be told again."""
     num_prefill: int = 0
     """Works in the prefill queue: decode of the same sequence must not overtake them."""
+
+    @property
+    def begun_at(self) -> int:
+        """The position of the first row that was sent of it."""
+        return self.begun.length if isinstance(self.begun, Fork) else 0
 
     @property
     def is_decoding(self) -> bool:
@@ -49,8 +62,10 @@ class SequenceStore:
     def __init__(self, load: Load) -> None:
         self.kv = KvStore([PageGroup(group.window, group.num_pages) for group in load.groups], load.page_size)
         self._has_windows = any(group.window for group in load.groups)
+        self._is_last = load.stop == load.num_layers
         self._has_rules = load.rules is not None
         self._held: dict[SequenceId, Held] = {}
+        self._cuts = Cuts()
         self._numbers: list[SequenceId] = []
         """Of those that are held, rising."""
         self._closed = Runs()
@@ -77,6 +92,25 @@ class SequenceStore:
     def is_closed(self, sequence: SequenceId) -> bool:
         return sequence < self._floor or sequence in self._closed
 
+    def live(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Those whose sequences are not closed, nor cut before their rows came."""
+        held = self._held
+        live = [item for item in items if item.sequence in held or not (self.is_closed(item.sequence) or self._is_dead(item))]
+        return items if len(live) == len(items) else live
+
+    def _is_dead(self, item: Item) -> bool:
+        """It is of a sequence that is not held, and that was cut before it came."""
+        now = self._cuts.newest(item.sequence, item.generation)
+        return now > item.generation and self._cuts.alive(item.sequence, item.generation, now) <= item.position
+
+    def lost(self, items: Sequence[Item]) -> list[Holding]:
+        """Forks whose first rows are here no more: they must not be taken."""
+        return [
+            Holding(item.sequence, item.generation, 0)
+            for item in items
+            if type(item.opening) is Fork and self._is_lost(item, item.opening)
+        ]
+
     # -- rows in ---------------------------------------------------------------------------
 
     def gaps(self, items: Sequence[Item]) -> list[Holding]:
@@ -93,47 +127,129 @@ class SequenceStore:
         return found
 
     def _gap(self, held: Held | None, item: Item) -> Holding | None:
-        if held is None:
-            have, generation = 0, item.generation
-        elif item.generation < held.generation:
+        """Also of a generation that is not known yet."""
+        generation = -1 if held is None else held.generation
+        have = 0 if held is None else held.have
+        if item.generation > generation:
+            begins = self._can_fork(item.opening) if type(item.opening) is Fork else item.position == 0
+            return None if begins else Holding(item.sequence, item.generation, have)
+        if item.position <= have:
             return None
-        else:
-            have, generation = held.have, item.generation
-            if item.generation > held.generation and not self.kv.can_go_back(item.position, held.newest):
-                have = 0
-        if item.position <= have and (held is not None or item.opening is not None):
+        if item.generation < generation and self._cuts.alive(item.sequence, item.generation, generation) <= have:
             return None
-        return Holding(item.sequence, generation, have)
+        return Holding(item.sequence, item.generation, have)
+
+    def _can_fork(self, fork: Fork) -> bool:
+        """Whether all rows that it begins with are here; else they are on their way."""
+        parent = self._held.get(fork.sequence)
+        return parent is not None and parent.placed >= fork.length
+
+    def _is_lost(self, item: Item, fork: Fork) -> bool:
+        """What the fork begins with is here no more."""
+        held, parent = self._held.get(item.sequence), self._held.get(fork.sequence)
+        if held is not None and item.generation <= held.generation:
+            return False  # it has begun
+        if parent is None:
+            return self.is_closed(fork.sequence)
+        has_history = not self._needs_history(fork.opening) or len(parent.tokens) >= 4 * fork.length
+        return parent.placed >= fork.length and not (has_history and self.kv.can_go_back(fork.length, parent.newest))
 
     def open(self, item: Item) -> Held:
-        """The sequence of an item at position 0, which was not held before."""
+        """The sequence of an item that begins one, which was not held before."""
         assert item.opening is not None
-        held = self._held[item.sequence] = Held(item.generation, item.opening, self.kv.open())
+        held = self._held[item.sequence] = Held(-1, item.opening, _opening_of(item.opening), self.kv.open())
         insort(self._numbers, item.sequence)
         return held
+
+    def take(self, held: Held, item: Item, num_rows: int) -> Item | None:
+        """Hold an item that leaves no gap: its rows that were not held before and are alive, as rows of the sequence's
+        generation now; None if it brings none."""
+        if item.generation > held.generation:
+            self._begin(held, item)
+        alive = num_rows
+        if item.generation < held.generation:
+            alive = min(num_rows, self._cuts.alive(item.sequence, item.generation, held.generation) - item.position)
+        skip = held.have - item.position
+        if skip >= alive:
+            return None
+        held.have = item.position + alive
+        if held.have > held.newest:
+            held.newest = held.have
+        if self._cuts.of:
+            self._cuts.held(item.sequence, held.generation, held.have)
+        return item if alive - skip == num_rows else rows_of(item, skip, alive, held.generation)
+
+    def _begin(self, held: Held, item: Item) -> None:
+        """From the item on, whatever was held before."""
+        for table in held.tables:
+            table.truncate(0)
+        assert item.opening is not None
+        held.generation, held.begun, held.opening = item.generation, item.opening, _opening_of(item.opening)
+        held.have = held.newest = held.placed = 0
+        held.is_lost = False
+        held.picks = ()
+        held.tokens.clear()
+        if isinstance(item.opening, Fork):
+            self._fork(held, item.opening)
+        self._cuts.begin(item.sequence, item.generation)
+        self._advance(item.sequence, held)
+
+    def _fork(self, held: Held, fork: Fork) -> None:
+        """Its first rows are those of another: pages are shared until one of both writes to them."""
+        parent = self._held[fork.sequence]
+        held.tables = tuple([table.fork(fork.length) for table in parent.tables])
+        held.have = held.placed = fork.length
+        held.newest = parent.newest
+        held.tokens += parent.tokens[: 4 * fork.length]
+
+    # -- cuts ------------------------------------------------------------------------------
+
+    def cut(self, cut: Cut) -> int | None:
+        """Take a cut; late ones and such as are known change nothing.
+
+        Returns:
+            The first row of the generations before that is dead, whether or not it is here; None: nothing changed.
+        """
+        held = self._held.get(cut.sequence)
+        if self.is_closed(cut.sequence) or (held is not None and cut.generation <= held.generation):
+            return None
+        self._cuts.note(cut.sequence, cut.generation, cut.length)
+        return None if held is None else self._advance(cut.sequence, held)
+
+    def check_cut(self, cut: Cut) -> None:
+        """Raises RemoteProtocolError if one more of the sequence cannot be remembered."""
+        self._cuts.check(cut.sequence)
+
+    def _advance(self, sequence: SequenceId, held: Held) -> int | None:
+        """To the newest generation whose cuts are all known. Returns as :meth:`cut`."""
+        newest = self._cuts.newest(sequence, held.generation)
+        if newest == held.generation:
+            return None
+        length = self._cuts.alive(sequence, held.generation, newest)
+        if not self.kv.can_go_back(length, held.newest):
+            held.is_lost, length = True, 0
+        held.generation = newest
+        held.picks = ()
+        if length < held.have:
+            self._go_back(held, length)
+        self._cuts.held(sequence, newest, held.have)
+        return length
+
+    @staticmethod
+    def _go_back(held: Held, length: int) -> None:
+        """Pages beyond are free at once: works that still write to them are on the device before any that is to come."""
+        held.have = length
+        held.newest = held.newest if length else 0
+        held.placed = min(held.placed, length)
+        for table in held.tables:
+            if length < table.stop:
+                table.truncate(length)
 
     def fresh(self, items: Sequence[Item]) -> Sequence[Item]:
         """Those whose sequences have not been closed or rolled back since."""
         held = self._held
         fresh = [item for item in items if (one := held.get(item.sequence)) is not None and one.generation == item.generation]
         return items if len(fresh) == len(items) else fresh
-
-    @staticmethod
-    def take(held: Held, item: Item, num_rows: int) -> int | None:
-        """Hold an item that leaves no gap: how many of its first rows were held before; None if it brings nothing."""
-        if item.generation < held.generation:
-            return None
-        if item.generation > held.generation:
-            held.generation = item.generation
-            held.have = item.position
-            held.newest = held.newest if item.position else 0
-        skip = held.have - item.position
-        if skip >= num_rows:
-            return None
-        held.have = item.position + num_rows
-        if held.have > held.newest:
-            held.newest = held.have
-        return skip
 
     # -- pages -----------------------------------------------------------------------------
 
@@ -151,8 +267,9 @@ class SequenceStore:
         for table in held.tables:
             source = table.place(item.position, stop)
             pages.append(Pages(table.pages, table.start, source))
+        held.placed = stop
         history = b""
-        if is_last and (self._has_rules or _has_penalty(opening)):
+        if is_last and self._needs_history(opening):
             del held.tokens[4 * item.position :]
             held.tokens += item.tokens
             history = bytes(held.tokens)
@@ -169,6 +286,10 @@ class SequenceStore:
             max_new_tokens=opening.max_new_tokens,
             end_tokens=opening.end_tokens,
         )
+
+    def _needs_history(self, opening: Opening) -> bool:
+        """Whether the sampler wants all tokens."""
+        return self._is_last and (self._has_rules or _has_penalty(opening))
 
     def slide(self, placed: Iterable[tuple[Held, Item]]) -> None:
         """Give back what no row after those of each item will see."""
@@ -187,12 +308,14 @@ class SequenceStore:
         for sequence in sequences:
             if sequence >= self._floor:
                 self._closed.add(sequence)
+                self._cuts.forget(sequence)
             if sequence in self._held:
                 gone.append(sequence)
                 self._let_go(sequence)
         if floor > self._floor:
             self._floor = floor
             self._closed.drop_below(floor)
+            self._cuts.forget_below(floor)
             for sequence in self._numbers[: bisect_left(self._numbers, floor)]:
                 gone.append(sequence)
                 self._let_go(sequence)
@@ -202,6 +325,10 @@ class SequenceStore:
         del self._numbers[bisect_left(self._numbers, sequence)]
         for table in self._held.pop(sequence).tables:
             table.truncate(0)
+
+
+def _opening_of(begun: Opening | Fork) -> Opening:
+    return begun.opening if isinstance(begun, Fork) else begun
 
 
 def _has_penalty(opening: Opening) -> bool:

@@ -4,12 +4,13 @@ What outlives a plan - the sequences' KV (``sequences.py``), what left the stage
 is here; what one epoch wires is a seat (``seat.py``). A frame that comes in over a seat addresses rows by (sequence, generation,
 position), and each of its items is one of
 
-    generation older, or closed            dropped
-    generation newer                       rolled back to the item's position, then taken
+    closed                                 dropped
+    generation older                       its rows that are still alive are taken as below, the rest is dropped (``cuts.py``)
+    generation newer, from position 0      the sequence begins anew, or as a fork of another
+    generation newer, from further on      Gap(have): no Commit has said yet how it began; the frame will come again
     ends at or before ``have``             held already, ignored
     starts at or before ``have``           its rows from ``have`` on are taken
     starts beyond ``have``                 Gap(have): the frame is not taken as held and will come again
-    newer, further back than is kept       Gap(0): layers with a window have forgotten what its rows see
 
 Every frame that is taken in becomes exactly one work and exactly one frame for the next stage, whatever became
 of its sequences, so that a microbatch always comes home. A frame is acknowledged when its work is done and what it gave is
@@ -25,6 +26,7 @@ from collections.abc import Sequence
 
 from bloombee.errors import BloomBeeError, LocalProtocolError, PoolExhausted, RemoteProtocolError, StalePlan, to_wire
 from bloombee.pipeline.commands import Command, Compute, Gather, Send
+from bloombee.pipeline.commits import commit, drop
 from bloombee.pipeline.device_queue import DeviceQueue, Job
 from bloombee.pipeline.events import (
     Computed,
@@ -46,12 +48,33 @@ from bloombee.pipeline.log import LOG_BYTES, BoundaryLog
 from bloombee.pipeline.seat import Seat
 from bloombee.pipeline.sequences import SequenceStore
 from bloombee.pipeline.work import Outcome, Work
-from bloombee.types import Epoch, Lane, Phase
-from bloombee.wire.messages import Ack, Close, Closed, Forward, Gap, Item, Load, Pick, Resume, Resumed, Retire, StageFailed, Wire
+from bloombee.types import Epoch, Kind, Lane, Phase, Priority
+from bloombee.wire.messages import (
+    Ack,
+    Close,
+    Closed,
+    Commit,
+    Forward,
+    Gap,
+    Holding,
+    Item,
+    Load,
+    Pick,
+    Resume,
+    Resumed,
+    Retire,
+    Retired,
+    StageFailed,
+    Wire,
+)
+from bloombee.wire.spoken import check_item, check_spoken
 
 _OF_A_SEAT = (Forward, Ack, Gap, Resume, Resumed)
-_FOR_STAGES = (*_OF_A_SEAT, Close, Retire, Wire)
-_PHASES = {int(phase): phase for phase in Phase}
+_FOR_STAGES = (*_OF_A_SEAT, Close, Commit, Retire, Wire)
+_LANES = tuple(Lane)
+_NOW, _SHADOW = int(Priority.NOW), int(Kind.SHADOW)
+_PHASE_ON = (Phase.DECODE, Phase.PREFILL)
+"""By lane: what a frame is to traces and to the device's tally."""
 
 _OfSeat = Greeted | Recoded | Unsendable | LinkRestored
 Event = StageReceived | Computed | ComputeFailed | Gathered | GatherFailed | Spilled | Moved | Tick | _OfSeat
@@ -123,9 +146,12 @@ class StageCore:
     def _received(self, event: StageReceived) -> list[Command]:
         message, now = event.message, event.now
         if not isinstance(message, _FOR_STAGES):
+            check_spoken(message)
             raise RemoteProtocolError(f"{type(message).__name__} is not for a stage", message_type=type(message).__name__)
         if type(message) is Wire:
             return self._wire(message, now)
+        if type(message) is Retire and self._is_retired(message):
+            return [Send(Port.HEAD, Lane.CONTROL, Retired(message.pipeline, message.epoch))]
         if type(message) is Resume and message.epoch > self._newest_epoch:
             self._early = message  # the next stage was told of this epoch before this one is
             return []
@@ -143,9 +169,11 @@ class StageCore:
             case Resumed():
                 seat.answered()
                 return []
+            case Commit():
+                return commit(self.store, self.log, [*self.seats.values()], self._device.jobs, message, now)
             case Close():
                 return self._close(message)
-        return self._retire([message.epoch])
+        return [*self._retire([message.epoch]), Send(Port.HEAD, Lane.CONTROL, Retired(message.pipeline, message.epoch))]
 
     # -- what people ask -------------------------------------------------------------------
 
@@ -176,6 +204,11 @@ class StageCore:
             )
         return seat
 
+    def _is_retired(self, retire: Retire) -> bool:
+        """The order came again."""
+        is_over = retire.epoch not in self.seats and retire.epoch <= self._newest_epoch
+        return retire.pipeline == self.load.pipeline and is_over
+
     def _wire(self, wire: Wire, now: float) -> list[Command]:
         """A seat beside those that there are. Said again it changes nothing."""
         if wire.pipeline != self.load.pipeline or (wire.epoch <= self._newest_epoch and wire.epoch not in self.seats):
@@ -205,57 +238,84 @@ class StageCore:
     # -- rows in ---------------------------------------------------------------------------
 
     def _forward(self, seat: Seat, forward: Forward, payload: object | None, now: float) -> list[Command]:
-        phase = _PHASES.get(forward.phase)
-        if phase is None:
-            raise RemoteProtocolError(f"phase {forward.phase} is none", path="$.phase")
-        upstream = seat.upstream[lane_of(phase)]
+        if forward.lane not in seat.upstream:
+            raise RemoteProtocolError(f"lane {forward.lane} is none", path="$.lane")
+        lane = _LANES[forward.lane]
+        upstream = seat.upstream[lane]
         if upstream.holds(forward.frame):
-            return [seat.acknowledge(lane_of(phase), now)]
+            return [seat.acknowledge(lane, now)]
         counts = [len(item.tokens) // 4 for item in forward.items]
         num_rows = sum(counts)
         upstream.check(forward.frame, num_rows)
-        _check_items(forward.items)
-        if gaps := self.store.gaps(forward.items):
+        live, lost = self._live(forward)
+        if lost:
+            live = [item for item in live if item.sequence not in {one.sequence for one in lost}]
+        if gaps := self.store.gaps(live):
             head = {"pipeline": forward.pipeline, "epoch": forward.epoch}
             return [
                 Send(Port.UPSTREAM, Lane.CONTROL, Gap(sequence=gap.sequence, generation=gap.generation, have=gap.have, **head))
                 for gap in gaps
             ]
         upstream.hold(forward.frame, now, num_rows)
-        queue = self._device.queue_for(phase, forward.items)
-        self._device.add(self._take(seat, forward, counts, queue, payload))
-        return self._start()
+        queue = self._device.queue_for(Phase.PREFILL if forward.priority > _NOW else Phase.DECODE, live)
+        self._device.add(self._take(seat, forward, counts, queue, live, payload))
+        return [*(seat.report_lost(lost, now) if lost else ()), *self._start()]
 
-    def _take(self, seat: Seat, forward: Forward, counts: Sequence[int], queue: Phase, payload: object | None) -> Job:
+    def _live(self, forward: Forward) -> tuple[Sequence[Item], list[Holding]]:
+        """The items whose sequences are not closed, and which of them are forks of what is here no more.
+
+        Raises:
+            RemoteProtocolError: what may not be in a frame. NotSpoken: what is not spoken yet.
+        """
+        items = forward.items
+        if len({item.sequence for item in items}) < len(items):
+            raise RemoteProtocolError("a sequence twice in one frame", path="$.items")
+        odd = [item for item in items if item.opening is not None or item.tree is not None or item.kind == _SHADOW]
+        for item in odd:
+            check_item(item)
+        return self.store.live(items), self.store.lost(odd) if odd else []
+
+    def _take(
+        self,
+        seat: Seat,
+        forward: Forward,
+        counts: Sequence[int],
+        queue: Phase,
+        live: Sequence[Item],
+        payload: object | None,
+    ) -> Job:
         """Update the sequences and make the work; every check has been passed."""
         store, stop = self.store, 0
+        wanted = None if live is forward.items else {item.sequence for item in live}
         items: list[Item] = []
         spans: list[tuple[int, int]] = []
         for item, num_rows in zip(forward.items, counts, strict=True):
             start, stop = stop, stop + num_rows
+            if wanted is not None and item.sequence not in wanted:
+                continue
             held = store.get(item.sequence)
             if held is None:
-                if store.is_closed(item.sequence):
-                    continue
                 held = store.open(item)
-            if item.generation > held.generation:
-                self.log.truncate(item.sequence, item.position)
-            skip = store.take(held, item, num_rows)
-            if skip is None:
+            elif item.generation > held.generation:
+                drop(self.log, self._device.jobs, item.sequence, held, 0)
+            taken = store.take(held, item, num_rows)
+            if taken is None:
                 continue
             if queue is Phase.PREFILL:
                 held.num_prefill += 1
-            items.append(_tail(item, skip) if skip else item)
-            spans.append((start + skip, stop))
+            items.append(taken)
+            start += taken.position - item.position
+            spans.append((start, start + len(taken.tokens) // 4))
         work = Work(
             pipeline=self.load.pipeline,
             epoch=forward.epoch,
             number=self._num_works,
             microbatch=forward.microbatch,
-            phase=_PHASES[forward.phase],
+            phase=_PHASE_ON[forward.lane],
             segments=(),
             hidden=payload,
             hidden_rows=tuple(spans),
+            priority=forward.priority,
         )
         self._num_works += 1
         return Job(work, queue, forward.frame, tuple(items), seat)
@@ -281,7 +341,7 @@ class StageCore:
         if seat.retired:
             return [*self._say_over_others(job, outcome, now), *self._start(), *spills]
         seat.upstream[lane_in].retire([job.frame])
-        sends = seat.pass_on(job.work, job.items, fresh, outcome, now)
+        sends = seat.pass_on(job.work, job.said or job.items, fresh, outcome, now)
         if len(self.seats) > 1 or seat.is_behind:
             sends += self._say_over_others(job, outcome, now)
         return [*sends, *self._start(), seat.acknowledge(lane_in, now), *spills]
@@ -346,26 +406,3 @@ class StageCore:
         code, fields = to_wire(error)
         failed = StageFailed(pipeline=self.load.pipeline, epoch=self._newest_epoch, code=code, fields=fields)
         return Send(Port.HEAD, Lane.CONTROL, failed)
-
-
-def _check_items(items: Sequence[Item]) -> None:
-    """Raises RemoteProtocolError for what may not be in a frame."""
-    if len({item.sequence for item in items if item.parents is None}) == len(items):
-        return
-    if any(item.parents is not None for item in items):
-        raise RemoteProtocolError("rows in a tree are not spoken in this version", path="$.items[...].parents")
-    raise RemoteProtocolError("a sequence twice in one frame", path="$.items")
-
-
-def _tail(item: Item, skip: int) -> Item:
-    """The item without its first ``skip`` rows."""
-    num_rows = item.num_rows - skip
-    return Item(
-        sequence=item.sequence,
-        generation=item.generation,
-        position=item.position + skip,
-        tokens=item.tokens[4 * skip :],
-        num_picks=min(item.num_picks, num_rows),
-        opening=None,
-        parents=None,
-    )

@@ -84,6 +84,8 @@ class Work(Struct, frozen=True, gc=False):
     rows of ``hidden_rows``, which may be more than the segments' (rows already held are skipped)."""
     hidden_rows: tuple[tuple[int, int], ...] = ()
     """Per segment: [start, stop) of its rows in the frame."""
+    priority: int = 0
+    """types.Priority, as the frame came with it."""
 
     @property
     def num_rows(self) -> int:

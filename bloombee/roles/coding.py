@@ -24,7 +24,7 @@ from bloombee.codec.fit import fit
 from bloombee.codec.table import Table, default_table
 from bloombee.errors import BloomBeeError, RemoteProtocolError
 from bloombee.types import Dtype
-from bloombee.wire.envelope import TensorHeader
+from bloombee.wire.envelope import HIDDEN, TensorHeader
 
 log = logging.getLogger(__name__)
 RAW = 0
@@ -137,7 +137,7 @@ class Sender:
         return self._payload(api.CODEC_ID, memoryview(out)[:size], raw.nbytes, rows)
 
     def _payload(self, codec: int, buffer: memoryview, raw_bytes: int, rows: int) -> Payload:
-        header = TensorHeader(self._dtype, (rows, self._channels), codec, raw_bytes, buffer.nbytes, crc32c(buffer))
+        header = TensorHeader(HIDDEN, self._dtype, (rows, self._channels), codec, raw_bytes, buffer.nbytes, crc32c(buffer))
         return header, buffer
 
     # -- learning --------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from bloombee.plan.plan import Plan
 from bloombee.roles.each import each
 from bloombee.roles.tracing import HeadTrace
 from bloombee.types import Lane, WorkerId
-from bloombee.wire.messages import Ack, AnyMessage, Closed, Forward, Gap, Lost, Resume, Resumed, Verdict
+from bloombee.wire.messages import Ack, AnyMessage, Closed, Committed, Forward, Gap, Lost, Resume, Resumed, Verdict
 
-OfTheRing = Verdict | Ack | Gap | Closed | Resume | Resumed | Lost
+OfTheRing = Verdict | Ack | Gap | Closed | Committed | Resume | Resumed | Lost
 
 
 class Dispatch:

@@ -81,6 +81,7 @@ from bloombee.wire.messages import (
     AnyMessage,
     Goodbye,
     Join,
+    Leave,
     LinkReport,
     Measure,
     Measured,
@@ -271,12 +272,14 @@ class HeadRole:
                 self.dispatch.handle(Moved(now))
                 self.helm.tell(seen)
         elif isinstance(message, Profiled):
-            self.helm.tell(self.observatory.profiled(worker, message, self.card.config_digest))
+            if (device := self.observatory.profiled(worker, message, self.card.config_digest)) is not None:
+                self.helm.tell(device)
         elif isinstance(message, Measured):
             if (stage := self._core.stage_of(worker)) is not None:
                 self.helm.tell(stage_measured(stage, message, now))
-        elif isinstance(message, Goodbye):
-            self._gone(worker, f"it said goodbye: {message.reason}")
+        elif isinstance(message, Leave):
+            self.members.send(worker, Lane.CONTROL, Goodbye(reason="as it wished"))
+            self._gone(worker, f"it leaves: {message.reason}")
         else:
             self._do(self._core.handle(WorkerSaid(worker, message, now)))
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 from bloombee.control.events import CodecSeen, DeviceSeen, LinkSeen
 from bloombee.control.seen import link_seen
-from bloombee.errors import RemoteProtocolError, StalePlan
 from bloombee.links.estimator import LinkFacts
 from bloombee.links.frames import LinkMeter
 from bloombee.plan.plan import Plan
@@ -48,32 +47,19 @@ class Observatory:
     # -- what workers say ------------------------------------------------------------------
 
     def reported(self, worker: WorkerId, said: LinkReport) -> CodecSeen | None:
-        """What a worker knows of its link; None: of a ring that is gone.
-
-        Raises:
-            RemoteProtocolError: it has no such link.
-        """
-        plan = self._plan
-        if plan is not None and said.epoch < plan.epoch:
+        """What a worker knows of its link; None: it is of no ring that is, or is gone."""
+        if self._plan is None or (worker, said.target) not in self._plan.hops:
             return None
-        if plan is None or (worker, said.target) not in plan.hops:
-            raise RemoteProtocolError(f"LinkReport.target = {said.target}: that is no link of this worker's")
         self.codec_choices[worker, said.target] = said.codec
         self._facts[worker, said.target] = LinkFacts(**{name: getattr(said, name) for name in LINK_FACTS})
         return CodecSeen(worker, said.target, said.codec, time.monotonic())
 
-    def profiled(self, worker: WorkerId, said: Profiled, config_digest: str) -> DeviceSeen:
-        """How fast a worker is.
-
-        Raises:
-            RemoteProtocolError: it has no stage. StalePlan: it speaks of another plan.
-        """
-        plan = self._plan
-        if plan is not None and (said.pipeline, said.epoch) != (plan.pipeline, plan.epoch):
-            raise StalePlan(f"a profile of pipeline {said.pipeline} epoch {said.epoch}", pipeline=said.pipeline, epoch=said.epoch)
-        if plan is None or worker not in {stage.worker for stage in plan.stages}:
-            raise RemoteProtocolError("Profiled from a worker without a stage", path="message.tag")
-        profile = self.profiles[worker] = from_message(said, config_digest, plan.dtype)
+    def profiled(self, worker: WorkerId, said: Profiled, config_digest: str) -> DeviceSeen | None:
+        """How fast a worker is; None: with another model than is served."""
+        profile = from_message(said)
+        if profile.model_digest != config_digest or (self._plan is not None and profile.dtype != str(self._plan.dtype)):
+            return None
+        self.profiles[worker] = profile
         return DeviceSeen(worker, profile.fit.stage, profile.fit.layer, profile.output, time.monotonic())
 
     # -- what is known ---------------------------------------------------------------------

@@ -7,7 +7,6 @@ import dataclasses
 from bloombee.pace import Pace
 from bloombee.plan.profile import Fit, Profile
 from bloombee.plan.topology import RowTime
-from bloombee.types import Dtype
 from bloombee.wire.messages import Profiled, Times
 
 
@@ -17,11 +16,11 @@ def paced(pace: Pace, digest: str, dtype: str, memory_bytes: int = 0) -> Profile
     return Profile(digest, f"paced {pace}", dtype, 1, Fit(stage, layer, 0.0, 0.0), RowTime(), 0, 0, memory_bytes)
 
 
-def to_message(profile: Profile, pipeline: int, epoch: int) -> Profiled:
+def to_message(profile: Profile) -> Profiled:
     """What the head is told."""
     return Profiled(
-        pipeline=pipeline,
-        epoch=epoch,
+        config_digest=bytes.fromhex(profile.model_digest),
+        dtype=profile.dtype,
         device=profile.device[:256],
         threads=profile.threads,
         stage=_times(profile.fit.stage),
@@ -37,12 +36,12 @@ def to_message(profile: Profile, pipeline: int, epoch: int) -> Profiled:
     )
 
 
-def from_message(said: Profiled, digest: str, dtype: Dtype) -> Profile:
-    """What a worker says of the model that it was assigned, without the points it measured."""
+def from_message(said: Profiled) -> Profile:
+    """What a worker says of a model, without the points it measured."""
     return Profile(
-        model_digest=digest,
+        model_digest=said.config_digest.hex(),
         device=said.device,
-        dtype=str(dtype),
+        dtype=said.dtype,
         threads=said.threads,
         fit=Fit(_row_time(said.stage), _row_time(said.layer), said.median_error, said.worst_error),
         output=_row_time(said.output),

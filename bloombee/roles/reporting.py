@@ -17,7 +17,7 @@ from bloombee.roles.profiles import to_message
 from bloombee.roles.seat_host import Seating, Seatings
 from bloombee.transport.endpoint import Endpoint
 from bloombee.types import HEAD, Epoch, Phase
-from bloombee.wire.messages import LinkReport, Load, Loaded, Loading, Measure, Measured, StageFailed
+from bloombee.wire.messages import LinkReport, Load, Loaded, Loading, Measure, Measured, Profiled, StageFailed
 
 log = logging.getLogger(__name__)
 REPORT_EVERY_S = 0.5
@@ -60,6 +60,7 @@ class Reporter:
         self._worked_at = seatings.now()
         self._profile_asked = False
         self._profile_over = False
+        self._profile: Profiled | None = None
 
     # -- loading ---------------------------------------------------------------------------
 
@@ -76,7 +77,7 @@ class Reporter:
     def loaded(self, weight_bytes: int, kv_bytes: int) -> None:
         """All of it is."""
         log.info("layers %d-%d: loaded", self._load.start, self._load.stop - 1)
-        self._loaded = Loaded(self._load.pipeline, weight_bytes, kv_bytes)
+        self._loaded = Loaded(self._load.number, self._load.pipeline, (weight_bytes,), (kv_bytes,))
         self.say_loaded()
 
     def say_loaded(self) -> None:
@@ -150,11 +151,16 @@ class Reporter:
 
     def _profiled(self, found: Profile | None, is_over: bool) -> None:
         self._profile_asked, self._profile_over = False, is_over
-        newest = self._seatings.newest
-        if found is not None and not self.is_over and newest is not None:
-            self._courier.to_head(to_message(found, newest.wire.pipeline, newest.wire.epoch))
+        if found is not None and not self.is_over:
+            self._profile = to_message(found)
+            self.say_profile()
         elif self._seatings.now() - self._worked_at >= IDLE_S:
             self.measure_on()
+
+    def say_profile(self) -> None:
+        """Again, if there is one."""
+        if self._profile is not None:
+            self._courier.to_head(self._profile)
 
     def _report(self, newest: Seating, now: float) -> None:
         """What is known of the link to the next stage, if there is news."""
@@ -172,9 +178,7 @@ class Reporter:
         self._reported_at, self._reported_frames, self._has_moved = now, facts.num_frames, False
         wire = newest.wire
         target = wire.successor.worker if wire.successor is not None else HEAD
-        self._courier.to_head(
-            LinkReport(pipeline=wire.pipeline, epoch=wire.epoch, target=target, codec=choice, **dataclasses.asdict(facts))
-        )
+        self._courier.to_head(LinkReport(target=target, codec=choice, **dataclasses.asdict(facts)))
 
     def _greeting_rtt_s(self, newest: Seating) -> float | None:
         following = self._seatings.following(newest)

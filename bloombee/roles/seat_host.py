@@ -89,6 +89,11 @@ class Seatings:
             del self._by_epoch[epoch]
         self._neighbours.leave()
 
+    def retire(self, epoch: Epoch) -> None:
+        """Forget an epoch, and neighbours that only it had; one that is not here changes nothing."""
+        self._by_epoch.pop(epoch, None)
+        self._neighbours.leave()
+
     def following(self, seating: Seating | None) -> Neighbour | None:
         """The next worker; None: the head is."""
         return None if seating is None else self._neighbours.get(seating.links[Port.DOWNSTREAM])

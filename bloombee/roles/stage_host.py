@@ -51,6 +51,7 @@ from bloombee.wire.messages import (
     AnyMessage,
     Close,
     CodecTable,
+    Commit,
     Forward,
     Gap,
     Load,
@@ -63,6 +64,7 @@ from bloombee.wire.messages import (
     Verdict,
     Wire,
 )
+from bloombee.wire.spoken import check_spoken
 
 log = logging.getLogger(__name__)
 MOST_DAMAGED = 8
@@ -77,7 +79,7 @@ _PORT_OF: dict[type, Port] = {
     Resume: Port.DOWNSTREAM,
     Resumed: Port.UPSTREAM,
     Close: Port.HEAD,
-    Retire: Port.HEAD,
+    Commit: Port.HEAD,
     CodecTable: Port.UPSTREAM,
     TableHeld: Port.DOWNSTREAM,
     TableUnknown: Port.DOWNSTREAM,
@@ -251,9 +253,16 @@ class StageHost:
         if isinstance(message, Measure) and link == self._head_link:
             self.reporter.measured(message, self.core.pages_free)
             return
+        if isinstance(message, Retire) and link == self._head_link:
+            self.handle(StageReceived(message, self.now()))
+            self.seatings.retire(message.epoch)
+            return
         expected = _PORT_OF.get(kind)
+        if expected is None:
+            check_spoken(message)
+            raise RemoteProtocolError(f"{kind.__name__} is not for a stage", path="message.tag")
         seating = self.seatings.of(message)
-        if expected is None or seating.links[expected] != link:
+        if seating.links[expected] != link:
             raise RemoteProtocolError(f"{kind.__name__} came over a link that may not say it", path="message.tag")
         if self._trace is not None and kind is Forward:
             self._trace.took(message.microbatch, self._endpoint.taken_ns)  # type: ignore[union-attr]
@@ -264,8 +273,6 @@ class StageHost:
             self.handle(StageReceived(message, now, payload))
             if kind is Ack:
                 seating.meter.acked(message, now)  # type: ignore[arg-type]
-            elif kind is Retire:
-                self.seatings.retire_before(seating.wire.epoch + 1)
 
     def _is_damaged(self, link: bytes, message: Any, payload: Payload) -> bool:
         """A frame that came with another checksum than it left with is not taken: its rows are asked for again.

@@ -27,6 +27,7 @@ from bloombee.transport.link_events import LinkEvent
 from bloombee.types import Lane, PipelineId
 from bloombee.wire.liveness import LoopClock
 from bloombee.wire.messages import AnyMessage, Heartbeat, Joined, Load, Wire
+from bloombee.wire.spoken import check_spoken
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class Stages:
 
     def load(self, load: Load) -> None:
         """Have another span ready beside what the pipeline is served with now. Said again it is answered again."""
+        check_spoken(load)
         hosts = self._hosts.setdefault(load.pipeline, [])
         if hosts and hosts[-1].load != load and not hosts[-1].seatings:
             hosts.pop().close()  # nobody waits for it any more
@@ -123,9 +125,10 @@ class Stages:
         """Take the seat of an epoch.
 
         Raises:
-            StalePlan: nothing is loaded for it, or it has been retired.
+            StalePlan: nothing is loaded for it, or it has been retired. NotSpoken: something that is not spoken yet.
             RemoteProtocolError: another stage than that of the span that is loaded, or it is still being loaded.
         """
+        check_spoken(wire)
         hosts = self._hosts_of(wire)
         ready = [host for host in hosts if host.reporter.is_loaded]
         host = next((host for host in hosts if host.seatings.get(wire.epoch) is not None), (ready or hosts)[-1])
@@ -174,6 +177,8 @@ class Stages:
 
     def _hosts_of(self, message: Any) -> list[StageHost]:
         pipeline = getattr(message, "pipeline", None)
+        if pipeline not in self._hosts:
+            check_spoken(message)
         if pipeline is None:
             raise RemoteProtocolError(f"{type(message).__name__} is not for a worker", path="message.tag")
         hosts = self._hosts.get(pipeline)

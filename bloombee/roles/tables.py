@@ -14,7 +14,6 @@ from bloombee.codec import api
 from bloombee.codec.table import Table
 from bloombee.errors import BloomBeeError, LinkDown, QueueFull, RemoteProtocolError
 from bloombee.pipeline.events import Port, Recoded
-from bloombee.pipeline.frames import lane_of
 from bloombee.pipeline.stage import StageCore
 from bloombee.roles.coding import Payload
 from bloombee.roles.courier import Courier
@@ -55,9 +54,7 @@ class TableExchange:
         key = receiver.missing(payload) if receiver is not None else None
         if key is None or not isinstance(message, Forward):
             return False
-        answer = TableUnknown(
-            pipeline=message.pipeline, epoch=message.epoch, lane=lane_of(message.phase), frame=message.frame, key=key
-        )
+        answer = TableUnknown(pipeline=message.pipeline, epoch=message.epoch, lane=message.lane, frame=message.frame, key=key)
         self._host.courier.send(Port.UPSTREAM, Lane.CONTROL, answer)
         return True
 

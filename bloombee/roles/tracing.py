@@ -96,7 +96,7 @@ class HeadTrace:
             self._sent.add(forward.microbatch)
             is_prompt = any(item.opening is not None or item.num_rows > 1 for item in forward.items)  # some travel as decode
             facts = {
-                "phase": int(Phase.PREFILL if is_prompt else forward.phase),
+                "phase": int(Phase.PREFILL if is_prompt else forward.lane),
                 "sequences": [item.sequence for item in forward.items],
             }
             self.tracer.chain(("send",), forward.microbatch, (sending, self.now()), facts)

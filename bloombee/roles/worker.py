@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -48,8 +49,11 @@ from bloombee.wire.messages import (
     Hello,
     Join,
     Joined,
+    Leave,
     Load,
     Refused,
+    Unload,
+    Unloaded,
     Welcome,
     Wire,
 )
@@ -129,11 +133,20 @@ class WorkerRole:
             finally:
                 ticker.cancel()
                 await asyncio.gather(ticker, return_exceptions=True)
+        except asyncio.CancelledError:
+            self._leave("interrupted")
+            raise
         finally:
             self._pulse.stop()
             if self._stages is not None:
                 self._stages.close()
             await self._endpoint.close(linger_s=0.2)
+
+    def _leave(self, reason: str) -> None:
+        """The head need not find out by itself. It may be gone too."""
+        if self._joined is not None:
+            with contextlib.suppress(BloomBeeError):
+                self._endpoint.send(self._head_link, Lane.CONTROL, Leave(reason=reason))
 
     # -- joining ---------------------------------------------------------------------------
 
@@ -273,6 +286,10 @@ class WorkerRole:
                 log.log(level, "the head refused a message: %s %s", code, fields.get("message", ""))
             case Load():
                 self._load(message)
+            case Unload():
+                if self._stages is not None:
+                    self._stages.unload(message.pipeline)
+                self._endpoint.send(self._head_link, Lane.CONTROL, Unloaded(number=message.number, pipeline=message.pipeline))
             case Wire():
                 self._joined_stages().wire(message)
             case _:

@@ -136,7 +136,7 @@ class SimWorker:
             self.core = self._around.make_core(load)
             self._num_layers = load.stop - load.start
             self._device = self._around.make_device(self.index, load)
-        self._around.say(self, Loaded(pipeline=load.pipeline, weight_bytes=0, kv_bytes=0))
+        self._around.say(self, Loaded(number=load.number, pipeline=load.pipeline, weight_bytes=(0,), kv_bytes=(0,)))
 
     def _wire(self, wire: Wire) -> None:
         core = self.core

@@ -17,7 +17,8 @@ from bloombee.transport.link_events import Counters
 from bloombee.transport.pieces import Assembly
 from bloombee.wire.envelope import Envelope
 from bloombee.wire.messages import Message, Piece, PieceAck, Probe
-from bloombee.wire.schema import Buffer, refuse
+from bloombee.wire.rules import refuse
+from bloombee.wire.schema import Buffer
 
 WHOLE_BYTES = 1 << 14
 """Larger payloads go in pieces."""

@@ -23,7 +23,8 @@ import numpy as np
 
 from bloombee.links.window import MAX_PIECE_BYTES
 from bloombee.wire.envelope import Envelope
-from bloombee.wire.schema import Buffer, refuse
+from bloombee.wire.rules import refuse
+from bloombee.wire.schema import Buffer
 
 
 class Assembly:
@@ -47,8 +48,10 @@ class Assembly:
         """A header without its payload: what follows in pieces is ``envelope.tensors[0].encoded_bytes`` long.
 
         Raises:
-            RemoteProtocolError: the frame before is not whole.
+            RemoteProtocolError: the frame before is not whole, or this one has several tensors.
         """
+        if len(envelope.tensors) != 1:
+            raise refuse("tensors", len(envelope.tensors), "1 of a frame in pieces")
         if self._envelope is not None:
             missing = len(self._buffer) - self._filled
             self._break("Piece.number", self.upto, f"sent before another frame begins: {missing} bytes are missing")

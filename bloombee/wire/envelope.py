@@ -19,14 +19,18 @@ from msgspec import Meta, Struct
 
 from bloombee.errors import LocalProtocolError, RemoteProtocolError, VersionMismatch
 from bloombee.types import Dtype
-from bloombee.wire.messages import MAX_HEADER_BYTES, U16, U32, U63, U64, AnyMessage, Forward, Message
-from bloombee.wire.schema import SCHEMA_ERRORS, Buffer, check_message, refuse, schema_error
+from bloombee.wire.messages import MAX_HEADER_BYTES, U16, U32, U63, U64, AnyMessage, Forward, KvPages, Message
+from bloombee.wire.rules import check_message, refuse
+from bloombee.wire.schema import SCHEMA_ERRORS, Buffer, schema_error
 
 HEADER_VERSION = 1
 MAX_TENSOR_BYTES = 1 << 26
-"""Most bytes of one tensor, raw or encoded; also the largest ZeroMQ frame a socket takes."""
-MAX_TENSORS = 1
+"""Most bytes of one tensor, and of all tensors of a multipart together, raw or encoded; also the largest ZeroMQ frame a socket
+takes."""
+MAX_TENSORS = 8
 """Most payload frames of one multipart."""
+HIDDEN = "hidden"
+"""The tensor of a Forward that every stage knows: activations [rows, d]."""
 
 Dimension = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
@@ -34,6 +38,7 @@ Dimension = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 class TensorHeader(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """What one payload frame holds."""
 
+    name: Annotated[str, Meta(min_length=1, max_length=32)]
     dtype: Dtype
     shape: Annotated[tuple[Dimension, ...], Meta(min_length=1, max_length=4)]
     codec: U16
@@ -54,6 +59,7 @@ class Envelope(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
     tensors: Annotated[tuple[TensorHeader, ...], Meta(max_length=MAX_TENSORS)] = ()
 
 
+_ELEMENT_BYTES = {dtype: dtype.num_bytes for dtype in Dtype}
 _decoder = msgspec.msgpack.Decoder(Envelope)
 _encoder = msgspec.msgpack.Encoder()
 
@@ -113,6 +119,8 @@ def decode_header(header: Buffer) -> Envelope:
     check_message(envelope.message)
     if envelope.tensors:
         _check_tensors(envelope.message, envelope.tensors)
+    elif type(envelope.message) is KvPages:
+        raise refuse("tensors", 0, f"1 to {MAX_TENSORS}")
     return envelope
 
 
@@ -141,21 +149,53 @@ def _wrong_start(header: Buffer) -> RemoteProtocolError:
 
 
 def _check_tensors(message: Message, tensors: tuple[TensorHeader, ...]) -> None:
-    if type(message) is not Forward:
+    num_rows = _rows_of(message)
+    if num_rows is None:
         raise refuse("tensors", len(tensors), f"absent: {type(message).__name__} carries none")
+    for index, tensor in enumerate(tensors):
+        shape = tensor.shape
+        raw_bytes, encoded_bytes = tensor.raw_bytes, tensor.encoded_bytes
+        if (
+            shape[0] != num_rows
+            or len(shape) != 2
+            or raw_bytes != num_rows * shape[1] * _ELEMENT_BYTES[tensor.dtype]
+            or raw_bytes > MAX_TENSOR_BYTES
+            or not 1 <= encoded_bytes <= MAX_TENSOR_BYTES
+            or (encoded_bytes != raw_bytes and tensor.codec == 0)
+        ):
+            _check_tensor(f"tensors[{index}]", tensor, num_rows)
+    if len(tensors) > 1:
+        _check_together(tensors)
+
+
+def _rows_of(message: Message) -> int | None:
+    """Of each of its tensors; None: it carries none."""
+    if type(message) is Forward:
+        return sum([len(item.tokens) for item in message.items]) >> 2
+    return message.num_rows if type(message) is KvPages else None
+
+
+def _check_tensor(path: str, tensor: TensorHeader, num_rows: int) -> None:
+    """The rules of one tensor, told apart; the caller has seen that one may be broken."""
+    if tensor.shape[0] != num_rows or (len(tensor.shape) != 2 and tensor.name == HIDDEN):
+        raise refuse(f"{path}.shape", tensor.shape, f"[{num_rows} rows, d]")
+    expected = math.prod(tensor.shape) * tensor.dtype.num_bytes
+    if tensor.raw_bytes != expected:
+        raise refuse(f"{path}.raw_bytes", tensor.raw_bytes, f"shape times element size ({expected})")
+    if tensor.raw_bytes > MAX_TENSOR_BYTES:
+        raise refuse(f"{path}.raw_bytes", tensor.raw_bytes, f"at most {MAX_TENSOR_BYTES}")
+    if not 1 <= tensor.encoded_bytes <= MAX_TENSOR_BYTES:
+        raise refuse(f"{path}.encoded_bytes", tensor.encoded_bytes, f"in [1, {MAX_TENSOR_BYTES}]")
+    if tensor.codec == 0 and tensor.encoded_bytes != tensor.raw_bytes:
+        raise refuse(f"{path}.encoded_bytes", tensor.encoded_bytes, f"raw_bytes ({expected}) when codec is 0")
+
+
+def _check_together(tensors: tuple[TensorHeader, ...]) -> None:
     if len(tensors) > MAX_TENSORS:
         raise refuse("tensors", len(tensors), f"at most {MAX_TENSORS}")
-    num_rows = sum([len(item.tokens) for item in message.items]) >> 2
-    for index, tensor in enumerate(tensors):
-        path = f"tensors[{index}]"
-        if len(tensor.shape) != 2 or tensor.shape[0] != num_rows:
-            raise refuse(f"{path}.shape", tensor.shape, f"[{num_rows} rows, d]")
-        expected = math.prod(tensor.shape) * tensor.dtype.num_bytes
-        if tensor.raw_bytes != expected:
-            raise refuse(f"{path}.raw_bytes", tensor.raw_bytes, f"shape times element size ({expected})")
-        if tensor.raw_bytes > MAX_TENSOR_BYTES:
-            raise refuse(f"{path}.raw_bytes", tensor.raw_bytes, f"at most {MAX_TENSOR_BYTES}")
-        if not 1 <= tensor.encoded_bytes <= MAX_TENSOR_BYTES:
-            raise refuse(f"{path}.encoded_bytes", tensor.encoded_bytes, f"in [1, {MAX_TENSOR_BYTES}]")
-        if tensor.codec == 0 and tensor.encoded_bytes != tensor.raw_bytes:
-            raise refuse(f"{path}.encoded_bytes", tensor.encoded_bytes, f"raw_bytes ({expected}) when codec is 0")
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise refuse("tensors", [tensor.name for tensor in tensors], "of different names")
+    for name in ("raw_bytes", "encoded_bytes"):
+        together = sum(getattr(tensor, name) for tensor in tensors)
+        if together > MAX_TENSOR_BYTES:
+            raise refuse(f"tensors.{name}", together, f"at most {MAX_TENSOR_BYTES} together")

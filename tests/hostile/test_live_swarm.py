@@ -26,8 +26,8 @@ PROMPT = "class Stack:\n    def push(self"
 
 def _garbage(rng: random.Random) -> list[bytes]:
     """A multipart that no peer of ours would send."""
-    item = Item(1, 0, 5, bytes(4), 1, None, None)
-    whole = encode_envelope(rng.getrandbits(63), Forward(1, 1, 0, 0, 0, (item,)))
+    item = Item(1, 0, 1, 5, bytes(4), 1, None, None)
+    whole = encode_envelope(rng.getrandbits(63), Forward(1, 1, 0, 0, 0, 0, (item,)))
     kind = rng.randrange(6)
     if kind == 0:
         return [rng.randbytes(rng.randrange(200))]
@@ -88,13 +88,13 @@ class _Turncoat(WorkerRole):
 @pytest.mark.parametrize(
     "message",
     [
-        Verdict(1, 1, 0, 0, (Pick(1, 0, 1, 7, None, ()),)),
-        Verdict(9, 9, 0, 0, ()),
+        Verdict(1, 1, 0, 0, (Pick(1, 0, 1, 7, None, ()),), None),
+        Verdict(9, 9, 0, 0, (), None),
         Close(1, 1, (1,), 5),
-        Forward(1, 1, 0, 0, 0, ()),
-        Profiled(1, 9, "cpu", 1, TIMES, TIMES, TIMES, 0.0, 0.0, 0, 0, 0, None, None),
+        Forward(1, 1, 0, 0, 0, 0, ()),
+        Profiled(bytes(16), "float32", "cpu", 1, TIMES, TIMES, TIMES, 0.0, 0.0, 0, 0, 0, None, None),
     ],
-    ids=["verdict before ready", "other pipeline", "close", "forward", "profile of another epoch"],
+    ids=["verdict before ready", "other pipeline", "close", "forward", "profile of another model"],
 )
 def test_a_worker_that_says_what_it_must_not_is_told_why_and_is_in_no_longer_and_the_head_lives(message: Any) -> None:
     async def use() -> None:
@@ -109,6 +109,8 @@ def test_a_worker_that_says_what_it_must_not_is_told_why_and_is_in_no_longer_and
                 await asyncio.wait_for(runtime.ready(), 30)
             is_late = isinstance(message, Profiled | Verdict)  # of an epoch that does not run: that costs nothing
             assert ("enough" if is_late else "it broke the protocol") in str(caught.value)
+            if isinstance(message, Profiled):
+                return  # it is ignored
             async with asyncio.timeout(10):
                 while not turncoat.heard:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)

@@ -32,6 +32,7 @@ WEIGHTS = standin_card(MODEL).weight_bytes(Span(0, 3))
 
 def order(card: ModelCard) -> Load:
     return Load(
+        number=1,
         pipeline=1,
         start=0,
         stop=3,
@@ -44,6 +45,8 @@ def order(card: ModelCard) -> Load:
         codec=CodecMode.OFF,
         weight_digests=(),
         rules=None,
+        placement=(),
+        budgets=(),
     )
 
 

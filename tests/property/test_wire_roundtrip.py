@@ -27,7 +27,7 @@ def any_of(info: Any) -> st.SearchStrategy[Any]:
     if isinstance(info, inspect.BytesType):
         return st.binary(min_size=info.min_length or 0, max_size=min(info.max_length or 32, 64))
     if isinstance(info, inspect.VarTupleType):
-        return st.lists(any_of(info.item_type), max_size=4).map(tuple)
+        return st.lists(any_of(info.item_type), min_size=info.min_length or 0, max_size=min(info.max_length or 4, 4)).map(tuple)
     if isinstance(info, inspect.TupleType):
         return st.tuples(*map(any_of, info.item_types))
     if isinstance(info, inspect.DictType):
@@ -42,7 +42,10 @@ def any_of(info: Any) -> st.SearchStrategy[Any]:
 
 u16, u32, u63 = st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**63 - 1)
 endpoint = st.sampled_from(["", "tcp://10.0.0.1:4100", "tcp://[::1]:1"])
-peer = st.builds(m.Peer, u32, endpoint, st.binary(min_size=32, max_size=32), st.binary(min_size=16, max_size=16))
+peer = st.builds(
+    m.Peer, st.integers(1, 2**32 - 1), endpoint, st.binary(min_size=32, max_size=32), st.binary(min_size=16, max_size=16),
+    st.booleans(), st.none() | st.just(0),
+)  # fmt: skip
 sampling = st.builds(
     m.Sampling, st.floats(0, 1e4), u32, st.floats(1e-6, 1), st.floats(0, 1), st.floats(1e-3, 1e4),
     st.floats(-1e4, 1e4), st.floats(-1e4, 1e4), st.integers(0, 2**64 - 1), st.integers(-1, 20),
@@ -58,14 +61,78 @@ rules = st.builds(
 )  # fmt: skip
 
 
+grammar = st.builds(m.Grammar, st.text(max_size=9), st.text(max_size=30))
+
+
+@st.composite
+def openings(draw: st.DrawFn, position: int = 0, *, may_have_prefix: bool = True) -> m.Opening:
+    prefix = st.none()
+    if position and may_have_prefix:
+        prefix = prefix | st.builds(m.Prefix, st.binary(min_size=32, max_size=32), st.just(position))
+    biases = tuple((token, draw(real)) for token in draw(st.sets(u32, max_size=3)))
+    return m.Opening(
+        draw(st.integers(1, 2**32 - 1)),
+        draw(sampling),
+        draw(u32),
+        draw(token_ids),
+        biases,
+        draw(st.none() | grammar),
+        draw(prefix),
+    )
+
+
+@st.composite
+def trees(draw: st.DrawFn, rows: int, picks: set[int]) -> m.Tree:
+    first = draw(st.integers(1, 2**32 - 1 - rows))
+    parents = tuple(draw(st.integers(0, first + row - 1)) for row in range(rows))
+    return m.Tree(first, parents, sum(1 << row for row in picks).to_bytes((rows + 7) // 8, "little"))
+
+
 @st.composite
 def items(draw: st.DrawFn) -> m.Item:
-    rows = draw(st.integers(1, 6))
+    rows = draw(st.integers(1, 20))
+    sequence = draw(st.integers(1, 2**63 - 1))
     position = draw(st.one_of(st.just(0), st.integers(1, 2**32 - 1 - rows)))
-    opening = m.Opening(draw(st.integers(1, 2**32 - 1)), draw(sampling), draw(u32), draw(token_ids)) if position == 0 else None
-    parents = draw(st.one_of(st.none(), st.tuples(*(st.integers(0, row) for row in range(rows)))))
+    begins: st.SearchStrategy[Any] = openings(position)
+    if position:
+        forks = st.builds(m.Fork, st.just(0), st.just(position), openings(position, may_have_prefix=False))
+        begins = st.none() | begins | forks
+    picks = draw(st.sets(st.integers(0, rows - 1)))
+    tree = draw(st.none() | trees(rows, picks))
     tokens = draw(st.binary(min_size=4 * rows, max_size=4 * rows))
-    return m.Item(draw(u63), draw(u32), position, tokens, draw(st.integers(0, rows)), opening, parents)
+    return m.Item(sequence, draw(u32), draw(st.integers(0, 4)), position, tokens, len(picks), draw(begins), tree)
+
+
+@st.composite
+def verdicts(draw: st.DrawFn) -> m.Verdict:
+    picks = tuple(draw(st.lists(any_of(inspect.type_info(m.Pick)), max_size=3)))
+    nodes = draw(st.none() | st.tuples(*[u32] * len(picks)))
+    return m.Verdict(draw(u32), draw(u32), draw(u63), draw(u63), picks, nodes)
+
+
+@st.composite
+def commits(draw: st.DrawFn) -> m.Commit:
+    names = draw(st.sets(st.tuples(u63, st.integers(1, 2**32 - 1)), min_size=1, max_size=4))
+    paths = st.sets(st.integers(1, 2**32 - 1), max_size=4).map(lambda nodes: tuple(sorted(nodes)))
+    return m.Commit(draw(u32), draw(u32), tuple(m.Cut(*name, draw(u32), draw(paths)) for name in names))
+
+
+@st.composite
+def drafts(draw: st.DrawFn) -> m.Draft:
+    count = draw(st.integers(1, 5))
+    tokens = draw(st.binary(min_size=4 * count, max_size=4 * count))
+    parents = tuple(draw(st.integers(0, index)) for index in range(count))
+    return m.Draft(draw(u32), draw(u32), draw(u63), draw(u32), draw(u32), tokens, parents, draw(st.tuples(*[real] * count)))
+
+
+@st.composite
+def snapshots(draw: st.DrawFn) -> m.Snapshot:
+    known = []
+    for position in draw(st.lists(st.just(0) | st.integers(1, 2**32 - 9), max_size=3)):
+        opening = draw(openings()) if position == 0 else None
+        known.append(m.Known(draw(u63), draw(u32), position, draw(st.binary(min_size=8, max_size=8)), opening))
+    closed = tuple(draw(st.lists(u63, max_size=3)))
+    return m.Snapshot(draw(u32), draw(u32), draw(u63), tuple(known), closed, draw(u63))
 
 
 @st.composite
@@ -74,11 +141,13 @@ def loads(draw: st.DrawFn) -> m.Load:
     start = draw(st.integers(0, num_layers - 1))
     stop = draw(st.integers(start + 1, num_layers))
     return m.Load(
-        pipeline=draw(u32), start=start, stop=stop, num_layers=num_layers, weight_digests=(),
+        number=draw(u63), pipeline=draw(u32), start=start, stop=stop, num_layers=num_layers, weight_digests=(),
         rules=draw(st.none() | rules) if stop == num_layers else None,
         model=draw(st.text(max_size=9)), config_digest=bytes(16), dtype=str(draw(st.sampled_from(Dtype))),
         groups=tuple(m.Group(window, draw(st.integers(1, 2**32 - 1))) for window in draw(st.sets(u32, min_size=1, max_size=4))),
         page_size=draw(st.integers(1, 2**16 - 1)), codec=draw(st.integers(0, 2)),
+        placement=draw(st.just(()) | st.tuples(*[st.integers(0, 2)] * (stop - start))),
+        budgets=tuple(draw(st.lists(u63, max_size=3))),
     )  # fmt: skip
 
 
@@ -91,12 +160,13 @@ def wires(draw: st.DrawFn) -> m.Wire:
         pipeline=draw(u32), epoch=epoch, oldest=draw(st.integers(1, epoch)), stage=stage, num_stages=num_stages,
         num_microbatches=draw(st.integers(1, 2**16 - 1)), max_rows=draw(st.integers(1, m.MAX_ROWS)),
         predecessor=draw(peer) if stage else None, successor=draw(peer) if stage < num_stages - 1 else None,
-        trace=draw(st.booleans()),
+        scheduler=draw(st.none() | peer), trace=draw(st.booleans()),
+        listeners=tuple(draw(st.lists(peer, max_size=3))) if stage == num_stages - 1 else (),
     )  # fmt: skip
 
 
 def _ack(pipeline: int, upto: int, extra: list[int]) -> m.Ack:
-    return m.Ack(pipeline, 1, upto % 2, upto, tuple(upto + e for e in extra), upto + 4, 7)
+    return m.Ack(pipeline, 1, upto % 2, upto, tuple(upto + e for e in extra), upto // 2, upto + 4, 7)
 
 
 SPECIAL: dict[type, st.SearchStrategy[Any]] = {
@@ -108,12 +178,28 @@ SPECIAL: dict[type, st.SearchStrategy[Any]] = {
     m.Loading: st.builds(lambda p, a, b: m.Loading(p, min(a, b), max(a, b)), u32, u63, u63),
     m.Joined: st.builds(m.Joined, st.integers(1, 2**32 - 1), st.integers(0, 2**64 - 1), st.floats(0.01, 1), st.floats(1.1, 9)),
 }
+SPECIAL |= {
+    m.Introduce: st.builds(m.Introduce, peer),
+    m.Profile: st.builds(m.Profile, st.text(max_size=9), st.just(bytes(16)), st.sampled_from(Dtype).map(str)),
+    m.Verdict: verdicts(),
+    m.Commit: commits(),
+    m.Draft: drafts(),
+    m.Snapshot: snapshots(),
+    m.KvPages: st.builds(lambda a, n: m.KvPages(0, 1, a, 0, a % 99, 100, a % 2**31, n), u63, st.integers(1, 2**16)),
+    m.KvHeld: st.builds(lambda a, n: m.KvHeld(0, 1, a, 0, a % 99, 100, n), u63, u32),
+}
 SPECIAL[m.Join] = st.builds(
     m.Join, u16, st.binary(min_size=16, max_size=64), st.text(max_size=9), st.just("x"), endpoint, st.just("cpu"), u63,
     st.lists(u16, max_size=4).map(tuple),
 )  # fmt: skip
 SPECIAL[m.Forward] = st.builds(
-    m.Forward, u32, u32, u63, u63, st.integers(0, 1), st.lists(items(), max_size=4).map(tuple)
+    m.Forward, u32, u32, u63, u63, st.integers(0, 1), st.integers(0, 4), st.lists(items(), max_size=4).map(tuple)
+)  # fmt: skip
+
+SPECIAL[m.Profiled] = st.builds(
+    msgspec.structs.replace,
+    st.builds(m.Profiled, **{f.name: any_of(f.type) for f in inspect.type_info(m.Profiled).fields}),
+    dtype=st.sampled_from(Dtype).map(str),
 )  # fmt: skip
 
 MESSAGE = any_of(inspect.type_info(m.AnyMessage))
@@ -145,7 +231,7 @@ def test_any_envelope_survives(swarm: int, forward: m.Forward, dtype: Dtype, d: 
     rows = sum(item.num_rows for item in forward.items)
     shape = (rows, d)
     size = math.prod(shape) * dtype.num_bytes
-    tensors = (TensorHeader(dtype, shape, 0, size, size, checksum),) if rows else ()
+    tensors = (TensorHeader("hidden", dtype, shape, 0, size, size, checksum),) if rows else ()
     payload = bytes(size)
     header = encode_envelope(swarm, forward, tensors)
     envelope = decode_envelope([header, memoryview(payload)] if rows else [header])

@@ -11,7 +11,7 @@ from bloombee.errors import ProtocolError, StalePlan
 from bloombee.pipeline.events import FromStage, StageReceived, WorkerSaid
 from bloombee.sim.cluster import SimCluster
 from bloombee.sim.device import oracle
-from bloombee.types import Lane, Phase
+from bloombee.types import Kind, Lane, Priority
 from bloombee.wire.messages import (
     Ack,
     AnyMessage,
@@ -35,7 +35,7 @@ def _lies(rng: random.Random) -> list[AnyMessage]:
     """About sequences, generations, frames and epochs that are not, or are another's."""
     sequence, generation = rng.choice([1, 3, 5, 1 << 40]), rng.choice([1, 7])
     epoch = rng.choice([1, 1, 1, 2])
-    made_up = Item(sequence, 0, 5, bytes(8), 1, None, None)
+    made_up = Item(sequence, 0, Kind.DECODE, 5, bytes(8), 1, None, None)
     return [
         Lost(1, epoch, (Holding(sequence, generation, 3),), rng.random() < 0.5),
         Lost(1, epoch, (Holding(1 << 41, 0, 0),), rng.random() < 0.5),
@@ -43,14 +43,14 @@ def _lies(rng: random.Random) -> list[AnyMessage]:
         Resume(1, epoch, (Holding(sequence, 0, 10**6), Holding(1 << 41, 0, 1))),
         Resumed(1, epoch),
         Gap(1, epoch, sequence, generation, rng.randrange(100)),
-        Ack(1, epoch, rng.choice([0, 1, 9]), 10**9, (), 1, 0),
-        Ack(1, epoch, Lane.BULK, 0, (10**9,), 1, 0),
-        Verdict(1, epoch, 1 << 30, 3, (Pick(sequence, 0, 9, 5, None, ()),)),
-        Forward(1, epoch, 10**9, 1, Phase.DECODE, (made_up,)),
-        Forward(1, epoch, rng.randrange(50), 1, 9, (made_up,)),
+        Ack(1, epoch, rng.choice([0, 1, 9]), 10**9, (), 0, 1, 0),
+        Ack(1, epoch, Lane.BULK, 0, (10**9,), 0, 1, 0),
+        Verdict(1, epoch, 1 << 30, 3, (Pick(sequence, 0, 9, 5, None, ()),), None),
+        Forward(1, epoch, 10**9, 1, Lane.CONTROL, Priority.NOW, (made_up,)),
+        Forward(1, epoch, rng.randrange(50), 1, 9, Priority.NOW, (made_up,)),
         StageFailed(1, 0 if epoch == 1 else 77, "Nonsense", {"peer": "2"}),
         Wired(1, 9),
-        Loaded(1, 0, 0),
+        Loaded(1, 1, (0,), (0,)),
     ]
 
 

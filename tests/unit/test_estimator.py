@@ -331,7 +331,7 @@ def test_a_step_is_found_soon_and_once(move: float) -> None:
 
 
 def ack(upto: int, extra: tuple[int, ...] = (), waited_us: int = 0, lane: Lane = Lane.CONTROL) -> Ack:
-    return Ack(1, 1, lane, upto, extra, 99, waited_us)
+    return Ack(1, 1, lane, upto, extra, upto, 99, waited_us)
 
 
 def test_each_frame_counts_once_however_it_is_acknowledged() -> None:

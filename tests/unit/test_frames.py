@@ -9,17 +9,18 @@ from hypothesis import strategies as st
 from bloombee.errors import RemoteProtocolError
 from bloombee.pipeline.commands import Send
 from bloombee.pipeline.frames import FrameReceiver, FrameSender, LinkSender
-from bloombee.types import Lane
+from bloombee.types import Kind, Lane
 from bloombee.wire.messages import Ack, Forward, Item, Opening, Sampling
 
 SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
 
 
 def _make(sequence: int = 1, position: int = 0, rows: int = 1):
-    item = Item(sequence, 0, position, bytes(4 * rows), 1, Opening(rows, SAMPLING, 8, ()) if position == 0 else None, None)
+    opening = Opening(rows, SAMPLING, 8, (), (), None, None)
+    item = Item(sequence, 0, Kind.PROMPT, position, bytes(4 * rows), 1, opening if position == 0 else None, None)
 
     def make(number: int) -> Send:
-        return Send(0, Lane.CONTROL, Forward(1, 1, number, number, 0, (item,)))
+        return Send(0, Lane.CONTROL, Forward(1, 1, number, number, 0, 0, (item,)))
 
     return make
 
@@ -28,8 +29,8 @@ def _numbers(sends: list[Send]) -> list[int]:
     return [send.message.frame for send in sends]  # type: ignore[union-attr]
 
 
-def _ack(upto: int, limit: int, extra: tuple[int, ...] = ()) -> Ack:
-    return Ack(1, 1, Lane.BULK, upto, extra, limit, 0)
+def _ack(upto: int, limit: int, extra: tuple[int, ...] = (), logged: int = 0) -> Ack:
+    return Ack(1, 1, Lane.BULK, upto, extra, logged, limit, 0)
 
 
 def test_sender_keeps_to_its_credit_and_goes_on_in_order() -> None:
@@ -97,10 +98,10 @@ def test_receiver_grants_from_the_lowest_frame_that_is_not_done() -> None:
     with pytest.raises(RemoteProtocolError):
         receiver.check(2)
     receiver.retire([0])
-    assert receiver.acknowledgement(1, 1, 0.0, Lane.BULK) == _ack(2, 3)
+    assert receiver.acknowledgement(1, 1, 0.0, Lane.BULK) == _ack(2, 3, logged=1)
     receiver.check(2)
     receiver.retire([1])
-    assert receiver.acknowledgement(1, 1, 0.0, Lane.BULK) == _ack(2, 4)
+    assert receiver.acknowledgement(1, 1, 0.0, Lane.BULK) == _ack(2, 4, logged=2)
     assert receiver.holds(0)
     assert receiver.holds(1)
     assert not receiver.holds(2)
@@ -114,7 +115,7 @@ def test_each_lane_of_a_link_has_numbers_credit_and_patience_of_its_own() -> Non
     assert (link.num_kept, link.num_backlog) == (2, 1)
     for number in range(10):
         assert _numbers(control.push(_make(2, number), now=0.5)) == [number]
-        assert link.acknowledge(Ack(1, 1, Lane.CONTROL, number + 1, (), number + 3, 0), now=0.5) == []
+        assert link.acknowledge(Ack(1, 1, Lane.CONTROL, number + 1, (), number + 1, number + 3, 0), now=0.5) == []
     assert (bulk.num_kept, bulk.num_backlog, control.num_kept) == (2, 1, 0)
     control.push(_make(1, 3), now=0.9)
     assert _numbers(link.tick(1.0)) == [0, 1]
@@ -146,7 +147,7 @@ def test_a_frame_that_cannot_be_sent_goes_without_what_it_says() -> None:
     sender = FrameSender(limit=4, resend_after_s=1.0)
     sender.push(_make(rows=3), now=0.0)
     (send,) = sender.blank(0, now=0.1)
-    assert send.message == Forward(1, 1, 0, 0, 0, ())
+    assert send.message == Forward(1, 1, 0, 0, 0, 0, ())
     assert send.payload is None
     assert [again.message for again in sender.resend(0.2, lambda *_: True)] == [send.message]
     assert sender.blank(7, now=0.1) == []

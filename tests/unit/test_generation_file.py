@@ -133,7 +133,7 @@ def test_the_rules_of_a_file_reach_the_last_stage(tmp_path: Path) -> None:
     card = dataclasses.replace(sim_card((0,)), defaults=found.defaults, logits_rules=RULES, ignored=("a",))
     assert ModelCard.from_json(json.loads(json.dumps(card.to_json()))) == card
     message = rules_message(RULES)
-    load = m.Load(0, 0, 1, 1, "m", bytes(16), (), "float32", (m.Group(0, 10),), 16, 2, message)
+    load = m.Load(1, 0, 0, 1, 1, "m", bytes(16), (), "float32", (m.Group(0, 10),), 16, 2, message, (), ())
     assert decode_message(encode_message(load)) == load
     assert message is not None
     assert all(getattr(message, name) == getattr(RULES, name) for name in message.__struct_fields__ if name != "watermark")
@@ -142,7 +142,7 @@ def test_the_rules_of_a_file_reach_the_last_stage(tmp_path: Path) -> None:
 def test_as_many_tokens_as_are_allowed_fit_a_message() -> None:
     bias = tuple(((token,), -1.5) for token in range(200_000, 200_000 + m.MAX_RULE_TOKENS))
     message = rules_message(LogitsRules(sequence_bias=bias))
-    load = m.Load(0, 0, 1, 1, "m", bytes(16), (), "float32", (m.Group(0, 10),), 16, 2, message)
+    load = m.Load(1, 0, 0, 1, 1, "m", bytes(16), (), "float32", (m.Group(0, 10),), 16, 2, message, (), ())
     assert len(encode_message(load)) < m.MAX_HEADER_BYTES * 0.9
 
 

@@ -16,7 +16,7 @@ from bloombee.pace import parse_pace
 from bloombee.plan.profile import Fit, Point, Profile, fit, fit_output
 from bloombee.plan.topology import RowTime
 from bloombee.roles.profiles import from_message, paced, to_message
-from bloombee.types import Dtype, Phase
+from bloombee.types import Phase
 from bloombee.wire.messages import Profiled
 from bloombee.wire.schema import decode_message, encode_message
 
@@ -130,13 +130,21 @@ def test_a_device_has_the_memory_that_it_is_given() -> None:
 
 def test_a_profile_survives_its_way_to_the_head() -> None:
     found = Profile(
-        "digest", "cpu", "float32", 2, Fit(RowTime(1, 2, 3, 4), RowTime(5, 6, 7, 8), 0.1, 0.2), RowTime(9), 10, 11, 12, None, 13.0
+        "d1" * 16,
+        "cpu",
+        "float32",
+        2,
+        Fit(RowTime(1, 2, 3, 4), RowTime(5, 6, 7, 8), 0.1, 0.2),
+        RowTime(9),
+        10,
+        11,
+        12,
+        None,
+        13.0,
     )
-    message = to_message(found, 1, 2)
-    assert (message.pipeline, message.epoch) == (1, 2)
-    heard = decode_message(encode_message(message))
+    heard = decode_message(encode_message(to_message(found)))
     assert isinstance(heard, Profiled)
-    assert from_message(heard, "digest", Dtype.FLOAT32) == found
+    assert from_message(heard) == found
 
 
 def test_an_emulated_device_is_known_without_measuring() -> None:

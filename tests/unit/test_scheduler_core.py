@@ -22,7 +22,6 @@ from bloombee.pipeline.events import (
     Tick,
     Tune,
 )
-from bloombee.pipeline.frames import lane_of
 from bloombee.pipeline.patience import SLACK_S
 from bloombee.pipeline.scheduler import BESIDE_DECODE, MOST_ITEMS, SchedulerCore
 from bloombee.plan.plan import Plan, StagePlan
@@ -82,7 +81,7 @@ def _closes(commands: list[Command]) -> list[tuple[int, Close]]:
 
 def ack(forward: Forward) -> Ack:
     """Everything up to ``forward`` on its lane, and credit for two more."""
-    return Ack(1, 1, lane_of(forward.phase), forward.frame + 1, (), forward.frame + 3, 0)
+    return Ack(1, 1, forward.lane, forward.frame + 1, (), forward.frame + 1, forward.frame + 3, 0)
 
 
 class _Ring:
@@ -100,14 +99,14 @@ class _Ring:
         )
         commands = self.core.handle(FromStage(0, ack(forward), now))
         self.frames += 1
-        return commands + self.core.handle(FromStage(1, Verdict(1, 1, self.frames - 1, forward.microbatch, picks), now))
+        return commands + self.core.handle(FromStage(1, Verdict(1, 1, self.frames - 1, forward.microbatch, picks, None), now))
 
 
 def test_one_request_from_prompt_to_length() -> None:
     core = _core()
     ring = _Ring(core)
     (forward,) = _forwards(core.handle(_open(1)))
-    assert forward.phase == Phase.PREFILL
+    assert forward.lane == Lane.BULK
     assert [(i.position, i.num_rows, i.num_picks, i.opening is not None) for i in forward.items] == [(0, 2, 1, True)]
     told: list[object] = []
     for expected in (2, 3, 4):
@@ -143,7 +142,7 @@ def _decode_sizes(ring: _Ring, waiting: list[Forward], count: int) -> list[int]:
     sizes: list[int] = []
     while len(sizes) < count:
         forward = waiting.pop(0)
-        if forward.phase == Phase.DECODE:
+        if forward.lane == Lane.CONTROL:
             sizes.append(len(forward.items))
         waiting += _forwards(ring.home(forward))
     return sizes
@@ -158,10 +157,10 @@ def test_decoding_sequences_are_spread_over_the_microbatches() -> None:
         if not waiting:
             break
         forward = waiting.pop(0)
-        if forward.phase == Phase.DECODE:
+        if forward.lane == Lane.CONTROL:
             shapes.append(len(forward.items))
         waiting += _forwards(ring.home(forward))
-        assert sum(f.phase == Phase.DECODE for f in waiting) <= 2
+        assert sum(f.lane == Lane.CONTROL for f in waiting) <= 2
     assert set(shapes[6:12]) == {3}
 
 
@@ -171,9 +170,9 @@ def test_prefill_that_crosses_a_slow_wire_withholds_no_credit_from_decode() -> N
     (forward,) = _forwards(core.handle(_open(1, num_prompt=1, max_new=40)))
     (forward,) = _forwards(ring.home(forward))
     chunks = _forwards(core.handle(_open(2, num_prompt=64, max_new=1)))
-    assert [(f.phase, f.frame) for f in chunks] == [(Phase.PREFILL, 1), (Phase.PREFILL, 2)]
+    assert [(f.lane, f.frame) for f in chunks] == [(Lane.BULK, 1), (Lane.BULK, 2)]
     for step in range(30):
-        assert (forward.phase, forward.frame) == (Phase.DECODE, step)
+        assert (forward.lane, forward.frame) == (Lane.CONTROL, step)
         (forward,) = _forwards(ring.home(forward))
 
 
@@ -224,7 +223,7 @@ def test_chunks_beside_decode_are_spread_over_a_loop() -> None:
     core.quickest_loop = (1.0, 1)
 
     def num_chunks(commands: list[Command]) -> int:
-        return sum(forward.phase is Phase.PREFILL for forward in _forwards(commands))
+        return sum(forward.lane is Lane.BULK for forward in _forwards(commands))
 
     assert num_chunks(core.handle(Open(2, bytes(4 * 200), SAMPLING, 1, frozenset(), 5.0))) == 2
     assert [num_chunks(core.handle(Tick(now))) for now in (5.1, 5.26, 5.4, 5.55, 5.9)] == [0, 1, 0, 1, 0]
@@ -236,7 +235,7 @@ def test_decode_that_fills_its_lane_withholds_no_credit_from_prefill() -> None:
     for sequence in (1, 2):
         (prompt,) = _forwards(core.handle(_open(sequence, num_prompt=1, max_new=8)))
         (decode,) = _forwards(ring.home(prompt))
-        assert decode.phase == Phase.DECODE
+        assert decode.lane == Lane.CONTROL
     (chunk,) = _forwards(core.handle(_open(3, num_prompt=3)))
     assert [item.sequence for item in chunk.items] == [3]
 
@@ -265,11 +264,11 @@ def test_sizes_are_apart_by_turns_while_that_is_asked_for() -> None:
 def test_stale_and_doubled_verdicts_change_nothing() -> None:
     core = _core()
     (forward,) = _forwards(core.handle(_open(1)))
-    verdict = Verdict(1, 1, 0, forward.microbatch, (Pick(1, 0, 2, 9, None, ()),))
+    verdict = Verdict(1, 1, 0, forward.microbatch, (Pick(1, 0, 2, 9, None, ()),), None)
     assert len(_told(core.handle(FromStage(1, verdict, 0.0)))) == 1
     assert _told(core.handle(FromStage(1, verdict, 0.0))) == []
     wrong = (Pick(1, 0, 2, 9, None, ()), Pick(1, 1, 3, 9, None, ()), Pick(5, 0, 3, 9, None, ()), Pick(1, 0, 4, 9, None, ()))
-    assert _told(core.handle(FromStage(1, Verdict(1, 1, 1, 77, wrong), 0.0))) == []
+    assert _told(core.handle(FromStage(1, Verdict(1, 1, 1, 77, wrong, None), 0.0))) == []
 
 
 def test_admission_waits_for_pages_and_closing_gives_them_back() -> None:
@@ -359,7 +358,7 @@ def test_what_was_overtaken_on_its_lane_is_not_excused_by_what_comes_on_beside_i
     ring = _Ring(core)
     (stuck,) = _forwards(core.handle(_open(0, num_prompt=8)))
     (forward,) = _forwards(core.handle(_open(1, num_prompt=8, max_new=200)))
-    assert stuck.phase == forward.phase == Phase.PREFILL
+    assert stuck.lane == forward.lane == Lane.BULK
     for tick in range(60):
         ended = [told for told in _told(core.handle(Tick(tick / 2))) if isinstance(told, Ended)]
         if ended:
@@ -374,7 +373,9 @@ def test_a_stage_that_cannot_pass_on_a_frame_ends_the_requests_in_it_alone() -> 
     (bad,) = _forwards(core.handle(_open(0)))
     (good,) = _forwards(core.handle(_open(1, max_new=1)))
     ring.frames += 1
-    assert _told(core.handle(FromStage(1, Verdict(1, 1, 0, bad.microbatch, ()), 0.1))) == []  # its rows may come another way
+    assert (
+        _told(core.handle(FromStage(1, Verdict(1, 1, 0, bad.microbatch, (), None), 0.1))) == []
+    )  # its rows may come another way
     commands = core.handle(FromStage(0, Lost(1, 1, (Holding(0, 0, 2),), True), 0.1))
     assert core.handle(FromStage(0, Lost(1, 1, (Holding(0, 0, 2),), True), 0.1)) == []
     (ended,) = _told(commands)
@@ -414,11 +415,11 @@ def test_a_lost_pipeline_ends_every_sequence() -> None:
 @pytest.mark.parametrize(
     ("stage", "message", "kind"),
     [
-        (0, Verdict(1, 1, 0, 0, ()), RemoteProtocolError),
-        (1, Ack(1, 1, 0, 0, (), 9, 0), RemoteProtocolError),
-        (0, Ack(1, 1, 0, 5, (), 9, 0), RemoteProtocolError),
-        (0, Forward(1, 1, 0, 0, 0, ()), RemoteProtocolError),
-        (1, Verdict(1, 2, 0, 0, ()), StalePlan),
+        (0, Verdict(1, 1, 0, 0, (), None), RemoteProtocolError),
+        (1, Ack(1, 1, 0, 0, (), 0, 9, 0), RemoteProtocolError),
+        (0, Ack(1, 1, 0, 5, (), 5, 9, 0), RemoteProtocolError),
+        (0, Forward(1, 1, 0, 0, 0, 0, ()), RemoteProtocolError),
+        (1, Verdict(1, 2, 0, 0, (), None), StalePlan),
     ],
 )
 def test_messages_from_the_wrong_stage_or_epoch_are_refused(stage: int, message: object, kind: type[Exception]) -> None:
@@ -441,7 +442,7 @@ def test_logits_that_are_not_finite_end_their_sequence_and_no_other() -> None:
     core.handle(_open(1))
     core.handle(_open(2))
     picks = (Pick(1, 0, 2, NO_TOKEN, None, ()), Pick(2, 0, 2, 9, None, ()))
-    commands = core.handle(FromStage(1, Verdict(1, 1, 0, 0, picks), 0.0))
+    commands = core.handle(FromStage(1, Verdict(1, 1, 0, 0, picks, None), 0.0))
     ended, emitted = _told(commands)
     assert isinstance(ended, Ended)
     assert isinstance(ended.error, DeviceError)
@@ -498,7 +499,7 @@ def test_the_most_open_sequences_hold_for_all_but_newcomers() -> None:
 def _phases(core: SchedulerCore, sequence: int, client: str, num_prompt: int) -> list[tuple[Phase, int]]:
     """Phase and rows of what goes out as soon as a request comes."""
     sent = _forwards(core.handle(Open(sequence, bytes(4 * num_prompt), SAMPLING, 9, frozenset(), 0.0, client)))
-    return [(Phase(forward.phase), forward.items[0].num_rows) for forward in sent]
+    return [(Phase(forward.lane), forward.items[0].num_rows) for forward in sent]
 
 
 def test_a_short_prompt_of_a_client_with_nothing_open_passes_the_chunks_of_others() -> None:
@@ -562,9 +563,9 @@ def test_a_token_that_comes_while_rows_are_sent_again_is_sent_after_them() -> No
     (first,) = _forwards(core.handle(FromStage(0, Resume(1, 2, ()), 1.0)))
     assert [(item.position, item.num_rows, item.num_picks) for item in first.items] == [(0, 3, 0)]
     told = (
-        FromStage(1, Verdict(1, 2, 0, REPLAY, (Pick(0, 0, 5, 9, None, ()),)), 1.1),
+        FromStage(1, Verdict(1, 2, 0, REPLAY, (Pick(0, 0, 5, 9, None, ()),), None), 1.1),
         FromStage(0, msgspec.structs.replace(ack(first), epoch=2), 1.2),
-        FromStage(1, Verdict(1, 2, 1, first.microbatch, ()), 1.3),
+        FromStage(1, Verdict(1, 2, 1, first.microbatch, (), None), 1.3),
     )
     (second,) = [forward for event in told for forward in _forwards(core.handle(event))]
     assert [(item.position, item.num_rows, item.num_picks) for item in second.items] == [(3, 3, 1)]
@@ -577,7 +578,7 @@ def test_what_no_log_has_any_more_begins_anew_as_another_generation_once() -> No
     (again,) = _forwards(core.handle(lost))
     assert [(item.position, item.num_rows, item.generation) for item in again.items] == [(0, 2, 1)]
     assert _forwards(core.handle(lost)) == []
-    stale = Verdict(1, 1, 0, first.microbatch, (Pick(0, 0, 2, 9, None, ()),))
+    stale = Verdict(1, 1, 0, first.microbatch, (Pick(0, 0, 2, 9, None, ()),), None)
     assert _told(core.handle(FromStage(1, stale, 0.2))) == []
 
 
@@ -679,7 +680,7 @@ def test_tokens_of_sequences_that_nobody_can_know_yet_are_not_believed() -> None
     ring = _Ring(core)
     (first,) = _forwards(core.handle(_open(1, num_prompt=5, max_new=3)))
     assert first.items[0].num_rows == 3
-    early = Verdict(1, 1, 0, 77, (Pick(1, 0, 5, 9, None, ()), Pick(1, 0, 6, 9, None, ())))
+    early = Verdict(1, 1, 0, 77, (Pick(1, 0, 5, 9, None, ()), Pick(1, 0, 6, 9, None, ())), None)
     ring.frames = 1
     assert _told(core.handle(FromStage(1, early, 0.0))) == []
     _finish(ring, [first], {1})
@@ -688,7 +689,7 @@ def test_tokens_of_sequences_that_nobody_can_know_yet_are_not_believed() -> None
 def test_a_verdict_about_the_sequences_of_another_microbatch_costs_none_a_row_or_a_token() -> None:
     core, ring, first, second = _two_streams()
     wrong = (Pick(2, 0, 2, 7, None, ()), Pick(2, 0, 3, 7, None, ()), Pick(9, 0, 1, 7, None, ()), Pick(1, 4, 2, 7, None, ()))
-    commands = core.handle(FromStage(1, Verdict(1, 1, ring.frames, 12345, wrong), 0.0))
+    commands = core.handle(FromStage(1, Verdict(1, 1, ring.frames, 12345, wrong, None), 0.0))
     ring.frames += 1
     assert [told.pick.position for told in _told(commands) if isinstance(told, Emitted)] == [2]
     _finish(ring, [first, second, *_forwards(commands)], {1, 2})
@@ -712,12 +713,12 @@ def test_what_is_said_of_sequences_that_are_not_meant_changes_nothing(stage: int
 @pytest.mark.parametrize(
     "message",
     [
-        Ack(1, 1, 7, 0, (), 9, 0),
-        Ack(1, 1, Lane.CONTROL, 99, (), 100, 0),
-        Ack(1, 1, Lane.CONTROL, 0, (99,), 100, 0),
-        Ack(1, 2, Lane.CONTROL, 0, (), 100, 0),
-        Verdict(1, 1, 1 << 21, 0, ()),
-        Verdict(2, 1, 0, 0, ()),
+        Ack(1, 1, 7, 0, (), 0, 9, 0),
+        Ack(1, 1, Lane.CONTROL, 99, (), 99, 100, 0),
+        Ack(1, 1, Lane.CONTROL, 0, (99,), 0, 100, 0),
+        Ack(1, 2, Lane.CONTROL, 0, (), 0, 100, 0),
+        Verdict(1, 1, 1 << 21, 0, (), None),
+        Verdict(2, 1, 0, 0, (), None),
     ],
 )
 def test_an_illegal_message_is_refused_and_leaves_everything_as_it_was(message: Ack | Verdict) -> None:

@@ -8,13 +8,13 @@ import msgspec
 import pytest
 
 from bloombee.errors import LocalProtocolError, RemoteProtocolError, StalePlan
-from bloombee.kv.pool import MAX_ROLLBACK, most_pages, pages_for
+from bloombee.kv.pool import most_pages, pages_for
 from bloombee.pipeline.commands import Command, Compute, Gather, Send
 from bloombee.pipeline.device_queue import DEVICE_DEPTH, MOST_OVERTAKES
 from bloombee.pipeline.events import Computed, ComputeFailed, Gathered, Greeted, Port, StageReceived
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Outcome, Pages, Work
-from bloombee.types import Lane, Phase
+from bloombee.types import Kind, Lane, Phase, Priority
 from bloombee.wire.messages import (
     REPLAY,
     Ack,
@@ -47,7 +47,7 @@ def _core(
     *, stage: int = 0, num_stages: int = 2, num_pages: int = 8, credits_: int = 4, windows: tuple[int, ...] = (0,)
 ) -> StageCore:
     groups = tuple(Group(window, num_pages) for window in windows)
-    load = Load(1, stage, stage + 1, num_stages, "m", bytes(16), (), "float32", groups, 4, 0, None)
+    load = Load(1, 1, stage, stage + 1, num_stages, "m", bytes(16), (), "float32", groups, 4, 0, None, (), ())
     core = StageCore(load, resend_after_s=1.0)
     _seat(core, 1, stage, num_stages, credits_)
     return core
@@ -57,7 +57,7 @@ def _seat(
     core: StageCore, epoch: int, stage: int, num_stages: int, credits_: int, holdings: tuple[Holding, ...] = ()
 ) -> list[Command]:
     """What opening the seat of ``epoch``, whose next stage holds ``holdings``, leads to."""
-    core.handle(StageReceived(Wire(1, epoch, epoch, stage, num_stages, credits_, 64, None, None, False), 0.0))
+    core.handle(StageReceived(Wire(1, epoch, epoch, stage, num_stages, credits_, 64, None, None, None, (), False), 0.0))
     wired, resume = core.handle(Greeted(epoch, 0.0))
     assert wired == Send(Port.HEAD, Lane.CONTROL, Wired(1, epoch))
     assert isinstance(resume, Send)
@@ -70,11 +70,17 @@ def _seat(
 
 def _item(sequence: int, position: int, rows: int, *, generation: int = 0, picks: int = 1, first_token: int = 0) -> Item:
     tokens = b"".join((first_token + position + i).to_bytes(4, "little") for i in range(rows))
-    return Item(sequence, generation, position, tokens, picks, Opening(rows, SAMPLING, 8, ()) if position == 0 else None, None)
+    opening = _opening(rows) if position == 0 else None
+    return Item(sequence, generation, Kind.DECODE, position, tokens, picks, opening, None)
+
+
+def _opening(num_prompt_tokens: int) -> Opening:
+    return Opening(num_prompt_tokens, SAMPLING, 8, (), (), None, None)
 
 
 def _forward(frame: int, *items: Item, phase: Phase = Phase.DECODE, epoch: int = 1) -> StageReceived:
-    return StageReceived(Forward(1, epoch, frame, 100 + frame, phase, items), now=0.0)
+    lane, priority = (Lane.BULK, Priority.PROMPT) if phase is Phase.PREFILL else (Lane.CONTROL, Priority.NOW)
+    return StageReceived(Forward(1, epoch, frame, 100 + frame, lane, priority, items), now=0.0)
 
 
 def _works(commands: list[Command]) -> list[Work]:
@@ -100,8 +106,8 @@ def test_rows_go_to_the_device_and_on_with_the_same_address() -> None:
     send = commands[0]
     assert isinstance(send, Send)
     assert (send.to, send.lane, send.payload) == (Port.DOWNSTREAM, Lane.BULK, b"rows")
-    assert send.message == Forward(1, 1, 0, 100, Phase.PREFILL, (_item(7, 0, 5),))
-    assert _messages(commands, Ack) == [Ack(1, 1, Lane.BULK, 1, (), 5, 0)]
+    assert send.message == Forward(1, 1, 0, 100, Lane.BULK, Priority.PROMPT, (_item(7, 0, 5),))
+    assert _messages(commands, Ack) == [Ack(1, 1, Lane.BULK, 1, (), 1, 5, 0)]
 
 
 def test_last_stage_sends_verdicts_and_keeps_history_for_penalties() -> None:
@@ -110,7 +116,7 @@ def test_last_stage_sends_verdicts_and_keeps_history_for_penalties() -> None:
     assert work.segments[0].num_picks == 1
     assert work.segments[0].history == work.segments[0].tokens
     commands = core.handle(Computed(Outcome(work.number), now=0.0))
-    assert _messages(commands, Verdict) == [Verdict(1, 1, 0, 100, ())]
+    assert _messages(commands, Verdict) == [Verdict(1, 1, 0, 100, (), None)]
     (work,) = _works(core.handle(_forward(1, _item(7, 3, 1))))
     assert len(work.segments[0].history) == 16
 
@@ -120,7 +126,7 @@ def test_doubled_frame_is_only_acknowledged() -> None:
     (work,) = _works(core.handle(_forward(0, _item(7, 0, 2))))
     commands = core.handle(_forward(0, _item(7, 0, 2)))
     assert _works(commands) == []
-    assert _messages(commands, Ack) == [Ack(1, 1, Lane.CONTROL, 1, (), 4, 0)]
+    assert _messages(commands, Ack) == [Ack(1, 1, Lane.CONTROL, 1, (), 0, 4, 0)]
     _done(core, work)
 
 
@@ -139,46 +145,6 @@ def test_overlapping_rows_are_cut_to_the_new_ones() -> None:
     (work,) = _works(core.handle(_forward(1, _item(7, 2, 5))))
     assert (work.segments[0].position, work.segments[0].num_rows) == (4, 3)
     assert work.hidden_rows == ((2, 5),)
-
-
-def test_a_higher_generation_rolls_back_and_a_lower_one_is_dropped() -> None:
-    core = _core(credits_=9)
-    for work in _works(core.handle(_forward(0, _item(7, 0, 6)))):
-        _done(core, work)
-    (work,) = _works(core.handle(_forward(1, _item(7, 4, 2, generation=1, first_token=50))))
-    assert (work.segments[0].position, work.segments[0].generation) == (4, 1)
-    assert work.segments[0].pages == (Pages((0, 1)),)
-    _done(core, work)
-    (empty,) = _works(core.handle(_forward(2, _item(7, 6, 1, generation=0))))
-    assert empty.segments == ()
-    commands = _done(core, empty)
-    (onward,) = _messages(commands, Forward)
-    assert onward.items == ()  # type: ignore[attr-defined]
-
-
-def test_a_rollback_gives_back_the_pages_beyond_it() -> None:
-    core = _core(credits_=9)
-    (work,) = _works(core.handle(_forward(0, _item(7, 0, 14))))
-    _done(core, work)
-    assert core.pages_free == 4
-    (work,) = _works(core.handle(_forward(1, _item(7, 5, 1, generation=1))))
-    assert work.segments[0].pages == (Pages((0, 1)),)
-    assert core.pages_free == 6
-    _done(core, work)
-
-
-def test_rows_of_an_older_generation_that_wait_are_placed_before_the_rollback() -> None:
-    """Pages follow the order of the device: what waits is stale only from the rollback's position on."""
-    core = _core(credits_=9)
-    for frame in range(2):
-        core.handle(_forward(frame, _item(frame, 0, 1)))
-    core.handle(_forward(2, _item(7, 0, 9)))
-    core.handle(_forward(3, _item(7, 6, 2, generation=1, first_token=50)))
-    (old,) = _works(core.handle(Computed(Outcome(0, hidden=b""), 0.0)))
-    assert (old.segments[0].generation, old.segments[0].pages[0].ids) == (0, (2, 3, 4))
-    (new,) = _works(core.handle(Computed(Outcome(1, hidden=b""), 0.0)))
-    assert (new.segments[0].generation, new.segments[0].position, new.segments[0].pages[0].ids) == (1, 6, (2, 3))
-    assert core.pages_free == 4
 
 
 def test_a_window_holds_a_bounded_number_of_pages_of_a_sequence_of_any_length() -> None:
@@ -210,21 +176,6 @@ def test_pages_that_one_segment_leaves_behind_are_not_reused_within_its_work() -
     _done(core, work)
     (work,) = _works(core.handle(_forward(26, _item(9, 0, 4))))
     assert set(work.segments[0].pages[0].ids) & set(long.ids)
-
-
-def test_a_rollback_beyond_what_a_window_keeps_asks_for_everything_again() -> None:
-    core = _core(credits_=999, windows=(0, 6), num_pages=100)
-    for frame in range(10):
-        for work in _works(core.handle(_forward(frame, _item(7, 30 * frame, 30)))):
-            _done(core, work)
-    too_far, free = 300 - MAX_ROLLBACK - 1, core.pages_free
-    assert _messages(core.handle(_forward(10, _item(7, too_far, 2, generation=1))), Gap) == [Gap(1, 1, 7, 1, 0)]
-    assert core.pages_free == free
-    (work,) = _works(core.handle(_forward(10, _item(7, too_far + 1, 2, generation=1))))
-    _done(core, work)
-    (work,) = _works(core.handle(_forward(11, _item(7, 0, 20, generation=2))))
-    assert [pages.start for pages in work.segments[0].pages] == [0, 0]
-    assert [pool.num_pages - pool.num_free for pool in core.store.kv.pools] == [5, 5]
 
 
 def test_pages_that_are_not_there_fail_the_stage() -> None:
@@ -285,7 +236,7 @@ def test_the_next_stage_holds_the_device_back() -> None:
     _done(core, work)
     assert core.seats[1].downstream.num_backlog == 1
     assert _works(core.handle(_forward(1, _item(7, 1, 1)))) == []
-    assert _works(core.handle(StageReceived(Ack(1, 1, 0, 0, (), 1, 0), 0.0)))
+    assert _works(core.handle(StageReceived(Ack(1, 1, 0, 0, (), 0, 1, 0), 0.0)))
 
 
 def _decoding(core: StageCore, sequence: int = 0) -> None:
@@ -298,7 +249,7 @@ def _prompt(frame: int, sequence: int, position: int, rows: int, *, of: int) -> 
     """Rows of a prompt of ``of`` tokens, of which no token is sampled."""
     item = _item(sequence, position, rows, picks=0)
     if item.opening is not None:
-        item = msgspec.structs.replace(item, opening=Opening(of, SAMPLING, 8, ()))
+        item = msgspec.structs.replace(item, opening=_opening(of))
     return _forward(frame, item, phase=Phase.PREFILL)
 
 
@@ -315,7 +266,7 @@ def test_a_blocked_prefill_lane_does_not_hold_decode_back() -> None:
         (work,) = _works(core.handle(_forward(step, _item(0, 1 + step, 1))))
         commands = _done(core, work)
         assert [m.frame for m in _messages(commands, Forward)] == [step]  # type: ignore[attr-defined]
-        assert _messages(commands, Ack) == [Ack(1, 1, Lane.CONTROL, step + 1, (), step + 10, 0)]
+        assert _messages(commands, Ack) == [Ack(1, 1, Lane.CONTROL, step + 1, (), step + 1, step + 10, 0)]
 
 
 def test_decode_waits_for_one_prefill_work_at_most() -> None:
@@ -353,11 +304,10 @@ def test_decode_without_end_does_not_starve_a_prompt() -> None:
     [
         _forward(4, _item(7, 0, 1)),
         _forward(0, _item(7, 0, 1), _item(7, 1, 1)),
-        _forward(0, Item(7, 0, 0, bytes(4), 1, Opening(1, SAMPLING, 8, ()), (0,))),
-        StageReceived(Ack(1, 1, 0, 3, (), 9, 0), 0.0),
-        StageReceived(Verdict(1, 1, 0, 0, ()), 0.0),
+        StageReceived(Ack(1, 1, 0, 3, (), 0, 9, 0), 0.0),
+        StageReceived(Verdict(1, 1, 0, 0, (), None), 0.0),
     ],
-    ids=["no credit", "sequence twice", "tree", "ack of nothing", "not for a stage"],
+    ids=["no credit", "sequence twice", "ack of nothing", "not for a stage"],
 )
 def test_illegal_messages_are_refused_and_change_nothing(event: StageReceived) -> None:
     core = _core()
@@ -429,7 +379,7 @@ def test_rows_that_are_said_again_are_not_overtaken_by_newer_ones() -> None:
     (onward,) = [c for c in commands if isinstance(c, Gather)]
     sent = [*core.handle(Gathered(gather.number, "a", 0.0)), *core.handle(Gathered(onward.number, "b", 0.0))]
     assert [(m.items[0].position, m.items[0].num_rows) for m in _messages(sent, Forward)] == [(0, 2), (2, 1)]  # type: ignore[attr-defined]
-    core.handle(StageReceived(Ack(1, 2, Lane.BULK, 2, (), 12, 0), 0.0))
+    core.handle(StageReceived(Ack(1, 2, Lane.BULK, 2, (), 2, 12, 0), 0.0))
     (straight,) = _messages(_ran(core, _forward(1, _item(7, 3, 1), epoch=2), 1), Forward)
     assert [item.position for item in straight.items] == [3]  # type: ignore[attr-defined]
 
@@ -462,7 +412,7 @@ def test_the_last_stage_says_a_pick_again_that_the_scheduler_lacks() -> None:
     core.handle(Computed(Outcome(work.number, picks=picks), 0.0))
     (send,) = _seat(core, 2, 1, 2, 9, (Holding(7, 0, 3),))
     assert isinstance(send, Send)
-    assert send.message == Verdict(1, 2, 0, REPLAY, picks)
+    assert send.message == Verdict(1, 2, 0, REPLAY, picks, None)
     assert _seat(core, 3, 1, 2, 9, (Holding(7, 0, 4),)) == []
 
 
@@ -477,7 +427,7 @@ def test_an_order_that_was_overtaken_is_stale() -> None:
     core = _core()
     _seat(core, 3, 0, 2, 4)
     with pytest.raises(StalePlan):
-        core.handle(StageReceived(Wire(1, 2, 2, 0, 2, 4, 64, None, None, False), 0.0))
+        core.handle(StageReceived(Wire(1, 2, 2, 0, 2, 4, 64, None, None, None, (), False), 0.0))
     assert list(core.seats) == [3]
 
 
@@ -485,7 +435,7 @@ def test_the_next_stage_may_know_of_an_epoch_first() -> None:
     core = _core(credits_=9)
     _ran(core, _forward(0, _item(7, 0, 2), phase=Phase.PREFILL), 2)
     assert core.handle(StageReceived(Resume(1, 2, ()), 0.0)) == []
-    commands = core.handle(StageReceived(Wire(1, 2, 2, 0, 2, 9, 64, None, None, False), 0.0))
+    commands = core.handle(StageReceived(Wire(1, 2, 2, 0, 2, 9, 64, None, None, None, (), False), 0.0))
     assert [type(command) for command in commands] == [Send, Gather]
 
 
@@ -493,7 +443,7 @@ def _serve(core: StageCore, sequence: int, frame: int) -> int:
     """One row of a new sequence comes and goes on. Returns the next frame's number."""
     (work,) = _works(core.handle(_forward(frame, _item(sequence, 0, 1))))
     _done(core, work)
-    core.handle(StageReceived(Ack(1, 1, Lane.CONTROL, frame + 1, (), frame + 9, 0), 0.0))
+    core.handle(StageReceived(Ack(1, 1, Lane.CONTROL, frame + 1, (), frame + 1, frame + 9, 0), 0.0))
     return frame + 1
 
 

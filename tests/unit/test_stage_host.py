@@ -20,6 +20,7 @@ from bloombee.errors import (
     CorruptPayload,
     LinkDown,
     LocalProtocolError,
+    NotSpoken,
     QueueFull,
     RemoteProtocolError,
 )
@@ -35,7 +36,7 @@ from bloombee.roles.watching import LOADING_SILENCE_S
 from bloombee.roles.work_thread import WorkThread
 from bloombee.roles.worker import WorkerRole
 from bloombee.transport.link_events import Counters, LinkEvent, LinkEventKind
-from bloombee.types import Dtype, Lane, Phase
+from bloombee.types import Dtype, Kind, Lane, Priority
 from bloombee.wire.envelope import Envelope, TensorHeader
 from bloombee.wire.liveness import LoopClock, grace_s
 from bloombee.wire.messages import (
@@ -50,13 +51,18 @@ from bloombee.wire.messages import (
     Hello,
     Item,
     Joined,
+    Keep,
+    KvHeld,
     LinkReport,
     Load,
     Lost,
     Opening,
     Peer,
+    Prefix,
     Refused,
     Resume,
+    Retire,
+    Retired,
     Sampling,
     StageFailed,
     TableHeld,
@@ -99,6 +105,7 @@ class _Endpoint:
         return 0
 
     def dial(self, *_: Any) -> None: ...
+    def hang_up(self, _: bytes) -> None: ...
     def allow(self, *_: Any) -> None: ...
     def expel(self, link: bytes, error: BloomBeeError) -> None:
         self.expelled.append((link, error))
@@ -143,8 +150,8 @@ class _Stage:
 
     def __init__(self, *, is_loaded: bool = True) -> None:
         self._open(0, 1, is_loaded=is_loaded)
-        peer = Peer(2, "tcp://127.0.0.1:1", bytes(32), HOP)
-        self.host.wire(Wire(1, 1, 1, 0, 2, 8, 64, None, peer, False))
+        peer = Peer(2, "tcp://127.0.0.1:1", bytes(32), HOP, True, None)
+        self.host.wire(Wire(1, 1, 1, 0, 2, 8, 64, None, peer, None, (), False))
         for lane in Lane:
             self.welcome(lane)
         self.said(Lane.CONTROL, Resume(1, 1, ()))
@@ -164,7 +171,7 @@ class _Stage:
             now=lambda: self.now,
         )
         self.host = StageHost(
-            Load(1, start, stop, 2, "m", bytes(16), (), "float32", (Group(0, 64),), 4, 0, None),
+            Load(1, 1, start, stop, 2, "m", bytes(16), (), "float32", (Group(0, 64),), 4, 0, None, (), ()),
             endpoint=self.endpoint,  # type: ignore[arg-type]
             head_link=HEAD_LINK,
             device=self.device,  # type: ignore[arg-type]
@@ -191,14 +198,14 @@ class _Stage:
             self.host.received(HOP, message, None)
 
     def forward(self, sequence: int) -> None:
-        item = Item(sequence, 0, 0, bytes(4), 1, Opening(1, SAMPLING, 8, ()), None)
-        message = Forward(1, 1, sequence, sequence, int(Phase.DECODE), (item,))
+        item = Item(sequence, 0, Kind.PROMPT, 0, bytes(4), 1, Opening(1, SAMPLING, 8, (), (), None, None), None)
+        message = Forward(1, 1, sequence, sequence, Lane.CONTROL, Priority.NOW, (item,))
         self.host.received(HEAD_LINK, message, None)
 
     def compute(self, payload: Payload | None = None) -> None:
         """The oldest work comes back with one hidden row."""
         work, on_done = self.device.works.pop(0)
-        payload = payload or (TensorHeader("float32", (1, 1), 0, 4, 4, 0), bytes(4))
+        payload = payload or (TensorHeader("hidden", "float32", (1, 1), 0, 4, 4, 0), bytes(4))
         on_done(Outcome(work.number, hidden=payload))
 
     def pass_s(self, seconds: float, *, answered: bool = True) -> None:
@@ -228,15 +235,15 @@ class _Last(_Stage):
     def __init__(self) -> None:
         self._open(1, 2)
         self.device.receiver = Receiver(Dtype.FLOAT32, 1)
-        self.host.wire(Wire(1, 1, 1, 1, 2, 8, 64, Peer(1, "", bytes(32), HOP), None, False))
+        self.host.wire(Wire(1, 1, 1, 1, 2, 8, 64, Peer(1, "", bytes(32), HOP, False, None), None, None, (), False))
         for lane in Lane:
             self.said(lane, Hello(PROTOCOL_VERSION, 1, 1, "s", (0,), 0))
         self.host.received(HEAD_LINK, Resume(1, 1, ()), None)
 
     def rows(self, frame: int, *, checksum: int) -> None:
-        item = Item(frame, 0, 0, bytes(4), 1, Opening(1, SAMPLING, 8, ()), None)
-        payload = TensorHeader(Dtype.FLOAT32, (1, 1), 0, 4, 4, checksum), b"rows"
-        self.host.received(HOP, Forward(1, 1, frame, frame, int(Phase.DECODE), (item,)), payload)
+        item = Item(frame, 0, Kind.PROMPT, 0, bytes(4), 1, Opening(1, SAMPLING, 8, (), (), None, None), None)
+        payload = TensorHeader("hidden", Dtype.FLOAT32, (1, 1), 0, 4, 4, checksum), b"rows"
+        self.host.received(HOP, Forward(1, 1, frame, frame, Lane.CONTROL, Priority.NOW, (item,)), payload)
 
 
 def _run(use: Callable[[Any], None], kind: type[_Stage] = _Stage) -> None:
@@ -435,7 +442,7 @@ def test_an_address_that_nobody_can_dial_is_charged_to_who_told_it() -> None:
             raise ConfigError("cannot dial")
 
         stage.endpoint.dial = dial  # type: ignore[method-assign]
-        stage.host.wire(Wire(1, 2, 2, 0, 2, 8, 64, None, Peer(9, "tcp://x", bytes(32), b"x" * 16), False))
+        stage.host.wire(Wire(1, 2, 2, 0, 2, 8, 64, None, Peer(9, "tcp://x", bytes(32), b"x" * 16, True, None), None, (), False))
         (failed,) = stage.endpoint.of(StageFailed)
         assert (failed.epoch, failed.fields["peer"]) == (2, 9)
         assert not stage.host.reporter.is_over
@@ -464,8 +471,8 @@ def _worker(stage: _Stage) -> WorkerRole:
 @pytest.mark.parametrize(
     ("message", "is_expelled"),
     [
-        (Forward(1, 1, 99, 99, int(Phase.DECODE), ()), True),
-        (Ack(1, 1, Lane.CONTROL, 7, (), 9, 0), True),
+        (Forward(1, 1, 99, 99, Lane.CONTROL, Priority.NOW, ()), True),
+        (Ack(1, 1, Lane.CONTROL, 7, (), 7, 9, 0), True),
         (Close(1, 1, (1,), 0), True),
         (Resume(1, 0, ()), False),
     ],
@@ -585,3 +592,22 @@ def test_a_stage_that_still_loads_greets_its_neighbours_and_is_wired_once_it_has
         assert [wired.epoch for wired in stage.endpoint.of(Wired)] == [1]
 
     asyncio.run(main())
+
+
+def test_a_retire_is_answered_however_often_it_comes() -> None:
+    def use(stage: _Stage) -> None:
+        for _ in range(2):
+            stage.host.received(HEAD_LINK, Retire(1, 1), None)
+        assert stage.endpoint.of(Retired) == [Retired(1, 1), Retired(1, 1)]
+        assert stage.host.seatings.get(1) is None
+
+    _run(use)
+
+
+def test_what_is_not_spoken_yet_is_refused_by_name() -> None:
+    def use(stage: _Stage) -> None:
+        for message in (Keep(1, 1, 7, Prefix(bytes(32), 4)), KvHeld(1, 1, 7, 0, 0, 1, 5)):
+            with pytest.raises(NotSpoken):
+                stage.host.received(HOP, message, None)
+
+    _run(use)

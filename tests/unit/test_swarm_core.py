@@ -81,9 +81,14 @@ def _up() -> SwarmCore:
 def _load_and_wire(core: SwarmCore, *workers: int, epoch: int = 1) -> list[Command]:
     """What everybody's having loaded and being wired leads to, from the first Wired on."""
     for worker in workers:
-        core.handle(WorkerSaid(worker, Loaded(1, 0, 0), 0.0))
+        core.handle(WorkerSaid(worker, _loaded(worker), 0.0))
     said = [WorkerSaid(worker, Wired(1, epoch), 0.0) for worker in (1, 2, 3, 4) if core.stage_of(worker) is not None]
     return [command for event in said for command in core.handle(event)]
+
+
+def _loaded(worker: int) -> Loaded:
+    """Of the first order: workers get theirs in turn, from 1 on."""
+    return Loaded(worker, 1, (0,), (0,))
 
 
 def _orders(commands: list[Command], kind: type) -> list[tuple[int, object]]:
@@ -108,8 +113,8 @@ def test_all_are_wired_when_all_have_loaded_and_it_is_up_when_all_are_wired() ->
     core, _ = _joined()
     assert core.handle(WorkerSaid(1, Loading(1, 5, 10), 0.0)) == [ReportProgress(1, 0, 5, 10)]
     for worker in (1, 2):
-        assert core.handle(WorkerSaid(worker, Loaded(1, 0, 0), 0.0)) == []
-    *wires, tell = core.handle(WorkerSaid(3, Loaded(1, 0, 0), 0.0))
+        assert core.handle(WorkerSaid(worker, _loaded(worker), 0.0)) == []
+    *wires, tell = core.handle(WorkerSaid(3, _loaded(3), 0.0))
     sent = [wire for _, wire in _orders(wires, Wire)]
     assert [w.predecessor.link if w.predecessor else None for w in sent] == [None, LINKS[0], LINKS[1]]  # type: ignore[attr-defined]
     assert [w.successor.link if w.successor else None for w in sent] == [LINKS[0], LINKS[1], None]  # type: ignore[attr-defined]
@@ -126,16 +131,16 @@ def test_all_are_wired_when_all_have_loaded_and_it_is_up_when_all_are_wired() ->
 def test_a_worker_that_gets_on_with_loading_has_no_deadline() -> None:
     core, _ = _joined()
     for worker in (1, 2):
-        core.handle(WorkerSaid(worker, Loaded(1, 0, 0), 0.0))
+        core.handle(WorkerSaid(worker, _loaded(worker), 0.0))
     for second in range(1, 600):
         said = core.handle(WorkerSaid(3, Loading(1, second, 600), float(second))) if second % 50 == 0 else []
         assert not any(isinstance(c, PipelineDown) for c in [*said, *core.handle(Tick(float(second)))])
-    assert _orders(core.handle(WorkerSaid(3, Loaded(1, 0, 0), 600.0)), Wire)
+    assert _orders(core.handle(WorkerSaid(3, _loaded(3), 600.0)), Wire)
 
 
 def test_a_worker_that_makes_no_progress_with_loading_is_named() -> None:
     core, _ = _joined()
-    core.handle(WorkerSaid(1, Loaded(1, 0, 0), 0.0))
+    core.handle(WorkerSaid(1, _loaded(1), 0.0))
     downs: list[tuple[int, PipelineDown]] = []
     for second in range(1, 200):
         if second < 100:
@@ -188,13 +193,13 @@ def test_a_lost_worker_ends_the_pipeline_once() -> None:
 
 def test_a_worker_counts_as_loading_from_its_order_until_it_has_loaded() -> None:
     core, _ = _joined()
-    core.handle(WorkerSaid(1, Loaded(1, 0, 0), 0.0))
+    core.handle(WorkerSaid(1, _loaded(1), 0.0))
     assert [core.is_loading(worker) for worker in (1, 2, 3, 9)] == [False, True, True, False]
 
 
 def test_workers_stuck_while_loading_are_named_together() -> None:
     core, _ = _joined()
-    core.handle(WorkerSaid(1, Loaded(1, 0, 0), 0.0))
+    core.handle(WorkerSaid(1, _loaded(1), 0.0))
     for tick in range(1, 70):
         core.handle(Tick(float(tick)))
     assert isinstance(core.error, DeadlineExceeded)
@@ -253,7 +258,7 @@ def test_a_worker_whose_connection_came_back_is_told_again_what_it_has_not_answe
     core, _ = _joined()
     assert [to for to, _ in _orders(core.handle(WorkerRestored(2, 0.0)), Load)] == [2]
     for worker in (1, 2, 3):
-        core.handle(WorkerSaid(worker, Loaded(1, 0, 0), 0.0))
+        core.handle(WorkerSaid(worker, _loaded(worker), 0.0))
     assert [to for to, _ in _orders(core.handle(WorkerRestored(2, 0.0)), Wire)] == [2]
     core.handle(WorkerSaid(2, Wired(1, 1), 0.0))
     assert core.handle(WorkerRestored(2, 0.0)) == []
@@ -317,7 +322,7 @@ def test_links_are_made_while_a_spare_loads_and_it_is_up_when_both_are_done() ->
     for worker in (1, 3, 4):
         assert core.handle(WorkerSaid(worker, Wired(1, 2), 0.0)) == []
     assert not core.is_up
-    (up,) = core.handle(WorkerSaid(4, Loaded(1, 0, 0), 0.0))
+    (up,) = core.handle(WorkerSaid(4, _loaded(4), 0.0))
     assert isinstance(up, PipelineUp)
 
 
@@ -328,7 +333,7 @@ def test_both_orders_of_a_spare_are_said_again_until_they_are_answered() -> None
     core.handle(WorkerSaid(3, Wired(1, 2), 0.0))
     again = core.handle(WorkerRestored(4, 0.5))
     assert [type(one.message) for one in again if isinstance(one, Send)] == [Load, Wire]
-    core.handle(WorkerSaid(4, Loaded(1, 0, 0), 0.5))
+    core.handle(WorkerSaid(4, _loaded(4), 0.5))
     assert [to for to, _ in _orders(core.handle(WorkerRestored(4, 0.6)), Wire)] == [4]
 
 
@@ -403,11 +408,11 @@ def test_an_error_may_have_a_field_of_any_name() -> None:
 
 def test_orders_are_said_again_until_they_are_answered() -> None:
     core, _ = _joined()
-    core.handle(WorkerSaid(1, Loaded(1, 0, 0), 0.0))
+    core.handle(WorkerSaid(1, _loaded(1), 0.0))
     again = core.handle(Tick(REPEAT_S))
     assert [to for to, _ in _orders(again, Load)] == [2, 3]
     for worker in (2, 3):
-        core.handle(WorkerSaid(worker, Loaded(1, 0, 0), REPEAT_S))
+        core.handle(WorkerSaid(worker, _loaded(worker), REPEAT_S))
     core.handle(WorkerSaid(2, Wired(1, 1), REPEAT_S))
     assert [to for to, _ in _orders(core.handle(Tick(2 * REPEAT_S)), Wire)] == [1, 3]
 
@@ -417,4 +422,4 @@ def test_strangers_and_surprises_are_refused() -> None:
     with pytest.raises(RemoteProtocolError):
         core.handle(WorkerSaid(9, Heartbeat(1), 0.0))
     with pytest.raises(RemoteProtocolError):
-        core.handle(WorkerSaid(1, Verdict(1, 1, 0, 0, ()), 0.0))
+        core.handle(WorkerSaid(1, Verdict(1, 1, 0, 0, (), None), 0.0))

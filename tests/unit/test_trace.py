@@ -31,7 +31,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def forward(microbatch: int) -> Forward:
     sampling = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 7, -1)
-    return Forward(1, 1, microbatch, microbatch, 1, (Item(5, 0, 0, bytes(8), 1, Opening(2, sampling, 8, ()), None),))
+    return Forward(
+        1, 1, microbatch, microbatch, 1, 2, (Item(5, 0, 0, 0, bytes(8), 1, Opening(2, sampling, 8, (), (), None, None), None),)
+    )
 
 
 def test_a_stage_writes_a_chain_without_holes(tmp_path: Path) -> None:

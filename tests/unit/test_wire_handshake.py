@@ -120,7 +120,7 @@ def test_another_version_fails_on_both_sides() -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        Forward(0, 1, 0, 0, 0, ()),
+        Forward(0, 1, 0, 0, 0, 0, ()),
         Hello(PROTOCOL_VERSION, 8, 3, "test", (), 0),
         Hello(PROTOCOL_VERSION, 9, 4, "test", (), 0),
     ],
@@ -217,7 +217,7 @@ def test_as_many_as_the_token_says() -> None:
     assert [a.worker if isinstance(a, Admitted) else None for a in answers] == [1, 2, None]
 
 
-@pytest.mark.parametrize("message", [join(b"x" * 16), join(protocol=PROTOCOL_VERSION + 1), HELLO, Forward(0, 1, 0, 0, 0, ())])
+@pytest.mark.parametrize("message", [join(b"x" * 16), join(protocol=PROTOCOL_VERSION + 1), HELLO, Forward(0, 1, 0, 0, 0, 0, ())])
 def test_others_are_refused_and_spend_nothing(message: Any) -> None:
     d = door()
     assert isinstance(d.knock(A, L, message), Refused)

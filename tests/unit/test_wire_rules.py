@@ -10,26 +10,30 @@ import msgspec
 import pytest
 
 from bloombee.errors import LocalProtocolError, RemoteProtocolError, VersionMismatch
-from bloombee.types import Dtype
+from bloombee.types import Dtype, Kind
 from bloombee.wire import messages as m
-from bloombee.wire.envelope import MAX_TENSOR_BYTES, TensorHeader, decode_envelope, encode_envelope
+from bloombee.wire.envelope import HIDDEN, MAX_TENSOR_BYTES, TensorHeader, decode_envelope, encode_envelope
 from bloombee.wire.schema import decode_message, encode_message
 
 GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden" / "wire.json").read_text())
 SAMPLING = m.Sampling(0.5, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 7, -1)
-ITEM = m.Item(1, 0, 5, bytes(8), 1, None, None)
-FIRST = m.Item(1, 0, 0, bytes(8), 1, m.Opening(2, SAMPLING, 8, ()), None)
-FORWARD = m.Forward(0, 1, 5, 9, 0, (ITEM, FIRST))
-PEER = m.Peer(1, "tcp://h:1", bytes(32), bytes(16))
+ITEM = m.Item(1, 0, Kind.DECODE, 5, bytes(8), 1, None, None)
+OPENING = m.Opening(2, SAMPLING, 8, (), (), None, None)
+FIRST = m.Item(1, 0, Kind.PROMPT, 0, bytes(8), 1, OPENING, None)
+FORWARD = m.Forward(0, 1, 5, 9, 0, 0, (ITEM, FIRST))
+FORK = m.Fork(3, 5, OPENING)
+TREE = m.Tree(7, (0, 7), b"\x02")
+PEER = m.Peer(1, "tcp://h:1", bytes(32), bytes(16), True, None)
 LOAD = m.Load(
-    0, 4, 8, 12, "demo", bytes(16), (bytes(8), b"", bytes(16), b""), "float32", (m.Group(0, 10), m.Group(512, 4)), 16, 2, None
-)
-WIRE = m.Wire(0, 2, 1, 1, 3, 2, 64, PEER, PEER, False)
+    1, 0, 4, 8, 12, "demo", bytes(16), (bytes(8), b"", bytes(16), b""), "float32", (m.Group(0, 10), m.Group(512, 4)), 16, 2,
+    None, (), (),
+)  # fmt: skip
+WIRE = m.Wire(0, 2, 1, 1, 3, 2, 64, PEER, PEER, None, (), False)
 RULES = m.Rules((), (), 0, 0, 0, None, (), False, None, (), (), None, 1.0, 0.0, 0.0, None)
 LAST = msgspec.structs.replace(LOAD, start=8, stop=12, weight_digests=())
 MANY = tuple(range(20_000))
 TIMES = m.Times(0.001, 0.0002, 0.0001, 0.0)
-PROFILED = m.Profiled(0, 1, "cpu", 2, TIMES, TIMES, TIMES, 0.1, 0.2, 1, 1, 0, None, 1e9)
+PROFILED = m.Profiled(bytes(16), "float32", "cpu", 2, TIMES, TIMES, TIMES, 0.1, 0.2, 1, 1, 0, None, 1e9)
 
 UNDIALLABLE = (
     "http://x:1",
@@ -52,7 +56,7 @@ def with_item(**fields: Any) -> m.Forward:
 
 
 def with_sampling(**fields: Any) -> m.Forward:
-    return replace(FORWARD, items=(replace(FIRST, opening=m.Opening(2, replace(SAMPLING, **fields), 8, ())),))
+    return replace(FORWARD, items=(replace(FIRST, opening=replace(OPENING, sampling=replace(SAMPLING, **fields))),))
 
 
 BROKEN: list[tuple[str, Any]] = [
@@ -88,18 +92,70 @@ BROKEN: list[tuple[str, Any]] = [
     ("Load.rules.bad_words_ids", replace(LAST, rules=replace(RULES, bad_words_ids=((),)))),
     ("Load.rules.suppress_tokens", replace(LAST, rules=replace(RULES, suppress_tokens=MANY, begin_suppress_tokens=MANY))),
     ("Load.rules.watermark", replace(LAST, rules=replace(RULES, watermark=m.Watermark(1.5, 1.0, 1, False, 1)))),
-    ("Forward.phase", replace(FORWARD, phase=2)),
+    ("Forward.lane", replace(FORWARD, lane=2)),
+    ("Forward.priority", replace(FORWARD, priority=5)),
     ("Forward.items", replace(FORWARD, items=(replace(ITEM, tokens=bytes(4 * m.MAX_ROWS)), ITEM))),
     ("Forward.items[1].tokens", with_item(tokens=bytes(7))),
     ("Forward.items[1].num_picks", with_item(num_picks=3)),
     ("Forward.items[1].opening", with_item(position=0)),
-    ("Forward.items[1].opening", with_item(opening=FIRST.opening)),
     ("Forward.items[1].position", with_item(position=2**32 - 2)),
-    ("Forward.items[1].parents", with_item(parents=(0,))),
-    ("Forward.items[1].parents[1]", with_item(parents=(0, 2))),
+    ("Forward.items[1].kind", with_item(kind=5)),
+    ("Forward.items[1].opening.sequence", with_item(opening=replace(FORK, sequence=1))),
+    ("Forward.items[1].opening.length", with_item(opening=replace(FORK, length=4))),
+    (
+        "Forward.items[1].opening.opening.prefix",
+        with_item(opening=replace(FORK, opening=replace(OPENING, prefix=m.Prefix(bytes(32), 5)))),
+    ),
+    ("Forward.items[1].opening.prefix.length", with_item(opening=replace(OPENING, prefix=m.Prefix(bytes(32), 4)))),
+    ("Forward.items[1].opening.biases", with_item(opening=replace(OPENING, biases=((7, 1.0), (7, 2.0))))),
+    (
+        "Forward.items[1].opening.grammar.text",
+        with_item(opening=replace(OPENING, grammar=m.Grammar("regex", "\xe4" * (m.MAX_GRAMMAR_BYTES // 2 + 1)))),
+    ),
+    ("Forward.items[1].tree.parents", with_item(tree=replace(TREE, parents=(0,)))),
+    ("Forward.items[1].tree.parents[1]", with_item(tree=replace(TREE, parents=(0, 8)))),
+    ("Forward.items[1].tree.first", with_item(tree=replace(TREE, first=2**32 - 2))),
+    ("Forward.items[1].tree.picks", with_item(tree=replace(TREE, picks=b"\x02\x00"))),
+    ("Forward.items[1].tree.picks", with_item(tree=replace(TREE, picks=b"\x04"))),
+    ("Forward.items[1].tree.picks", with_item(tree=replace(TREE, picks=b"\x03"))),
+    ("Verdict.nodes", m.Verdict(0, 1, 1, 1, (m.Pick(1, 0, 1, 1, None, ()),), (1, 2))),
+    ("Ack.logged", m.Ack(0, 1, 0, 5, (), 6, 9, 0)),
+    ("Commit.cuts[1]", m.Commit(0, 1, (m.Cut(1, 1, 0, ()), m.Cut(1, 1, 5, ())))),
+    ("Commit.cuts[0].path", m.Commit(0, 1, (m.Cut(1, 1, 5, (3, 3)),))),
+    ("Commit.cuts[0].path", m.Commit(0, 1, (m.Cut(1, 1, 5, (0,)),))),
+    ("Commit.cuts", m.Commit(0, 1, ())),
+    ("Commit.cuts[0].generation", m.Commit(0, 1, (m.Cut(1, 0, 5, ()),))),
+    ("Introduce.peer.worker", m.Introduce(replace(PEER, worker=0))),
+    ("Introduce.peer.through", m.Introduce(replace(PEER, through=1))),
+    *(("Introduce.peer.endpoint", m.Introduce(replace(PEER, endpoint=endpoint))) for endpoint in UNDIALLABLE[:3]),
+    ("Wire.scheduler.worker", replace(WIRE, scheduler=replace(PEER, worker=0))),
+    ("Wire.listeners", replace(WIRE, listeners=(PEER,))),
+    ("Wire.listeners[0].worker", replace(WIRE, stage=2, successor=None, listeners=(replace(PEER, worker=0),))),
+    ("Load.placement", replace(LOAD, placement=(0, 1))),
+    ("Load.placement[3]", replace(LOAD, placement=(0, 1, 2, 3))),
+    ("Load.budgets", replace(LOAD, budgets=(1, 2, 3, 4))),
+    ("Loaded.weight_bytes", m.Loaded(1, 0, (), (1,))),
+    ("Profile.dtype", m.Profile("demo", bytes(16), "int8")),
+    ("Profiled.dtype", replace(PROFILED, dtype="int8")),
+    ("KvPages.stop", m.KvPages(0, 1, 1, 0, 4, 4, 0, 1)),
+    ("KvPages.position", m.KvPages(0, 1, 1, 0, 4, 5, 2**32 - 1, 1)),
+    ("KvPages.num_rows", m.KvPages(0, 1, 1, 0, 4, 5, 0, 0)),
+    ("KvHeld.stop", m.KvHeld(0, 1, 1, 0, 4, 3, 0)),
+    ("Draft.tokens", m.Draft(0, 1, 1, 0, 5, bytes(6), (0,), (0.0,))),
+    ("Draft.parents", m.Draft(0, 1, 1, 0, 5, bytes(8), (0,), (0.0, 0.0))),
+    ("Draft.scores", m.Draft(0, 1, 1, 0, 5, bytes(8), (0, 1), (0.0,))),
+    ("Draft.parents[1]", m.Draft(0, 1, 1, 0, 5, bytes(8), (0, 2), (0.0, 0.0))),
+    ("Snapshot.sequences[0].opening", m.Snapshot(0, 1, 0, (m.Known(1, 0, 0, bytes(4), None),), (), 0)),
+    ("Snapshot.sequences[0].opening", m.Snapshot(0, 1, 0, (m.Known(1, 0, 5, bytes(4), OPENING),), (), 0)),
+    ("Snapshot.sequences[0].tokens", m.Snapshot(0, 1, 0, (m.Known(1, 0, 5, bytes(5), None),), (), 0)),
+    ("Snapshot.sequences[0].position", m.Snapshot(0, 1, 0, (m.Known(1, 0, 2**32 - 1, bytes(8), None),), (), 0)),
+    (
+        "Snapshot.sequences[0].opening.num_prompt_tokens",
+        m.Snapshot(0, 1, 0, (m.Known(1, 0, 0, bytes(4), replace(OPENING, num_prompt_tokens=0)),), (), 0),
+    ),
     (
         "Forward.items[0].opening.num_prompt_tokens",
-        replace(FORWARD, items=(replace(FIRST, opening=m.Opening(0, SAMPLING, 8, ())),)),
+        replace(FORWARD, items=(replace(FIRST, opening=replace(OPENING, num_prompt_tokens=0)),)),
     ),
     ("Forward.items[0].opening.sampling.temperature", with_sampling(temperature=-0.1)),
     ("Forward.items[0].opening.sampling.top_p", with_sampling(top_p=0.0)),
@@ -108,9 +164,9 @@ BROKEN: list[tuple[str, Any]] = [
     ("Forward.items[0].opening.sampling.presence_penalty", with_sampling(presence_penalty=1e5)),
     ("Forward.items[0].opening.sampling.frequency_penalty", with_sampling(frequency_penalty=-1e5)),
     ("Forward.items[0].opening.sampling.temperature", with_sampling(temperature=math.nan)),
-    ("Ack.lane", m.Ack(0, 1, 2, 5, (), 9, 0)),
+    ("Ack.lane", m.Ack(0, 1, 2, 5, (), 5, 9, 0)),
     ("TableUnknown.lane", m.TableUnknown(0, 1, 2, 5, bytes(4))),
-    ("Ack.extra[1]", m.Ack(0, 1, 0, 5, (6, 4), 9, 0)),
+    ("Ack.extra[1]", m.Ack(0, 1, 0, 5, (6, 4), 5, 9, 0)),
     ("Profiled.stage.fixed_s", replace(PROFILED, stage=replace(TIMES, fixed_s=-0.1))),
     ("Profiled.layer.context_s", replace(PROFILED, layer=replace(TIMES, context_s=math.inf))),
     ("Profiled.output.decode_row_s", replace(PROFILED, output=replace(TIMES, decode_row_s=3601.0))),
@@ -118,9 +174,9 @@ BROKEN: list[tuple[str, Any]] = [
     ("Profiled.device", replace(PROFILED, device=257 * "x")),
     ("Profiled.layer_bytes", replace(PROFILED, layer_bytes=-1)),
     ("Profiled.encode_bytes_per_s", replace(PROFILED, encode_bytes_per_s=0.0)),
-    ("LinkReport.rtt_s", m.LinkReport(0, 1, 2, "", -0.1, 0.0, None, None, None, 0.0, None, 1, 1, 0.0, 0)),
-    ("LinkReport.bandwidth_low_bytes_per_s", m.LinkReport(0, 1, 2, "", None, 0.0, None, 1.0, math.inf, 0.0, None, 1, 1, 0.0, 0)),
-    ("Pick.logprob", m.Verdict(0, 1, 1, 1, (m.Pick(1, 0, 1, 1, -math.inf, ()),))),
+    ("LinkReport.rtt_s", m.LinkReport(2, "", -0.1, 0.0, None, None, None, 0.0, None, 1, 1, 0.0, 0)),
+    ("LinkReport.bandwidth_low_bytes_per_s", m.LinkReport(2, "", None, 0.0, None, 1.0, math.inf, 0.0, None, 1, 1, 0.0, 0)),
+    ("Pick.logprob", m.Verdict(0, 1, 1, 1, (m.Pick(1, 0, 1, 1, -math.inf, ()),), None)),
 ]
 
 
@@ -134,7 +190,13 @@ def test_a_broken_rule_names_its_field(path: str, message: Any) -> None:
 
 
 def test_the_unbroken_ones_are_read() -> None:
-    for message in (FORWARD, LOAD, WIRE, with_item(parents=(0, 1)), with_item(position=2**32 - 3)):
+    most = replace(OPENING, grammar=m.Grammar("regex", "\xe4" * (m.MAX_GRAMMAR_BYTES // 2)))
+    others = (FORK, OPENING, most, replace(OPENING, prefix=m.Prefix(bytes(32), 5)))
+    trees = (TREE, replace(TREE, parents=(3, 6)))
+    for message in (
+        FORWARD, LOAD, WIRE, with_item(position=2**32 - 3), replace(LOAD, placement=(0, 1, 2, 2)),
+        *(with_item(opening=other) for other in others), *(with_item(tree=tree) for tree in trees),
+    ):  # fmt: skip
         assert decode_message(encode_message(message)) == message
 
 
@@ -169,8 +231,10 @@ def test_unknown_tag() -> None:
 # -- envelope ----------------------------------------------------------------------------------
 
 ROWS = sum(item.num_rows for item in FORWARD.items)
-TENSOR = TensorHeader(Dtype.BFLOAT16, (ROWS, 4), 0, ROWS * 8, ROWS * 8, 1)
+TENSOR = TensorHeader(HIDDEN, Dtype.BFLOAT16, (ROWS, 4), 0, ROWS * 8, ROWS * 8, 1)
 PAYLOAD = bytes(ROWS * 8)
+MANY_TENSORS = tuple(replace(TENSOR, name=f"t{index}") for index in range(9))
+HUGE = replace(TENSOR, codec=1, shape=(ROWS, 2**22), raw_bytes=ROWS * 2**23, encoded_bytes=1)
 
 
 def packed(*, message: Any = FORWARD, tensors: Any = (TENSOR,), version: int = 1) -> bytes:
@@ -189,6 +253,12 @@ def packed(*, message: Any = FORWARD, tensors: Any = (TENSOR,), version: int = 1
         ("tensors", [packed(), PAYLOAD, PAYLOAD]),
         ("tensors", [packed(tensors=()), PAYLOAD]),
         ("tensors", [packed(tensors=(TENSOR, TENSOR)), PAYLOAD, PAYLOAD]),
+        ("tensors", [packed(tensors=MANY_TENSORS), *[PAYLOAD] * 9]),
+        ("tensors[0].name", [packed(tensors=(replace(TENSOR, name=""),)), PAYLOAD]),
+        ("tensors[1].shape", [packed(tensors=(TENSOR, replace(TENSOR, name="b", shape=(1, 4 * ROWS)))), PAYLOAD, PAYLOAD]),
+        ("tensors.raw_bytes", [packed(tensors=tuple(replace(HUGE, name=name) for name in "abc")), b"1", b"1", b"1"]),
+        ("tensors", [packed(message=m.KvPages(0, 1, 1, 0, 4, 5, 0, 2), tensors=())]),
+        ("tensors[0].shape", [packed(message=m.KvPages(0, 1, 1, 0, 4, 5, 0, 2)), PAYLOAD]),
         ("tensors", [packed(message=m.Heartbeat(1)), PAYLOAD]),
         ("tensors[0].encoded_bytes", [packed(), PAYLOAD[:-1]]),
         ("tensors[0].raw_bytes", [packed(tensors=(replace(TENSOR, raw_bytes=1),)), PAYLOAD]),
@@ -196,7 +266,7 @@ def packed(*, message: Any = FORWARD, tensors: Any = (TENSOR,), version: int = 1
         ("tensors[0].shape", [packed(tensors=(replace(TENSOR, shape=(ROWS, 2, 2)),)), PAYLOAD]),
         ("tensors[0].shape", [packed(tensors=(replace(TENSOR, shape=(1, 1, 1, 1, 1)),)), PAYLOAD]),
         ("tensors[0].shape[1]", [packed(tensors=(replace(TENSOR, shape=(ROWS, 0)),)), b""]),
-        ("tensors[0].dtype", [packed(tensors=(["int8", *msgspec.to_builtins(TENSOR)[1:]],)), PAYLOAD]),
+        ("tensors[0].dtype", [packed(tensors=([HIDDEN, "int8", *msgspec.to_builtins(TENSOR)[2:]],)), PAYLOAD]),
         ("tensors[0].encoded_bytes", [packed(tensors=(replace(TENSOR, codec=1, encoded_bytes=0),)), b""]),
         ("tensors[0].encoded_bytes", [packed(tensors=(replace(TENSOR, encoded_bytes=8),)), bytes(8)]),
         (
@@ -216,6 +286,12 @@ def test_an_honest_envelope_is_read_and_its_payload_left_alone() -> None:
     envelope = decode_envelope([memoryview(packed()), memoryview(PAYLOAD)])
     assert envelope.tensors == (TENSOR,)
     assert envelope.swarm == 7
+
+
+def test_an_envelope_carries_up_to_eight_named_tensors() -> None:
+    tensors = (TENSOR, *(replace(TENSOR, name=f"t{index}", shape=(ROWS, 2, 2)) for index in range(7)))
+    header = encode_envelope(7, FORWARD, tensors)
+    assert decode_envelope([header, *[PAYLOAD] * 8]).tensors == tensors
 
 
 def test_another_version_is_told_apart_from_noise() -> None:

@@ -16,7 +16,7 @@ from bloombee.pipeline.events import Tune
 from bloombee.pipeline.fair import FairQueue
 from bloombee.pipeline.scheduler.epoch import Epoch
 from bloombee.pipeline.scheduler.sequence import SequenceState
-from bloombee.types import Phase, SequenceId
+from bloombee.types import Kind, Phase, SequenceId
 from bloombee.wire.messages import Item
 
 BESIDE_DECODE = 0.25
@@ -191,9 +191,20 @@ def _item(sequence: SequenceState, count: int) -> Item:
     return Item(
         sequence=sequence.id,
         generation=sequence.generation,
+        kind=_kind_of(sequence, start),
         position=start,
         tokens=bytes(sequence.tokens[4 * start : 4 * sequence.num_sent]),
         num_picks=0 if sequence.in_prefill else 1,
         opening=sequence.opening if start == 0 else None,
-        parents=None,
+        tree=None,
     )
+
+
+_PROMPT, _DECODE, _REPLAY = int(Kind.PROMPT), int(Kind.DECODE), int(Kind.REPLAY)
+
+
+def _kind_of(sequence: SequenceState, start: int) -> int:
+    """Of rows from ``start`` on, up to the newest that is known or less."""
+    if sequence.num_prompt_tokens < sequence.num_to_fill and start < sequence.num_to_fill:
+        return _REPLAY
+    return _PROMPT if start < sequence.num_prompt_tokens else _DECODE

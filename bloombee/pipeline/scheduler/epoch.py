@@ -12,7 +12,7 @@ from bloombee.pipeline.patience import Patience
 from bloombee.pipeline.scheduler.pages import PageLedger
 from bloombee.pipeline.scheduler.sequence import SequenceState
 from bloombee.plan.plan import Plan
-from bloombee.types import Lane, Phase, SequenceId
+from bloombee.types import Lane, Phase, Priority, SequenceId
 from bloombee.wire.messages import Ack, Close, Forward, Holding, Item, Resume, Resumed, Verdict
 
 VERDICT_WINDOW = 1 << 20
@@ -142,7 +142,8 @@ class Epoch:
                 epoch=self.plan.epoch,
                 frame=number,
                 microbatch=microbatch,
-                phase=travels_as,
+                lane=lane,
+                priority=Priority.NOW if travels_as is Phase.DECODE else Priority.PROMPT,
                 items=tuple(items),
             )
             return Send(0, lane, message)

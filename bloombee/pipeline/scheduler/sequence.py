@@ -71,7 +71,7 @@ class SequenceState:
     @property
     def opening(self) -> Opening:
         ends = tuple(sorted(self.end_tokens))
-        return Opening(self.num_prompt_tokens, self.sampling, self.max_new_tokens, ends)
+        return Opening(self.num_prompt_tokens, self.sampling, self.max_new_tokens, ends, (), None, None)
 
     @property
     def in_prefill(self) -> bool:

@@ -49,7 +49,8 @@ from bloombee.pipeline.swarm.orders import Orders
 from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest, fits
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.types import WorkerId
-from bloombee.wire.messages import Loaded, Loading, StageFailed, Wired
+from bloombee.wire.messages import AnyMessage, Loaded, Loading, Retired, StageFailed, Unloaded, Wired
+from bloombee.wire.spoken import check_spoken
 
 REPEAT_S = 2.0
 """An order that is not answered is said again after so long."""
@@ -81,6 +82,8 @@ class SwarmCore:
     _is_wiring: bool = False
     _workers: dict[WorkerId, Member] = field(default_factory=dict)
     _orders: Orders = field(init=False)
+    _loads: int = 0
+    """Orders to load so far."""
     _awaited_since: float | None = None
     _ticked_at: float = 0.0
 
@@ -156,7 +159,9 @@ class SwarmCore:
     # -- orders ----------------------------------------------------------------------------
 
     def _first_load(self, plan: Plan, stage: StagePlan, now: float) -> Send:
-        self._workers[stage.worker].progress_at = now
+        worker = self._workers[stage.worker]
+        self._loads += 1
+        worker.load, worker.progress_at = self._loads, now
         return self._orders.load(plan, stage, now)
 
     def _wire_all(self, plan: Plan, now: float) -> list[Command]:
@@ -166,16 +171,20 @@ class SwarmCore:
 
     # -- what workers say ------------------------------------------------------------------
 
-    def _said(self, worker_id: WorkerId, message: object, now: float) -> list[Command]:
+    def _said(self, worker_id: WorkerId, message: AnyMessage, now: float) -> list[Command]:
         worker = self._workers.get(worker_id)
         if worker is None:
             raise RemoteProtocolError(f"worker {worker_id} is not in the swarm")
         plan, stage = self.plan, self._stage_plan(worker_id)
         match message:
+            case Retired() | Unloaded():
+                return []
             case Loading(loaded_bytes=loaded, total_bytes=total) if stage is not None:
                 worker.progress_at = now
                 return [ReportProgress(worker_id, stage.index, loaded, total)]
-            case Loaded() if plan is not None and stage is not None:
+            case Loaded(number=number) if plan is not None and stage is not None:
+                if number != worker.load:
+                    return []  # of an order that was given before
                 worker.is_loaded = True
                 return self._go_on(plan, now)
             case Wired(epoch=epoch) if plan is not None and epoch <= plan.epoch:
@@ -183,6 +192,7 @@ class SwarmCore:
                 return self._go_on(plan, now)
             case StageFailed():
                 return self._failed(worker, message, now)
+        check_spoken(message)
         raise RemoteProtocolError(f"{type(message).__name__} from worker {worker.name!r} is not expected now")
 
     def _go_on(self, plan: Plan, now: float) -> list[Command]:

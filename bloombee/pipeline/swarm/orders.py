@@ -35,6 +35,7 @@ class Orders:
     def load(self, plan: Plan, stage: StagePlan, now: float) -> Send:
         self._workers[stage.worker].asked_at = now
         message = Load(
+            number=self._workers[stage.worker].load,
             pipeline=plan.pipeline,
             start=stage.span.start,
             stop=stage.span.stop,
@@ -47,6 +48,8 @@ class Orders:
             page_size=plan.page_size,
             codec=self._request.codec,
             rules=rules_message(self._request.card.logits_rules) if stage.span.stop == plan.num_layers else None,
+            placement=(),
+            budgets=(),
         )
         return Send(stage.worker, Lane.CONTROL, message)
 
@@ -63,6 +66,8 @@ class Orders:
             max_rows=self._request.max_rows,
             predecessor=self._peer(plan, index - 1, (index - 1, index)),
             successor=self._peer(plan, index + 1, (index, index + 1)),
+            scheduler=None,
+            listeners=(),
             trace=self._request.trace,
         )
         return Send(stage.worker, Lane.CONTROL, message)
@@ -75,7 +80,14 @@ class Orders:
         ends = plan.stages[hop[0]].worker, plan.stages[hop[1]].worker
         if ends not in self._link_of:
             self._link_of[ends] = next(self._links)
-        return Peer(worker=worker.id, endpoint=worker.endpoint, key=worker.key, link=self._link_of[ends])
+        return Peer(
+            worker=worker.id,
+            endpoint=worker.endpoint,
+            key=worker.key,
+            link=self._link_of[ends],
+            dials=index == hop[1],
+            through=None,
+        )
 
 
 def rules_message(rules: LogitsRules | None) -> Rules | None:

@@ -1,0 +1,104 @@
+"""What became of a sequence's generations, while rows of older ones may still be under way. Pure bookkeeping.
+
+Theory of operation. A cut (generation g, length L) says that generation g is rows [0, L) of generation g - 1 and whatever is sent
+as g. Cuts overtake rows, so rows of g - 1 may come when g is known already: those below L are as good as rows of g, and nobody
+will send them again. So a row of generation h at position p is alive in generation g > h iff p is below every L of h + 1 .. g. A
+stage takes the cuts of a sequence one after the other, however they come; with one missing it cannot know how far older rows are
+alive, and rows of a generation that it does not know yet wait. A cut of length 0 needs none before it.
+
+A cut is remembered as long as rows below its length are not held: from then on older rows bring nothing that is alive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bloombee.errors import RemoteProtocolError
+from bloombee.types import SequenceId
+from bloombee.wire.messages import Item
+
+MOST_AHEAD = 256
+"""Cuts of a sequence that are known and cannot be taken yet, or still matter."""
+MOST_SEQUENCES = 1 << 16
+"""With cuts that are remembered."""
+
+
+@dataclass(slots=True)
+class Cuts:
+    """Of the sequences of a store."""
+
+    of: dict[SequenceId, dict[int, int]] = field(default_factory=dict)
+    """generation -> length."""
+
+    def check(self, sequence: SequenceId) -> None:
+        """Raises RemoteProtocolError if one more of the sequence is more than anybody needs."""
+        known = self.of.get(sequence, {})
+        if len(known) >= MOST_AHEAD or (not known and len(self.of) >= MOST_SEQUENCES):
+            raise RemoteProtocolError(f"sequence {sequence}: too many cuts that wait for others", path="Commit.cuts")
+
+    def note(self, sequence: SequenceId, generation: int, length: int) -> None:
+        """Said again it changes nothing: a generation begins once."""
+        self.of.setdefault(sequence, {}).setdefault(generation, length)
+
+    def newest(self, sequence: SequenceId, generation: int) -> int:
+        """The newest generation that follows on ``generation`` by cuts that are all known. One of length 0 follows on any:
+        nothing of before is alive."""
+        known = self.of.get(sequence, {})
+        newest = max((g for g, length in known.items() if g > generation and not length), default=generation)
+        while newest + 1 in known:
+            newest += 1
+        return newest
+
+    def alive(self, sequence: SequenceId, generation: int, now: int) -> int:
+        """Rows of ``generation`` below this position are alive in generation ``now``."""
+        known = self.of.get(sequence, {})
+        if now - generation > len(known):
+            return 0  # the rows of one between were cut off, or it is of no use any more
+        return min(known.get(between, 0) for between in range(generation + 1, now + 1))
+
+    def held(self, sequence: SequenceId, generation: int, have: int) -> None:
+        """In ``generation`` rows [0, have) are held: older rows below are of no use."""
+        known = self.of.get(sequence)
+        if known is None:
+            return
+        done = max((g for g, length in known.items() if g <= generation and length <= have), default=0)
+        for old in [g for g in known if g <= done]:
+            del known[old]
+        if not known:
+            del self.of[sequence]
+
+    def begin(self, sequence: SequenceId, generation: int) -> None:
+        """The sequence begins anew as ``generation``: nothing of before is alive."""
+        known = self.of.get(sequence)
+        if known is not None:
+            self.of[sequence] = {g: length for g, length in known.items() if g > generation}
+            if not self.of[sequence]:
+                del self.of[sequence]
+
+    def forget(self, sequence: SequenceId) -> None:
+        """It is closed."""
+        self.of.pop(sequence, None)
+
+    def forget_below(self, floor: SequenceId) -> None:
+        for sequence in [sequence for sequence in self.of if sequence < floor]:
+            del self.of[sequence]
+
+
+def rows_of(item: Item, start: int, stop: int, generation: int) -> Item | None:
+    """Rows [start, stop) of the item, as far as it has them, as those of ``generation``; None: there are none."""
+    num_rows = item.num_rows
+    stop = min(stop, num_rows)
+    if start >= stop:
+        return None
+    if start == 0 and stop == num_rows and generation == item.generation:
+        return item
+    return Item(
+        sequence=item.sequence,
+        generation=generation,
+        kind=item.kind,
+        position=item.position + start,
+        tokens=item.tokens[4 * start : 4 * stop],
+        num_picks=max(0, min(item.num_picks - (num_rows - stop), stop - start)),
+        opening=item.opening if start == 0 else None,
+        tree=None,
+    )

@@ -1,0 +1,98 @@
+"""What the protocol has room for and nobody says yet: refused by name, which costs the sender that message and nothing else.
+
+A release that speaks one of these takes it out of here.
+"""
+
+from __future__ import annotations
+
+from bloombee.errors import NotSpoken
+from bloombee.types import Kind
+from bloombee.wire.messages import (
+    AnyMessage,
+    Commit,
+    Draft,
+    Drain,
+    Drained,
+    Fork,
+    Have,
+    Introduce,
+    Introduced,
+    Item,
+    Keep,
+    KvHeld,
+    KvPages,
+    Load,
+    Opening,
+    Peer,
+    Profile,
+    Snapshot,
+    SnapshotHeld,
+    Wire,
+)
+
+UNSPOKEN = (Drain, Drained, Introduce, Introduced, Profile, Keep, Have, KvPages, KvHeld, Draft, Snapshot, SnapshotHeld)
+"""Whole messages."""
+_SHADOW = int(Kind.SHADOW)
+
+
+def check_spoken(message: AnyMessage) -> None:
+    """Raises NotSpoken if the message, or something that it says, is not spoken yet. Of a Forward: :func:`check_item`."""
+    if isinstance(message, UNSPOKEN):
+        raise _not_spoken(type(message).__name__)
+    match message:
+        case Load():
+            _check_load(message)
+        case Wire():
+            _check_wire(message)
+        case Commit():
+            check_commit(message)
+
+
+def check_item(item: Item) -> None:
+    """Raises NotSpoken for rows in a tree, shadows, and what an Opening may ask for beyond sampling."""
+    if item.opening is None and item.tree is None and item.kind != _SHADOW:
+        return
+    if item.tree is not None:
+        raise _not_spoken("Item.tree")
+    if item.kind == _SHADOW:
+        raise _not_spoken("Item.kind", "shadow")
+    if item.opening is not None:
+        _check_opening(item.opening.opening if isinstance(item.opening, Fork) else item.opening)
+
+
+def check_commit(commit: Commit) -> None:
+    """Raises NotSpoken for an accepted path of a tree."""
+    if any(cut.path for cut in commit.cuts):
+        raise _not_spoken("Commit.cuts[...].path")
+
+
+def _check_opening(opening: Opening) -> None:
+    for name in ("biases", "grammar", "prefix"):
+        if getattr(opening, name):
+            raise _not_spoken(f"Opening.{name}")
+
+
+def _check_load(load: Load) -> None:
+    for name in ("placement", "budgets"):
+        if getattr(load, name):
+            raise _not_spoken(f"Load.{name}")
+
+
+def _check_wire(wire: Wire) -> None:
+    if wire.scheduler is not None or wire.listeners:
+        raise _not_spoken("Wire.scheduler" if wire.scheduler is not None else "Wire.listeners")
+    for name, peer, dials in (("predecessor", wire.predecessor, False), ("successor", wire.successor, True)):
+        if peer is not None:
+            _check_peer(f"Wire.{name}", peer, dials=dials)
+
+
+def _check_peer(path: str, peer: Peer, *, dials: bool) -> None:
+    if peer.through is not None:
+        raise _not_spoken(f"{path}.through")
+    if peer.dials is not dials:
+        raise _not_spoken(f"{path}.dials", str(peer.dials).lower())
+
+
+def _not_spoken(path: str, value: str = "") -> NotSpoken:
+    what = f"{path} = {value}" if value else path
+    return NotSpoken(f"{what} is not spoken yet: this release has room for it in the protocol and no more", path=path)
