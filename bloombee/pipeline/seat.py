@@ -161,9 +161,7 @@ class Seat:
             return self._push(
                 Lane.CONTROL, lambda number: Verdict(frame=number, picks=outcome.picks, nodes=None, **head), None, now
             )
-        # Rows of a history that is over may follow on some that were never said: whoever gets them would wait for those.
-        is_over = len(fresh) < len(items) and any(self._store.get(item.sequence) for item in items if item not in fresh)
-        in_turn = not is_over and (bool(fresh) or not items) and self._say_in_turn(fresh)
+        in_turn = (bool(fresh) or not items) and self._say_in_turn(fresh)
         if not in_turn:
             for item in fresh:
                 self.catch_up(item.sequence)

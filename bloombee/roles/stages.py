@@ -196,6 +196,7 @@ class Stages:
         """The connection to the head came back."""
         for host in self:
             host.restored(self._head_link)
+            host.reporter.say_profile()
             host.reporter.say_failed()
 
     def fail(self, error: BloomBeeError) -> None:
