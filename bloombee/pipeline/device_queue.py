@@ -36,6 +36,8 @@ class Job:
     items: tuple[Item, ...]
     """Rows that are alive bear the generation that their sequence has now."""
     seat: Seat
+    is_over: bool = False
+    """A sequence of its has begun anew: its rows may follow on some that were never said, and whoever gets them would wait."""
     said: tuple[Item, ...] | None = None
     """The items as they were computed, where those above were cut since: what comes of the work has all their rows."""
 

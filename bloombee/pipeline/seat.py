@@ -161,7 +161,7 @@ class Seat:
             return self._push(
                 Lane.CONTROL, lambda number: Verdict(frame=number, picks=outcome.picks, nodes=None, **head), None, now
             )
-        in_turn = (bool(fresh) or not items) and self._say_in_turn(fresh)
+        in_turn = (bool(items) if fresh else not items) and self._say_in_turn(fresh)
         if not in_turn:
             for item in fresh:
                 self.catch_up(item.sequence)

@@ -298,6 +298,8 @@ class StageCore:
                 held = store.open(item)
             elif item.generation > held.generation:
                 drop(self.log, self._device.jobs, item.sequence, held, 0)
+                for job in self._device.running:
+                    job.is_over = job.is_over or any(one.sequence == item.sequence for one in job.items)
             taken = store.take(held, item, num_rows)
             if taken is None:
                 continue
@@ -341,7 +343,7 @@ class StageCore:
         if seat.retired:
             return [*self._say_over_others(job, outcome, now), *self._start(), *spills]
         seat.upstream[lane_in].retire([job.frame])
-        sends = seat.pass_on(job.work, job.said or job.items, fresh, outcome, now)
+        sends = seat.pass_on(job.work, () if job.is_over else job.said or job.items, fresh, outcome, now)
         if len(self.seats) > 1 or seat.is_behind:
             sends += self._say_over_others(job, outcome, now)
         return [*sends, *self._start(), seat.acknowledge(lane_in, now), *spills]
