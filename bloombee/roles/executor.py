@@ -214,7 +214,7 @@ class SpanExecutor:
             outcome = Outcome(work.number, picks=tuple(result))
         else:
             payload = self._encode(result)  # takes the rows from the device: it is done then
-            outcome = Outcome(work.number, hidden=payload, num_bytes=payload[0].raw_bytes)
+            outcome = Outcome(work.number, hidden=payload, num_bytes=payload[0].encoded_bytes)
         self._clock.settle()
         return outcome
 

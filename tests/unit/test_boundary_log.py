@@ -11,13 +11,14 @@ import pytest
 from bloombee.pipeline.commands import Spill
 from bloombee.pipeline.extents import Extents
 from bloombee.pipeline.log import BoundaryLog
+from bloombee.types import Kind
 from bloombee.wire.messages import Item
 
 ROW_BYTES = 10
 
 
 def _item(sequence: int, position: int, rows: int) -> Item:
-    return Item(sequence, 0, position, bytes(4 * rows), 1, None, None)
+    return Item(sequence, 0, Kind.DECODE, position, bytes(4 * rows), 1, None, None)
 
 
 def _row(sequence: int, position: int) -> bytes:
