@@ -4,6 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bloombee.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKind:
+    """What layers of one kind hold.
+
+    Args:
+        layer_bytes: weights of one. kv_token_bytes: KV of one token in it.
+        window: how many positions it sees, itself included; 0 for all.
+
+    Raises:
+        ConfigError: a negative figure.
+    """
+
+    layer_bytes: int = 0
+    kv_token_bytes: int = 0
+    window: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("layer_bytes", "kv_token_bytes", "window"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"LayerKind.{name} = {getattr(self, name)}: must be >= 0", field=name)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
@@ -12,9 +36,14 @@ class ModelShape:
     Args:
         hidden: d.
         activation_bytes: of one element on a link.
-        layer_bytes: weights of one layer; all layers alike.
-        kv_token_bytes: KV of one token in one layer.
+        layer_bytes: weights of one layer, where all are alike.
+        kv_token_bytes: KV of one token in one layer, where all are alike.
         embedding_bytes: on the first stage besides; output_bytes: on the last.
+        kinds: of layers that differ; empty: all are alike.
+        kind_of: of each layer, where in ``kinds`` its own is; empty: all are of the first.
+
+    Raises:
+        ConfigError: a layer of a kind that is not there, or kinds of more or fewer layers than the model has.
     """
 
     hidden: int
@@ -24,6 +53,27 @@ class ModelShape:
     kv_token_bytes: int = 0
     embedding_bytes: int = 0
     output_bytes: int = 0
+    kinds: tuple[LayerKind, ...] = ()
+    kind_of: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind_of and len(self.kind_of) != self.num_layers:
+            raise ConfigError(f"kinds of {len(self.kind_of)} layers, the model has {self.num_layers}", field="kind_of")
+        known = max(1, len(self.kinds))
+        if not all(0 <= kind < known for kind in self.kind_of):
+            raise ConfigError(f"kind_of = {self.kind_of}: must be numbers below {known}", field="kind_of")
+
+    @property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """At least one."""
+        return self.kinds or (LayerKind(self.layer_bytes, self.kv_token_bytes),)
+
+    def counts(self, start: int, stop: int) -> tuple[int, ...]:
+        """How many layers of each kind lie in [start, stop)."""
+        if not self.kind_of:
+            return (stop - start, *(0 for _ in self.layer_kinds[1:]))
+        span = self.kind_of[start:stop]
+        return tuple(span.count(kind) for kind in range(len(self.layer_kinds)))
 
     @property
     def row_bytes(self) -> int:

@@ -9,6 +9,7 @@ holds any number at a time (latency). With M microbatches under way::
     step = max(M * T, L)                           after which each microbatch is back
     tokens/s = M * b * tokens a round / step       time per token = step / tokens a round
 
+An access line that several links of the ring share (``Topology.sites``) is busy with the bytes of all of them, once each.
 Where all workers share the cores of one machine (``Topology.cores``), a microbatch also needs C seconds of them once round, and
 step = max(M * T, L + W) with W, the wait for a core, from :func:`core_wait_s`.
 
@@ -23,13 +24,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bloombee.errors import ConfigError, Infeasible
+from bloombee.kv.pool import WINDOW_SHARE
 from bloombee.models.shape import ModelShape
 from bloombee.plan.candidate import Candidate
-from bloombee.plan.topology import Cores, Topology
+from bloombee.plan.topology import Cores, Device, Topology
 from bloombee.types import HEAD, WorkerId
 
 __all__ = [
-    "Candidate", "Cost", "LinkCost", "ModelShape", "StageCost", "core_wait_s", "evaluate", "prefill_passes", "prefill_s",
+    "Candidate",
+    "Cost",
+    "LinkCost",
+    "ModelShape",
+    "StageCost",
+    "core_wait_s",
+    "evaluate",
+    "held_tokens",
+    "prefill_passes",
+    "prefill_s",
+    "seen_tokens",
 ]  # fmt: skip
 
 TOKEN_BYTES = 4
@@ -53,6 +65,11 @@ class StageCost:
     """Weights from outside the device; goes on beside the compute."""
     memory_bytes: int
     memory_limit_bytes: int | None
+
+    @property
+    def short_bytes(self) -> int:
+        """Of memory; 0 where it fits."""
+        return 0 if self.memory_limit_bytes is None else max(0, self.memory_bytes - self.memory_limit_bytes)
 
     @property
     def busy_s(self) -> float:
@@ -91,6 +108,8 @@ class Cost:
     stages: tuple[StageCost, ...]
     links: tuple[LinkCost, ...]
     cores: Cores | None = None
+    lines: tuple[tuple[str, float], ...] = ()
+    """(access line, seconds that a microbatch keeps it busy once round)."""
     loop_s: float = field(init=False)
     bottleneck_s: float = field(init=False)
     bottleneck: str = field(init=False)
@@ -98,6 +117,7 @@ class Cost:
     def __post_init__(self) -> None:
         busy = [(stage.busy_s, f"worker {stage.name}") for stage in self.stages]
         busy += [(link.busy_s, f"link {_end(link.source)} -> {_end(link.target)}") for link in self.links]
+        busy += [(busy_s, f"line {name}") for name, busy_s in self.lines]
         longest, name = max(busy, key=lambda item: item[0])
         object.__setattr__(self, "loop_s", sum(stage.busy_s for stage in self.stages) + sum(link.pass_s for link in self.links))
         object.__setattr__(self, "bottleneck_s", longest)
@@ -166,8 +186,7 @@ class Cost:
     def check(self) -> None:
         """Raises Infeasible if a stage does not fit its worker; says which and short by how much."""
         for stage in self.stages:
-            if stage.memory_limit_bytes is not None and stage.memory_bytes > stage.memory_limit_bytes:
-                short = stage.memory_bytes - stage.memory_limit_bytes
+            if (short := stage.short_bytes) and stage.memory_limit_bytes is not None:
                 raise Infeasible(
                     f"{stage.layers} layers need {stage.memory_bytes / 1e9:.2f} GB on worker {stage.name!r}, which has"
                     f" {stage.memory_limit_bytes / 1e9:.2f} GB: short by {short / 1e9:.2f} GB",
@@ -208,7 +227,7 @@ def evaluate(candidate: Candidate, topology: Topology, model: ModelShape) -> Cos
     last = len(candidate.workers) - 1
     stages = tuple(_stage(candidate, topology, model, index, is_last=index == last) for index in range(last + 1))
     links = _links(candidate, topology, model, candidate.microbatch_sequences, candidate.rows)
-    return Cost(candidate, stages, links, topology.cores)
+    return Cost(candidate, stages, links, topology.cores, _lines(links, topology))
 
 
 def prefill_s(
@@ -232,7 +251,7 @@ def prefill_s(
         now = _through_link(free, 0, links[0], 0.0)
         for index, worker in enumerate(candidate.workers):
             device, context = topology.device(worker), candidate.context + start
-            busy_s = device.stage.prefill_s(rows, context) + candidate.layers[index] * device.layer.prefill_s(rows, context)
+            busy_s = _prefill_pass_s(candidate, device, model, index, rows, context)
             if index == last and start + rows == tokens:
                 busy_s += device.output.decode_s(1)
             now = _use(free, ("stage", index), now, max(busy_s, _stream_s(candidate, topology, index)))
@@ -259,8 +278,8 @@ def prefill_passes(
 ) -> tuple[tuple[float, ...], tuple[LinkCost, ...]]:
     """Of a chunk of ``chunk`` rows at the candidate's context: (seconds on each stage, each link as in :class:`Cost`)."""
     stages = tuple(
-        device.stage.prefill_s(chunk, candidate.context) + layers * device.layer.prefill_s(chunk, candidate.context)
-        for device, layers in zip(map(topology.device, candidate.workers), candidate.layers, strict=True)
+        _prefill_pass_s(candidate, topology.device(worker), model, index, chunk, candidate.context)
+        for index, worker in enumerate(candidate.workers)
     )
     return stages, _links(candidate, topology, model, 1, chunk)
 
@@ -286,16 +305,47 @@ def _check_layers(candidate: Candidate, model: ModelShape) -> None:
         )
 
 
+def _counts(candidate: Candidate, model: ModelShape, index: int) -> tuple[int, ...]:
+    """Layers of each kind on a stage."""
+    start = sum(candidate.layers[:index])
+    return model.counts(start, start + candidate.layers[index])
+
+
+def seen_tokens(window: int, context: int) -> int:
+    """How many of ``context`` cached tokens a layer sees that sees ``window`` positions (0: all)."""
+    return min(window, context) if window else context
+
+
+def _prefill_pass_s(candidate: Candidate, device: Device, model: ModelShape, index: int, rows: int, context: int) -> float:
+    seconds = device.stage.prefill_s(rows, context)
+    for kind, count in enumerate(_counts(candidate, model, index)):
+        seconds += count * device.layer_of(kind).prefill_s(rows, seen_tokens(model.layer_kinds[kind].window, context))
+    return seconds
+
+
+def held_tokens(candidate: Candidate, window: int) -> int:
+    """KV slots of a layer that sees ``window`` positions (0: all)."""
+    if candidate.kv_tokens is None:
+        return candidate.num_microbatches * candidate.microbatch_sequences * seen_tokens(window, candidate.context)
+    if not window:
+        return candidate.kv_tokens
+    return max(-(-candidate.kv_tokens // WINDOW_SHARE), min(candidate.kv_tokens, window))
+
+
 def _stage(candidate: Candidate, topology: Topology, model: ModelShape, index: int, *, is_last: bool) -> StageCost:
     worker, layers, rows = candidate.workers[index], candidate.layers[index], candidate.rows
     device = topology.device(worker)
-    compute_s = device.stage.decode_s(rows, candidate.context) + layers * device.layer.decode_s(rows, candidate.context)
-    weights = layers * model.layer_bytes + (model.embedding_bytes if index == 0 else 0)
+    compute_s = device.stage.decode_s(rows, candidate.context)
+    weights = model.embedding_bytes if index == 0 else 0
+    kv = 0
+    for number, count in enumerate(_counts(candidate, model, index)):
+        kind = model.layer_kinds[number]
+        compute_s += count * device.layer_of(number).decode_s(rows, seen_tokens(kind.window, candidate.context))
+        weights += count * kind.layer_bytes
+        kv += count * kind.kv_token_bytes * held_tokens(candidate, kind.window)
     if is_last:
         compute_s += device.output.decode_s(rows)
         weights += model.output_bytes
-    held = candidate.num_microbatches * candidate.microbatch_sequences * candidate.context
-    kv_tokens = held if candidate.kv_tokens is None else candidate.kv_tokens
     resident = weights - (candidate.streamed_bytes[index] if candidate.streamed_bytes else 0)
     return StageCost(
         worker=worker,
@@ -303,7 +353,7 @@ def _stage(candidate: Candidate, topology: Topology, model: ModelShape, index: i
         layers=layers,
         compute_s=compute_s,
         stream_s=_stream_s(candidate, topology, index),
-        memory_bytes=max(0, resident) + layers * model.kv_token_bytes * kv_tokens,
+        memory_bytes=max(0, resident) + kv,
         memory_limit_bytes=device.memory_bytes,
     )
 
@@ -347,7 +397,17 @@ def _link(
     decode_s: float = 0.0,
 ) -> LinkCost:
     link = topology.link(source, target)
-    return LinkCost(source, target, raw, frame, link.wire_s(frame), link.latency_s, encode_s, decode_s)
+    wire_s = max([link.wire_s(frame), *(frame / rate for _, rate in topology.lines(source, target))])
+    return LinkCost(source, target, raw, frame, wire_s, link.latency_s, encode_s, decode_s)
+
+
+def _lines(links: tuple[LinkCost, ...], topology: Topology) -> tuple[tuple[str, float], ...]:
+    """Access lines that more than one link of the ring goes through, and how long all together keep each busy."""
+    busy: dict[str, list[float]] = {}
+    for link in links:
+        for name, rate in topology.lines(link.source, link.target):
+            busy.setdefault(name, []).append(link.frame_bytes / rate)
+    return tuple((name, sum(times)) for name, times in busy.items() if len(times) > 1)
 
 
 def _end(worker: WorkerId) -> str:

@@ -67,7 +67,8 @@ class Device:
     Args:
         memory_bytes: what a span (weights, KV) may use; None: no limit known.
         stage: of each pass, whatever the number of layers.
-        layer: of each layer of the pass.
+        layer: of each layer of the pass, where all are alike.
+        kinds: of each layer by its kind (``ModelShape.kinds``), where they differ; empty: all take ``layer``.
         output: of the last stage besides: final norm, LM head, sampler.
         encode_bytes_per_s, decode_bytes_per_s: codec, in raw bytes.
         stream_bytes_per_s: at which weights that are not on the device come to it; None: it cannot stream.
@@ -81,12 +82,21 @@ class Device:
     encode_bytes_per_s: float = math.inf
     decode_bytes_per_s: float = math.inf
     stream_bytes_per_s: float | None = None
+    kinds: tuple[RowTime, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self, "memory_bytes", self.memory_bytes is None or self.memory_bytes >= 0, "bytes >= 0, or None")
         for name in ("encode_bytes_per_s", "decode_bytes_per_s"):
             _check(self, name, getattr(self, name) > 0, "bytes per second > 0")
         _check(self, "stream_bytes_per_s", self.stream_bytes_per_s is None or self.stream_bytes_per_s > 0, "> 0, or None")
+
+    def layer_of(self, kind: int) -> RowTime:
+        """Time of a layer of that kind. Raises ConfigError if it is not known."""
+        if not self.kinds:
+            return self.layer
+        if kind >= len(self.kinds):
+            raise ConfigError(f"worker {self.name!r} knows {len(self.kinds)} kinds of layers, not {kind + 1}", worker=self.name)
+        return self.kinds[kind]
 
     @classmethod
     def paced(cls, name: str, pace: Pace, memory_bytes: int | None = None) -> Device:
@@ -134,6 +144,23 @@ class Cores:
             _check(self, name, math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, "seconds >= 0")
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """An access line: what all workers behind it send (up) and receive (down) shares it; nothing lies between them.
+
+    Raises:
+        ConfigError: no bandwidth.
+    """
+
+    name: str
+    up_bytes_per_s: float = math.inf
+    down_bytes_per_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        for name in ("up_bytes_per_s", "down_bytes_per_s"):
+            _check(self, name, getattr(self, name) > 0, "bytes per second > 0")
+
+
 LOCAL = Link(bandwidth_bytes_per_s=math.inf, latency_s=0.0)
 """Inside one machine, where a link costs nothing that a plan would weigh."""
 
@@ -146,6 +173,8 @@ class Topology:
     links: Mapping[tuple[WorkerId, WorkerId], Link] = field(default_factory=dict)
     cores: Cores | None = None
     """Shared by all devices; None: each is a machine."""
+    sites: Mapping[WorkerId, Site] = field(default_factory=dict)
+    """Of workers (and the head) behind an access line; a worker that is not there has its links for itself."""
 
     @classmethod
     def ring(
@@ -185,6 +214,14 @@ class Topology:
             return self.links[source, target]
         except KeyError:
             raise PlanError(f"no link from worker {source} to worker {target}", source=source, target=target) from None
+
+    def lines(self, source: WorkerId, target: WorkerId) -> tuple[tuple[str, float], ...]:
+        """(name, bytes per second) of the access lines between the two, out of one and into the other."""
+        out, into = self.sites.get(source), self.sites.get(target)
+        if out is not None and into is not None and out.name == into.name:
+            return ()
+        up = () if out is None else ((f"{out.name} up", out.up_bytes_per_s),)
+        return up if into is None else (*up, (f"{into.name} down", into.down_bytes_per_s))
 
     def with_link(self, source: WorkerId, target: WorkerId, link: Link) -> Topology:
         """The same with one link replaced or added."""

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bloombee.errors import ConfigError, Infeasible, PlanError
+from bloombee.models.shape import LayerKind
 from bloombee.pace import Pace
 from bloombee.plan.cost import (
     FRAME_BYTES,
@@ -25,7 +26,7 @@ from bloombee.plan.cost import (
     evaluate,
     prefill_s,
 )
-from bloombee.plan.topology import LOCAL, Cores, Device, Link, RowTime, Topology
+from bloombee.plan.topology import LOCAL, Cores, Device, Link, RowTime, Site, Topology
 from bloombee.types import HEAD
 
 MODEL = ModelShape(
@@ -172,6 +173,59 @@ def test_memory_by_hand_and_what_does_not_fit() -> None:
         {worker: dataclasses.replace(device, memory_bytes=None) for worker, device in THREE.devices.items()}, THREE.links
     )
     evaluate(two, unlimited, MODEL).check()
+
+
+KINDS = dataclasses.replace(
+    MODEL, kinds=(LayerKind(100, 3), LayerKind(40, 1, window=4)), kind_of=(0, 1, 1, 0, 1, 0), embedding_bytes=0, output_bytes=0
+)
+
+
+def test_layers_of_two_kinds_each_take_their_own_time_and_memory() -> None:
+    slow, quick = RowTime(0.010, context_s=1e-3), RowTime(0.001, context_s=1e-3)
+    topology = Topology({worker: machine(f"m{worker}", kinds=(slow, quick)) for worker in (1, 2, 3)}, THREE.links)
+    cost = evaluate(PLAIN, topology, KINDS)
+    pass_s = 0.001 + 4 * 0.0001
+    full_s, window_s = 0.010 + 4 * 10 * 1e-3, 0.001 + 4 * 4 * 1e-3  # four rows over ten tokens, of which the window shows four
+    last_s = 0.003 + 4 * 0.0003
+    assert [s.compute_s for s in cost.stages] == pytest.approx(
+        [pass_s + full_s + 2 * window_s, pass_s + full_s + window_s, pass_s + full_s + last_s]
+    )
+    full, window = 100 + 3 * 40, 40 + 1 * 16
+    assert [s.memory_bytes for s in cost.stages] == [full + 2 * window, full + window, full]
+    pooled = evaluate(dataclasses.replace(PLAIN, kv_tokens=100), topology, KINDS)
+    assert pooled.stages[1].memory_bytes == 100 + 3 * 100 + 40 + 25
+    prefill = prefill_s(PLAIN, topology, KINDS, tokens=8, chunk=8)
+    assert prefill > prefill_s(PLAIN, THREE, MODEL, tokens=8, chunk=8)
+
+
+def test_a_kind_of_layer_that_a_device_does_not_know_is_named() -> None:
+    topology = Topology({worker: machine(f"m{worker}", kinds=(RowTime(),)) for worker in (1, 2, 3)}, THREE.links)
+    with pytest.raises(ConfigError, match="'m1' knows 1 kinds of layers, not 2"):
+        evaluate(PLAIN, topology, KINDS)
+    with pytest.raises(ConfigError) as caught:
+        dataclasses.replace(KINDS, kind_of=(0, 1, 2, 0, 1, 0))
+    assert caught.value.fields == {"field": "kind_of"}
+    with pytest.raises(ConfigError, match="kinds of 2 layers, the model has 6"):
+        dataclasses.replace(KINDS, kind_of=(0, 1))
+    with pytest.raises(ConfigError, match="window"):
+        LayerKind(window=-1)
+
+
+def test_links_of_one_site_share_its_access_line() -> None:
+    home, away = Site("home", 1e6, 2e6), Site("away", 0.5e6, 4e6)
+    apart = dataclasses.replace(THREE, sites={1: home, 2: away, 3: home})
+    cost = evaluate(PLAIN, apart, MODEL)
+    big = FRAME + 8000
+    assert [link.wire_s for link in cost.links[1:3]] == pytest.approx([big / 1e6, big / 0.5e6])
+    home_up = (big + VERDICT_BYTES + 4 * PICK_BYTES) / 1e6  # from worker 1 to 2, and from worker 3 to the head
+    home_down = (FRAME + big) / 2e6
+    assert dict(cost.lines) == pytest.approx({"home up": home_up, "home down": home_down})
+    together = dataclasses.replace(THREE, sites=dict.fromkeys((HEAD, 1, 2, 3), home))
+    assert evaluate(PLAIN, together, MODEL).loop_s == evaluate(PLAIN, THREE, MODEL).loop_s
+    narrow = dataclasses.replace(THREE, sites={1: Site("home", 1e4), 3: Site("home", 1e4), 2: away})
+    assert evaluate(PLAIN, narrow, MODEL).bottleneck == "line home up"
+    with pytest.raises(ConfigError):
+        Site("none", up_bytes_per_s=0)
 
 
 def test_explain_names_every_part() -> None:
