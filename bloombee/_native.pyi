@@ -113,3 +113,35 @@ def gumbel_noise(ids: Buffer, out: WritableBuffer, *, seed: int, position: int) 
 
 def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
     """One call of Philox4x32-10. For tests."""
+
+# -- csrc/plan/solver.h
+
+class PlanSolver:
+    """A search for plans, with a budget of so many seconds and steps in all; see bloombee.plan.solve.
+
+    A solution is a dict: found, point, value, bound, proven, and the chain as lists of workers, layers, streamed (numbers of
+    fractions) and codec (numbers of ratios, one fewer).
+    """
+
+    def __init__(self, instance: dict[str, Any], seconds: float, steps: int) -> None: ...
+    def most_tokens(self, step_limit: float, allowed: Buffer, width: int, share: float = 1.0) -> dict[str, Any]:
+        """Least step / gain with steps <= step_limit, of chains of workers w with allowed[w] (uint8, [workers])."""
+
+    def least_alone(self, value: float, allowed: Buffer, width: int, share: float = 1.0) -> dict[str, Any]:
+        """Least loop at b = 1 of chains whose step / gain is at most ``value`` at some point."""
+
+    def value_of(self, point: int, workers: list[int], layers: list[int], streamed: list[int], codec: list[int]) -> float:
+        """Step / gain of a chain. ValueError: none of this instance."""
+
+    def room(self, point: int) -> list[int]:
+        """Layers that each worker could hold, alone."""
+
+    def short_bytes(self, point: int, worker: int, start: int, stop: int) -> float:
+        """Of memory for layers [start, stop) on a worker, even where all is streamed that may be; <= 0: it fits."""
+
+    def layer_rates(self) -> list[float]:
+        """Most layers times tokens per second of each worker, at any point."""
+
+    @property
+    def steps(self) -> int:
+        """Taken so far."""

@@ -1,0 +1,7 @@
+"""The best plan for a topology, with a bound on what any plan could reach. Pure; the search itself is native (``csrc/plan``)."""
+
+from bloombee.plan.solve.objective import Objective
+from bloombee.plan.solve.solver import Solution, solve
+from bloombee.plan.solve.space import Space
+
+__all__ = ["Objective", "Solution", "Space", "solve"]
