@@ -1,0 +1,217 @@
+"""How long a plan takes, how far from the best it can be, and whether small ones are the best of all there are.
+
+Topologies are drawn by seed (bench/topologies.py): workers in regions of the internet, devices 4x apart, access lines 25x,
+80 layers. Searched are workers, order, layers, b, M, codec per link and the part of weights that is streamed. The plan time is
+the wall's, from the topology to the plan; goals are of its p99 and of the worst gap to the bound. A second search of ``--long``
+seconds says how far behind the first plan was, whatever its bound.
+
+``--instances N`` holds N small topologies against an enumerator that tries every plan, and measures no time.
+
+Examples:
+  python bench/planner.py --plans 50
+  python bench/planner.py --sizes 64 --objectives latency --plans 10
+  python bench/planner.py --instances 2000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench import enumerator
+from bench.arguments import Parser, seconds, whole, wholes, writable
+from bench.program import headline, machine, program
+from bench.spread import quantile
+from bench.topologies import Case, small, wan
+from bloombee.errors import Infeasible
+from bloombee.models.shape import ModelShape
+from bloombee.plan.solve import Objective, Solution, Space, solve
+from bloombee.plan.solve.objective import Goal
+from bloombee.plan.topology import Topology
+
+SPACE = Space(
+    sequences=(1, 2, 4, 8, 16, 32),
+    microbatches=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
+    ratios=(None, 0.67),
+    streamed=(0.0, 0.25, 0.5, 0.75, 1.0),
+    context=1000,
+    most_sequences=256,
+)
+GOALS = {16: (0.050, 0.01), 64: (0.150, 0.01), 256: (0.600, 0.03)}
+"""By workers: seconds that a plan may take, and the gap that it may have then."""
+PROVEN_S, PROVEN_GAP = 2.0, 0.02
+"""16 workers: by then the plan is proven, or has at most that gap."""
+OVERHEAD = 0.8
+"""Of the time that a plan may take, what the search gets: the rest is for making the instance and ending a step."""
+SAME = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Plans of one size and objective."""
+
+    workers: int
+    objective: str
+    plans: int
+    plan_p50_s: float
+    plan_p99_s: float
+    gap_p50: float
+    gap_worst: float
+    proven: float
+    behind_long_worst: float | None
+    """How much better a long search's plan was, at most."""
+    met: bool
+
+
+def timed(topology: Topology, model: ModelShape, objective: Objective, budget_s: float) -> tuple[float, Solution]:
+    start = time.perf_counter()
+    found = solve(topology, model, SPACE, objective, budget_s=budget_s)
+    return time.perf_counter() - start, found
+
+
+def behind(found: Solution, better: Solution) -> float:
+    """How much better another plan is, as a part of this one."""
+    low = found.objective.goal in (Goal.LATENCY, Goal.BALANCE)
+    return max(0.0, (found.value / better.value if low else better.value / found.value) - 1)
+
+
+def measure(workers: int, objective: Objective, options: argparse.Namespace) -> Row:
+    limit_s, most_gap = GOALS[workers]
+    plans: list[tuple[float, Solution]] = []
+    long: list[Solution] = []
+    for seed in range(options.seed, options.seed + options.plans):
+        topology, model = wan(seed, workers, kinds=options.kinds)
+        plans.append(timed(topology, model, objective, OVERHEAD * limit_s))
+        if options.long:
+            long.append(timed(topology, model, objective, options.long)[1])
+    return _row(workers, objective, plans, long, limit_s, most_gap)
+
+
+def _row(
+    workers: int,
+    objective: Objective,
+    plans: list[tuple[float, Solution]],
+    long: list[Solution],
+    limit_s: float,
+    most_gap: float,
+) -> Row:
+    times = [took for took, _ in plans]
+    gaps = [found.gap for _, found in plans]
+    late_s, worst = quantile(times, 0.99), max(gaps)
+    return Row(
+        workers=workers,
+        objective=str(objective),
+        plans=len(plans),
+        plan_p50_s=quantile(times, 0.5),
+        plan_p99_s=late_s,
+        gap_p50=quantile(gaps, 0.5),
+        gap_worst=worst,
+        proven=sum(found.proven for _, found in plans) / len(plans),
+        behind_long_worst=max((behind(found, best) for (_, found), best in zip(plans, long, strict=True)), default=None)
+        if long
+        else None,
+        met=late_s <= limit_s and worst <= most_gap,
+    )
+
+
+def prove(objective: Objective, options: argparse.Namespace) -> Row:
+    """16 workers until proven, or the time is over."""
+    plans = []
+    for seed in range(options.seed, options.seed + options.plans):
+        topology, model = wan(seed, 16, kinds=options.kinds)
+        plans.append(timed(topology, model, objective, 0.95 * PROVEN_S))
+    return _row(16, objective, plans, [], PROVEN_S, PROVEN_GAP)
+
+
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    for workers in options.sizes:
+        for objective in options.objectives:
+            yield measure(workers, objective, options)
+            if workers == 16:
+                yield prove(objective, options)
+
+
+def show(row: Row) -> str:
+    behind_text = "" if row.behind_long_worst is None else f"{row.behind_long_worst:>10.2%}"
+    return (
+        f"{row.workers:>7} {row.objective:<12}{row.plan_p50_s * 1e3:>9.0f}{row.plan_p99_s * 1e3:>9.0f}"
+        f"{row.gap_p50:>10.2%}{row.gap_worst:>10.2%}{row.proven:>8.0%}{'met' if row.met else 'missed':>8}{behind_text}"
+    )
+
+
+def compare(case: Case) -> tuple[bool, bool]:
+    """(whether there is a plan, whether the solver's is the best and its bound holds)."""
+    truth = enumerator.best(case.topology, case.model, case.space, case.objective)
+    try:
+        found = solve(case.topology, case.model, case.space, case.objective, budget_s=60.0)
+    except Infeasible:
+        return truth is not None, truth is None
+    if truth is None:
+        return False, False
+    low = case.objective.goal in (Goal.LATENCY, Goal.BALANCE)
+    holds = found.bound <= truth * (1 + SAME) if low else found.bound >= truth * (1 - SAME)
+    return True, holds and abs(found.value - truth) <= SAME * truth
+
+
+def hold_against_all(options: argparse.Namespace) -> bool:
+    """Whether every one of the small instances came out right, at least half with a plan."""
+    feasible, wrong = 0, []
+    for seed in range(options.seed, options.seed + options.instances):
+        has_plan, is_right = compare(small(seed))
+        feasible += has_plan
+        wrong += [] if is_right else [seed]
+    told = f"wrong: seeds {wrong}" if wrong else "all equal, no bound beyond the best"
+    print(
+        f"{options.instances} instances, {feasible} with a plan, {len(range(0, options.instances, 4))} of two pipelines: {told}"
+    )
+    return not wrong and 2 * feasible >= options.instances
+
+
+def objectives(text: str) -> tuple[Objective, ...]:
+    return tuple(Objective.parse(part) for part in text.split(","))
+
+
+def parse(words: list[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=wholes(16, 256), default=tuple(GOALS), help="workers: 16, 64, 256")
+    parser.add_argument(
+        "--objectives", type=objectives, default=objectives("latency,throughput,balance"), help="latency,throughput,..."
+    )
+    parser.add_argument("--plans", type=whole(1, 1000), default=10, help="topologies of each size (default 10)")
+    parser.add_argument("--kinds", type=whole(1, 2), default=1, help="of layers (default 1)")
+    parser.add_argument("--long", type=seconds(0, 600), default=0.0, help="seconds of a second search, 0: none")
+    parser.add_argument("--seed", type=whole(0, 10**9), default=0)
+    parser.add_argument("--instances", type=whole(0, 10**6), default=0, help="small ones, held against an enumerator")
+    parser.add_argument("--json", type=writable, help="a line a row")
+    options = parser.parse_args(words)
+    if unknown := set(options.sizes) - set(GOALS):
+        parser.error(f"--sizes {min(unknown)}: goals there are for {', '.join(map(str, GOALS))}")
+    return options
+
+
+@program("planner.py")
+def main(words: list[str] | None = None) -> int:
+    options = parse(words)
+    if options.instances:
+        return 0 if hold_against_all(options) else 1
+    print(headline())
+    print(f"workers objective    p50 ms   p99 ms  gap p50  gap worst  proven    goal{'  behind' if options.long else ''}")
+    lines: list[dict[str, Any]] = []
+    for row in rows(options):
+        print(show(row), flush=True)
+        lines.append({**asdict(row), **machine()})
+        if options.json:
+            options.json.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return 0 if all(line["met"] for line in lines) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
