@@ -1,6 +1,7 @@
 #include "plan/relaxation.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "plan/least.h"
 
@@ -8,7 +9,8 @@ namespace bloombee::plan {
 
 Relaxation::Relaxation(const PathProblem& problem)
     : problem_(problem), n_(problem.workers), layers_(problem.layers), enter_(size_t(layers_) * n_, never),
-      leave_(size_t(n_) * (layers_ + 1), never), prices_(n_, 0.0), row_(n_), dead_(enter_.size(), 0) {
+      leave_(size_t(n_) * (layers_ + 1), never), prices_(n_, 0.0), row_(n_), dead_(enter_.size(), 0), order_(n_) {
+    std::iota(order_.begin(), order_.end(), 0);
     for (int u = 0; u < n_; ++u) {
         double least = never;
         for (int v = 0; v < n_; ++v) least = std::min(least, problem.hop_of(u, v));
@@ -32,17 +34,14 @@ void Relaxation::enter_all(int i) {
 // The cheapest ways on come first; when none of the rest can be better for anyone, they are left out.
 void Relaxation::leave_all(int i) {
     std::fill(row_.begin(), row_.end(), never);
-    order_.clear();
-    for (int v = 0; v < n_; ++v)
-        if (enter(i, v) < never) order_.push_back(v);
-    std::sort(order_.begin(), order_.end(), [&](int a, int b) { return enter(i, a) < enter(i, b); });
+    sort_by_rest(i);
     double* const row = row_.data();
     double worst = never;
-    for (size_t turn = 0; turn < order_.size(); ++turn) {
+    for (int turn = 0; turn < n_; ++turn) {
         const int v = order_[turn];
         const double rest = enter(i, v);
         if (turn % 8 == 0) worst = longest_left();
-        if (rest + shortest_ >= worst) break;
+        if (rest == never || rest + shortest_ >= worst) break;
         const double* hop = &problem_.hop_into[size_t(v) * n_];
         for (int u = 0; u < n_; ++u) {
             const double cost = hop[u] + rest;
@@ -50,6 +49,17 @@ void Relaxation::leave_all(int i) {
         }
     }
     for (int u = 0; u < n_; ++u) leave_[size_t(u) * (layers_ + 1) + i] = row[u];
+}
+
+// Their order changes little from one number of layers to the next.
+void Relaxation::sort_by_rest(int i) {
+    const double* rest = &enter_[size_t(i) * n_];
+    for (int a = 1; a < n_; ++a) {
+        const int v = order_[a];
+        int b = a;
+        for (; b > 0 && rest[order_[b - 1]] > rest[v]; --b) order_[b] = order_[b - 1];
+        order_[b] = v;
+    }
 }
 
 // Of those that have links.

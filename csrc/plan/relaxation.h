@@ -30,6 +30,7 @@ class Relaxation {
   private:
     void enter_all(int i);
     void leave_all(int i);
+    void sort_by_rest(int i);
     double longest_left() const;
 
     const PathProblem& problem_;

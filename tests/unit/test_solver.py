@@ -134,6 +134,22 @@ def test_a_chain_that_cannot_be_is_refused() -> None:
             solver.value_of(0, workers, layers, [0] * len(workers), [])
 
 
+@pytest.mark.parametrize("goal", ["latency", "throughput", "balance", "target:0.4"])
+def test_sets_of_workers_and_labels_find_the_same_plan(goal: str) -> None:
+    """Layers that are alike are searched set by set; the same layers said to be of two kinds are not."""
+    space = Space(sequences=(1, 8, 32), microbatches=(1, 4, 16), ratios=(None, 0.67), streamed=(0.0, 0.5, 1.0), context=1000)
+    for seed in range(3):
+        topology, model = wan(seed, 10, 24)
+        devices = {w: dataclasses.replace(d, memory_bytes=(d.memory_bytes or 0) // 4) for w, d in topology.devices.items()}
+        alike = solve(dataclasses.replace(topology, devices=devices), model, space, Objective.parse(goal), budget_s=LONG_S)
+        twice = {worker: dataclasses.replace(device, kinds=device.kinds * 2) for worker, device in devices.items()}
+        model = dataclasses.replace(model, kinds=model.kinds * 2, kind_of=(0, 1) * 12)
+        apart = solve(dataclasses.replace(topology, devices=twice), model, space, Objective.parse(goal), budget_s=LONG_S)
+        assert alike.proven
+        assert apart.proven
+        assert alike.value == pytest.approx(apart.value, rel=1e-9)
+
+
 # -- laws --------------------------------------------------------------------------------------
 
 
