@@ -13,6 +13,9 @@ constexpr double enough = 5e-3;
 
 constexpr int narrowest = 32;
 
+// So often a point is looked into before anything is proven of it.
+constexpr int tries = 3;
+
 // How many widths there are from the narrowest up to `width`, each eight times the one before.
 int widths_to(int width) {
     int count = 1;
@@ -112,10 +115,12 @@ void Solver::find(int point, double step_limit, Budget& budget) {
     }
 }
 
-// Down from the best value by halves; the loop that was found under one cap is about the least under any lower one.
+// Down from the best value by halves, twice; the loop that was found under one cap is about the least under any lower one.
 void Solver::improve(int point, double step_limit, Budget& budget) {
-    double low = bounds_[point];
-    while (best_.found && low < best_.value * (1 - enough) && !budget.is_spent()) {
+    double& low = lows_[point];
+    for (int turn = 0; turn < 2 && best_.found && !budget.is_spent(); ++turn) {
+        low = std::max(low, bounds_[point]);
+        if (low >= best_.value * (1 - enough)) return;
         const double aim = (low + best_.value) / 2;
         low = std::max(low, attempt(point, aim, step_limit, quick, budget) ? loop_ : aim);
     }
@@ -138,14 +143,20 @@ void Solver::prove(int point, double step_limit, int width, Budget& budget) {
     raise(point, step_limit, budget);
 }
 
-// Works on the point that could be best, each time with more effort; ends where the last effort is not enough.
+// Works on the points that could be better than the best plan, those first that had the least effort, the most promising of them
+// first; ends where the last effort was not enough.
 template <class Work>
 void Solver::work(int levels, const Budget& budget, Work work) {
     std::vector<int> level(instance_.points.size(), 0);
     while (!budget.is_spent()) {
-        const int point = int(std::min_element(bounds_.begin(), bounds_.end()) - bounds_.begin());
-        if (!(bounds_[point] < best_.value * (1 - hair)) || level[point] == levels) return;
-        work(point, level[point]++);
+        int next = -1;
+        for (int point = 0; point < int(level.size()); ++point) {
+            if (level[point] == levels || !(bounds_[point] < best_.value * (1 - hair))) continue;
+            if (next < 0 || level[point] < level[next] || (level[point] == level[next] && bounds_[point] < bounds_[next]))
+                next = point;
+        }
+        if (next < 0) return;
+        work(next, level[next]++);
     }
 }
 
@@ -214,15 +225,16 @@ Solution Solver::most_tokens(double step_limit, const std::vector<bool>& allowed
     allowed_ = allowed;
     best_ = {};
     bounds_.assign(instance_.points.size(), 0.0);
+    lows_ = bounds_;
     for (int size = 0; size < int(instance_.sizes.size()); ++size) bound_size(size, step_limit);
-    work(2 + widths_to(width), budget, [&](int point, int level) {
+    work(1 + tries + widths_to(width), budget, [&](int point, int level) {
         if (!best_.found) {
             find(point, step_limit, budget);
             improve(point, step_limit, budget);
         }
         if (level == 0) raise(point, step_limit, budget);
-        if (level == 1) improve(point, step_limit, budget);
-        if (level >= 2) prove(point, step_limit, std::min(width, narrowest << (3 * (level - 2))), budget);
+        if (level > 0 && level <= tries) improve(point, step_limit, budget);
+        if (level > tries) prove(point, step_limit, std::min(width, narrowest << (3 * (level - tries - 1))), budget);
     });
     points_ = bounds_;
     return finish(budget);

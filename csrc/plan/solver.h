@@ -76,6 +76,7 @@ class Solver {
     std::vector<std::vector<double>> prices_;  // [sizes, workers], from the last search
     std::vector<bool> allowed_;
     std::vector<double> bounds_;  // [points] of value
+    std::vector<double> lows_;    // [points] below which tries found nothing; proves nothing
     std::vector<double> points_;  // [points] those of the last most_tokens()
     Solution best_;
     double loop_ = 0;  // of the best, over its gain

@@ -31,7 +31,7 @@ class Solution:
         value: of the plan: seconds per token at B = 1 for ``latency`` and ``balance``, else tokens per second.
         bound: no plan has a better value.
         proven: there is none, to rounding; never without a bound that says so.
-        most_tokens_per_s: of any plan, as far as is known; None for ``latency``.
+        most_tokens_per_s: of any plan that was found; None for ``latency``. most_tokens_bound: none makes more.
         steps: that the search took: the same ones give the same plan.
         spares: workers that no pipeline has.
     """
@@ -42,20 +42,30 @@ class Solution:
     bound: float
     proven: bool
     most_tokens_per_s: float | None
+    most_tokens_bound: float | None
     steps: int
     spares: tuple[WorkerId, ...]
 
     @property
     def gap(self) -> float:
-        """How much better another plan could be at most, as a part of this one."""
-        if self.proven or self.value == self.bound:
+        """How much better another plan could be at most, as a part of this one; for ``balance`` in time or in the most tokens."""
+        if self.proven:
             return 0.0
-        better, worse = sorted((self.value, self.bound))
-        return worse / better - 1 if better > 0 else math.inf
+        own = _gap(self.value, self.bound)
+        if self.objective.goal is not Goal.BALANCE or self.most_tokens_per_s is None or self.most_tokens_bound is None:
+            return own
+        return max(own, _gap(self.most_tokens_per_s, self.most_tokens_bound))
 
     @property
     def tokens_per_s(self) -> float:
         return sum(cost.tokens_per_s for cost in self.pipelines)
+
+
+def _gap(value: float, bound: float) -> float:
+    better, worse = sorted((value, bound))
+    if better == worse:
+        return 0.0
+    return worse / better - 1 if better > 0 else math.inf
 
 
 def solve(
@@ -140,6 +150,7 @@ class _Search:
             bound=bound,
             proven=most.proven and (least is None or least.proven) and math.isclose(value, bound, rel_tol=1e-8),
             most_tokens_per_s=None if self.objective.goal is Goal.LATENCY else most.tokens_per_s,
+            most_tokens_bound=None if self.objective.goal is Goal.LATENCY else most.at_most,
             steps=self.solver.steps,
             spares=tuple(worker for worker in sorted(self.topology.devices) if worker not in used),
         )
