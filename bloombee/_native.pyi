@@ -145,3 +145,7 @@ class PlanSolver:
     @property
     def steps(self) -> int:
         """Taken so far."""
+
+    @property
+    def left(self) -> float:
+        """The part of the budget that is left, of time or of steps."""

@@ -176,6 +176,7 @@ void bind_plan(py::module_& m) {
         .def("room", &room, py::arg("point"))
         .def("short_bytes", &short_bytes, py::arg("point"), py::arg("worker"), py::arg("start"), py::arg("stop"))
         .def("layer_rates", &Solver::layer_rates)
+        .def_property_readonly("left", &Solver::left)
         .def_property_readonly("steps", &Solver::steps);
 }
 

@@ -25,7 +25,8 @@ namespace bloombee::plan {
 // What a search may use. A step is the extension of one label, or as much work of a relaxation.
 class Budget {
   public:
-    Budget(double seconds, int64_t steps) : steps_left_(steps), deadline_(deadline(seconds)) {}
+    Budget(double seconds, int64_t steps)
+        : steps_(steps), steps_left_(steps), start_(Clock::now()), deadline_(deadline(seconds)) {}
 
     void spend(int64_t steps) {
         steps_left_ -= steps;
@@ -33,6 +34,13 @@ class Budget {
     }
     bool is_spent() const { return steps_left_ <= 0 || Clock::now() >= deadline_; }
     int64_t spent() const { return spent_; }
+    // The part of it that is left, of time or of steps.
+    double left() const {
+        const double steps = double(steps_left_) / double(std::max<int64_t>(steps_, 1));
+        if (deadline_ == Clock::time_point::max()) return std::max(0.0, steps);
+        const double whole = std::max(1e-9, std::chrono::duration<double>(deadline_ - start_).count());
+        return std::max(0.0, std::min(steps, std::chrono::duration<double>(deadline_ - Clock::now()).count() / whole));
+    }
     // A part of what is left.
     Budget share(double part) const {
         Budget other = *this;
@@ -54,8 +62,8 @@ class Budget {
         return Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
     }
 
-    int64_t steps_left_, spent_ = 0;
-    Clock::time_point deadline_;
+    int64_t steps_, steps_left_, spent_ = 0;
+    Clock::time_point start_, deadline_;
 };
 
 // Time of worker w on layers [i, i + k): spans that end before the last layer, and those that end with it. Where all layers

@@ -40,6 +40,7 @@ class Solver {
     double short_bytes(int point, int w, int i, int j) { return stages(point).short_bytes(w, i, j); }
     // Most layers times tokens per second of each worker, at any point.
     std::vector<double> layer_rates();
+    double left() const { return budget_.left(); }
     int64_t steps() const { return budget_.spent(); }
     const Instance& instance() const { return instance_; }
 

@@ -1,8 +1,9 @@
 """Workers shared out to several pipelines.
 
-Each pipeline is a search of its own among the workers that it may have. Few workers are shared out in every way there is;
-many are shared out once for each number of pipelines, so that neighbours come together and all pipelines are about as fast, and
-a bound says how much more there could be: no worker passes more layers a second than it does at its best.
+Each pipeline is a search of its own among the workers that it may have. Few workers are shared out in every way there is; many are
+shared out for each number of pipelines so that neighbours come together and all pipelines are about as fast, then workers change
+sides while that makes more tokens. A bound says how much more there could be: no worker passes more layers a second than it does at
+its best.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ Members = int
 
 WIDTH = 1 << 14
 """Of the widest search."""
-FEW = 8
+NARROW = 1
+"""Of the widest while workers change sides."""
+FEW = 6
 """Workers that are shared out in every way."""
 
 
@@ -70,7 +73,7 @@ class Pipelines:
         self._num_workers = len(instance.workers)
         self._all: Members = (1 << self._num_workers) - 1
         self._most = min(most, self._num_workers)
-        self._one_of: dict[Members, Share] = {}
+        self._one_of: dict[tuple[Members, int], Share] = {}
         self._most_of: dict[tuple[int, Members], Share] = {}
 
     def most_tokens(self, share: float) -> Share:
@@ -103,14 +106,14 @@ class Pipelines:
     def _allowed(self, members: Members) -> np.ndarray[Any, np.dtype[np.uint8]]:
         return np.array([members >> number & 1 for number in range(self._num_workers)], dtype=np.uint8)
 
-    def _one(self, members: Members, share: float = 1.0) -> Share:
+    def _one(self, members: Members, share: float = 1.0, width: int = WIDTH) -> Share:
         """One pipeline of some of ``members``."""
-        if members not in self._one_of:
-            found = self._solver.most_tokens(self._step_limit, self._allowed(members), WIDTH, share)
+        if (members, width) not in self._one_of:
+            found = self._solver.most_tokens(self._step_limit, self._allowed(members), width, share)
             rate = 1 / found["value"] if found["found"] else 0.0
             at_most = 1 / found["bound"] if found["bound"] > 0 else math.inf
-            self._one_of[members] = Share((found,) if found["found"] else (), rate, at_most, found["proven"])
-        return self._one_of[members]
+            self._one_of[members, width] = Share((found,) if found["found"] else (), rate, at_most, found["proven"])
+        return self._one_of[members, width]
 
     def _alone(self, members: Members, need: float, rest: Share) -> Share:
         """One pipeline of some of ``members``, beside ``rest``."""
@@ -132,21 +135,36 @@ class Pipelines:
         return self._most_of[key]
 
     def _grown(self, share: float) -> Share:
-        """One share for each number of pipelines, each with the same part of the budget."""
+        """One share for each number of pipelines, the best of them improved as far as the budget goes."""
         rates = np.array(self._solver.layer_rates())
-        at_most = float(rates.sum()) / self._instance.fields["layers"]
-        one = self._one(self._all, share / self._most)
-        shares = [one]
-        for count in range(2, self._most + 1):
-            part = share / self._most / count
-            groups = [self._one(members, part) for members in self._groups(count, rates)]
-            both = Share()
-            for group in groups:
-                both = both.beside(group)
-            shares.append(both)
+        one = self._one(self._all, share / 2)
+        ways = [self._groups(count, rates) for count in range(2, self._most + 1)]
+        shares = [one, *(self._together(groups) for groups in ways)]
         best = max(shares, key=lambda some: some.tokens_per_s)
-        at_most = min(at_most, one.at_most * self._most)
+        if best is not one:
+            best = self._change_sides(ways[shares.index(best) - 1], best, until=1 - share)
+        at_most = min(float(rates.sum()) / self._instance.fields["layers"], one.at_most * self._most)
         return replace(best, at_most=at_most, proven=at_most <= best.tokens_per_s * (1 + 1e-9))
+
+    def _together(self, groups: Iterable[Members]) -> Share:
+        all_groups = Share()
+        for members in groups:
+            all_groups = all_groups.beside(self._one(members, 0.1, NARROW))
+        return all_groups
+
+    def _change_sides(self, groups: list[Members], best: Share, *, until: float) -> Share:
+        """Moves and swaps of single workers, each kept if it makes more tokens, until that part of the budget is left."""
+        is_better = True
+        while is_better:
+            is_better = False
+            for other in _moves(groups):
+                if self._solver.left <= until:
+                    return best
+                share = self._together(other)
+                if share.tokens_per_s > best.tokens_per_s * (1 + 1e-9):
+                    groups, best, is_better = other, share, True
+                    break
+        return best
 
     def _groups(self, count: int, rates: np.ndarray[Any, np.dtype[np.float64]]) -> list[Members]:
         """Neighbours together; the slowest group takes next."""
@@ -181,3 +199,23 @@ def _with_first(members: Members) -> Iterator[Members]:
     while some:
         some = (some - 1) & others
         yield some | first
+
+
+def _moves(groups: list[Members]) -> Iterator[list[Members]]:
+    """With one worker in another group, or two of different groups swapped."""
+    for a, source in enumerate(groups):
+        for b, target in enumerate(groups):
+            if a == b:
+                continue
+            for out in (0, *_singles(target)) if a < b else (0,):
+                for worker in _singles(source):
+                    other = list(groups)
+                    other[a], other[b] = source & ~worker | out, target & ~out | worker
+                    if other[a]:
+                        yield other
+
+
+def _singles(members: Members) -> Iterator[Members]:
+    while members:
+        yield members & -members
+        members &= members - 1
