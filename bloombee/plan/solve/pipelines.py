@@ -1,9 +1,9 @@
 """Workers shared out to several pipelines.
 
-Each pipeline is a search of its own among the workers that it may have. Few workers are shared out in every way there is; many are
-shared out for each number of pipelines so that neighbours come together and all pipelines are about as fast, then workers change
-sides while that makes more tokens. A bound says how much more there could be: no worker passes more layers a second than it does at
-its best.
+Each pipeline is a search of its own among the workers that it may have. Few workers are shared out in every way there is. Many
+are shared out for each number of pipelines, so that neighbours come together and all pipelines are about as fast; then workers
+change sides while that makes more tokens. A bound says how much more there could be: no worker passes more layers a second than
+at its best.
 """
 
 from __future__ import annotations
