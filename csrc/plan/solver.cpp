@@ -14,7 +14,7 @@ constexpr double enough = 5e-3;
 constexpr int narrowest = 32;
 
 // So often a point is looked into before anything is proven of it.
-constexpr int tries = 3;
+constexpr int tries = 1;
 
 // How many widths there are from the narrowest up to `width`, each eight times the one before.
 int widths_to(int width) {
