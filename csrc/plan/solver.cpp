@@ -198,7 +198,8 @@ double least_cap(const PathProblem& p, double high) {
 void Solver::bound_size(int size, double step_limit) {
     int least = -1;
     for (int point = 0; point < int(bounds_.size()); ++point)
-        if (instance_.points[point].size == size && (least < 0 || instance_.points[point].in_flight < instance_.points[least].in_flight))
+        if (instance_.points[point].size == size &&
+            (least < 0 || instance_.points[point].in_flight < instance_.points[least].in_flight))
             least = point;
     if (least < 0) return;
     const PathProblem p = problem(least, never, size, allowed_);
@@ -237,24 +238,22 @@ Solution Solver::most_tokens(double step_limit, const std::vector<bool>& allowed
         if (level > tries) prove(point, step_limit, std::min(width, narrowest << (3 * (level - tries - 1))), budget);
     });
     points_ = bounds_;
-    return finish(budget);
+    return most_ = finish(budget);
 }
 
 Solution Solver::least_alone(double value, const std::vector<bool>& allowed, int width, double share) {
     Budget budget = budget_.share(share);
     if (allowed != allowed_ || points_.empty()) points_.assign(instance_.points.size(), 0.0);
-    const Solution before = best_;
     best_ = {};
     int roomy = 0;
     for (int point = 0; point < int(bounds_.size()); ++point)
-        if (instance_.points[point].in_flight * instance_.points[point].gain < instance_.points[roomy].in_flight * instance_.points[roomy].gain)
-            roomy = point;
+        if (instance_.points[point].gain < instance_.points[roomy].gain) roomy = point;
     bounds_.assign(instance_.points.size(), relaxed(problem(roomy, never, int(instance_.sizes.size()) - 1, allowed)));
     for (size_t point = 0; point < bounds_.size(); ++point)
         if (points_[point] > value * (1 + hair)) bounds_[point] = never;
-    if (before.found && allowed == allowed_ && value_of(before.point, before.chain) <= value) {
-        best_ = before;
-        best_.value = alone_of(before.point, before.chain);
+    if (most_.found && allowed == allowed_ && most_.value <= value) {
+        best_ = most_;
+        best_.value = alone_of(most_.point, most_.chain);
     }
     std::vector<std::vector<double>> prices(instance_.points.size(), std::vector<double>(instance_.workers, 0.0));
     work(1 + widths_to(width), budget, [&](int point, int level) {

@@ -79,7 +79,7 @@ class Solver {
     std::vector<double> bounds_;  // [points] of value
     std::vector<double> lows_;    // [points] below which tries found nothing; proves nothing
     std::vector<double> points_;  // [points] those of the last most_tokens()
-    Solution best_;
+    Solution best_, most_;        // of the search now, of the last most_tokens()
     double loop_ = 0;  // of the best, over its gain
 };
 

@@ -351,6 +351,17 @@ def test_two_pipelines_make_more_tokens_where_passes_cost_most() -> None:
     assert not set(two.pipelines[0].candidate.workers) & set(two.pipelines[1].candidate.workers)
 
 
+def test_a_search_among_some_workers_takes_none_of_an_earlier_one() -> None:
+    topology = uniform(2)
+    slow = dataclasses.replace(topology.device(1), layer=RowTime(0.002))
+    instance = make_instance(dataclasses.replace(topology, devices={**topology.devices, 1: slow}), MODEL, Space())
+    solver = PlanSolver(instance.fields, LONG_S, 1 << 40)
+    first, second = bytes([1, 0]), bytes([0, 1])
+    value = 2 * solver.most_tokens(math.inf, first, 64)["value"]
+    assert solver.least_alone(value, second, 64)["workers"] == [1]
+    assert solver.least_alone(value, first, 64)["workers"] == [0]
+
+
 def test_many_workers_are_shared_out_and_the_gap_is_told() -> None:
     topology = uniform(12, stage=RowTime(0.05))
     found = solve(topology, MODEL, Space(pipelines=3, sequences=(1, 8), microbatches=(1, 4)), Objective(Goal.THROUGHPUT))
@@ -359,6 +370,14 @@ def test_many_workers_are_shared_out_and_the_gap_is_told() -> None:
     assert len(workers) == len(set(workers))
     assert found.bound >= found.value
     assert found.gap >= 0
+
+
+def test_where_nothing_takes_time_there_is_a_plan_all_the_same() -> None:
+    topology = Topology({1: Device("free")}, {(HEAD, 1): Link(math.inf, 0.0), (1, HEAD): Link(math.inf, 0.0)})
+    for goal in ("latency", "throughput", "balance", "target:1"):
+        found = solve(topology, MODEL, Space(), Objective.parse(goal))
+        assert found.pipelines[0].step_s == 0
+        assert found.gap == 0
 
 
 # -- no plan -----------------------------------------------------------------------------------

@@ -110,9 +110,9 @@ class Pipelines:
         """One pipeline of some of ``members``."""
         if (members, width) not in self._one_of:
             found = self._solver.most_tokens(self._step_limit, self._allowed(members), width, share)
-            rate = 1 / found["value"] if found["found"] else 0.0
-            at_most = 1 / found["bound"] if found["bound"] > 0 else math.inf
-            self._one_of[members, width] = Share((found,) if found["found"] else (), rate, at_most, found["proven"])
+            some = (found,) if found["found"] else ()
+            share_found = Share(some, _rate(found["value"]), _rate(found["bound"]), found["proven"])
+            self._one_of[members, width] = share_found
         return self._one_of[members, width]
 
     def _alone(self, members: Members, need: float, rest: Share) -> Share:
@@ -187,8 +187,13 @@ class Pipelines:
         """The pipeline of that index anew, out of its own workers and those that none has."""
         others = [found for number, found in enumerate(most.found) if number != index]
         taken = sum(1 << worker for found in others for worker in found["workers"])
-        tokens = sum(1 / found["value"] for found in others)
+        tokens = sum(_rate(found["value"]) for found in others)
         return self._alone(self._all & ~taken, need, Share(tuple(others), tokens, tokens))
+
+
+def _rate(seconds: float) -> float:
+    """Per second; of inf, which is no plan, none."""
+    return 1 / seconds if seconds > 0 else math.inf
 
 
 def _with_first(members: Members) -> Iterator[Members]:
