@@ -357,7 +357,7 @@ def test_a_search_among_some_workers_takes_none_of_an_earlier_one() -> None:
     instance = make_instance(dataclasses.replace(topology, devices={**topology.devices, 1: slow}), MODEL, Space())
     solver = PlanSolver(instance.fields, LONG_S, 1 << 40)
     first, second = bytes([1, 0]), bytes([0, 1])
-    value = 2 * solver.most_tokens(math.inf, first, 64)["value"]
+    value = 4 * solver.most_tokens(math.inf, first, 64)["value"]
     assert solver.least_alone(value, second, 64)["workers"] == [1]
     assert solver.least_alone(value, first, 64)["workers"] == [0]
 
@@ -425,6 +425,12 @@ def test_a_target_that_no_plan_keeps_says_by_how_much() -> None:
         solve(topology, MODEL, Space(), Objective(Goal.TARGET, least / 2))
     assert caught.value.fields["constraint"] == "target"
     assert caught.value.fields["short_s"] == pytest.approx(least / 2)
+    many = Space(sequences=(4, 8), microbatches=(3, 9))  # the least of what there is to choose from, which is not B = 1
+    with pytest.raises(Infeasible) as caught:
+        solve(topology, MODEL, many, Objective(Goal.TARGET, least))
+    short_s = caught.value.fields["short_s"]
+    assert isinstance(short_s, float)
+    assert solve(topology, MODEL, many, Objective(Goal.TARGET, least + short_s * 1.001)).value > 0
 
 
 def test_a_budget_too_small_to_find_anything_is_no_infeasibility() -> None:

@@ -72,11 +72,11 @@ def _closure(start: Sequence[WorkerId], topology: Topology, known: set[WorkerId]
     return reached
 
 
-def too_slow(target_s: float, least_s: float | None) -> Infeasible:
+def too_slow(target_s: float, least_s: float) -> Infeasible:
     """The target that no plan keeps."""
-    best = "" if least_s is None else f": the least is {least_s:.4g} s, {least_s - target_s:.4g} s more"
     return Infeasible(
-        f"no plan takes {target_s:g} s or less between the tokens of a sequence{best}",
+        f"no plan takes {target_s:g} s or less between the tokens of a sequence: the least is {least_s:.4g} s,"
+        f" {least_s - target_s:.4g} s more",
         constraint="target",
-        short_s=None if least_s is None else least_s - target_s,
+        short_s=least_s - target_s,
     )

@@ -170,5 +170,7 @@ class _Search:
             return PlanError("no plan was found within the search's budget; a longer one may find one", steps=self.solver.steps)
         if self.objective.target_s is None:
             return why_not(self.solver, self.instance, self.topology, self.model)
-        least = solve(self.topology, self.model, self.space, Objective(Goal.LATENCY))
-        return too_slow(self.objective.target_s, least.value)
+        sequences, count = min(self.space.points())
+        smallest = dataclasses.replace(self.space, sequences=(sequences,), microbatches=(count,), pipelines=1)
+        least = solve(self.topology, self.model, smallest, Objective(Goal.THROUGHPUT))
+        return too_slow(self.objective.target_s, least.pipelines[0].time_per_token_s)
