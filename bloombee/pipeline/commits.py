@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from bloombee.pipeline.commands import Command, Send
 from bloombee.pipeline.device_queue import Jobs
 from bloombee.pipeline.events import Port
+from bloombee.pipeline.held import Held
 from bloombee.pipeline.log import BoundaryLog
 from bloombee.pipeline.seat import Seat
-from bloombee.pipeline.sequences import Held, SequenceStore
+from bloombee.pipeline.sequences import SequenceStore
 from bloombee.types import Lane, Phase, SequenceId
 from bloombee.wire.messages import Commit, Committed, Done, Holding
 from bloombee.wire.spoken import check_commit

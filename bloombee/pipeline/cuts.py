@@ -56,6 +56,11 @@ class Cuts:
             return 0  # the rows of one between were cut off, or it is of no use any more
         return min(known.get(between, 0) for between in range(generation + 1, now + 1))
 
+    def has_cut(self, item: Item) -> bool:
+        """Of a sequence that is not held: whether it was cut off before it came."""
+        now = self.newest(item.sequence, item.generation)
+        return now > item.generation and self.alive(item.sequence, item.generation, now) <= item.position
+
     def held(self, sequence: SequenceId, generation: int, have: int) -> None:
         """In ``generation`` rows [0, have) are held: older rows below are of no use."""
         known = self.of.get(sequence)

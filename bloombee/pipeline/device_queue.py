@@ -36,8 +36,6 @@ class Job:
     items: tuple[Item, ...]
     """Rows that are alive bear the generation that their sequence has now."""
     seat: Seat
-    is_over: bool = False
-    """A sequence of its has begun anew: its rows may follow on some that were never said, and whoever gets them would wait."""
     said: tuple[Item, ...] | None = None
     """The items as they were computed, where those above were cut since: what comes of the work has all their rows."""
 
@@ -88,11 +86,6 @@ class DeviceQueue:
     @property
     def is_idle(self) -> bool:
         return not (self._running or any(self._waiting.values()))
-
-    @property
-    def running(self) -> Sequence[Job]:
-        """On the device, in its order."""
-        return self._running
 
     @property
     def jobs(self) -> Jobs:

@@ -1,38 +1,36 @@
-"""One epoch's wiring of a stage: its neighbours' frame numbers and credit, and what the next stage has been told. Pure.
+"""One epoch's wiring of a stage: its neighbours' frame numbers and credit, and what goes to the next stage. Pure.
 
 A seat opens when the next stage (after the last, the scheduler) has said what it holds: from there on rows are sent, first those
 that the log has (they are **said again**), then each work's as it comes. Rows that the next stage holds are not sent at all. So
 taking a lost neighbour's place, waking a new one and going on after a pause are the same thing.
 
-A sequence that is **behind** has rows in the log that are still to be said; they go in frames of their own on the bulk lane,
-gathered from the log by the device, a few hundred rows each. As long as one is under way nothing of that sequence may
-overtake it, so what its works give meanwhile takes the same way; the frame of such a work goes on without rows, for a microbatch
-must come home whatever became of it.
+What is still to be said of a sequence (``telling.py``) goes in frames of their own on the bulk lane, gathered from the log by the
+device, a few hundred rows each. As long as one is under way nothing of that sequence may overtake it, so what its works give
+meanwhile takes the same way; the frame of such a work goes on without rows, for a microbatch must come home whatever became of
+it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from bloombee.pipeline.commands import Command, Gather, Send
 from bloombee.pipeline.events import Gathered, GatherFailed, Port
 from bloombee.pipeline.frames import FrameReceiver, LinkSender, lane_of
-from bloombee.pipeline.log import BoundaryLog, Said
+from bloombee.pipeline.log import BoundaryLog
 from bloombee.pipeline.sequences import SequenceStore
-from bloombee.pipeline.work import Outcome, Piece, Work
-from bloombee.types import Kind, Lane, Priority, SequenceId
+from bloombee.pipeline.telling import Telling
+from bloombee.pipeline.work import Outcome, Work
+from bloombee.types import Lane, Priority, SequenceId
 from bloombee.wire.messages import (
     MAX_ITEMS,
     REPLAY,
     Ack,
     AnyMessage,
-    Fork,
     Forward,
     Holding,
     Item,
     Lost,
-    Opening,
     Resume,
     Resumed,
     Verdict,
@@ -44,17 +42,6 @@ REPLAY_ROWS = 256
 """Most rows of a frame that says rows again: the next stage computes one while another travels."""
 MOST_GATHERING = 2
 """Such frames that are being made at once."""
-
-
-@dataclass(slots=True)
-class _Told:
-    """The next stage has been sent, or holds, rows [0, upto) of a sequence in this generation."""
-
-    generation: int
-    upto: int
-    is_behind: bool = False
-    num_replays: int = 0
-    """Frames that say rows of it again and are not acknowledged."""
 
 
 class Seat:
@@ -70,14 +57,11 @@ class Seat:
         """The next stage has said what it holds."""
         self.wanted: dict[SequenceId, int] = {}
         """On the last stage: the first position of each sequence whose pick the scheduler lacked when this epoch began."""
+        self.telling = Telling(store, log)
         self._store = store
-        self._log = log
         self._resend_after_s = resend_after_s
         self._asked_at: float | None = None
         """When Resume was last said to the stage before; None: not yet, or it has been answered."""
-        self._told: dict[SequenceId, _Told] = {}
-        self._behind: dict[SequenceId, _Told] = {}
-        """In the order in which they are served."""
         self._gathering: dict[int, tuple[Item, ...]] = {}
         self._lost: dict[SequenceId, Holding] = {}
         """Reported as lost, until they come as another generation."""
@@ -88,14 +72,9 @@ class Seat:
         """By number on the bulk lane, until they are acknowledged."""
 
     @property
-    def is_behind(self) -> bool:
-        """There is something to say again."""
-        return bool(self._behind)
-
-    @property
     def is_idle(self) -> bool:
         """Nothing to say again, held back or unacknowledged."""
-        return not (self._behind or self._gathering or self.downstream.num_backlog or self.downstream.num_kept)
+        return not (self.telling.is_behind or self._gathering or self.downstream.num_backlog or self.downstream.num_kept)
 
     def lane_out(self, work: Work) -> Lane:
         return Lane.CONTROL if self.is_last else lane_of(work.phase)
@@ -127,14 +106,7 @@ class Seat:
         if self.is_last:
             self.wanted = {holding.sequence: holding.have for holding in message.holdings}
             return [answer, *self._pick_again(now)]
-        held = {holding.sequence: holding for holding in message.holdings}
-        for sequence, mine in self._store:
-            there = held.get(sequence)
-            upto = there.have if there is not None and there.generation == mine.generation else 0
-            self._told[sequence] = _Told(mine.generation, upto)
-            self.catch_up(sequence)
-        for sequence, there in held.items():  # what has yet to come here need not go there again
-            self._told.setdefault(sequence, _Told(there.generation, there.have))
+        self.telling.begin({holding.sequence: holding for holding in message.holdings})
         return [answer]
 
     def _pick_again(self, now: float) -> list[Command]:
@@ -150,69 +122,56 @@ class Seat:
 
     # -- rows out --------------------------------------------------------------------------
 
-    def pass_on(self, work: Work, items: tuple[Item, ...], fresh: Sequence[Item], outcome: Outcome, now: float) -> list[Command]:
+    def pass_on(
+        self,
+        work: Work,
+        items: tuple[Item, ...],
+        fresh: Sequence[Item],
+        dead: Sequence[Item],
+        outcome: Outcome,
+        now: float,
+    ) -> list[Command]:
         """What a work that came in over this seat gave: one frame, with its rows unless they have to wait their turn.
 
         Args:
-            fresh: those of ``items`` whose sequences were not closed or rolled back meanwhile; whoever gets others drops them.
+            items: all of its rows, as they were computed.
+            fresh, dead: those whose sequences were not closed, cut or begun anew meanwhile, and all others.
         """
         head = {"pipeline": self.wire.pipeline, "epoch": self.wire.epoch, "microbatch": work.microbatch}
+        if self._lost:
+            self._begun_anew(fresh)
         if self.is_last:
             return self._push(
                 Lane.CONTROL, lambda number: Verdict(frame=number, picks=outcome.picks, nodes=None, **head), None, now
             )
-        in_turn = (bool(items) if fresh else not items) and self._say_in_turn(fresh)
-        if not in_turn:
+        said = items if fresh and self.telling.in_turn(fresh, dead) else ()
+        if not said:
             for item in fresh:
-                self.catch_up(item.sequence)
-        said = items if in_turn else ()
+                self.telling.catch_up(item.sequence)
         lane = self.lane_out(work)
 
         def make(number: int) -> Forward:
             return Forward(frame=number, lane=lane, priority=work.priority, items=said, **head)
 
         num_rows = sum([len(item.tokens) for item in said]) // 4
-        return self._push(lane, make, outcome.hidden if in_turn else None, now, num_rows)
+        return self._push(lane, make, outcome.hidden if said else None, now, num_rows)
 
-    def _say_in_turn(self, items: Sequence[Item]) -> bool:
-        """Whether the next stage has been told all before each of these rows; then it is told these now."""
-        told = [self._told_of(item) for item in items]
-        for one, item in zip(told, items, strict=True):
-            if one.upto != item.position or one.is_behind or one.num_replays:
-                return False
-        for one, item in zip(told, items, strict=True):
-            one.upto += len(item.tokens) // 4
-        return True
-
-    def _told_of(self, item: Item) -> _Told:
-        """What the next stage has been told of the item's sequence, in the item's generation."""
-        told = self._told.get(item.sequence)
-        if told is None:
-            told = self._told[item.sequence] = _Told(item.generation, _begins_at(item))
-            self._lost.pop(item.sequence, None)
-        elif item.generation > told.generation:
-            told.generation, told.upto = item.generation, _begins_at(item)
-            self._lost.pop(item.sequence, None)
-        return told
-
-    def catch_up(self, sequence: SequenceId) -> None:
-        """The log has rows of the sequence that are still to be said, unless it has not."""
-        told = self._told.get(sequence)
-        if told is None:
-            held = self._store.get(sequence)
-            if held is None:
-                return
-            told = self._told[sequence] = _Told(held.generation, 0)
-        if self._log.bounds(sequence)[1] > told.upto:
-            told.is_behind = True
-            self._behind.setdefault(sequence, told)
+    def _begun_anew(self, items: Sequence[Item]) -> None:
+        """Those that were lost and have come as another generation need no report any more."""
+        for item in items:
+            lost = self._lost.get(item.sequence)
+            if lost is not None and item.generation > lost.generation:
+                del self._lost[item.sequence]
 
     def pump(self, now: float, number: int) -> list[Command]:
         """Have frames made of what is to be said again, as many as may be; the first is gathering ``number``."""
         commands: list[Command] = []
         lost: list[Holding] = []
-        while self._behind and len(self._gathering) < MOST_GATHERING and not self.downstream.lanes[Lane.BULK].num_backlog:
-            items, pieces = self._next_rows(lost)
+        room = min(REPLAY_ROWS, self.wire.max_rows)
+        while (
+            self.telling.is_behind and len(self._gathering) < MOST_GATHERING and not self.downstream.lanes[Lane.BULK].num_backlog
+        ):
+            items, pieces = self.telling.next_rows(room, lost)
             if items:
                 self._gathering[number] = items
                 commands.append(Gather(number, tuple(pieces), sum(item.num_rows for item in items)))
@@ -242,30 +201,6 @@ class Seat:
                 self._unsendable[sequence] = Holding(sequence, held.generation, held.have)
         return [*sender.blank(frame, now), *self._say_lost(now)]
 
-    def _next_rows(self, lost: list[Holding]) -> tuple[tuple[Item, ...], list[Piece]]:
-        """Up to REPLAY_ROWS rows of those that are behind, in turn. ``lost`` gets those whose rows are kept no more."""
-        items: list[Item] = []
-        pieces: list[Piece] = []
-        room = min(REPLAY_ROWS, self.wire.max_rows)
-        while room and self._behind:
-            sequence, told = next(iter(self._behind.items()))
-            start, stop = self._log.bounds(sequence)
-            held = self._store.get(sequence)
-            if held is None or told.upto >= stop or told.upto < start:
-                if held is not None and told.upto < start:
-                    lost.append(Holding(sequence, told.generation, told.upto))
-                del self._behind[sequence]
-                told.is_behind = False
-                continue
-            said = self._log.read(sequence, told.upto, min(stop, told.upto + room))
-            opening = held.begun if said.position == held.begun_at else None
-            items.append(_item(sequence, told.generation, said, opening))
-            pieces += said.pieces
-            told.upto += said.num_rows
-            told.num_replays += 1
-            room -= said.num_rows
-        return tuple(items), pieces
-
     def has_gathering(self, number: int) -> bool:
         return number in self._gathering
 
@@ -273,7 +208,7 @@ class Seat:
         """The rows of a frame that says rows again have been put together, or cannot be had. :meth:`pump` is to follow."""
         items = self._gathering.pop(event.number)
         if isinstance(event, GatherFailed):
-            self._give_up(items)
+            self.telling.give_up(items)
             return []
         head = {"pipeline": self.wire.pipeline, "epoch": self.wire.epoch, "microbatch": REPLAY}
 
@@ -283,19 +218,6 @@ class Seat:
 
         return self._push(Lane.BULK, make, event.payload, event.now, sum([item.num_rows for item in items]))
 
-    def _give_up(self, items: Sequence[Item]) -> None:
-        """The log has them no more."""
-        for item in items:
-            self._log.lose(item.sequence, item.position + item.num_rows)
-            told = self._told.get(item.sequence)
-            if told is None:
-                continue
-            told.num_replays -= 1
-            if told.generation == item.generation:
-                told.upto = min(told.upto, item.position)
-                told.is_behind = True
-                self._behind.setdefault(item.sequence, told)
-
     def acknowledged(self, ack: Ack, now: float) -> list[Command]:
         """Raises RemoteProtocolError if it acknowledges what was never sent."""
         sends: list[Command] = [*self.downstream.acknowledge(ack, now)]
@@ -303,24 +225,19 @@ class Seat:
             return sends
         bulk = self.downstream.lanes[Lane.BULK]
         for number in [number for number in self._replays if not bulk.is_kept(number)]:
-            for item in self._replays.pop(number):
-                if (told := self._told.get(item.sequence)) is not None:
-                    told.num_replays -= 1
+            self.telling.came(self._replays.pop(number))
         return sends
 
     def cut(self, sequence: SequenceId, generation: int, length: int) -> None:
         """From ``generation`` on the sequence is its rows [0, length), and what is to come."""
-        told = self._told.get(sequence)
-        if told is not None:
-            told.generation, told.upto = generation, min(told.upto, length)
+        self.telling.cut(sequence, generation, length)
         self._lost.pop(sequence, None)
         if sequence in self.wanted:
             self.wanted[sequence] = min(self.wanted[sequence], length)
 
     def forget(self, sequence: SequenceId) -> None:
         """It is closed."""
-        self._told.pop(sequence, None)
-        self._behind.pop(sequence, None)
+        self.telling.forget(sequence)
         self._lost.pop(sequence, None)
         self._unsendable.pop(sequence, None)
         self.wanted.pop(sequence, None)
@@ -340,21 +257,3 @@ class Seat:
             return Send(Port.DOWNSTREAM, lane, make(number), payload)
 
         return list(self.downstream.lanes[lane].push(frame, now, num_rows=num_rows))
-
-
-def _begins_at(item: Item) -> int:
-    """A generation that no Commit has told of begins with its sequence: what the next stage holds then, without being sent it."""
-    return item.opening.length if isinstance(item.opening, Fork) else 0
-
-
-def _item(sequence: SequenceId, generation: int, said: Said, opening: Opening | Fork | None) -> Item:
-    return Item(
-        sequence=sequence,
-        generation=generation,
-        kind=Kind.REPLAY,
-        position=said.position,
-        tokens=said.tokens,
-        num_picks=said.num_picks,
-        opening=opening,
-        tree=None,
-    )

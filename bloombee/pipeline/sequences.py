@@ -10,50 +10,14 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 
-from bloombee.kv.pool import PageTable
 from bloombee.kv.store import KvStore
 from bloombee.pipeline.cuts import Cuts, rows_of
+from bloombee.pipeline.held import Held, opening_of
 from bloombee.pipeline.runs import Runs
 from bloombee.pipeline.work import Pages, Segment
 from bloombee.types import PageGroup, SequenceId
-from bloombee.wire.messages import Cut, Fork, Holding, Item, Load, Opening, Pick
-
-
-@dataclass(slots=True)
-class Held:
-    """One sequence."""
-
-    generation: int
-    begun: Opening | Fork
-    opening: Opening
-    """What it has begun with, or its fork."""
-    tables: tuple[PageTable, ...]
-    """One a group; of what the device has been given so far."""
-    have: int = 0
-    newest: int = 0
-    """The most that was ever held of it, since it last began at 0: how far back it can go depends on that."""
-    is_lost: bool = False
-    """A cut went further back than layers with a window remember: it has to come again from its start."""
-    placed: int = 0
-    """Rows that the device has been given: a fork may share their pages."""
-    tokens: bytearray = field(default_factory=bytearray)
-    """All token ids that the device has been given, kept on the last stage for penalties."""
-    picks: tuple[Pick, ...] = ()
-    """On the last stage, what its newest work gave: the scheduler may have to be told again."""
-    num_prefill: int = 0
-    """Works in the prefill queue: decode of the same sequence must not overtake them."""
-
-    @property
-    def begun_at(self) -> int:
-        """The position of the first row that was sent of it."""
-        return self.begun.length if isinstance(self.begun, Fork) else 0
-
-    @property
-    def is_decoding(self) -> bool:
-        """All of its prompt is here; what comes is decode."""
-        return self.have >= self.opening.num_prompt_tokens
+from bloombee.wire.messages import Cut, Fork, Holding, Item, Load, Opening
 
 
 class SequenceStore:
@@ -95,13 +59,10 @@ class SequenceStore:
     def live(self, items: Sequence[Item]) -> Sequence[Item]:
         """Those whose sequences are not closed, nor cut before their rows came."""
         held = self._held
-        live = [item for item in items if item.sequence in held or not (self.is_closed(item.sequence) or self._is_dead(item))]
+        live = [
+            item for item in items if item.sequence in held or not (self.is_closed(item.sequence) or self._cuts.has_cut(item))
+        ]
         return items if len(live) == len(items) else live
-
-    def _is_dead(self, item: Item) -> bool:
-        """It is of a sequence that is not held, and that was cut before it came."""
-        now = self._cuts.newest(item.sequence, item.generation)
-        return now > item.generation and self._cuts.alive(item.sequence, item.generation, now) <= item.position
 
     def lost(self, items: Sequence[Item]) -> list[Holding]:
         """Forks whose first rows are here no more: they must not be taken."""
@@ -157,7 +118,7 @@ class SequenceStore:
     def open(self, item: Item) -> Held:
         """The sequence of an item that begins one, which was not held before."""
         assert item.opening is not None
-        held = self._held[item.sequence] = Held(-1, item.opening, _opening_of(item.opening), self.kv.open())
+        held = self._held[item.sequence] = Held(-1, item.opening, opening_of(item.opening), self.kv.open())
         insort(self._numbers, item.sequence)
         return held
 
@@ -180,27 +141,11 @@ class SequenceStore:
         return item if alive - skip == num_rows else rows_of(item, skip, alive, held.generation)
 
     def _begin(self, held: Held, item: Item) -> None:
-        """From the item on, whatever was held before."""
-        for table in held.tables:
-            table.truncate(0)
-        assert item.opening is not None
-        held.generation, held.begun, held.opening = item.generation, item.opening, _opening_of(item.opening)
-        held.have = held.newest = held.placed = 0
-        held.is_lost = False
-        held.picks = ()
-        held.tokens.clear()
-        if isinstance(item.opening, Fork):
-            self._fork(held, item.opening)
+        begun = item.opening
+        assert begun is not None
+        held.begin(item.generation, begun, self._held[begun.sequence] if isinstance(begun, Fork) else None)
         self._cuts.begin(item.sequence, item.generation)
         self._advance(item.sequence, held)
-
-    def _fork(self, held: Held, fork: Fork) -> None:
-        """Its first rows are those of another: pages are shared until one of both writes to them."""
-        parent = self._held[fork.sequence]
-        held.tables = tuple([table.fork(fork.length) for table in parent.tables])
-        held.have = held.placed = fork.length
-        held.newest = parent.newest
-        held.tokens += parent.tokens[: 4 * fork.length]
 
     # -- cuts ------------------------------------------------------------------------------
 
@@ -231,19 +176,9 @@ class SequenceStore:
         held.generation = newest
         held.picks = ()
         if length < held.have:
-            self._go_back(held, length)
+            held.go_back(length)
         self._cuts.held(sequence, newest, held.have)
         return length
-
-    @staticmethod
-    def _go_back(held: Held, length: int) -> None:
-        """Pages beyond are free at once: works that still write to them are on the device before any that is to come."""
-        held.have = length
-        held.newest = held.newest if length else 0
-        held.placed = min(held.placed, length)
-        for table in held.tables:
-            if length < table.stop:
-                table.truncate(length)
 
     def fresh(self, items: Sequence[Item]) -> Sequence[Item]:
         """Those whose sequences have not been closed or rolled back since."""
@@ -323,12 +258,7 @@ class SequenceStore:
 
     def _let_go(self, sequence: SequenceId) -> None:
         del self._numbers[bisect_left(self._numbers, sequence)]
-        for table in self._held.pop(sequence).tables:
-            table.truncate(0)
-
-
-def _opening_of(begun: Opening | Fork) -> Opening:
-    return begun.opening if isinstance(begun, Fork) else begun
+        self._held.pop(sequence).let_go()
 
 
 def _has_penalty(opening: Opening) -> bool:

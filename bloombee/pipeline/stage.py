@@ -1,16 +1,7 @@
 """A stage of a pipeline as a pure state machine: rows in, work for the device, rows out.
 
 What outlives a plan - the sequences' KV (``sequences.py``), what left the stage (``log.py``), the order of works on the device -
-is here; what one epoch wires is a seat (``seat.py``). A frame that comes in over a seat addresses rows by (sequence, generation,
-position), and each of its items is one of
-
-    closed                                 dropped
-    generation older                       its rows that are still alive are taken as below, the rest is dropped (``cuts.py``)
-    generation newer, from position 0      the sequence begins anew, or as a fork of another
-    generation newer, from further on      Gap(have): no Commit has said yet how it began; the frame will come again
-    ends at or before ``have``             held already, ignored
-    starts at or before ``have``           its rows from ``have`` on are taken
-    starts beyond ``have``                 Gap(have): the frame is not taken as held and will come again
+is here; what one epoch wires is a seat (``seat.py``). How the rows of a frame are taken is told in ``intake.py``.
 
 Every frame that is taken in becomes exactly one work and exactly one frame for the next stage, whatever became
 of its sequences, so that a microbatch always comes home. A frame is acknowledged when its work is done and what it gave is
@@ -26,7 +17,7 @@ from collections.abc import Sequence
 
 from bloombee.errors import BloomBeeError, LocalProtocolError, PoolExhausted, RemoteProtocolError, StalePlan, to_wire
 from bloombee.pipeline.commands import Command, Compute, Gather, Send
-from bloombee.pipeline.commits import commit, drop
+from bloombee.pipeline.commits import commit
 from bloombee.pipeline.device_queue import DeviceQueue, Job
 from bloombee.pipeline.events import (
     Computed,
@@ -44,11 +35,12 @@ from bloombee.pipeline.events import (
     Unsendable,
 )
 from bloombee.pipeline.frames import lane_of
+from bloombee.pipeline.intake import Intake
 from bloombee.pipeline.log import LOG_BYTES, BoundaryLog
 from bloombee.pipeline.seat import Seat
 from bloombee.pipeline.sequences import SequenceStore
-from bloombee.pipeline.work import Outcome, Work
-from bloombee.types import Epoch, Kind, Lane, Phase, Priority
+from bloombee.pipeline.work import Outcome
+from bloombee.types import Epoch, Lane
 from bloombee.wire.messages import (
     Ack,
     Close,
@@ -56,7 +48,6 @@ from bloombee.wire.messages import (
     Commit,
     Forward,
     Gap,
-    Holding,
     Item,
     Load,
     Pick,
@@ -67,14 +58,11 @@ from bloombee.wire.messages import (
     StageFailed,
     Wire,
 )
-from bloombee.wire.spoken import check_item, check_spoken
+from bloombee.wire.spoken import check_spoken
 
 _OF_A_SEAT = (Forward, Ack, Gap, Resume, Resumed)
 _FOR_STAGES = (*_OF_A_SEAT, Close, Commit, Retire, Wire)
 _LANES = tuple(Lane)
-_NOW, _SHADOW = int(Priority.NOW), int(Kind.SHADOW)
-_PHASE_ON = (Phase.DECODE, Phase.PREFILL)
-"""By lane: what a frame is to traces and to the device's tally."""
 
 _OfSeat = Greeted | Recoded | Unsendable | LinkRestored
 Event = StageReceived | Computed | ComputeFailed | Gathered | GatherFailed | Spilled | Moved | Tick | _OfSeat
@@ -96,7 +84,7 @@ class StageCore:
         self.failed = False
         self._resend_after_s = resend_after_s
         self._device = DeviceQueue(self.store)
-        self._num_works = 0
+        self._intake = Intake(load.pipeline, self.store, self.log, self._device)
         self._num_gathers = 0
         self._newest_epoch = 0
         self._early: Resume | None = None
@@ -161,7 +149,7 @@ class StageCore:
         match message:
             case Ack():
                 sends = seat.acknowledged(message, now)
-                return [*sends, *(self._pump(seat, now) if seat.is_behind else ()), *self._start()]
+                return [*sends, *(self._pump(seat, now) if seat.telling.is_behind else ()), *self._start()]
             case Gap(sequence=sequence, have=have):
                 return list(seat.downstream.resend_rows(sequence, have, now))
             case Resume():
@@ -247,9 +235,7 @@ class StageCore:
         counts = [len(item.tokens) // 4 for item in forward.items]
         num_rows = sum(counts)
         upstream.check(forward.frame, num_rows)
-        live, lost = self._live(forward)
-        if lost:
-            live = [item for item in live if item.sequence not in {one.sequence for one in lost}]
+        live, lost = self._intake.live(forward.items)
         if gaps := self.store.gaps(live):
             head = {"pipeline": forward.pipeline, "epoch": forward.epoch}
             return [
@@ -257,70 +243,8 @@ class StageCore:
                 for gap in gaps
             ]
         upstream.hold(forward.frame, now, num_rows)
-        queue = self._device.queue_for(Phase.PREFILL if forward.priority > _NOW else Phase.DECODE, live)
-        self._device.add(self._take(seat, forward, counts, queue, live, payload))
+        self._device.add(self._intake.take(seat, forward, counts, live, payload))
         return [*(seat.report_lost(lost, now) if lost else ()), *self._start()]
-
-    def _live(self, forward: Forward) -> tuple[Sequence[Item], list[Holding]]:
-        """The items whose sequences are not closed, and which of them are forks of what is here no more.
-
-        Raises:
-            RemoteProtocolError: what may not be in a frame. NotSpoken: what is not spoken yet.
-        """
-        items = forward.items
-        if len({item.sequence for item in items}) < len(items):
-            raise RemoteProtocolError("a sequence twice in one frame", path="$.items")
-        odd = [item for item in items if item.opening is not None or item.tree is not None or item.kind == _SHADOW]
-        for item in odd:
-            check_item(item)
-        return self.store.live(items), self.store.lost(odd) if odd else []
-
-    def _take(
-        self,
-        seat: Seat,
-        forward: Forward,
-        counts: Sequence[int],
-        queue: Phase,
-        live: Sequence[Item],
-        payload: object | None,
-    ) -> Job:
-        """Update the sequences and make the work; every check has been passed."""
-        store, stop = self.store, 0
-        wanted = None if live is forward.items else {item.sequence for item in live}
-        items: list[Item] = []
-        spans: list[tuple[int, int]] = []
-        for item, num_rows in zip(forward.items, counts, strict=True):
-            start, stop = stop, stop + num_rows
-            if wanted is not None and item.sequence not in wanted:
-                continue
-            held = store.get(item.sequence)
-            if held is None:
-                held = store.open(item)
-            elif item.generation > held.generation:
-                drop(self.log, self._device.jobs, item.sequence, held, 0)
-                for job in self._device.running:
-                    job.is_over = job.is_over or any(one.sequence == item.sequence for one in job.items)
-            taken = store.take(held, item, num_rows)
-            if taken is None:
-                continue
-            if queue is Phase.PREFILL:
-                held.num_prefill += 1
-            items.append(taken)
-            start += taken.position - item.position
-            spans.append((start, start + len(taken.tokens) // 4))
-        work = Work(
-            pipeline=self.load.pipeline,
-            epoch=forward.epoch,
-            number=self._num_works,
-            microbatch=forward.microbatch,
-            phase=_PHASE_ON[forward.lane],
-            segments=(),
-            hidden=payload,
-            hidden_rows=tuple(spans),
-            priority=forward.priority,
-        )
-        self._num_works += 1
-        return Job(work, queue, forward.frame, tuple(items), seat)
 
     # -- the device ------------------------------------------------------------------------
 
@@ -339,12 +263,13 @@ class StageCore:
         job = self._device.finish(outcome.number)
         seat, lane_in = job.seat, lane_of(job.work.phase)
         fresh = self.store.fresh(job.items)
+        dead = () if fresh is job.items else [item for item in job.items if item not in fresh]
         spills = self._keep(job, fresh, outcome)
         if seat.retired:
             return [*self._say_over_others(job, outcome, now), *self._start(), *spills]
         seat.upstream[lane_in].retire([job.frame])
-        sends = seat.pass_on(job.work, () if job.is_over else job.said or job.items, fresh, outcome, now)
-        if len(self.seats) > 1 or seat.is_behind:
+        sends = seat.pass_on(job.work, job.said or job.items, fresh, dead, outcome, now)
+        if len(self.seats) > 1 or seat.telling.is_behind:
             sends += self._say_over_others(job, outcome, now)
         return [*sends, *self._start(), seat.acknowledge(lane_in, now), *spills]
 
@@ -365,11 +290,11 @@ class StageCore:
         """Over every open seat but the job's own, which are behind then; picks over one, if the job's own is gone."""
         others = [seat for seat in self.seats.values() if seat is not job.seat and seat.is_open]
         if job.seat.is_last:
-            return others[-1].pass_on(job.work, job.items, (), outcome, now) if others and job.seat.retired else []
+            return others[-1].pass_on(job.work, job.items, (), (), outcome, now) if others and job.seat.retired else []
         commands: list[Command] = []
         for seat in others:
             for item in job.items:
-                seat.catch_up(item.sequence)
+                seat.telling.catch_up(item.sequence)
             commands += self._pump(seat, now)
         if not job.seat.retired:
             commands += self._pump(job.seat, now)

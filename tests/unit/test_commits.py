@@ -11,7 +11,7 @@ from bloombee.errors import NotSpoken, RemoteProtocolError
 from bloombee.kv.pool import MAX_ROLLBACK
 from bloombee.pipeline.commands import Gather, Send
 from bloombee.pipeline.cuts import MOST_AHEAD
-from bloombee.pipeline.events import Port, StageReceived, Tick
+from bloombee.pipeline.events import Gathered, Port, StageReceived, Tick
 from bloombee.pipeline.work import Pages
 from bloombee.types import Lane
 from bloombee.wire.messages import Ack, Close, Commit, Committed, Cut, Done, Fork, Forward, Gap, Holding, Lost, Resume, Wire
@@ -318,3 +318,17 @@ def test_acks_part_what_is_held_from_what_is_logged() -> None:
     first = works(core.handle(a_frame(0, an_item(7, 0, 2))))
     core.handle(a_frame(1, an_item(8, 0, 2)))
     assert messages(done(core, first[0]), Ack) == [Ack(1, 1, Lane.CONTROL, 2, (), 1, 100, 0)]
+
+
+def test_a_frame_whose_dead_rows_follow_on_rows_that_are_still_being_said_goes_without_rows() -> None:
+    """The next stage may take dead rows only from where the cut is on, and what lies below has yet to come to it."""
+    core = a_stage()
+    ran(core, a_frame(0, an_item(7, 0, 4)))
+    core.handle(StageReceived(Wire(1, 2, 1, 0, 2, 99, 64, None, None, None, (), False), 0.0))
+    (gather,) = [c for c in core.handle(StageReceived(Resume(1, 2, ()), 0.0)) if isinstance(c, Gather)]
+    (work,) = works(core.handle(a_frame(0, an_item(7, 4, 3), an_item(8, 0, 2), epoch=2)))
+    core.handle(a_commit((7, 1, 4)))
+    (onward,) = messages(done(core, work), Forward)
+    assert onward.items == ()
+    said = messages(core.handle(Gathered(gather.number, "rows", 0.0)), Forward)
+    assert [(item.sequence, item.generation, item.position, item.num_rows) for f in said for item in f.items] == [(7, 0, 0, 4)]

@@ -225,7 +225,8 @@ def test_decode_overtakes_prefill_but_not_its_own() -> None:
     while not order or len(order) < 5:
         commands = core.handle(Computed(Outcome(number, hidden=b""), now=0.0))
         order += [m.microbatch for m in _messages(commands, Forward)]  # type: ignore[attr-defined]
-        number = core._device.running[0].work.number if core._device.running else -1
+        _, running = core._device.jobs
+        number = running[0].work.number if running else -1
     assert order == [100, 101, 104, 102, 103]
 
 
@@ -475,13 +476,43 @@ def test_what_has_been_closed_above_the_floor_costs_nothing_when_the_floor_moves
     assert costs[1] <= 1.2 * costs[0]
 
 
-def test_rows_of_a_history_that_is_over_are_not_passed_on() -> None:
-    """They may follow on rows that were never said: the next stage would wait for those, and everybody behind it."""
+def _rows_said(commands: list[Command]) -> list[tuple[int, int, int, int]]:
+    """(sequence, generation, position, rows) of all Forwards."""
+    items = [item for forward in _messages(commands, Forward) for item in forward.items]  # type: ignore[attr-defined]
+    return [(item.sequence, item.generation, item.position, item.num_rows) for item in items]
+
+
+def test_a_frame_whose_dead_rows_follow_on_some_that_were_never_said_goes_without_rows() -> None:
+    """The next stage would wait for those, and everybody behind it. What is alive of the frame is said out of the log."""
     core = _core(credits_=9)
-    (old,) = _works(core.handle(_forward(0, _item(7, 0, 4), _item(8, 0, 2))))
-    (new,) = _works(core.handle(_forward(1, _item(7, 0, 4, generation=1, first_token=50))))
-    (onward,) = _messages(_done(core, old), Forward)
-    assert onward.items == ()  # type: ignore[attr-defined]
-    commands = _done(core, new)
-    said = [item for forward in _messages(commands, Forward) for item in forward.items]  # type: ignore[attr-defined]
-    assert [(item.sequence, item.generation, item.position, item.num_rows) for item in said] == [(7, 1, 0, 4)]
+    (first,) = _works(core.handle(_forward(0, _item(7, 0, 4))))
+    (second,) = _works(core.handle(_forward(1, _item(7, 4, 2), _item(8, 0, 3))))
+    core.handle(_forward(2, _item(7, 0, 5, generation=1, first_token=50)))
+    commands = _done(core, first)
+    assert _rows_said(commands) == []
+    (new,) = _works(commands)
+    commands = _done(core, second)
+    assert _rows_said(commands) == []
+    (gather,) = [command for command in commands if isinstance(command, Gather)]
+    assert _rows_said(core.handle(Gathered(gather.number, "rows", 0.0))) == [(8, 0, 0, 3)]
+    assert _rows_said(_done(core, new)) == [(7, 1, 0, 5)]
+
+
+def test_dead_rows_that_the_next_stage_can_take_go_along_with_what_is_alive() -> None:
+    core = _core(credits_=9)
+    (first,) = _works(core.handle(_forward(0, _item(7, 0, 4), _item(8, 0, 3))))
+    (second,) = _works(core.handle(_forward(1, _item(7, 4, 2), _item(8, 3, 1))))
+    core.handle(_forward(2, _item(7, 0, 5, generation=1, first_token=50)))
+    commands = _done(core, first)
+    assert _rows_said(commands) == [(7, 0, 0, 4), (8, 0, 0, 3)]
+    (new,) = _works(commands)
+    assert _rows_said(_done(core, second)) == [(7, 0, 4, 2), (8, 0, 3, 1)]
+    assert _rows_said(_done(core, new)) == [(7, 1, 0, 5)]
+
+
+def test_a_frame_that_goes_without_rows_has_no_payload() -> None:
+    core = _core(credits_=9)
+    (work,) = _works(core.handle(_forward(0, _item(7, 0, 4))))
+    core.handle(_forward(1, _item(7, 0, 4, generation=1, first_token=50)))
+    (onward,) = [command for command in _done(core, work) if isinstance(command, Send) and type(command.message) is Forward]
+    assert (onward.message.items, onward.payload) == ((), None)  # type: ignore[union-attr]

@@ -1,0 +1,107 @@
+"""How a stage takes the rows of a frame. Pure.
+
+A frame addresses rows by (sequence, generation, position), and each of its items is one of
+
+    closed                                 dropped
+    generation older                       its rows that are still alive are taken as below, the rest is dropped (``cuts.py``)
+    generation newer, from position 0      the sequence begins anew, or as a fork of another
+    generation newer, from further on      Gap(have): no Commit has said yet how it began; the frame will come again
+    ends at or before ``have``             held already, ignored
+    starts at or before ``have``           its rows from ``have`` on are taken
+    starts beyond ``have``                 Gap(have): the frame is not taken as held and will come again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bloombee.errors import RemoteProtocolError
+from bloombee.pipeline.commits import drop
+from bloombee.pipeline.device_queue import DeviceQueue, Job
+from bloombee.pipeline.held import Held
+from bloombee.pipeline.log import BoundaryLog
+from bloombee.pipeline.seat import Seat
+from bloombee.pipeline.sequences import SequenceStore
+from bloombee.pipeline.work import Work
+from bloombee.types import Kind, Phase, PipelineId, Priority
+from bloombee.wire.messages import Forward, Holding, Item
+from bloombee.wire.spoken import check_item
+
+_NOW, _SHADOW = int(Priority.NOW), int(Kind.SHADOW)
+_PHASE_ON = (Phase.DECODE, Phase.PREFILL)
+"""By lane: what a frame is to traces and to the device's tally."""
+
+
+class Intake:
+    """Of one stage: makes works of frames."""
+
+    def __init__(self, pipeline: PipelineId, store: SequenceStore, log: BoundaryLog, device: DeviceQueue) -> None:
+        self._pipeline = pipeline
+        self._store = store
+        self._log = log
+        self._device = device
+        self._num_works = 0
+
+    def live(self, items: Sequence[Item]) -> tuple[Sequence[Item], list[Holding]]:
+        """The items that may be taken, as their sequences are not closed; and forks of what is here no more, which may not.
+
+        Raises:
+            RemoteProtocolError: what may not be in a frame. NotSpoken: what is not spoken yet.
+        """
+        if len({item.sequence for item in items}) < len(items):
+            raise RemoteProtocolError("a sequence twice in one frame", path="$.items")
+        odd = [item for item in items if item.opening is not None or item.tree is not None or item.kind == _SHADOW]
+        for item in odd:
+            check_item(item)
+        live, lost = self._store.live(items), self._store.lost(odd) if odd else []
+        if lost:
+            live = [item for item in live if item.sequence not in {one.sequence for one in lost}]
+        return live, lost
+
+    def take(self, seat: Seat, forward: Forward, counts: Sequence[int], live: Sequence[Item], payload: object | None) -> Job:
+        """Update the sequences and make the work; every check has been passed.
+
+        Args:
+            counts: the rows of each item of ``forward``.
+            live: as :meth:`live`.
+        """
+        queue = self._device.queue_for(Phase.PREFILL if forward.priority > _NOW else Phase.DECODE, live)
+        store, stop = self._store, 0
+        wanted = None if live is forward.items else {item.sequence for item in live}
+        items: list[Item] = []
+        spans: list[tuple[int, int]] = []
+        for item, num_rows in zip(forward.items, counts, strict=True):
+            start, stop = stop, stop + num_rows
+            if wanted is not None and item.sequence not in wanted:
+                continue
+            held = self._held(item)
+            taken = store.take(held, item, num_rows)
+            if taken is None:
+                continue
+            if queue is Phase.PREFILL:
+                held.num_prefill += 1
+            items.append(taken)
+            start += taken.position - item.position
+            spans.append((start, start + len(taken.tokens) // 4))
+        work = Work(
+            pipeline=self._pipeline,
+            epoch=forward.epoch,
+            number=self._num_works,
+            microbatch=forward.microbatch,
+            phase=_PHASE_ON[forward.lane],
+            segments=(),
+            hidden=payload,
+            hidden_rows=tuple(spans),
+            priority=forward.priority,
+        )
+        self._num_works += 1
+        return Job(work, queue, forward.frame, tuple(items), seat)
+
+    def _held(self, item: Item) -> Held:
+        """The item's sequence; where the item begins it anew, what was held before is dropped."""
+        held = self._store.get(item.sequence)
+        if held is None:
+            return self._store.open(item)
+        if item.generation > held.generation:
+            drop(self._log, self._device.jobs, item.sequence, held, 0)
+        return held
