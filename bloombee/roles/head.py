@@ -71,10 +71,10 @@ from bloombee.roles.plan_wishes import plan_request
 from bloombee.roles.progress import Progress
 from bloombee.roles.stage_host import RESEND_AFTER_S
 from bloombee.roles.ticker import Ticker
-from bloombee.roles.tracing import HeadTrace, open_tracer
+from bloombee.roles.tracing import HeadTrace
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.keys import generate
-from bloombee.types import HEAD, Lane, LoadProgress, SwarmEventKind, WorkerId
+from bloombee.types import Lane, LoadProgress, SwarmEventKind, WorkerId
 from bloombee.wire.envelope import Envelope
 from bloombee.wire.join import Admitted, Door
 from bloombee.wire.messages import (
@@ -148,10 +148,10 @@ class HeadRole:
         """
         loop = asyncio.get_running_loop()
         self._up: asyncio.Future[Plan] = loop.create_future()
+        self._up.add_done_callback(lambda up: up.cancelled() or up.exception())  # seen, so that nothing warns of it
         config = self.config
         if config.trace is not None:
-            process = {"worker": HEAD, "stage": None, "num_stages": config.num_stages}
-            self._trace = HeadTrace(open_tracer(config.trace, "head", process))
+            self._trace = HeadTrace.open(config.trace, config.num_stages)
             self._endpoint.stamps = True
         bound = await self._endpoint.bind(config.listen)
         self.local.start()
@@ -218,8 +218,6 @@ class HeadRole:
         await self.local.close(wait_s=TRACE_END_S if self._trace is not None else 0.0)
         if self._trace is not None:
             self._trace.tracer.close()
-        if hasattr(self, "_up") and self._up.done() and not self._up.cancelled():
-            self._up.exception()  # seen, so that nothing warns of it
 
     async def measure(self) -> tuple[StageMeasured, ...]:
         """How every stage stands, asked now.

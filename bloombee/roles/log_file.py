@@ -51,10 +51,14 @@ class LogFile:
         self._queue.put(lambda: self._queue.post(on_done, self._write(frames)))
 
     def fetch(
-        self, pieces: Sequence[Piece], on_done: Callable[[list[Piece]], None], on_error: Callable[[BloomBeeError], None]
+        self, pieces: Sequence[Piece], on_done: Callable[[Sequence[Piece]], None], on_error: Callable[[BloomBeeError], None]
     ) -> None:
-        """The same pieces with their payloads in memory. Both are called on the event loop; ``on_error`` with a DeviceError if
-        the file cannot be read, or with CorruptPayload if it holds something else than was written."""
+        """The same pieces with their payloads in memory; at once, if none is in the file. Both are called on the event loop;
+        ``on_error`` with a DeviceError if the file cannot be read, or with CorruptPayload if it holds something else than was
+        written."""
+        if not any(isinstance(piece.payload, Stored) for piece in pieces):
+            on_done(pieces)
+            return
         self._queue.ask(partial(self._fetch, pieces), on_done, on_error)
 
     def close(self) -> None:

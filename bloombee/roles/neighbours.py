@@ -11,7 +11,7 @@ from functools import partial
 from typing import Protocol
 
 from bloombee.codec import api
-from bloombee.errors import BloomBeeError, ConfigError, LinkDown, StalePlan
+from bloombee.errors import BloomBeeError, ConfigError, LinkDown, RemoteProtocolError, StalePlan
 from bloombee.pipeline.events import Port
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.watching import LOADING_SILENCE_S, look
@@ -25,6 +25,8 @@ from bloombee.wire.messages import PROTOCOL_VERSION, AnyMessage, Heartbeat, Hell
 log = logging.getLogger(__name__)
 CODECS = (0, api.CODEC_ID)
 GREETINGS = (Hello, Welcome, Refused)
+MOST_DAMAGED = 8
+"""Frames in a row that a way may damage."""
 
 
 @dataclass(slots=True)
@@ -53,6 +55,17 @@ class Neighbour:
     @property
     def lacks_codec(self) -> bool:
         return self.greeter is not None and api.CODEC_ID not in self.greeter.codecs
+
+    def damaged(self) -> None:
+        """A frame came from it with another checksum than it left with.
+
+        Raises:
+            RemoteProtocolError: one after the other: that is no fault of the way.
+        """
+        self.num_damaged += 1
+        log.warning("a frame from worker %d came damaged (checksum): it is asked for again", self.peer.worker)
+        if self.num_damaged > MOST_DAMAGED:
+            raise RemoteProtocolError(f"{self.num_damaged} damaged frames in a row", path="tensors[0].checksum")
 
 
 class User(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bloombee.codec.table import Table
@@ -34,11 +34,11 @@ from bloombee.pipeline.events import (
 )
 from bloombee.pipeline.log import LOG_BYTES
 from bloombee.pipeline.stage import StageCore
-from bloombee.pipeline.work import Outcome
+from bloombee.pipeline.work import Outcome, Piece
 from bloombee.roles.coding import Payload
 from bloombee.roles.courier import Courier
 from bloombee.roles.executor import SpanExecutor
-from bloombee.roles.log_file import LogFile, Stored
+from bloombee.roles.log_file import LogFile
 from bloombee.roles.neighbours import Neighbour, Neighbours
 from bloombee.roles.reporting import Reporter
 from bloombee.roles.seat_host import Seating, Seatings
@@ -67,8 +67,6 @@ from bloombee.wire.messages import (
 from bloombee.wire.spoken import check_spoken
 
 log = logging.getLogger(__name__)
-MOST_DAMAGED = 8
-"""Frames in a row that a way may damage."""
 RESEND_AFTER_S = 30.0
 """TCP loses nothing while it stands; what a broken connection lost is resent when it is back."""
 
@@ -286,10 +284,7 @@ class StageHost:
         if receiver.is_whole(payload):
             neighbour.num_damaged = 0
             return False
-        neighbour.num_damaged += 1
-        log.warning("a frame from worker %d came damaged (checksum): it is asked for again", neighbour.peer.worker)
-        if neighbour.num_damaged > MOST_DAMAGED:
-            raise RemoteProtocolError(f"{neighbour.num_damaged} damaged frames in a row", path="tensors[0].checksum")
+        neighbour.damaged()
         first = message.items[0]  # who sends it still has the whole frame
         again = Gap(
             pipeline=message.pipeline,
@@ -368,17 +363,14 @@ class StageHost:
         def done(payload: Payload) -> None:
             self.handle(Gathered(gather.number, payload, self.now()))
 
-        def fetched(pieces: Any) -> None:
+        def fetched(pieces: Sequence[Piece]) -> None:
             self._device.gather(pieces, on_done=done, on_error=self._compute_failed)
 
         def unreadable(error: BloomBeeError) -> None:
             log.warning("%s; what it held is computed again", error.message)
             self.handle(GatherFailed(gather.number, self.now()))
 
-        if any(isinstance(piece.payload, Stored) for piece in gather.pieces):
-            self._log_file.fetch(gather.pieces, fetched, unreadable)
-        else:
-            fetched(gather.pieces)
+        self._log_file.fetch(gather.pieces, fetched, unreadable)
 
     def _computed(self, outcome: Outcome) -> None:
         self.handle(Computed(outcome, self.now()))

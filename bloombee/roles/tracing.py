@@ -22,16 +22,21 @@ included; ``bloombee.timeline`` computes it.
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bloombee.errors import ConfigError
 from bloombee.trace import Tracer
-from bloombee.types import Phase
-from bloombee.wire.messages import Forward
+from bloombee.transport.endpoint import Endpoint
+from bloombee.types import HEAD, Phase, WorkerId
+from bloombee.wire.handshake import ClockEstimate
+from bloombee.wire.messages import Forward, Load, Wire
+
+log = logging.getLogger(__name__)
 
 STAGE_CHAIN = ("receive", "queue", "decode", "compute", "encode", "wait", "send")
 MAX_FLIGHTS = 4096
@@ -82,6 +87,51 @@ class StageTrace:
             self.tracer.chain(STAGE_CHAIN, microbatch, stamps)
 
 
+class StageTraces:
+    """Of one worker.
+
+    Args:
+        directory: where they go.
+        name: the worker's.
+    """
+
+    def __init__(self, endpoint: Endpoint, directory: str, name: str, worker: WorkerId) -> None:
+        self._endpoint = endpoint
+        self._directory = directory
+        self._name = name
+        self._worker = worker
+        self._head_clock: ClockEstimate | None = None
+        self._traces: list[StageTrace] = []
+
+    def open(self, wire: Wire, load: Load) -> StageTrace | None:
+        """Of a stage, as the head asked; a worker that cannot write it serves without."""
+        name = f"{self._name}-{self._worker}" if wire.epoch == 1 else f"{self._name}-{self._worker}-{wire.epoch}"
+        process = {
+            "process": self._name,
+            "worker": self._worker,
+            "stage": wire.stage,
+            "num_stages": wire.num_stages,
+            "layers": [load.start, load.stop],
+        }
+        try:
+            trace = StageTrace(open_tracer(self._directory, name, process))
+        except ConfigError as error:
+            log.warning("%s", error.message)
+            return None
+        self._endpoint.stamps = True
+        self._traces.append(trace)
+        if self._head_clock is not None:
+            trace.tracer.clock(HEAD, self._head_clock.offset_ns, self._head_clock.error_ns)
+        return trace
+
+    def timed(self, clock: ClockEstimate) -> None:
+        """How the head's clock stands. The best estimate is kept: loading spoils the first."""
+        if self._head_clock is None or clock.round_trip_ns < self._head_clock.round_trip_ns:
+            self._head_clock = clock
+            for trace in self._traces:
+                trace.tracer.clock(HEAD, clock.offset_ns, clock.error_ns)
+
+
 class HeadTrace:
     """Of the scheduler and the head, in one process."""
 
@@ -89,6 +139,11 @@ class HeadTrace:
         self.tracer = tracer
         self.now = now
         self._sent: set[int] = set()
+
+    @classmethod
+    def open(cls, directory: str, num_stages: int) -> Self:
+        """Raises ConfigError if it cannot be written to ``directory``."""
+        return cls(open_tracer(directory, "head", {"worker": HEAD, "stage": None, "num_stages": num_stages}))
 
     def sent(self, forward: Forward, sending: int) -> None:
         """A microbatch has just set out; resending it adds nothing."""

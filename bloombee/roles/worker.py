@@ -31,12 +31,12 @@ from bloombee.roles.head_search import Found, HeadSearch
 from bloombee.roles.neighbours import CODECS
 from bloombee.roles.pulse import Pulse
 from bloombee.roles.stages import Stages
-from bloombee.roles.tracing import StageTrace, open_tracer
+from bloombee.roles.tracing import StageTraces
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.interfaces import own_address_towards, own_addresses
 from bloombee.transport.keys import generate, load
 from bloombee.transport.link_events import LinkEvent, LinkEventKind
-from bloombee.types import HEAD, VERSION, Lane
+from bloombee.types import VERSION, Lane
 from bloombee.wire.envelope import Envelope
 from bloombee.wire.handshake import ClockEstimate, Dialler
 from bloombee.wire.join import Joiner
@@ -102,8 +102,7 @@ class WorkerRole:
         self._heard_at = 0.0
         """By the clock of the time that this process was awake."""
         self._hello_at = 0.0
-        self.head_clock: ClockEstimate | None = None
-        self._traces: list[StageTrace] = []
+        self._traces: StageTraces | None = None
 
     async def serve(self) -> None:
         """As :func:`run`. Cancelled: everything is closed, the head sees the connection end."""
@@ -192,6 +191,7 @@ class WorkerRole:
         assert joiner.joined is not None
         self._joined = joiner.joined
         self._endpoint.swarm = joiner.joined.swarm
+        self._traces = StageTraces(self._endpoint, config.trace, self._name, joiner.joined.worker)
         self._stages = Stages(
             config,
             joined=joiner.joined,
@@ -199,7 +199,7 @@ class WorkerRole:
             head_link=self._head_link,
             clock=self._pulse.clock,
             log_bytes=default_log_bytes(memory_bytes) if config.log_memory_bytes is None else config.log_memory_bytes,
-            open_trace=self._open_trace,
+            open_trace=self._traces.open,
         )
         log.info("joined the head at %s as worker %d; it assigns layers when all workers are there", peer, joiner.joined.worker)
         machine = Dialler(self._hello(joiner.joined), peer=f"the head at {peer}")
@@ -218,14 +218,10 @@ class WorkerRole:
         )
 
     def _timed(self, clock: ClockEstimate | None) -> None:
-        """Hello was answered. The best estimate is kept: loading spoils the first."""
-        if clock is None:
-            return
-        self._head_liveness.timed(clock.round_trip_ns / 1e9)
-        if self.head_clock is None or clock.round_trip_ns < self.head_clock.round_trip_ns:
-            self.head_clock = clock
-            for trace in self._traces:
-                trace.tracer.clock(HEAD, clock.offset_ns, clock.error_ns)
+        """Hello was answered."""
+        if clock is not None and self._traces is not None:
+            self._head_liveness.timed(clock.round_trip_ns / 1e9)
+            self._traces.timed(clock)
 
     def _end(self, error: BloomBeeError | None) -> None:
         if not self._over.done():
@@ -243,7 +239,7 @@ class WorkerRole:
             if link == self._head_link:
                 self._from_head(lane, message, payload)
             else:
-                self._from_neighbour(link, lane, message, payload)
+                self._joined_stages().received(link, lane, message, payload)
         except BloomBeeError as error:
             self._wrong(link, message, error)
 
@@ -285,7 +281,7 @@ class WorkerRole:
                 level = logging.DEBUG if code == StalePlan.code else logging.WARNING  # of an epoch that has just ended
                 log.log(level, "the head refused a message: %s %s", code, fields.get("message", ""))
             case Load():
-                self._load(message)
+                self._joined_stages().load(message)
             case Unload():
                 if self._stages is not None:
                     self._stages.unload(message.pipeline)
@@ -295,40 +291,10 @@ class WorkerRole:
             case _:
                 self._joined_stages().received(self._head_link, lane, message, payload)
 
-    def _from_neighbour(self, link: bytes, lane: Lane, message: AnyMessage, payload: Any) -> None:
-        self._joined_stages().received(link, lane, message, payload)
-
     def _joined_stages(self) -> Stages:
         if self._stages is None:
             raise RemoteProtocolError("this worker has not joined yet")
         return self._stages
-
-    def _load(self, load: Load) -> None:
-        self._joined_stages().load(load)
-
-    def _open_trace(self, wire: Wire, load: Load) -> StageTrace | None:
-        """Of this stage, as the head asked; a worker that cannot write it serves without."""
-        assert self._joined is not None
-        worker, layers = self._joined.worker, [load.start, load.stop]
-        name = f"{self._name}-{worker}" if wire.epoch == 1 else f"{self._name}-{worker}-{wire.epoch}"
-        process = {
-            "process": self._name,
-            "worker": worker,
-            "stage": wire.stage,
-            "num_stages": wire.num_stages,
-            "layers": layers,
-        }
-        try:
-            tracer = open_tracer(self._config.trace, name, process)
-        except ConfigError as error:
-            log.warning("%s", error.message)
-            return None
-        if self.head_clock is not None:
-            tracer.clock(HEAD, self.head_clock.offset_ns, self.head_clock.error_ns)
-        self._endpoint.stamps = True
-        trace = StageTrace(tracer)
-        self._traces.append(trace)
-        return trace
 
     def _link_event(self, event: LinkEvent) -> None:
         if self._search is not None:

@@ -29,8 +29,8 @@ from bloombee.links.window import BulkWindow
 from bloombee.pipeline.work import Outcome, Work
 from bloombee.roles.coding import Payload, Receiver, Sender
 from bloombee.roles.log_file import LogFile
-from bloombee.roles.neighbours import GREETINGS, Neighbours
-from bloombee.roles.stage_host import MOST_DAMAGED, StageHost
+from bloombee.roles.neighbours import GREETINGS, MOST_DAMAGED, Neighbours
+from bloombee.roles.stage_host import StageHost
 from bloombee.roles.stages import Stages
 from bloombee.roles.watching import LOADING_SILENCE_S
 from bloombee.roles.work_thread import WorkThread
