@@ -19,7 +19,6 @@ CODEC_ID = 1
 """Of this format in a frame's header; 0: the values as they are."""
 RAW_OVERHEAD_BYTES = 8
 UNIT_LOG2 = 14
-_OTHER = 3
 
 Key = bytes
 """The first 4 bytes of a table's digest (``Table.key``)."""

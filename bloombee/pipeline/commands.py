@@ -79,7 +79,6 @@ class PipelineBroken(Struct, frozen=True, gc=False):
 
     lost: WorkerId
     lost_name: str
-    replacement: WorkerId
     name: str
     reason: str
 

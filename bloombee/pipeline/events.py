@@ -168,7 +168,7 @@ def tune_event(run: Run, now: float) -> Tune:
 
 
 class FromStage(Struct, frozen=True, gc=False):
-    """Verdict, Ack, Gap or Closed from the worker at ``stage``."""
+    """A message of the ring, or an answer to an order of the scheduler's, from the worker at ``stage``."""
 
     stage: int
     message: AnyMessage

@@ -81,7 +81,7 @@ class Telling:
     def _can_go_along(self, alive: Sequence[Item], dead: Sequence[Item]) -> bool:
         leading = {item.sequence for item in alive}
         others = [item for item in dead if item.sequence not in leading and self._store.get(item.sequence) is not None]
-        if not all(map(self._is_no_riddle, others)):
+        if not all(map(self._leaves_no_gap, others)):
             return False
         for item in others:
             told = self._told(item)
@@ -89,7 +89,7 @@ class Telling:
                 told.upto += item.num_rows
         return True
 
-    def _is_no_riddle(self, item: Item) -> bool:
+    def _leaves_no_gap(self, item: Item) -> bool:
         """The next stage has been sent all that it has to have before it can take these dead rows, or drop them."""
         told = self._told(item)
         needed = item.position if told.generation == item.generation else min(item.position, told.cut_at)

@@ -37,6 +37,7 @@ from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Outcome, Piece
 from bloombee.roles.coding import Payload
 from bloombee.roles.courier import Courier
+from bloombee.roles.each import each
 from bloombee.roles.executor import SpanExecutor
 from bloombee.roles.log_file import LogFile
 from bloombee.roles.neighbours import Neighbour, Neighbours
@@ -184,7 +185,7 @@ class StageHost:
         if previous is not None and previous.links[Port.DOWNSTREAM] != seating.links[Port.DOWNSTREAM]:
             self._device.next_stage_changed()
         self.seatings.retire_before(wire.oldest)
-        self._do(commands)
+        each(self._do, commands)
         self._greeted_all(seating)
 
     def retire_before(self, oldest: Epoch) -> None:
@@ -305,42 +306,31 @@ class StageHost:
     # -- what the core asks for ------------------------------------------------------------
 
     def handle(self, event: Any) -> None:
-        """Give the core an event, and do what it asks for."""
-        if self.reporter.is_over:
-            return
-        self._do(self.core.handle(event))
-
-    def _do(self, commands: list[Command]) -> None:
-        """One that cannot be carried out costs none of the others.
+        """Give the core an event, and do what it asks for.
 
         Raises:
             Exception: a bug, the first there was; after the last command.
         """
-        bug: Exception | None = None
-        for command in commands:
-            try:
-                self._carry_out(command)
-            except BloomBeeError as error:
-                self._cannot(command, error)
-            except Exception as error:
-                bug = bug or error
-        if bug is not None:
-            raise bug
+        if not self.reporter.is_over:
+            each(self._do, self.core.handle(event))
 
-    def _carry_out(self, command: Command) -> None:
-        if type(command) is Compute:
-            self.reporter.works()
-            self._device.run(command.work, on_done=self._computed, on_error=self._compute_failed)
-        elif type(command) is Send and isinstance(command.to, Port):
-            self.courier.send(command.to, command.lane, command.message, command.payload)
-        elif type(command) is Gather:
-            self.reporter.works()
-            self._gather(command)
-        elif type(command) is Spill:
-            number = command.number
-            self._log_file.write(command.frames, lambda stored: self.handle(Spilled(number, stored)))
-        else:
-            raise LocalProtocolError(f"a stage's core asks for {command!r}")
+    def _do(self, command: Command) -> None:
+        try:
+            if type(command) is Compute:
+                self.reporter.works()
+                self._device.run(command.work, on_done=self._computed, on_error=self._compute_failed)
+            elif type(command) is Send and isinstance(command.to, Port):
+                self.courier.send(command.to, command.lane, command.message, command.payload)
+            elif type(command) is Gather:
+                self.reporter.works()
+                self._gather(command)
+            elif type(command) is Spill:
+                number = command.number
+                self._log_file.write(command.frames, lambda stored: self.handle(Spilled(number, stored)))
+            else:
+                raise LocalProtocolError(f"a stage's core asks for {command!r}")
+        except BloomBeeError as error:
+            self._cannot(command, error)
 
     def _cannot(self, command: Command, error: BloomBeeError) -> None:
         """It belongs to the requests of a frame, to a lane that will be tried again, or to the stage."""

@@ -38,7 +38,7 @@ class AcceptedLane(LanePort):
     """
     Args:
         user_id: what ZAP must have attached to this peer's messages; None where nothing is checked.
-        fd: of the connection that the last message came on; see :meth:`Router.drain_monitor`.
+        fd: of the connection that the last message came on.
     """
 
     accepted: ClassVar[bool] = True

@@ -302,7 +302,7 @@ def test_a_spare_takes_the_place_of_a_lost_worker() -> None:
     core = _with_spare()
     tell, broken, made, load, *others = core.handle(WorkerGone(2, "killed", 0.0))
     assert tell == TellScheduler(PlanBroken(0.0))
-    assert broken == PipelineBroken(2, "w2", 4, "w4", "killed")
+    assert broken == PipelineBroken(2, "w2", "w4", "killed")
     assert isinstance(made, PlanMade)
     assert made.plan.epoch == 2
     assert [stage.worker for stage in made.plan.stages] == [1, 4, 3]

@@ -279,7 +279,7 @@ class SwarmCore:
         self.is_up = False
         return [
             TellScheduler(PlanBroken(now)),
-            PipelineBroken(lost.worker, lost.name, spare.id, spare.name, reason),
+            PipelineBroken(lost.worker, lost.name, spare.name, reason),
             PlanMade(plan),
             self._first_load(plan, stage, now),
             *self._wire_all(plan, now),
