@@ -61,6 +61,8 @@ class Held:
     def go_back(self, length: int) -> None:
         """To rows [0, length). Pages beyond are free at once: works that still write to them are on the device before any that is
         to come."""
+        if length < self.begun_at:
+            self.begun = self.opening  # a fork no more: the rows that were its parent's are sent as its own
         self.have = length
         self.newest = self.newest if length else 0
         self.placed = min(self.placed, length)

@@ -98,22 +98,27 @@ class Telling:
     def _told(self, item: Item) -> _Told:
         """Of the item's sequence, in the item's generation or a newer one."""
         told = self._of.get(item.sequence)
+        if told is not None and told.generation >= item.generation:
+            return told
+        return self._told_of(item.sequence, item.generation, _begins_at(item))
+
+    def _told_of(self, sequence: SequenceId, generation: int, begins_at: int) -> _Told:
+        """As :meth:`_told`; ``begins_at``: what the next stage holds of a generation that is new, without being sent it."""
+        told = self._of.get(sequence)
         if told is None:
-            told = self._of[item.sequence] = _Told(item.generation, _begins_at(item))
-        elif item.generation > told.generation:
-            told.generation, told.upto = item.generation, _begins_at(item)
+            told = self._of[sequence] = _Told(generation, begins_at)
+        elif generation > told.generation:
+            told.generation, told.upto = generation, begins_at
         return told
 
     # -- out of the log --------------------------------------------------------------------
 
     def catch_up(self, sequence: SequenceId) -> None:
         """The log has rows of the sequence that are still to be said, unless it has not."""
-        told = self._of.get(sequence)
-        if told is None:
-            held = self._store.get(sequence)
-            if held is None:
-                return
-            told = self._of[sequence] = _Told(held.generation, 0)
+        held = self._store.get(sequence)
+        if held is None:
+            return
+        told = self._told_of(sequence, held.generation, 0)
         if self._log.bounds(sequence)[1] > told.upto:
             told.is_behind = True
             self._behind.setdefault(sequence, told)

@@ -332,3 +332,29 @@ def test_a_frame_whose_dead_rows_follow_on_rows_that_are_still_being_said_goes_w
     assert onward.items == ()
     said = messages(core.handle(Gathered(gather.number, "rows", 0.0)), Forward)
     assert [(item.sequence, item.generation, item.position, item.num_rows) for f in said for item in f.items] == [(7, 0, 0, 4)]
+
+
+def test_a_fork_that_was_preempted_is_said_again_from_its_start() -> None:
+    """It is no fork any more: its rows from 0 on have been sent."""
+    core = a_stage(num_pages=20)
+    ran(core, a_frame(0, an_item(7, 0, 6)))
+    ran(core, a_frame(1, an_item(8, 4, 2, begins=Fork(7, 4, an_opening(6)))))
+    core.handle(a_commit((8, 1, 0)))
+    ran(core, a_frame(2, an_item(8, 0, 6, generation=1)))
+    core.handle(StageReceived(Wire(1, 2, 1, 0, 2, 99, 64, None, None, None, (), False), 0.0))
+    (gather,) = [c for c in core.handle(StageReceived(Resume(1, 2, (Holding(7, 0, 6),)), 0.0)) if isinstance(c, Gather)]
+    (again,) = messages(core.handle(Gathered(gather.number, "rows", 0.0)), Forward)
+    assert [(item.sequence, item.position, item.num_rows, item.opening) for item in again.items] == [(8, 0, 6, an_opening(6))]
+
+
+def test_a_sequence_that_begins_anew_in_one_epoch_is_said_over_the_next_one_as_well() -> None:
+    """Also where it has fewer rows than the next stage was told of it before."""
+    core = a_stage()
+    ran(core, a_frame(0, an_item(7, 0, 6)))
+    core.handle(StageReceived(Wire(1, 2, 1, 0, 2, 99, 64, None, None, None, (), False), 0.0))
+    core.handle(StageReceived(Resume(1, 2, (Holding(7, 0, 6),)), 0.0))
+    (gather,) = [c for c in ran(core, a_frame(1, an_item(7, 0, 2, generation=1))) if isinstance(c, Gather)]
+    (again,) = messages(core.handle(Gathered(gather.number, "rows", 0.0)), Forward)
+    assert [(again.epoch, item.sequence, item.generation, item.position, item.num_rows) for item in again.items] == [
+        (2, 7, 1, 0, 2)
+    ]
