@@ -70,7 +70,7 @@ class Facts:
     def links(self) -> dict[tuple[WorkerId, WorkerId], LinkFacts]:
         """(from, to) -> what the ring's own frames have told of each link: round trip, bandwidth and its lower bound.
 
-        Worker 0 is the head. Workers report every two seconds while there is news; empty before the pipeline is up.
+        Worker 0 is the head. Workers report twice a second while there is news; empty before the pipeline is up.
         """
         return self._started().observatory.links
 
