@@ -256,6 +256,7 @@ class HeadRole:
     def _worker_in(self, admitted: Admitted) -> None:
         join = admitted.join
         event = WorkerJoined(admitted.worker, join.name, join.endpoint, admitted.key, join.memory_bytes, time.monotonic())
+        self.local.joined(join.name)
         self._progress.joined(admitted, max(0, self._core.num_missing - 1))
         self.bulletin.tell(SwarmEventKind.JOINED, worker=admitted.worker, name=join.name)
         self._do(self._core.handle(event))
@@ -307,10 +308,13 @@ class HeadRole:
         if self._closed:
             return
         worker = self.members.named(name)
-        if worker is None:
-            self._fail(DeviceError(f"worker {name!r} could not start: {reason}", worker=name))
+        if not self.local.is_awaited(name):
+            if worker is not None:  # else it has been found lost already
+                self._gone(worker, reason)
+        elif self.local.is_spare(name):
+            log.warning("worker %s, a spare, could not start: %s", name, reason)
         else:
-            self._gone(worker, reason)
+            self._fail(DeviceError(f"worker {name!r} could not start: {reason}", worker=name))
 
     def _gone(self, worker: WorkerId, reason: str) -> None:
         if worker in self.members:
