@@ -318,9 +318,15 @@ class HeadRole:
 
     def _gone(self, worker: WorkerId, reason: str) -> None:
         if worker in self.members:
-            self.bulletin.tell(SwarmEventKind.LOST, worker=worker, name=self.members.name(worker), reason=reason)
+            self._tell_lost(worker, self._core.stage_of(worker), reason)
         self.members.hang_up(worker)
         self._do(self._core.handle(WorkerGone(worker, reason, time.monotonic())))
+
+    def _tell_lost(self, worker: WorkerId, stage: int | None, reason: str) -> None:
+        name = self.members.name(worker)
+        self.bulletin.tell(SwarmEventKind.LOST, worker=worker, name=name, reason=reason, stage=stage)
+        if stage is None and self._up.done():
+            log.warning("worker %s, a spare, is lost (%s)", name, reason)
 
     # -- commands --------------------------------------------------------------------------
 
@@ -355,8 +361,8 @@ class HeadRole:
                 self.helm.tell(PlanEnded(None, time.monotonic()))
                 self.desk.lost(error)
                 self._fail(error)
-            case Dismiss(worker=worker, error=error):
-                self.bulletin.tell(SwarmEventKind.LOST, worker=worker, name=self.members.name(worker), reason=error.message)
+            case Dismiss(worker=worker, stage=stage, error=error):
+                self._tell_lost(worker, stage, error.message)
                 self.members.send(worker, Lane.CONTROL, Goodbye(reason="dismissed"))
                 self.members.hang_up(worker)
             case ReportLeft():
