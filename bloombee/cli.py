@@ -252,7 +252,7 @@ def keygen(*, out: Annotated[str, Parameter(help="The file to write, readable by
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, run, and turn whatever happened into an exit code."""
+    """Parse, run, and turn whatever happened into an exit code. Without ``arguments``, those of this process."""
     _open_standard_files()
     code = _outcome(list(sys.argv[1:] if arguments is None else arguments))
     try:
@@ -260,7 +260,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         # The reader of stdout went away, or its disk is full. Python flushes once more at exit: give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return code or _fail(error, 1, debug=False)
+        code = code or _fail(error, 1, debug=False)
+    if arguments is None and "torch" in sys.modules:
+        # A thread that computes cannot be ended, and when it comes back to an interpreter that ends, C++ aborts the process.
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+        os._exit(code)
     return code
 
 
