@@ -136,7 +136,7 @@ class Runtime(Facts):
         """
         if self._home is not None:
             raise ConfigError("this Runtime has been started before; make a new one")
-        require_descriptors(self.config.num_stages)
+        require_descriptors(self.config.num_workers)
         self._home = LoopThread("bloombee-runtime")
         try:
             await self._there(self._listen())
