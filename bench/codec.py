@@ -387,7 +387,7 @@ def show(row: Row) -> None:
 
 def sizes(text: str) -> tuple[int, ...]:
     """Of messages, up to :data:`MOST_BYTES`."""
-    found = tuple(parse_size(word) for word in text.split(","))
+    found = tuple(parse_size(word, "--sizes") for word in text.split(","))
     if max(found) > MOST_BYTES:
         raise ConfigError(f"{text}: at most {MOST_BYTES >> 20} MiB")
     return found

@@ -252,7 +252,7 @@ def keygen(*, out: Annotated[str, Parameter(help="The file to write, readable by
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, run, and turn whatever happened into an exit code."""
+    """Parse, run, and turn whatever happened into an exit code. Without ``arguments``, those of this process."""
     _open_standard_files()
     code = _outcome(list(sys.argv[1:] if arguments is None else arguments))
     try:
@@ -260,7 +260,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         # The reader of stdout went away, or its disk is full. Python flushes once more at exit: give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return code or _fail(error, 1, debug=False)
+        code = code or _fail(error, 1, debug=False)
+    if arguments is None and "torch" in sys.modules:
+        # A thread that computes cannot be ended, and when it comes back to an interpreter that ends, C++ aborts the process.
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+        os._exit(code)
     return code
 
 
@@ -405,29 +410,46 @@ async def _answer_lines(config: RuntimeConfig, params: SamplingParams, *, chat: 
         say(f"waiting for {count}{others}; run each of these once, {where(tokens[0])}:\n\n{joins}\n")
 
     async with open_runtime(config, announce=announce) as runtime:
-        telling = asyncio.ensure_future(_tell_of_recoveries(runtime))
+        answering = asyncio.ensure_future(_answer_each(runtime, params, chat=chat, json=json))
+        telling = asyncio.ensure_future(_tell_of_losses(runtime))
         try:
-            async for line in _lines():
-                try:
-                    await _answer(runtime, _conversation(_decoded(line, "a line"), chat), params, json=json)
-                except (ConfigError, Infeasible, CapacityError) as error:  # of this line alone: the next may be better
-                    say(f"bloombee: {error.message}")
+            await asyncio.wait([answering, telling], return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                await telling
+            await answering
         finally:
+            answering.cancel()
             telling.cancel()
-            await asyncio.gather(telling, return_exceptions=True)
+            await asyncio.gather(answering, telling, return_exceptions=True)
 
 
-async def _tell_of_recoveries(runtime: Runtime) -> None:
-    """After each of them a spare is missing: how another worker joins."""
+async def _answer_each(runtime: Runtime, params: SamplingParams, *, chat: bool, json: bool) -> None:
+    """Every line of stdin, until that ends."""
     from bloombee.terminal import say
 
-    lost = ""
+    async for line in _lines():
+        try:
+            await _answer(runtime, _conversation(_decoded(line, "a line"), chat), params, json=json)
+        except (ConfigError, Infeasible, CapacityError) as error:  # of this line alone: the next may be better
+            say(f"bloombee: {error.message}")
+
+
+async def _tell_of_losses(runtime: Runtime) -> None:
+    """After each of them a spare is missing: how another worker joins. The log has who was lost, and why.
+
+    Raises:
+        BloomBeeError: nothing runs any more, whether somebody asks or not.
+    """
+    from bloombee.terminal import say
+
+    is_up = False
     async for event in runtime.events():
-        if event.kind is SwarmEventKind.LOST:
-            lost = f"worker {event.name} is lost ({event.reason})"
-        elif event.kind is SwarmEventKind.UP and event.epoch > 1:
-            token = await runtime.issue_token()
-            say(f"{lost}; a spare took its place, and another may join:\n\n    bloombee worker --join {token}\n")
+        if event.kind is SwarmEventKind.DOWN:
+            raise BloomBeeError(event.reason)
+        has_recovered = event.kind is SwarmEventKind.UP and event.epoch > 1
+        if has_recovered or (is_up and event.kind is SwarmEventKind.LOST and event.stage is None):
+            say(f"another worker may join as a spare:\n\n    bloombee worker --join {await runtime.issue_token()}\n")
+        is_up = is_up or event.kind is SwarmEventKind.UP
 
 
 async def _lines() -> AsyncIterator[bytes]:

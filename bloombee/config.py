@@ -35,6 +35,8 @@ from bloombee.types import Dtype
 from bloombee.utf8 import surrogate_at
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+SIZE_FIELDS = ("memory_bytes", "log_memory_bytes", "log_disk_bytes")
+"""Which may be written as people do: :func:`parse_size`."""
 _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _NUM_LAYERS = re.compile(r"[0-9]{1,9}")
 _DTYPES = ("auto", *(str(dtype) for dtype in Dtype))
@@ -341,23 +343,33 @@ def load_config(path: str | os.PathLike[str] | None) -> Config:
             raise ConfigError(f"{path}: {name}: settings stand in the tables [runtime] and [worker]", path=str(path), field=name)
     try:
         worker = dict(tables.get("worker", {}))
-        for name in ("memory_bytes", "log_memory_bytes", "log_disk_bytes"):
+        for name in SIZE_FIELDS:
             if isinstance(worker.get(name), str):
-                worker[name] = parse_size(worker[name])
+                worker[name] = parse_size(worker[name], name)
         return Config(merge(RuntimeConfig(), tables.get("runtime", {})), merge(WorkerConfig(), worker))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", **{**error.fields, "path": str(path)}) from error
 
 
-def parse_size(text: str) -> int:
+def size_text(size: int) -> str:
+    """The shortest that :func:`parse_size` reads as ``size``."""
+    power = next(power for power in (4, 3, 2, 1, 0) if size % 1024**power == 0)
+    return f"{size // 1024**power}{('', 'KiB', 'MiB', 'GiB', 'TiB')[power]}" if size else "0"
+
+
+def parse_size(text: str, field: str) -> int:
     """Bytes in ``text``: 1048576, 512MB (powers of 1000), 8GiB (powers of 1024).
+
+    Args:
+        field: whose text it is.
 
     Raises:
         ConfigError: it is none of these.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ConfigError(f"{quoted(text)} is no size: write it as 8GiB, 512MB or a number of bytes", value=quoted(text))
+        said = f"{field} = {quoted(text)}: must be a size, as 8GiB, 512MB or a number of bytes"
+        raise ConfigError(said, field=field, value=quoted(text))
     number, prefix, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
 

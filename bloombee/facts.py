@@ -110,7 +110,7 @@ class Facts:
     async def events(self) -> AsyncGenerator[SwarmEvent, None]:
         """What happened in the swarm so far (the last thousand events), and what happens from now on, until it is closed.
 
-        What was chosen is among it, with the lines of the decision log.
+        What was chosen is among it, with the lines of the decision log. Of a Runtime that has been closed: what is kept.
 
         Cancelled: nothing is left behind.
         """
@@ -124,7 +124,8 @@ class Facts:
 
         bulletin, home = self._started().bulletin, self._home
         assert home is not None
-        home.soon(bulletin.listen, take)
+        if not home.soon(bulletin.listen, take):
+            bulletin.listen(take)  # its owner has ended, after its last word
         try:
             while True:
                 while waiting:

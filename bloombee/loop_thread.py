@@ -63,16 +63,19 @@ class LoopThread:
         coroutine.close()
         raise RuntimeClosed("the Runtime was closed")
 
-    def soon(self, action: Callable[..., object], *args: Any) -> None:
-        """Call ``action`` on the loop; nothing happens if that has ended, and with it everything on it."""
-        with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(action, *args)
+    def soon(self, action: Callable[..., object], *args: Any) -> bool:
+        """Call ``action`` on the loop; False, and nothing happens, if that ends, and with it everything on it."""
+        with self._lock, contextlib.suppress(RuntimeError):
+            if not self._is_ending:  # what is handed over before the end is done before the end
+                self.loop.call_soon_threadsafe(action, *args)
+                return True
+        return False
 
     def end(self) -> None:
         """Take no more and let the thread end; does not wait."""
+        self.soon(lambda: self._over.set())
         with self._lock:
             self._is_ending = True
-            self.soon(lambda: self._over.set())
 
     async def _serve(self) -> None:
         self._over = asyncio.Event()

@@ -7,6 +7,7 @@ docstring (types.SamplingParams). An option that was not given stays out of the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
 import typing
@@ -16,14 +17,12 @@ from typing import Annotated, Any
 
 from cyclopts import App, Group, Parameter, Token
 
-from bloombee.config import parse_size, parse_split
+from bloombee.config import SIZE_FIELDS, parse_size, parse_split, size_text
 from bloombee.quote import quoted
 
 _TEXT_FIELDS: dict[str, Callable[[str], Any]] = {
     "split": parse_split,
-    "memory_bytes": parse_size,
-    "log_memory_bytes": parse_size,
-    "log_disk_bytes": parse_size,
+    **{name: functools.partial(parse_size, field=name) for name in SIZE_FIELDS},
 }
 """Fields that a person writes otherwise than as their type says."""
 
@@ -106,7 +105,7 @@ def whole_number(_: Any, tokens: Sequence[Token]) -> int:
 def _parameter(f: dataclasses.Field[Any], hint: Any, text: str, group: Group) -> inspect.Parameter:
     kind = str if f.name in _TEXT_FIELDS else hint
     name = f.metadata.get("name")
-    default = f.default
+    default = size_text(f.default) if f.name in SIZE_FIELDS and f.default is not None else f.default
     parameter = Parameter(
         name=f"--{name}" if name else None,
         help=text or f.metadata.get("help", ""),

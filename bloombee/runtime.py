@@ -136,7 +136,7 @@ class Runtime(Facts):
         """
         if self._home is not None:
             raise ConfigError("this Runtime has been started before; make a new one")
-        require_descriptors(self.config.num_stages)
+        require_descriptors(self.config.num_workers)
         self._home = LoopThread("bloombee-runtime")
         try:
             await self._there(self._listen())
@@ -148,8 +148,14 @@ class Runtime(Facts):
             raise
 
     async def ready(self) -> None:
-        """Second half: start the local workers or await the remote ones; returns when the pipeline is up."""
-        await self._there(self._head.start_workers())
+        """Second half: start the local workers or await the remote ones; returns when the pipeline is up.
+
+        Cancelled: remote workers may be awaited again.
+
+        Raises:
+            RuntimeClosed: there was no :meth:`prepare`; ConfigError: the local workers have been started before.
+        """
+        await self._there(self._started().start_workers())
 
     async def issue_token(self) -> str:
         """A join token for one more worker, at any time: it becomes a spare, or takes the place of one that is awaited.

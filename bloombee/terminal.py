@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -98,15 +99,21 @@ class Tally:
 
 
 async def stream(tokens: AsyncIterator[Token]) -> Tally:
-    """Write tokens as they come. Cancelled in the middle, what was written stays."""
+    """Write tokens as they come. Cancelled or failing in the middle, what was written stays, as a line."""
     tally, start = Tally(), time.perf_counter()
-    async for token in tokens:
-        tally.last_s = time.perf_counter() - start
-        tally.first_s = tally.first_s or tally.last_s
-        tally.num_tokens += 1
-        tally.finish_reason = str(token.finish_reason or "")
-        if token.text:
-            write(token.text)
+    try:
+        async for token in tokens:
+            tally.last_s = time.perf_counter() - start
+            tally.first_s = tally.first_s or tally.last_s
+            tally.num_tokens += 1
+            tally.finish_reason = str(token.finish_reason or "")
+            if token.text:
+                write(token.text)
+    except (Exception, asyncio.CancelledError):
+        if tally.num_tokens:  # else what is said next would stand behind the text
+            with contextlib.suppress(OSError):
+                write("\n")
+        raise
     return tally
 
 

@@ -365,6 +365,7 @@ class SwarmEvent:
         at_s: when, by ``time.monotonic``.
         epoch: of the plan that it is about; 0: of none.
         worker, name: whom it is about, if one.
+        stage: that a lost worker had; None: it was a spare, or there was no plan yet.
         reason: of a loss, of an end, of a choice.
         decision: of a choice, the line of the decision log: JSON with what was chosen, why and from which figures.
     """
@@ -376,3 +377,4 @@ class SwarmEvent:
     name: str = ""
     reason: str = ""
     decision: str = ""
+    stage: int | None = None

@@ -88,9 +88,10 @@ class PipelineDown(Struct, frozen=True, gc=False):
 
 
 class Dismiss(Struct, frozen=True, gc=False):
-    """Hang up on a worker: it broke the rules or went silent."""
+    """Hang up on a worker: it broke the rules or went silent. ``stage`` is the one that it had."""
 
     worker: WorkerId
+    stage: int | None
     error: BloomBeeError
 
 

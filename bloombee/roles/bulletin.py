@@ -22,10 +22,17 @@ class Bulletin:
         self._is_closed = False
 
     def tell(
-        self, kind: SwarmEventKind, *, epoch: int = 0, worker: WorkerId | None = None, name: str = "", reason: str = ""
+        self,
+        kind: SwarmEventKind,
+        *,
+        epoch: int = 0,
+        worker: WorkerId | None = None,
+        name: str = "",
+        reason: str = "",
+        stage: int | None = None,
     ) -> None:
         """As :class:`~bloombee.types.SwarmEvent`; it happened now."""
-        self._tell(SwarmEvent(kind, time.monotonic(), epoch, worker, name, reason))
+        self._tell(SwarmEvent(kind, time.monotonic(), epoch, worker, name, reason, stage=stage))
 
     def decided(self, decision: Decision, line: str) -> None:
         """Something was chosen, and ``line`` of the log says so."""

@@ -254,6 +254,7 @@ class HeadRole:
     def _worker_in(self, admitted: Admitted) -> None:
         join = admitted.join
         event = WorkerJoined(admitted.worker, join.name, join.endpoint, admitted.key, join.memory_bytes, time.monotonic())
+        self.local.joined(join.name)
         self._progress.joined(admitted, max(0, self._core.num_missing - 1))
         self.bulletin.tell(SwarmEventKind.JOINED, worker=admitted.worker, name=join.name)
         self._do(self._core.handle(event))
@@ -305,16 +306,25 @@ class HeadRole:
         if self._closed:
             return
         worker = self.members.named(name)
-        if worker is None:
-            self._fail(DeviceError(f"worker {name!r} could not start: {reason}", worker=name))
+        if not self.local.is_awaited(name):
+            if worker is not None:  # else it has been found lost already
+                self._gone(worker, reason)
+        elif self.local.is_spare(name):
+            log.warning("worker %s, a spare, could not start: %s", name, reason)
         else:
-            self._gone(worker, reason)
+            self._fail(DeviceError(f"worker {name!r} could not start: {reason}", worker=name))
 
     def _gone(self, worker: WorkerId, reason: str) -> None:
         if worker in self.members:
-            self.bulletin.tell(SwarmEventKind.LOST, worker=worker, name=self.members.name(worker), reason=reason)
+            self._tell_lost(worker, self._core.stage_of(worker), reason)
         self.members.hang_up(worker)
         self._do(self._core.handle(WorkerGone(worker, reason, time.monotonic())))
+
+    def _tell_lost(self, worker: WorkerId, stage: int | None, reason: str) -> None:
+        name = self.members.name(worker)
+        self.bulletin.tell(SwarmEventKind.LOST, worker=worker, name=name, reason=reason, stage=stage)
+        if stage is None and self._up.done():
+            log.warning("worker %s, a spare, is lost (%s)", name, reason)
 
     # -- commands --------------------------------------------------------------------------
 
@@ -349,8 +359,8 @@ class HeadRole:
                 self.helm.tell(PlanEnded(None, time.monotonic()))
                 self.desk.lost(error)
                 self._fail(error)
-            case Dismiss(worker=worker, error=error):
-                self.bulletin.tell(SwarmEventKind.LOST, worker=worker, name=self.members.name(worker), reason=error.message)
+            case Dismiss(worker=worker, stage=stage, error=error):
+                self._tell_lost(worker, stage, error.message)
                 self.members.send(worker, Lane.CONTROL, Goodbye(reason="dismissed"))
                 self.members.hang_up(worker)
             case ReportLeft():

@@ -47,6 +47,9 @@ class LocalSwarm:
         self._spawner = SpawnerClient(on_exit=self._exited, on_lost=on_lost)
         self.processes: dict[int, str] = {}
         """Those that live: process id -> name."""
+        self._awaited: set[str] = set()
+        """Started, and not in the swarm so far."""
+        self._has_begun = False
         self._all_ended = asyncio.Event()
         self._closing = False
 
@@ -76,9 +79,16 @@ class LocalSwarm:
         return Profile.from_json(text)
 
     async def spawn(self, tokens: Sequence[str]) -> None:
-        """Start every worker, each with its join token."""
+        """Start every worker, each with its join token.
+
+        Raises:
+            ConfigError: they have been started before: a token lets in one of them.
+        """
+        if self._has_begun:
+            raise ConfigError("the workers of this Runtime have been started before; make a new one")
         await self._spawner.ask("warm")
         shared_bytes = await self._memory_bytes()
+        self._has_begun = True
         for place, token, name in zip(self._places, tokens, self.names, strict=True):
             config = WorkerConfig(
                 join=token,
@@ -96,7 +106,20 @@ class LocalSwarm:
                 trace=self._config.trace or ".",
                 log_level="warning",
             )
+            self._awaited.add(name)
             self.processes[await self._spawner.spawn(config)] = name
+
+    def joined(self, name: str) -> None:
+        """A worker that calls itself so is in the swarm."""
+        self._awaited.discard(name)
+
+    def is_awaited(self, name: str) -> bool:
+        """Whether it was started here and has not been in the swarm yet."""
+        return name in self._awaited
+
+    def is_spare(self, name: str) -> bool:
+        """Whether no stage is meant for it at the start."""
+        return name not in self.names[: self._config.num_stages]
 
     async def close(self, wait_s: float = 0.0) -> None:
         """End every process; workers get ``wait_s`` to end by themselves."""

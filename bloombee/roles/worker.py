@@ -162,6 +162,7 @@ class WorkerRole:
         peer = self._head_endpoint
         memory_bytes = config.memory_bytes
         if memory_bytes is None:
+            log.info("reached the head at %s; starting torch, to see how much memory there is", peer)
             memory_bytes = await asyncio.to_thread(_offered_bytes, config.device, config.log_memory_bytes)
         join = Join(
             protocol=PROTOCOL_VERSION,
@@ -201,7 +202,7 @@ class WorkerRole:
             log_bytes=default_log_bytes(memory_bytes) if config.log_memory_bytes is None else config.log_memory_bytes,
             open_trace=self._traces.open,
         )
-        log.info("joined the head at %s as worker %d; it assigns layers when all workers are there", peer, joiner.joined.worker)
+        log.info("joined the head at %s as worker %d, and waits for layers", peer, joiner.joined.worker)
         machine = Dialler(self._hello(joiner.joined), peer=f"the head at {peer}")
         self._greeter = Greeter(
             self._endpoint, self._head_link, machine, on_open=self._timed, on_error=self._end, on_timed=self._timed

@@ -194,3 +194,30 @@ def test_a_wrong_join_token_is_exit_2() -> None:
     assert done.returncode == 2, done.stderr
     assert "token" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+COMPUTES = """
+import sys, threading, torch
+import bloombee.roles.worker as worker
+from bloombee.cli import main
+
+def serve(_):
+    computes = threading.Event()
+    def compute():
+        matrix = torch.ones(200, 200)
+        while True:
+            matrix @ matrix
+            computes.set()
+    for _ in range(3):
+        threading.Thread(target=compute, daemon=True).start()
+    computes.wait()
+
+worker.run = serve
+sys.argv = ["bloombee", "worker", "--join", "t"]
+sys.exit(main())
+"""
+
+
+def test_a_worker_that_ends_while_it_computes_is_not_aborted() -> None:
+    done = subprocess.run([sys.executable, "-c", COMPUTES], capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (0, "")

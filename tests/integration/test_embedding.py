@@ -14,7 +14,7 @@ import pytest
 import uvloop
 
 import bloombee
-from bloombee.errors import RuntimeClosed
+from bloombee.errors import ConfigError, RuntimeClosed
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
@@ -118,3 +118,24 @@ def test_a_cancelled_start_leaves_no_process() -> None:
     before = psutil.Process().children(recursive=True)
     asyncio.run(use())
     assert not set(psutil.Process().children(recursive=True)) - set(before)
+
+
+def test_what_is_asked_of_a_runtime_too_early_or_too_late_is_answered_at_once() -> None:
+    async def events(runtime: bloombee.Runtime) -> list[bloombee.SwarmEventKind]:
+        return [event.kind async for event in runtime.events()]
+
+    async def use() -> None:
+        runtime = bloombee.Runtime("demo", workers=1)
+        for early in (runtime.ready(), runtime.issue_token(), events(runtime)):
+            with pytest.raises(RuntimeClosed):
+                await early
+        async with runtime:
+            with pytest.raises(ConfigError, match="started before"):
+                await runtime.ready()
+            assert len((await runtime.generate("import os\n", max_new_tokens=4)).token_ids) == 4
+        for late in (runtime.ready(), runtime.issue_token()):
+            with pytest.raises(RuntimeClosed):
+                await late
+        assert bloombee.SwarmEventKind.UP in await asyncio.wait_for(events(runtime), 10)
+
+    asyncio.run(asyncio.wait_for(use(), 120))

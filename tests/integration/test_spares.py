@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 
+import psutil
 import pytest
 
 import bloombee
@@ -110,5 +111,55 @@ def test_a_worker_that_hangs_is_told_as_lost_and_a_spare_takes_its_place() -> No
             assert await _ask(runtime, 0) == undisturbed
         await asyncio.wait_for(events.over, 10)
         assert events.lost == [hung.name]
+
+    asyncio.run(asyncio.wait_for(use(), 120))
+
+
+def test_workers_found_lost_cost_nothing_when_their_processes_end_after_that() -> None:
+    """Of two at once a neighbour may say so first; one that hung and goes on sees that it is out, and ends."""
+
+    async def use() -> None:
+        async with bloombee.Runtime("demo", workers=3, spares=3, dtype="float32", threads=1) as runtime:
+            events = _Events(runtime)
+            await events.until(SwarmEventKind.JOINED, 6)
+            undisturbed = await asyncio.gather(*(_ask(runtime, number) for number in range(len(PROMPTS))))
+            came: asyncio.Queue[int] = asyncio.Queue()
+            asked = [asyncio.ensure_future(_ask(runtime, number, came)) for number in range(len(PROMPTS))]
+            for _ in range(20):
+                await came.get()
+            for stage in (0, 2):
+                os.kill(runtime.worker_pids[runtime.plan.stages[stage].worker], signal.SIGKILL)
+            assert await asyncio.gather(*asked) == undisturbed
+
+            hung = runtime.plan.stages[1]
+            pid = runtime.worker_pids[hung.worker]
+            os.kill(pid, signal.SIGSTOP)
+            await events.until(SwarmEventKind.LOST, 3)
+            os.kill(pid, signal.SIGCONT)
+            while psutil.pid_exists(pid):
+                assert await _ask(runtime, 0) == undisturbed[0]
+            assert await _ask(runtime, 0) == undisturbed[0]
+        await asyncio.wait_for(events.over, 10)
+        assert events.kinds.count(SwarmEventKind.LOST) == 3
+
+    asyncio.run(asyncio.wait_for(use(), 120))
+
+
+def test_a_spare_that_ends_before_it_has_joined_costs_nothing() -> None:
+    async def use() -> None:
+        runtime = bloombee.Runtime("demo", workers=1, spares=1, dtype="float32", threads=1)
+        try:
+            await runtime.prepare()
+            start = asyncio.ensure_future(runtime.ready())
+            while len(runtime._head.local.processes) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            (pid,) = (pid for pid, name in runtime._head.local.processes.items() if name == "local-1")
+            os.kill(pid, signal.SIGKILL)
+            await asyncio.wait_for(start, 100)
+            while pid in runtime._head.local.processes:
+                assert len(await _ask(runtime, 0)) == NEW
+            assert len(await _ask(runtime, 0)) == NEW
+        finally:
+            await runtime.close()
 
     asyncio.run(asyncio.wait_for(use(), 120))

@@ -244,7 +244,9 @@ def test_a_terminal_gets_no_control_characters(monkeypatch: pytest.MonkeyPatch) 
         ("generate --prompt x --dtype int8", "dtype = 'int8': must be"),
         ("generate --prompt x --config none.toml", "none.toml: cannot read"),
         ("worker", "join is empty"),
-        ("worker --join t --memory lots", "'lots' is no size"),
+        ("worker --join t --memory lots", "memory_bytes = 'lots': must be a size"),
+        ("worker --join t --log-disk 1e18", "log_disk_bytes = '1e18': must be a size"),
+        ("worker --join t --log-memory -1", "log_memory_bytes = '-1': must be a size"),
         ("head --workers 0", "workers = 0: must be"),
         ("frobnicate", "frobnicate"),
     ],
@@ -283,7 +285,7 @@ def test_a_failure_in_the_middle(
     monkeypatch.setattr(fake, "failure", failure)
     assert main(["generate", "--prompt", "x", *json_flag]) == code
     out, err = capsys.readouterr()
-    assert out == ("" if json_flag else "one two")
+    assert out == ("" if json_flag else "one two\n")
     assert str(failure) in err
     assert "Traceback" not in err
     assert fake.made[0].closed
@@ -358,13 +360,13 @@ def test_head_says_how_to_join_and_answers_each_line(
     assert [prompt[0]["content"] for prompt, _ in fake.made[0].asked] == ["first", "second"]
 
 
-def test_head_says_who_was_lost_and_how_another_worker_joins(
+def test_head_says_how_another_worker_joins_when_a_stage_or_a_spare_is_lost(
     tmp_path: Any, capsys: pytest.CaptureFixture[str], fake: type[FakeRuntime], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds = SwarmEventKind
     happened = (
-        SwarmEvent(kinds.UP, 1.0, epoch=1), SwarmEvent(kinds.LOST, 2.0, worker=3, name="bea", reason="it went silent"),
-        SwarmEvent(kinds.UP, 3.0, epoch=2),
+        SwarmEvent(kinds.LOST, 0.0, worker=9), SwarmEvent(kinds.UP, 1.0, epoch=1),
+        SwarmEvent(kinds.LOST, 2.0, worker=3, stage=1), SwarmEvent(kinds.UP, 3.0, epoch=2), SwarmEvent(kinds.LOST, 4.0, worker=4),
     )  # fmt: skip
     monkeypatch.setattr(fake, "happens", happened)
     lines = tmp_path / "lines"
@@ -373,9 +375,22 @@ def test_head_says_who_was_lost_and_how_another_worker_joins(
         monkeypatch.setattr(sys, "stdin", stdin)
         assert main(["head", "--workers", "2", "--spares", "1"]) == 0
     said = capsys.readouterr().err
-    assert said.count("bloombee worker --join") == 2 + 1
-    assert "worker bea is lost (it went silent); a spare took its place, and another may join" in said
+    assert said.count("another worker may join as a spare") == 2  # for the stage, and for the spare
+    assert said.count("bloombee worker --join") == 2 + 2
     assert f"bloombee worker --join {join_token(99, fake.made[0].config.listen)}" in said
+
+
+def test_head_ends_at_once_when_nothing_runs_any_more_though_nobody_asks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fake: type[FakeRuntime]
+) -> None:
+    happened = (SwarmEvent(SwarmEventKind.UP, 1.0, epoch=1), SwarmEvent(SwarmEventKind.DOWN, 2.0, reason="worker 'bea' is gone"))
+    monkeypatch.setattr(fake, "happens", happened)
+    readable, writable = os.pipe()
+    with os.fdopen(readable) as stdin, os.fdopen(writable, "w"):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main(["head", "--workers", "2"]) == 1
+    assert "bloombee: worker 'bea' is gone\n" in capsys.readouterr().err
+    assert fake.made[0].closed
 
 
 @pytest.mark.parametrize(

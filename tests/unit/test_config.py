@@ -19,6 +19,7 @@ from bloombee.config import (
     merge,
     parse_size,
     parse_split,
+    size_text,
 )
 from bloombee.errors import ConfigError
 from bloombee.runtime import Runtime
@@ -177,7 +178,7 @@ def test_a_file_lies_under_the_callers_values(tmp_path: Path) -> None:
         ("[runtime]\nworkerz = 2", "did you mean workers"),
         ("[runtime]\nworkers = 0", "workers = 0"),
         ("[runtime", "not a TOML file"),
-        ('[worker]\nmemory_bytes = "lots"', "no size"),
+        ('[worker]\nmemory_bytes = "lots"', "memory_bytes = .lots.: must be a size"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, text: str, says: str) -> None:
@@ -197,13 +198,19 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     ("text", "size"), [("1048576", 1 << 20), ("512MB", 512 * 10**6), ("8GiB", 8 << 30), ("1.5 gib", 3 << 29), ("2k", 2000)]
 )
 def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
+    assert parse_size(text, "memory_bytes") == size
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "8 apples", "1e9", "9" * 5000])
 def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(ConfigError):
-        parse_size(text)
+    with pytest.raises(ConfigError, match="log_disk_bytes"):
+        parse_size(text, "log_disk_bytes")
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0"), (1000, "1000"), (1 << 10, "1KiB"), (1 << 30, "1GiB"), (3 << 29, "1536MiB")])
+def test_sizes_are_shown_as_they_are_written(size: int, text: str) -> None:
+    assert size_text(size) == text
+    assert parse_size(text, "memory_bytes") == size
 
 
 def test_split_text() -> None:

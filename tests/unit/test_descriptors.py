@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from bloombee.errors import CapacityError
+from bloombee.runtime import Runtime
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -45,3 +49,16 @@ def test_a_soft_limit_is_raised_as_far_as_needed_and_no_further() -> None:
 def test_enough_is_left_as_it_is() -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     assert told((256, hard if hard > 256 else 256), workers=16) == "256"
+
+
+def test_a_head_counts_its_spares(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def require(workers: int) -> None:
+        asked.append(workers)
+        raise CapacityError("too few")
+
+    monkeypatch.setattr("bloombee.runtime.require_descriptors", require)
+    with pytest.raises(CapacityError):
+        asyncio.run(Runtime("demo", remote_workers=2, spares=500).prepare())
+    assert asked == [502]

@@ -217,7 +217,7 @@ class SwarmCore:
         if not self._was_up:
             return self._down(error, now)
         blamed = self._blamed(worker, cause)
-        return [Dismiss(blamed.id, error), *self._gone(blamed.id, error.message, now)]
+        return [Dismiss(blamed.id, self.stage_of(blamed.id), error), *self._gone(blamed.id, error.message, now)]
 
     def _blamed(self, worker: Member, cause: BloomBeeError) -> Member:
         """Whose fault it is: of neighbours a stage may say so; of others it can know nothing."""
