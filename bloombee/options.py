@@ -105,7 +105,7 @@ def whole_number(_: Any, tokens: Sequence[Token]) -> int:
 def _parameter(f: dataclasses.Field[Any], hint: Any, text: str, group: Group) -> inspect.Parameter:
     kind = str if f.name in _TEXT_FIELDS else hint
     name = f.metadata.get("name")
-    default = size_text(f.default) if f.name in SIZE_FIELDS and f.default is not None else f.default
+    default = size_text(f.default) if f.name in SIZE_FIELDS and isinstance(f.default, int) else f.default
     parameter = Parameter(
         name=f"--{name}" if name else None,
         help=text or f.metadata.get("help", ""),
