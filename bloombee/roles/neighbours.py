@@ -47,6 +47,8 @@ class Neighbour:
     """Pieces of bulk that have come to it so far."""
     num_damaged: int = 0
     """Frames in a row that came from it with a wrong checksum."""
+    refused: str = ""
+    """What it said last of a message that it refused."""
 
     @property
     def is_open(self) -> bool:
@@ -228,13 +230,10 @@ class Neighbours:
         neighbour = self._by_link[link]
         assert neighbour.greeter is not None
         if isinstance(message, Refused) and neighbour.is_open:
-            log.log(
-                logging.DEBUG if message.code == StalePlan.__name__ else logging.WARNING,
-                "%s link refused a message: %s %s",
-                neighbour.port.value,
-                message.code,
-                message.fields.get("message", ""),
-            )
+            said = f"{message.code} {message.fields.get('message', '')}"
+            is_news = message.code != StalePlan.__name__ and said != neighbour.refused
+            log.log(logging.WARNING if is_news else logging.DEBUG, "%s link refused a message: %s", neighbour.port.value, said)
+            neighbour.refused = said
             return
         neighbour.greeter.received(lane, message)
 

@@ -171,7 +171,7 @@ class Reporter:
             choice = sender.explain()
         if choice[:3] != self._codec_choice[:3]:
             self._codec_choice = choice
-            log.info("codec to the next stage %s", choice)
+            log.debug("codec to the next stage %s", choice)
         is_news = self._has_moved or facts.num_frames != self._reported_frames
         if not is_news or now - self._reported_at < REPORT_EVERY_S:
             return

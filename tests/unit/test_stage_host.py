@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -466,6 +467,19 @@ def _worker(stage: _Stage) -> WorkerRole:
     worker._stages._neighbours = stage.neighbours
     worker._stages._hosts[1] = [stage.host]
     return worker
+
+
+def test_what_the_next_worker_refuses_again_and_again_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    def use(stage: _Stage) -> None:
+        for _ in range(5):
+            stage.said(Lane.CONTROL, Refused("AuthenticationError", {"message": "no such link here"}))
+        stage.said(Lane.CONTROL, Refused("StalePlan", {"message": "epoch 1"}))
+        stage.said(Lane.CONTROL, Refused("RemoteProtocolError", {"message": "what?"}))
+
+    with caplog.at_level(logging.WARNING, logger="bloombee"):
+        _run(use)
+    said = [record.getMessage().rpartition(": ")[2] for record in caplog.records]
+    assert said == ["AuthenticationError no such link here", "RemoteProtocolError what?"]
 
 
 @pytest.mark.parametrize(
