@@ -15,8 +15,9 @@ from functools import partial
 from typing import Any, BinaryIO, cast
 
 from bloombee.codec.checksum import crc32c
-from bloombee.errors import BloomBeeError, CorruptPayload, DeviceError
+from bloombee.errors import BloomBeeError, ConfigError, CorruptPayload, DeviceError
 from bloombee.pipeline.work import Piece
+from bloombee.quote import quoted
 from bloombee.roles.coding import Payload
 from bloombee.roles.work_thread import WorkThread
 from bloombee.wire.envelope import TensorHeader
@@ -106,6 +107,19 @@ class LogFile:
     def _close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def require_directory(directory: str) -> None:
+    """See that files can be made there.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    try:
+        _open(directory).close()
+    except OSError as error:
+        said = f"log_dir = {quoted(directory)}: no file can be made there: {error.strerror or error}"
+        raise ConfigError(said, field="log_dir", value=quoted(directory)) from error
 
 
 def _open(directory: str | None) -> BinaryIO:

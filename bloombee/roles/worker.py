@@ -28,6 +28,7 @@ from bloombee.pipeline.log import default_log_bytes
 from bloombee.roles.event_loop import new_event_loop
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.head_search import Found, HeadSearch
+from bloombee.roles.log_file import require_directory
 from bloombee.roles.neighbours import CODECS
 from bloombee.roles.pulse import Pulse
 from bloombee.roles.stages import Stages
@@ -110,6 +111,8 @@ class WorkerRole:
         self._over: asyncio.Future[None] = loop.create_future()
         loop.set_exception_handler(self._bug)
         keys = load(self._config.key) if self._config.key else generate()
+        if self._config.log_dir is not None:
+            require_directory(self._config.log_dir)
         self._endpoint = Endpoint(
             keys,
             swarm=0,
