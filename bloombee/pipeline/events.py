@@ -248,6 +248,13 @@ class WorkerGone(Struct, frozen=True, gc=False):
     now: float
 
 
+class WorkersEnded(Struct, frozen=True, gc=False):
+    """All of them, and no other can come."""
+
+    error: BloomBeeError
+    now: float
+
+
 class SwarmLost(Struct, frozen=True, gc=False):
     """No pipeline will run any more."""
 

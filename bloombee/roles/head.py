@@ -53,6 +53,7 @@ from bloombee.pipeline.events import (
     WorkerJoined,
     WorkerRestored,
     WorkerSaid,
+    WorkersEnded,
 )
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.pipeline.swarm import SwarmCore, SwarmLimits
@@ -105,8 +106,7 @@ class HeadRole:
         on_progress: Callable[[LoadProgress], None] | None = None,
     ) -> None:
         self.config = config
-        no_spawner = DeviceError("the process that starts workers has ended; start the Runtime again")
-        self.local = LocalSwarm(config, local_workers, on_end=self._process_ended, on_lost=lambda: self._fail(no_spawner))
+        self.local = LocalSwarm(config, local_workers, on_end=self._process_ended, on_lost=self._spawner_ended)
         self.card: ModelCard
         self.plan: Plan | None = None
         self.front_door: FrontDoor
@@ -313,6 +313,15 @@ class HeadRole:
             log.warning("worker %s, a spare, could not start: %s", name, reason)
         else:
             self._fail(DeviceError(f"worker {name!r} could not start: {reason}", worker=name))
+
+    def _spawner_ended(self) -> None:
+        """Its workers end with it; those from elsewhere never needed it once the model had been looked at."""
+        if self._closed or self.config.remote_workers:
+            return
+        error = DeviceError("the process that starts workers has ended; start the Runtime again")
+        if hasattr(self, "_core"):
+            self._do(self._core.handle(WorkersEnded(error, time.monotonic())))
+        self._fail(error)
 
     def _gone(self, worker: WorkerId, reason: str) -> None:
         if worker in self.members:

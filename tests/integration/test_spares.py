@@ -11,6 +11,9 @@ import pytest
 
 import bloombee
 from bloombee import SwarmEventKind
+from bloombee.config import WorkerConfig
+from bloombee.errors import DeviceError
+from bloombee.roles.worker import WorkerRole
 
 PROMPTS = [[n, 40 + n, 300 + n, 7] * 10 for n in range(4)]
 NEW = 48
@@ -161,5 +164,50 @@ def test_a_spare_that_ends_before_it_has_joined_costs_nothing() -> None:
             assert len(await _ask(runtime, 0)) == NEW
         finally:
             await runtime.close()
+
+    asyncio.run(asyncio.wait_for(use(), 120))
+
+
+def _spawner(runtime: bloombee.Runtime) -> psutil.Process:
+    process = runtime._head.local._spawner._process
+    assert process is not None
+    return psutil.Process(process.pid)
+
+
+def test_workers_that_end_with_their_spawner_are_said_so_and_no_spare_is_tried() -> None:
+    async def use() -> None:
+        async with bloombee.Runtime("demo", workers=2, spares=1, dtype="float32", threads=1) as runtime:
+            events = _Events(runtime)
+            await events.until(SwarmEventKind.JOINED, 3)
+            came: asyncio.Queue[int] = asyncio.Queue()
+            asked = asyncio.ensure_future(_ask(runtime, 0, came))
+            await came.get()
+            _spawner(runtime).kill()
+            with pytest.raises(DeviceError, match="the process that starts workers has ended"):
+                await asyncio.wait_for(asked, 10)
+            await events.until(SwarmEventKind.DOWN, 1)
+            with pytest.raises(DeviceError, match="the process that starts workers has ended"):
+                await _ask(runtime, 0)
+        await asyncio.wait_for(events.over, 10)
+        assert events.kinds.count(SwarmEventKind.PLANNED) == 1
+
+    asyncio.run(asyncio.wait_for(use(), 120))
+
+
+def test_workers_from_elsewhere_do_not_need_the_spawner_of_the_head() -> None:
+    async def use() -> None:
+        runtime = bloombee.Runtime("demo", remote_workers=1, dtype="float32")
+        await runtime.prepare()
+        worker = asyncio.ensure_future(WorkerRole(WorkerConfig(join=runtime.join_token, threads=1)).serve())
+        try:
+            await runtime.ready()
+            spawner = _spawner(runtime)
+            spawner.kill()
+            await asyncio.to_thread(spawner.wait)
+            assert len(await _ask(runtime, 0)) == NEW
+            assert len(await _ask(runtime, 0)) == NEW
+        finally:
+            await runtime.close()
+            await asyncio.gather(worker, return_exceptions=True)
 
     asyncio.run(asyncio.wait_for(use(), 120))

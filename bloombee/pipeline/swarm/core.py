@@ -43,6 +43,7 @@ from bloombee.pipeline.events import (
     WorkerJoined,
     WorkerRestored,
     WorkerSaid,
+    WorkersEnded,
 )
 from bloombee.pipeline.swarm.member import Member
 from bloombee.pipeline.swarm.orders import Orders
@@ -56,7 +57,7 @@ REPEAT_S = 2.0
 """An order that is not answered is said again after so long."""
 STALL_S = 1.0
 """Between two ticks: time that was not this process's."""
-Event = WorkerJoined | WorkerSaid | WorkerAway | WorkerRestored | WorkerGone | Tick
+Event = WorkerJoined | WorkerSaid | WorkerAway | WorkerRestored | WorkerGone | WorkersEnded | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,8 @@ class SwarmCore:
                 return self._said(worker, message, now)
             case WorkerGone(worker=worker, reason=reason, now=now):
                 return self._gone(worker, reason, now)
+            case WorkersEnded(error=error, now=now):
+                return self._down(error, now)
             case WorkerAway(worker=worker):
                 if worker in self._workers:
                     self._workers[worker].is_away = True
