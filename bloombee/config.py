@@ -34,6 +34,8 @@ from bloombee.quote import quoted
 from bloombee.types import Dtype
 from bloombee.utf8 import surrogate_at
 
+SILENCE_S, ENDING_SILENCE_S = 0.675, 1.6
+"""Of a link, where another worker would take over, and where every request would end."""
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 SIZE_FIELDS = ("memory_bytes", "log_memory_bytes", "log_disk_bytes")
 """Which may be written as people do: :func:`parse_size`."""
@@ -74,10 +76,10 @@ class RuntimeConfig:
     kv_tokens: int | None = option(None, "KV memory of layers that see all, in tokens; default: as memory allows, at most 32768.")
     max_waiting: int = option(1024, "Most requests that may be open or waiting at once; one more is refused.")
     heartbeat_s: float = option(0.1, "Seconds between heartbeats, on every link.")
-    silence_s: float = option(
-        0.675,
+    silence_s: float | None = option(
+        None,
         "Seconds that a link may be silent before its peer counts as gone; longer where round trips are long, this machine is"
-        " late or much is on its way.",
+        f" late or much is on its way; default: {SILENCE_S:g} with spares, {ENDING_SILENCE_S:g} where nobody could take over.",
     )
     step_deadline_s: float = option(
         600.0, "Seconds without a sign of life that a step may take, until steps have shown how long they take."
@@ -124,7 +126,7 @@ class RuntimeConfig:
         _check(
             self,
             "silence_s",
-            _seconds(self.silence_s) and self.silence_s >= 2 * self.heartbeat_s,
+            _seconds(self.longest_silence_s) and self.longest_silence_s >= 2 * self.heartbeat_s,
             f"seconds, at least two heartbeats ({2 * self.heartbeat_s:g})",
         )
         _check(self, "step_deadline_s", _seconds(self.step_deadline_s), "seconds > 0")
@@ -146,6 +148,13 @@ class RuntimeConfig:
             ),
             f"{self.num_stages} whole numbers >= 1, one a worker, as 3,3,2",
         )
+
+    @property
+    def longest_silence_s(self) -> float:
+        """``silence_s`` or its default: where a loss would end every request, a worker that is merely slow gets longer."""
+        if self.silence_s is not None:
+            return self.silence_s
+        return SILENCE_S if self.spares else ENDING_SILENCE_S
 
     @property
     def num_stages(self) -> int:

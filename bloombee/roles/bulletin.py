@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from bloombee.control.events import Decision
 from bloombee.types import SwarmEvent, SwarmEventKind, WorkerId
 
+log = logging.getLogger(__name__)
 KEPT = 1000
 """Latest events, for those who begin to listen later."""
 
@@ -33,6 +35,12 @@ class Bulletin:
     ) -> None:
         """As :class:`~bloombee.types.SwarmEvent`; it happened now."""
         self._tell(SwarmEvent(kind, time.monotonic(), epoch, worker, name, reason, stage=stage))
+
+    def lost(self, worker: WorkerId, name: str, stage: int | None, reason: str, *, is_up: bool) -> None:
+        """A worker; of one with a stage it is said, once all is up, who takes its place."""
+        self.tell(SwarmEventKind.LOST, worker=worker, name=name, reason=reason, stage=stage)
+        if stage is None and is_up:
+            log.warning("worker %s, a spare, is lost (%s)", name, reason)
 
     def decided(self, decision: Decision, line: str) -> None:
         """Something was chosen, and ``line`` of the log says so."""

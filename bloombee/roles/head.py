@@ -106,7 +106,7 @@ class HeadRole:
         on_progress: Callable[[LoadProgress], None] | None = None,
     ) -> None:
         self.config = config
-        self.local = LocalSwarm(config, local_workers, on_end=self._process_ended, on_lost=self._spawner_ended)
+        self.local = LocalSwarm(config, local_workers, on_end=self._ended, on_unstarted=self._fail, on_lost=self._spawner_ended)
         self.card: ModelCard
         self.plan: Plan | None = None
         self.front_door: FrontDoor
@@ -127,7 +127,7 @@ class HeadRole:
             on_join=self._knocked,
             curve=config.curve,
         )
-        self._door = Door(self._endpoint.swarm, config.heartbeat_s, config.silence_s)
+        self._door = Door(self._endpoint.swarm, config.heartbeat_s, config.longest_silence_s)
         self.members = Members(
             self._endpoint, self._door, on_in=self._worker_in, on_away=self._away, on_gone=self._gone, on_restored=self._restored
         )
@@ -155,8 +155,7 @@ class HeadRole:
             self._endpoint.stamps = True
         bound = await self._endpoint.bind(config.listen)
         self.local.start()
-        key = self._keys.public if config.curve else bytes(32)
-        self.front_door = FrontDoor(self._door, config, key=key, bound=bound)
+        self.front_door = FrontDoor(self._door, config, key=self._keys.public if config.curve else bytes(32), bound=bound)
         self.join_tokens = tuple(self.front_door.issue(self.local.head_endpoint(i)) for i in range(config.num_workers))
         loop.set_exception_handler(self._bug)
 
@@ -178,8 +177,7 @@ class HeadRole:
             send=self.members.send,
             told=self.desk.told,
         )
-        limits = SwarmLimits(config.load_deadline_s)
-        self._core = SwarmCore(request, limits, links=iter(partial(secrets.token_bytes, 16), b""))
+        self._core = SwarmCore(request, SwarmLimits(config.load_deadline_s), links=iter(partial(secrets.token_bytes, 16), b""))
         acts = [
             lambda now: self._do(self._core.handle(Tick(now))),
             lambda now: self.dispatch.handle(Tick(now)),
@@ -302,17 +300,10 @@ class HeadRole:
         self.dispatch.handle(StageRestored(stage, now))
         self.helm.tell(StageBack(stage, now))
 
-    def _process_ended(self, name: str, reason: str) -> None:
-        if self._closed:
-            return
-        worker = self.members.named(name)
-        if not self.local.is_awaited(name):
-            if worker is not None:  # else it has been found lost already
-                self._gone(worker, reason)
-        elif self.local.is_spare(name):
-            log.warning("worker %s, a spare, could not start: %s", name, reason)
-        else:
-            self._fail(DeviceError(f"worker {name!r} could not start: {reason}", worker=name))
+    def _ended(self, name: str, reason: str) -> None:
+        worker = None if self._closed else self.members.named(name)
+        if worker is not None:  # else it has been found lost already
+            self._gone(worker, reason)
 
     def _spawner_ended(self) -> None:
         """Its workers end with it; those from elsewhere never needed it once the model had been looked at."""
@@ -325,15 +316,9 @@ class HeadRole:
 
     def _gone(self, worker: WorkerId, reason: str) -> None:
         if worker in self.members:
-            self._tell_lost(worker, self._core.stage_of(worker), reason)
+            self.bulletin.lost(worker, self.members.name(worker), self._core.stage_of(worker), reason, is_up=self._up.done())
         self.members.hang_up(worker)
         self._do(self._core.handle(WorkerGone(worker, reason, time.monotonic())))
-
-    def _tell_lost(self, worker: WorkerId, stage: int | None, reason: str) -> None:
-        name = self.members.name(worker)
-        self.bulletin.tell(SwarmEventKind.LOST, worker=worker, name=name, reason=reason, stage=stage)
-        if stage is None and self._up.done():
-            log.warning("worker %s, a spare, is lost (%s)", name, reason)
 
     # -- commands --------------------------------------------------------------------------
 
@@ -359,7 +344,11 @@ class HeadRole:
                 self.dispatch.plan = plan
                 self.bulletin.tell(SwarmEventKind.PLANNED, epoch=plan.epoch)
             case PipelineUp(plan=plan):
-                self._pipeline_up(plan)
+                self._progress.ready(plan)
+                self.helm.runs(plan, self._core.request)
+                self.bulletin.tell(SwarmEventKind.UP, epoch=plan.epoch)
+                if not self._up.done():
+                    self._up.set_result(plan)
             case PipelineBroken():
                 self._broken(command)
             case PipelineDown(error=error):
@@ -369,7 +358,7 @@ class HeadRole:
                 self.desk.lost(error)
                 self._fail(error)
             case Dismiss(worker=worker, stage=stage, error=error):
-                self._tell_lost(worker, stage, error.message)
+                self.bulletin.lost(worker, self.members.name(worker), stage, error.message, is_up=self._up.done())
                 self.members.send(worker, Lane.CONTROL, Goodbye(reason="dismissed"))
                 self.members.hang_up(worker)
             case ReportLeft():
@@ -378,13 +367,6 @@ class HeadRole:
                 self._progress.loading(command, self.members.name(command.worker))
             case _:
                 raise AssertionError(f"no core of the head asks for {command!r}")
-
-    def _pipeline_up(self, plan: Plan) -> None:
-        self._progress.ready(plan)
-        self.helm.runs(plan, self._core.request)
-        self.bulletin.tell(SwarmEventKind.UP, epoch=plan.epoch)
-        if not self._up.done():
-            self._up.set_result(plan)
 
     def _broken(self, broken: PipelineBroken) -> None:
         """A stage is lost; what was measured of the ring that had it is of no use."""

@@ -57,7 +57,7 @@ ATTACKS: dict[str, tuple[Lane, list[list[bytes]], str]] = {
     "an acknowledgement with a payload": (Lane.CONTROL, [[ack(0), b"x"]], "PieceAck"),
     "a piece without bytes": (Lane.BULK, [[begin(100)], [piece(0, 0), b""]], "Piece.payload"),
     "a piece without a payload": (Lane.BULK, [[begin(100)], [piece(0, 0)]], "Piece.payload"),
-    "a piece with two": (Lane.BULK, [[begin(100)], [piece(0, 0), b"x", b"y"]], "tensors"),
+    "a piece with two": (Lane.BULK, [[begin(100)], [piece(0, 0), b"x", b"y"]], "Piece.payload"),
     "a piece that is too large": (
         Lane.BULK,
         [[begin(MAX_TENSOR_BYTES)], [piece(0, 0), bytes(MAX_PIECE_BYTES + 1)]],

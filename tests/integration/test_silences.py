@@ -17,6 +17,7 @@ from relay_kit import RelayNetwork, behind_relays, stream_tokens
 from stall_kit import StallWatch
 
 import bloombee
+from bloombee.config import SILENCE_S
 from bloombee.errors import LinkDown
 
 PROMPT = "import "
@@ -26,10 +27,10 @@ HOPS = [0, 1, 2]
 
 
 @contextlib.asynccontextmanager
-async def swarm(rtt_s: float) -> AsyncIterator[tuple[bloombee.Runtime, RelayNetwork, list[str]]]:
+async def swarm(rtt_s: float, silence_s: float | None = None) -> AsyncIterator[tuple[bloombee.Runtime, RelayNetwork, list[str]]]:
     """Three workers behind relays, and the kinds of what happens to them."""
     happened: list[str] = []
-    async with behind_relays(rtt_s) as (runtime, network):
+    async with behind_relays(rtt_s, silence_s=silence_s) as (runtime, network):
 
         async def listen() -> None:
             async for event in runtime.events():
@@ -49,7 +50,7 @@ async def swarm(rtt_s: float) -> AsyncIterator[tuple[bloombee.Runtime, RelayNetw
 @pytest.mark.parametrize("rtt_ms", [20, 100])
 def test_a_hop_that_goes_dark_with_its_connections_up_is_found_and_named_in_0_8_s(rtt_ms: int, hop: int) -> None:
     async def use() -> None:
-        async with swarm(rtt_ms / 1e3) as (runtime, network, _):
+        async with swarm(rtt_ms / 1e3, SILENCE_S) as (runtime, network, _):
             begun = asyncio.Event()
             request = asyncio.ensure_future(stream_tokens(runtime, PROMPT, 1900, begun))
             await asyncio.wait_for(begun.wait(), 60)

@@ -11,7 +11,7 @@ import pytest
 from bloombee.sim.cluster import SimCluster
 from bloombee.sim.device import oracle
 from bloombee.sim.network import Faults, LinkShape
-from bloombee.types import Phase
+from bloombee.types import Lane
 from bloombee.wire.messages import AnyMessage, Forward
 
 ROW_BYTES = 8192
@@ -48,7 +48,7 @@ def test_a_frame_that_is_lost_six_times_in_a_row_costs_no_request(num_microbatch
     carry, lost = cluster.carrier.carry, []
 
     def lossy(source: str, target: str, message: AnyMessage, deliver: Callable[[], None], **way: Any) -> None:
-        is_victim = isinstance(message, Forward) and source == "stage1" and (message.frame, message.phase) == (20, Phase.DECODE)
+        is_victim = isinstance(message, Forward) and source == "stage1" and (message.frame, message.lane) == (20, Lane.CONTROL)
         if is_victim and len(lost) < 6:
             lost.append(cluster.clock.now)
         else:
