@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from bloombee.control.events import Decision
 from bloombee.types import SwarmEvent, SwarmEventKind, WorkerId
 
+log = logging.getLogger(__name__)
 KEPT = 1000
 """Latest events, for those who begin to listen later."""
 
@@ -19,6 +21,7 @@ class Bulletin:
     def __init__(self) -> None:
         self._kept: deque[SwarmEvent] = deque(maxlen=KEPT)
         self._listeners: set[Callable[[SwarmEvent | None], None]] = set()
+        self._has_run = False
         self._is_closed = False
 
     def tell(
@@ -29,10 +32,16 @@ class Bulletin:
         worker: WorkerId | None = None,
         name: str = "",
         reason: str = "",
-        stage: int | None = None,
     ) -> None:
         """As :class:`~bloombee.types.SwarmEvent`; it happened now."""
-        self._tell(SwarmEvent(kind, time.monotonic(), epoch, worker, name, reason, stage=stage))
+        self._has_run = self._has_run or kind is SwarmEventKind.UP
+        self._tell(SwarmEvent(kind, time.monotonic(), epoch, worker, name, reason))
+
+    def lost(self, worker: WorkerId, name: str, stage: int | None, reason: str) -> None:
+        """A worker is gone, and its stage. A spare's loss changes nothing now, but whoever counts on it should know."""
+        self._tell(SwarmEvent(SwarmEventKind.LOST, time.monotonic(), 0, worker, name, reason, stage=stage))
+        if stage is None and self._has_run:
+            log.warning("worker %s, a spare, is lost (%s)", name, reason)
 
     def decided(self, decision: Decision, line: str) -> None:
         """Something was chosen, and ``line`` of the log says so."""

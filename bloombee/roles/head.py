@@ -20,7 +20,6 @@ from bloombee.control.events import PlanEnded, StageBack, StageMeasured
 from bloombee.control.seen import stage_measured
 from bloombee.errors import (
     BloomBeeError,
-    DeviceError,
     LinkDown,
     LocalProtocolError,
     ProtocolError,
@@ -106,7 +105,7 @@ class HeadRole:
         on_progress: Callable[[LoadProgress], None] | None = None,
     ) -> None:
         self.config = config
-        self.local = LocalSwarm(config, local_workers, on_end=self._process_ended, on_lost=self._spawner_ended)
+        self.local = LocalSwarm(config, local_workers, on_end=self._process_ended, on_failed=self._no_workers)
         self.card: ModelCard
         self.plan: Plan | None = None
         self.front_door: FrontDoor
@@ -303,37 +302,19 @@ class HeadRole:
         self.helm.tell(StageBack(stage, now))
 
     def _process_ended(self, name: str, reason: str) -> None:
-        if self._closed:
-            return
         worker = self.members.named(name)
-        if not self.local.is_awaited(name):
-            if worker is not None:  # else it has been found lost already
-                self._gone(worker, reason)
-        elif self.local.is_spare(name):
-            log.warning("worker %s, a spare, could not start: %s", name, reason)
-        else:
-            self._fail(DeviceError(f"worker {name!r} could not start: {reason}", worker=name))
+        if worker is not None and not self._closed:  # else it has been found lost already
+            self._gone(worker, reason)
 
-    def _spawner_ended(self) -> None:
-        """Its workers end with it; those from elsewhere never needed it once the model had been looked at."""
-        if self._closed or self.config.remote_workers:
-            return
-        error = DeviceError("the process that starts workers has ended; start the Runtime again")
-        if hasattr(self, "_core"):
+    def _no_workers(self, error: BloomBeeError) -> None:
+        if not self._closed and hasattr(self, "_core"):
             self._do(self._core.handle(WorkersEnded(error, time.monotonic())))
-        self._fail(error)
 
     def _gone(self, worker: WorkerId, reason: str) -> None:
         if worker in self.members:
-            self._tell_lost(worker, self._core.stage_of(worker), reason)
+            self.bulletin.lost(worker, self.members.name(worker), self._core.stage_of(worker), reason)
         self.members.hang_up(worker)
         self._do(self._core.handle(WorkerGone(worker, reason, time.monotonic())))
-
-    def _tell_lost(self, worker: WorkerId, stage: int | None, reason: str) -> None:
-        name = self.members.name(worker)
-        self.bulletin.tell(SwarmEventKind.LOST, worker=worker, name=name, reason=reason, stage=stage)
-        if stage is None and self._up.done():
-            log.warning("worker %s, a spare, is lost (%s)", name, reason)
 
     # -- commands --------------------------------------------------------------------------
 
@@ -369,7 +350,7 @@ class HeadRole:
                 self.desk.lost(error)
                 self._fail(error)
             case Dismiss(worker=worker, stage=stage, error=error):
-                self._tell_lost(worker, stage, error.message)
+                self.bulletin.lost(worker, self.members.name(worker), stage, error.message)
                 self.members.send(worker, Lane.CONTROL, Goodbye(reason="dismissed"))
                 self.members.hang_up(worker)
             case ReportLeft():

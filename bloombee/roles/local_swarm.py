@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
 
 from bloombee.config import LocalWorker, RuntimeConfig, WorkerConfig
-from bloombee.errors import ConfigError
+from bloombee.errors import BloomBeeError, ConfigError, DeviceError
 from bloombee.machine import cores
 from bloombee.models.card import ModelCard
 from bloombee.models.standin import standin_memory_bytes
@@ -17,14 +18,18 @@ from bloombee.plan.profile import Profile
 from bloombee.roles.spawner_client import SpawnerClient
 from bloombee.types import Dtype
 
+log = logging.getLogger(__name__)
+
 
 class LocalSwarm:
     """Belongs to one event loop.
 
     Args:
         places: where each local worker stands in the network; empty: plainly on loopback.
-        on_end: called with a worker's name and the reason when its process has ended, unless :meth:`close` ended it.
-        on_lost: called if the spawner itself ends unasked.
+        on_end: called with a worker's name and the reason when its process has ended, unless :meth:`close` ended it or it had
+            not joined yet.
+        on_failed: called with why what is started here cannot serve: a worker that a stage is meant for cannot start, or all end
+            with the spawner.
 
     Raises:
         ConfigError: another number of places than of workers.
@@ -36,7 +41,7 @@ class LocalSwarm:
         places: Sequence[LocalWorker],
         *,
         on_end: Callable[[str, str], None],
-        on_lost: Callable[[], None],
+        on_failed: Callable[[BloomBeeError], None],
     ) -> None:
         self._config = config
         count = config.workers + config.spares
@@ -44,7 +49,8 @@ class LocalSwarm:
         if len(self._places) != count:
             raise ConfigError(f"{len(self._places)} local_workers for {count} workers: one each", field="local_workers")
         self._on_end = on_end
-        self._spawner = SpawnerClient(on_exit=self._exited, on_lost=on_lost)
+        self._on_failed = on_failed
+        self._spawner = SpawnerClient(on_exit=self._exited, on_lost=self._lost)
         self.processes: dict[int, str] = {}
         """Those that live: process id -> name."""
         self._awaited: set[str] = set()
@@ -113,14 +119,6 @@ class LocalSwarm:
         """A worker that calls itself so is in the swarm."""
         self._awaited.discard(name)
 
-    def is_awaited(self, name: str) -> bool:
-        """Whether it was started here and has not been in the swarm yet."""
-        return name in self._awaited
-
-    def is_spare(self, name: str) -> bool:
-        """Whether no stage is meant for it at the start."""
-        return name not in self.names[: self._config.num_stages]
-
     async def close(self, wait_s: float = 0.0) -> None:
         """End every process; workers get ``wait_s`` to end by themselves."""
         self._closing = True
@@ -152,4 +150,15 @@ class LocalSwarm:
             return
         code = os.waitstatus_to_exitcode(status)
         killed = f"its process was killed by {signal.Signals(-code).name}" if code < 0 else ""
-        self._on_end(name, killed or f"its process ended with status {code}")
+        reason = killed or f"its process ended with status {code}"
+        if name not in self._awaited:
+            self._on_end(name, reason)
+        elif name in self.names[: self._config.num_stages]:
+            self._on_failed(DeviceError(f"worker {name!r} could not start: {reason}", worker=name))
+        else:
+            log.warning("worker %s, a spare, could not start: %s", name, reason)
+
+    def _lost(self) -> None:
+        """The spawner ended, and its workers with it; those from elsewhere need it only until the model has been looked at."""
+        if not self._config.remote_workers:
+            self._on_failed(DeviceError("the process that starts workers has ended; start the Runtime again"))
