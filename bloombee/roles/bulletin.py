@@ -21,6 +21,7 @@ class Bulletin:
     def __init__(self) -> None:
         self._kept: deque[SwarmEvent] = deque(maxlen=KEPT)
         self._listeners: set[Callable[[SwarmEvent | None], None]] = set()
+        self._has_run = False
         self._is_closed = False
 
     def tell(
@@ -31,15 +32,15 @@ class Bulletin:
         worker: WorkerId | None = None,
         name: str = "",
         reason: str = "",
-        stage: int | None = None,
     ) -> None:
         """As :class:`~bloombee.types.SwarmEvent`; it happened now."""
-        self._tell(SwarmEvent(kind, time.monotonic(), epoch, worker, name, reason, stage=stage))
+        self._has_run = self._has_run or kind is SwarmEventKind.UP
+        self._tell(SwarmEvent(kind, time.monotonic(), epoch, worker, name, reason))
 
-    def lost(self, worker: WorkerId, name: str, stage: int | None, reason: str, *, is_up: bool) -> None:
-        """A worker; of one with a stage it is said, once all is up, who takes its place."""
-        self.tell(SwarmEventKind.LOST, worker=worker, name=name, reason=reason, stage=stage)
-        if stage is None and is_up:
+    def lost(self, worker: WorkerId, name: str, stage: int | None, reason: str) -> None:
+        """A worker is gone, and its stage. A spare's loss changes nothing now, but whoever counts on it should know."""
+        self._tell(SwarmEvent(SwarmEventKind.LOST, time.monotonic(), 0, worker, name, reason, stage=stage))
+        if stage is None and self._has_run:
             log.warning("worker %s, a spare, is lost (%s)", name, reason)
 
     def decided(self, decision: Decision, line: str) -> None:

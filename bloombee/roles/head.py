@@ -20,7 +20,6 @@ from bloombee.control.events import PlanEnded, StageBack, StageMeasured
 from bloombee.control.seen import stage_measured
 from bloombee.errors import (
     BloomBeeError,
-    DeviceError,
     LinkDown,
     LocalProtocolError,
     ProtocolError,
@@ -106,7 +105,7 @@ class HeadRole:
         on_progress: Callable[[LoadProgress], None] | None = None,
     ) -> None:
         self.config = config
-        self.local = LocalSwarm(config, local_workers, on_end=self._ended, on_unstarted=self._fail, on_lost=self._spawner_ended)
+        self.local = LocalSwarm(config, local_workers, on_end=self._process_ended, on_failed=self._no_workers)
         self.card: ModelCard
         self.plan: Plan | None = None
         self.front_door: FrontDoor
@@ -155,7 +154,8 @@ class HeadRole:
             self._endpoint.stamps = True
         bound = await self._endpoint.bind(config.listen)
         self.local.start()
-        self.front_door = FrontDoor(self._door, config, key=self._keys.public if config.curve else bytes(32), bound=bound)
+        key = self._keys.public if config.curve else bytes(32)
+        self.front_door = FrontDoor(self._door, config, key=key, bound=bound)
         self.join_tokens = tuple(self.front_door.issue(self.local.head_endpoint(i)) for i in range(config.num_workers))
         loop.set_exception_handler(self._bug)
 
@@ -177,7 +177,8 @@ class HeadRole:
             send=self.members.send,
             told=self.desk.told,
         )
-        self._core = SwarmCore(request, SwarmLimits(config.load_deadline_s), links=iter(partial(secrets.token_bytes, 16), b""))
+        limits = SwarmLimits(config.load_deadline_s)
+        self._core = SwarmCore(request, limits, links=iter(partial(secrets.token_bytes, 16), b""))
         acts = [
             lambda now: self._do(self._core.handle(Tick(now))),
             lambda now: self.dispatch.handle(Tick(now)),
@@ -300,23 +301,18 @@ class HeadRole:
         self.dispatch.handle(StageRestored(stage, now))
         self.helm.tell(StageBack(stage, now))
 
-    def _ended(self, name: str, reason: str) -> None:
-        worker = None if self._closed else self.members.named(name)
-        if worker is not None:  # else it has been found lost already
+    def _process_ended(self, name: str, reason: str) -> None:
+        worker = self.members.named(name)
+        if worker is not None and not self._closed:  # else it has been found lost already
             self._gone(worker, reason)
 
-    def _spawner_ended(self) -> None:
-        """Its workers end with it; those from elsewhere never needed it once the model had been looked at."""
-        if self._closed or self.config.remote_workers:
-            return
-        error = DeviceError("the process that starts workers has ended; start the Runtime again")
-        if hasattr(self, "_core"):
+    def _no_workers(self, error: BloomBeeError) -> None:
+        if not self._closed and hasattr(self, "_core"):
             self._do(self._core.handle(WorkersEnded(error, time.monotonic())))
-        self._fail(error)
 
     def _gone(self, worker: WorkerId, reason: str) -> None:
         if worker in self.members:
-            self.bulletin.lost(worker, self.members.name(worker), self._core.stage_of(worker), reason, is_up=self._up.done())
+            self.bulletin.lost(worker, self.members.name(worker), self._core.stage_of(worker), reason)
         self.members.hang_up(worker)
         self._do(self._core.handle(WorkerGone(worker, reason, time.monotonic())))
 
@@ -344,11 +340,7 @@ class HeadRole:
                 self.dispatch.plan = plan
                 self.bulletin.tell(SwarmEventKind.PLANNED, epoch=plan.epoch)
             case PipelineUp(plan=plan):
-                self._progress.ready(plan)
-                self.helm.runs(plan, self._core.request)
-                self.bulletin.tell(SwarmEventKind.UP, epoch=plan.epoch)
-                if not self._up.done():
-                    self._up.set_result(plan)
+                self._pipeline_up(plan)
             case PipelineBroken():
                 self._broken(command)
             case PipelineDown(error=error):
@@ -358,7 +350,7 @@ class HeadRole:
                 self.desk.lost(error)
                 self._fail(error)
             case Dismiss(worker=worker, stage=stage, error=error):
-                self.bulletin.lost(worker, self.members.name(worker), stage, error.message, is_up=self._up.done())
+                self.bulletin.lost(worker, self.members.name(worker), stage, error.message)
                 self.members.send(worker, Lane.CONTROL, Goodbye(reason="dismissed"))
                 self.members.hang_up(worker)
             case ReportLeft():
@@ -367,6 +359,13 @@ class HeadRole:
                 self._progress.loading(command, self.members.name(command.worker))
             case _:
                 raise AssertionError(f"no core of the head asks for {command!r}")
+
+    def _pipeline_up(self, plan: Plan) -> None:
+        self._progress.ready(plan)
+        self.helm.runs(plan, self._core.request)
+        self.bulletin.tell(SwarmEventKind.UP, epoch=plan.epoch)
+        if not self._up.done():
+            self._up.set_result(plan)
 
     def _broken(self, broken: PipelineBroken) -> None:
         """A stage is lost; what was measured of the ring that had it is of no use."""

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Sequence
 
 from bloombee.config import LocalWorker, RuntimeConfig, WorkerConfig
-from bloombee.errors import ConfigError, DeviceError
+from bloombee.errors import BloomBeeError, ConfigError, DeviceError
 from bloombee.machine import cores
 from bloombee.models.card import ModelCard
 from bloombee.models.standin import standin_memory_bytes
@@ -26,9 +26,10 @@ class LocalSwarm:
 
     Args:
         places: where each local worker stands in the network; empty: plainly on loopback.
-        on_end: called with a worker's name and the reason when its process has ended, unless :meth:`close` ended it.
-        on_unstarted: called if it was to have a stage and ended before it was in the swarm.
-        on_lost: called if the spawner itself ends unasked.
+        on_end: called with a worker's name and the reason when its process has ended, unless :meth:`close` ended it or it had
+            not joined yet.
+        on_failed: called with why what is started here cannot serve: a worker that a stage is meant for cannot start, or all end
+            with the spawner.
 
     Raises:
         ConfigError: another number of places than of workers.
@@ -40,8 +41,7 @@ class LocalSwarm:
         places: Sequence[LocalWorker],
         *,
         on_end: Callable[[str, str], None],
-        on_unstarted: Callable[[DeviceError], None],
-        on_lost: Callable[[], None],
+        on_failed: Callable[[BloomBeeError], None],
     ) -> None:
         self._config = config
         count = config.workers + config.spares
@@ -49,8 +49,8 @@ class LocalSwarm:
         if len(self._places) != count:
             raise ConfigError(f"{len(self._places)} local_workers for {count} workers: one each", field="local_workers")
         self._on_end = on_end
-        self._on_unstarted = on_unstarted
-        self._spawner = SpawnerClient(on_exit=self._exited, on_lost=on_lost)
+        self._on_failed = on_failed
+        self._spawner = SpawnerClient(on_exit=self._exited, on_lost=self._lost)
         self.processes: dict[int, str] = {}
         """Those that live: process id -> name."""
         self._awaited: set[str] = set()
@@ -154,6 +154,11 @@ class LocalSwarm:
         if name not in self._awaited:
             self._on_end(name, reason)
         elif name in self.names[: self._config.num_stages]:
-            self._on_unstarted(DeviceError(f"worker {name!r} could not start: {reason}", worker=name))
+            self._on_failed(DeviceError(f"worker {name!r} could not start: {reason}", worker=name))
         else:
             log.warning("worker %s, a spare, could not start: %s", name, reason)
+
+    def _lost(self) -> None:
+        """The spawner ended, and its workers with it; those from elsewhere need it only until the model has been looked at."""
+        if not self._config.remote_workers:
+            self._on_failed(DeviceError("the process that starts workers has ended; start the Runtime again"))

@@ -33,7 +33,7 @@ def told(monkeypatch: pytest.MonkeyPatch, config: RuntimeConfig, places: list[Lo
     monkeypatch.setattr(local_swarm, "SpawnerClient", lambda **_: spawner)
 
     async def main() -> None:
-        swarm = LocalSwarm(config, places, on_end=lambda *_: None, on_unstarted=lambda _: None, on_lost=lambda: None)
+        swarm = LocalSwarm(config, places, on_end=lambda *_: None, on_failed=lambda _: None)
         await swarm.spawn(["token"] * config.workers)
 
     asyncio.run(main())

@@ -39,9 +39,7 @@ def test_local_workers_share_the_cores_that_this_process_may_use(monkeypatch: py
     monkeypatch.setattr(local_swarm, "cores", lambda: Share(6))
 
     def threads(**settings: int) -> int:
-        swarm = LocalSwarm(
-            RuntimeConfig(**settings), (), on_end=lambda *_: None, on_unstarted=lambda _: None, on_lost=lambda: None
-        )  # type: ignore[arg-type]
+        swarm = LocalSwarm(RuntimeConfig(**settings), (), on_end=lambda *_: None, on_failed=lambda _: None)  # type: ignore[arg-type]
         return swarm._threads()
 
     assert [threads(workers=workers) for workers in (1, 3, 4, 7)] == [6, 2, 1, 1]
