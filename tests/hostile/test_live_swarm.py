@@ -75,11 +75,11 @@ class _Turncoat(WorkerRole):
         self.says = says
         self.heard: list[Refused] = []
 
-    def _load(self, load: Load) -> None:
-        for message in self.says:
-            self._endpoint.send(self._head_link, Lane.CONTROL, message)
-
     def _from_head(self, lane: Lane, message: Any, payload: Any) -> None:
+        if isinstance(message, Load):
+            for said in self.says:
+                self._endpoint.send(self._head_link, Lane.CONTROL, said)
+            return
         if isinstance(message, Refused):
             self.heard.append(message)
         super()._from_head(lane, message, payload)

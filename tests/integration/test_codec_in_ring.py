@@ -9,6 +9,8 @@ import pytest
 from swarm_kit import Swarm
 
 import bloombee
+from bloombee.types import Lane
+from bloombee.wire.envelope import Envelope
 
 PROMPTS = [[(7 * i + j) % 4000 + 1 for j in range(30)] for i in range(8)]
 
@@ -53,14 +55,14 @@ def test_a_lost_table_costs_a_resend_and_no_token(make_swarm: Callable[..., Swar
             return key
 
         monkeypatch.setattr(coding.Receiver, "take", take)
-        original = WorkerRole._from_neighbour
+        original = WorkerRole._received
 
-        def from_neighbour(role: WorkerRole, link: bytes, lane: object, message: object, payload: object) -> None:
+        def received(role: WorkerRole, link: bytes, lane: Lane, envelope: Envelope, payloads: list[memoryview]) -> None:
             nonlocal said
-            said += isinstance(message, TableUnknown)
-            original(role, link, lane, message, payload)  # type: ignore[arg-type]
+            said += isinstance(envelope.message, TableUnknown)
+            original(role, link, lane, envelope, payloads)
 
-        monkeypatch.setattr(WorkerRole, "_from_neighbour", from_neighbour)
+        monkeypatch.setattr(WorkerRole, "_received", received)
         runtime = bloombee.Runtime("demo", remote_workers=2, dtype="float32", codec="on", microbatches=1)
         await runtime.prepare()
         serving = [
