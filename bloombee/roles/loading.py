@@ -20,7 +20,7 @@ from bloombee.wire.messages import Load
 log = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 0.1
 
-Progress = Callable[[int, int], None]
+TellBytes = Callable[[int, int], None]
 """Called with (loaded bytes, total bytes); from any thread. It may take its time, or raise to give up."""
 
 
@@ -76,7 +76,7 @@ class Loader:
         load: Load,
         *,
         stopped: threading.Event,
-        on_progress: Progress,
+        on_progress: TellBytes,
         on_done: Callable[[LoadedSpan], None],
         on_error: Callable[[BloomBeeError], None],
     ) -> None:
@@ -95,7 +95,7 @@ class Loader:
     def _load(
         self,
         load: Load,
-        progress: Progress,
+        progress: TellBytes,
         on_done: Callable[[LoadedSpan], None],
         on_error: Callable[[BloomBeeError], None],
     ) -> None:
@@ -110,7 +110,7 @@ class Loader:
             log.debug("loading failed", exc_info=True)
             on_error(DeviceError(f"loading layers [{load.start}, {load.stop}) failed: {say(error)}"))
 
-    def _build(self, load: Load, progress: Progress) -> LoadedSpan:
+    def _build(self, load: Load, progress: TellBytes) -> LoadedSpan:
         from bloombee.engine.checkpoint import resolve
         from bloombee.engine.model import SpanModel, pick_device, set_threads
 
@@ -140,7 +140,7 @@ class Loader:
         )
         return LoadedSpan(model, dtype, self._pace)
 
-    def _build_standin(self, load: Load, progress: Progress) -> LoadedSpan:
+    def _build_standin(self, load: Load, progress: TellBytes) -> LoadedSpan:
         import torch
 
         from bloombee.engine.standin import StandIn
@@ -159,7 +159,7 @@ class Loader:
         )
         return LoadedSpan(model, dtype, self._pace or model.default_pace)
 
-    def _paced(self, on_progress: Progress, stopped: threading.Event) -> Progress:
+    def _paced(self, on_progress: TellBytes, stopped: threading.Event) -> TellBytes:
         """``on_progress`` now and then, as bytes come from an emulated disk; raises Stopped once nobody waits any more."""
         began, last, told, rate = time.monotonic(), 0.0, False, self._load_bytes_per_s
 
