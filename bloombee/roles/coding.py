@@ -23,7 +23,7 @@ from bloombee.codec.choice import CodecMode, CodecSpeed, LinkChoice
 from bloombee.codec.fit import fit
 from bloombee.codec.table import Table, default_table
 from bloombee.errors import BloomBeeError, RemoteProtocolError
-from bloombee.roles.slabs import Slabs
+from bloombee.roles.kept import kept
 from bloombee.types import Dtype
 from bloombee.wire.envelope import HIDDEN, TensorHeader
 
@@ -58,7 +58,7 @@ class Sender:
         """Of all frames, before and after."""
         self._dtype = dtype
         self._channels = channels
-        self._slabs = Slabs()
+        self._scratch = bytearray()
         self._ship = ship
         self._default = default_table(dtype, channels)
         self._table = self._default
@@ -94,8 +94,7 @@ class Sender:
         self.raw_bytes += raw.nbytes
         if not self.choice.pays(raw.nbytes):
             self.sent_bytes += raw.nbytes
-            self._slabs.room(raw.nbytes)[:] = raw
-            return self._payload(RAW, self._slabs.keep(raw.nbytes), raw.nbytes, rows)
+            return self._payload(RAW, kept(raw), raw.nbytes, rows)
         table = self._table
         payload = self._encoded(raw, rows, table)
         self.sent_bytes += payload[0].encoded_bytes
@@ -134,10 +133,12 @@ class Sender:
         return self._encoded(self.decode(payload), payload[0].shape[0], self._default)
 
     def _encoded(self, raw: memoryview, rows: int, table: Table) -> Payload:
-        out = self._slabs.room(api.bound(rows * self._channels, self._dtype))
-        size = api.encode(raw, shape=(rows, self._channels), dtype=self._dtype, table=table, out=out)
+        bound = api.bound(rows * self._channels, self._dtype)
+        if len(self._scratch) < bound:
+            self._scratch = bytearray(bound)
+        size = api.encode(raw, shape=(rows, self._channels), dtype=self._dtype, table=table, out=self._scratch)
         self.num_encoded += 1
-        return self._payload(api.CODEC_ID, self._slabs.keep(size), raw.nbytes, rows)
+        return self._payload(api.CODEC_ID, kept(memoryview(self._scratch)[:size]), raw.nbytes, rows)
 
     def _payload(self, codec: int, buffer: memoryview, raw_bytes: int, rows: int) -> Payload:
         header = TensorHeader(HIDDEN, self._dtype, (rows, self._channels), codec, raw_bytes, buffer.nbytes, crc32c(buffer))
