@@ -73,6 +73,7 @@ class Engine:
             groups=[PageGroup(0, max(batches) * self.pages)],
             page_size=PAGE,
         )
+        self.model.settle()
         generator = torch.Generator().manual_seed(0)
         for layer in range(layers):
             for held in self.model.kv.rows(layer):

@@ -161,10 +161,9 @@ def pack_linears(
 
     Args:
         groups: layers of one input, as a :class:`Watch` saw them; layers outside ``model`` are ignored.
-        on_packed: called after each, and while their memory is put into huge pages.
+        on_packed: called after each.
 
-    Memory: ``CHUNK_BYTES`` more than before on Linux, one weight elsewhere. Time: one read and one write of the weights,
-    and one more for huge pages.
+    Memory: ``CHUNK_BYTES`` more than before on Linux, one weight elsewhere. Time: one read and one write of the weights.
     """
     owners = Counter(p.untyped_storage().data_ptr() for _, p in model.named_parameters(remove_duplicate=False))
     places = {
@@ -185,7 +184,18 @@ def pack_linears(
     for layer, place in places.items():
         setattr(*place, PackedLinear([layer]))
         on_packed()
-    collapse({_memory(weight) for module in model.modules() for weight in _weights(module)}, on_packed)
+
+
+def back_by_huge_pages(model: nn.Module, on_backed: Callable[[], None] = lambda: None) -> None:
+    """Put the memory of all packed weights below ``model`` into huge pages, where there are any; they may be multiplied with
+    meanwhile.
+
+    Args:
+        on_backed: called after each part; what it raises ends it.
+
+    Time: one read and one write of the weights, and as long as Linux looks for huge pages.
+    """
+    collapse({_memory(weight) for module in model.modules() for weight in _weights(module)}, on_backed)
 
 
 @cache

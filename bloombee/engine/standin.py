@@ -129,6 +129,9 @@ class StandIn:
         loaded._kept += fresh
         return loaded
 
+    def settle(self, on_part: Callable[[], None] = lambda: None) -> None:
+        """Nothing of it is read on each step."""
+
     def close(self) -> None:
         """As :meth:`SpanModel.close <bloombee.engine.model.SpanModel.close>`."""
         self._store.give(self._key, self._kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from bloombee.engine.hub import Repo
 from bloombee.engine.packed import can_pack, pack_linears
 from bloombee.engine.synthetic import fill_random
 from bloombee.roles import loading
-from bloombee.roles.loading import Loader
+from bloombee.roles.loading import LoadedSpan, Loader
+from bloombee.types import Dtype, Span
+from bloombee.wire.messages import Group, Load
 
 
 def test_a_shard_that_comes_from_the_hub_is_progress_while_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,3 +61,38 @@ def test_progress_is_told_now_and_then_and_when_all_is_read(monkeypatch: pytest.
     now[0] += 1
     progress(4, 4)
     assert told == [(1, 4), (4, 4), (4, 4)]
+
+
+def test_a_span_is_told_as_loaded_before_its_memory_is_made_faster_and_a_stop_ends_that() -> None:
+    happened: list[str] = []
+    stopped, over = threading.Event(), threading.Event()
+
+    class Model:
+        span = Span(0, 1)
+
+        def settle(self, on_part: Callable[[], None]) -> None:
+            on_part()
+            happened.append("a part")
+            stopped.set()
+            try:
+                on_part()
+            finally:
+                over.set()
+
+    class Ready(Loader):
+        def _build(self, *_: object) -> LoadedSpan:
+            return LoadedSpan(Model(), Dtype.FLOAT32, None)
+
+    load = Load(
+        number=1, pipeline=1, start=0, stop=1, num_layers=1, model="any", config_digest=bytes(16), weight_digests=(),
+        dtype="float32", groups=(Group(0, 1),), page_size=16, codec=0, rules=None, placement=(), budgets=(),
+    )  # fmt: skip
+    Ready().load(
+        load,
+        stopped=stopped,
+        on_progress=lambda *_: None,
+        on_done=lambda _: happened.append("loaded"),
+        on_error=lambda error: happened.append(str(error)),
+    )
+    assert over.wait(10)
+    assert happened == ["loaded", "a part"]

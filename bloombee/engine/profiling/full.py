@@ -137,6 +137,7 @@ class _Bench:
         pages = max(rows * _pages(context + 1) for rows, context in DECODE)
         pages = max(pages, *(_pages(rows + context) for rows, context in PREFILL))
         model = SpanModel.load(checkpoint, span, dtype=dtype, device=device, groups=[PageGroup(0, pages)], page_size=PAGE_SIZE)
+        model.settle()
         return cls(model, pages * PAGE_SIZE)
 
     def points(self) -> list[Point]:
