@@ -269,7 +269,7 @@ class Killer:
             await mesh.until(SwarmEventKind.PLANNED, before[SwarmEventKind.PLANNED] + number)
         up_at = await mesh.until(SwarmEventKind.UP, before[SwarmEventKind.UP] + 1)
         kill.detect_s = _between(killed_at, lost_at)
-        loaded_at = mesh.loaded_at.get(runtime.plan.stages[kill.stage].worker)
+        loaded_at = mesh.loaded_at(runtime.plan.stages[kill.stage].worker)
         kill.load_s = _between(lost_at, loaded_at)
         kill.wire_s = _between(loaded_at, up_at)
         return up_at

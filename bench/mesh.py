@@ -16,7 +16,7 @@ from bench.shapes import Shape
 from bloombee.config import LocalWorker
 from bloombee.plan.network import HEAD_NODE, parse_network
 from bloombee.runtime import Runtime
-from bloombee.types import LoadProgress, SwarmEvent, SwarmEventKind, WorkerId
+from bloombee.types import SwarmEvent, SwarmEventKind, WorkerId
 from tools.wan_network import Network
 
 
@@ -40,7 +40,6 @@ class Mesh:
         self.runtime: Runtime
         self.network: Network
         self.events: list[SwarmEvent] = []
-        self.loaded_at: dict[WorkerId, float] = {}
         """When each had its whole span, by ``time.monotonic``."""
         self._news = asyncio.Event()
         self._stack = AsyncExitStack()
@@ -82,7 +81,6 @@ class Mesh:
             spares=spec.spares,
             listen=network.listen(HEAD_NODE),
             local_workers=[*places[: spec.stages], *spares],
-            on_progress=self._progress,
             **spec.settings,
         )
         await self._stack.enter_async_context(self.runtime)
@@ -91,14 +89,15 @@ class Mesh:
         await self.until(SwarmEventKind.JOINED, len(names))
         await self.until(SwarmEventKind.UP, 1)
 
-    def _progress(self, progress: LoadProgress) -> None:
-        if progress.phase == "loading" and 0 < progress.total_bytes == progress.loaded_bytes:
-            self.loaded_at[progress.worker] = time.monotonic()
-
     async def _listen(self) -> None:
         async for event in self.runtime.events():
             self.events.append(event)
             self._news.set()
+
+    def loaded_at(self, worker: WorkerId) -> float | None:
+        """When it had what its stage needs."""
+        found = [event.at_s for event in self.events if event.kind is SwarmEventKind.LOADED and event.worker == worker]
+        return found[-1] if found else None
 
     def count(self, kind: SwarmEventKind) -> int:
         return sum(event.kind is kind for event in self.events)

@@ -173,7 +173,7 @@ async def _kill(mesh: Mesh, found: Recovery, tokens: Sequence[_Tokens], asked: S
     os.kill(mesh.runtime.worker_pids[mesh.runtime.plan.stages[found.stage].worker], signal.SIGKILL)
     lost_at = await mesh.until(SwarmEventKind.LOST, 1)
     up_at = await mesh.until(SwarmEventKind.UP, 2)
-    loaded_at = mesh.loaded_at.get(mesh.runtime.plan.stages[found.stage].worker)
+    loaded_at = mesh.loaded_at(mesh.runtime.plan.stages[found.stage].worker)
     if lost_at is None or loaded_at is None or up_at is None:
         found.failed = "nobody took the lost worker's place"
         return

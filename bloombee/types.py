@@ -345,6 +345,8 @@ class SwarmEventKind(enum.StrEnum):
     """A worker was let in."""
     PLANNED = "planned"
     """It was decided who runs what in an epoch; those that have not loaded begin to."""
+    LOADED = "loaded"
+    """A worker has its stage's weights."""
     WIRING = "wiring"
     """Each is told its neighbours: when all have loaded, and where one takes another's place while it loads."""
     UP = "up"
@@ -365,7 +367,7 @@ class SwarmEvent:
         at_s: when, by ``time.monotonic``.
         epoch: of the plan that it is about; 0: of none.
         worker, name: whom it is about, if one.
-        stage: that a lost worker had; None: it was a spare, or there was no plan yet.
+        stage: that a worker has loaded, or that a lost one had; None: it was a spare, or there was no plan yet.
         reason: of a loss, of an end, of a choice.
         decision: of a choice, the line of the decision log: JSON with what was chosen, why and from which figures.
     """

@@ -126,6 +126,13 @@ class ReportProgress(Struct, frozen=True, gc=False):
     total_bytes: int
 
 
+class StageLoaded(Struct, frozen=True, gc=False):
+    """A worker has what its stage needs, for the first time since it was told to load it."""
+
+    worker: WorkerId
+    stage: int
+
+
 Command = (
     Send
     | Compute
@@ -142,4 +149,5 @@ Command = (
     | Conclude
     | ReportLeft
     | ReportProgress
+    | StageLoaded
 )

@@ -32,10 +32,11 @@ class Bulletin:
         worker: WorkerId | None = None,
         name: str = "",
         reason: str = "",
+        stage: int | None = None,
     ) -> None:
         """As :class:`~bloombee.types.SwarmEvent`; it happened now."""
         self._has_run = self._has_run or kind is SwarmEventKind.UP
-        self._tell(SwarmEvent(kind, time.monotonic(), epoch, worker, name, reason))
+        self._tell(SwarmEvent(kind, time.monotonic(), epoch, worker, name, reason, stage=stage))
 
     def lost(self, worker: WorkerId, name: str, stage: int | None, reason: str) -> None:
         """A worker is gone, and its stage. A spare's loss changes nothing now, but whoever counts on it should know."""

@@ -40,6 +40,7 @@ from bloombee.pipeline.commands import (
     ReportLeft,
     ReportProgress,
     Send,
+    StageLoaded,
     TellScheduler,
 )
 from bloombee.pipeline.events import (
@@ -284,8 +285,7 @@ class HeadRole:
     def _ask(self, stage: int, number: int) -> None:
         """For the helm."""
         if (plan := self.plan) is not None:
-            asked = Measure(pipeline=plan.pipeline, epoch=plan.epoch, number=number)
-            self.members.send(plan.stages[stage].worker, Lane.CONTROL, asked)
+            self.members.send(plan.stages[stage].worker, Lane.CONTROL, Measure(number, plan.pipeline, plan.epoch))
 
     def _away(self, worker: WorkerId) -> None:
         self._do(self._core.handle(WorkerAway(worker, time.monotonic())))
@@ -351,10 +351,11 @@ class HeadRole:
                 self._fail(error)
             case Dismiss(worker=worker, stage=stage, error=error):
                 self.bulletin.lost(worker, self.members.name(worker), stage, error.message)
-                self.members.send(worker, Lane.CONTROL, Goodbye(reason="dismissed"))
-                self.members.hang_up(worker)
+                self.members.dismiss(worker)
             case ReportLeft():
                 self._progress.left(command)
+            case StageLoaded(worker=worker, stage=stage):
+                self.bulletin.tell(SwarmEventKind.LOADED, worker=worker, name=self.members.name(worker), stage=stage)
             case ReportProgress():
                 self._progress.loading(command, self.members.name(command.worker))
             case _:

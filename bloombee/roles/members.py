@@ -123,6 +123,11 @@ class Members:
         """Nobody new comes in any more."""
         self._door.is_shut = True
 
+    def dismiss(self, worker: WorkerId) -> None:
+        """Tell a worker to end, and forget it."""
+        self.send(worker, Lane.CONTROL, Goodbye(reason="dismissed"))
+        self.hang_up(worker)
+
     def hang_up(self, worker: WorkerId) -> None:
         """Forget a worker; its token lets another in. One that is not in changes nothing."""
         member = self._of.pop(worker, None)

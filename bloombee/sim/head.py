@@ -20,6 +20,7 @@ from bloombee.pipeline.commands import (
     PipelineUp,
     PlanMade,
     Send,
+    StageLoaded,
     TellHead,
     TellScheduler,
 )
@@ -143,6 +144,8 @@ class SimHead:
                     self.schedule(self.scheduler.handle(message))
                 case PlanMade(plan=plan):
                     self.plan = plan
+                case StageLoaded():
+                    pass
                 case PipelineBroken(lost=lost):
                     self.up = False
                     self.num_recoveries += 1

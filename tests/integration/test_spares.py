@@ -70,8 +70,8 @@ def test_requests_go_on_with_the_same_tokens_when_a_stage_is_killed(stage: int) 
         await asyncio.wait_for(events.over, 10)
         others = {SwarmEventKind.JOINED, SwarmEventKind.DECIDED}
         assert [kind for kind in events.kinds if kind not in others] == [
-            SwarmEventKind.PLANNED, SwarmEventKind.WIRING, SwarmEventKind.UP, SwarmEventKind.LOST,
-            SwarmEventKind.PLANNED, SwarmEventKind.WIRING, SwarmEventKind.UP,
+            SwarmEventKind.PLANNED, *[SwarmEventKind.LOADED] * 3, SwarmEventKind.WIRING, SwarmEventKind.UP, SwarmEventKind.LOST,
+            SwarmEventKind.PLANNED, SwarmEventKind.WIRING, SwarmEventKind.LOADED, SwarmEventKind.UP,
         ]  # fmt: skip
         assert events.kinds.count(SwarmEventKind.JOINED) == 4
 

@@ -58,7 +58,7 @@ async def _lose_one(struck: bloombee.Runtime, other: bloombee.Runtime) -> list[t
     assert await other.pages_free() == tuple(stage.num_pages for stage in other.plan.stages)
     await other.close()
     await listening
-    calm = [SwarmEventKind.PLANNED, SwarmEventKind.WIRING, SwarmEventKind.UP]
+    calm = [SwarmEventKind.PLANNED, *[SwarmEventKind.LOADED] * 2, SwarmEventKind.WIRING, SwarmEventKind.UP]
     assert [kind for kind in kinds if kind not in (SwarmEventKind.JOINED, SwarmEventKind.DECIDED)] == calm
     return list(ended)
 

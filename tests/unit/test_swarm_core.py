@@ -15,6 +15,7 @@ from bloombee.pipeline.commands import (
     ReportLeft,
     ReportProgress,
     Send,
+    StageLoaded,
     TellScheduler,
 )
 from bloombee.pipeline.events import (
@@ -113,8 +114,9 @@ def test_all_are_wired_when_all_have_loaded_and_it_is_up_when_all_are_wired() ->
     core, _ = _joined()
     assert core.handle(WorkerSaid(1, Loading(1, 5, 10), 0.0)) == [ReportProgress(1, 0, 5, 10)]
     for worker in (1, 2):
+        assert core.handle(WorkerSaid(worker, _loaded(worker), 0.0)) == [StageLoaded(worker, worker - 1)]
         assert core.handle(WorkerSaid(worker, _loaded(worker), 0.0)) == []
-    *wires, tell = core.handle(WorkerSaid(3, _loaded(3), 0.0))
+    _, *wires, tell = core.handle(WorkerSaid(3, _loaded(3), 0.0))
     sent = [wire for _, wire in _orders(wires, Wire)]
     assert [w.predecessor.link if w.predecessor else None for w in sent] == [None, LINKS[0], LINKS[1]]  # type: ignore[attr-defined]
     assert [w.successor.link if w.successor else None for w in sent] == [LINKS[0], LINKS[1], None]  # type: ignore[attr-defined]
@@ -322,7 +324,8 @@ def test_links_are_made_while_a_spare_loads_and_it_is_up_when_both_are_done() ->
     for worker in (1, 3, 4):
         assert core.handle(WorkerSaid(worker, Wired(1, 2), 0.0)) == []
     assert not core.is_up
-    (up,) = core.handle(WorkerSaid(4, _loaded(4), 0.0))
+    loaded, up = core.handle(WorkerSaid(4, _loaded(4), 0.0))
+    assert loaded == StageLoaded(4, 1)
     assert isinstance(up, PipelineUp)
 
 

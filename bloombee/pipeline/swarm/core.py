@@ -31,6 +31,7 @@ from bloombee.pipeline.commands import (
     ReportLeft,
     ReportProgress,
     Send,
+    StageLoaded,
     TellScheduler,
 )
 from bloombee.pipeline.events import (
@@ -69,7 +70,7 @@ class SwarmLimits:
 @dataclass(slots=True)
 class SwarmCore:
     """events: see ``Event``. commands: Send (to a worker id), TellScheduler, PlanMade, PipelineUp, PipelineBroken, PipelineDown,
-    Dismiss, ReportProgress."""
+    Dismiss, ReportProgress, StageLoaded."""
 
     request: PlanRequest
     limits: SwarmLimits
@@ -188,8 +189,9 @@ class SwarmCore:
             case Loaded(number=number) if plan is not None and stage is not None:
                 if number != worker.load:
                     return []  # of an order that was given before
+                told = [] if worker.is_loaded else [StageLoaded(worker_id, stage.index)]
                 worker.is_loaded = True
-                return self._go_on(plan, now)
+                return [*told, *self._go_on(plan, now)]
             case Wired(epoch=epoch) if plan is not None and epoch <= plan.epoch:
                 worker.wired = max(worker.wired, epoch)
                 return self._go_on(plan, now)
