@@ -19,6 +19,8 @@ from bloombee.wire.messages import Load
 
 log = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 0.1
+SETTLING = 0.2
+"""Of the time until a span is settled, the share in which it is held up."""
 
 TellBytes = Callable[[int, int], None]
 """Called with (loaded bytes, total bytes); from any thread. It may take its time, or raise to give up."""
@@ -89,8 +91,8 @@ class Loader:
         def task() -> None:
             with self._turn:
                 span = self._load(load, self._paced(on_progress, stopped), on_done, on_error)
-                if span is not None:
-                    _settle(span, stopped)  # whoever waits for the span need not wait for this
+            if span is not None:
+                _settle(span, stopped)  # whoever waits for the span, or for another, need not wait for this
 
         threading.Thread(target=task, name="bloombee-load", daemon=True).start()
 
@@ -185,11 +187,14 @@ class Loader:
 
 
 def _settle(span: LoadedSpan, stopped: threading.Event) -> None:
-    """Make it faster to read, while it is served already."""
+    """Make it faster to read while it is served already, for a part of the time: it holds up what is served."""
+    began = time.monotonic()
 
     def go_on() -> None:
-        if stopped.is_set():
+        nonlocal began
+        if stopped.wait((1 / SETTLING - 1) * (time.monotonic() - began)):
             raise Stopped
+        began = time.monotonic()
 
     try:
         span.model.settle(go_on)
