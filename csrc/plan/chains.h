@@ -25,6 +25,7 @@ class Chains {
     bool step_by_order(std::vector<int>& order, double& now);
     bool keep(std::vector<int>& order, const std::vector<int>& other, double& now);
     double hops(const std::vector<int>& order) const;
+    std::vector<int> candidates(int p, int next, const std::vector<bool>& used) const;
     double between(int p, int next, int w) const;
     double enter(int w, int i, const double* rest, double hop) const;
     double hop_into(const std::vector<int>& order, int p, int w) const { return p == 0 ? problem_.first[w] : problem_.hop_of(order[p - 1], w); }
