@@ -52,7 +52,7 @@ void Chains::prepare(const std::vector<int>& order) {
     const int n = int(order.size());
     order_ = order;
     before_.assign(n + 1, std::vector<double>(layers_ + 1, never));
-    after_.assign(n + 1, std::vector<double>(layers_ + 1, never));
+    least_after_ = after_ = before_;
     before_[0][0] = 0;
     for (int p = 0; p < n; ++p) {
         const int w = order[p];
@@ -68,21 +68,28 @@ void Chains::prepare(const std::vector<int>& order) {
     for (int p = n - 1; p >= 0; --p) {
         const double* rest = p + 1 < n ? after_[p + 1].data() : nullptr;
         const double hop = p + 1 < n ? hop_into(order, p + 1, order[p + 1]) : 0.0;
-        for (int i = 0; i < layers_; ++i) after_[p][i] = enter(order[p], i, rest, hop);
+        for (int i = layers_ - 1; i >= 0; --i) {
+            after_[p][i] = enter(order[p], i, rest, hop);
+            least_after_[p][i] = std::min(after_[p][i], least_after_[p][i + 1]);
+        }
     }
 }
 
-// With w after the first p stages, and stage `next` after it.
-double Chains::between(int p, int next, int w) const {
+// With w after the first p stages, and stage `next` after it; `most` if that is no better.
+double Chains::between(int p, int next, int w, double most) const {
     const int n = int(order_.size());
     const double in = hop_into(order_, p, w);
     const double* rest = next < n ? after_[next].data() : nullptr;
     const double hop = next < n ? problem_.hop_of(w, order_[next]) : 0.0;
     if (in == never || hop == never) return never;
-    double best = never;
-    for (int i = 0; i < layers_; ++i)
-        if (before_[p][i] < never) best = std::min(best, before_[p][i] + enter(w, i, rest, hop));
-    return best + in;
+    double best = most;
+    for (int i = 0; i < layers_; ++i) {
+        const double so_far = before_[p][i] + in;
+        if (!(so_far < best)) continue;
+        if (rest && so_far + problem_.spans.from(w, i)[1] + hop + least_after_[next][i + 1] >= best) continue;
+        best = std::min(best, so_far + enter(w, i, rest, hop));
+    }
+    return best;
 }
 
 // Those that seem best between the first p stages and stage `next`: by their links, and their time for as many layers as others have.
@@ -113,7 +120,7 @@ bool Chains::step_by_one(std::vector<int>& order, double& now) {
     for (int p = 0; p <= n; ++p)
         for (int to = p; to <= std::min(n, p + 1); ++to)
             for (const int w : candidates(p, to, used))
-                if (const double cost = between(p, to, w); cost < best) best = cost, at = p, next = to, worker = w;
+                if (const double cost = between(p, to, w, best); cost < best) best = cost, at = p, next = to, worker = w;
     for (int p = 0; p + 1 < n; ++p) {
         const double hop = hop_into(order, p, order[p + 1]);
         for (int i = 0; i < layers_; ++i)

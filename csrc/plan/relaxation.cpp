@@ -6,16 +6,29 @@
 #include "plan/rows.h"
 
 namespace bloombee::plan {
+namespace {
+
+// Of each column; 0 where there is nothing.
+std::vector<double> least_of(const std::vector<double>& table, int n) {
+    std::vector<double> least(n, never);
+    for (const double* row = table.data(); row < table.data() + table.size(); row += n)
+        for (int u = 0; u < n; ++u) least[u] = row[u] < least[u] ? row[u] : least[u];
+    std::replace(least.begin(), least.end(), never, 0.0);
+    return least;
+}
+
+}  // namespace
 
 Relaxation::Relaxation(const PathProblem& problem)
     : problem_(problem), n_(problem.workers), layers_(problem.layers), rows_(problem.spans.rows),
       span_(size_t(rows_) * (layers_ + 1) * n_), tail_(size_t(layers_) * n_), longest_(rows_), enter_(size_t(layers_) * n_, never),
-      leave_(enter_), dead_(enter_.size(), 0.0), linked_out_(n_), linked_in_(n_), order_(n_) {
+      leave_(enter_), dead_(enter_.size(), 0.0), most_out_(n_, -never),
+      most_in_(n_, -never), order_(n_) {
     std::iota(order_.begin(), order_.end(), 0);
     read_spans();
     for (int u = 0; u < n_; ++u)
         for (int v = 0; v < n_; ++v)
-            if (problem_.hop_into[size_t(v) * n_ + u] < never) linked_out_[u] = linked_in_[v] = never;
+            if (problem_.hop_into[size_t(v) * n_ + u] < never) most_out_[u] = most_in_[v] = never;
 }
 
 void Relaxation::read_spans() {
@@ -30,10 +43,6 @@ void Relaxation::read_spans() {
     }
 }
 
-void Relaxation::read_links() {
-    shortest_ = *std::min_element(problem_.hop_into.begin(), problem_.hop_into.end());
-}
-
 // What is left from the moment before each worker gets layers [i, ...).
 void Relaxation::enter_all(int i) {
     double* out = &enter_[size_t(i) * n_];
@@ -45,26 +54,15 @@ void Relaxation::enter_all(int i) {
     for (int v = 0; v < n_; ++v) out[v] += dead[v];
 }
 
-// Their order changes little from one number of layers to the next.
-void Relaxation::sort(const double* rest) {
-    for (int a = 1; a < n_; ++a) {
-        const int v = order_[a];
-        int b = a;
-        for (; b > 0 && rest[order_[b - 1]] > rest[v]; --b) order_[b] = order_[b - 1];
-        order_[b] = v;
-    }
-}
-
 double Relaxation::solve() {
-    read_links();
+    const std::vector<double> shortest = least_of(problem_.hop_into, n_);
     for (int i = layers_ - 1; i >= 0; --i) {
         enter_all(i);
         if (i == 0) break;
         const double* rest = &enter_[size_t(i) * n_];
         double* out = &leave_[size_t(i) * n_];
-        sort(rest);
         std::fill(out, out + n_, never);
-        row_kernels().hops(out, problem_.hop_into.data(), rest, order_.data(), shortest_, linked_out_.data(), n_);
+        row_kernels().hops(out, problem_.hop_into.data(), rest, order_.data(), shortest.data(), most_out_.data(), n_);
     }
     double best = never;
     for (int v = 0; v < n_; ++v) best = std::min(best, problem_.first[v] + enter_[v]);
@@ -103,13 +101,12 @@ Path Relaxation::walk() const {
 
 std::vector<double> Relaxation::through(double limit) {
     std::vector<double> done(size_t(layers_) * n_, never), best(n_, never), into = problem_.first;
-    const double shortest = *std::min_element(problem_.hop.begin(), problem_.hop.end());
+    const std::vector<double> shortest = least_of(problem_.hop, n_);
     for (int i = 0; i < layers_; ++i) {
         if (i > 0) {
             const double* so_far = &done[size_t(i) * n_];
-            sort(so_far);
             std::fill(into.begin(), into.end(), never);
-            row_kernels().hops(into.data(), problem_.hop.data(), so_far, order_.data(), shortest, linked_in_.data(), n_);
+            row_kernels().hops(into.data(), problem_.hop.data(), so_far, order_.data(), shortest.data(), most_in_.data(), n_);
         }
         for (int v = 0; v < n_; ++v) {
             const double all = into[v] + enter(i, v);

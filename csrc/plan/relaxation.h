@@ -32,9 +32,7 @@ class Relaxation {
   private:
     const double* span_row(int i) const { return &span_[size_t(std::min(i, rows_ - 1)) * (layers_ + 1) * n_]; }
     int longest(int i) const { return std::min(longest_[std::min(i, rows_ - 1)], layers_ - i - 1); }
-    void read_links();
     void enter_all(int i);
-    void sort(const double* rest);
 
     const PathProblem& problem_;
     int n_, layers_, rows_;
@@ -44,9 +42,8 @@ class Relaxation {
     std::vector<double> enter_;      // [layers, workers]
     std::vector<double> leave_;      // [layers, workers]
     std::vector<double> dead_;       // [layers, workers] inf, else 0
-    std::vector<double> linked_out_, linked_in_;  // [workers] inf; 0: no links
+    std::vector<double> most_out_, most_in_;  // [workers] inf; -inf: no links
     std::vector<int> order_;
-    double shortest_ = never;
 };
 
 }  // namespace bloombee::plan

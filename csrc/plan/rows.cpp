@@ -5,7 +5,7 @@
 namespace bloombee::plan {
 namespace {
 
-// So many workers are taken between two looks whether others can still be less.
+// So many workers are taken between two looks at which others can still matter.
 constexpr int at_once = 8;
 
 void spans(double* out, const double* span, const double* rest, int count, int n) {
@@ -16,24 +16,43 @@ void spans(double* out, const double* span, const double* rest, int count, int n
         }
 }
 
-double worst_of(const double* out, const double* linked, int n) {
-    double worst = 0;
+// out[u] is at most worst + least[u], so a rest of `worst` or more is of no use to anyone.
+double worst_of(const double* out, const double* least, const double* most, int n) {
+    double worst = -__builtin_inf();
     for (int u = 0; u < n; ++u) {
-        const double own = out[u] < linked[u] ? out[u] : linked[u];
+        const double own = (out[u] < most[u] ? out[u] : most[u]) - least[u];
         worst = own > worst ? own : worst;
     }
     return worst;
 }
 
-void hops(double* out, const double* hop, const double* rest, const int* order, double shortest, const double* linked, int n) {
-    for (int turn = 0; turn < n; ++turn) {
-        const double least = rest[order[turn]];
-        if (turn % at_once == 0 && !(least + shortest < worst_of(out, linked, n))) return;
-        const double* row = hop + long(order[turn]) * n;
+void take(double* out, const double* hop, const double* rest, const int* batch, int count, int n) {
+    for (int a = 0; a < count; ++a) {
+        const double* row = hop + long(batch[a]) * n;
         for (int u = 0; u < n; ++u) {
-            const double sum = row[u] + least;
+            const double sum = row[u] + rest[batch[a]];
             out[u] = sum < out[u] ? sum : out[u];
         }
+    }
+}
+
+void hops(double* out, const double* hop, const double* rest, int* order, const double* least, const double* most, int n) {
+    int batch[at_once], count = 0;
+    double worst = __builtin_inf();
+    for (int turn = 0; turn < n; ++turn) {
+        const int v = order[turn];
+        if (rest[v] < worst) batch[count++] = v;
+        if (count < at_once && turn + 1 < n) continue;
+        take(out, hop, rest, batch, count, n);
+        worst = worst_of(out, least, most, n);
+        count = 0;
+    }
+    int front = 0;
+    for (int turn = 0; turn < n; ++turn) {
+        const int v = order[turn];
+        if (!(rest[v] < worst)) continue;
+        order[turn] = order[front];
+        order[front++] = v;
     }
 }
 

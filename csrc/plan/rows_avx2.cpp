@@ -25,30 +25,49 @@ void spans(double* out, const double* span, const double* rest, int count, int n
     }
 }
 
-double worst_of(const double* out, const double* linked, int n) {
-    __m256d worst = _mm256_setzero_pd();
+// out[u] is at most worst + least[u], so a rest of `worst` or more is of no use to anyone.
+double worst_of(const double* out, const double* least, const double* most, int n) {
+    const __m256d none = _mm256_set1_pd(-__builtin_inf());
+    __m256d worst = none;
     for (int u = 0; u < n; u += lanes) {
         const __m256i some = lanes_at(u, n);
-        worst = _mm256_max_pd(worst, _mm256_min_pd(_mm256_maskload_pd(out + u, some), _mm256_maskload_pd(linked + u, some)));
+        const __m256d own = _mm256_sub_pd(_mm256_min_pd(_mm256_maskload_pd(out + u, some), _mm256_maskload_pd(most + u, some)),
+                                          _mm256_maskload_pd(least + u, some));
+        worst = _mm256_max_pd(worst, _mm256_blendv_pd(none, own, _mm256_castsi256_pd(some)));
     }
     const __m128d two = _mm_max_pd(_mm256_castpd256_pd128(worst), _mm256_extractf128_pd(worst, 1));
     return _mm_cvtsd_f64(_mm_max_sd(two, _mm_unpackhi_pd(two, two)));
 }
 
-void hops(double* out, const double* hop, const double* rest, const int* order, double shortest, const double* linked, int n) {
-    for (int turn = 0; turn < n; turn += at_once) {
-        if (!(rest[order[turn]] + shortest < worst_of(out, linked, n))) return;
-        const int count = n - turn < at_once ? n - turn : at_once;
-        for (int u = 0; u < n; u += lanes) {
-            const __m256i some = lanes_at(u, n);
-            __m256d least = _mm256_maskload_pd(out + u, some);
-            for (int a = 0; a < count; ++a) {
-                const int v = order[turn + a];
-                const __m256d row = _mm256_maskload_pd(hop + long(v) * n + u, some);
-                least = _mm256_min_pd(least, _mm256_add_pd(row, _mm256_set1_pd(rest[v])));
-            }
-            _mm256_maskstore_pd(out + u, some, least);
+void take(double* out, const double* hop, const double* rest, const int* batch, int count, int n) {
+    for (int u = 0; u < n; u += lanes) {
+        const __m256i some = lanes_at(u, n);
+        __m256d best = _mm256_maskload_pd(out + u, some);
+        for (int a = 0; a < count; ++a) {
+            const __m256d row = _mm256_maskload_pd(hop + long(batch[a]) * n + u, some);
+            best = _mm256_min_pd(best, _mm256_add_pd(row, _mm256_set1_pd(rest[batch[a]])));
         }
+        _mm256_maskstore_pd(out + u, some, best);
+    }
+}
+
+void hops(double* out, const double* hop, const double* rest, int* order, const double* least, const double* most, int n) {
+    int batch[at_once], count = 0;
+    double worst = __builtin_inf();
+    for (int turn = 0; turn < n; ++turn) {
+        const int v = order[turn];
+        if (rest[v] < worst) batch[count++] = v;
+        if (count < at_once && turn + 1 < n) continue;
+        take(out, hop, rest, batch, count, n);
+        worst = worst_of(out, least, most, n);
+        count = 0;
+    }
+    int front = 0;
+    for (int turn = 0; turn < n; ++turn) {
+        const int v = order[turn];
+        if (!(rest[v] < worst)) continue;
+        order[turn] = order[front];
+        order[front++] = v;
     }
 }
 

@@ -23,30 +23,49 @@ void spans(double* out, const double* span, const double* rest, int count, int n
     }
 }
 
-double worst_of(const double* out, const double* linked, int n) {
-    __m512d worst = _mm512_setzero_pd();
+// out[u] is at most worst + least[u], so a rest of `worst` or more is of no use to anyone.
+double worst_of(const double* out, const double* least, const double* most, int n) {
+    const __m512d none = _mm512_set1_pd(-__builtin_inf());
+    __m512d worst = none;
     for (int u = 0; u < n; u += lanes) {
         const __mmask8 some = lanes_at(u, n);
-        worst = _mm512_max_pd(
-            worst, _mm512_min_pd(_mm512_maskz_loadu_pd(some, out + u), _mm512_maskz_loadu_pd(some, linked + u)));
+        const __m512d own = _mm512_sub_pd(
+            _mm512_min_pd(_mm512_mask_loadu_pd(none, some, out + u), _mm512_mask_loadu_pd(none, some, most + u)),
+            _mm512_maskz_loadu_pd(some, least + u));
+        worst = _mm512_max_pd(worst, own);
     }
     return _mm512_reduce_max_pd(worst);
 }
 
-void hops(double* out, const double* hop, const double* rest, const int* order, double shortest, const double* linked, int n) {
-    for (int turn = 0; turn < n; turn += at_once) {
-        if (!(rest[order[turn]] + shortest < worst_of(out, linked, n))) return;
-        const int count = n - turn < at_once ? n - turn : at_once;
-        for (int u = 0; u < n; u += lanes) {
-            const __mmask8 some = lanes_at(u, n);
-            __m512d least = _mm512_maskz_loadu_pd(some, out + u);
-            for (int a = 0; a < count; ++a) {
-                const int v = order[turn + a];
-                const __m512d row = _mm512_maskz_loadu_pd(some, hop + long(v) * n + u);
-                least = _mm512_min_pd(least, _mm512_add_pd(row, _mm512_set1_pd(rest[v])));
-            }
-            _mm512_mask_storeu_pd(out + u, some, least);
+void take(double* out, const double* hop, const double* rest, const int* batch, int count, int n) {
+    for (int u = 0; u < n; u += lanes) {
+        const __mmask8 some = lanes_at(u, n);
+        __m512d best = _mm512_maskz_loadu_pd(some, out + u);
+        for (int a = 0; a < count; ++a) {
+            const __m512d row = _mm512_maskz_loadu_pd(some, hop + long(batch[a]) * n + u);
+            best = _mm512_min_pd(best, _mm512_add_pd(row, _mm512_set1_pd(rest[batch[a]])));
         }
+        _mm512_mask_storeu_pd(out + u, some, best);
+    }
+}
+
+void hops(double* out, const double* hop, const double* rest, int* order, const double* least, const double* most, int n) {
+    int batch[at_once], count = 0;
+    double worst = __builtin_inf();
+    for (int turn = 0; turn < n; ++turn) {
+        const int v = order[turn];
+        if (rest[v] < worst) batch[count++] = v;
+        if (count < at_once && turn + 1 < n) continue;
+        take(out, hop, rest, batch, count, n);
+        worst = worst_of(out, least, most, n);
+        count = 0;
+    }
+    int front = 0;
+    for (int turn = 0; turn < n; ++turn) {
+        const int v = order[turn];
+        if (!(rest[v] < worst)) continue;
+        order[turn] = order[front];
+        order[front++] = v;
     }
 }
 
