@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "plan/clusters.h"
 
@@ -47,7 +48,9 @@ double cost_of(const PathProblem& p, const Path& path) {
 
 Lagrangian::Lagrangian(const PathProblem& problem, const PathProblem* second, double limit, const Prices& start,
                        double worth)
-    : problem_(problem), priced_(problem), limit_(limit), n_(problem.workers), clusters_(clusters_of(problem)), now_(start.workers) {
+    : problem_(problem), priced_(problem), limit_(limit), n_(problem.workers), ids_(n_), whole_(n_, 0.0),
+      clusters_(clusters_of(problem)), now_(start.workers) {
+    std::iota(ids_.begin(), ids_.end(), 0);
     now_.push_back(start.second);
     if (second) second_.emplace(*second);
     for (const Prices::Set& set : start.sets) {
@@ -61,7 +64,7 @@ Lagrangian::Lagrangian(const PathProblem& problem, const PathProblem* second, do
 }
 
 void Lagrangian::add_set(std::vector<int> members) {
-    Set set{std::move(members), std::vector<double>(n_, 0.0), now_.size()};
+    Set set{std::move(members), std::vector<double>(n_, 0.0), now_.size(), {}};
     for (const int w : set.members) set.inside[w] = 1;
     for (std::vector<double>* values : {&now_, &best_, &mean_offence_}) values->resize(set.first + set.members.size(), 0.0);
     sets_.push_back(std::move(set));
@@ -223,10 +226,14 @@ std::vector<double> Lagrangian::through(double limit) {
 
 void Lagrangian::keep_only(const std::vector<int>& chosen) {
     const std::vector<int> at = positions(chosen, n_);
-    const std::vector<Set> sets = std::move(sets_);
+    std::vector<Set> sets = std::move(sets_);
     const std::vector<double> old[3] = {now_, best_, mean_offence_};
     std::vector<double>* const all[3] = {&now_, &best_, &mean_offence_};
     const int before = n_;
+    const std::vector<int> ids = std::move(ids_);
+    for (int v = 0; v < before; ++v) whole_[ids[v]] = best_[v];
+    ids_.clear();
+    for (const int w : chosen) ids_.push_back(ids[w]);
     n_ = int(chosen.size());
     for (int which = 0; which < 3; ++which) {
         all[which]->clear();
@@ -234,13 +241,18 @@ void Lagrangian::keep_only(const std::vector<int>& chosen) {
         all[which]->push_back(old[which][before]);
     }
     sets_.clear();
-    for (const Set& set : sets) {
+    for (Set& set : sets) {
         std::vector<int> members = renamed(set.members, at);
         if (members.size() < 2) continue;
         add_set(std::move(members));
+        sets_.back().left_out = std::move(set.left_out);
         size_t to = sets_.back().first;
         for (size_t a = 0; a < set.members.size(); ++a) {
-            if (at[set.members[a]] < 0) continue;
+            if (at[set.members[a]] < 0) {
+                sets_.back().left_out.members.push_back(ids[set.members[a]]);
+                sets_.back().left_out.prices.push_back(old[1][set.first + a]);
+                continue;
+            }
             for (int which = 0; which < 3; ++which) (*all[which])[to] = old[which][set.first + a];
             ++to;
         }
@@ -255,12 +267,17 @@ void Lagrangian::keep_only(const std::vector<int>& chosen) {
 }
 
 Prices Lagrangian::prices() const {
-    Prices out(n_);
-    std::copy_n(best_.begin(), n_, out.workers.begin());
+    Prices out(static_cast<int>(whole_.size()));
+    out.workers = whole_;
+    for (int v = 0; v < n_; ++v) out.workers[ids_[v]] = best_[v];
     out.second = best_[n_];
     for (const Set& set : sets_) {
-        std::vector<double> own(best_.begin() + long(set.first), best_.begin() + long(set.first + set.members.size()));
-        if (std::any_of(own.begin(), own.end(), [](double price) { return price > 0; })) out.sets.push_back({set.members, own});
+        Prices::Set own = set.left_out;
+        for (size_t a = 0; a < set.members.size(); ++a) {
+            own.members.push_back(ids_[set.members[a]]);
+            own.prices.push_back(best_[set.first + a]);
+        }
+        if (std::any_of(own.prices.begin(), own.prices.end(), [](double price) { return price > 0; })) out.sets.push_back(own);
     }
     return out;
 }

@@ -47,7 +47,9 @@ class Lagrangian {
     const PathProblem& problem() const { return problem_; }
     const PathProblem* second() const { return second_ ? &*second_ : nullptr; }
     int64_t steps() const { return relaxation_->steps(); }
-    // The best prices.
+    // The number of each of its workers in the problem that it began with.
+    const std::vector<int>& ids() const { return ids_; }
+    // The best prices, of those that were left out what they were then.
     Prices prices() const;
 
   private:
@@ -55,6 +57,7 @@ class Lagrangian {
         std::vector<int> members;
         std::vector<double> inside;  // [workers] 1 or 0
         size_t first;                // of its members' prices, one each
+        Prices::Set left_out;
     };
 
     void add_set(std::vector<int> members);
@@ -70,6 +73,8 @@ class Lagrangian {
     std::optional<Relaxation> relaxation_;
     double limit_, constant_ = 0;
     int n_;
+    std::vector<int> ids_;
+    std::vector<double> whole_;                   // [workers it began with] of those that were left out, their prices
     std::vector<std::vector<int>> clusters_;      // not yet among the sets
     std::vector<Set> sets_;
     // [workers, 1 (of the second costs), members of sets...]

@@ -55,15 +55,13 @@ double least(double a, double b) { return a < b ? a : b; }
 class Search {
   public:
     Search(const PathProblem& whole, double below, Budget& budget, const Prices& prices, const PathProblem* second, double limit)
-        : below_(below), limit_(limit), budget_(budget), lagrangian_(whole, second, limit, prices, below), ids_(whole.workers) {
-        std::iota(ids_.begin(), ids_.end(), 0);
-    }
+        : below_(below), limit_(limit), budget_(budget), lagrangian_(whole, second, limit, prices, below) {}
 
     Found run(Effort effort, Prices& prices) {
         if (is_too_small(problem())) return {{}, never, true};
         const bool is_done = tighten(effort.turns);
-        keep(prices);
-        if (is_done || bound_ >= ceiling()) return finish(true);
+        if (is_done || bound_ >= ceiling()) return finish(true);  // (with prices that go up and up if there is no path)
+        prices = lagrangian_.prices();
         lagrangian_.settle();
         if (effort.descents > 0) look_around(effort.descents);
         if (bound_ >= ceiling()) return finish(true);
@@ -80,6 +78,7 @@ class Search {
     double ceiling() const { return least(below_, best_.cost); }
     const PathProblem& problem() const { return lagrangian_.problem(); }
     const PathProblem* second() const { return lagrangian_.second(); }
+    const std::vector<int>& ids() const { return lagrangian_.ids(); }
 
     // Bounds rise, workers that no better path visits are left out. True: the best path is found, or there is none.
     bool tighten(int turns) {
@@ -96,7 +95,7 @@ class Search {
             if (is_time) at_last_cut = bound_;
             const std::vector<int> chosen = is_time ? able() : std::vector<int>();
             if (!lagrangian_.move(aim)) return !second();  // else the walk may be one that the second costs forbid
-            if (!chosen.empty()) cut(chosen);
+            if (!chosen.empty()) lagrangian_.keep_only(chosen), order_.clear();
             if (budget_.is_spent()) break;
         }
         return false;
@@ -110,23 +109,6 @@ class Search {
             if (through[v] < ceiling()) chosen.push_back(v);
         if (chosen.size() > 0.9 * problem().workers) chosen.clear();
         return chosen;
-    }
-
-    void cut(const std::vector<int>& chosen) {
-        lagrangian_.keep_only(chosen);
-        std::vector<int> ids;
-        for (const int v : chosen) ids.push_back(ids_[v]);
-        ids_ = std::move(ids);
-        order_.clear();
-    }
-
-    void keep(Prices& whole) const {
-        const Prices own = lagrangian_.prices();
-        for (size_t v = 0; v < ids_.size(); ++v) whole.workers[ids_[v]] = own.workers[v];
-        whole.second = own.second;
-        whole.sets = own.sets;
-        for (Prices::Set& set : whole.sets)
-            for (int& w : set.members) w = ids_[w];
     }
 
     // A walk made a path: it is kept if it is the best so far.
@@ -163,7 +145,7 @@ class Search {
         if (best_.workers.empty()) return order_;
         std::vector<int> order;
         for (const int w : best_.workers)
-            if (const auto at = std::find(ids_.begin(), ids_.end(), w); at != ids_.end()) order.push_back(int(at - ids_.begin()));
+            if (const auto at = std::find(ids().begin(), ids().end(), w); at != ids().end()) order.push_back(int(at - ids().begin()));
         return order;
     }
 
@@ -184,7 +166,7 @@ class Search {
     void take(Path path) {
         if (path.workers.empty() || !(path.cost < ceiling())) return;
         if (second() && cost_of(*second(), path) > limit_) return;
-        for (int& w : path.workers) w = ids_[w];
+        for (int& w : path.workers) w = ids()[w];
         best_ = std::move(path);
     }
 
@@ -266,7 +248,6 @@ class Search {
     double below_, limit_, bound_ = -never;
     Budget& budget_;
     Lagrangian lagrangian_;
-    std::vector<int> ids_;      // of its workers, in the whole
     std::vector<int> order_;    // that the last walk comes to
     std::vector<int> watched_;
     Path best_;

@@ -14,7 +14,7 @@ constexpr double enough = 5e-3;
 
 // What is done for a point, one after the other, as long as its bound is the least of all. The first widths are narrow: a search
 // for a plan that is better by half the gap ends early where there is none.
-constexpr Effort efforts[] = {{40, 1, 0}, {100, 4, 0}, {200, 12, 32}, {400, 16, 256}, {400, 16, 2048}, {400, 16, 1 << 14}};
+constexpr Effort efforts[] = {{40, 0, 0}, {40, 1, 0}, {100, 4, 0}, {200, 12, 32}, {400, 16, 256}, {400, 16, 2048}, {400, 16, 1 << 14}};
 constexpr int levels = int(std::size(efforts));
 
 Effort effort_at(int level, int width) {
@@ -108,7 +108,7 @@ bool Solver::attempt(int point, double value, double step_limit, Effort effort, 
 void Solver::find(int point, double step_limit, Budget& budget) {
     const double gain = instance_.points[point].gain, last = std::min(step_limit / gain, bounds_[point] * 1e6);
     for (double aim = bounds_[point] * 1.25; !best_.found && bounds_[point] < never && !budget.is_spent(); aim *= 1.5) {
-        attempt(point, aim < last ? aim : never, step_limit, efforts[0], budget);
+        attempt(point, aim < last ? aim : never, step_limit, efforts[1], budget);
         if (!(aim < last)) return;
     }
 }
@@ -127,14 +127,16 @@ void Solver::improve(int point, double step_limit, Effort effort, Budget& budget
     }
 }
 
-// Halves what is open between the point's bound and the best value, as long as that goes.
+// Up by a part of what is open between the point's bound and the best value: half of it, less where that is too much to prove.
 void Solver::raise(int point, double step_limit, Effort effort, Budget& budget) {
-    for (double high = best_.value * (1 - hair); bounds_[point] < high && !budget.is_spent();) {
+    double part = 0.5;
+    for (double high = best_.value * (1 - hair); bounds_[point] < high && part > 0.1 && !budget.is_spent();) {
         const bool is_near = bounds_[point] >= best_.value * (1 - enough);
-        const double aim = is_near ? high : (bounds_[point] + high) / 2, before = bounds_[point];
+        const double aim = is_near ? high : bounds_[point] + part * (high - bounds_[point]), before = bounds_[point];
         if (attempt(point, aim, step_limit, effort, budget)) high = std::min(high, best_.value * (1 - hair));
         if (bounds_[point] >= aim) continue;
-        if (is_near || bounds_[point] - before < (high - before) / 4) return;
+        if (is_near) return;
+        part *= bounds_[point] > before ? 0.5 : 0.25;
     }
 }
 
@@ -253,9 +255,12 @@ Solution Solver::most_tokens(double step_limit, const std::vector<bool>& allowed
     lows_ = bounds_;
     for (int size = 0; size < int(instance_.sizes.size()); ++size) bound_size(size, step_limit);
     work(budget, [&](int point, int level) {
-        if (!best_.found) find(point, step_limit, budget);
+        if (!best_.found) {
+            find(point, step_limit, budget);
+            improve(point, step_limit, efforts[1], budget);
+        }
         const Effort effort = effort_at(level, width);
-        improve(point, step_limit, {effort.turns, effort.descents, 0}, budget);
+        if (effort.descents > 0) improve(point, step_limit, {effort.turns, effort.descents, 0}, budget);
         raise(point, step_limit, {effort.turns, 0, effort.width}, budget);
     });
     points_ = bounds_;
