@@ -8,6 +8,9 @@
 namespace bloombee::plan {
 namespace {
 
+// Tried in each place.
+constexpr size_t most_candidates = 10;
+
 // splitmix64
 uint64_t draw(uint64_t& state) {
     uint64_t z = (state += 0x9e3779b97f4a7c15u);
@@ -49,7 +52,7 @@ void Chains::prepare(const std::vector<int>& order) {
     const int n = int(order.size());
     order_ = order;
     before_.assign(n + 1, std::vector<double>(layers_ + 1, never));
-    after_.assign(n + 1, std::vector<double>(layers_ + 1, never));
+    least_after_ = after_ = before_;
     before_[0][0] = 0;
     for (int p = 0; p < n; ++p) {
         const int w = order[p];
@@ -65,21 +68,45 @@ void Chains::prepare(const std::vector<int>& order) {
     for (int p = n - 1; p >= 0; --p) {
         const double* rest = p + 1 < n ? after_[p + 1].data() : nullptr;
         const double hop = p + 1 < n ? hop_into(order, p + 1, order[p + 1]) : 0.0;
-        for (int i = 0; i < layers_; ++i) after_[p][i] = enter(order[p], i, rest, hop);
+        for (int i = layers_ - 1; i >= 0; --i) {
+            after_[p][i] = enter(order[p], i, rest, hop);
+            least_after_[p][i] = std::min(after_[p][i], least_after_[p][i + 1]);
+        }
     }
 }
 
-// With w after the first p stages, and stage `next` after it.
-double Chains::between(int p, int next, int w) const {
+// With w after the first p stages, and stage `next` after it; `most` if that is no better.
+double Chains::between(int p, int next, int w, double most) const {
     const int n = int(order_.size());
     const double in = hop_into(order_, p, w);
     const double* rest = next < n ? after_[next].data() : nullptr;
     const double hop = next < n ? problem_.hop_of(w, order_[next]) : 0.0;
     if (in == never || hop == never) return never;
-    double best = never;
-    for (int i = 0; i < layers_; ++i)
-        if (before_[p][i] < never) best = std::min(best, before_[p][i] + enter(w, i, rest, hop));
-    return best + in;
+    double best = most;
+    for (int i = 0; i < layers_; ++i) {
+        const double so_far = before_[p][i] + in;
+        if (!(so_far < best)) continue;
+        if (rest && so_far + problem_.spans.from(w, i)[1] + hop + least_after_[next][i + 1] >= best) continue;
+        best = std::min(best, so_far + enter(w, i, rest, hop));
+    }
+    return best;
+}
+
+// Those that seem best between the first p stages and stage `next`: by their links, and their time for as many layers as others have.
+std::vector<int> Chains::candidates(int p, int next, const std::vector<bool>& used) const {
+    const int n = int(order_.size()), fair = std::max(1, layers_ / n);
+    std::vector<std::pair<double, int>> scores;
+    for (int w = 0; w < problem_.workers; ++w) {
+        const int k = std::min(fair, problem_.spans.reach[problem_.spans.row(w, 1)]);
+        if (used[w] || k == 0) continue;
+        const double links = hop_into(order_, p, w) + (next < n ? problem_.hop_of(w, order_[next]) : problem_.home[w]);
+        scores.push_back({links + problem_.spans.from(w, 1)[k] / k * fair, w});
+    }
+    const size_t most = std::min(scores.size(), most_candidates);
+    std::partial_sort(scores.begin(), scores.begin() + long(most), scores.end());
+    std::vector<int> chosen;
+    for (size_t a = 0; a < most; ++a) chosen.push_back(scores[a].second);
+    return chosen;
 }
 
 // The best way to insert, replace or remove one worker, if it helps.
@@ -90,12 +117,10 @@ bool Chains::step_by_one(std::vector<int>& order, double& now) {
     for (const int w : order) used[w] = true;
     double best = now * (1 - 1e-12);
     int at = -1, next = 0, worker = -1;
-    for (int w = 0; w < problem_.workers; ++w) {
-        if (used[w]) continue;
-        for (int p = 0; p <= n; ++p)
-            for (int to = p; to <= std::min(n, p + 1); ++to)
-                if (const double cost = between(p, to, w); cost < best) best = cost, at = p, next = to, worker = w;
-    }
+    for (int p = 0; p <= n; ++p)
+        for (int to = p; to <= std::min(n, p + 1); ++to)
+            for (const int w : candidates(p, to, used))
+                if (const double cost = between(p, to, w, best); cost < best) best = cost, at = p, next = to, worker = w;
     for (int p = 0; p + 1 < n; ++p) {
         const double hop = hop_into(order, p, order[p + 1]);
         for (int i = 0; i < layers_; ++i)
@@ -181,7 +206,7 @@ Path Chains::path(const std::vector<int>& order) {
         for (int b = 0; b < part.workers; ++b)
             if (b != a + 1) part.set_hop(a, b, never);
     Relaxation relaxation(part);
-    if (relaxation.solve(std::vector<double>(part.workers, 0.0)) == never) return {};
+    if (relaxation.solve() == never) return {};
     Path path = relaxation.walk();
     for (int& w : path.workers) w = order[w];
     return path;

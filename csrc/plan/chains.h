@@ -25,7 +25,8 @@ class Chains {
     bool step_by_order(std::vector<int>& order, double& now);
     bool keep(std::vector<int>& order, const std::vector<int>& other, double& now);
     double hops(const std::vector<int>& order) const;
-    double between(int p, int next, int w) const;
+    std::vector<int> candidates(int p, int next, const std::vector<bool>& used) const;
+    double between(int p, int next, int w, double most) const;
     double enter(int w, int i, const double* rest, double hop) const;
     double hop_into(const std::vector<int>& order, int p, int w) const { return p == 0 ? problem_.first[w] : problem_.hop_of(order[p - 1], w); }
     void shake(std::vector<int>& order, uint64_t& state) const;
@@ -36,6 +37,7 @@ class Chains {
     double penalty_;
     std::vector<int> order_;              // that before_ and after_ are of
     std::vector<std::vector<double>> before_, after_;  // [stages + 1, layers + 1] cost so far; cost from entering a stage on
+    std::vector<std::vector<double>> least_after_;     // [stages + 1, layers + 1] of after_ from there on
     std::vector<double> row_, other_;
 };
 

@@ -13,11 +13,12 @@ constexpr size_t most_labels = size_t{1} << 21;
 
 }  // namespace
 
-Labels::Labels(const PathProblem& problem, const std::vector<double>& prices, const PathProblem* second, double second_limit)
-    : problem_(problem), prices_(prices), second_(second), second_limit_(second_limit), rest_(problem),
+Labels::Labels(const PathProblem& problem, const PathProblem& priced, double constant, const PathProblem* second,
+               double second_limit)
+    : problem_(problem), priced_(priced), constant_(constant), second_(second), second_limit_(second_limit), rest_(priced),
       second_rest_(second ? *second : problem), buckets_(problem.layers), bit_(problem.workers, 0) {
-    rest_.solve(prices);
-    if (second) second_rest_.solve(std::vector<double>(problem.workers, 0.0));
+    rest_.solve();
+    if (second) second_rest_.solve();
 }
 
 double Labels::search(double below, int width, bool strict, Budget& budget) {
@@ -51,29 +52,29 @@ double Labels::search(double below, int width, bool strict, Budget& budget) {
 void Labels::start() {
     for (int v = 0; v < problem_.workers; ++v)
         if (problem_.first[v] < never)
-            enter(-1, 0, 0, v, problem_.first[v] - rest_.total_price(), problem_.first[v], second_ ? second_->first[v] : 0.0);
+            enter(-1, 0, 0, v, priced_.first[v] - constant_, problem_.first[v], second_ ? second_->first[v] : 0.0);
 }
 
 void Labels::extend(int32_t index, int i) {
     const Label label = labels_[index];
-    const double* hop = &problem_.hop[size_t(label.worker) * problem_.workers];
+    const double* hop = &priced_.hop[size_t(label.worker) * problem_.workers];
     for (int v = 0; v < problem_.workers; ++v) {
-        if (label.cost + hop[v] + rest_.enter(i, v) >= below_ || (label.seen & bit_[v])) continue;
+        if (!(label.cost + hop[v] + rest_.enter(i, v) < below_) || (label.seen & bit_[v])) continue;
         if (strict_ && is_on_way(index, v)) continue;
         const double second = second_ ? label.second + second_->hop_of(label.worker, v) : 0.0;
-        enter(index, label.seen, i, v, label.cost + hop[v], label.plain + hop[v], second);
+        enter(index, label.seen, i, v, label.cost + hop[v], label.plain + problem_.hop_of(label.worker, v), second);
     }
 }
 
 // All spans that v may take from layer i on.
 void Labels::enter(int32_t parent, uint64_t seen, int i, int v, double cost, double plain, double second) {
     if (second_ && second + second_rest_.enter(i, v) > second_limit_) return;
-    const double* span = problem_.spans.from(v, i);
+    const double *span = problem_.spans.from(v, i), *priced = priced_.spans.from(v, i);
     const int longest = problem_.spans.longest(v, i);
     for (int k = 1; k <= longest; ++k) {
-        Label label{cost + span[k] + prices_[v], 0, plain + span[k], second, parent, int16_t(v), int16_t(k), seen | bit_[v]};
+        Label label{cost + priced[k], 0, plain + span[k], second, parent, int16_t(v), int16_t(k), seen | bit_[v]};
         label.bound = label.cost + rest_.leave(i + k, v);
-        if (label.bound >= below_) continue;
+        if (!(label.bound < below_)) continue;
         if (second_) {
             label.second += second_->spans.from(v, i)[k];
             if (label.second + second_rest_.leave(i + k, v) > second_limit_) continue;
@@ -81,8 +82,8 @@ void Labels::enter(int32_t parent, uint64_t seen, int i, int v, double cost, dou
         push(label, i + k);
     }
     const double end = problem_.spans.to_end(v, i) + problem_.home[v];
-    const double all = std::max(plain + end, cost + end + prices_[v]);
-    if (all >= below_) return;
+    const double all = std::max(plain + end, cost + priced_.spans.to_end(v, i) + priced_.home[v]);
+    if (!(all < below_)) return;
     if (second_ && second + second_->spans.to_end(v, i) + second_->home[v] > second_limit_) return;
     finish(parent, v, i, plain + end);
     below_ = counts_ = all;
@@ -92,10 +93,10 @@ void Labels::push(const Label& label, int i) {
     Bucket& bucket = buckets_[i];
     bucket.push_back(static_cast<int32_t>(labels_.size()));
     labels_.push_back(label);
-    if (bucket.size() >= 8 * width_ + 2048) {
+    if (bucket.size() >= 8 * width_ + 256) {
         std::sort(bucket.begin(), bucket.end(), [&](int32_t a, int32_t b) { return labels_[a].bound < labels_[b].bound; });
         drop_dominated(bucket);
-        trim(bucket, 4 * width_ + 1024);
+        trim(bucket, 4 * width_ + 128);
     }
 }
 

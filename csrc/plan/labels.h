@@ -14,7 +14,8 @@ namespace bloombee::plan {
 
 class Labels {
   public:
-    Labels(const PathProblem& problem, const std::vector<double>& prices, const PathProblem* second, double second_limit);
+    // priced, constant: of a Lagrangian. Second costs only where there are any.
+    Labels(const PathProblem& problem, const PathProblem& priced, double constant, const PathProblem* second, double second_limit);
 
     // Looks for a walk below `below`. Returns the least that one through what was left out could cost; inf: nothing was.
     //   strict: no worker twice, watched or not; what is left out then says nothing.
@@ -27,7 +28,7 @@ class Labels {
 
   private:
     struct Label {
-        double cost;    // with prices of the visits so far, less the sum of all prices
+        double cost;    // with prices so far, less the constant
         double bound;   // cost and the relaxed rest
         double plain;   // without prices
         double second;
@@ -48,8 +49,8 @@ class Labels {
     void drop_dominated(Bucket& bucket);
     bool dominates(int32_t a, int32_t b) const;
 
-    const PathProblem& problem_;
-    const std::vector<double>& prices_;
+    const PathProblem &problem_, &priced_;
+    double constant_;
     const PathProblem* second_;
     double second_limit_;
     Relaxation rest_, second_rest_;

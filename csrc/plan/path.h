@@ -4,9 +4,8 @@
 // link into each worker, its span, and the link home. No worker is visited twice.
 //
 // Theory of operation. Without that last rule the cheapest walk is found by a dynamic program over (layers given out,
-// worker): the Relaxation. A price for each visit, less the sum of all prices, still bounds every path from below, and
-// prices that rise where a walk returns (a subgradient) make the bound tight (Held and Karp 1971; Christofides, Mingozzi
-// and Toth 1981). Labels - partial paths - are then extended layer by layer; one whose cost so far and relaxed rest are no
+// worker): the Relaxation. Prices on what walks do and paths do not make that bound tight: the Lagrangian (Held and Karp 1971;
+// Christofides, Mingozzi and Toth 1981). Labels - partial paths - are then extended layer by layer; one whose cost so far and relaxed rest are no
 // better than what is known goes no further. If none had to be left out for lack of width, the best path is the optimum;
 // else the best of those left out is still a bound.
 //
@@ -113,22 +112,36 @@ struct Path {
     std::vector<int> workers, layers;
 };
 
+// What a Lagrangian (lagrangian.h) ended with, for the next one to start from: it only speeds things up.
+struct Prices {
+    struct Set {
+        std::vector<int> members;
+        std::vector<double> prices;  // one each
+    };
+    explicit Prices(int count) : workers(count, 0.0) {}
+
+    std::vector<double> workers;
+    double second = 0;
+    std::vector<Set> sets;
+};
+
 struct Found {
     Path path;       // of a cost below what was asked, if there is one
     double bound;    // no path costs less, up to what was asked
     bool complete;   // nothing was left out: `path` is the best, or there is none below what was asked
 };
 
-// How far a search goes, if it is no width.
-constexpr int bounds_only = -2;  // relaxations, and what paths their walks come to
-constexpr int hasty = -1;        // a few of them, and one path by few labels and by local search
-constexpr int quick = 0;         // more of both
+// How far a search goes.
+struct Effort {
+    int turns;    // of the Lagrangian, at most
+    int descents; // of local search; 0: paths are only what walks come to
+    int width;    // most labels for each number of layers in the widest try; 0: none, what is left stays open
+};
 
 // The cheapest path below `below`.
-//   width: most labels for each number of layers in the widest try, or one of the above.
 //   second, second_limit: costs of the same paths that must not add up to more; null: none.
-//   prices: [workers] to start from and where the best ones are left; they only speed things up.
-Found cheapest(const PathProblem& problem, double below, int width, Budget& budget, std::vector<double>& prices,
+//   prices: to start from, and where the best ones are left.
+Found cheapest(const PathProblem& problem, double below, Effort effort, Budget& budget, Prices& prices,
                const PathProblem* second = nullptr, double second_limit = never);
 
 // Without the rule that no worker is visited twice: a bound, exact in a fixed order.

@@ -3,86 +3,70 @@
 #include <algorithm>
 #include <numeric>
 
-#include "plan/least.h"
+#include "plan/rows.h"
 
 namespace bloombee::plan {
+namespace {
+
+// Of each column; 0 where there is nothing.
+std::vector<double> least_of(const std::vector<double>& table, int n) {
+    std::vector<double> least(n, never);
+    for (const double* row = table.data(); row < table.data() + table.size(); row += n)
+        for (int u = 0; u < n; ++u) least[u] = row[u] < least[u] ? row[u] : least[u];
+    std::replace(least.begin(), least.end(), never, 0.0);
+    return least;
+}
+
+}  // namespace
 
 Relaxation::Relaxation(const PathProblem& problem)
-    : problem_(problem), n_(problem.workers), layers_(problem.layers), enter_(size_t(layers_) * n_, never),
-      leave_(size_t(n_) * (layers_ + 1), never), prices_(n_, 0.0), row_(n_), dead_(enter_.size(), 0), order_(n_) {
+    : problem_(problem), n_(problem.workers), layers_(problem.layers), rows_(problem.spans.rows),
+      span_(size_t(rows_) * (layers_ + 1) * n_), tail_(size_t(layers_) * n_), longest_(rows_), enter_(size_t(layers_) * n_, never),
+      leave_(enter_), dead_(enter_.size(), 0.0), most_out_(n_, -never),
+      most_in_(n_, -never), order_(n_) {
     std::iota(order_.begin(), order_.end(), 0);
-    for (int u = 0; u < n_; ++u) {
-        double least = never;
-        for (int v = 0; v < n_; ++v) least = std::min(least, problem.hop_of(u, v));
-        if (least < never) linked_.push_back(u);
-        shortest_ = std::min(shortest_, least);
+    read_spans();
+    for (int u = 0; u < n_; ++u)
+        for (int v = 0; v < n_; ++v)
+            if (problem_.hop_into[size_t(v) * n_ + u] < never) most_out_[u] = most_in_[v] = never;
+}
+
+void Relaxation::read_spans() {
+    for (int w = 0; w < n_; ++w) {
+        for (int i = 0; i < rows_; ++i) {
+            longest_[i] = std::max(longest_[i], problem_.spans.reach[problem_.spans.row(w, i)]);
+            const double* span = problem_.spans.from(w, i);
+            double* to = &span_[size_t(i) * (layers_ + 1) * n_ + w];
+            for (int k = 0; k <= layers_; ++k) to[size_t(k) * n_] = span[k];
+        }
+        for (int i = 0; i < layers_; ++i) tail_[size_t(i) * n_ + w] = problem_.spans.to_end(w, i);
     }
 }
 
 // What is left from the moment before each worker gets layers [i, ...).
 void Relaxation::enter_all(int i) {
-    for (int v = 0; v < n_; ++v) {
-        if (dead_[size_t(i) * n_ + v]) continue;  // (inf it is, and stays)
-        const double* rest = &leave_[size_t(v) * (layers_ + 1) + i];
-        const double* span = problem_.spans.from(v, i);
-        const double end = problem_.spans.to_end(v, i) + rest[layers_ - i];
-        const int longest = problem_.spans.longest(v, i);
-        enter_[size_t(i) * n_ + v] = least_sum(span + 1, rest + 1, longest, end) + prices_[v];
-    }
+    double* out = &enter_[size_t(i) * n_];
+    const double* dead = &dead_[size_t(i) * n_];
+    const double* tail = &tail_[size_t(i) * n_];
+    for (int v = 0; v < n_; ++v) out[v] = tail[v] + problem_.home[v];
+    const int count = longest(i);
+    if (count > 0) row_kernels().spans(out, span_row(i) + n_, &leave_[size_t(i + 1) * n_], count, n_);
+    for (int v = 0; v < n_; ++v) out[v] += dead[v];
 }
 
-// The cheapest ways on come first; when none of the rest can be better for anyone, they are left out.
-void Relaxation::leave_all(int i) {
-    std::fill(row_.begin(), row_.end(), never);
-    sort_by_rest(i);
-    double* const row = row_.data();
-    double worst = never;
-    for (int turn = 0; turn < n_; ++turn) {
-        const int v = order_[turn];
-        const double rest = enter(i, v);
-        if (turn % 8 == 0) worst = longest_left();
-        if (rest == never || rest + shortest_ >= worst) break;
-        const double* hop = &problem_.hop_into[size_t(v) * n_];
-        for (int u = 0; u < n_; ++u) {
-            const double cost = hop[u] + rest;
-            row[u] = cost < row[u] ? cost : row[u];
-        }
-    }
-    for (int u = 0; u < n_; ++u) leave_[size_t(u) * (layers_ + 1) + i] = row[u];
-}
-
-// Their order changes little from one number of layers to the next.
-void Relaxation::sort_by_rest(int i) {
-    const double* rest = &enter_[size_t(i) * n_];
-    for (int a = 1; a < n_; ++a) {
-        const int v = order_[a];
-        int b = a;
-        for (; b > 0 && rest[order_[b - 1]] > rest[v]; --b) order_[b] = order_[b - 1];
-        order_[b] = v;
-    }
-}
-
-// Of those that have links.
-double Relaxation::longest_left() const {
-    double worst = 0;
-    for (const int u : linked_) worst = std::max(worst, row_[u]);
-    return worst;
-}
-
-double Relaxation::solve(const std::vector<double>& prices) {
-    prices_ = prices;
-    total_ = 0;
-    for (int v = 0; v < n_; ++v) {
-        total_ += prices[v];
-        leave_[size_t(v) * (layers_ + 1) + layers_] = problem_.home[v];
-    }
+double Relaxation::solve() {
+    const std::vector<double> shortest = least_of(problem_.hop_into, n_);
     for (int i = layers_ - 1; i >= 0; --i) {
         enter_all(i);
-        if (i > 0) leave_all(i);
+        if (i == 0) break;
+        const double* rest = &enter_[size_t(i) * n_];
+        double* out = &leave_[size_t(i) * n_];
+        std::fill(out, out + n_, never);
+        row_kernels().hops(out, problem_.hop_into.data(), rest, order_.data(), shortest.data(), most_out_.data(), n_);
     }
     double best = never;
     for (int v = 0; v < n_; ++v) best = std::min(best, problem_.first[v] + enter_[v]);
-    return best - total_;
+    return best;
 }
 
 Path Relaxation::walk() const {
@@ -93,18 +77,18 @@ Path Relaxation::walk() const {
         int next = 0;
         double best = never;
         for (int v = 0; v < n_; ++v) {
-            const double cost = (last < 0 ? problem_.first[v] : problem_.hop_of(last, v)) + enter(i, v);
-            if (cost < best) best = cost, next = v;
+            const double hop = last < 0 ? problem_.first[v] : problem_.hop_into[size_t(v) * n_ + last];
+            if (const double cost = hop + enter(i, v); cost < best) best = cost, next = v;
         }
         if (best == never) return {};
-        const int left = layers_ - i, longest = problem_.spans.longest(next, i);
+        const int left = layers_ - i, most = problem_.spans.longest(next, i);
         int count = left;
         double span = problem_.spans.to_end(next, i) + leave(layers_, next);
-        for (int k = 1; k <= longest; ++k) {
+        for (int k = 1; k <= most; ++k) {
             const double cost = problem_.spans.from(next, i)[k] + leave(i + k, next);
             if (cost < span) span = cost, count = k;
         }
-        path.cost += last < 0 ? problem_.first[next] : problem_.hop_of(last, next);
+        path.cost += last < 0 ? problem_.first[next] : problem_.hop_into[size_t(next) * n_ + last];
         path.cost += count == left ? problem_.spans.to_end(next, i) : problem_.spans.from(next, i)[count];
         path.workers.push_back(next);
         path.layers.push_back(count);
@@ -116,36 +100,27 @@ Path Relaxation::walk() const {
 }
 
 std::vector<double> Relaxation::through(double limit) {
-    std::vector<double> done(size_t(layers_) * n_, never), best(n_, never), into(n_);
+    std::vector<double> done(size_t(layers_) * n_, never), best(n_, never), into = problem_.first;
+    const std::vector<double> shortest = least_of(problem_.hop, n_);
     for (int i = 0; i < layers_; ++i) {
-        if (i == 0) {
-            into = problem_.first;
-        } else {
+        if (i > 0) {
+            const double* so_far = &done[size_t(i) * n_];
             std::fill(into.begin(), into.end(), never);
-            for (int u = 0; u < n_; ++u) {
-                const double so_far = done[size_t(i) * n_ + u];
-                if (so_far == never) continue;
-                const double* hop = &problem_.hop[size_t(u) * n_];
-                for (int v = 0; v < n_; ++v) into[v] = std::min(into[v], so_far + hop[v]);
-            }
+            row_kernels().hops(into.data(), problem_.hop.data(), so_far, order_.data(), shortest.data(), most_in_.data(), n_);
         }
         for (int v = 0; v < n_; ++v) {
             const double all = into[v] + enter(i, v);
-            if (!(all - total_ < limit)) {
-                dead_[size_t(i) * n_ + v] = 1;
-                enter_[size_t(i) * n_ + v] = never;
-                continue;
-            }
             best[v] = std::min(best[v], all);
-            const double* span = problem_.spans.from(v, i);
-            const int longest = problem_.spans.longest(v, i);
-            for (int k = 1; k <= longest; ++k) {
-                double& cost = done[size_t(i + k) * n_ + v];
-                cost = std::min(cost, into[v] + prices_[v] + span[k]);
-            }
+            if (all < limit) continue;
+            dead_[size_t(i) * n_ + v] = enter_[size_t(i) * n_ + v] = never;
+            into[v] = never;  // (what it leads to is no better)
+        }
+        for (int k = 1; k <= longest(i); ++k) {
+            const double* span = span_row(i) + size_t(k) * n_;
+            double* out = &done[size_t(i + k) * n_];
+            for (int v = 0; v < n_; ++v) out[v] = std::min(out[v], into[v] + span[v]);
         }
     }
-    for (double& cost : best) cost -= total_;
     return best;
 }
 

@@ -1,6 +1,7 @@
 #include "plan/solver.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace bloombee::plan {
 namespace {
@@ -11,23 +12,23 @@ constexpr double hair = 1e-10;
 // A value this close is sought no further before the proof.
 constexpr double enough = 5e-3;
 
-constexpr int narrowest = 32;
+// What is done for a point, one after the other, as long as its bound is the least of all. The first widths are narrow: a search
+// for a plan that is better by half the gap ends early where there is none.
+constexpr Effort efforts[] = {{40, 0, 0}, {40, 1, 0}, {100, 4, 0}, {200, 12, 32}, {400, 16, 256}, {400, 16, 2048}, {400, 16, 1 << 14}};
+constexpr int levels = int(std::size(efforts));
 
-// So often a point is looked into before anything is proven of it.
-constexpr int tries = 1;
-
-// How many widths there are from the narrowest up to `width`, each eight times the one before.
-int widths_to(int width) {
-    int count = 1;
-    while ((narrowest << (3 * (count - 1))) < width) ++count;
-    return count;
+Effort effort_at(int level, int width) {
+    Effort effort = efforts[level];
+    effort.width = std::min(effort.width, width);
+    return effort;
 }
 
 }  // namespace
 
 Solver::Solver(Instance instance, Budget budget)
-    : instance_(std::move(instance)), budget_(budget), links_(instance_.sizes.size()), stages_(instance_.points.size()),
-      prices_(instance_.sizes.size(), std::vector<double>(instance_.workers, 0.0)) {}
+    : instance_(std::move(instance)), budget_(budget), layers_(instance_), links_(instance_.sizes.size()),
+      stages_(instance_.points.size()), spans_(instance_.points.size()), alone_spans_(instance_.points.size()),
+      prices_(instance_.points.size(), Prices(instance_.workers)) {}
 
 const LinkTable& Solver::links(int size) {
     if (!links_[size]) links_[size] = std::make_unique<LinkTable>(instance_, size);
@@ -35,8 +36,14 @@ const LinkTable& Solver::links(int size) {
 }
 
 const StageTable& Solver::stages(int point) {
-    if (!stages_[point]) stages_[point] = std::make_unique<StageTable>(instance_, point);
+    if (!stages_[point]) stages_[point] = std::make_unique<StageTable>(instance_, layers_, point);
     return *stages_[point];
+}
+
+const Spans& Solver::spans(int point, int size) {
+    std::unique_ptr<Spans>& spans = (size == instance_.points[point].size ? spans_ : alone_spans_)[point];
+    if (!spans) spans = std::make_unique<Spans>(spans_of(instance_, stages(point), size));
+    return *spans;
 }
 
 // Paths whose stages and links are busy for at most `cap` at the point; they cost what they take at `timed_size`.
@@ -44,7 +51,7 @@ PathProblem Solver::problem(int point, double cap, int timed_size, const std::ve
     const int n = instance_.workers, own_size = instance_.points[point].size;
     const LinkTable &own = links(own_size), &timed = links(timed_size);
     PathProblem p(n, instance_.layers, 2);
-    p.spans = spans_of(instance_, stages(point), point, cap, timed_size, allowed);
+    p.spans = capped(spans(point, timed_size), spans(point, own_size), cap, allowed);
     for (int u = 0; u < n; ++u) {
         if (!allowed[u]) continue;
         if (own.first(u).busy <= cap) p.first[u] = timed.first(u).pass;
@@ -77,84 +84,71 @@ double Solver::value_of(int point, const Chain& chain) {
     return step_of(instance_, stages(point), links(at.size), point, chain) / at.gain;
 }
 
-// A plan of this point that is better than `value`, or a bound.
-Solver::Try Solver::below(int point, double value, double step_limit, int width, Budget& budget) {
+// Looks for a plan of this point that is better than `value`, and raises the point's bound, to `value` if there is none. Whether a
+// better plan than the best so far was found.
+bool Solver::attempt(int point, double value, double step_limit, Effort effort, Budget& budget) {
     const Point& at = instance_.points[point];
     const double step = std::min(value * at.gain, step_limit * (1 + hair)), cap = step / at.in_flight;
     const PathProblem p = problem(point, cap, at.size, allowed_);
-    Try out;
-    out.found = cheapest(p, step, width, budget, prices_[at.size]);
-    out.bound = out.found.bound >= step ? value : out.found.bound / at.gain;
-    if (!out.found.path.workers.empty()) {
-        out.chain = chain_of(point, cap, out.found.path);
-        out.value = value_of(point, out.chain);
-        if (out.value * at.gain > step_limit * (1 + hair)) out.value = never;
-    }
-    return out;
-}
-
-// Whether a plan better than `value` (which is at most the best known) was found.
-bool Solver::attempt(int point, double value, double step_limit, int width, Budget& budget) {
-    Try out = below(point, value, step_limit, width, budget);
-    bounds_[point] = std::max(bounds_[point], std::min(value, out.bound));
-    if (!(out.value < best_.value)) return false;
+    const Found found = cheapest(p, step, effort, budget, prices_[point]);
+    bounds_[point] = std::max(bounds_[point], found.bound >= step ? value : std::min(value, found.bound / at.gain));
+    if (found.path.workers.empty()) return false;
+    Chain chain = chain_of(point, cap, found.path);
+    const double own = value_of(point, chain);
+    if (!(own < best_.value) || own * at.gain > step_limit * (1 + hair)) return false;
     best_.found = true;
-    best_.value = out.value;
+    best_.value = own;
     best_.point = point;
-    best_.chain = std::move(out.chain);
-    loop_ = out.found.path.cost / instance_.points[point].gain;
+    best_.chain = std::move(chain);
+    loop_ = found.path.cost / at.gain;
     return true;
 }
 
 // A first plan: up from what the point can do at most.
 void Solver::find(int point, double step_limit, Budget& budget) {
     const double gain = instance_.points[point].gain, last = std::min(step_limit / gain, bounds_[point] * 1e6);
-    for (double aim = bounds_[point] * 1.25; best_.value == never && !budget.is_spent(); aim *= 1.5) {
-        attempt(point, aim < last ? aim : never, step_limit, hasty, budget);
-        if (!(aim < last) || bounds_[point] == never) return;
+    for (double aim = bounds_[point] * 1.25; !best_.found && bounds_[point] < never && !budget.is_spent(); aim *= 1.5) {
+        attempt(point, aim < last ? aim : never, step_limit, efforts[1], budget);
+        if (!(aim < last)) return;
     }
 }
 
-// Down from the best value by halves, twice; the loop that was found under one cap is about the least under any lower one.
-void Solver::improve(int point, double step_limit, Budget& budget) {
+// Down from the best value by halves. A loop found under one cap is about the least under any lower one.
+void Solver::improve(int point, double step_limit, Effort effort, Budget& budget) {
     double& low = lows_[point];
-    for (int turn = 0; turn < 2 && best_.found && !budget.is_spent(); ++turn) {
+    while (best_.found && !budget.is_spent()) {
         low = std::max(low, bounds_[point]);
-        if (low >= best_.value * (1 - enough)) return;
-        const double aim = (low + best_.value) / 2;
-        low = std::max(low, attempt(point, aim, step_limit, quick, budget) ? loop_ : aim);
+        const bool is_near = low >= best_.value * (1 - enough);
+        const double aim = is_near ? best_.value * (1 - hair) : (low + best_.value) / 2;
+        if (bounds_[point] >= aim) return;
+        const bool is_better = attempt(point, aim, step_limit, effort, budget);
+        if (is_near && !is_better) return;
+        low = std::max(low, is_better ? loop_ : is_near ? low : aim);
     }
 }
 
-// Bounds alone, by halves: one at a lower cap may be higher than one at the value itself.
-void Solver::raise(int point, double step_limit, Budget& budget) {
-    double high = best_.value * (1 - hair);
-    for (int turn = 0; turn < 3 && best_.found && bounds_[point] < high * (1 - 1e-4) && !budget.is_spent(); ++turn) {
-        const double aim = turn == 0 ? high : (bounds_[point] + high) / 2;
-        attempt(point, aim, step_limit, bounds_only, budget);
-        high = std::min(best_.value * (1 - hair), bounds_[point] < aim ? aim : high);
+// Up by a part of what is open between the point's bound and the best value: half of it, less where that is too much to prove.
+void Solver::raise(int point, double step_limit, Effort effort, Budget& budget) {
+    double part = 0.5;
+    for (double high = best_.value * (1 - hair); bounds_[point] < high && part > 0.1 && !budget.is_spent();) {
+        const bool is_near = bounds_[point] >= best_.value * (1 - enough);
+        const double aim = is_near ? high : bounds_[point] + part * (high - bounds_[point]), before = bounds_[point];
+        if (attempt(point, aim, step_limit, effort, budget)) high = std::min(high, best_.value * (1 - hair));
+        if (bounds_[point] >= aim) continue;
+        if (is_near) return;
+        part *= bounds_[point] > before ? 0.5 : 0.25;
     }
 }
 
-// Until nothing better is left, or as far as the width goes.
-void Solver::prove(int point, double step_limit, int width, Budget& budget) {
-    while (bounds_[point] < best_.value * (1 - hair) && !budget.is_spent())
-        if (!attempt(point, best_.found ? best_.value * (1 - hair) : never, step_limit, width, budget)) break;
-    raise(point, step_limit, budget);
-}
-
-// Works on the points that could be better than the best plan, those first that had the least effort, the most promising of them
-// first; ends where the last effort was not enough.
+// Works on the point with the least bound, as long as it could be better than the best plan, each time with more effort.
 template <class Work>
-void Solver::work(int levels, const Budget& budget, Work work) {
+void Solver::work(const Budget& budget, Work work) {
     std::vector<int> level(instance_.points.size(), 0);
     while (!budget.is_spent()) {
         int next = -1;
-        for (int point = 0; point < int(level.size()); ++point) {
-            if (level[point] == levels || !(bounds_[point] < best_.value * (1 - hair))) continue;
-            if (next < 0 || level[point] < level[next] || (level[point] == level[next] && bounds_[point] < bounds_[next]))
+        for (int point = 0; point < int(level.size()); ++point)
+            if (level[point] < levels && bounds_[point] < best_.value * (1 - hair) && (next < 0 || bounds_[point] < bounds_[next]))
                 next = point;
-        }
         if (next < 0) return;
         work(next, level[next]++);
     }
@@ -193,14 +187,19 @@ double least_cap(const PathProblem& p, double high) {
 
 }  // namespace
 
-// What the workers' room and the relaxed loop say of all points of a size: no point of it has more room than the one with the
-// fewest microbatches.
-void Solver::bound_size(int size, double step_limit) {
+// The open point of a size with the fewest microbatches, -1: none. No other has more room.
+int Solver::roomiest(int size) const {
     int least = -1;
     for (int point = 0; point < int(bounds_.size()); ++point)
-        if (instance_.points[point].size == size &&
+        if (instance_.points[point].size == size && bounds_[point] < best_.value * (1 - hair) &&
             (least < 0 || instance_.points[point].in_flight < instance_.points[least].in_flight))
             least = point;
+    return least;
+}
+
+// What the workers' room and the relaxed loop say of all points of a size.
+void Solver::bound_size(int size, double step_limit) {
+    const int least = roomiest(size);
     if (least < 0) return;
     const PathProblem p = problem(least, never, size, allowed_);
     const double loop = relaxed(p), cap = least_cap(p, loop == never ? 0 : loop);
@@ -209,6 +208,33 @@ void Solver::bound_size(int size, double step_limit) {
         if (at.size != size) continue;
         const double step = std::max(loop, at.in_flight * cap);
         bounds_[point] = step > step_limit * (1 + hair) ? never : step / at.gain;
+    }
+    lift_size(size, step_limit);
+}
+
+// The same with the loop relaxed under a cap: for the greatest value at which no loop is too long for the point with the least bound.
+void Solver::lift_size(int size, double step_limit) {
+    double low = never;
+    for (int point = 0; point < int(bounds_.size()); ++point)
+        if (instance_.points[point].size == size) low = std::min(low, bounds_[point]);
+    if (low == never) return;
+    double high = 4 * low;
+    for (int turn = 0; turn < 7; ++turn) {
+        const double aim = turn < 2 ? low + (high - low) / 8 : (low + high) / 2;
+        const int least = roomiest(size);
+        if (least < 0) return;
+        const double tokens = instance_.points[least].gain / instance_.points[least].in_flight;
+        const double loop = relaxed(problem(least, aim * tokens, size, allowed_));
+        low = never;
+        for (int point = 0; point < int(bounds_.size()); ++point) {
+            const Point& at = instance_.points[point];
+            if (at.size != size) continue;
+            const double value = loop > step_limit * (1 + hair) && aim * at.gain >= step_limit ? never : std::min(aim, loop / at.gain);
+            bounds_[point] = std::max(bounds_[point], value);
+            low = std::min(low, bounds_[point]);
+        }
+        if (low < aim) high = aim;
+        if (low == never || low >= high) high = 2 * low;
     }
 }
 
@@ -228,14 +254,14 @@ Solution Solver::most_tokens(double step_limit, const std::vector<bool>& allowed
     bounds_.assign(instance_.points.size(), 0.0);
     lows_ = bounds_;
     for (int size = 0; size < int(instance_.sizes.size()); ++size) bound_size(size, step_limit);
-    work(1 + tries + widths_to(width), budget, [&](int point, int level) {
+    work(budget, [&](int point, int level) {
         if (!best_.found) {
             find(point, step_limit, budget);
-            improve(point, step_limit, budget);
+            improve(point, step_limit, efforts[1], budget);
         }
-        if (level == 0) raise(point, step_limit, budget);
-        if (level > 0 && level <= tries) improve(point, step_limit, budget);
-        if (level > tries) prove(point, step_limit, std::min(width, narrowest << (3 * (level - tries - 1))), budget);
+        const Effort effort = effort_at(level, width);
+        if (effort.descents > 0) improve(point, step_limit, {effort.turns, effort.descents, 0}, budget);
+        raise(point, step_limit, {effort.turns, 0, effort.width}, budget);
     });
     points_ = bounds_;
     return most_ = finish(budget);
@@ -255,11 +281,8 @@ Solution Solver::least_alone(double value, const std::vector<bool>& allowed, int
         best_ = most_;
         best_.value = alone_of(most_.point, most_.chain);
     }
-    std::vector<std::vector<double>> prices(instance_.points.size(), std::vector<double>(instance_.workers, 0.0));
-    work(1 + widths_to(width), budget, [&](int point, int level) {
-        const int wide = level == 0 ? quick : std::min(width, narrowest << (3 * (level - 1)));
-        alone_at(point, value, allowed, wide, prices[point], budget);
-    });
+    std::vector<Prices> prices(instance_.points.size(), Prices(instance_.workers));
+    work(budget, [&](int point, int level) { alone_at(point, value, allowed, effort_at(level, width), prices[point], budget); });
     return finish(budget);
 }
 
@@ -272,14 +295,14 @@ double Solver::alone_of(int point, const Chain& chain) {
     for (size_t s = 0; s < chain.workers.size(); ++s) {
         const int w = chain.workers[s], j = i + chain.layers[s];
         if (s > 0) loop += table.hop(chain.workers[s - 1], w, table.best_codec(chain.workers[s - 1], w, never)).pass;
-        loop += stages(point).busy(instance_.sizes[alone], w, i, j, chain.streamed[s]);
+        loop += stages(point).busy(alone, w, i, j, chain.streamed[s]);
         i = j;
     }
     return loop;
 }
 
 // The least loop at b = 1 of chains that reach `value` at this point.
-void Solver::alone_at(int point, double value, const std::vector<bool>& allowed, int width, std::vector<double>& prices,
+void Solver::alone_at(int point, double value, const std::vector<bool>& allowed, Effort effort, Prices& prices,
                       Budget& budget) {
     const Point& at = instance_.points[point];
     const double step = value * at.gain, cap = step / at.in_flight;
@@ -290,7 +313,7 @@ void Solver::alone_at(int point, double value, const std::vector<bool>& allowed,
     }
     const PathProblem timed = problem(point, cap, int(instance_.sizes.size()) - 1, allowed);
     const double ceiling = best_.found ? best_.value * (1 - hair) : never;
-    const Found found = cheapest(timed, ceiling, width, budget, prices, step < never ? &own : nullptr, step);
+    const Found found = cheapest(timed, ceiling, effort, budget, prices, step < never ? &own : nullptr, step);
     bounds_[point] = std::max(bounds_[point], std::min(found.bound, ceiling));
     if (found.path.workers.empty()) return;
     const Chain chain = chain_of(point, cap, found.path);
@@ -305,8 +328,7 @@ std::vector<double> Solver::layer_rates() {
     std::vector<double> rates(instance_.workers, 0.0);
     for (int point = 0; point < int(instance_.points.size()); ++point) {
         const Point& at = instance_.points[point];
-        const Spans spans =
-            spans_of(instance_, stages(point), point, never, at.size, std::vector<bool>(instance_.workers, true));
+        const Spans& spans = this->spans(point, at.size);
         const double tokens = at.gain / at.in_flight;
         for (int w = 0; w < instance_.workers; ++w)
             for (int i = 0; i < instance_.layers; ++i) {
@@ -318,8 +340,7 @@ std::vector<double> Solver::layer_rates() {
 }
 
 std::vector<int> Solver::room(int point) {
-    const Spans spans = spans_of(instance_, stages(point), point, never, instance_.points[point].size,
-                                 std::vector<bool>(instance_.workers, true));
+    const Spans& spans = this->spans(point, instance_.points[point].size);
     std::vector<int> room(instance_.workers, 0);
     for (int w = 0; w < instance_.workers; ++w)
         for (int i = 0; i < instance_.layers; ++i) room[w] = std::max(room[w], spans.any(w, i));

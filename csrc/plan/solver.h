@@ -45,42 +45,37 @@ class Solver {
     const Instance& instance() const { return instance_; }
 
   private:
-    struct Try {
-        Found found;
-        Chain chain;
-        double value = never;
-        double bound = 0;  // of the value of plans that keep the limit, up to what was asked
-    };
-
     const LinkTable& links(int size);
     const StageTable& stages(int point);
+    const Spans& spans(int point, int size);
     PathProblem problem(int point, double cap, int timed_size, const std::vector<bool>& allowed);
     Chain chain_of(int point, double cap, const Path& path);
-    Try below(int point, double value, double step_limit, int width, Budget& budget);
+    bool attempt(int point, double value, double step_limit, Effort effort, Budget& budget);
     void find(int point, double step_limit, Budget& budget);
-    void improve(int point, double step_limit, Budget& budget);
-    void raise(int point, double step_limit, Budget& budget);
-    void prove(int point, double step_limit, int width, Budget& budget);
+    void improve(int point, double step_limit, Effort effort, Budget& budget);
+    void raise(int point, double step_limit, Effort effort, Budget& budget);
     template <class Work>
-    void work(int levels, const Budget& budget, Work work);
-    void alone_at(int point, double value, const std::vector<bool>& allowed, int width, std::vector<double>& prices,
-                  Budget& budget);
-    bool attempt(int point, double value, double step_limit, int width, Budget& budget);
+    void work(const Budget& budget, Work work);
+    void alone_at(int point, double value, const std::vector<bool>& allowed, Effort effort, Prices& prices, Budget& budget);
     double alone_of(int point, const Chain& chain);
+    int roomiest(int size) const;
     void bound_size(int size, double step_limit);
+    void lift_size(int size, double step_limit);
     Solution finish(const Budget& used);
 
     Instance instance_;
     Budget budget_;
+    LayerTable layers_;
     std::vector<std::unique_ptr<LinkTable>> links_;
     std::vector<std::unique_ptr<StageTable>> stages_;
-    std::vector<std::vector<double>> prices_;  // [sizes, workers], from the last search
+    std::vector<std::unique_ptr<Spans>> spans_, alone_spans_;  // [points] at their own size, at b = 1
+    std::vector<Prices> prices_;  // [points] from the last search
     std::vector<bool> allowed_;
     std::vector<double> bounds_;  // [points] of value
     std::vector<double> lows_;    // [points] below which tries found nothing; proves nothing
+    double loop_ = 0;             // of the best, over its gain
     std::vector<double> points_;  // [points] those of the last most_tokens()
     Solution best_, most_;        // of the search now, of the last most_tokens()
-    double loop_ = 0;  // of the best, over its gain
 };
 
 }  // namespace bloombee::plan

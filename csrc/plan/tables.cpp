@@ -47,18 +47,20 @@ int LinkTable::best_codec(int u, int v, double cap) const {
     return best;
 }
 
-StageTable::StageTable(const Instance& instance, int point)
-    : instance_(instance), weights_(instance.layers + 1, 0.0), kv_(weights_),
-      seconds_(instance.sizes.size() * instance.workers * (instance.layers + 1), 0.0) {
-    const int kinds = instance.kinds, layers = instance.layers;
-    for (int i = 0; i < layers; ++i) {
-        weights_[i + 1] = weights_[i] + instance.layer_bytes[instance.kind_of[i]];
-        kv_[i + 1] = kv_[i] + instance.kv_bytes[size_t(point) * kinds + instance.kind_of[i]];
-    }
-    double* sums = seconds_.data();
+LayerTable::LayerTable(const Instance& instance)
+    : workers_(instance.workers), layers_(instance.layers), sums_(instance.sizes.size() * workers_ * (layers_ + 1), 0.0) {
+    double* sums = sums_.data();
     for (const Size& size : instance.sizes)
-        for (int w = 0; w < instance.workers; ++w, sums += layers + 1)
-            for (int i = 0; i < layers; ++i) sums[i + 1] = sums[i] + size.layer[size_t(w) * kinds + instance.kind_of[i]];
+        for (int w = 0; w < workers_; ++w, sums += layers_ + 1)
+            for (int i = 0; i < layers_; ++i) sums[i + 1] = sums[i] + size.layer[size_t(w) * instance.kinds + instance.kind_of[i]];
+}
+
+StageTable::StageTable(const Instance& instance, const LayerTable& layers, int point)
+    : instance_(instance), layers_(layers), weights_(instance.layers + 1, 0.0), kv_(weights_) {
+    for (int i = 0; i < instance.layers; ++i) {
+        weights_[i + 1] = weights_[i] + instance.layer_bytes[instance.kind_of[i]];
+        kv_[i + 1] = kv_[i] + instance.kv_bytes[size_t(point) * instance.kinds + instance.kind_of[i]];
+    }
 }
 
 double StageTable::memory(int i, int j, double streamed) const {
@@ -79,27 +81,21 @@ double StageTable::short_bytes(int w, int i, int j) const {
     return memory(i, j, std::floor(most * weights(i, j))) - instance_.limit[w];
 }
 
-double StageTable::busy(const Size& size, int w, int i, int j, int placement) const {
-    const size_t number = size_t(&size - instance_.sizes.data());
-    const double* sums = &seconds_[(number * instance_.workers + w) * (instance_.layers + 1)];
-    double compute = size.stage[w] + (sums[j] - sums[i]);
-    if (j == instance_.layers) compute += size.output[w];
+double StageTable::busy(int size, int w, int i, int j, int placement) const {
+    double compute = instance_.sizes[size].stage[w] + layers_.between(size, w, i, j);
+    if (j == instance_.layers) compute += instance_.sizes[size].output[w];
     const double streamed = std::floor(instance_.fractions[placement] * weights(i, j));
     return streamed > 0 ? std::max(compute, streamed / instance_.stream[w]) : compute;
 }
 
-Spans spans_of(const Instance& instance, const StageTable& stages, int point, double cap, int timed_size,
-               const std::vector<bool>& allowed) {
+Spans spans_of(const Instance& instance, const StageTable& stages, int size) {
     const int layers = instance.layers;
-    const Size &own = instance.sizes[instance.points[point].size], &timed = instance.sizes[timed_size];
     Spans spans(instance.workers, layers, instance.kinds == 1 ? 2 : layers);
     const auto seconds = [&](int w, int i, int j) {
         const int placement = stages.placement(w, i, j);
-        if (placement < 0 || stages.busy(own, w, i, j, placement) > cap) return never;
-        return stages.busy(timed, w, i, j, placement);
+        return placement < 0 ? never : stages.busy(size, w, i, j, placement);
     };
     for (int w = 0; w < instance.workers; ++w) {
-        if (!allowed[w]) continue;
         for (int i = 0; i < std::min(layers, spans.rows); ++i) {
             int& reach = spans.reach[spans.row(w, i)];
             for (int k = 1; i + k < layers; ++k) {
@@ -109,6 +105,22 @@ Spans spans_of(const Instance& instance, const StageTable& stages, int point, do
         }
         for (int i = layers - 1; i >= 0; --i)
             if ((spans.to_end(w, i) = seconds(w, i, layers)) == never) break;
+    }
+    return spans;
+}
+
+Spans capped(const Spans& timed, const Spans& own, double cap, const std::vector<bool>& allowed) {
+    Spans spans(int(allowed.size()), own.layers, own.rows);
+    for (int w = 0; w < int(allowed.size()); ++w) {
+        if (!allowed[w]) continue;
+        for (int i = 0; i < own.rows; ++i) {
+            const double* times = own.from(w, i);
+            const int fit = own.reach[own.row(w, i)];
+            const int reach = int(std::upper_bound(times + 1, times + 1 + fit, cap) - times) - 1;
+            std::copy_n(timed.from(w, i) + 1, reach, spans.from(w, i) + 1);
+            spans.reach[spans.row(w, i)] = reach;
+        }
+        for (int i = own.layers - 1; i >= 0 && own.to_end(w, i) <= cap; --i) spans.to_end(w, i) = timed.to_end(w, i);
     }
     return spans;
 }
@@ -167,7 +179,7 @@ double step_of(const Instance& instance, const StageTable& stages, const LinkTab
     link(links.first(chain.workers[0]), head, chain.workers[0], size.ids);
     for (int s = 0; s < stages_count; ++s) {
         const int w = chain.workers[s], j = i + chain.layers[s];
-        const double busy = stages.busy(size, w, i, j, chain.streamed[s]);
+        const double busy = stages.busy(at.size, w, i, j, chain.streamed[s]);
         compute += busy;
         longest = std::max(longest, busy);
         if (s + 1 < stages_count) {

@@ -34,14 +34,28 @@ class LinkTable {
     std::vector<LinkTimes> first_, home_, hops_;
 };
 
+// Seconds of layers [0, i) by size of microbatch and worker.
+class LayerTable {
+  public:
+    explicit LayerTable(const Instance& instance);
+    double between(int size, int w, int i, int j) const {
+        const double* sums = &sums_[(size_t(size) * workers_ + w) * (layers_ + 1)];
+        return sums[j] - sums[i];
+    }
+
+  private:
+    int workers_, layers_;
+    std::vector<double> sums_;  // [sizes, workers, layers + 1]
+};
+
 // Of stages, at one operating point; each streams the least part of its weights that makes it fit.
 class StageTable {
   public:
-    StageTable(const Instance& instance, int point);
+    StageTable(const Instance& instance, const LayerTable& layers, int point);
 
     // The least fraction with which layers [i, j) fit worker w; -1: none does.
     int placement(int w, int i, int j) const;
-    double busy(const Size& size, int w, int i, int j, int placement) const;
+    double busy(int size, int w, int i, int j, int placement) const;
     // How many bytes of memory are missing even where all is streamed that may be; <= 0: it fits.
     double short_bytes(int w, int i, int j) const;
 
@@ -50,14 +64,14 @@ class StageTable {
     double memory(int i, int j, double streamed) const;
 
     const Instance& instance_;
+    const LayerTable& layers_;
     std::vector<double> weights_, kv_;           // sums over the layers before each
-    std::vector<double> seconds_;                // [sizes, workers, layers + 1], likewise
 };
 
-// Spans of a StageTable as times; inf beyond `cap` at the point's own size, where nothing fits, and of
-// workers that are not allowed.
-Spans spans_of(const Instance& instance, const StageTable& stages, int point, double cap, int timed_size,
-               const std::vector<bool>& allowed);
+// Spans of a StageTable as times at a size; inf where nothing fits.
+Spans spans_of(const Instance& instance, const StageTable& stages, int size);
+// The part of `timed` that takes at most `cap` in `own`, of workers that are allowed; inf elsewhere.
+Spans capped(const Spans& timed, const Spans& own, double cap, const std::vector<bool>& allowed);
 
 // Step of a chain at a point: max(M T, L + W).
 double step_of(const Instance& instance, const StageTable& stages, const LinkTable& links, int point, const Chain& chain);
