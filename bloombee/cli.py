@@ -235,6 +235,16 @@ def trace(
     return 0
 
 
+app.command(
+    "bloombee.planning:plan",
+    name="plan",
+    help="Say who should run which layers, in which order, and how far from the best that is.",
+    help_epilogue="""Examples:
+  bloombee plan topology.json
+  bloombee plan topology.json --objective target:0.2 --pipelines 2 --json""",
+)
+
+
 @command(app)
 def keygen(*, out: Annotated[str, Parameter(help="The file to write, readable by you alone; must not exist.")]) -> int:
     """Make a CURVE key pair for a worker that should keep its identity from run to run.
