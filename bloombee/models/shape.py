@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bloombee.errors import ConfigError
-from bloombee.models.card import ModelCard
-from bloombee.types import Dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,28 +79,3 @@ class ModelShape:
     def row_bytes(self) -> int:
         """Raw activations of one row."""
         return self.hidden * self.activation_bytes
-
-
-def shape_of(card: ModelCard, dtype: Dtype | None = None) -> ModelShape:
-    """Sizes of a model that is served in ``dtype``; None: the checkpoint's.
-
-    A head that is the embedding's own is counted on the last stage as well: of one stage with both it is once too much.
-    """
-    width = (dtype or card.dtype).num_bytes
-    layers = [
-        LayerKind(parameters * width, elements * width, window)
-        for parameters, elements, window in zip(card.layer_parameters, card.layer_kv_elements, card.layer_windows, strict=True)
-    ]
-    kinds = tuple(dict.fromkeys(layers))
-    alike = len(kinds) == 1 and not kinds[0].window
-    return ModelShape(
-        hidden=card.hidden_size,
-        num_layers=card.num_layers,
-        activation_bytes=width,
-        layer_bytes=kinds[0].layer_bytes if alike else 0,
-        kv_token_bytes=kinds[0].kv_token_bytes if alike else 0,
-        embedding_bytes=card.embed_parameters * width,
-        output_bytes=card.tail_parameters * width,
-        kinds=() if alike else kinds,
-        kind_of=() if alike else tuple(kinds.index(layer) for layer in layers),
-    )

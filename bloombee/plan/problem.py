@@ -11,7 +11,7 @@ from typing import Any
 
 from bloombee.errors import ConfigError
 from bloombee.models.card import ModelCard
-from bloombee.models.shape import LayerKind, ModelShape, shape_of
+from bloombee.models.shape import LayerKind, ModelShape
 from bloombee.models.standin import DEFAULT_ACCELERATOR, default_layer_paces, is_standin
 from bloombee.pace import Pace, parse_pace
 from bloombee.plan.document import (
@@ -100,7 +100,7 @@ def _model(document: Document, card: ModelCard | None) -> tuple[ModelShape, Devi
         return _shape(document.model), None
     if card is None:
         raise ConfigError(f"model = {named!r}: its card is not known", field="model")
-    shape = shape_of(card, None if document.dtype is None else Dtype(document.dtype))
+    shape = card.shape(None if document.dtype is None else Dtype(document.dtype))
     if not is_standin(card.model):
         return shape, None
     layer, output = (_row_time(pace) for pace in default_layer_paces(card))
@@ -112,21 +112,12 @@ def _row_time(pace: Pace) -> RowTime:
 
 
 def _shape(part: ShapePart) -> ModelShape:
-    kinds = tuple(LayerKind(kind.layer_bytes, kind.kv_token_bytes, kind.window) for kind in part.kinds)
+    fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(ModelShape)}
+    fields["kinds"] = tuple(LayerKind(kind.layer_bytes, kind.kv_token_bytes, kind.window) for kind in part.kinds)
     try:
-        return ModelShape(
-            part.hidden,
-            part.num_layers,
-            part.activation_bytes,
-            part.layer_bytes,
-            part.kv_token_bytes,
-            part.embedding_bytes,
-            part.output_bytes,
-            kinds,
-            part.kind_of,
-        )
+        return ModelShape(**fields)
     except ConfigError as error:
-        raise ConfigError(f"model.{error.message}", **{**error.fields, "field": "model.kind_of"}) from None
+        raise ConfigError(f"model.{error.message}", **{**error.fields, "field": f"model.{error.fields['field']}"}) from None
 
 
 def _device(name: str, part: WorkerPart, model: ModelShape, standard: Device | None) -> Device:
@@ -223,7 +214,7 @@ def document_of(problem: Problem, *, model: str | None = None, about: str | None
         cores=None if topology.cores is None else CoresPart(**dataclasses.asdict(topology.cores)),
         model=_shape_part(problem.model, model),
         space=_space_part(problem.space, names),
-        objective=problem.objective.exact,
+        objective=_objective(problem.objective),
     )
 
 
@@ -273,8 +264,9 @@ def _times_part(time: RowTime) -> Times:
 
 
 def _shape_part(model: ModelShape, name: str | None) -> ShapePart:
-    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.name != "kinds"}
-    return ShapePart(name=name, kinds=tuple(KindPart(**dataclasses.asdict(kind)) for kind in model.kinds), **fields)
+    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    fields["kinds"] = tuple(KindPart(**dataclasses.asdict(kind)) for kind in model.kinds)
+    return ShapePart(name=name, **fields)
 
 
 def _space_part(space: Space, names: Mapping[WorkerId, str]) -> SpacePart:
@@ -284,6 +276,11 @@ def _space_part(space: Space, names: Mapping[WorkerId, str]) -> SpacePart:
     if space.order is not None:
         given["order"] = tuple(names[worker] for worker in space.order)
     return SpacePart(**given)
+
+
+def _objective(objective: Objective) -> str:
+    """As it is read: what people are shown is rounded."""
+    return str(objective.goal) if objective.target_s is None else f"{objective.goal}:{objective.target_s!r}"
 
 
 def _bounded(rate: float, least: float, most: float) -> float | None:

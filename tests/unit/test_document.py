@@ -15,9 +15,23 @@ from hypothesis import strategies as st
 
 from bench.topologies import small, wan
 from bloombee.errors import ConfigError
-from bloombee.models.shape import LayerKind, ModelShape, shape_of
+from bloombee.models.shape import LayerKind, ModelShape
 from bloombee.models.standin import default_pace, standin_card
-from bloombee.plan.document import Document, LinkPart, NodePart, WorkerPart, from_json, parse, read, schema
+from bloombee.plan.document import (
+    CoresPart,
+    Document,
+    KindPart,
+    LinkPart,
+    NodePart,
+    ShapePart,
+    SpacePart,
+    Times,
+    WorkerPart,
+    from_json,
+    parse,
+    read,
+    schema,
+)
 from bloombee.plan.problem import Problem, document_of, named_model, problem_of
 from bloombee.plan.solve import Objective, Space, solve
 from bloombee.plan.topology import Cores, Device, Link, RowTime, Site, Topology
@@ -187,15 +201,28 @@ def test_a_stand_in_without_times_takes_what_its_data_sheet_allows(layers: int) 
 def test_layers_that_differ_are_kinds_of_a_shape() -> None:
     card = standin_card("standin:64x4")
     windows = dataclasses.replace(card, layer_windows=(0, 16, 16, 0))
-    shape = shape_of(windows, Dtype.FLOAT32)
+    shape = windows.shape(Dtype.FLOAT32)
     layer = card.layer_parameters[0] * 4
     assert shape.kinds == (LayerKind(layer, 512, 0), LayerKind(layer, 512, 16))
     assert (shape.kind_of, shape.activation_bytes) == ((0, 1, 1, 0), 4)
-    assert shape_of(card).layer_kinds == (LayerKind(layer // 2, 256),)
-    assert shape_of(card).kinds == ()
-    assert sum(card.weight_bytes(Span(n, n + 1)) for n in range(4)) == (
-        4 * shape_of(card).layer_bytes + shape_of(card).embedding_bytes + shape_of(card).output_bytes
-    )
+    assert card.shape().layer_kinds == (LayerKind(layer // 2, 256),)
+    own = sum(count * kind.layer_bytes for count, kind in zip(shape.counts(0, 4), shape.kinds, strict=True))
+    assert card.weight_bytes(Span(0, 4), Dtype.FLOAT32) == own + shape.embedding_bytes + shape.output_bytes
+
+
+@pytest.mark.parametrize(
+    ("part", "kind", "besides"),
+    [
+        (ShapePart, ModelShape, {"name"}),
+        (KindPart, LayerKind, set()),
+        (SpacePart, Space, set()),
+        (Times, RowTime, set()),
+        (CoresPart, Cores, set()),
+        (WorkerPart, Device, {"pace", "load_bytes_per_s"}),
+    ],
+)
+def test_whatever_a_planner_takes_a_file_can_say(part: Any, kind: Any, besides: set[str]) -> None:
+    assert set(part.__struct_fields__) == {field.name for field in dataclasses.fields(kind)} - {"name"} | besides
 
 
 # -- nonsense ----------------------------------------------------------------------------------

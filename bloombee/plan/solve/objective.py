@@ -50,10 +50,5 @@ class Objective:
         except ValueError:
             raise ConfigError(f"objective {text!r}: must be latency, throughput or target:SECONDS", field="objective") from None
 
-    @property
-    def exact(self) -> str:
-        """What :meth:`parse` reads as the same objective."""
-        return str(self.goal) if self.target_s is None else f"{self.goal}:{self.target_s!r}"
-
     def __str__(self) -> str:
         return str(self.goal) if self.target_s is None else f"{self.goal}:{self.target_s:g}"
