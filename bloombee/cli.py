@@ -49,6 +49,7 @@ SWARM = (
     "curve",
     "trace",
     "decisions",
+    "control_socket",
 )
 HEAD_ONLY = ("listen", "advertise", "page_size", "max_waiting", "heartbeat_s", "silence_s", "step_deadline_s", "load_deadline_s")
 SAMPLING = Options(
@@ -241,7 +242,8 @@ app.command(
     help="Say who should run which layers, in which order, and how far from the best that is.",
     help_epilogue="""Examples:
   bloombee plan topology.json
-  bloombee plan topology.json --objective target:0.2 --pipelines 2 --json""",
+  bloombee plan topology.json --objective target:0.2 --pipelines 2 --json
+  bloombee plan --objective latency""",
 )
 
 

@@ -6,19 +6,23 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from bloombee.config import socket_folders
 from bloombee.errors import ConfigError
 from bloombee.models.card import ModelCard
 from bloombee.models.standin import is_standin, standin_card
 from bloombee.options import whole_number
 from bloombee.plan.account import Account, LinkAccount, PipelineAccount, StageAccount, account
-from bloombee.plan.document import read
+from bloombee.plan.document import Document, read
 from bloombee.plan.network import HEAD_NODE
 from bloombee.plan.problem import Problem, named_model, problem_of
 from bloombee.plan.solve import Objective, solve
+from bloombee.quote import quoted
+from bloombee.roles.running_heads import RunningHead, running_heads
 from bloombee.roles.spawner_client import SpawnerClient
 from bloombee.terminal import write_line_of_json
 
@@ -26,8 +30,13 @@ Flag = Parameter(negative=(), show_default=False)
 
 
 def plan(
-    file: Annotated[str, Parameter(help="A topology with a model, in the format of docs/topology.md.")],
+    file: Annotated[
+        str | None, Parameter(help="A topology with a model, in the format of docs/topology.md; default: that of a running head.")
+    ] = None,
     *,
+    head: Annotated[
+        str | None, Parameter(help="Without a file: the running head to ask, by its process, if there are several.")
+    ] = None,
     objective: Annotated[
         str | None, Parameter(help="latency, throughput, target:SECONDS or balance; default: the file's, else balance.")
     ] = None,
@@ -36,10 +45,16 @@ def plan(
         int | None, Parameter(help="Tokens that each sequence has cached, on average.", converter=whole_number)
     ] = None,
     time: Annotated[float, Parameter(help="Seconds that the search may take.")] = 1.0,
+    save: Annotated[str | None, Parameter(help="Also write what is planned for to this file, as it was read or asked.")] = None,
     json: Annotated[bool, Flag, Parameter(help="Print one line of JSON on stdout and nothing else.")] = False,
 ) -> int:
     """Say who should run which layers, in which order and with which microbatches, and how far from the best that is."""
-    problem = _asked(load(file), objective, pipelines, context)
+    if file is not None and head is not None:
+        raise ConfigError("a file and --head: both say what to plan for; give one of them", field="head")
+    document = read(file) if file is not None else running_head(head).topology()
+    if save is not None:
+        write_file(save, document.to_json().encode())
+    problem = _asked(load(document), objective, pipelines, context)
     if not 0 < time < 1e6:
         raise ConfigError(f"time = {time:g}: must be seconds > 0", field="time")
     found = planned(problem, time)
@@ -50,9 +65,26 @@ def plan(
     return 0
 
 
-def load(file: str) -> Problem:
-    """What a file asks. Raises ConfigError: it cannot be read, or its model cannot."""
-    document = read(file)
+def running_head(name: str | None) -> RunningHead:
+    """The head of this user that is meant; without a name the only one there is.
+
+    Raises:
+        ConfigError: there is none of that name, none at all, or several; says which.
+    """
+    heads = running_heads(socket_folders())
+    found = [head for head in heads if name in (None, head.name)]
+    if len(found) == 1:
+        return found[0]
+    there = f"there are {', '.join(map(str, heads))}" if heads else "none of this user runs here"
+    if name is not None:
+        raise ConfigError(f"no head {quoted(name)} answers; {there}", field="head", value=quoted(name))
+    if found:
+        raise ConfigError(f"several heads run; say which with --head: {there}", field="head")
+    raise ConfigError(f"no head answers; {there}: start one (bloombee head), or give a file (docs/topology.md)", field="head")
+
+
+def load(document: Document) -> Problem:
+    """What a document asks. Raises ConfigError: it is no problem, or its model cannot be read."""
     name = named_model(document)
     return problem_of(document, None if name is None else card_of(name))
 
@@ -73,6 +105,14 @@ async def _described(model: str) -> ModelCard:
         return ModelCard.from_json(await spawner.ask("describe", model=model))
     finally:
         await spawner.close()
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Raises ConfigError: it cannot be written."""
+    try:
+        Path(path).write_bytes(data)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot write this file: {error.strerror}", path=path) from error
 
 
 def _asked(problem: Problem, objective: str | None, pipelines: int | None, context: int | None) -> Problem:
