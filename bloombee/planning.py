@@ -9,23 +9,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 from cyclopts import Parameter
 
 from bloombee.config import socket_folders
-from bloombee.errors import ConfigError
+from bloombee.errors import ConfigError, PlanError
 from bloombee.models.card import ModelCard
 from bloombee.models.standin import is_standin, standin_card
 from bloombee.options import whole_number
-from bloombee.plan.account import Account, LinkAccount, PipelineAccount, StageAccount, account
+from bloombee.picture import check_picture, drawn
+from bloombee.plan.account import Account, account
+from bloombee.plan.cost import evaluate
 from bloombee.plan.document import Document, read
-from bloombee.plan.network import HEAD_NODE
 from bloombee.plan.problem import Problem, named_model, problem_of
-from bloombee.plan.solve import Objective, solve
+from bloombee.plan.report import Outcome, helps, outcomes, ratio, text
+from bloombee.plan.solve import Objective, Solution, solve
+from bloombee.plan.whatif import Scenario, improvements, parse_scenario
 from bloombee.quote import quoted
 from bloombee.roles.running_heads import RunningHead, running_heads
 from bloombee.roles.spawner_client import SpawnerClient
 from bloombee.terminal import write_line_of_json
 
+MOST_IMPROVEMENTS = 8
+"""That --explain plans anew."""
 Flag = Parameter(negative=(), show_default=False)
 
 
@@ -44,7 +50,19 @@ def plan(
     context: Annotated[
         int | None, Parameter(help="Tokens that each sequence has cached, on average.", converter=whole_number)
     ] = None,
-    time: Annotated[float, Parameter(help="Seconds that the search may take.")] = 1.0,
+    what_if: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--what-if",
+            allow_leading_hyphen=True,
+            consume_multiple=False,
+            help="Plan anew with a change, and say what comes of it; may be repeated. As -NAME, +NEW=LIKE, 'A->B bandwidth=0.1x',"
+            " 'A<->B rtt=80ms', 'NAME speed=2x'; several with commas between them.",
+        ),
+    ] = None,
+    explain: Annotated[bool, Flag, Parameter(help="Say how the times come about, and what would help.")] = False,
+    picture: Annotated[str | None, Parameter(help="Draw the plan to this file, .png or .svg.")] = None,
+    time: Annotated[float, Parameter(help="Seconds that each search may take.")] = 1.0,
     save: Annotated[str | None, Parameter(help="Also write what is planned for to this file, as it was read or asked.")] = None,
     json: Annotated[bool, Flag, Parameter(help="Print one line of JSON on stdout and nothing else.")] = False,
 ) -> int:
@@ -54,15 +72,76 @@ def plan(
     document = read(file) if file is not None else running_head(head).topology()
     if save is not None:
         write_file(save, document.to_json().encode())
-    problem = _asked(load(document), objective, pipelines, context)
+    scenarios = [parse_scenario(change) for change in what_if or ()]
+    if picture is not None:
+        check_picture(picture)
     if not 0 < time < 1e6:
         raise ConfigError(f"time = {time:g}: must be seconds > 0", field="time")
-    found = planned(problem, time)
+    problem = _asked(load(document), objective, pipelines, context)
+    search = Search(problem, time)
+    changes = [search.outcome(scenario) for scenario in scenarios]
+    improvements = search.improvements() if explain else []
+    if picture is not None:
+        write_file(picture, drawn(search.found, problem, Path(picture).suffix[1:]))
     if json:
-        write_line_of_json(found)
+        record = msgspec.to_builtins(search.found) | ({"what_if": changes} if changes else {})
+        write_line_of_json(record | ({"would_help": improvements} if explain else {}))
     else:
-        print(text(found))
+        print(search.text(changes, improvements, explain=explain))
     return 0
+
+
+class Search:
+    """A problem's best plan, and those of what it could be.
+
+    Args:
+        budget_s: that each search may take.
+
+    Raises:
+        Infeasible, PlanError, ConfigError: as :func:`solve`.
+    """
+
+    def __init__(self, problem: Problem, budget_s: float) -> None:
+        self._problem, self._budget_s = problem, budget_s
+        self._solution, self.found = self._planned(problem)
+
+    def _planned(self, problem: Problem) -> tuple[Solution, Account]:
+        start = time.perf_counter()
+        solution = solve(problem.topology, problem.model, problem.space, problem.objective, budget_s=self._budget_s)
+        return solution, account(solution, problem, time.perf_counter() - start)
+
+    def outcome(self, scenario: Scenario) -> Outcome:
+        """Raises ConfigError: it is of a worker or link that is not there."""
+        changed = scenario.apply(self._problem)
+        try:
+            return Outcome(scenario.text, self._planned(changed)[1])
+        except PlanError as error:
+            return Outcome(scenario.text, None, error.message)
+
+    def improvements(self) -> list[Outcome]:
+        """Of whatever the plan uses, twice as good by itself: what promises most, planned anew."""
+        promises = {scenario: self._promise(scenario) for scenario in improvements(self._problem, self._solution.pipelines)}
+        ranked = sorted((one for one in promises if promises[one] != 1), key=lambda one: -promises[one])
+        unknown = [scenario for scenario in promises if promises[scenario] == 1][: MOST_IMPROVEMENTS // 2]
+        return [self.outcome(scenario) for scenario in (*ranked[: MOST_IMPROVEMENTS - len(unknown)], *unknown)]
+
+    def _promise(self, scenario: Scenario) -> float:
+        """How much better the same plan would be; 1 of memory, which changes no time."""
+        changed = scenario.apply(self._problem)
+        costs = [evaluate(cost.candidate, changed.topology, changed.model) for cost in self._solution.pipelines]
+        speed = ratio(sum(cost.tokens_per_s for cost in costs), self._solution.tokens_per_s)
+        loops = (min(cost.loop_s for cost in some) for some in (self._solution.pipelines, costs))
+        return max(speed, ratio(*loops))
+
+    def text(self, changes: Sequence[Outcome], improvements: Sequence[Outcome], *, explain: bool) -> str:
+        """All of it for people."""
+        parts = [text(self.found)]
+        if changes:
+            parts.append(outcomes(self.found, changes))
+        if explain:
+            parts += [cost.explain() for cost in self._solution.pipelines]
+            parts.append(helps(self.found, improvements))
+        return "\n\n".join(parts)
 
 
 def running_head(name: str | None) -> RunningHead:
@@ -124,85 +203,3 @@ def _asked(problem: Problem, objective: str | None, pipelines: int | None, conte
         space = dataclasses.replace(space, context=context)
     aim = problem.objective if objective is None else Objective.parse(objective)
     return dataclasses.replace(problem, space=space, objective=aim)
-
-
-def planned(problem: Problem, budget_s: float) -> Account:
-    """The best plan that was found in time. Raises Infeasible, PlanError and ConfigError as :func:`solve`."""
-    start = time.perf_counter()
-    solution = solve(problem.topology, problem.model, problem.space, problem.objective, budget_s=budget_s)
-    return account(solution, problem, time.perf_counter() - start)
-
-
-# -- for people --------------------------------------------------------------------------------
-
-
-def text(found: Account) -> str:
-    """A table of each ring, the result, and who is left out."""
-    lines = [headline(found)]
-    for number, pipeline in enumerate(found.pipelines, 1):
-        title = [f"pipeline {number}"] if len(found.pipelines) > 1 else []
-        lines += ["", *title, *_ring(pipeline), "", *_summary(pipeline)]
-    if found.spares:
-        lines += ["", "left as spares:", *(f"  {name}: {why}" for name, why in found.spares.items())]
-    return "\n".join(lines)
-
-
-def headline(found: Account) -> str:
-    """The result in one line."""
-    speed, alone = f"{found.tokens_per_s:.1f} tokens/s", f"{_ms(found.value)} a token at B = 1"
-    value = {"latency": alone, "balance": f"{speed}, {alone}"}.get(found.objective, speed)
-    how = "proven best" if found.proven else f"no plan is more than {found.gap:.2%} better"
-    return f"{found.objective}: {value}; {how}"
-
-
-def _ring(pipeline: PipelineAccount) -> list[str]:
-    """A row for the head and each stage with the link to the next."""
-    header = ("worker", "layers", "compute", "stream", "memory", "of", "busy", "to", "wire", "latency", "codec", "busy", "binds")
-    rows: list[Sequence[str]] = [header, (HEAD_NODE, "", "", "", "", "", "", *_link_cells(pipeline.links[0]), "")]
-    for stage, link in zip(pipeline.stages, pipeline.links[1:], strict=True):
-        binds = [*stage.binds, *(["link"] if link.binds else [])]
-        rows.append((*_stage_cells(stage), *_link_cells(link), ", ".join(binds)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    texts = {0, 1, 7, len(header) - 1}
-    return [
-        "  ".join(
-            cell.ljust(width) if column in texts else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-
-
-def _stage_cells(stage: StageAccount) -> Sequence[str]:
-    start, stop = stage.layers
-    return (
-        stage.worker,
-        f"{start}-{stop - 1} ({stop - start})",
-        _ms(stage.compute_s),
-        _ms(stage.stream_s) if stage.stream_s else "",
-        _size(stage.memory_bytes),
-        "" if stage.memory_limit_bytes is None else _size(stage.memory_limit_bytes),
-        f"{stage.busy:.0%}",
-    )
-
-
-def _link_cells(link: LinkAccount) -> Sequence[str]:
-    codec = "" if link.ratio is None else f"x{link.ratio:.2g}"
-    return link.target, _ms(link.wire_s), _ms(link.latency_s), codec, f"{link.busy:.0%}"
-
-
-def _summary(pipeline: PipelineAccount) -> list[str]:
-    return [
-        f"M = {pipeline.microbatches} microbatches of b = {pipeline.sequences} sequences: {pipeline.tokens_per_s:.1f} tokens/s,"
-        f" {_ms(pipeline.time_per_token_s)} a token",
-        f"loop {_ms(pipeline.loop_s)}, bottleneck {_ms(pipeline.bottleneck_s)} ({pipeline.bottleneck});"
-        f" step {_ms(pipeline.step_s)}, set by {pipeline.set_by}",
-    ]
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds < 0.1 else f"{seconds * 1e3:.0f} ms"
-
-
-def _size(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.2f} MB"

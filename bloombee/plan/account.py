@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from bloombee.models.shape import ModelShape
 from bloombee.plan.cost import Cost, LinkCost, StageCost
 from bloombee.plan.explain import spare_reasons
 from bloombee.plan.network import HEAD_NODE
@@ -181,14 +182,17 @@ def _stage(cost: Cost, problem: Problem, index: int) -> StageAccount:
         memory_bytes=stage.memory_bytes,
         memory_limit_bytes=stage.memory_limit_bytes,
         busy=_share(cost, stage.busy_s),
-        binds=(*binds, "memory") if _is_full(stage, problem) else binds,
+        binds=(*binds, "memory") if is_full(cost, index, problem.model) else binds,
     )
 
 
-def _is_full(stage: StageCost, problem: Problem) -> bool:
-    """Whether even the smallest layer's weights would not fit besides."""
-    least = min(kind.layer_bytes for kind in problem.model.layer_kinds)
-    return stage.memory_limit_bytes is not None and stage.memory_bytes + least > stage.memory_limit_bytes
+def is_full(cost: Cost, index: int, model: ModelShape) -> bool:
+    """Whether a further layer, as large as those that the stage has, would not fit its worker."""
+    stage = cost.stages[index]
+    if stage.memory_limit_bytes is None:
+        return False
+    ends = model.embedding_bytes * (index == 0) + model.output_bytes * (index == len(cost.stages) - 1)
+    return stage.memory_bytes + (stage.memory_bytes - ends) / stage.layers > stage.memory_limit_bytes
 
 
 def _link(cost: Cost, topology: Topology, index: int) -> LinkAccount:

@@ -85,3 +85,16 @@ def test_a_head_without_a_folder_serves_all_the_same(session: Path, tmp_path: Pa
         assert len(unasked.generate([1], max_new_tokens=5).token_ids) == 5
     finally:
         unasked.close()
+
+
+def test_a_checkpoint_in_a_file_is_read_by_another_process(tmp_path: Path) -> None:
+    workers = {name: {"worker": {"pace": "1,0.01,0.1/1", "memory_bytes": 2**30}} for name in ("a", "b")}
+    file = tmp_path / "topology.json"
+    file.write_text(json.dumps({"version": 1, "nodes": {"head": {}, **workers}, "model": "demo", "objective": "throughput"}))
+    done = plan(str(file), "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["pipelines"][0]["stages"][-1]["layers"][1] == 8
+    file.write_text(file.read_text().replace("demo", str(tmp_path)))
+    done = plan(str(file))
+    assert done.returncode == 2
+    assert done.stderr.startswith("bloombee: ")
