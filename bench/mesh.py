@@ -14,7 +14,8 @@ from bench.arguments import OptionError
 from bench.profiles import Profile
 from bench.shapes import Shape
 from bloombee.config import LocalWorker
-from bloombee.plan.network import HEAD_NODE, parse_network
+from bloombee.plan.document import parse_network
+from bloombee.plan.network import HEAD_NODE
 from bloombee.runtime import Runtime
 from bloombee.types import SwarmEvent, SwarmEventKind, WorkerId
 from tools.wan_network import Network

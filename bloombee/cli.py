@@ -49,6 +49,7 @@ SWARM = (
     "curve",
     "trace",
     "decisions",
+    "control_socket",
 )
 HEAD_ONLY = ("listen", "advertise", "page_size", "max_waiting", "heartbeat_s", "silence_s", "step_deadline_s", "load_deadline_s")
 SAMPLING = Options(
@@ -233,6 +234,18 @@ def trace(
         timeline.write_chrome(merged, out)
         print(out)
     return 0
+
+
+app.command(
+    "bloombee.planning:plan",
+    name="plan",
+    help="Say who should run which layers, in which order, and how far from the best that is.",
+    help_epilogue="""Examples:
+  bloombee plan topology.json
+  bloombee plan topology.json --objective target:0.2 --pipelines 2 --json
+  bloombee plan topology.json --what-if -office --what-if 'flat->office bandwidth=0.1x'
+  bloombee plan --objective latency --explain --picture plan.svg""",
+)
 
 
 @command(app)

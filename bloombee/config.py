@@ -10,11 +10,13 @@ This is the only module that reads the environment, and it reads three names (:c
     BLOOMBEE_JOIN     the join token of ``bloombee worker``     (as --join; keeps it out of the process list)
     BLOOMBEE_DEBUG    1: errors with their traceback            (as --debug)
 
-and XDG_CACHE_HOME, which says where programs keep what they can make again (:func:`cache_dir`).
+and two that say where programs keep what they can make again and what lasts as long as they run: XDG_CACHE_HOME
+(:func:`cache_dir`) and XDG_RUNTIME_DIR (:func:`socket_folders`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import ipaddress
@@ -95,6 +97,7 @@ class RuntimeConfig:
     profile: bool = option(False, "Measure this machine's device before the start (some seconds; kept for the next time).")
     trace: str | None = option(None, "A directory for traces of every step, one file a process; see bloombee trace.")
     decisions: str | None = option(None, "A file for what was chosen while it ran, why and from which figures; lines of JSON.")
+    control_socket: bool = option(True, "Answer this user's other programs, as bloombee plan, on a Unix socket.")
 
     def __post_init__(self) -> None:
         if isinstance(self.split, list):
@@ -132,6 +135,7 @@ class RuntimeConfig:
         _check(self, "step_deadline_s", _seconds(self.step_deadline_s), "seconds > 0")
         _check(self, "load_deadline_s", _seconds(self.load_deadline_s), "seconds > 0")
         _check(self, "curve", isinstance(self.curve, bool), "true or false")
+        _check(self, "control_socket", isinstance(self.control_socket, bool), "true or false")
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")
         _check_pace(self)
         _check(self, "profile", isinstance(self.profile, bool), "true or false")
@@ -303,6 +307,15 @@ def cache_dir(variables: Mapping[str, str] = os.environ) -> Path:
     """Where to keep what can be made again; may not exist yet. Source: XDG Base Directory Specification."""
     base = variables.get("XDG_CACHE_HOME") or ""
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "bloombee"
+
+
+def socket_folders(variables: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
+    """Where heads may answer other programs of their user, the best first; may not exist yet. Source: as above."""
+    base = variables.get("XDG_RUNTIME_DIR") or ""
+    folders = [Path(base) / "bloombee"] if os.path.isabs(base) else []
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        folders.append(cache_dir(variables) / "heads")
+    return tuple(folders)
 
 
 C = TypeVar("C", RuntimeConfig, WorkerConfig)

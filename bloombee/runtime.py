@@ -18,13 +18,15 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
-from bloombee.config import LocalWorker, RuntimeConfig, merge
+from bloombee.config import LocalWorker, RuntimeConfig, merge, socket_folders
 from bloombee.errors import BloomBeeError, ConfigError
 from bloombee.facts import Facts
 from bloombee.loop_thread import LoopThread
 from bloombee.quote import quoted
 from bloombee.roles.head import HeadRole
 from bloombee.roles.prompts import Prompt
+from bloombee.roles.reception import Reception
+from bloombee.roles.told import told_by
 from bloombee.sync import SyncRuntime
 from bloombee.transport.descriptors import require_descriptors
 from bloombee.types import FinishReason, Generation, LoadProgress, SamplingParams, Token
@@ -179,13 +181,20 @@ class Runtime(Facts):
             home.end()
             return
         if self._closing is None:
-            self._closing = home.run(self._head.close())
+            self._closing = home.run(self._end())
             self._closing.add_done_callback(lambda _: home.end())
         await asyncio.shield(asyncio.wrap_future(self._closing))
 
     async def _listen(self) -> None:
         self._head = HeadRole(self.config, local_workers=self._local_workers, on_progress=self._on_progress)
+        self._reception = Reception(told_by(self._head))
         await self._head.listen()
+        if self.config.control_socket:
+            self._reception.open(socket_folders())
+
+    async def _end(self) -> None:
+        await self._reception.close()
+        await self._head.close()
 
     # -- requests --------------------------------------------------------------------------
 

@@ -24,7 +24,8 @@ from typing import Any, Self
 from bench.schedules import Schedule, ScheduleError, Step, parse_schedule
 from bench.shapes import Shape
 from bloombee.config import LocalWorker
-from bloombee.plan.network import HEAD_NODE, Node, read_network
+from bloombee.plan.document import read_network
+from bloombee.plan.network import HEAD_NODE, Node
 from bloombee.plan.network import Network as Spec
 from tools.ports import free_ports
 from tools.wan_native import PortInUse, WanError
@@ -41,7 +42,7 @@ class NetworkStats:
     Args:
         links: by (from, to), each pair both ways round; ``forward`` is what goes from the first to the second, whoever dialled.
         up, down: of each access line, by its node.
-        strangers: callers from an address that is no node's, or from the node itself; they were reset.
+        strangers: callers from an address that is no node's, or whose node does not reach this one; they were reset.
     """
 
     links: Mapping[Pair, LinkStats]
@@ -205,7 +206,7 @@ class Network:
         for name in self.spec.nodes:
             listener = wires.add_listener((HOST, 0), (HOST, self._ports[name]))
             for other in self.spec.nodes:
-                if other != name:
+                if other != name and self.spec.reaches(other, name):
                     number, side = self._place(other, name)
                     wires.route(listener, number, side=side, source=self._sources[other])
 

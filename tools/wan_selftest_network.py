@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from bloombee.plan.network import parse_network
+from bloombee.plan.document import parse_network
 from bloombee.sim.clock import VirtualClock
 from bloombee.sim.network import SimNetwork
 from bloombee.types import Lane

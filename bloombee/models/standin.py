@@ -105,8 +105,18 @@ def default_pace(card: ModelCard, span: Span, accelerator: Accelerator = DEFAULT
     parameter, and in decode the reading of :data:`CONTEXT_TOKENS` cached tokens. A ceiling: real kernels reach 50 to 80 % of it.
     """
     elements = card.weight_bytes(span) // card.dtype.num_bytes - card.embed_parameters * (span.start == 0)
+    return _roofline(elements, card.kv_bytes_per_token(span), card, accelerator)
+
+
+def default_layer_paces(card: ModelCard, accelerator: Accelerator = DEFAULT_ACCELERATOR) -> tuple[Pace, Pace]:
+    """What :func:`default_pace` comes to of one layer, and of what the last stage has besides its layers."""
+    layer = _roofline(card.layer_parameters[0], card.kv_bytes_per_token(Span(0, 1)), card, accelerator)
+    return layer, _roofline(card.tail_parameters, 0, card, accelerator)
+
+
+def _roofline(elements: int, kv_token_bytes: int, card: ModelCard, accelerator: Accelerator) -> Pace:
     row_s = 2 * elements / accelerator.flops_per_s
-    read_s = CONTEXT_TOKENS * card.kv_bytes_per_token(span) / accelerator.bytes_per_s
+    read_s = CONTEXT_TOKENS * kv_token_bytes / accelerator.bytes_per_s
     return Pace(elements * card.dtype.num_bytes / accelerator.bytes_per_s, row_s + read_s, row_s)
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from bench.shapes import Shape
 from bloombee.errors import Infeasible
-from bloombee.plan.network import parse_network
+from bloombee.plan.document import parse_network
 from tests.swarm_kit import Swarm
 from tools.wan_native import ROOT, PortInUse, WanError
 from tools.wan_network import Network
@@ -128,6 +128,18 @@ def test_a_stranger_is_reset_and_counted() -> None:
         assert net.stats().strangers == 1
         with pytest.raises(WanError, match="no link to itself"):
             net.reset("w1", "w1")
+
+
+def test_who_cannot_open_a_connection_is_reset_and_what_the_other_opened_carries_both_ways() -> None:
+    with served(network(links=({"from": "w1", "to": "w2", "reachable": False, "delay_s": 0.01},))) as servers:
+        net = servers.net
+        with pytest.raises(ConnectionResetError), net.dial("w1", "w2") as caller:
+            caller.recv(1)
+        back = servers.pair("w2", "w1")
+        move(*back, 10)
+        move(*back[::-1], 10)
+        assert net.stats().strangers == 1
+        close(back)
 
 
 def test_a_reset_is_of_one_pair_whoever_dialled() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from bloombee.errors import ConfigError, Infeasible
 from bloombee.pace import parse_pace
-from bloombee.plan.network import Network, parse_network
+from bloombee.plan.document import parse_network
+from bloombee.plan.network import Network
 from bloombee.sim.clock import VirtualClock
 from bloombee.sim.cluster import SimCluster, sim_card
 from bloombee.sim.device import oracle

@@ -56,6 +56,7 @@ from bloombee.types import SamplingParams
         ("step_deadline_s", float("inf")),
         ("load_deadline_s", "60"),
         ("curve", 1),
+        ("control_socket", "yes"),
         ("threads", 0),
         ("trace", ""),
         ("split", (3, 3)),

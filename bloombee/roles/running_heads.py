@@ -1,0 +1,101 @@
+"""Finds the heads of this user that run on this machine, and asks them (``roles/questions.py``)."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bloombee.errors import AuthenticationError, BloomBeeError, ConfigError, DeadlineExceeded, LinkDown, RemoteProtocolError
+from bloombee.plan.document import Document, parse
+from bloombee.roles.questions import MAX_ANSWER_BYTES, SUFFIX, is_own, question_line, reachable, read_answer, sockets_in
+
+STATUS_S, ANSWER_S = 2.0, 30.0
+"""How long a head may take to say who it is; to answer anything else."""
+
+
+class Status(msgspec.Struct, frozen=True):
+    """Who a head says that it is."""
+
+    process: int
+    model: str
+    workers: int
+    epoch: int
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunningHead:
+    """One that answers. ``name``: its process, with a number if that has several heads."""
+
+    name: str
+    path: Path
+    status: Status
+
+    def ask(self, what: str) -> Any:
+        """Its answer, as JSON has it. Raises as :func:`ask`."""
+        return ask(self.path, what)
+
+    def topology(self) -> Document:
+        """What it knows of its swarm. Raises as :func:`ask`; RemoteProtocolError if that is no document."""
+        try:
+            return parse(self.ask("topology"))
+        except ConfigError as error:
+            raise RemoteProtocolError(f"the head's topology is none: {error.message}", path="topology") from error
+
+    def __str__(self) -> str:
+        workers = f"{self.status.workers} worker{'s' * (self.status.workers != 1)}"
+        return f"{self.name} ({self.status.model}, {workers})"
+
+
+def running_heads(folders: Sequence[Path]) -> list[RunningHead]:
+    """Those of this user that answer."""
+    return list(_running(folders))
+
+
+def _running(folders: Sequence[Path]) -> Iterator[RunningHead]:
+    for path in (path for folder in folders for path in sockets_in(folder)):
+        try:
+            status = msgspec.convert(ask(path, "status", STATUS_S), Status)
+        except (BloomBeeError, msgspec.ValidationError):
+            continue  # it is ending, stands still, or is no head
+        yield RunningHead(path.name.removesuffix(SUFFIX), path, status)
+
+
+def ask(path: Path, what: str, patience_s: float = ANSWER_S) -> Any:
+    """The answer of the head at ``path``, as JSON has it.
+
+    Raises:
+        LinkDown: nobody is there; DeadlineExceeded: no answer in time; AuthenticationError: another user's process is there.
+        RemoteProtocolError, VersionMismatch: what came is no answer that this program knows.
+        BloomBeeError: what the head answered with.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        line.settimeout(patience_s)
+        try:
+            with reachable(path) as name:
+                line.connect(name)
+            if not is_own(line):
+                raise AuthenticationError(f"{path} is another user's", path=str(path))
+            line.sendall(question_line(what))
+            return read_answer(_received(line))
+        except (TimeoutError, BlockingIOError):  # the latter: too many wait to be taken
+            raise DeadlineExceeded(f"the head at {path} gave no answer in {patience_s:g} s", path=str(path)) from None
+        except OSError as error:
+            raise LinkDown(f"no head answers at {path}: {error.strerror or error}", path=str(path)) from error
+
+
+def _received(line: socket.socket) -> bytes:
+    data = bytearray()
+    while not data.endswith(b"\n"):
+        part = line.recv(1 << 16)
+        if not part:
+            break
+        data += part
+        if len(data) > MAX_ANSWER_BYTES:
+            raise RemoteProtocolError(f"the head's answer has more than {MAX_ANSWER_BYTES} bytes", path="answer")
+    return bytes(data)

@@ -1,0 +1,48 @@
+"""What a head tells those who ask at its socket (``roles/reception.py``)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bloombee.errors import RuntimeClosed
+from bloombee.plan.document import Document
+from bloombee.plan.plan import Plan
+from bloombee.plan.problem import Problem, document_of
+from bloombee.plan.solve import Objective, Space
+from bloombee.roles.head import HeadRole
+from bloombee.roles.reception import Told
+
+
+def told_by(head: HeadRole) -> Mapping[str, Told]:
+    """By what is asked: who it is, who runs what, and what a planner would be asked of its swarm (docs/topology.md)."""
+    return {"status": lambda: _status(head), "plan": lambda: _plan(head), "topology": lambda: _topology(head)}
+
+
+def _status(head: HeadRole) -> Callable[[], dict[str, Any]]:
+    status = {
+        "process": os.getpid(),
+        "model": head.config.model,
+        "workers": sum(1 for _ in head.members),
+        "epoch": head.plan.epoch if head.plan is not None else 0,
+        "requests": len(head.desk),
+    }
+    return lambda: status
+
+
+def _plan(head: HeadRole) -> Callable[[], dict[str, Any]]:
+    return _running_plan(head).summary
+
+
+def _topology(head: HeadRole) -> Callable[[], Document]:
+    plan = _running_plan(head)
+    space = Space(kv_tokens=plan.num_tokens)
+    problem = Problem(head.observatory.topology, head.card.shape(plan.dtype), space, Objective())
+    return lambda: document_of(problem, model=plan.model, about="what a head knew of its swarm")
+
+
+def _running_plan(head: HeadRole) -> Plan:
+    if head.plan is None:
+        raise RuntimeClosed("the pipeline of that head is not up yet: it waits for workers, or they load")
+    return head.plan
