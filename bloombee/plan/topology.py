@@ -51,6 +51,10 @@ class RowTime:
         time = cls(own.fixed_s, own.decode_row_s, own.prefill_row_s)
         return (time, cls()) if pace.layers is None else (cls(), time)
 
+    def scaled(self, factor: float) -> RowTime:
+        """The same of something that takes ``factor`` times as long."""
+        return RowTime(self.fixed_s * factor, self.decode_row_s * factor, self.prefill_row_s * factor, self.context_s * factor)
+
     def decode_s(self, rows: float, context: float = 0.0) -> float:
         """``rows`` rows, each over ``context`` cached tokens."""
         return self.fixed_s + rows * (self.decode_row_s + context * self.context_s)
