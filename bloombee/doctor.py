@@ -212,7 +212,8 @@ def profile_table(profile: Profile) -> str:
     for name, layer in [("a layer", profile.fit.layer), *((f"layers like {one.layer}", one.time) for one in profile.kinds)]:
         rows.append(
             f"{name}: {1e3 * layer.fixed_s:.3f} + {1e3 * layer.decode_row_s:.3f} a decode row or"
-            f" {1e3 * layer.prefill_row_s:.3f} a prefill row + {1e6 * layer.context_s:.3f} a row and 1000 cached tokens"
+            f" {1e3 * layer.prefill_row_s:.3f} a prefill row + for a row and 1000 cached tokens"
+            f" {1e3 * (layer.decode_s(1, 1000) - layer.decode_s(1)):.3f} or {1e6 * layer.context_s:.3f}"
         )
     rows.append(f"a stage: {1e3 * profile.fit.stage.fixed_s:.3f} besides; output {1e3 * profile.output.fixed_s:.3f}")
     rows.append(f"errors of the fit: median {100 * profile.fit.median_error:.0f} %, worst {100 * profile.fit.worst_error:.0f} %")

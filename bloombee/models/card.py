@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bloombee.models.rules import Defaults, LogitsRules, Watermark
-from bloombee.models.shape import LayerKind, ModelShape, tell_apart
+from bloombee.models.shape import LayerKind, ModelShape
 from bloombee.types import Dtype, Span
 
 
@@ -102,18 +102,19 @@ class ModelCard:
         return count * (dtype or self.dtype).num_bytes
 
     def shape(self, dtype: Dtype | None = None) -> ModelShape:
-        """The sizes that plans depend on, of a run in ``dtype`` (None: the checkpoint's); kinds as profiles tell them apart."""
-        size = (dtype or self.dtype).num_bytes
-        layers = list(zip(self.layer_parameters, self.layer_kv_elements, self.layer_windows, strict=True))
-        kind_of, firsts = tell_apart(layers)
+        """The sizes that plans depend on, of a run in ``dtype`` (None: the checkpoint's)."""
+        width = (dtype or self.dtype).num_bytes
+        sizes = zip(self.layer_parameters, self.layer_kv_elements, self.layer_windows, strict=True)
+        layers = [LayerKind(parameters * width, elements * width, window) for parameters, elements, window in sizes]
+        kinds = tuple(dict.fromkeys(layers))
         return ModelShape(
             hidden=self.hidden_size,
             num_layers=self.num_layers,
-            activation_bytes=size,
-            embedding_bytes=self.embed_parameters * size,
-            output_bytes=self.tail_parameters * size,
-            kinds=tuple(LayerKind(layers[first][0] * size, layers[first][1] * size, layers[first][2]) for first in firsts),
-            kind_of=kind_of,
+            activation_bytes=width,
+            embedding_bytes=self.embed_parameters * width,
+            output_bytes=self.tail_parameters * width,
+            kinds=kinds,
+            kind_of=tuple(kinds.index(layer) for layer in layers),
         )
 
     def windows(self, span: Span | None = None) -> tuple[int, ...]:

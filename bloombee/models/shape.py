@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bloombee.errors import ConfigError
@@ -80,17 +79,3 @@ class ModelShape:
     def row_bytes(self) -> int:
         """Raw activations of one row."""
         return self.hidden * self.activation_bytes
-
-
-def tell_apart(layers: Sequence[tuple[int, int, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Which layers are of one kind: (the kind of each, in the order in which kinds first come; the first layer of each kind).
-
-    Args:
-        layers: of each its parameters, the elements of a token's KV and the window (0: it sees all). What these three do not
-            tell apart counts as alike.
-    """
-    firsts: dict[tuple[int, int, int], int] = {}
-    for number, layer in enumerate(layers):
-        firsts.setdefault(layer, number)
-    order = list(firsts)
-    return tuple(order.index(layer) for layer in layers), tuple(firsts.values())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from msgspec import structs
+
 from bloombee.pace import Pace
 from bloombee.plan.profile import Fit, Hardware, KindTime, Profile
 from bloombee.plan.topology import RowTime
@@ -83,4 +85,4 @@ def _times(time: RowTime) -> m.Times:
 
 
 def _row_time(times: m.Times) -> RowTime:
-    return RowTime(times.fixed_s, times.decode_row_s, times.prefill_row_s, times.context_s)
+    return RowTime(**structs.asdict(times))

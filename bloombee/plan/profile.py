@@ -3,10 +3,10 @@ machine offers besides. Pure.
 
 A pass of k layers over a microbatch takes (plan/topology.py, ``RowTime``)::
 
-    stage.fixed + rows * stage.row(phase) + k * (layer.fixed + rows * layer.row(phase) + rows * context * layer.context)
+    stage.fixed + rows * stage.row(phase) + k * (layer.fixed + rows * layer.row(phase) + rows * context * layer.context(phase))
 
-The seven figures are fitted by least squares of relative errors under the condition that none is negative. Devices are not
-linear: the error says how far off that is, and a plan may widen its margins by it. Layers that differ have four figures each
+The eight figures are fitted by least squares of relative errors under the condition that none is negative. Devices are not
+linear: the error says how far off that is, and a plan may widen its margins by it. Layers that differ have five figures each
 kind; a layer with a window attends to no more cached tokens than it sees.
 """
 
@@ -27,7 +27,7 @@ from bloombee.plan.topology import Device, RowTime
 from bloombee.types import Phase
 
 FORMAT = 2
-FIGURES = ("fixed_s", "decode_row_s", "prefill_row_s", "context_s")
+FIGURES = ("fixed_s", "decode_row_s", "prefill_row_s", "context_s", "decode_context_s")
 """Of RowTime, in its order."""
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -258,11 +258,10 @@ def fit_output(points: Sequence[Point], layers: Fit) -> RowTime:
 
 
 def _row(point: Point) -> tuple[float, ...]:
-    """What each of the seven figures counts for in a point."""
+    """What each of the eight figures counts for in a point."""
     is_prefill, k, rows = point.phase is Phase.PREFILL, point.layers, point.rows
     decode, prefill = (0, rows) if is_prefill else (rows, 0)
-    attended = rows * (point.context + (rows / 2 if is_prefill else 0))
-    return (1, decode, prefill, k, k * decode, k * prefill, k * attended)
+    return (1, decode, prefill, k, k * decode, k * prefill, k * prefill * (point.context + rows / 2), k * decode * point.context)
 
 
 def _least_squares(a: Matrix, b: Matrix) -> list[float]:

@@ -33,7 +33,7 @@ from bloombee.wire.messages import (
 from bloombee.wire.token import decode_token
 
 MAX_GROWTH_BYTES = 64 << 20
-TIMES = Times(0.0, 0.0, 0.0, 0.0)
+TIMES = Times(0.0, 0.0, 0.0, 0.0, None)
 HARDWARE = Hardware((0, 0, 0), None, None, None, None, 0, "")
 PROMPT = "class Stack:\n    def push(self"
 

@@ -16,6 +16,7 @@ from bloombee.engine.checkpoint import resolve
 from bloombee.engine.describe import describe
 from bloombee.engine.profiling import full, hardware, layers
 from bloombee.engine.reader import ShardReader
+from bloombee.models.shape import LayerKind
 from bloombee.models.standin import default_pace, standin_card
 from bloombee.pipeline.profiles import from_message
 from bloombee.plan.profile import Hardware
@@ -59,12 +60,12 @@ def test_windows_cost_no_more_than_they_see(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_of_layers_too_large_to_be_held_together_each_kind_is_measured_by_itself() -> None:
-    kinds = layers.Kinds((0, 0, 1, 0, 1), (0, 2), (100, 300), (1, 1), (0, 0))
-    assert kinds.spans(500) == [Span(0, 3)]
-    assert kinds.spans(499) == [Span(0, 1), Span(2, 3)]
-    large = layers.Kinds((0, 0, 1, 0, 1), (0, 2), (100, layers.SMALL_BYTES), (1, 1), (0, 0))
-    assert large.spans(1 << 40) == [Span(1, 3)]
-    assert layers.Kinds((0,), (0,), (100,), (1,), (0,)).spans(400) == [Span(0, 1)]
+    small, other, large = LayerKind(100), LayerKind(300), LayerKind(layers.SMALL_BYTES)
+    kinds = layers.Kinds((0, 0, 1, 0, 1, 0), (small, other))  # of small ones three, as far as there are so many
+    assert kinds.spans(900) == [Span(0, 5)]
+    assert kinds.spans(899) == [Span(0, 1), Span(2, 3)]
+    assert layers.Kinds((0, 0, 1, 0, 1), (small, large)).spans(1 << 40) == [Span(1, 3)]
+    assert layers.Kinds((0,), (small,)).spans(400) == [Span(0, 1)]
 
 
 def test_a_large_vocabulary_is_measured_in_part(monkeypatch: pytest.MonkeyPatch) -> None:

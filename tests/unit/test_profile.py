@@ -132,7 +132,7 @@ def of_kinds(*kinds: KindTime) -> Profile:
 
 
 def test_layers_that_differ_are_fitted_kind_by_kind() -> None:
-    stage, full, window = RowTime(1e-3, 1e-5), RowTime(1e-3, 3e-4, 1e-4, 1e-6), RowTime(4e-3, 1e-4, 2e-4)
+    stage, full, window = RowTime(1e-3, 1e-5), RowTime(1e-3, 3e-4, 1e-4, 1e-6, 4e-6), RowTime(4e-3, 1e-4, 2e-4)
     points = []
     for kind, time in enumerate((full, window)):
         truth = Fit(stage, time, 0, 0)
@@ -140,7 +140,9 @@ def test_layers_that_differ_are_fitted_kind_by_kind() -> None:
     found, times = fit_kinds(points, (1, 3))
     assert found.worst_error < 1e-6
     for got, want in zip((found.stage, *times), (stage, full, window), strict=True):
-        assert dataclasses.astuple(got) == pytest.approx(dataclasses.astuple(want), rel=1e-3, abs=1e-9)
+        for rows, context in ((1, 0), (9, 0), (7, 300)):
+            assert got.decode_s(rows, context) == pytest.approx(want.decode_s(rows, context), rel=1e-3)
+            assert got.prefill_s(rows, context) == pytest.approx(want.prefill_s(rows, context), rel=1e-3)
     assert found.layer.fixed_s == pytest.approx((full.fixed_s + 3 * window.fixed_s) / 4)
     profile = Profile("ab", "cpu", "float32", 1, found, RowTime(), 1, 1, kinds=tuple(map(KindTime, (0, 1), times)))
     assert [profile.seconds(point) for point in points] == pytest.approx([point.seconds for point in points])

@@ -32,7 +32,7 @@ WIRE = m.Wire(0, 2, 1, 1, 3, 2, 64, PEER, PEER, None, (), False)
 RULES = m.Rules((), (), 0, 0, 0, None, (), False, None, (), (), None, 1.0, 0.0, 0.0, None)
 LAST = msgspec.structs.replace(LOAD, start=8, stop=12, weight_digests=())
 MANY = tuple(range(20_000))
-TIMES = m.Times(0.001, 0.0002, 0.0001, 0.0)
+TIMES = m.Times(0.001, 0.0002, 0.0001, 0.0, None)
 HARDWARE = m.Hardware((1, 0, 0), None, None, None, 1e4, 2, "")
 PROFILED = m.Profiled(bytes(16), "float32", "cpu", 2, TIMES, TIMES, TIMES, 0.1, 0.2, 1, 1, None, 1e9, (), HARDWARE)
 

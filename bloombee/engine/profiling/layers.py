@@ -1,7 +1,7 @@
 """Measures layers of a model's shape on this device, with the code that serves it and without its weights.
 
 Random weights take as long as any. A few neighbouring layers are made, such that each kind is among them; of small ones, which
-a cache might hold, three at least. Of a large model that is one layer of each kind, taken twice in a pass to tell what a
+a cache might hold, three of each. Of a large model that is one layer of each kind, taken twice in a pass to tell what a
 layer takes from what a pass takes besides. The vocabulary is cut short while layers are measured; norm, LM head and sampler are
 measured with as much of it as there is room for, and reckoned up.
 """
@@ -24,7 +24,7 @@ from bloombee.engine.profiling.kept import device_name
 from bloombee.engine.profiling.passes import hidden_rows, make_work, num_slots, pass_s
 from bloombee.engine.skeleton import build
 from bloombee.engine.stored import probe
-from bloombee.models.shape import tell_apart
+from bloombee.models.shape import LayerKind
 from bloombee.pipeline.work import Work
 from bloombee.plan.cost import seen_tokens
 from bloombee.plan.profile import Hardware, KindTime, Point, Profile, fit, fit_kinds, fit_output
@@ -33,7 +33,7 @@ from bloombee.types import Dtype, PageGroup, Phase, Span
 
 PAGE_SIZE = 16
 GRID = (
-    (Phase.DECODE, 1, 16), (Phase.PREFILL, 32, 0), (Phase.DECODE, 4, 16), (Phase.DECODE, 1, 512), (Phase.DECODE, 16, 16),
+    (Phase.DECODE, 1, 32), (Phase.PREFILL, 32, 0), (Phase.DECODE, 4, 128), (Phase.DECODE, 16, 64), (Phase.DECODE, 1, 512),
     (Phase.DECODE, 8, 512), (Phase.PREFILL, 128, 0), (Phase.PREFILL, 64, 448),
 )  # fmt: skip
 """(phase, rows, context); the first two are always measured."""
@@ -44,7 +44,7 @@ LAYERS_S, OUTPUT_S = 2.0, 0.5
 LONG_S = 0.25
 """Larger points of a phase are left out once a pass takes so long."""
 SMALL_BYTES = 256 << 20
-"""Layers of so much in all are made three at least, if the model has as many."""
+"""Of three layers of each kind, up to which so many are made, if the model has as many."""
 SHARE = 0.25
 """Of the memory that is free, that is taken for measuring."""
 SHORT_VOCABULARY = 256
@@ -55,51 +55,69 @@ Alive = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class Kinds:
-    """Which layers of a model are alike.
+    """Which layers of a model are alike, by the rule of ``ModelCard.shape``.
 
     Args:
-        of: the kind of each layer. firsts: of each kind its first layer.
-        layer_bytes, kv_token_bytes, windows: of each kind.
+        of: the kind of each layer, in ``kinds``, which stand in the order in which they first come.
     """
 
     of: tuple[int, ...]
-    firsts: tuple[int, ...]
-    layer_bytes: tuple[int, ...]
-    kv_token_bytes: tuple[int, ...]
-    windows: tuple[int, ...]
+    kinds: tuple[LayerKind, ...]
 
     @classmethod
     def find(cls, checkpoint: Checkpoint, dtype: Dtype) -> Kinds:
-        """As ``ModelCard.shape`` tells them apart. Raises as :func:`~bloombee.engine.skeleton.build`."""
-        skeleton = build(checkpoint, dtype)
+        """Raises as :func:`~bloombee.engine.skeleton.build`."""
+        skeleton, width = build(checkpoint, dtype), dtype.num_bytes
         counts = skeleton.parameter_counts()
-        stored = [probe(skeleton, checkpoint.ref, Span(layer, layer + 1)) for layer in range(skeleton.num_layers)]
-        layers = [(counts[layer], sum(entry.elements for entry in found), found[0].window) for layer, found in enumerate(stored)]
-        of, firsts = tell_apart(layers)
-        weights, kv, windows = zip(*(layers[first] for first in firsts), strict=True)
-        size = dtype.num_bytes
-        return cls(of, firsts, tuple(size * one for one in weights), tuple(size * one for one in kv), windows)
+        layers = []
+        for layer in range(skeleton.num_layers):
+            stored = probe(skeleton, checkpoint.ref, Span(layer, layer + 1))
+            elements = sum(entry.elements for entry in stored)
+            layers.append(LayerKind(counts[layer] * width, elements * width, stored[0].window))
+        kinds = tuple(dict.fromkeys(layers))
+        return cls(tuple(kinds.index(layer) for layer in layers), kinds)
+
+    def in_span(self, span: Span) -> tuple[int, ...]:
+        """The kind of each layer of ``span``."""
+        return self.of[span.start : span.stop]
+
+    def groups(self, span: Span, num_slots: int) -> list[PageGroup]:
+        """Pools of so many slots for the layers of ``span``."""
+        windows = {self.kinds[kind].window for kind in self.in_span(span)}
+        return [PageGroup(window, -(-num_slots // PAGE_SIZE)) for window in sorted(windows)]
+
+    def mean(self, of: Callable[[LayerKind], int]) -> int:
+        """Of a size of each layer of the model."""
+        return sum(of(self.kinds[kind]) for kind in self.of) // len(self.of)
 
     def counts(self) -> list[int]:
         """Layers of each kind."""
-        return [self.of.count(kind) for kind in range(len(self.firsts))]
+        return [self.of.count(kind) for kind in range(len(self.kinds))]
 
     def told(self, times: Sequence[RowTime]) -> tuple[KindTime, ...]:
         """With what each takes; nothing where all layers are alike."""
-        if len(self.firsts) == 1:
+        if len(self.kinds) == 1:
             return ()
-        return tuple(map(KindTime, self.firsts, times, self.layer_bytes, self.kv_token_bytes))
+        firsts = [self.of.index(kind) for kind in range(len(self.kinds))]
+        return tuple(
+            KindTime(first, time, kind.layer_bytes, kind.kv_token_bytes)
+            for first, time, kind in zip(firsts, times, self.kinds, strict=True)
+        )
 
     def spans(self, most_bytes: int) -> list[Span]:
-        """The fewest neighbouring layers that have every kind among them, of small ones three at least; where these would be too
+        """The fewest neighbouring layers that have every kind among them, of small ones three of each; where these would be too
         many bytes, a layer of each kind by itself."""
-        total, least = len(self.of), 3 if 3 * max(self.layer_bytes) <= SMALL_BYTES else 1
-        for length in range(min(total, max(least, len(self.firsts))), total + 1):
+        most = 3 if 3 * sum(kind.layer_bytes for kind in self.kinds) <= SMALL_BYTES else 1
+        least = [min(most, count) for count in self.counts()]
+        total = len(self.of)
+        for length in range(min(total, sum(least)), total + 1):
             for start in range(total - length + 1):
                 found = self.of[start : start + length]
-                if len(set(found)) == len(self.firsts):
-                    is_small = sum(self.layer_bytes[kind] for kind in found) <= most_bytes
-                    return [Span(start, start + length)] if is_small else [Span(first, first + 1) for first in self.firsts]
+                if all(found.count(kind) >= count for kind, count in enumerate(least)):
+                    if sum(self.kinds[kind].layer_bytes for kind in found) <= most_bytes:
+                        return [Span(start, start + length)]
+                    firsts = [self.of.index(kind) for kind in range(len(self.kinds))]
+                    return [Span(first, first + 1) for first in firsts]
         raise AssertionError("all layers together have every kind")
 
 
@@ -131,14 +149,18 @@ class Bench:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, span: Span, kinds: Kinds, device: str, dtype: Dtype, alive: Alive) -> Bench:
-        of = kinds.of[span.start : span.stop]
         slots = max(num_slots(PAGE_SIZE, *shape) for shape in GRID)
-        groups = [PageGroup(window, slots // PAGE_SIZE) for window in sorted({kinds.windows[kind] for kind in of})]
         model = SpanModel.load(
-            checkpoint, span, dtype=dtype, device=device, groups=groups, page_size=PAGE_SIZE, progress=lambda *_: alive()
+            checkpoint,
+            span,
+            dtype=dtype,
+            device=device,
+            groups=kinds.groups(span, slots),
+            page_size=PAGE_SIZE,
+            progress=lambda *_: alive(),
         )
         model.kv.clear(slots)  # what is read must be numbers
-        return cls(model, of, alive)
+        return cls(model, kinds.in_span(span), alive)
 
     def layers(self, kind: int, window: int, most_s: float) -> list[Point]:
         """Passes of layers of one kind: of one, and of two or three, of which as many are different as the span has."""
@@ -173,12 +195,18 @@ class Bench:
             work = make_work(self.model, point.phase, point.rows, context, point.picks)
             passes.append(_Pass(point, places, work, hidden_rows(self.model, point.rows)))
             latest[point.phase] = self._seconds(passes[-1])
-        seconds = [[self._seconds(one)] for one in passes]
+        seconds = [[self._second(one)] for one in passes]
         for _ in range(REPEATS - 1):
             for one, found in zip(passes, seconds, strict=True):
                 if time.perf_counter() < deadline:
-                    found.append(self._seconds(one))
-        return [replace(one.point, seconds=_quicker(found)) for one, found in zip(passes, seconds, strict=True)]
+                    found.append(self._second(one))
+        return [replace(one.point, seconds=quicker(found)) for one, found in zip(passes, seconds, strict=True)]
+
+    def _second(self, one: _Pass) -> float:
+        """Of two passes, one after the other: what ran before has left other things in the processor's cache than in a stage,
+        where the same goes on and on."""
+        self._seconds(one)
+        return self._seconds(one)
 
     def _seconds(self, one: _Pass) -> float:
         self.alive()
@@ -206,12 +234,11 @@ def measure(
     for span in kinds.spans(most_bytes):
         bench = Bench.load(short, span, kinds, device, dtype, alive)
         for kind in sorted(set(bench.kinds)):
-            points += bench.layers(kind, kinds.windows[kind], LAYERS_S / len(kinds.firsts))
+            points += bench.layers(kind, kinds.kinds[kind].window, LAYERS_S / len(kinds.kinds))
         bench.model.close()
     layers, times = fit_kinds(points, kinds.counts())
     outputs, output = _output(checkpoint, kinds, device, dtype, alive)
     encode, decode = codec_speeds(checkpoint.config.get_text_config().hidden_size, dtype)
-    total = len(kinds.of)
     return Profile(
         model_digest=checkpoint.config_digest.hex(),
         device=device_name(device),
@@ -219,8 +246,8 @@ def measure(
         threads=torch.get_num_threads(),
         fit=layers,
         output=output,
-        layer_bytes=sum(kinds.layer_bytes[kind] for kind in kinds.of) // total,
-        kv_token_bytes=sum(kinds.kv_token_bytes[kind] for kind in kinds.of) // total,
+        layer_bytes=kinds.mean(lambda kind: kind.layer_bytes),
+        kv_token_bytes=kinds.mean(lambda kind: kind.kv_token_bytes),
         hardware=measure_hardware(hardware or Hardware(), device, checkpoint, alive),
         encode_bytes_per_s=encode,
         decode_bytes_per_s=decode,
@@ -229,7 +256,7 @@ def measure(
     )
 
 
-def _quicker(seconds: Sequence[float]) -> float:
+def quicker(seconds: Sequence[float]) -> float:
     """The mean of the quicker half: of those that something else held up there are few in it."""
     return statistics.fmean(sorted(seconds)[: -(-len(seconds) // 2)])
 

@@ -237,6 +237,7 @@ class Times(Part, frozen=True, gc=False):
     decode_row_s: Duration
     prefill_row_s: Duration
     context_s: Duration
+    decode_context_s: Duration | None
 
 
 class KindTimes(Part, frozen=True, gc=False):
