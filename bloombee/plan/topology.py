@@ -101,6 +101,16 @@ class Device:
             _check(self, name, getattr(self, name) > 0, "bytes per second > 0")
         _check(self, "stream_bytes_per_s", self.stream_bytes_per_s is None or self.stream_bytes_per_s > 0, "> 0, or None")
 
+    def scaled(self, factor: float) -> Device:
+        """The same if its passes take ``factor`` times as long."""
+        return replace(
+            self,
+            stage=self.stage.scaled(factor),
+            layer=self.layer.scaled(factor),
+            output=self.output.scaled(factor),
+            kinds=tuple(time.scaled(factor) for time in self.kinds),
+        )
+
     def layer_of(self, kind: int) -> RowTime:
         """Time of a layer of that kind. Raises ConfigError if it is not known."""
         if not self.kinds:
