@@ -11,7 +11,7 @@ import platform
 import re
 import resource
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +21,7 @@ from bloombee.errors import CapacityError
 from bloombee.transport.descriptors import require_descriptors
 
 if TYPE_CHECKING:
-    from bloombee.plan.profile import Profile
+    from bloombee.plan.profile import Hardware, Profile
 
 State = Literal["ok", "optional", "missing"]
 """``optional``: not there, and the program works without it. ``missing``: it does not."""
@@ -204,22 +204,38 @@ def profile_table(profile: Profile) -> str:
     rows = [f"{profile.device}, {profile.threads} thread(s), {profile.dtype}; milliseconds of a pass"]
     rows.append(f"{'':<8}{'layers':>7}{'rows':>6}{'context':>9}{'measured':>10}{'fitted':>9}{'off by':>8}")
     for point in (point for point in profile.points if not point.picks):
-        fitted = profile.fit.seconds(point)
+        fitted = profile.seconds(point)
         rows.append(
             f"{point.phase.name.lower():<8}{point.layers:>7}{point.rows:>6}{point.context:>9}"
             f"{1e3 * point.seconds:>10.3f}{1e3 * fitted:>9.3f}{100 * (fitted / point.seconds - 1):>7.0f}%"
         )
-    layer = profile.fit.layer
-    rows.append(
-        f"a layer: {1e3 * layer.fixed_s:.3f} + {1e3 * layer.decode_row_s:.3f} a decode row or"
-        f" {1e3 * layer.prefill_row_s:.3f} a prefill row + {1e6 * layer.context_s:.3f} a row and 1000 cached tokens"
-    )
+    for name, layer in [("a layer", profile.fit.layer), *((f"layers like {one.layer}", one.time) for one in profile.kinds)]:
+        rows.append(
+            f"{name}: {1e3 * layer.fixed_s:.3f} + {1e3 * layer.decode_row_s:.3f} a decode row or"
+            f" {1e3 * layer.prefill_row_s:.3f} a prefill row + for a row and 1000 cached tokens"
+            f" {1e3 * (layer.decode_s(1, 1000) - layer.decode_s(1)):.3f} or {1e6 * layer.context_s:.3f}"
+        )
     rows.append(f"a stage: {1e3 * profile.fit.stage.fixed_s:.3f} besides; output {1e3 * profile.output.fixed_s:.3f}")
     rows.append(f"errors of the fit: median {100 * profile.fit.median_error:.0f} %, worst {100 * profile.fit.worst_error:.0f} %")
     rows.append(f"{profile.layer_bytes / 1e6:.2f} MB a layer, {profile.kv_token_bytes} bytes of KV a token and layer")
     if profile.encode_bytes_per_s and profile.decode_bytes_per_s:
         rows.append(f"codec: {profile.encode_bytes_per_s / 1e9:.2f} GB/s in, {profile.decode_bytes_per_s / 1e9:.2f} GB/s out")
+    rows += list(_hardware_rows(profile.hardware))
     return "\n".join(rows)
+
+
+def _hardware_rows(hardware: Hardware) -> Iterator[str]:
+    sizes = (("device", hardware.memory_bytes), ("machine", hardware.host_bytes), ("disk", hardware.disk_bytes))
+    yield "memory: " + ", ".join(f"{size / 1e9:.1f} GB of the {name}" for name, size in sizes if size)
+    speeds = (
+        ("to the device", hardware.to_device_bytes_per_s),
+        ("from the device", hardware.from_device_bytes_per_s),
+        ("from the disk", hardware.disk_bytes_per_s),
+    )
+    if any(speed for _, speed in speeds):
+        yield "bandwidth: " + ", ".join(f"{speed / 1e9:.2f} GB/s {name}" for name, speed in speeds if speed)
+    if hardware.frames_per_s:
+        yield f"a thread: {hardware.frames_per_s:.0f} frames/s written and read; {hardware.cores} cores"
 
 
 def _module(name: str) -> ModuleType | Any | str:

@@ -83,6 +83,7 @@ class Ring:
                 endpoint=_Endpoint(self, worker),  # type: ignore[arg-type]
                 head_link=HEAD,
                 clock=LoopClock(1.0),
+                memory_bytes=1 << 30,
                 log_bytes=config.get("log_memory_bytes", 1 << 20),
                 open_trace=lambda *_: None,
             )

@@ -28,6 +28,7 @@ from bloombee.control.events import (
     StageBack,
     StageMeasured,
 )
+from bloombee.control.observed import Shown
 from bloombee.control.steering import Demand, Steering
 from bloombee.control.survey import Survey
 from bloombee.errors import LocalProtocolError
@@ -56,6 +57,9 @@ class ControlCore:
         self._ran = 0
         """Sequences at the last look."""
         self._devices: dict[WorkerId, DeviceSeen] = {}
+        """What workers claim."""
+        self._shown: dict[WorkerId, Shown] = {}
+        """What they have shown in plans that have ended."""
         self._links: dict[tuple[WorkerId, WorkerId], Link] = {}
         self._codecs: dict[tuple[WorkerId, WorkerId], str] = {}
         """Of each link, on or off; figures that explain it change all the time."""
@@ -121,8 +125,11 @@ class ControlCore:
 
     def _end(self, ended: PlanEnded) -> None:
         """What was seen of the ring that had the worker is of no use."""
+        if self._plan is not None and self._steering is not None:
+            self._shown |= zip(self._plan.workers, self._steering.shown(), strict=False)
         self._plan = self._steering = None
         self._forget_questions()
+        self._shown = {worker: shown for worker, shown in self._shown.items() if worker != ended.worker}
         self._devices = {worker: seen for worker, seen in self._devices.items() if worker != ended.worker}
         self._links = {ends: link for ends, link in self._links.items() if ended.worker not in ends}
         self._codecs = {ends: choice for ends, choice in self._codecs.items() if ended.worker not in ends}
@@ -216,8 +223,12 @@ class ControlCore:
         return [run, Decision(now, plan.epoch, "run", _told(run), why, figures)]
 
     def _device(self, worker: WorkerId, name: str) -> Device | None:
-        seen = self._devices.get(worker)
-        return None if seen is None else Device(name, stage=seen.stage, layer=seen.layer, output=seen.output)
+        """As it claims to be, within what it has shown."""
+        seen, shown = self._devices.get(worker), self._shown.get(worker)
+        if seen is None:
+            return None
+        claimed = Device(name, stage=seen.stage, layer=seen.layer, output=seen.output)
+        return claimed if shown is None else shown.correct(claimed)
 
     def _ring_links(self, plan: PlanRuns) -> Sequence[Link] | None:
         """From the head on; None until every one of them has shown its round trip."""

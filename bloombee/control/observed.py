@@ -16,7 +16,7 @@ prompts say nothing of it; then it is taken to be nothing, and the next long one
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bloombee.plan.topology import LOCAL, Device, Link, RowTime, Topology
 from bloombee.types import DeviceUse, StageUse
@@ -83,6 +83,10 @@ class _Line:
     @property
     def is_known(self) -> bool:
         return self._works > 0
+
+    def mean(self) -> tuple[float, float, float]:
+        """(rows, tokens before each, seconds) of a forward, of late."""
+        return self._rows / self._works, self._attended / self._rows, self._seconds / self._works
 
     @property
     def _believed_s(self) -> float:
@@ -151,6 +155,34 @@ class _Attention:
         return max(0.0, slant) / (max(0.0, spread) + self._rows * LEAST_CONTEXT**2)
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What decode passes of a stage have taken, whatever its worker claims: it holds for a later plan.
+
+    Args:
+        counts: of its layers, by kind (``ModelShape.counts``). is_last: norm, LM head and sampler were its own.
+        rows, context, seconds: of a pass, on average.
+    """
+
+    counts: tuple[int, ...]
+    is_last: bool
+    rows: float
+    context: float
+    seconds: float
+
+    def correct(self, claimed: Device) -> Device:
+        """Every figure of a device in the measure in which such a pass took longer than it claims, or less. Where it claims to
+        take no time at all, what it took counts for every pass."""
+        claimed_s = claimed.stage.decode_s(self.rows, self.context)
+        claimed_s += sum(
+            count * claimed.layer_of(kind).decode_s(self.rows, self.context) for kind, count in enumerate(self.counts) if count
+        )
+        claimed_s += claimed.output.decode_s(self.rows) if self.is_last else 0.0
+        if claimed_s <= 0:
+            return replace(claimed, stage=RowTime(fixed_s=self.seconds))
+        return claimed.scaled(self.seconds / claimed_s)
+
+
 @dataclass(slots=True)
 class LiveCosts:
     """Reports of all stages of one plan.
@@ -190,6 +222,16 @@ class LiveCosts:
     def is_known(self) -> bool:
         """Every stage has decoded something."""
         return all(line.is_known for line in self._decode)
+
+    def shown(self, counts: Sequence[tuple[int, ...]]) -> tuple[Shown, ...]:
+        """Of each stage, once all are known.
+
+        Args:
+            counts: of each stage's layers, by kind.
+        """
+        last = len(self.names) - 1
+        stages = enumerate(zip(counts, self._decode, strict=True))
+        return tuple(Shown(count, index == last, *line.mean()) for index, (count, line) in stages)
 
     @property
     def wants_spread(self) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from bloombee.control.audit import Check
 from bloombee.control.chunks import Chunks
 from bloombee.control.events import Figures
-from bloombee.control.observed import LiveCosts
+from bloombee.control.observed import LiveCosts, Shown
 from bloombee.control.operate import Tuning, step_s, tune
 from bloombee.control.seen import finite
 from bloombee.models.shape import ModelShape
@@ -96,6 +96,10 @@ class Steering:
     def is_known(self) -> bool:
         """What has run tells enough to :meth:`choose`."""
         return self._live.is_known
+
+    def shown(self) -> tuple[Shown, ...]:
+        """Of each stage, in ring order; none before all are known."""
+        return self._live.shown([(count,) for count in self._base.layers]) if self.is_known else ()
 
     @property
     def is_settled(self) -> bool:

@@ -42,7 +42,7 @@ def describe(model: str) -> ModelCard:
     checkpoint = resolve(model)
     skeleton = build(checkpoint, checkpoint.dtype)
     caches = [probe(skeleton, model, Span(layer, layer + 1)) for layer in range(skeleton.num_layers)]
-    counts = _count(skeleton)
+    counts = skeleton.parameter_counts()
     config = checkpoint.config
     tokenizer = _tokenizer(checkpoint)
     vocab_size = skeleton.model.get_input_embeddings().weight.shape[0]
@@ -80,14 +80,6 @@ def describe(model: str) -> ModelCard:
         logits_rules=generation.logits_rules,
         ignored=generation.ignored,
     )
-
-
-def _count(skeleton: Skeleton) -> list[int]:
-    """Elements by home: [0, num_layers) the layers, num_layers the tail, -1 (the last entry) the embedding."""
-    counts = [0] * (skeleton.num_layers + 2)
-    for name, tensor in skeleton.meta.items():
-        counts[skeleton.home(name)] += tensor.numel()
-    return counts
 
 
 def _row_elements(skeleton: Skeleton) -> int:

@@ -22,7 +22,7 @@ from bloombee.engine.packed import Watch, back_by_huge_pages, empty, pack_linear
 from bloombee.engine.processors import Processors
 from bloombee.engine.rotary import RotaryByLength, lengths_of
 from bloombee.engine.sampler import SamplerRow, sample
-from bloombee.engine.skeleton import Skeleton, build, splice
+from bloombee.engine.skeleton import Skeleton, build, rearranged, splice
 from bloombee.engine.spans import ModelKey, SpanStore, trim
 from bloombee.engine.stored import probe
 from bloombee.engine.synthetic import fill_random
@@ -184,15 +184,10 @@ class SpanModel:
             raise DeviceError(f"{self.device}: {error}", device=str(self.device)) from error
 
     @contextmanager
-    def shortened(self, num_layers: int) -> Iterator[None]:
-        """Meanwhile it is only its first ``num_layers`` layers. For measuring."""
-        base, name = self._skeleton.base, self._skeleton.layers
-        layers = getattr(base, name)
-        try:
-            setattr(base, name, layers[:num_layers])
+    def of_layers(self, places: Sequence[int]) -> Iterator[None]:
+        """Meanwhile its layers are those at ``places`` of the span; one may come more than once. For measuring."""
+        with rearranged(self._skeleton, places):
             yield
-        finally:
-            setattr(base, name, layers)
 
     @property
     def kv_bytes(self) -> int:

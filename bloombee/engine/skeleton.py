@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +94,13 @@ class Skeleton:
         if home == self.num_layers:
             return span.stop == self.num_layers
         return home in span
+
+    def parameter_counts(self) -> list[int]:
+        """Elements by home: [0, num_layers) the layers, num_layers what comes after, -1 (the last entry) before the layers."""
+        counts = [0] * (self.num_layers + 2)
+        for name, tensor in self.meta.items():
+            counts[self.home(name)] += tensor.numel()
+        return counts
 
     def tied(self) -> dict[str, str]:
         """Parameter -> the parameter it is the same as (head -> embedding), as the config ties them."""
@@ -213,16 +220,16 @@ def splice(skeleton: Skeleton, span: Span) -> None:
         for name, child in list(skeleton.model.named_children()):
             if child is not base:
                 setattr(skeleton.model, name, _Absent())
-    _keep_layers(skeleton, span)
+    _keep_layers(skeleton, range(span.start, span.stop))
 
 
 @contextmanager
-def isolated(skeleton: Skeleton, layer: int) -> Iterator[None]:
-    """The whole model with only one of its layers, for the length of the block."""
+def rearranged(skeleton: Skeleton, places: Sequence[int]) -> Iterator[None]:
+    """Meanwhile the model's layers are those at ``places`` of the ones it has; one may come more than once."""
     base = skeleton.base
-    before = {name: vars(base)[name] for name, _ in _per_layer_lists(base, skeleton.num_layers)}
     layers, config = getattr(base, skeleton.layers), base.config
-    _keep_layers(skeleton, Span(layer, layer + 1))
+    before = {name: vars(base)[name] for name, _ in _per_layer_lists(base, len(layers))}
+    _keep_layers(skeleton, places)
     try:
         yield
     finally:
@@ -231,15 +238,16 @@ def isolated(skeleton: Skeleton, layer: int) -> Iterator[None]:
         vars(base).update(before)
 
 
-def _keep_layers(skeleton: Skeleton, span: Span) -> None:
+def _keep_layers(skeleton: Skeleton, places: Sequence[int]) -> None:
     base = skeleton.base
+    layers = list(getattr(base, skeleton.layers))
     config = copy.copy(base.config)
     for owner in (config, base):
-        for name, value in _per_layer_lists(owner, skeleton.num_layers):
-            vars(owner)[name] = value[span.start : span.stop]
-    config.num_hidden_layers = len(span)
+        for name, value in _per_layer_lists(owner, len(layers)):
+            vars(owner)[name] = type(value)(value[place] for place in places)
+    config.num_hidden_layers = len(places)
     base.config = config
-    setattr(base, skeleton.layers, nn.ModuleList(list(getattr(base, skeleton.layers))[span.start : span.stop]))
+    setattr(base, skeleton.layers, nn.ModuleList([layers[place] for place in places]))
 
 
 def _per_layer_lists(owner: Any, total: int) -> Iterator[tuple[str, Any]]:

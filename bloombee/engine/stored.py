@@ -14,7 +14,7 @@ import torch
 
 from bloombee.engine.attention import ATTENDER
 from bloombee.engine.cache import LayerCache, require_stored
-from bloombee.engine.skeleton import Skeleton, isolated
+from bloombee.engine.skeleton import Skeleton, rearranged
 from bloombee.errors import ModelUnsupported
 from bloombee.types import Span
 
@@ -77,7 +77,7 @@ def _probe_layer(skeleton: Skeleton, ref: str, layer: int) -> list[LayerCache]:
     token = ATTENDER.set(notes.attend)
     failure: Exception | None = None
     try:
-        with isolated(skeleton, layer), torch.inference_mode():
+        with rearranged(skeleton, [layer]), torch.inference_mode():
             skeleton.base(**inputs)
     except (RuntimeError, NotImplementedError) as error:
         failure = error  # expert routing asks for values, which meta tensors lack; attention comes before it

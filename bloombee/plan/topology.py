@@ -30,6 +30,7 @@ class RowTime:
         decode_row_s: each row of a decode microbatch.
         prefill_row_s: each row of a prefill chunk.
         context_s: each pair of a row and a cached token that it attends to.
+        decode_context_s: the same in decode, where every sequence's cache is read for one row; None: as ``context_s``.
 
     Raises:
         ConfigError: a figure that is negative or not finite.
@@ -39,10 +40,12 @@ class RowTime:
     decode_row_s: float = 0.0
     prefill_row_s: float = 0.0
     context_s: float = 0.0
+    decode_context_s: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("fixed_s", "decode_row_s", "prefill_row_s", "context_s"):
-            _check(self, name, math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, "seconds >= 0")
+        for name in ("fixed_s", "decode_row_s", "prefill_row_s", "context_s", "decode_context_s"):
+            value = getattr(self, name)
+            _check(self, name, value is None or (math.isfinite(value) and value >= 0), "seconds >= 0")
 
     @classmethod
     def paced(cls, pace: Pace) -> tuple[RowTime, RowTime]:
@@ -51,9 +54,17 @@ class RowTime:
         time = cls(own.fixed_s, own.decode_row_s, own.prefill_row_s)
         return (time, cls()) if pace.layers is None else (cls(), time)
 
+    def scaled(self, factor: float) -> RowTime:
+        """The same of something that takes ``factor`` times as long."""
+        pair_s = None if self.decode_context_s is None else self.decode_context_s * factor
+        return RowTime(
+            self.fixed_s * factor, self.decode_row_s * factor, self.prefill_row_s * factor, self.context_s * factor, pair_s
+        )
+
     def decode_s(self, rows: float, context: float = 0.0) -> float:
         """``rows`` rows, each over ``context`` cached tokens."""
-        return self.fixed_s + rows * (self.decode_row_s + context * self.context_s)
+        context_s = self.context_s if self.decode_context_s is None else self.decode_context_s
+        return self.fixed_s + rows * (self.decode_row_s + context * context_s)
 
     def prefill_s(self, rows: float, context: float = 0.0) -> float:
         """A chunk of ``rows`` rows after ``context`` cached tokens; a row also attends to those before it in the chunk."""
@@ -89,6 +100,16 @@ class Device:
         for name in ("encode_bytes_per_s", "decode_bytes_per_s"):
             _check(self, name, getattr(self, name) > 0, "bytes per second > 0")
         _check(self, "stream_bytes_per_s", self.stream_bytes_per_s is None or self.stream_bytes_per_s > 0, "> 0, or None")
+
+    def scaled(self, factor: float) -> Device:
+        """The same if its passes take ``factor`` times as long."""
+        return replace(
+            self,
+            stage=self.stage.scaled(factor),
+            layer=self.layer.scaled(factor),
+            output=self.output.scaled(factor),
+            kinds=tuple(time.scaled(factor) for time in self.kinds),
+        )
 
     def layer_of(self, kind: int) -> RowTime:
         """Time of a layer of that kind. Raises ConfigError if it is not known."""

@@ -17,12 +17,12 @@ from bloombee.codec.choice import CodecMode
 from bloombee.codec.table import Table
 from bloombee.errors import BloomBeeError, DeviceError
 from bloombee.pace import Pace
+from bloombee.pipeline.profiles import paced
 from bloombee.pipeline.work import Outcome, Piece, Work
-from bloombee.plan.profile import Profile
+from bloombee.plan.profile import Hardware, Profile
 from bloombee.roles.coding import Payload, Receiver, Sender
 from bloombee.roles.loading import LoadedSpan, Loader, say
 from bloombee.roles.precise_sleep import sleep_until, wake_exactly
-from bloombee.roles.profiles import paced
 from bloombee.roles.tracing import StageTrace
 from bloombee.roles.work_thread import WorkThread
 from bloombee.types import Dtype, Phase
@@ -175,7 +175,7 @@ class SpanExecutor:
     def _profiler(self, span: LoadedSpan, load: Load) -> Iterator[Profile | None]:
         digest = load.config_digest.hex()
         if span.pace is not None:
-            return iter((paced(span.pace, digest, load.dtype, self._loader.memory_bytes or 0),))
+            return iter((paced(span.pace, digest, load.dtype, Hardware(self._loader.memory_bytes or 0)),))
         from bloombee.engine.profiling.idle import idle_profile
 
         return idle_profile(span.model, digest, str(span.model.device))

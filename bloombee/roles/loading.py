@@ -66,12 +66,13 @@ class Loader:
     ) -> None:
         self.memory_bytes = memory_bytes
         self.store = SpanStore(memory_bytes)
-        self._device = device
-        self._threads = threads
+        self.device = device
+        self.threads = threads
+        self.pace = pace
+        self.load_bytes_per_s = load_bytes_per_s
+        self.turn = threading.Lock()
+        """Held by whoever loads or measures: one at a time."""
         self._override = model
-        self._pace = pace
-        self._load_bytes_per_s = load_bytes_per_s
-        self._turn = threading.Lock()
 
     def load(
         self,
@@ -89,12 +90,27 @@ class Loader:
         """
 
         def task() -> None:
-            with self._turn:
+            with self.turn:
                 span = self._load(load, self._paced(on_progress, stopped), on_done, on_error)
             if span is not None:
                 _settle(span, stopped)  # whoever waits for the span, or for another, need not wait for this
 
         threading.Thread(target=task, name="bloombee-load", daemon=True).start()
+
+    def checkpoint(self, model: str, config_digest: bytes, on_bytes: Callable[[], None]) -> Any:
+        """The engine.checkpoint.Checkpoint that an order means, where this worker has it. Imports torch.
+
+        Args:
+            on_bytes: called while files are fetched, now or later.
+
+        Raises:
+            ConfigError: there is none, or it is another model. ModelUnsupported: it cannot be served.
+        """
+        from bloombee.engine.checkpoint import resolve
+
+        found = resolve(self._override or model, on_bytes)
+        same_model(found.config_digest, config_digest, str(found.directory or found.ref))
+        return found
 
     def _load(
         self,
@@ -119,26 +135,18 @@ class Loader:
         return None
 
     def _build(self, load: Load, progress: TellBytes) -> LoadedSpan:
-        from bloombee.engine.checkpoint import resolve
         from bloombee.engine.model import SpanModel, pick_device, set_threads
 
         freeze()
-        set_threads(self._threads)
-        checkpoint = resolve(self._override or load.model, lambda: progress(0, 0))
-        if checkpoint.config_digest != load.config_digest:
-            place = checkpoint.directory or checkpoint.ref
-            raise ConfigError(
-                f"{place} holds another model than the head's: its config.json differs; copy the head's files there, or name a"
-                " directory that has them with worker --model",
-                path=str(place),
-            )
+        set_threads(self.threads)
+        checkpoint = self.checkpoint(load.model, load.config_digest, lambda: progress(0, 0))
         dtype = Dtype(load.dtype)
         model = SpanModel.load(
             checkpoint,
             Span(load.start, load.stop),
             num_layers=load.num_layers,
             dtype=dtype,
-            device=pick_device(self._device),
+            device=pick_device(self.device),
             groups=_groups(load),
             page_size=load.page_size,
             weight_digests=load.weight_digests,
@@ -146,7 +154,7 @@ class Loader:
             rules=load.rules,
             store=self.store,
         )
-        return LoadedSpan(model, dtype, self._pace)
+        return LoadedSpan(model, dtype, self.pace)
 
     def _build_standin(self, load: Load, progress: TellBytes) -> LoadedSpan:
         import torch
@@ -165,11 +173,11 @@ class Loader:
             progress=progress,
             store=self.store,
         )
-        return LoadedSpan(model, dtype, self._pace or model.default_pace)
+        return LoadedSpan(model, dtype, self.pace or model.default_pace)
 
     def _paced(self, on_progress: TellBytes, stopped: threading.Event) -> TellBytes:
         """``on_progress`` now and then, as bytes come from an emulated disk; raises Stopped once nobody waits any more."""
-        began, last, told, rate = time.monotonic(), 0.0, False, self._load_bytes_per_s
+        began, last, told, rate = time.monotonic(), 0.0, False, self.load_bytes_per_s
 
         def progress(loaded: int, total: int) -> None:
             nonlocal began, last, told
@@ -213,6 +221,16 @@ def freeze() -> None:
     if _frozen.acquire(blocking=False):
         gc.collect()
         gc.freeze()
+
+
+def same_model(found: bytes, asked: bytes, place: str) -> None:
+    """Raises ConfigError: the digest of the config at ``place`` is not the one that is asked for."""
+    if found != asked:
+        raise ConfigError(
+            f"{place} holds another model than the head's: its config.json differs; copy the head's files there, or name a"
+            " directory that has them with worker --model",
+            path=place,
+        )
 
 
 def say(error: Exception) -> str:

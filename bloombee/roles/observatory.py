@@ -10,10 +10,10 @@ from bloombee.control.events import CodecSeen, DeviceSeen, LinkSeen
 from bloombee.control.seen import link_seen
 from bloombee.links.estimator import LinkFacts
 from bloombee.links.frames import LinkMeter
+from bloombee.pipeline.profiles import from_message
 from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
 from bloombee.plan.topology import LOCAL, Device, Topology
-from bloombee.roles.profiles import from_message
 from bloombee.types import HEAD, WorkerId
 from bloombee.wire.messages import LinkReport, Profiled
 

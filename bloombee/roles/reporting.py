@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 from bloombee.errors import BloomBeeError, LinkDown, to_wire
 from bloombee.pipeline.events import Port
+from bloombee.pipeline.profiles import to_message
 from bloombee.plan.profile import Profile
 from bloombee.roles.courier import Courier
 from bloombee.roles.executor import SpanExecutor
-from bloombee.roles.profiles import to_message
 from bloombee.roles.seat_host import Seating, Seatings
 from bloombee.transport.endpoint import Endpoint
 from bloombee.types import HEAD, Epoch, Phase

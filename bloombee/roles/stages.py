@@ -10,14 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from bloombee.config import WorkerConfig
 from bloombee.errors import BloomBeeError, RemoteProtocolError, StalePlan
 from bloombee.pace import parse_pace
+from bloombee.plan.profile import Hardware
 from bloombee.roles.executor import SpanExecutor
 from bloombee.roles.loading import Loader
 from bloombee.roles.log_file import LogFile
+from bloombee.roles.measuring import Measuring
 from bloombee.roles.neighbours import GREETINGS, Neighbours
 from bloombee.roles.stage_host import StageHost
 from bloombee.roles.tracing import StageTrace
@@ -26,7 +29,7 @@ from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.link_events import LinkEvent
 from bloombee.types import Lane, PipelineId
 from bloombee.wire.liveness import LoopClock
-from bloombee.wire.messages import AnyMessage, Heartbeat, Joined, Load, Wire
+from bloombee.wire.messages import AnyMessage, Heartbeat, Joined, Load, Profile, Wire
 from bloombee.wire.spoken import check_spoken
 
 log = logging.getLogger(__name__)
@@ -37,6 +40,7 @@ class Stages:
 
     Args:
         clock: this process's.
+        memory_bytes: that it has offered to the head.
         log_bytes: of memory, for what has left a span.
     """
 
@@ -48,10 +52,12 @@ class Stages:
         endpoint: Endpoint,
         head_link: bytes,
         clock: LoopClock,
+        memory_bytes: int,
         log_bytes: int,
         open_trace: Callable[[Wire, Load], StageTrace | None],
     ) -> None:
         self._config = config
+        self._memory_bytes = memory_bytes
         self._log_bytes = log_bytes
         self._endpoint = endpoint
         self._head_link = head_link
@@ -67,6 +73,7 @@ class Stages:
             memory_bytes=config.memory_bytes,
             load_bytes_per_s=config.load_bytes_per_s,
         )
+        self._measuring = Measuring(self._loader, self._offers, partial(endpoint.send, head_link, Lane.CONTROL))
         self._neighbours = Neighbours(
             endpoint,
             swarm=joined.swarm,
@@ -86,6 +93,7 @@ class Stages:
         for host in self:
             host.close()
         self._hosts.clear()
+        self._measuring.close()
         self._device.stop()
         self._disk.stop()
 
@@ -100,6 +108,7 @@ class Stages:
         if hosts and hosts[-1].load == load:
             hosts[-1].reporter.say_loaded()
             return
+        self._measuring.give_up()
         log.info("loading layers %d-%d of %s", load.start, load.stop - 1, load.model)
         hosts.append(self._host(load))
 
@@ -114,6 +123,23 @@ class Stages:
             log_bytes=self._log_bytes,
             log_disk_bytes=self._config.log_disk_bytes,
             open_trace=self._open_trace,
+        )
+
+    def profile(self, asked: Profile) -> None:
+        """Tell the head how fast this worker's device runs a model, now or when it is known."""
+        self._measuring.asked(asked, is_serving=bool(self._hosts))
+
+    def _offers(self, device: str) -> Hardware:
+        """On any thread. Imports torch."""
+        from bloombee.engine.profiling.hardware import hardware
+
+        config = self._config
+        return hardware(
+            device,
+            memory_bytes=self._memory_bytes,
+            log_bytes=self._log_bytes,
+            log_disk_bytes=config.log_disk_bytes,
+            log_dir=config.log_dir,
         )
 
     def unload(self, pipeline: PipelineId) -> None:

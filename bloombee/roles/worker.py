@@ -52,6 +52,7 @@ from bloombee.wire.messages import (
     Joined,
     Leave,
     Load,
+    Profile,
     Refused,
     Unload,
     Unloaded,
@@ -202,6 +203,7 @@ class WorkerRole:
             endpoint=self._endpoint,
             head_link=self._head_link,
             clock=self._pulse.clock,
+            memory_bytes=memory_bytes,
             log_bytes=default_log_bytes(memory_bytes) if config.log_memory_bytes is None else config.log_memory_bytes,
             open_trace=self._traces.open,
         )
@@ -292,6 +294,8 @@ class WorkerRole:
                 self._endpoint.send(self._head_link, Lane.CONTROL, Unloaded(number=message.number, pipeline=message.pipeline))
             case Wire():
                 self._joined_stages().wire(message)
+            case Profile():
+                self._joined_stages().profile(message)
             case _:
                 self._joined_stages().received(self._head_link, lane, message, payload)
 

@@ -31,7 +31,7 @@ from bloombee.sim.head import SimHead, SimRequest
 from bloombee.sim.network import Faults, LinkShape
 from bloombee.sim.worker import SimDevices, SimWorker
 from bloombee.types import Dtype, WorkerId
-from bloombee.wire.messages import AnyMessage, Load, Measure, Sampling, Wire
+from bloombee.wire.messages import AnyMessage, Load, Measure, Profile, Sampling, Wire
 
 TICK_S = 0.1
 PACE = Pace(fixed_s=0.001, decode_row_s=0.0001, prefill_row_s=0.00002)
@@ -145,7 +145,7 @@ class SimCluster:
         self.clock.call_later(TICK_S, self._tick)
 
     def _join(self, worker: WorkerId, memory_bytes: int) -> None:
-        self.workers[worker] = SimWorker(worker, self)
+        self.workers[worker] = SimWorker(worker, self, memory_bytes)
         joined = WorkerJoined(worker, f"w{worker}", f"tcp://sim:{worker}", bytes(32), memory_bytes, self.clock.now)
         self.head.do(self.head.swarm.handle(joined))
 
@@ -235,7 +235,7 @@ class SimCluster:
             self.head.do(self.head.swarm.handle(WorkerGone(worker_id, "its connection is broken", self.clock.now)))
         self.clock.call_later(TICK_S, self._tick)
 
-    def _order(self, worker: WorkerId, order: Load | Wire | Measure) -> None:
+    def _order(self, worker: WorkerId, order: Load | Wire | Measure | Profile) -> None:
         at = self.workers[worker]
         place = self.head.place(worker, at.index)
         self.carrier.carry(HEAD, place, order, partial(at.order, order), reliable=not self._lossy_orders)

@@ -32,7 +32,7 @@ from bloombee.plan.plan import Plan
 from bloombee.sim.carrier import SCHEDULER, SimCarrier, stage_name
 from bloombee.sim.clock import VirtualClock
 from bloombee.types import FinishReason, WorkerId
-from bloombee.wire.messages import AnyMessage, Load, Measure, Measured, Wire
+from bloombee.wire.messages import AnyMessage, Load, Measure, Measured, Profile, Wire
 
 
 @dataclass(slots=True)
@@ -55,7 +55,7 @@ class SimHead:
 
     Args:
         hidden: of the model, in elements of four bytes. microbatches: None: to be chosen.
-        order: brings a Load, a Wire or a Measure to a worker. to_stage: a message of the scheduler to the worker at a stage.
+        order: brings an order or a question to a worker. to_stage: a message of the scheduler to the worker at a stage.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class SimHead:
         *,
         hidden: int,
         microbatches: int | None,
-        order: Callable[[WorkerId, Load | Wire | Measure], None],
+        order: Callable[[WorkerId, Load | Wire | Measure | Profile], None],
         to_stage: Callable[[int, Send], None],
     ) -> None:
         limits = SwarmLimits(load_deadline_s=1e9)
@@ -138,7 +138,7 @@ class SimHead:
         """Of the swarm's and the requests' core."""
         for command in commands:
             match command:
-                case Send(to=int(worker), message=Load() | Wire() as order):
+                case Send(to=int(worker), message=Load() | Wire() | Profile() as order):
                     self._order(worker, order)
                 case TellScheduler(message=message):
                     self.schedule(self.scheduler.handle(message))

@@ -13,14 +13,16 @@ from bloombee.errors import RemoteProtocolError, StalePlan
 from bloombee.pace import Pace
 from bloombee.pipeline.commands import Command, Compute, Gather, Send, Spill
 from bloombee.pipeline.events import Computed, Gathered, Greeted, LinkRestored, Moved, Port, Spilled, StageReceived, Tick
+from bloombee.pipeline.profiles import paced, to_message
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Piece, Work
+from bloombee.plan.profile import Hardware
 from bloombee.sim.carrier import SCHEDULER, SimCarrier, stage_name
 from bloombee.sim.clock import VirtualClock
 from bloombee.sim.cpu import CorePool
 from bloombee.sim.device import Device
 from bloombee.types import DeviceUse, Phase, StageUse, WorkerId
-from bloombee.wire.messages import AnyMessage, Load, Loaded, Measure, Measured, StageFailed, Tally, Wire, Wired
+from bloombee.wire.messages import AnyMessage, Load, Loaded, Measure, Measured, Profile, StageFailed, Tally, Wire, Wired
 
 DISK_S = 0.0005
 """What frames need to get to a log's file."""
@@ -42,9 +44,13 @@ class SimDevices:
         self.busy_s = [0.0] * len(self.paces)
         self._clock = clock
         self._scatter = scatter
-        self._context_s = context_s
+        self.context_s = context_s
         self._rng = random.Random(f"works {seed}")
         self._pool = pool
+
+    def pace_of(self, worker: WorkerId) -> Pace:
+        """Of a worker before it has a stage: that of the stage that it gets if nothing is chosen."""
+        return self.paces[min(worker, len(self.paces)) - 1]
 
     def run(self, stage: int, num_layers: int, work: Work, then: Callable[[], None]) -> None:
         """``then`` is called when the device is done."""
@@ -63,7 +69,7 @@ class SimDevices:
     def _seconds(self, stage: int, num_layers: int, work: Work) -> float:
         if not work.num_rows:
             return 0.0  # all of it was closed meanwhile
-        seconds = self.paces[stage].seconds(work.computes, work.num_rows, num_layers) + self._context_s * work.num_attended
+        seconds = self.paces[stage].seconds(work.computes, work.num_rows, num_layers) + self.context_s * work.num_attended
         return seconds * max(0.0, self._rng.gauss(1.0, self._scatter)) if self._scatter else seconds
 
     def _count(self, stage: int, work: Work, seconds: float) -> None:
@@ -99,14 +105,15 @@ class Surroundings(Protocol):
 
 
 class SimWorker:
-    """``index``: of its stage, once it has one."""
+    """``index``: of its stage, once it has one. ``memory_bytes``: that it offers."""
 
-    def __init__(self, worker: WorkerId, around: Surroundings) -> None:
+    def __init__(self, worker: WorkerId, around: Surroundings, memory_bytes: int) -> None:
         self.id = worker
         self.index = 0
         self.core: StageCore | None = None
         self.is_alive = True
         self._around = around
+        self._memory_bytes = memory_bytes
         self._device: Device | None = None
         self._wires: dict[int, Wire] = {}
         """By epoch."""
@@ -118,7 +125,7 @@ class SimWorker:
 
     # -- what it is told -------------------------------------------------------------------
 
-    def order(self, order: Load | Wire | Measure) -> None:
+    def order(self, order: Load | Wire | Measure | Profile) -> None:
         """Of the head."""
         if not self.is_alive:
             return
@@ -129,6 +136,8 @@ class SimWorker:
                 self._wire(order)
             case Measure():
                 self._measure(order)
+            case Profile():
+                self._profile(order)
 
     def _load(self, load: Load) -> None:
         if self.core is None:
@@ -167,6 +176,13 @@ class SimWorker:
             sent_bytes=use.sent_bytes,
         )
         self._around.say(self, answer)
+
+    def _profile(self, asked: Profile) -> None:
+        """As ``roles/measuring.py`` does for an emulated device."""
+        pace = self._around.devices.pace_of(self.id)
+        found = paced(pace, asked.config_digest.hex(), asked.dtype, Hardware(self._memory_bytes))
+        stage = replace(found.fit.stage, context_s=self._around.devices.context_s)
+        self._around.say(self, to_message(replace(found, fit=replace(found.fit, stage=stage))))
 
     def receive(self, message: AnyMessage, payload: object | None) -> None:
         """Of the ring."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -96,6 +97,10 @@ def _check_dtype(name: str, dtype: str) -> None:
 
 def _check_profile(profile: m.Profile | m.Profiled) -> None:
     _check_dtype(type(profile).__name__, profile.dtype)
+    if isinstance(profile, m.Profiled):
+        layers = [kind.layer for kind in profile.kinds]
+        if any(after <= before for before, after in itertools.pairwise(layers)):
+            raise refuse("Profiled.kinds", f"layers {layers}", "of rising layers")
 
 
 def _check_introduce(introduce: m.Introduce) -> None:

@@ -24,13 +24,12 @@ from bloombee.wire.messages import (
     Load,
     Opening,
     Peer,
-    Profile,
     Snapshot,
     SnapshotHeld,
     Wire,
 )
 
-UNSPOKEN = (Drain, Drained, Introduce, Introduced, Profile, Keep, Have, KvPages, KvHeld, Draft, Snapshot, SnapshotHeld)
+UNSPOKEN = (Drain, Drained, Introduce, Introduced, Keep, Have, KvPages, KvHeld, Draft, Snapshot, SnapshotHeld)
 """Whole messages."""
 _SHADOW = int(Kind.SHADOW)
 

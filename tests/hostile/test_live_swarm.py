@@ -16,11 +16,25 @@ from bloombee.errors import RemoteProtocolError
 from bloombee.roles.worker import WorkerRole
 from bloombee.types import Lane
 from bloombee.wire.envelope import encode_envelope
-from bloombee.wire.messages import Close, Forward, Item, Load, Pick, Profiled, Refused, StageFailed, Times, Verdict
+from bloombee.wire.messages import (
+    Close,
+    Forward,
+    Hardware,
+    Item,
+    Load,
+    Pick,
+    Profile,
+    Profiled,
+    Refused,
+    StageFailed,
+    Times,
+    Verdict,
+)
 from bloombee.wire.token import decode_token
 
 MAX_GROWTH_BYTES = 64 << 20
-TIMES = Times(0.0, 0.0, 0.0, 0.0)
+TIMES = Times(0.0, 0.0, 0.0, 0.0, None)
+HARDWARE = Hardware((0, 0, 0), None, None, None, None, 0, "")
 PROMPT = "class Stack:\n    def push(self"
 
 
@@ -92,9 +106,10 @@ class _Turncoat(WorkerRole):
         Verdict(9, 9, 0, 0, (), None),
         Close(1, 1, (1,), 5),
         Forward(1, 1, 0, 0, 0, 0, ()),
-        Profiled(bytes(16), "float32", "cpu", 1, TIMES, TIMES, TIMES, 0.0, 0.0, 0, 0, 0, None, None),
+        Profile("demo", bytes(16), "float32"),
+        Profiled(bytes(16), "float32", "cpu", 1, TIMES, TIMES, TIMES, 0.0, 0.0, 0, 0, None, None, (), HARDWARE),
     ],
-    ids=["verdict before ready", "other pipeline", "close", "forward", "profile of another model"],
+    ids=["verdict before ready", "other pipeline", "close", "forward", "question for a profile", "profile of another model"],
 )
 def test_a_worker_that_says_what_it_must_not_is_told_why_and_is_in_no_longer_and_the_head_lives(message: Any) -> None:
     async def use() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,12 +20,14 @@ from bloombee.engine.model import SpanModel
 from bloombee.engine.profiling import full as profiling
 from bloombee.engine.profiling import idle
 from bloombee.engine.profiling.idle import idle_profile
-from bloombee.errors import ConfigError
+from bloombee.engine.profiling.kept import device_name
+from bloombee.errors import ConfigError, RuntimeClosed
 from bloombee.models.rules import LogitsRules, Watermark
 from bloombee.pipeline.swarm import rules_message
-from bloombee.plan.profile import Profile
+from bloombee.plan.profile import Hardware, Profile
 from bloombee.roles.worker import WorkerRole
-from bloombee.types import Dtype, PageGroup, Phase, Span
+from bloombee.types import Dtype, Lane, PageGroup, Phase, Span
+from bloombee.wire.messages import Profile as Question
 
 
 @pytest.fixture
@@ -45,15 +46,15 @@ def test_a_profile_is_measured_once(cache: Path, monkeypatch: pytest.MonkeyPatch
     assert found.fit.layer.fixed_s + found.fit.stage.fixed_s + found.fit.layer.decode_row_s > 0
     monkeypatch.setattr(profiling, "measure", lambda *_, **__: pytest.fail("measured again"))
     assert profiling.profile("demo", dtype="float32").points == found.points
-    (cache / sorted(os.listdir(cache))[0]).write_text("broken")
-    (cache / sorted(os.listdir(cache))[1]).write_text("broken")
+    for path in cache.glob("*.json"):
+        path.write_text("broken")
     with pytest.raises(pytest.fail.Exception):
         profiling.profile("demo", dtype="float32")
 
 
 def test_a_cuda_device_is_named_by_torch_and_refused_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"the one at {device}")
-    assert profiling.device_name("cuda:1") == "the one at cuda:1"
+    assert device_name("cuda:1") == "the one at cuda:1"
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match="torch sees no CUDA device"):
         profiling.profile("demo", device="cuda:1")
@@ -74,7 +75,7 @@ def test_a_runtime_knows_its_machine_if_asked(cache: Path) -> None:
             return runtime
 
     asyncio.run(start())
-    assert len(os.listdir(cache)) == 1
+    assert len(list(cache.glob("*.json"))) == 1
 
 
 def test_workers_tell_the_head_how_fast_they_are(cache: Path) -> None:
@@ -100,7 +101,7 @@ def test_workers_tell_the_head_how_fast_they_are(cache: Path) -> None:
     assert {found.model_digest for found in first.values()} == {digest}
     assert all(found.fit.stage.decode_s(1) + 2 * found.fit.layer.decode_s(1, 16) > 0 for found in first.values())
     assert {found.layer_bytes for found in first.values()} == {profiling.profile("demo", dtype="float32", threads=1).layer_bytes}
-    assert len(os.listdir(cache)) == 3  # of a stage in between, of the last, and the one just measured
+    assert len(list(cache.glob("*.json"))) == 3  # of a stage in between, of the last, and the one just measured
     again = asyncio.run(profiles())
     assert {found.fit for found in again.values()} == {profiling.profile("demo", dtype="float32", threads=1).fit}
     assert all(answer == answers[0] for answer in answers)
@@ -128,6 +129,39 @@ def test_a_remote_worker_tells_it_too(cache: Path) -> None:
     asyncio.run(use())
 
 
+def test_a_worker_is_asked_before_there_is_a_plan(cache: Path) -> None:
+    """One of two has joined; the other is still awaited."""
+
+    async def use() -> None:
+        runtime = bloombee.Runtime("demo", remote_workers=2, dtype="float32")
+        await runtime.prepare()
+        worker = WorkerRole(WorkerConfig(join=runtime.join_token, threads=1, memory_bytes=10**9))
+        serving = asyncio.ensure_future(worker.serve())
+        question = Question("demo", bytes.fromhex(runtime.card.config_digest), "float32")
+
+        async def ask() -> None:
+            runtime._head.members.send(1, Lane.CONTROL, question)
+
+        try:
+            async with asyncio.timeout(60):
+                while worker._stages is None:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+                await runtime._there(ask())
+                while not runtime.profiles:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            (found,) = runtime.profiles.values()
+            assert found.hardware.memory_bytes == 10**9
+            assert found.hardware.cores > 0
+            assert found.fit.layer.prefill_s(32) > 0
+            with pytest.raises(RuntimeClosed, match="not up yet"):
+                _ = runtime.plan
+        finally:
+            await runtime.close()
+            await asyncio.gather(serving, return_exceptions=True)
+
+    asyncio.run(use())
+
+
 def test_a_span_is_measured_pass_by_pass_and_left_as_it_was(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for bound in ("TOTAL_S", "LONG_S"):
         monkeypatch.setattr(idle, bound, float("inf"))  # a busy machine leaves passes out
@@ -140,7 +174,7 @@ def test_a_span_is_measured_pass_by_pass_and_left_as_it_was(cache: Path, monkeyp
     }
     assert all(not held[:, :400].any() for layer in range(1, 4) for held in model.kv.rows(layer))
     assert len(steps) > len(found.points)
-    assert list(idle_profile(model, "digest", "cpu")) == [dataclasses.replace(found, points=found.points, memory_bytes=ANY)]
+    assert list(idle_profile(model, "digest", "cpu")) == [dataclasses.replace(found, hardware=Hardware(memory_bytes=ANY))]
     small = SpanModel.load(resolve("demo"), Span(0, 1), dtype=Dtype.FLOAT32, groups=[PageGroup(0, 1)], page_size=8)
     assert list(idle_profile(small, "another", "cpu")) == [None]
 
@@ -161,4 +195,4 @@ def test_doctor_prints_points_and_fit(cache: Path) -> None:
     assert table.count("decode ") >= 10
     text = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120, check=True).stdout
     assert json.loads(text)["threads"] == 1
-    assert len(os.listdir(cache)) == 1
+    assert len(list(cache.glob("*.json"))) == 1

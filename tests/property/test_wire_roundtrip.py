@@ -200,6 +200,9 @@ SPECIAL[m.Profiled] = st.builds(
     msgspec.structs.replace,
     st.builds(m.Profiled, **{f.name: any_of(f.type) for f in inspect.type_info(m.Profiled).fields}),
     dtype=st.sampled_from(Dtype).map(str),
+    kinds=st.lists(any_of(inspect.type_info(m.KindTimes)), max_size=4, unique_by=lambda kind: kind.layer).map(
+        lambda kinds: tuple(sorted(kinds, key=lambda kind: kind.layer))
+    ),
 )  # fmt: skip
 
 MESSAGE = any_of(inspect.type_info(m.AnyMessage))

@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from bloombee.control.core import LOOK_EVERY_S, ControlCore
 from bloombee.control.events import (
@@ -216,3 +217,35 @@ def test_a_link_that_begins_to_code_is_told_once_whatever_figures_it_names() -> 
     for choice in ("off: 900 Mbit/s", "off: 901 Mbit/s", "on: 90 Mbit/s", "on: 91 Mbit/s"):
         driven.tell(CodecSeen(1, 2, choice, 1.0))
     assert [one.why for one in driven.decisions if one.chosen == "link 1 -> 2"] == ["off: 900 Mbit/s", "on: 90 Mbit/s"]
+
+
+def _chunks_after_a_loss(claims: float) -> tuple[Run, Run]:
+    """The first choices of a plan and of the one after it, in which worker 4 has taken the place of worker 2.
+
+    Args:
+        claims: how many times as fast as they are all workers but the last say that they are, before both.
+    """
+    driven = Driven()
+    driven.links(0.01, 0.02)
+    for plan in (PLAN, structs.replace(PLAN, epoch=2, workers=(1, 4, 3))):
+        if plan.epoch > 1:
+            driven.tell(PlanEnded(2, driven.now))
+            driven.tell(LinkSeen(1, 4, 0.02, WIDE, driven.now))
+            driven.tell(LinkSeen(4, 3, 0.02, WIDE, driven.now))
+            driven.tell(plan)
+        for worker in plan.workers:
+            said = RowTime(0.0, 0.5 * ROW_S, 0.05 * ROW_S, 1e-7).scaled(1 if worker == 4 else 1 / claims)
+            driven.tell(DeviceSeen(worker, RowTime(), said, RowTime(), driven.now))
+        begun = driven.runs[-1]
+        if plan.epoch == 1:
+            first = begun
+            for _ in range(4):
+                driven.decode(16)
+                driven.look(32)
+    return first, begun
+
+
+def test_a_worker_that_boasts_is_believed_until_it_has_shown_what_it_can() -> None:
+    honest, boasting = _chunks_after_a_loss(1.0), _chunks_after_a_loss(100.0)
+    assert boasting[0].chunks != honest[0].chunks
+    assert boasting[1].chunks == honest[1].chunks

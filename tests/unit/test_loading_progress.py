@@ -15,7 +15,7 @@ from torch import nn
 
 from bloombee.engine.hub import Repo
 from bloombee.engine.packed import can_pack, pack_linears
-from bloombee.engine.synthetic import fill_random
+from bloombee.engine.synthetic import STD, TILE, fill_random
 from bloombee.roles import loading
 from bloombee.roles.loading import LoadedSpan, Loader
 from bloombee.types import Dtype, Span
@@ -47,8 +47,19 @@ def test_every_layer_that_is_packed_is_progress() -> None:
 def test_a_large_tensor_of_random_weights_is_progress_while_it_is_made() -> None:
     told: list[tuple[int, int]] = []
     fill_random({"embedding": torch.empty(3 << 10, 1 << 10), "norm": torch.empty(8)}, lambda *parts: told.append(parts))
-    mib = 4 << 20
-    assert told == [(mib, 3 * mib + 32), (2 * mib, 3 * mib + 32), (3 * mib, 3 * mib + 32), (3 * mib + 32, 3 * mib + 32)]
+    tile, whole = 4 * TILE, 12 << 20
+    assert told == [(done, whole + 32) for done in (tile, 2 * tile, 3 * tile, whole, whole + 32)]
+
+
+def test_random_weights_are_ones_or_normal_and_no_two_rows_are_alike() -> None:
+    memory = {"norm": torch.empty(8), "a": torch.empty(2048, 1024), "b": torch.empty(3, 7, dtype=torch.bfloat16)}
+    assert fill_random(memory) == 4 * 8 + 4 * 2048 * 1024 + 2 * 21
+    assert torch.equal(memory["norm"], torch.ones(8))
+    assert memory["a"].std().item() == pytest.approx(STD, rel=0.01)
+    assert len(torch.unique(memory["a"], dim=0)) == 2048
+    again = {"a": torch.empty(2048, 1024)}
+    fill_random(again)
+    assert torch.equal(again["a"], memory["a"])
 
 
 def test_progress_is_told_now_and_then_and_when_all_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bloombee.control.observed import LiveCosts
+from bloombee.control.observed import LiveCosts, Shown
 from bloombee.control.operate import apart
-from bloombee.plan.topology import LOCAL
+from bloombee.plan.topology import LOCAL, Device, RowTime
 from bloombee.types import DeviceUse, StageUse
 
 
@@ -187,3 +187,40 @@ def test_attention_that_becomes_cheaper_is_believed_with_the_next_long_prompt() 
     total = _report_prompt(live, decode, DeviceUse(), [64] * 240, fixed=0.002, row=0.0004, pair=2e-7)
     _report_prompt(live, decode, total, [64] * 480, fixed=0.002, row=0.0004, pair=5e-8)
     assert live.topology([LOCAL]).device(1).stage.context_s == pytest.approx(5e-8, rel=0.3)
+
+
+BOASTER = Device("b", 5, stage=RowTime(1e-4), layer=RowTime(1e-4, 1e-5, 1e-6, 1e-9), output=RowTime(1e-4, 1e-5))
+
+
+@pytest.mark.parametrize("factor", [0.01, 0.5, 1.0, 100.0])
+@pytest.mark.parametrize("is_last", [False, True])
+def test_a_device_is_as_fast_as_its_stage_was_whatever_it_claims(factor: float, is_last: bool) -> None:
+    true = BOASTER.scaled(factor)
+    live = LiveCosts(("a", "b"))
+    rows, context = [8] * 20, 100
+    total = DeviceUse()
+    for _ in range(3):
+        seconds = true.stage.decode_s(8, context) + 3 * true.layer.decode_s(8, context) + is_last * true.output.decode_s(8)
+        total = total + DeviceUse(20, sum(rows), 20 * seconds, 20 * 64, 160 * seconds, 160 * context)
+        mine = StageUse(decode=total)
+        other = StageUse(decode=_use([8] * 20, 0.01, 0.0))
+        live.report([other, mine] if is_last else [mine, other])
+    shown = live.shown([(3,), (3,)])[1 if is_last else 0]
+    assert (shown.rows, shown.context, shown.is_last) == (8, pytest.approx(context), is_last)
+    corrected = shown.correct(BOASTER)
+    for got, want in zip(
+        (corrected.stage, corrected.layer, corrected.output), (true.stage, true.layer, true.output), strict=True
+    ):
+        assert got.decode_s(3, 70) == pytest.approx(want.decode_s(3, 70))
+        assert got.prefill_s(30, 70) == pytest.approx(want.prefill_s(30, 70))
+    assert corrected.memory_bytes == 5
+
+
+def test_a_device_of_several_kinds_of_layers_is_corrected_by_those_that_it_had() -> None:
+    device = Device("w", kinds=(RowTime(0.001), RowTime(0.010)))
+    corrected = Shown((1, 2), False, 4.0, 0.0, 0.042).correct(device)
+    assert [time.fixed_s for time in corrected.kinds] == pytest.approx([0.002, 0.020])
+
+
+def test_a_device_that_claims_to_take_no_time_takes_what_its_stage_took() -> None:
+    assert Shown((3,), False, 4.0, 0.0, 0.02).correct(Device("w")).stage == RowTime(fixed_s=0.02)

@@ -461,6 +461,7 @@ def _worker(stage: _Stage) -> WorkerRole:
         endpoint=stage.endpoint,  # type: ignore[arg-type]
         head_link=HEAD_LINK,
         clock=stage.clock,
+        memory_bytes=0,
         log_bytes=0,
         open_trace=lambda *_: None,
     )

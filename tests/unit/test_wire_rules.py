@@ -32,8 +32,9 @@ WIRE = m.Wire(0, 2, 1, 1, 3, 2, 64, PEER, PEER, None, (), False)
 RULES = m.Rules((), (), 0, 0, 0, None, (), False, None, (), (), None, 1.0, 0.0, 0.0, None)
 LAST = msgspec.structs.replace(LOAD, start=8, stop=12, weight_digests=())
 MANY = tuple(range(20_000))
-TIMES = m.Times(0.001, 0.0002, 0.0001, 0.0)
-PROFILED = m.Profiled(bytes(16), "float32", "cpu", 2, TIMES, TIMES, TIMES, 0.1, 0.2, 1, 1, 0, None, 1e9)
+TIMES = m.Times(0.001, 0.0002, 0.0001, 0.0, None)
+HARDWARE = m.Hardware((1, 0, 0), None, None, None, 1e4, 2, "")
+PROFILED = m.Profiled(bytes(16), "float32", "cpu", 2, TIMES, TIMES, TIMES, 0.1, 0.2, 1, 1, None, 1e9, (), HARDWARE)
 
 UNDIALLABLE = (
     "http://x:1",
@@ -137,6 +138,7 @@ BROKEN: list[tuple[str, Any]] = [
     ("Loaded.weight_bytes", m.Loaded(1, 0, (), (1,))),
     ("Profile.dtype", m.Profile("demo", bytes(16), "int8")),
     ("Profiled.dtype", replace(PROFILED, dtype="int8")),
+    ("Profiled.kinds", replace(PROFILED, kinds=(m.KindTimes(3, TIMES, 1, 1), m.KindTimes(3, TIMES, 1, 1)))),
     ("KvPages.stop", m.KvPages(0, 1, 1, 0, 4, 4, 0, 1)),
     ("KvPages.position", m.KvPages(0, 1, 1, 0, 4, 5, 2**32 - 1, 1)),
     ("KvPages.num_rows", m.KvPages(0, 1, 1, 0, 4, 5, 0, 0)),
@@ -174,6 +176,12 @@ BROKEN: list[tuple[str, Any]] = [
     ("Profiled.device", replace(PROFILED, device=257 * "x")),
     ("Profiled.layer_bytes", replace(PROFILED, layer_bytes=-1)),
     ("Profiled.encode_bytes_per_s", replace(PROFILED, encode_bytes_per_s=0.0)),
+    ("Profiled.kinds", replace(PROFILED, kinds=(m.KindTimes(3, TIMES, 1, 1),) * 65)),
+    ("Profiled.kinds[0].times.fixed_s", replace(PROFILED, kinds=(m.KindTimes(3, replace(TIMES, fixed_s=math.nan), 1, 1),))),
+    ("Profiled.hardware.memory_bytes", replace(PROFILED, hardware=replace(HARDWARE, memory_bytes=(1, 2)))),
+    ("Profiled.hardware.memory_bytes[2]", replace(PROFILED, hardware=replace(HARDWARE, memory_bytes=(1, 2, -1)))),
+    ("Profiled.hardware.frames_per_s", replace(PROFILED, hardware=replace(HARDWARE, frames_per_s=math.inf))),
+    ("Profiled.hardware.disk_bytes_per_s", replace(PROFILED, hardware=replace(HARDWARE, disk_bytes_per_s=-1.0))),
     ("LinkReport.rtt_s", m.LinkReport(2, "", -0.1, 0.0, None, None, None, 0.0, None, 1, 1, 0.0, 0)),
     ("LinkReport.bandwidth_low_bytes_per_s", m.LinkReport(2, "", None, 0.0, None, 1.0, math.inf, 0.0, None, 1, 1, 0.0, 0)),
     ("Pick.logprob", m.Verdict(0, 1, 1, 1, (m.Pick(1, 0, 1, 1, -math.inf, ()),), None)),

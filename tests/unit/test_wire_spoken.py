@@ -23,6 +23,7 @@ BACK = replace(PEER, dials=False)
 LOAD = m.Load(1, 1, 0, 1, 2, "m", bytes(16), (), "float32", (m.Group(0, 8),), 4, 0, None, (), ())
 WIRE = m.Wire(1, 1, 1, 1, 3, 2, 64, BACK, PEER, None, (), False)
 OPENING = an_opening(4)
+PROFILE = m.Profile("m", bytes(16), "float32")
 
 
 def test_messages_that_are_not_spoken_yet_are_refused_by_their_name() -> None:
@@ -57,7 +58,7 @@ def test_fields_that_are_not_spoken_yet_are_refused_by_their_name(path: str, mes
 
 
 def test_what_is_spoken_passes() -> None:
-    for message in (LOAD, WIRE, m.Measure(1, 1, 1), m.Commit(1, 1, (m.Cut(1, 1, 5, ()),)), m.Leave("x"), m.Unload(1, 1)):
+    for message in (LOAD, WIRE, m.Measure(1, 1, 1), m.Commit(1, 1, (m.Cut(1, 1, 5, ()),)), m.Leave("x"), m.Unload(1, 1), PROFILE):
         check_spoken(message)
 
 

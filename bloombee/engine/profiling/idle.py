@@ -1,26 +1,24 @@
 """Measures the span that a worker serves, pass by pass, in time that nobody else wants; keeps what it found on disk.
 
-``engine/profiling/full.py`` loads layers of its own and takes seconds for a good profile. This one takes the span that is loaded
-and a few passes, none of which is long, so that it can be interrupted by a request after each. A better one in the cache is taken
-instead.
+``engine/profiling/layers.py`` makes layers of its own and takes seconds for a good profile. This one takes the span that is
+loaded and a few passes, none of which is long, so that it can be interrupted by a request after each. A better one in the cache
+is taken instead.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.memory import free_bytes
 from bloombee.engine.model import SpanModel
-from bloombee.engine.profiling import full
-from bloombee.errors import ConfigError
-from bloombee.pipeline.work import Pages, Segment, Work
-from bloombee.plan.profile import Point, Profile, fit, fit_output
+from bloombee.engine.profiling.hardware import codec_speeds
+from bloombee.engine.profiling.kept import cache_path, device_name, keep, look_up
+from bloombee.engine.profiling.passes import hidden_rows, make_work, num_slots, pass_s
+from bloombee.plan.profile import Hardware, Point, Profile, fit, fit_output
 from bloombee.types import Phase
 
 PASSES = ((Phase.DECODE, 1, 16), (Phase.DECODE, 8, 16), (Phase.DECODE, 2, 192), (Phase.PREFILL, 16, 0), (Phase.PREFILL, 64, 0))
@@ -42,7 +40,8 @@ def idle_profile(model: SpanModel, digest: str, device: str) -> Iterator[Profile
     """
     kept = _kept(model, digest, device)
     if kept is not None:
-        yield dataclasses.replace(kept, memory_bytes=free_bytes(device) + model.weight_bytes)
+        hardware = dataclasses.replace(kept.hardware, memory_bytes=free_bytes(device) + model.weight_bytes)
+        yield dataclasses.replace(kept, hardware=hardware)
         return
     yield None
     points: list[Point] = []
@@ -67,23 +66,23 @@ def idle_profile(model: SpanModel, digest: str, device: str) -> Iterator[Profile
             outputs.append(Point(Phase.DECODE, 1, rows, 16, best, picks=rows))
             yield None
     found = _profile(model, digest, device, points, outputs)
-    full.keep(found, _path(model, digest, device))
+    keep(found, _path(model, digest, device))
     yield found
 
 
 def _profile(model: SpanModel, digest: str, device: str, points: list[Point], outputs: list[Point]) -> Profile:
     layers = fit(points)
-    encode, decode = full.codec_speeds(model.hidden_size, model.dtype)
+    encode, decode = codec_speeds(model.hidden_size, model.dtype)
     return Profile(
         model_digest=digest,
-        device=full.device_name(device),
+        device=device_name(device),
         dtype=str(model.dtype),
         threads=torch.get_num_threads(),
         fit=layers,
         output=fit_output(outputs, layers),
         layer_bytes=model.layer_bytes,
         kv_token_bytes=model.kv.token_bytes // len(model.span),
-        memory_bytes=free_bytes(device) + model.weight_bytes,
+        hardware=Hardware(memory_bytes=free_bytes(device) + model.weight_bytes),
         encode_bytes_per_s=encode,
         decode_bytes_per_s=decode,
         points=(*points, *outputs),
@@ -91,50 +90,24 @@ def _profile(model: SpanModel, digest: str, device: str, points: list[Point], ou
 
 
 def _fits(model: SpanModel, phase: Phase, rows: int, context: int) -> bool:
-    return _slots(model, phase, rows, context) <= min(group.num_pages for group in model.kv.groups) * model.kv.page_size
-
-
-def _slots(model: SpanModel, phase: Phase, rows: int, context: int) -> int:
-    """Of each pool's first slots, how many a pass writes or reads."""
-    sequences, tokens = (1, context + rows) if phase is Phase.PREFILL else (rows, context + 1)
-    return sequences * -(-tokens // model.kv.page_size) * model.kv.page_size
+    slots = num_slots(model.kv.page_size, phase, rows, context)
+    return slots <= min(group.num_pages for group in model.kv.groups) * model.kv.page_size
 
 
 def _pass_s(model: SpanModel, layers: int, phase: Phase, rows: int, context: int, picks: int) -> float:
     """One pass, whose garbage is gone from the KV memory afterwards."""
-    token = (1).to_bytes(4, "little")
-    pages = -(-(context + (rows if phase is Phase.PREFILL else 1)) // model.kv.page_size)
-    if phase is Phase.PREFILL:
-        segments = [Segment(1, 0, context, token * rows, 0, _everywhere(model, 0, pages))]
-    else:
-        segments = [
-            Segment(
-                row, 0, context, token, int(row < picks), _everywhere(model, row * pages, pages),
-                full.GREEDY if picks else None, 1, token * (context + 1),
-            )
-            for row in range(rows)
-        ]  # fmt: skip
-    work = Work(1, 1, 0, 0, phase, tuple(segments))
-    hidden = None if model.is_first else torch.randn(rows, model.hidden_size).to(TORCH_DTYPES[model.dtype])
-    model.kv.clear(_slots(model, phase, rows, context))  # what is read must be numbers
-    with model.shortened(layers):
-        seconds = full.pass_s(model, work, hidden)
-    model.kv.clear(_slots(model, phase, rows, context))
+    slots = num_slots(model.kv.page_size, phase, rows, context)
+    model.kv.clear(slots)  # what is read must be numbers
+    with model.of_layers(range(layers)):
+        seconds = pass_s(model, make_work(model, phase, rows, context, picks), hidden_rows(model, rows))
+    model.kv.clear(slots)
     return seconds
-
-
-def _everywhere(model: SpanModel, first: int, count: int) -> tuple[Pages, ...]:
-    """The same pages in every group."""
-    return (Pages(tuple(range(first, first + count))),) * len(model.kv.groups)
 
 
 def _path(model: SpanModel, digest: str, device: str) -> Path:
     end = "last" if model.is_last else "inner"
-    return full.cache_path(digest, device, model.dtype).with_suffix(f".{end}.json")
+    return cache_path(digest, device, model.dtype).with_suffix(f".{end}.json")
 
 
 def _kept(model: SpanModel, digest: str, device: str) -> Profile | None:
-    for path in (full.cache_path(digest, device, model.dtype), _path(model, digest, device)):
-        with contextlib.suppress(OSError, UnicodeDecodeError, ConfigError):
-            return Profile.from_json(path.read_text(encoding="utf-8"))
-    return None
+    return look_up(cache_path(digest, device, model.dtype)) or look_up(_path(model, digest, device))

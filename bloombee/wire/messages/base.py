@@ -26,6 +26,8 @@ MAX_GRAMMAR_CHARS = 1 << 18
 MAX_GRAMMAR_BYTES = 1 << 18
 MAX_BIASES = 4096
 MAX_LISTENERS = 8
+MAX_KINDS = 64
+"""Most kinds of layers that differ."""
 REPLAY = 2**63 - 1
 """The microbatch of frames that are no microbatch of the scheduler's: rows that are said again."""
 NO_TOKEN = 2**32 - 1

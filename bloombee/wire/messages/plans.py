@@ -7,6 +7,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from bloombee.wire.messages.base import (
+    MAX_KINDS,
     MAX_LISTENERS,
     MAX_ROWS,
     MAX_RULE_TOKENS,
@@ -222,7 +223,7 @@ class Measured(Message, frozen=True, tag=27):
 
 
 class Profile(Message, frozen=True, tag=28):
-    """Say how fast your device runs this model; nothing of it need be loaded. Repeated until Profiled comes."""
+    """Say how fast your device runs this model; nothing of it need be loaded. Repeated until Profiled or Refused comes."""
 
     model: Path
     config_digest: ConfigDigest
@@ -236,10 +237,35 @@ class Times(Part, frozen=True, gc=False):
     decode_row_s: Duration
     prefill_row_s: Duration
     context_s: Duration
+    decode_context_s: Duration | None
+
+
+class KindTimes(Part, frozen=True, gc=False):
+    """Of layers that differ: those of one kind."""
+
+    layer: U16
+    """One of them."""
+    times: Times
+    layer_bytes: U63
+    kv_token_bytes: U63
+
+
+class Hardware(Part, frozen=True, gc=False):
+    """What the sender's machine offers, whatever the model: plan.profile.Hardware. 0, None, empty: none, or not known."""
+
+    memory_bytes: Annotated[tuple[U63, ...], Meta(min_length=3, max_length=3)]
+    """Of each tier, what a model may take."""
+    to_device_bytes_per_s: Rate | None
+    from_device_bytes_per_s: Rate | None
+    disk_bytes_per_s: Rate | None
+    frames_per_s: Rate | None
+    cores: U16
+    machine: Name
+    """Whose cores these are."""
 
 
 class Profiled(Message, frozen=True, tag=29):
-    """How fast the sender's device runs a model: its first guess, and what it measured while idle."""
+    """How fast the sender's device runs a model: the answer to Profile, and what it measured while idle."""
 
     config_digest: ConfigDigest
     dtype: Name
@@ -247,6 +273,7 @@ class Profiled(Message, frozen=True, tag=29):
     threads: U16
     stage: Times
     layer: Times
+    """Where layers differ, their mean."""
     output: Times
     """Of a last stage besides; zeros where that is not known."""
     median_error: Amount
@@ -254,11 +281,12 @@ class Profiled(Message, frozen=True, tag=29):
     """Of the linear model against the passes measured, relative."""
     layer_bytes: U63
     kv_token_bytes: U63
-    memory_bytes: U63
-    """What the device had for weights and KV; 0: not known."""
     encode_bytes_per_s: Rate | None
     decode_bytes_per_s: Rate | None
     """Of the codec, in raw bytes; None: not known."""
+    kinds: Annotated[tuple[KindTimes, ...], Meta(max_length=MAX_KINDS)]
+    """Of layers; none at all where they are alike or were not told apart."""
+    hardware: Hardware
 
 
 class LinkReport(Message, frozen=True, tag=30):

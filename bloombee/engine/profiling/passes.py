@@ -1,0 +1,65 @@
+"""One pass of a loaded span, as it is measured: its rows, the pages they find their context in, and how long the device takes."""
+
+from __future__ import annotations
+
+import torch
+
+from bloombee.engine.buffers import TORCH_DTYPES, to_buffer
+from bloombee.engine.device_clock import clock_of, seconds_of
+from bloombee.engine.model import SpanModel
+from bloombee.pipeline.work import Pages, Segment, Work
+from bloombee.types import Phase
+from bloombee.wire.messages import Pick, Sampling
+
+GREEDY = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
+
+
+def num_slots(page_size: int, phase: Phase, rows: int, context: int) -> int:
+    """Of each pool's first slots, how many a pass writes or reads."""
+    sequences, tokens = (1, context + rows) if phase is Phase.PREFILL else (rows, context + 1)
+    return sequences * -(-tokens // page_size) * page_size
+
+
+def make_work(model: SpanModel, phase: Phase, rows: int, context: int, picks: int = 0) -> Work:
+    """A chunk of ``rows`` of one sequence, or so many sequences of a row each, after ``context`` cached tokens.
+
+    Args:
+        picks: rows of decode that get a token sampled.
+    """
+    token = (1).to_bytes(4, "little")
+    size = model.kv.page_size
+    pages = num_slots(size, phase, 1 if phase is Phase.DECODE else rows, context) // size
+    if phase is Phase.PREFILL:
+        return Work(1, 1, 0, 0, phase, (Segment(1, 0, context, token * rows, 0, _everywhere(model, 0, pages, context)),))
+    segments = [
+        Segment(
+            row, 0, context, token, int(row < picks), _everywhere(model, row * pages, pages, context),
+            GREEDY if picks else None, 1, token * (context + 1),
+        )
+        for row in range(rows)
+    ]  # fmt: skip
+    return Work(1, 1, 0, 0, phase, tuple(segments))
+
+
+def _everywhere(model: SpanModel, first: int, count: int, context: int) -> tuple[Pages, ...]:
+    """Pages of the same numbers in every group, those that its layers still see."""
+    size = model.kv.page_size
+    gone = [max(0, context + 1 - group.window) // size if group.window else 0 for group in model.kv.groups]
+    return tuple(Pages(tuple(range(first + skipped, first + count)), skipped * size) for skipped in gone)
+
+
+def hidden_rows(model: SpanModel, rows: int) -> torch.Tensor | None:
+    """What comes in; None where token ids do."""
+    return None if model.is_first else torch.randn(rows, model.hidden_size).to(TORCH_DTYPES[model.dtype])
+
+
+def pass_s(model: SpanModel, work: Work, hidden: torch.Tensor | None) -> float:
+    """How long the device takes for one pass."""
+
+    def wait(result: torch.Tensor | list[Pick]) -> None:
+        if isinstance(result, torch.Tensor):
+            to_buffer(result)
+        elif model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+
+    return seconds_of(clock_of(model.device), lambda: model.run(work, hidden), wait)
