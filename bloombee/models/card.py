@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bloombee.models.rules import Defaults, LogitsRules, Watermark
+from bloombee.models.shape import LayerKind, ModelShape
 from bloombee.types import Dtype, Span
 
 
@@ -99,6 +100,23 @@ class ModelCard:
         layers = range(span.start, span.stop)
         count = sum(self.layer_kv_elements[layer] for layer in layers if window in (None, self.layer_windows[layer]))
         return count * (dtype or self.dtype).num_bytes
+
+    def shape(self, dtype: Dtype | None = None) -> ModelShape:
+        """The sizes that plans depend on, of a run in ``dtype`` (None: the checkpoint's); scratch apart (``plan/memory.py``)."""
+        width = (dtype or self.dtype).num_bytes
+        sizes = zip(self.layer_parameters, self.layer_kv_elements, self.layer_windows, strict=True)
+        layers = [LayerKind(parameters * width, elements * width, window) for parameters, elements, window in sizes]
+        kinds = tuple(dict.fromkeys(layers))
+        return ModelShape(
+            hidden=self.hidden_size,
+            num_layers=self.num_layers,
+            activation_bytes=width,
+            embedding_bytes=self.embed_parameters * width,
+            output_bytes=self.tail_parameters * width,
+            tied_bytes=self.tied_parameters * width,
+            kinds=kinds,
+            kind_of=tuple(kinds.index(layer) for layer in layers),
+        )
 
     def windows(self, span: Span | None = None) -> tuple[int, ...]:
         """How far the layers of ``span`` (None: all) see: each window once, widest first; 0 is all positions."""

@@ -57,7 +57,7 @@ from bloombee.pipeline.events import (
 )
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.pipeline.swarm import SwarmCore, SwarmLimits
-from bloombee.plan.plan import Plan, split_layers
+from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
 from bloombee.roles.bulletin import Bulletin
 from bloombee.roles.desk import Desk
@@ -168,9 +168,8 @@ class HeadRole:
         """
         config = self.config
         self.card = await self.local.describe()
-        request = plan_request(config, self.card, self.local.names[: config.num_stages])
+        request = plan_request(config, self.card, self.local.names[: config.num_stages], self.local.machine(self.card))
         self.desk.open(self.card, request.max_rows)
-        split_layers(self.card.num_layers, request.num_workers, request.split)  # refused now, not when all workers are here
         self.dispatch = Dispatch(
             SchedulerCore(max_rows=request.max_rows, resend_after_s=RESEND_AFTER_S, step_deadline_s=config.step_deadline_s),
             meter=self.observatory.meter,
@@ -338,7 +337,7 @@ class HeadRole:
                 self.desk.planned(plan)
                 self.observatory.planned(plan)
                 self.dispatch.plan = plan
-                self.bulletin.tell(SwarmEventKind.PLANNED, epoch=plan.epoch)
+                self.bulletin.tell(SwarmEventKind.PLANNED, epoch=plan.epoch, reason=str(plan.prediction or ""))
             case PipelineUp(plan=plan):
                 self._pipeline_up(plan)
             case PipelineBroken():

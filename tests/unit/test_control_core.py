@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from bloombee.control.core import LOOK_EVERY_S, ControlCore
 from bloombee.control.events import (
@@ -29,6 +30,7 @@ from bloombee.control.events import (
 from bloombee.control.log import from_line, replay, to_line
 from bloombee.control.survey import ASK_AGAIN_S
 from bloombee.errors import ConfigError
+from bloombee.plan.plan import Prediction
 from bloombee.plan.topology import RowTime
 from bloombee.types import DeviceUse, StageUse
 
@@ -216,3 +218,15 @@ def test_a_link_that_begins_to_code_is_told_once_whatever_figures_it_names() -> 
     for choice in ("off: 900 Mbit/s", "off: 901 Mbit/s", "on: 90 Mbit/s", "on: 91 Mbit/s"):
         driven.tell(CodecSeen(1, 2, choice, 1.0))
     assert [one.why for one in driven.decisions if one.chosen == "link 1 -> 2"] == ["off: 900 Mbit/s", "on: 90 Mbit/s"]
+
+
+def test_a_chosen_plan_is_the_first_decision_and_its_microbatches_are_what_it_starts_with() -> None:
+    prediction = Prediction("balance", 7, 4, 123.4, 0.227, 0.05, "worker b", 0.0, spares=(("d", "far"),))
+    driven = Driven(structs.replace(PLAN, prediction=prediction))
+    first, *_ = driven.decisions
+    assert (first.what, first.chosen) == ("plan", "layers of a 2, b 2, c 2")
+    assert "123.4 tokens/s with M = 7 microbatches of b = 4" in first.why
+    assert "d is left as a spare (far)" in first.why
+    assert driven.runs[0].num_microbatches == 7
+    replayed = replay([from_line(to_line(event)) for event in driven.events])
+    assert replayed[0] == first
