@@ -66,10 +66,16 @@ class Prediction:
             f"{1e3 * self.alone_s:.1f} ms alone",
             f"{self.bottleneck} is busy longest",
             how,
-            *([f"guessed how fast {', '.join(self.guessed)} are"] if self.guessed else []),
-            *(f"{name} is left as a spare ({why})" for name, why in self.spares),
+            *([f"nobody knows how fast {', '.join(self.guessed)} are, so this is a guess"] if self.guessed else []),
+            *(f"{', '.join(names)} left as spare ({why})" for why, names in self._names_by_reason().items()),
         ]
         return "; ".join(parts)
+
+    def _names_by_reason(self) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = {}
+        for name, why in self.spares:
+            names.setdefault(why, []).append(name)
+        return names
 
     def summary(self) -> dict[str, object]:
         """JSON-able."""

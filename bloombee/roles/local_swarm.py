@@ -76,8 +76,9 @@ class LocalSwarm:
         if self._config.remote_workers or places != {(None,) * 5}:
             return None
         pace = self._pace(card)
+        computes = pace is None and not self._config.device.startswith("cuda")
         device = Device("local") if pace is None else Device.paced("local", pace)
-        return Machine(Cores(cores().amount, HOP_S, HOP_S, is_computing=pace is None), device)
+        return Machine(Cores(cores().amount, HOP_S, HOP_S, is_computing=computes), device)
 
     def _pace(self, card: ModelCard) -> Pace | None:
         """Of a worker, as far as devices are emulated."""

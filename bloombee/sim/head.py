@@ -29,6 +29,7 @@ from bloombee.pipeline.requests import RequestCore
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.pipeline.swarm import PlanRequest, SwarmCore, SwarmLimits
 from bloombee.plan.plan import Plan
+from bloombee.plan.topology import Topology
 from bloombee.sim.carrier import SCHEDULER, SimCarrier, stage_name
 from bloombee.sim.clock import VirtualClock
 from bloombee.types import FinishReason, WorkerId
@@ -55,6 +56,7 @@ class SimHead:
 
     Args:
         hidden: of the model, in elements of four bytes. microbatches: None: to be chosen.
+        known: of the workers, where a planner decides; None: nothing.
         order: brings a Load, a Wire or a Measure to a worker. to_stage: a message of the scheduler to the worker at a stage.
     """
 
@@ -67,11 +69,13 @@ class SimHead:
         *,
         hidden: int,
         microbatches: int | None,
+        known: Topology | None,
         order: Callable[[WorkerId, Load | Wire | Measure], None],
         to_stage: Callable[[int, Send], None],
     ) -> None:
         limits = SwarmLimits(load_deadline_s=1e9)
-        self.swarm = SwarmCore(request, limits, links=(number.to_bytes(16, "big") for number in itertools.count(1)))
+        links = (number.to_bytes(16, "big") for number in itertools.count(1))
+        self.swarm = SwarmCore(request, limits, links, known=lambda _: known)
         self.request_core = RequestCore(max_waiting=10_000)
         self.scheduler = scheduler
         self.control = ControlCore()

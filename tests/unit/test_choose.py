@@ -53,7 +53,7 @@ def test_the_far_ones_are_left_out_for_latency_and_it_is_said_why() -> None:
     spares = dict(chosen.prediction.spares)
     assert {f"w{worker}" for worker in range(3, 9)} <= spares.keys()
     assert all("longer" in spares[f"w{worker}"] for worker in range(3, 9))
-    assert "w8 is left as a spare (with one layer on it a step would take" in str(chosen.prediction)
+    assert "left as spare (with one layer on it a step would take" in str(chosen.prediction)
 
 
 def test_the_far_ones_are_used_for_throughput_where_that_pays() -> None:
@@ -130,7 +130,7 @@ def test_a_worker_that_nothing_is_known_of_counts_as_the_slowest_of_the_others()
     assert chosen.prediction.guessed == ("w3",)
     slower = choose(Topology({1: Device("w1", None), 2: devices[2]}, topology.links), CARD, WISH, THROUGHPUT)
     assert sum(slower.candidate.layers) == CARD.num_layers
-    assert "guessed how fast w1 are" in str(slower.prediction)
+    assert "nobody knows how fast w1 are" in str(slower.prediction)
 
 
 def test_where_nobody_is_known_all_are_alike() -> None:

@@ -92,10 +92,11 @@ class FirstPlan:
             BloomBeeError: as :meth:`make` and :meth:`chosen`.
         """
         machine = self.request.machine
-        known = topology if machine is None else machine.topology(worker.id for worker in workers)
-        if self.request.objective is None or known is None:
+        if machine is not None:
+            topology = replace(topology or machine.topology(worker.id for worker in workers), cores=machine.cores)
+        if self.request.objective is None or topology is None:
             return self.make(workers)
-        return self.chosen(known, workers)
+        return self.chosen(topology, workers)
 
     def make(self, workers: Sequence[Member]) -> Plan:
         """One stage for each of ``workers``, in their order, cut as asked.
