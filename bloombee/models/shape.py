@@ -89,7 +89,7 @@ class ModelShape:
     def counts(self, start: int, stop: int) -> tuple[int, ...]:
         """How many layers of each kind lie in [start, stop)."""
         if not self.kind_of:
-            return (stop - start, *(0 for _ in self.layer_kinds[1:]))
+            return (stop - start, *(0,) * (len(self.kinds) - 1))
         span = self.kind_of[start:stop]
         return tuple(span.count(kind) for kind in range(len(self.layer_kinds)))
 

@@ -28,7 +28,7 @@ from bloombee.models.shape import ModelShape
 from bloombee.plan.candidate import Candidate
 from bloombee.plan.memory import kv_slots, stage_memory
 from bloombee.plan.topology import Cores, Device, Topology
-from bloombee.types import HEAD, Span, WorkerId
+from bloombee.types import HEAD, WorkerId
 
 __all__ = [
     "Candidate",
@@ -338,13 +338,12 @@ def _stage(
     worker, layers, rows = candidate.workers[index], candidate.layers[index], candidate.rows
     device = topology.device(worker)
     compute_s = device.stage.decode_s(rows, candidate.context)
-    for number, count in enumerate(_counts(candidate, model, index)):
-        kind = model.layer_kinds[number]
+    for number, (count, kind) in enumerate(zip(_counts(candidate, model, index), model.layer_kinds, strict=True)):
         compute_s += count * device.layer_of(number).decode_s(rows, seen_tokens(kind.window, candidate.context))
     if is_last:
         compute_s += device.output.decode_s(rows)
     start = sum(candidate.layers[:index])
-    memory = stage_memory(model, Span(start, start + layers), slots)
+    memory = stage_memory(model, start, start + layers, slots)
     resident = memory.weights - (candidate.streamed_bytes[index] if candidate.streamed_bytes else 0)
     return StageCost(
         worker=worker,

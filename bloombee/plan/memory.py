@@ -12,7 +12,7 @@ from bloombee.kv.pool import make_groups, pages_for
 from bloombee.models.card import ModelCard
 from bloombee.models.shape import ModelShape
 from bloombee.plan.scratch import LOADING_BYTES, forward_bytes
-from bloombee.types import Dtype, Span
+from bloombee.types import Dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,12 @@ def kv_slots(model: ModelShape, tokens: int, *, page_size: int, rows: int) -> tu
     return tuple(slots.get(kind.window, 0) for kind in model.layer_kinds)
 
 
-def stage_memory(model: ModelShape, span: Span, slots: tuple[int, ...]) -> StageMemory:
-    """Of layers ``span`` with so many KV slots for a layer of each kind."""
-    is_first, is_last = span.start == 0, span.stop == model.num_layers
+def stage_memory(model: ModelShape, start: int, stop: int, slots: tuple[int, ...]) -> StageMemory:
+    """Of layers [start, stop) with so many KV slots for a layer of each kind."""
+    is_first, is_last = start == 0, stop == model.num_layers
     weights = model.embedding_bytes * is_first + model.output_bytes * is_last - model.tied_bytes * (is_first and is_last)
     kv = 0
-    for count, kind, held in zip(model.counts(span.start, span.stop), model.layer_kinds, slots, strict=True):
+    for count, kind, held in zip(model.counts(start, stop), model.layer_kinds, slots, strict=True):
         weights += count * kind.layer_bytes
         kv += count * kind.kv_token_bytes * held
     forward = model.output_scratch_bytes if is_last else model.scratch_bytes

@@ -7,14 +7,11 @@ Same arguments and seed, same trace, byte for byte.
 
 from __future__ import annotations
 
-import itertools
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from bloombee.models.card import ModelCard
-from bloombee.models.shape import ModelShape
 from bloombee.objective import Objective
 from bloombee.pace import Pace
 from bloombee.pipeline.commands import Send
@@ -23,10 +20,10 @@ from bloombee.pipeline.log import LOG_BYTES
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.swarm import PlanRequest
+from bloombee.pipeline.swarm.member import Member
 from bloombee.plan.network import Network
 from bloombee.plan.plan import Plan
-from bloombee.plan.topology import Cores, Link, Topology
-from bloombee.plan.topology import Device as KnownDevice
+from bloombee.plan.topology import Cores, Topology
 from bloombee.sim.breaks import Breaks
 from bloombee.sim.carrier import HEAD, SCHEDULER, SimCarrier, check_nodes, stage_name
 from bloombee.sim.clock import VirtualClock
@@ -35,8 +32,7 @@ from bloombee.sim.device import VOCAB, Device, SimDevice
 from bloombee.sim.head import SimHead, SimRequest
 from bloombee.sim.network import Faults, LinkShape
 from bloombee.sim.worker import SimDevices, SimWorker
-from bloombee.types import HEAD as HEAD_ID
-from bloombee.types import Dtype, Span, WorkerId
+from bloombee.types import Dtype, WorkerId
 from bloombee.wire.messages import AnyMessage, Load, Measure, Sampling, Wire
 
 TICK_S = 0.1
@@ -65,12 +61,12 @@ class SimCluster:
         cores: that all stages share, and what a hop costs on them: its ``hop_s`` are part of the way of every frame from a
             stage, the rest of its CPU time comes after it. None: each stage is a machine, and a hop costs nothing.
         context_s: what a work takes besides for each pair of a row and a token before it.
-        objective: of a planner that decides which of ``num_stages`` workers have a stage, by ``known``; devices and links of the
-            ring are then as ``known`` says, instead of ``pace``, ``shape`` and ``shapes``.
     """
 
     carrier_type: type[SimCarrier] = SimCarrier
     """Of what carries everything."""
+    objective: Objective | None = None
+    """Of a planner that decides which workers have a stage, by what is :meth:`known` of them; None: all have one."""
 
     def __init__(
         self,
@@ -98,8 +94,6 @@ class SimCluster:
         scatter: float = 0.0,
         cores: Cores | None = None,
         context_s: float = 0.0,
-        objective: Objective | None = None,
-        known: Topology | None = None,
         lossy_orders: bool = False,
         detect_s: float = 0.05,
         log_bytes: int = LOG_BYTES,
@@ -115,7 +109,7 @@ class SimCluster:
         self._lossy_orders = lossy_orders
         self._detect_s = detect_s
         self._resend_after_s = resend_after_s
-        self._shapes = dict(shapes or {})
+        self.shapes = dict(shapes or {})
         self._log_bytes, self._log_disk_bytes = log_bytes, log_disk_bytes
         pool = CorePool(self.clock, None if cores is None else cores.count)
         self.devices = SimDevices(
@@ -131,7 +125,7 @@ class SimCluster:
             self.trace,
             rng=self._rng,
             shape=shape or LinkShape(),
-            shapes=self._shapes,
+            shapes=self.shapes,
             faults=faults or Faults(),
             row_bytes=row_bytes,
             network=network,
@@ -139,26 +133,13 @@ class SimCluster:
             cores=cores,
             pool=pool,
         )
-        request = PlanRequest(
-            card=card or sim_card((0,) * num_stages),
-            dtype=Dtype.FLOAT32,
-            num_workers=num_stages,
-            split=None,
-            num_pages=num_pages,
-            page_size=page_size,
-            max_rows=max_rows,
-            num_microbatches=num_microbatches,
-            tuned=tuned,
-            objective=objective,
-        )
         self.head = SimHead(
             self.clock,
             self.carrier,
-            request,
+            _request(card, num_stages, num_pages, page_size, max_rows, num_microbatches, tuned, self.objective),
             SchedulerCore(max_rows=max_rows, resend_after_s=resend_after_s, step_deadline_s=step_deadline_s),
             hidden=row_bytes // 4,
-            microbatches=None if tuned else num_microbatches,
-            known=known,
+            known=self.known,
             order=self._order,
             to_stage=self._to_stage,
         )
@@ -166,19 +147,11 @@ class SimCluster:
         self.breaks = Breaks(self.clock, self.carrier, self.head, self.workers, num_stages, self._rng)
         for worker, memory in enumerate(memory_bytes or [1 << 40] * (num_stages + num_spares), start=1):
             self._join(worker, memory)
-        if known is not None and self.plan is not None:
-            self._take_places(known, self.plan, request.card.shape(request.dtype))
         self.clock.call_later(TICK_S, self._tick)
 
-    def _take_places(self, known: Topology, plan: Plan, model: ModelShape) -> None:
-        """Stages are as quick, and as far from each other, as the workers that have them."""
-        ring = [HEAD_ID, *(stage.worker for stage in plan.stages), HEAD_ID]
-        names = [SCHEDULER, *(stage_name(stage.index) for stage in plan.stages), SCHEDULER]
-        for ends, (source, target) in zip(itertools.pairwise(ring), itertools.pairwise(names), strict=True):
-            there = known.link(*ends)
-            self._shapes[source, target] = _shape_of(there)
-            self._shapes[target, source] = _shape_of(known.links.get(ends[::-1], there))
-        self.devices.paces = [_pace_of(known.device(stage.worker), stage.span, model) for stage in plan.stages]
+    def known(self, _: Sequence[Member]) -> Topology | None:
+        """Of workers when the plan is made; None: nothing."""
+        return None
 
     def _join(self, worker: WorkerId, memory_bytes: int) -> None:
         self.workers[worker] = SimWorker(worker, self)
@@ -307,19 +280,27 @@ class SimCluster:
         return self._make_device(load) if self._make_device is not None else _digests(stage, load)
 
 
-def _shape_of(link: Link) -> LinkShape:
-    return LinkShape(link.latency_s, link.bandwidth_bytes_per_s if math.isfinite(link.bandwidth_bytes_per_s) else None)
-
-
-def _pace_of(device: KnownDevice, span: Span, model: ModelShape) -> Pace:
-    """Of a stage; what attention to cached tokens takes is not in a pace."""
-    counts = model.counts(span.start, span.stop)
-    times = [(1, device.stage), *((count, device.layer_of(kind)) for kind, count in enumerate(counts))]
-    times += [(1, device.output)] * (span.stop == model.num_layers)
-    return Pace(
-        sum(count * time.fixed_s for count, time in times),
-        sum(count * time.decode_row_s for count, time in times),
-        sum(count * time.prefill_row_s for count, time in times),
+def _request(
+    card: ModelCard | None,
+    num_stages: int,
+    num_pages: int,
+    page_size: int,
+    max_rows: int,
+    num_microbatches: int,
+    tuned: bool,
+    objective: Objective | None,
+) -> PlanRequest:
+    return PlanRequest(
+        card=card or sim_card((0,) * num_stages),
+        dtype=Dtype.FLOAT32,
+        num_workers=num_stages,
+        split=None,
+        num_pages=num_pages,
+        page_size=page_size,
+        max_rows=max_rows,
+        num_microbatches=num_microbatches,
+        tuned=tuned,
+        objective=objective,
     )
 
 

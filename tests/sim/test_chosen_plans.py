@@ -11,9 +11,11 @@ import pytest
 
 from bench.window import find_window
 from bloombee.control.events import Decision
+from bloombee.errors import Infeasible
 from bloombee.objective import Goal, Objective
 from bloombee.plan.plan import Prediction
 from bloombee.plan.topology import Device, Link, RowTime, Topology
+from bloombee.sim.chosen import ChosenCluster
 from bloombee.sim.cluster import SimCluster, sim_card
 from bloombee.types import HEAD
 
@@ -47,21 +49,19 @@ def unlike(seed: int, num_workers: int = 6) -> Topology:
     )
 
 
-def cluster(topology: Topology, objective: Objective, *, microbatches: int | None = None) -> SimCluster:
-    return SimCluster(
+def cluster(topology: Topology, objective: Objective, *, microbatches: int | None = None) -> ChosenCluster:
+    return ChosenCluster(
+        topology,
+        CARD,
+        objective,
         seed=0,
-        num_stages=len(topology.devices),
         num_microbatches=microbatches or 128,
         num_pages=PAGES,
         page_size=16,
         max_rows=512,
-        card=CARD,
         row_bytes=4 * HIDDEN,
         resend_after_s=60.0,
         tuned=microbatches is None,
-        objective=objective,
-        known=topology,
-        memory_bytes=[device.memory_bytes or 0 for device in topology.devices.values()],
     )
 
 
@@ -128,3 +128,10 @@ def test_a_spare_that_the_plan_has_left_takes_over() -> None:
     assert len(swarm.requests[number].tokens) == 30
     assert swarm.plan.epoch == 2
     assert swarm.plan.prediction is None
+
+
+def test_no_plan_is_an_error_here_as_anywhere() -> None:
+    topology = unlike(0)
+    small = {worker: dataclasses.replace(device, memory_bytes=LAYER_BYTES) for worker, device in topology.devices.items()}
+    with pytest.raises(Infeasible):
+        cluster(dataclasses.replace(topology, devices=small), Objective())

@@ -249,7 +249,7 @@ def fits_somehow(wish: PlanRequest, memories: dict[WorkerId, int]) -> list[bool]
                 spans = [Span(start, stop) for start, stop in itertools.pairwise((0, *cuts, wish.card.num_layers))]
                 found.append(
                     all(
-                        stage_memory(model, span, slots).total <= memories[worker]
+                        stage_memory(model, span.start, span.stop, slots).total <= memories[worker]
                         for worker, span in zip(workers, spans, strict=True)
                     )
                 )

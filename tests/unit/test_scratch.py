@@ -93,7 +93,7 @@ def test_rows_of_many_keys_are_copied_together_as_far_as_bounds_allow(monkeypatc
 
 def scratch_bytes(card: ModelCard, span: Span, *, rows: int, tokens: int) -> int:
     model = model_shape(card, Dtype.FLOAT32, rows=rows, tokens=tokens)
-    return stage_memory(model, span, (0,) * len(model.layer_kinds)).scratch
+    return stage_memory(model, span.start, span.stop, (0,) * len(model.layer_kinds)).scratch
 
 
 def card(directory: Path, family: str, **sizes: object) -> ModelCard:

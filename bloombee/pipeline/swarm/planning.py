@@ -191,7 +191,7 @@ class FirstPlan:
         tokens = num_pages * request.page_size
         model = self._wish().shape(request.card, num_pages)
         slots = kv_slots(model, tokens, page_size=request.page_size, rows=request.max_rows)
-        return [stage_memory(model, span, slots) for span in spans]
+        return [stage_memory(model, span.start, span.stop, slots) for span in spans]
 
 
 def check_fit(stage: StagePlan, worker: Member) -> None:
