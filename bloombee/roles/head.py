@@ -194,8 +194,9 @@ class HeadRole:
             BloomBeeError: whatever keeps it from coming up.
         """
         if not self.config.remote_workers:
-            if self.config.profile:
+            if self.config.profile or self._core.request.wants_profile:
                 self.profile = await self.local.profile(self._core.request.dtype)
+                self._core.request = self._core.request.measured(self.profile)
             await self.local.spawn(self.join_tokens)
         self.plan = await asyncio.shield(self._up)
 

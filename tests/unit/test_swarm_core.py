@@ -34,6 +34,7 @@ from bloombee.pipeline.events import (
 )
 from bloombee.pipeline.swarm import REPEAT_S, Machine, PlanRequest, SwarmCore, SwarmLimits
 from bloombee.pipeline.swarm.member import Member
+from bloombee.plan.profile import Fit, Profile
 from bloombee.plan.topology import Cores, Device, Link, RowTime, Topology
 from bloombee.sim.cluster import sim_card
 from bloombee.types import HEAD, Dtype
@@ -493,3 +494,19 @@ def test_workers_without_room_for_any_plan_take_the_swarm_down() -> None:
     assert isinstance(down, PipelineDown)
     assert isinstance(down.error, Infeasible)
     assert down.error.fields["constraint"] == "memory"
+
+
+def test_a_machine_is_profiled_only_where_a_planner_needs_it() -> None:
+    unknown, paced = (Machine(Cores(2), device) for device in (Device("here"), Device("here", layer=RowTime(0.001))))
+    fit = Fit(RowTime(), RowTime(0.002), 0.0, 0.0)
+    profile = Profile("00" * 16, "cpu", "float32", 1, fit, RowTime(0.003), 0, 0, 0)
+    base = _core(join=0).request
+    wanting = dataclasses.replace(base, machine=unknown, objective=Objective())
+    assert wanting.wants_profile
+    for other in (base, dataclasses.replace(wanting, objective=None), dataclasses.replace(wanting, machine=paced)):
+        assert not other.wants_profile
+    measured = wanting.measured(profile)
+    assert measured.machine is not None
+    assert (measured.machine.device.layer, measured.wants_profile) == (RowTime(0.002), False)
+    assert base.measured(profile) is base
+    assert dataclasses.replace(wanting, machine=paced).measured(profile).machine is paced

@@ -17,6 +17,7 @@ from bloombee.pipeline.swarm.member import Member
 from bloombee.plan.choose import Wish, choose
 from bloombee.plan.memory import StageMemory, kv_slots, stage_memory
 from bloombee.plan.plan import Plan, Prediction, StagePlan, check_memory, split_layers
+from bloombee.plan.profile import Profile
 from bloombee.plan.topology import Cores, Device, Link, Topology
 from bloombee.types import HEAD, Dtype, Span, WorkerId
 
@@ -69,6 +70,17 @@ class PlanRequest:
     trace: bool = False
     takes_others: bool = True
     """Workers come from elsewhere: one that leaves before the plan may come back, or another in its place."""
+
+    @property
+    def wants_profile(self) -> bool:
+        """A planner is to decide about workers of this machine, and does not know how fast that is."""
+        return self.objective is not None and self.machine is not None and not self.machine.device.is_known
+
+    def measured(self, profile: Profile) -> PlanRequest:
+        """The same once a worker's share of the machine has been measured, if all are there and no pace says more."""
+        if self.machine is None or self.machine.device.is_known:
+            return self
+        return replace(self, machine=replace(self.machine, device=profile.as_device("local")))
 
 
 class FirstPlan:
