@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from bloombee.errors import PlanError
 from bloombee.models.shape import ModelShape
+from bloombee.objective import Goal, Objective
 from bloombee.plan.candidate import Candidate
 from bloombee.plan.cost import Cost, evaluate
-from bloombee.plan.solve import Objective, Space
-from bloombee.plan.solve.objective import Goal
+from bloombee.plan.solve import Space
 from bloombee.plan.topology import Topology
 from bloombee.types import WorkerId
 

@@ -33,8 +33,8 @@ from bench.spread import quantile
 from bench.topologies import Case, small, wan
 from bloombee.errors import Infeasible
 from bloombee.models.shape import ModelShape
-from bloombee.plan.solve import Objective, Solution, Space, solve
-from bloombee.plan.solve.objective import Goal
+from bloombee.objective import Goal, Objective
+from bloombee.plan.solve import Solution, Space, solve
 from bloombee.plan.topology import Topology
 
 SPACE = Space(

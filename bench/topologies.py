@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from bench import enumerator
 from bloombee.models.shape import LayerKind, ModelShape
-from bloombee.plan.solve import Objective, Space
-from bloombee.plan.solve.objective import Goal
+from bloombee.objective import Goal, Objective
+from bloombee.plan.solve import Space
 from bloombee.plan.topology import Device, Link, RowTime, Topology
 from bloombee.types import HEAD, WorkerId
 

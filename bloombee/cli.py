@@ -37,6 +37,7 @@ SWARM = (
     "workers",
     "spares",
     "split",
+    "objective",
     "dtype",
     "device",
     "kv_tokens",

@@ -30,6 +30,8 @@ from typing import Any, TypeVar
 
 from bloombee.address import LISTEN_RULE, TOLD_RULE, read_dialled, read_listen, read_told
 from bloombee.errors import ConfigError
+from bloombee.objective import RULE as OBJECTIVE_RULE
+from bloombee.objective import Objective
 from bloombee.pace import RULE as PACE_RULE
 from bloombee.pace import parse_pace
 from bloombee.quote import quoted
@@ -64,6 +66,11 @@ class RuntimeConfig:
     model: str = option("demo", "A checkpoint's directory or hub id; 'demo' is the packaged one.")
     workers: int = option(3, "How many worker processes to start on this machine; one stage each.")
     split: tuple[int, ...] | None = option(None, "Layers of each stage, as 3,3,2; default: as even as can be.")
+    objective: str | None = option(
+        None,
+        "What the planner is to be best at: latency, throughput, balance (most throughput, nearly, and then least latency) or"
+        " target:SECONDS a token; default: balance where workers join from elsewhere; here every worker gets a stage.",
+    )
     dtype: str = option("auto", "auto (the checkpoint's own), bfloat16, float16 or float32.")
     spares: int = option(0, "How many more workers to have: they take the place of any that is lost.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N; of the workers started here.")
@@ -104,6 +111,7 @@ class RuntimeConfig:
             object.__setattr__(self, "split", tuple(self.split))
         _check(self, "model", _text(self.model) and len(self.model) <= 1024, "a directory or a hub id, at most 1024 characters")
         _check(self, "workers", _whole(self.workers, 1, 1000), "a whole number from 1 to 1000")
+        _check_objective(self)
         _check(self, "dtype", _is_one_of(self.dtype, _DTYPES), _one_of(_DTYPES))
         _check(self, "device", _text(self.device) and bool(_DEVICE.fullmatch(self.device)), "auto, cpu, cuda or cuda:N")
         _check(self, "listen", self.listen is not None, LISTEN_RULE)
@@ -152,6 +160,18 @@ class RuntimeConfig:
             ),
             f"{self.num_stages} whole numbers >= 1, one a worker, as 3,3,2",
         )
+
+    @property
+    def goal(self) -> Objective | None:
+        """What the planner is to be best at; None: there is nothing to plan, layers are cut as asked for."""
+        if self.objective is not None:
+            return Objective.parse(self.objective)
+        return Objective() if self.remote_workers and self.split is None else None
+
+    @property
+    def kept_s(self) -> float | None:
+        """Seconds a token to keep: ``target_s``, or the objective's."""
+        return self.goal.target_s if self.target_s is None and self.goal is not None else self.target_s
 
     @property
     def longest_silence_s(self) -> float:
@@ -413,6 +433,20 @@ def _check(config: object, field: str, ok: bool, allowed: str) -> None:
     if not ok:
         value = quoted(getattr(config, field))
         raise ConfigError(f"{field} = {value}: must be {allowed}", field=field, value=value, allowed=allowed)
+
+
+def _check_objective(config: RuntimeConfig) -> None:
+    """Two that say the same differently cannot both be obeyed."""
+    if config.objective is None:
+        return
+    _check(config, "objective", isinstance(config.objective, str), OBJECTIVE_RULE)
+    given, objective = f"objective = {quoted(config.objective)}", Objective.parse(config.objective)
+    if config.split is not None:
+        text = f"{given} with split = {','.join(map(str, config.split))}: a split says who runs what, so there is nothing to plan"
+        raise ConfigError(f"{text}; leave out one of the two", field="objective")
+    if config.target_s is not None and objective.target_s not in (None, config.target_s):
+        text = f"{given} with target_s = {config.target_s:g}: two times to keep"
+        raise ConfigError(f"{text}; leave out one of the two", field="objective")
 
 
 def _check_pace(config: RuntimeConfig | WorkerConfig | LocalWorker) -> None:

@@ -16,6 +16,7 @@ from bloombee.config import socket_folders
 from bloombee.errors import ConfigError, PlanError
 from bloombee.models.card import ModelCard
 from bloombee.models.standin import is_standin, standin_card
+from bloombee.objective import Objective
 from bloombee.options import whole_number
 from bloombee.picture import check_picture, drawn
 from bloombee.plan.account import Account, account
@@ -23,7 +24,7 @@ from bloombee.plan.cost import evaluate
 from bloombee.plan.document import Document, read
 from bloombee.plan.problem import Problem, named_model, problem_of
 from bloombee.plan.report import Outcome, helps, outcomes, ratio, text
-from bloombee.plan.solve import Objective, Solution, solve
+from bloombee.plan.solve import Solution, solve
 from bloombee.plan.whatif import Scenario, improvements, parse_scenario
 from bloombee.quote import quoted
 from bloombee.roles.running_heads import RunningHead, running_heads

@@ -135,6 +135,8 @@ async def open_runtime(
         await runtime.prepare(announce=announce)
         await runtime.ready()
         loading.close()
+        if runtime.plan.prediction is not None:
+            say(f"planned for {runtime.plan.prediction}")
         yield runtime
     finally:
         loading.close()

@@ -107,10 +107,12 @@ class Timeline:
             )
         self.head = heads[0]
         stages = {p.stage: p for p in processes if p.stage is not None}
-        missing = sorted(set(range(self.head.num_stages)) - stages.keys())
+        # A stage knows of how many it is one; the head's file is begun before there is a plan.
+        num_stages = max((p.num_stages for p in stages.values()), default=self.head.num_stages)
+        missing = sorted(set(range(num_stages)) - stages.keys())
         if missing or len(stages) != len(processes) - 1:
-            raise ConfigError(_incomplete(missing, self.head.num_stages))
-        self.stages = [stages[index] for index in range(self.head.num_stages)]
+            raise ConfigError(_incomplete(missing, num_stages))
+        self.stages = [stages[index] for index in range(num_stages)]
         self.clocks = align(processes)
         """worker -> (what to add to its clock to have the head's, error)."""
 

@@ -368,7 +368,7 @@ class SwarmEvent:
         epoch: of the plan that it is about; 0: of none.
         worker, name: whom it is about, if one.
         stage: that a worker has loaded, or that a lost one had; None: it was a spare, or there was no plan yet.
-        reason: of a loss, of an end, of a choice.
+        reason: of a loss, of an end, of a choice; of a plan that was chosen: what is expected of it, and why others are spares.
         decision: of a choice, the line of the decision log: JSON with what was chosen, why and from which figures.
     """
 

@@ -33,6 +33,7 @@ from bloombee.control.steering import Demand, Steering
 from bloombee.control.survey import Survey
 from bloombee.errors import LocalProtocolError
 from bloombee.models.shape import ModelShape
+from bloombee.plan.plan import Prediction
 from bloombee.plan.topology import Device, Link
 from bloombee.types import HEAD, WorkerId
 
@@ -109,7 +110,8 @@ class ControlCore:
     def _start(self, plan: PlanRuns) -> list[Command]:
         self._plan, self._last, self._look_at, self._ran = plan, None, plan.now, 0
         self._forget_questions()
-        told: list[Command] = [Decision(plan.now, plan.epoch, "codec", plan.codec, "as asked for")]
+        told: list[Command] = [] if plan.prediction is None else [_planned(plan, plan.prediction)]
+        told.append(Decision(plan.now, plan.epoch, "codec", plan.codec, "as asked for"))
         if plan.microbatches is not None:
             self._steering = None
             return [*told, Decision(plan.now, plan.epoch, "run", f"{plan.microbatches} microbatches", "as asked for")]
@@ -200,8 +202,11 @@ class ControlCore:
             return []
         devices = [self._device(worker, name) for worker, name in zip(plan.workers, plan.names, strict=True)]
         chunks = (steering.begin(devices, self._ring_links(plan)),)
-        run = Run(len(plan.workers), chunks, None, sizes_apart=True)
+        count = len(plan.workers) if plan.prediction is None else plan.prediction.num_microbatches
+        run = Run(count, chunks, None, sizes_apart=True)
         why = "nothing has run yet; workers have measured themselves" if all(devices) else "nothing is known yet"
+        if plan.prediction is not None:
+            why = f"as planned; {why}"
         return self._decide(plan, run, why, None, now)
 
     def _choose(self, now: float) -> list[Command]:
@@ -236,6 +241,11 @@ class ControlCore:
         links = [self._links.get(ends) for ends in itertools.pairwise(ring)]
         known = [link for link in links if link is not None]
         return known if len(known) == len(links) else None
+
+
+def _planned(plan: PlanRuns, prediction: Prediction) -> Decision:
+    stages = ", ".join(f"{name} {layers}" for name, layers in zip(plan.names, plan.layers, strict=True))
+    return Decision(plan.now, plan.epoch, "plan", f"layers of {stages}", str(prediction))
 
 
 def _told(run: Run) -> str:

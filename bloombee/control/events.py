@@ -8,6 +8,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from bloombee.control.chunks import Chunks
+from bloombee.plan.plan import Prediction
 from bloombee.plan.topology import RowTime
 from bloombee.types import Epoch, StageUse, WorkerId
 
@@ -23,6 +24,7 @@ class PlanRuns(Struct, frozen=True, gc=False, tag=True):
         most_microbatches: credit that stages grant; most_rows: in one microbatch.
         microbatches: as asked for; None: to be chosen. target_s: time per token to keep; None: most tokens a second.
         codec: mode of the links, as asked for.
+        prediction: of a plan that was chosen.
     """
 
     epoch: Epoch
@@ -37,6 +39,7 @@ class PlanRuns(Struct, frozen=True, gc=False, tag=True):
     target_s: float | None
     codec: str
     now: float
+    prediction: Prediction | None = None
 
 
 class PlanEnded(Struct, frozen=True, gc=False, tag=True):
@@ -168,7 +171,7 @@ class Decision(Struct, frozen=True, gc=False, tag=True):
     """A line of the decision log.
 
     Args:
-        what: is chosen, ``run`` or ``codec``. chosen, why: for people.
+        what: is chosen, ``plan``, ``run`` or ``codec``. chosen, why: for people.
         figures: None where no figure was weighed.
     """
 

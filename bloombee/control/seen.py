@@ -28,6 +28,7 @@ def plan_runs(
         target_s=target_s,
         codec=codec,
         now=now,
+        prediction=plan.prediction,
     )
 
 

@@ -102,7 +102,7 @@ class ModelCard:
         return count * (dtype or self.dtype).num_bytes
 
     def shape(self, dtype: Dtype | None = None) -> ModelShape:
-        """The sizes that plans depend on, of a run in ``dtype`` (None: the checkpoint's)."""
+        """The sizes that plans depend on, of a run in ``dtype`` (None: the checkpoint's); scratch apart (``plan/memory.py``)."""
         width = (dtype or self.dtype).num_bytes
         sizes = zip(self.layer_parameters, self.layer_kv_elements, self.layer_windows, strict=True)
         layers = [LayerKind(parameters * width, elements * width, window) for parameters, elements, window in sizes]
@@ -113,6 +113,7 @@ class ModelCard:
             activation_bytes=width,
             embedding_bytes=self.embed_parameters * width,
             output_bytes=self.tail_parameters * width,
+            tied_bytes=self.tied_parameters * width,
             kinds=kinds,
             kind_of=tuple(kinds.index(layer) for layer in layers),
         )

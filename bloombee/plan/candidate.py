@@ -22,7 +22,9 @@ class Candidate:
         context: tokens already cached, of each sequence, on average.
         ratios: encoded over raw bytes of each activation link (one fewer than workers), None where there is no
             codec; empty: none anywhere. 1.0 is a codec that saves nothing, but takes its time.
-        kv_tokens: KV slots of every stage; None: what M * b sequences of ``context`` hold.
+        kv_tokens: KV slots of the layers that see furthest; None: what M * b sequences of ``context`` hold.
+        page_size: in whole pages of so many. max_rows: most rows of one sequence in a microbatch, which the slots of layers
+            that see less depend on.
         streamed_bytes: weights of each stage that come from outside the device on every pass; empty: none.
 
     Raises:
@@ -38,6 +40,8 @@ class Candidate:
     context: int = 0
     ratios: tuple[float | None, ...] = ()
     kv_tokens: int | None = None
+    page_size: int = 1
+    max_rows: int = 1
     streamed_bytes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -57,6 +61,8 @@ class Candidate:
             (len(self.ratios) in (0, stages - 1), "ratios", f"empty or {stages - 1} numbers, one an activation link"),
             (all(ratio is None or ratio > 0 for ratio in self.ratios), "ratios", "None or > 0"),
             (self.kv_tokens is None or self.kv_tokens >= 0, "kv_tokens", ">= 0, or None"),
+            (self.page_size >= 1, "page_size", ">= 1"),
+            (self.max_rows >= 1, "max_rows", ">= 1"),
             (len(self.streamed_bytes) in (0, stages), "streamed_bytes", f"empty or {stages} numbers, one a worker"),
             (all(count >= 0 for count in self.streamed_bytes), "streamed_bytes", ">= 0"),
         ):

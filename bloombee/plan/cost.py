@@ -24,9 +24,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bloombee.errors import ConfigError, Infeasible
-from bloombee.kv.pool import WINDOW_SHARE
 from bloombee.models.shape import ModelShape
 from bloombee.plan.candidate import Candidate
+from bloombee.plan.memory import kv_slots, stage_memory
 from bloombee.plan.topology import Cores, Device, Topology
 from bloombee.types import HEAD, WorkerId
 
@@ -38,7 +38,7 @@ __all__ = [
     "StageCost",
     "core_wait_s",
     "evaluate",
-    "held_tokens",
+    "held_slots",
     "prefill_passes",
     "prefill_s",
     "seen_tokens",
@@ -225,7 +225,8 @@ def evaluate(candidate: Candidate, topology: Topology, model: ModelShape) -> Cos
     """
     _check_layers(candidate, model)
     last = len(candidate.workers) - 1
-    stages = tuple(_stage(candidate, topology, model, index, is_last=index == last) for index in range(last + 1))
+    slots = held_slots(candidate, model)
+    stages = tuple(_stage(candidate, topology, model, index, slots, is_last=index == last) for index in range(last + 1))
     links = _links(candidate, topology, model, candidate.microbatch_sequences, candidate.rows)
     return Cost(candidate, stages, links, topology.cores, _lines(links, topology))
 
@@ -323,37 +324,34 @@ def _prefill_pass_s(candidate: Candidate, device: Device, model: ModelShape, ind
     return seconds
 
 
-def held_tokens(candidate: Candidate, window: int) -> int:
-    """KV slots of a layer that sees ``window`` positions (0: all)."""
-    if candidate.kv_tokens is None:
-        return candidate.num_microbatches * candidate.microbatch_sequences * seen_tokens(window, candidate.context)
-    if not window:
-        return candidate.kv_tokens
-    return max(-(-candidate.kv_tokens // WINDOW_SHARE), min(candidate.kv_tokens, window))
+def held_slots(candidate: Candidate, model: ModelShape) -> tuple[int, ...]:
+    """KV slots of a layer of each kind."""
+    if candidate.kv_tokens is not None:
+        return kv_slots(model, candidate.kv_tokens, page_size=candidate.page_size, rows=candidate.max_rows)
+    sequences = candidate.num_microbatches * candidate.microbatch_sequences
+    return tuple(sequences * seen_tokens(kind.window, candidate.context) for kind in model.layer_kinds)
 
 
-def _stage(candidate: Candidate, topology: Topology, model: ModelShape, index: int, *, is_last: bool) -> StageCost:
+def _stage(
+    candidate: Candidate, topology: Topology, model: ModelShape, index: int, slots: tuple[int, ...], *, is_last: bool
+) -> StageCost:
     worker, layers, rows = candidate.workers[index], candidate.layers[index], candidate.rows
     device = topology.device(worker)
     compute_s = device.stage.decode_s(rows, candidate.context)
-    weights = model.embedding_bytes if index == 0 else 0
-    kv = 0
-    for number, count in enumerate(_counts(candidate, model, index)):
-        kind = model.layer_kinds[number]
+    for number, (count, kind) in enumerate(zip(_counts(candidate, model, index), model.layer_kinds, strict=True)):
         compute_s += count * device.layer_of(number).decode_s(rows, seen_tokens(kind.window, candidate.context))
-        weights += count * kind.layer_bytes
-        kv += count * kind.kv_token_bytes * held_tokens(candidate, kind.window)
     if is_last:
         compute_s += device.output.decode_s(rows)
-        weights += model.output_bytes
-    resident = weights - (candidate.streamed_bytes[index] if candidate.streamed_bytes else 0)
+    start = sum(candidate.layers[:index])
+    memory = stage_memory(model, start, start + layers, slots)
+    resident = memory.weights - (candidate.streamed_bytes[index] if candidate.streamed_bytes else 0)
     return StageCost(
         worker=worker,
         name=device.name,
         layers=layers,
         compute_s=compute_s,
         stream_s=_stream_s(candidate, topology, index),
-        memory_bytes=max(0, resident) + kv,
+        memory_bytes=max(0, resident) + memory.kv + memory.scratch,
         memory_limit_bytes=device.memory_bytes,
     )
 

@@ -19,8 +19,8 @@ from msgspec import Meta, field
 
 from bloombee.config import LocalWorker
 from bloombee.errors import ConfigError
+from bloombee.objective import Objective
 from bloombee.plan.network import HEAD_NODE, DirectedLink, Network, Node
-from bloombee.plan.solve.objective import Objective
 from bloombee.quote import quoted
 from bloombee.utf8 import surrogate_at
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from bloombee.errors import PlanError
 from bloombee.models.shape import ModelShape
+from bloombee.objective import Goal
 from bloombee.plan.cost import Cost, evaluate
-from bloombee.plan.solve.objective import Goal
 from bloombee.plan.solve.solver import Solution
 from bloombee.plan.topology import Topology
 from bloombee.types import WorkerId

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,57 @@ class StagePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a plan that was chosen is expected to do, and what it was chosen for.
+
+    Args:
+        objective: as :class:`~bloombee.objective.Objective` reads it.
+        num_microbatches, microbatch_sequences: M under way, of b sequences, with which it makes ``tokens_per_s``, one a sequence
+            every ``time_per_token_s``. alone_s: time per token of a sequence by itself.
+        ratios: encoded over raw bytes of each activation link; None: not coded; empty: none is.
+        bottleneck: what is busy longest. gap: by how much another plan could be better at most; 0: proven best.
+        spares: (name, why it has no stage) of workers that were there. guessed: of those whose speed nobody knew.
+    """
+
+    objective: str
+    num_microbatches: int
+    microbatch_sequences: int
+    tokens_per_s: float
+    time_per_token_s: float
+    alone_s: float
+    bottleneck: str
+    gap: float
+    ratios: tuple[float | None, ...] = ()
+    spares: tuple[tuple[str, str], ...] = ()
+    guessed: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """One line for people."""
+        sizes = f"M = {self.num_microbatches} microbatches of b = {self.microbatch_sequences} sequences"
+        how = f"at most {self.gap:.2%} from the best" if self.gap > 0 else "proven best"
+        parts = [
+            f"{self.objective}: {self.tokens_per_s:.1f} tokens/s with {sizes}, {1e3 * self.time_per_token_s:.1f} ms a token",
+            f"{1e3 * self.alone_s:.1f} ms alone",
+            f"{self.bottleneck} is busy longest",
+            how,
+            *([f"nobody knows how fast {', '.join(self.guessed)} are, so this is a guess"] if self.guessed else []),
+            *(f"{', '.join(names)} left as spare ({why})" for why, names in self._names_by_reason().items()),
+        ]
+        return "; ".join(parts)
+
+    def _names_by_reason(self) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = {}
+        for name, why in self.spares:
+            names.setdefault(why, []).append(name)
+        return names
+
+    def summary(self) -> dict[str, object]:
+        """JSON-able."""
+        fields = dataclasses.asdict(self)
+        return {**fields, "spares": [{"name": name, "why": why} for name, why in self.spares]}
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A pipeline: its stages in ring order and what they share."""
 
@@ -45,6 +97,8 @@ class Plan:
     page_size: int
     num_microbatches: int
     stages: tuple[StagePlan, ...]
+    prediction: Prediction | None = None
+    """Of a plan that was chosen; None: of one that was asked for, or that a spare has changed."""
 
     @property
     def num_tokens(self) -> int:
@@ -77,6 +131,7 @@ class Plan:
                 }
                 for s in self.stages
             ],
+            **({} if self.prediction is None else {"predicted": self.prediction.summary()}),
         }
 
 

@@ -13,6 +13,7 @@ from bloombee.errors import ConfigError
 from bloombee.models.card import ModelCard
 from bloombee.models.shape import LayerKind, ModelShape
 from bloombee.models.standin import DEFAULT_ACCELERATOR, default_layer_paces, is_standin
+from bloombee.objective import Objective
 from bloombee.pace import Pace, parse_pace
 from bloombee.plan.document import (
     NO_WORKER,
@@ -28,7 +29,7 @@ from bloombee.plan.document import (
     WorkerPart,
 )
 from bloombee.plan.network import HEAD_NODE, Network
-from bloombee.plan.solve import Objective, Space
+from bloombee.plan.solve import Space
 from bloombee.plan.topology import Cores, Device, Link, RowTime, Site, Topology
 from bloombee.types import HEAD, Dtype, WorkerId
 

@@ -8,7 +8,7 @@ counts the sum.
 from __future__ import annotations
 
 from bloombee.models.card import ModelCard
-from bloombee.types import Dtype, Span
+from bloombee.types import Dtype
 
 SCORES = 1 << 22
 """Scores (heads x rows x keys) that attention writes out at once; those of one row at least."""
@@ -26,11 +26,11 @@ LOADING_BYTES = 96 << 20
 """While a span is loaded: what is read ahead, and the part of a weight that is converted or laid out anew."""
 
 
-def scratch_bytes(card: ModelCard, span: Span, dtype: Dtype, *, rows: int, tokens: int) -> int:
-    """What the stage of ``span`` may need besides weights and KV memory, at most; nothing of a model that computes nothing.
+def forward_bytes(card: ModelCard, dtype: Dtype, *, rows: int, tokens: int, is_last: bool) -> int:
+    """What a stage's forward may need besides weights and KV memory, at most; nothing of a model that computes nothing.
 
     Args:
-        rows: of one microbatch, at most. tokens: that its KV memory holds.
+        rows: of one microbatch, at most. tokens: that its KV memory holds. is_last: it makes logits.
     """
     if not card.row_elements:
         return 0
@@ -40,6 +40,5 @@ def scratch_bytes(card: ModelCard, span: Span, dtype: Dtype, *, rows: int, token
     copies = min(card.attended_elements * tokens * wide, max(COPIED_BYTES, card.attended_elements * length * wide))
     if card.is_latent:  # computed anew from all that the rows' sequences hold, rotated and put together
         copies = 2 * card.attended_elements * tokens * wide
-    logits = min(rows * card.vocab_size, max(LOGITS, card.vocab_size)) * LOGIT_BYTES * (span.stop == card.num_layers)
-    forward = rows * card.row_elements * wide + max(scores + masks + copies, logits)
-    return max(forward, min(LOADING_BYTES, card.weight_bytes(span, dtype)))
+    logits = min(rows * card.vocab_size, max(LOGITS, card.vocab_size)) * LOGIT_BYTES * is_last
+    return rows * card.row_elements * wide + max(scores + masks + copies, logits)

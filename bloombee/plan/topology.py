@@ -101,6 +101,11 @@ class Device:
             _check(self, name, getattr(self, name) > 0, "bytes per second > 0")
         _check(self, "stream_bytes_per_s", self.stream_bytes_per_s is None or self.stream_bytes_per_s > 0, "> 0, or None")
 
+    @property
+    def is_known(self) -> bool:
+        """Something is known of how fast it is."""
+        return any(time != RowTime() for time in (self.stage, self.layer, self.output, *self.kinds))
+
     def scaled(self, factor: float) -> Device:
         """The same if its passes take ``factor`` times as long."""
         return replace(

@@ -57,7 +57,7 @@ from bloombee.pipeline.events import (
 )
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.pipeline.swarm import SwarmCore, SwarmLimits
-from bloombee.plan.plan import Plan, split_layers
+from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
 from bloombee.roles.bulletin import Bulletin
 from bloombee.roles.desk import Desk
@@ -168,9 +168,8 @@ class HeadRole:
         """
         config = self.config
         self.card = await self.local.describe()
-        request = plan_request(config, self.card, self.local.names[: config.num_stages])
+        request = plan_request(config, self.card, self.local.names[: config.num_stages], self.local.machine(self.card))
         self.desk.open(self.card, request.max_rows)
-        split_layers(self.card.num_layers, request.num_workers, request.split)  # refused now, not when all workers are here
         self.dispatch = Dispatch(
             SchedulerCore(max_rows=request.max_rows, resend_after_s=RESEND_AFTER_S, step_deadline_s=config.step_deadline_s),
             meter=self.observatory.meter,
@@ -195,8 +194,9 @@ class HeadRole:
             BloomBeeError: whatever keeps it from coming up.
         """
         if not self.config.remote_workers:
-            if self.config.profile:
+            if self.config.profile or self._core.request.wants_profile:
                 self.profile = await self.local.profile(self._core.request.dtype)
+                self._core.request = self._core.request.measured(self.profile)
             await self.local.spawn(self.join_tokens)
         self.plan = await asyncio.shield(self._up)
 
@@ -338,7 +338,7 @@ class HeadRole:
                 self.desk.planned(plan)
                 self.observatory.planned(plan)
                 self.dispatch.plan = plan
-                self.bulletin.tell(SwarmEventKind.PLANNED, epoch=plan.epoch)
+                self.bulletin.tell(SwarmEventKind.PLANNED, epoch=plan.epoch, reason=str(plan.prediction or ""))
             case PipelineUp(plan=plan):
                 self._pipeline_up(plan)
             case PipelineBroken():

@@ -75,7 +75,7 @@ class Helm:
             hidden=request.card.hidden_size,
             most_rows=request.max_rows,
             microbatches=config.microbatches,
-            target_s=config.target_s,
+            target_s=config.kept_s,
             codec=config.codec,
             now=time.monotonic(),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -13,12 +14,17 @@ from bloombee.config import LocalWorker, RuntimeConfig, WorkerConfig
 from bloombee.errors import BloomBeeError, ConfigError, DeviceError
 from bloombee.machine import cores
 from bloombee.models.card import ModelCard
-from bloombee.models.standin import standin_memory_bytes
+from bloombee.models.standin import default_pace, is_standin, standin_memory_bytes
+from bloombee.pace import Pace, parse_pace
+from bloombee.pipeline.swarm import Machine
 from bloombee.plan.profile import Profile
+from bloombee.plan.topology import Cores, Device
 from bloombee.roles.spawner_client import SpawnerClient
-from bloombee.types import Dtype
+from bloombee.types import Dtype, Span
 
 log = logging.getLogger(__name__)
+HOP_S = 0.00045
+"""Of a frame between two processes here, all of it on the cores (bench/results/pipes.md)."""
 
 
 class LocalSwarm:
@@ -63,6 +69,23 @@ class LocalSwarm:
     def names(self) -> tuple[str, ...]:
         """Of the workers, in the order of their stages, then of the spares; empty if remote ones are awaited."""
         return () if self._config.remote_workers else tuple(f"local-{index}" for index in range(self._config.num_workers))
+
+    def machine(self, card: ModelCard) -> Machine | None:
+        """Where all workers are, if that is plainly here and they are alike."""
+        places = {(p.listen, p.advertise, p.head_endpoint, p.source, p.pace) for p in self._places}
+        if self._config.remote_workers or places != {(None,) * 5}:
+            return None
+        pace = self._pace(card)
+        computes = pace is None and not self._config.device.startswith("cuda")
+        device = Device("local") if pace is None else Device.paced("local", pace)
+        return Machine(Cores(cores().amount, HOP_S, HOP_S, is_computing=computes), device)
+
+    def _pace(self, card: ModelCard) -> Pace | None:
+        """Of a worker, as far as devices are emulated."""
+        if self._config.pace is not None:
+            return parse_pace(self._config.pace)
+        whole = Span(0, card.num_layers)
+        return dataclasses.replace(default_pace(card, whole), layers=len(whole)) if is_standin(card.model) else None
 
     def head_endpoint(self, index: int) -> str | None:
         """How worker ``index`` reaches the head, if not at the head's own address."""

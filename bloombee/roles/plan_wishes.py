@@ -9,7 +9,8 @@ from bloombee.codec.choice import CodecMode
 from bloombee.config import RuntimeConfig
 from bloombee.kv.pool import pages_for
 from bloombee.models.card import ModelCard
-from bloombee.pipeline.swarm import PlanRequest
+from bloombee.pipeline.swarm import Machine, PlanRequest
+from bloombee.plan.plan import split_layers
 from bloombee.types import Dtype
 from bloombee.wire.envelope import MAX_TENSOR_BYTES
 
@@ -19,8 +20,14 @@ MOST_MICROBATCHES = 128
 MAX_TOKENS_BY_DEFAULT = 32_768
 
 
-def plan_request(config: RuntimeConfig, card: ModelCard, names: Sequence[str]) -> PlanRequest:
-    """For ``config.num_stages`` workers, those called ``names`` in this order."""
+def plan_request(config: RuntimeConfig, card: ModelCard, names: Sequence[str], machine: Machine | None = None) -> PlanRequest:
+    """For ``config.num_stages`` workers, those called ``names`` in this order, and all on ``machine`` if that is one.
+
+    Raises:
+        ConfigError: a cut that this model cannot have; refused now, not when all workers are here.
+    """
+    if config.goal is None:
+        split_layers(card.num_layers, config.num_stages, config.split)
     wish = config.kv_tokens or max(4 * min(card.max_positions or 4096, 8192), 8192)
     wish = min(wish, MAX_TOKENS_BY_DEFAULT) if config.kv_tokens is None else wish
     return PlanRequest(
@@ -32,6 +39,9 @@ def plan_request(config: RuntimeConfig, card: ModelCard, names: Sequence[str]) -
         page_size=config.page_size,
         max_rows=most_rows(config, card),
         num_microbatches=config.microbatches or MOST_MICROBATCHES,
+        tuned=config.microbatches is None,
+        objective=config.goal,
+        machine=machine,
         order=tuple(names),
         pages_fixed=config.kv_tokens is not None,
         codec=CodecMode[config.codec.upper()],

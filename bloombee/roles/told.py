@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bloombee.errors import RuntimeClosed
+from bloombee.objective import Objective
 from bloombee.plan.document import Document
 from bloombee.plan.plan import Plan
 from bloombee.plan.problem import Problem, document_of
-from bloombee.plan.solve import Objective, Space
+from bloombee.plan.solve import Space
 from bloombee.roles.head import HeadRole
 from bloombee.roles.reception import Told
 

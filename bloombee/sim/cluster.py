@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from bloombee.models.card import ModelCard
+from bloombee.objective import Objective
 from bloombee.pace import Pace
 from bloombee.pipeline.commands import Send
 from bloombee.pipeline.events import CancelRequest, Submit, WorkerGone, WorkerJoined
@@ -19,9 +20,10 @@ from bloombee.pipeline.log import LOG_BYTES
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.swarm import PlanRequest
+from bloombee.pipeline.swarm.member import Member
 from bloombee.plan.network import Network
 from bloombee.plan.plan import Plan
-from bloombee.plan.topology import Cores
+from bloombee.plan.topology import Cores, Topology
 from bloombee.sim.breaks import Breaks
 from bloombee.sim.carrier import HEAD, SCHEDULER, SimCarrier, check_nodes, stage_name
 from bloombee.sim.clock import VirtualClock
@@ -63,6 +65,8 @@ class SimCluster:
 
     carrier_type: type[SimCarrier] = SimCarrier
     """Of what carries everything."""
+    objective: Objective | None = None
+    """Of a planner that decides which workers have a stage, by what is :meth:`known` of them; None: all have one."""
 
     def __init__(
         self,
@@ -105,6 +109,7 @@ class SimCluster:
         self._lossy_orders = lossy_orders
         self._detect_s = detect_s
         self._resend_after_s = resend_after_s
+        self.shapes = dict(shapes or {})
         self._log_bytes, self._log_disk_bytes = log_bytes, log_disk_bytes
         pool = CorePool(self.clock, None if cores is None else cores.count)
         self.devices = SimDevices(
@@ -120,7 +125,7 @@ class SimCluster:
             self.trace,
             rng=self._rng,
             shape=shape or LinkShape(),
-            shapes=shapes or {},
+            shapes=self.shapes,
             faults=faults or Faults(),
             row_bytes=row_bytes,
             network=network,
@@ -131,10 +136,10 @@ class SimCluster:
         self.head = SimHead(
             self.clock,
             self.carrier,
-            _request(card or sim_card((0,) * num_stages), num_stages, num_pages, page_size, max_rows, num_microbatches),
+            _request(card, num_stages, num_pages, page_size, max_rows, num_microbatches, tuned, self.objective),
             SchedulerCore(max_rows=max_rows, resend_after_s=resend_after_s, step_deadline_s=step_deadline_s),
             hidden=row_bytes // 4,
-            microbatches=None if tuned else num_microbatches,
+            known=self.known,
             order=self._order,
             to_stage=self._to_stage,
         )
@@ -143,6 +148,10 @@ class SimCluster:
         for worker, memory in enumerate(memory_bytes or [1 << 40] * (num_stages + num_spares), start=1):
             self._join(worker, memory)
         self.clock.call_later(TICK_S, self._tick)
+
+    def known(self, _: Sequence[Member]) -> Topology | None:
+        """Of workers when the plan is made; None: nothing."""
+        return None
 
     def _join(self, worker: WorkerId, memory_bytes: int) -> None:
         self.workers[worker] = SimWorker(worker, self, memory_bytes)
@@ -272,10 +281,17 @@ class SimCluster:
 
 
 def _request(
-    card: ModelCard, num_stages: int, num_pages: int, page_size: int, max_rows: int, num_microbatches: int
+    card: ModelCard | None,
+    num_stages: int,
+    num_pages: int,
+    page_size: int,
+    max_rows: int,
+    num_microbatches: int,
+    tuned: bool,
+    objective: Objective | None,
 ) -> PlanRequest:
     return PlanRequest(
-        card=card,
+        card=card or sim_card((0,) * num_stages),
         dtype=Dtype.FLOAT32,
         num_workers=num_stages,
         split=None,
@@ -283,6 +299,8 @@ def _request(
         page_size=page_size,
         max_rows=max_rows,
         num_microbatches=num_microbatches,
+        tuned=tuned,
+        objective=objective,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bloombee.control import events as control
@@ -28,7 +28,9 @@ from bloombee.pipeline.events import FromStage, Moved, SchedulerSaid, StageResto
 from bloombee.pipeline.requests import RequestCore
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.pipeline.swarm import PlanRequest, SwarmCore, SwarmLimits
+from bloombee.pipeline.swarm.member import Member
 from bloombee.plan.plan import Plan
+from bloombee.plan.topology import Topology
 from bloombee.sim.carrier import SCHEDULER, SimCarrier, stage_name
 from bloombee.sim.clock import VirtualClock
 from bloombee.types import FinishReason, WorkerId
@@ -54,7 +56,8 @@ class SimHead:
     """Cores and what they ask for.
 
     Args:
-        hidden: of the model, in elements of four bytes. microbatches: None: to be chosen.
+        hidden: of the model, in elements of four bytes.
+        known: what is known of workers when the plan is made.
         order: brings an order or a question to a worker. to_stage: a message of the scheduler to the worker at a stage.
     """
 
@@ -66,12 +69,13 @@ class SimHead:
         scheduler: SchedulerCore,
         *,
         hidden: int,
-        microbatches: int | None,
+        known: Callable[[Sequence[Member]], Topology | None],
         order: Callable[[WorkerId, Load | Wire | Measure | Profile], None],
         to_stage: Callable[[int, Send], None],
     ) -> None:
         limits = SwarmLimits(load_deadline_s=1e9)
-        self.swarm = SwarmCore(request, limits, links=(number.to_bytes(16, "big") for number in itertools.count(1)))
+        links = (number.to_bytes(16, "big") for number in itertools.count(1))
+        self.swarm = SwarmCore(request, limits, links, known=known)
         self.request_core = RequestCore(max_waiting=10_000)
         self.scheduler = scheduler
         self.control = ControlCore()
@@ -90,7 +94,7 @@ class SimHead:
         self._carrier = carrier
         self._hidden = hidden
         self._max_rows = request.max_rows
-        self._microbatches = microbatches
+        self._microbatches = None if request.tuned else request.num_microbatches
         self._order = order
         self._to_stage = to_stage
 

@@ -54,6 +54,10 @@ void read_model(const py::dict& from, Instance& to) {
     to.layer_bytes = values<double>(from, "layer_bytes", to.kinds);
     to.embedding_bytes = from["embedding_bytes"].cast<double>();
     to.output_bytes = from["output_bytes"].cast<double>();
+    to.tied_bytes = from["tied_bytes"].cast<double>();
+    to.scratch_bytes = from["scratch_bytes"].cast<double>();
+    to.output_scratch_bytes = from["output_scratch_bytes"].cast<double>();
+    to.loading_bytes = from["loading_bytes"].cast<double>();
 }
 
 void read_topology(const py::dict& from, Instance& to) {

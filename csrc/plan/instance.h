@@ -44,6 +44,9 @@ struct Instance {
     std::vector<double> kv_bytes;      // [points, kinds] of a layer's KV
     std::vector<double> limit;         // [workers] of memory; inf: none
     double embedding_bytes, output_bytes;
+    double tied_bytes;                 // of both ends, which one stage with both holds once
+    double scratch_bytes, output_scratch_bytes;  // of a forward, and of the last stage's
+    double loading_bytes;              // while weights are loaded, unless they are less
     std::vector<double> stream;        // [workers] bytes per second; 0: it cannot
     std::vector<double> fractions;     // of a stage's weights that are streamed, ascending, the first is 0
     std::vector<double> bandwidth;     // [workers + 1, workers + 1] from row to column; 0: no link

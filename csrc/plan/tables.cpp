@@ -63,10 +63,14 @@ StageTable::StageTable(const Instance& instance, const LayerTable& layers, int p
     }
 }
 
+// plan/memory.py stage_memory.
 double StageTable::memory(int i, int j, double streamed) const {
-    const double whole = weights(i, j) + (i == 0 ? instance_.embedding_bytes : 0) +
-                         (j == instance_.layers ? instance_.output_bytes : 0);
-    return std::max(0.0, whole - streamed) + kv_[j] - kv_[i];
+    const bool first = i == 0, last = j == instance_.layers;
+    const double whole = weights(i, j) + (first ? instance_.embedding_bytes : 0) + (last ? instance_.output_bytes : 0) -
+                         (first && last ? instance_.tied_bytes : 0);
+    const double forward = last ? instance_.output_scratch_bytes : instance_.scratch_bytes;
+    const double scratch = std::max(forward, std::min(instance_.loading_bytes, whole));
+    return std::max(0.0, whole - streamed) + kv_[j] - kv_[i] + scratch;
 }
 
 int StageTable::placement(int w, int i, int j) const {

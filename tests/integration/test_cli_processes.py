@@ -134,7 +134,7 @@ def test_a_reader_who_has_had_enough_ends_every_process_quietly() -> None:
 
 def test_head_and_workers_meet_by_token() -> None:
     head = subprocess.Popen(
-        [*BLOOMBEE, "head", "--workers", "2", "--dtype", "float32", "--json", "--max-new-tokens", "8"],
+        [*BLOOMBEE, "head", "--workers", "2", "--split", "4,4", "--dtype", "float32", "--json", "--max-new-tokens", "8"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -63,7 +63,7 @@ def test_a_lost_table_costs_a_resend_and_no_token(make_swarm: Callable[..., Swar
             original(role, link, lane, envelope, payloads)
 
         monkeypatch.setattr(WorkerRole, "_received", received)
-        runtime = bloombee.Runtime("demo", remote_workers=2, dtype="float32", codec="on", microbatches=1)
+        runtime = bloombee.Runtime("demo", remote_workers=2, split=(4, 4), dtype="float32", codec="on", microbatches=1)
         await runtime.prepare()
         serving = [
             asyncio.ensure_future(WorkerRole(WorkerConfig(join=token, threads=1)).serve()) for token in runtime.join_tokens

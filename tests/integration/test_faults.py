@@ -131,7 +131,7 @@ def test_nothing_outlives_the_application(how: signal.Signals) -> None:
 
 def test_workers_join_from_elsewhere_and_end_with_the_head() -> None:
     async def use() -> list[int]:
-        runtime = bloombee.Runtime("demo", remote_workers=2, dtype="float32")
+        runtime = bloombee.Runtime("demo", remote_workers=2, split=(4, 4), dtype="float32")
         workers = []
 
         def start(tokens: tuple[str, ...]) -> None:
@@ -198,7 +198,7 @@ def test_a_worker_with_another_model_of_the_same_shape_is_refused_by_name(tmp_pa
     save_file({**weights, **{name: weights[name] * 1.01 for name in names}}, other / "model.safetensors")
 
     async def use() -> None:
-        runtime = bloombee.Runtime(str(right), remote_workers=2, dtype="float32")
+        runtime = bloombee.Runtime(str(right), remote_workers=2, split=(2, 2), dtype="float32")
         await runtime.prepare()
         places = zip(runtime.join_tokens, (right, other), strict=True)
         configs = [WorkerConfig(join=token, model=str(place), name=place.name) for token, place in places]

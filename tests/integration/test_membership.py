@@ -45,7 +45,7 @@ class _Heard:
 def test_the_token_of_a_worker_lost_before_the_plan_is_valid_again_and_the_head_says_so() -> None:
     async def use() -> None:
         heard = _Heard()
-        runtime = bloombee.Runtime("demo", remote_workers=2, dtype="float32", on_progress=heard)
+        runtime = bloombee.Runtime("demo", remote_workers=2, split=(4, 4), dtype="float32", on_progress=heard)
         workers: list[asyncio.Task[None]] = []
 
         def start(token: str, name: str) -> None:

@@ -11,7 +11,7 @@ from netns_kit import Network, needs_namespaces, network
 from bloombee.wire.token import decode_token
 
 pytestmark = needs_namespaces
-HEAD = ("head", "--workers", "2", "--dtype", "float32", "--json", "--max-new-tokens", "4")
+HEAD = ("head", "--workers", "2", "--split", "4,4", "--dtype", "float32", "--json", "--max-new-tokens", "4")
 
 
 def open_head(net: Network, *options: str) -> tuple[subprocess.Popen[str], list[str]]:

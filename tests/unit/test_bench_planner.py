@@ -9,7 +9,8 @@ import pytest
 
 from bench import planner
 from bench.topologies import MOST_CANDIDATES, small, wan
-from bloombee.plan.solve import Objective, solve
+from bloombee.objective import Objective
+from bloombee.plan.solve import solve
 
 
 def test_small_instances_are_held_against_all_plans(capsys: pytest.CaptureFixture[str]) -> None:

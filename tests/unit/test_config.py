@@ -34,6 +34,12 @@ from bloombee.types import SamplingParams
         ("workers", True),
         ("workers", 1.5),
         ("dtype", "int8"),
+        ("objective", "speed"),
+        ("objective", "target"),
+        ("objective", "target:soon"),
+        ("objective", "target:-1"),
+        ("objective", "latency:1"),
+        ("objective", 1),
         ("device", "tpu"),
         ("listen", "127.0.0.1:5000"),
         ("listen", "tcp://host:99999"),
@@ -265,3 +271,34 @@ def test_a_local_worker_may_be_slow_small_and_far() -> None:
         source=worker.source, pace=worker.pace, memory_bytes=worker.memory_bytes, load_bytes_per_s=worker.load_bytes_per_s
     )
     assert LocalWorker(source="::1").source == "::1"
+
+
+@pytest.mark.parametrize(
+    ("fields", "goal", "kept_s"),
+    [
+        ({}, "None", None),
+        ({"remote_workers": 2}, "balance", None),
+        ({"remote_workers": 2, "split": (3, 3)}, "None", None),
+        ({"objective": "latency"}, "latency", None),
+        ({"remote_workers": 2, "objective": "throughput", "target_s": 0.5}, "throughput", 0.5),
+        ({"objective": "target:0.25"}, "target:0.25", 0.25),
+    ],
+)
+def test_a_planner_decides_for_workers_from_elsewhere_and_where_it_is_asked(
+    fields: dict[str, object], goal: str, kept_s: float | None
+) -> None:
+    config = RuntimeConfig(**fields)  # type: ignore[arg-type]
+    assert (str(config.goal), config.kept_s) == (goal, kept_s)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"workers": 2, "split": (3, 3)}, "split = 3,3: a split says who runs what"),
+        ({"target_s": 0.5}, "target_s = 0.5: two times to keep"),
+    ],
+)
+def test_an_objective_with_what_leaves_nothing_to_plan_is_refused(fields: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=f"{says}.*leave out one") as caught:
+        RuntimeConfig(objective="target:0.25", **fields)  # type: ignore[arg-type]
+    assert caught.value.fields["field"] == "objective"

@@ -30,6 +30,7 @@ from bloombee.control.events import (
 from bloombee.control.log import from_line, replay, to_line
 from bloombee.control.survey import ASK_AGAIN_S
 from bloombee.errors import ConfigError
+from bloombee.plan.plan import Prediction
 from bloombee.plan.topology import RowTime
 from bloombee.types import DeviceUse, StageUse
 
@@ -249,3 +250,15 @@ def test_a_worker_that_boasts_is_believed_until_it_has_shown_what_it_can() -> No
     honest, boasting = _chunks_after_a_loss(1.0), _chunks_after_a_loss(100.0)
     assert boasting[0].chunks != honest[0].chunks
     assert boasting[1].chunks == honest[1].chunks
+
+
+def test_a_chosen_plan_is_the_first_decision_and_its_microbatches_are_what_it_starts_with() -> None:
+    prediction = Prediction("balance", 7, 4, 123.4, 0.227, 0.05, "worker b", 0.0, spares=(("d", "far"),))
+    driven = Driven(structs.replace(PLAN, prediction=prediction))
+    first, *_ = driven.decisions
+    assert (first.what, first.chosen) == ("plan", "layers of a 2, b 2, c 2")
+    assert "123.4 tokens/s with M = 7 microbatches of b = 4" in first.why
+    assert "d left as spare (far)" in first.why
+    assert driven.runs[0].num_microbatches == 7
+    replayed = replay([from_line(to_line(event)) for event in driven.events])
+    assert replayed[0] == first

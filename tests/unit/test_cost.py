@@ -193,7 +193,9 @@ def test_layers_of_two_kinds_each_take_their_own_time_and_memory() -> None:
     full, window = 100 + 3 * 40, 40 + 1 * 16
     assert [s.memory_bytes for s in cost.stages] == [full + 2 * window, full + window, full]
     pooled = evaluate(dataclasses.replace(PLAIN, kv_tokens=100), topology, KINDS)
-    assert pooled.stages[1].memory_bytes == 100 + 3 * 100 + 40 + 25
+    assert pooled.stages[1].memory_bytes == 100 + 3 * 100 + 40 + 4 + 64, "a window, and what may be rolled back"
+    paged = evaluate(dataclasses.replace(PLAIN, kv_tokens=100, page_size=32, max_rows=8), topology, KINDS)
+    assert paged.stages[1].memory_bytes == 100 + 3 * 128 + 40 + 4 * 32
     prefill = prefill_s(PLAIN, topology, KINDS, tokens=8, chunk=8)
     assert prefill > prefill_s(PLAIN, THREE, MODEL, tokens=8, chunk=8)
 

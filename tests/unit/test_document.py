@@ -17,6 +17,7 @@ from bench.topologies import small, wan
 from bloombee.errors import ConfigError
 from bloombee.models.shape import LayerKind, ModelShape
 from bloombee.models.standin import default_pace, standin_card
+from bloombee.objective import Objective
 from bloombee.plan.document import (
     CoresPart,
     Document,
@@ -33,7 +34,7 @@ from bloombee.plan.document import (
     schema,
 )
 from bloombee.plan.problem import Problem, document_of, named_model, problem_of
-from bloombee.plan.solve import Objective, Space, solve
+from bloombee.plan.solve import Space, solve
 from bloombee.plan.topology import Cores, Device, Link, RowTime, Site, Topology
 from bloombee.types import HEAD, Dtype, Phase, Span
 

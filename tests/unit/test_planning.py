@@ -16,10 +16,11 @@ import pytest
 
 from bloombee.cli import main
 from bloombee.models.shape import ModelShape
+from bloombee.objective import Objective
 from bloombee.picture import APART, places
 from bloombee.plan.account import account
 from bloombee.plan.problem import Problem
-from bloombee.plan.solve import Objective, Space, solve
+from bloombee.plan.solve import Space, solve
 from bloombee.plan.topology import Device, Link, RowTime, Topology
 from bloombee.types import HEAD
 

@@ -20,8 +20,8 @@ from bloombee.errors import Infeasible
 from bloombee.models.card import ModelCard
 from bloombee.pipeline.work import Pages, Segment
 from bloombee.plan import scratch
+from bloombee.plan.memory import model_shape, stage_memory
 from bloombee.plan.plan import StagePlan, check_memory
-from bloombee.plan.scratch import scratch_bytes
 from bloombee.types import Dtype, PageGroup, Span
 
 
@@ -91,6 +91,11 @@ def test_rows_of_many_keys_are_copied_together_as_far_as_bounds_allow(monkeypatc
     assert sorted(alone) == [0, 7]
 
 
+def scratch_bytes(card: ModelCard, span: Span, *, rows: int, tokens: int) -> int:
+    model = model_shape(card, Dtype.FLOAT32, rows=rows, tokens=tokens)
+    return stage_memory(model, span.start, span.stop, (0,) * len(model.layer_kinds)).scratch
+
+
 def card(directory: Path, family: str, **sizes: object) -> ModelCard:
     make_checkpoint(family, directory, sizes=sizes)
     return describe(str(directory))
@@ -100,7 +105,7 @@ def test_the_scratch_of_a_long_prompt_is_bounded_and_counted(tmp_path: Path) -> 
     """The plan of a Gemma 2 of 8 heads said 42 MB for a prompt that took a gigabyte."""
     long = card(tmp_path, "gemma2", num_attention_heads=8, max_position_embeddings=40000, num_hidden_layers=2)
     assert (long.num_heads, long.is_latent) == (8, False)
-    short, full = (scratch_bytes(long, Span(0, 2), Dtype.FLOAT32, rows=512, tokens=tokens) for tokens in (100, 34000))
+    short, full = (scratch_bytes(long, Span(0, 2), rows=512, tokens=tokens) for tokens in (100, 34000))
     assert short < full <= 160 << 20, "scores alone would be 8 x 512 x 34,000 in float32, three times over"
 
 
@@ -108,15 +113,15 @@ def test_what_attention_computes_from_latents_is_counted(tmp_path: Path) -> None
     latent = card(tmp_path, "deepseek_v3")
     assert latent.is_latent
     assert latent.attended_elements > max(latent.layer_kv_elements)
-    one, two = (scratch_bytes(latent, Span(0, 1), Dtype.FLOAT32, rows=1, tokens=tokens) for tokens in (10**6, 2 * 10**6))
+    one, two = (scratch_bytes(latent, Span(0, 1), rows=1, tokens=tokens) for tokens in (10**6, 2 * 10**6))
     assert two - one >= 10**6 * latent.attended_elements * 4
 
 
 def test_only_the_last_stage_counts_logits(tmp_path: Path) -> None:
     wide = card(tmp_path, "llama", vocab_size=200_000)
-    inner, last = (scratch_bytes(wide, span, Dtype.FLOAT32, rows=64, tokens=64) for span in (Span(1, 2), Span(2, LAYERS)))
+    inner, last = (scratch_bytes(wide, span, rows=64, tokens=64) for span in (Span(1, 2), Span(2, LAYERS)))
     assert last - inner > 20 * 200_000 * 4
-    many = scratch_bytes(wide, Span(2, LAYERS), Dtype.FLOAT32, rows=4096, tokens=64)
+    many = scratch_bytes(wide, Span(2, LAYERS), rows=4096, tokens=64)
     assert many <= 130 << 20
 
 
@@ -129,4 +134,4 @@ def test_a_worker_without_room_for_the_scratch_is_too_small() -> None:
 
 
 def test_a_stand_in_computes_nothing_and_needs_none() -> None:
-    assert scratch_bytes(describe("standin:64x2"), Span(0, 2), Dtype.FLOAT32, rows=512, tokens=10**6) == 0
+    assert scratch_bytes(describe("standin:64x2"), Span(0, 2), rows=512, tokens=10**6) == 0

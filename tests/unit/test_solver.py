@@ -14,12 +14,12 @@ from bench.topologies import Case, small, wan
 from bloombee._native import PlanSolver
 from bloombee.errors import ConfigError, Infeasible, PlanError
 from bloombee.models.shape import LayerKind, ModelShape
+from bloombee.objective import Goal, Objective
 from bloombee.plan.candidate import Candidate
 from bloombee.plan.cost import evaluate
 from bloombee.plan.explain import explain, spare_reasons
-from bloombee.plan.solve import Objective, Solution, Space, solve
+from bloombee.plan.solve import Solution, Space, solve
 from bloombee.plan.solve.instance import make_instance, streamed_bytes
-from bloombee.plan.solve.objective import Goal
 from bloombee.plan.topology import Cores, Device, Link, RowTime, Site, Topology
 from bloombee.types import HEAD, WorkerId
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 
 import pytest
 
 from bloombee.errors import ConfigError, DeadlineExceeded, DeviceError, Infeasible, LinkDown, RemoteProtocolError
+from bloombee.objective import Goal, Objective
 from bloombee.pipeline.commands import (
     Command,
     Dismiss,
@@ -29,9 +32,12 @@ from bloombee.pipeline.events import (
     WorkerRestored,
     WorkerSaid,
 )
-from bloombee.pipeline.swarm import REPEAT_S, PlanRequest, SwarmCore, SwarmLimits
+from bloombee.pipeline.swarm import REPEAT_S, Machine, PlanRequest, SwarmCore, SwarmLimits
+from bloombee.pipeline.swarm.member import Member
+from bloombee.plan.profile import Fit, Profile
+from bloombee.plan.topology import Cores, Device, Link, RowTime, Topology
 from bloombee.sim.cluster import sim_card
-from bloombee.types import Dtype
+from bloombee.types import HEAD, Dtype
 from bloombee.wire.messages import Heartbeat, Load, Loaded, Loading, StageFailed, Verdict, Wire, Wired
 
 LINKS = [bytes([n]) * 16 for n in range(8)]
@@ -426,3 +432,81 @@ def test_strangers_and_surprises_are_refused() -> None:
         core.handle(WorkerSaid(9, Heartbeat(1), 0.0))
     with pytest.raises(RemoteProtocolError):
         core.handle(WorkerSaid(1, Verdict(1, 1, 0, 0, (), None), 0.0))
+
+
+def _near(members: Sequence[Member]) -> Topology:
+    """One far from the others, all alike."""
+    far, *_ = (member.id for member in members)
+    ends = itertools.permutations((HEAD, *(member.id for member in members)), 2)
+    devices = {member.id: Device(member.name, layer=RowTime(0.001)) for member in members}
+    return Topology(devices, {pair: Link(1e8, 0.1 if far in pair else 0.001) for pair in ends})
+
+
+def test_with_an_objective_the_planner_decides_and_the_others_are_spares() -> None:
+    core = _core(join=0, objective=Objective(Goal.LATENCY), tuned=True, num_microbatches=8)
+    core.known = _near
+    commands = []
+    for worker in (1, 2, 3):
+        commands = core.handle(WorkerJoined(worker, f"w{worker}", "tcp://127.0.0.1:1", bytes([worker]) * 32, 6000, 0.0))
+    made = commands[0]
+    assert isinstance(made, PlanMade)
+    assert [stage.worker for stage in made.plan.stages] in ([2, 3], [3, 2])
+    assert [worker for worker, _ in _orders(commands, Load)] == [stage.worker for stage in made.plan.stages]
+    assert core.spares == (1,)
+    prediction = made.plan.prediction
+    assert prediction is not None
+    assert dict(prediction.spares).keys() == {"w1"}
+    assert prediction.num_microbatches <= 8
+
+
+def test_a_plan_that_a_spare_has_changed_predicts_nothing() -> None:
+    core = _core(join=0, objective=Objective(Goal.LATENCY), num_pages=1, num_layers=2)
+    core.known = _near
+    for worker in (1, 2, 3):
+        core.handle(WorkerJoined(worker, f"w{worker}", "tcp://127.0.0.1:1", bytes([worker]) * 32, 10_000, 0.0))
+    assert core.plan is not None
+    (stage,) = core.plan.stages
+    core.handle(WorkerGone(stage.worker, "killed", 1.0))
+    assert (core.plan.epoch, core.plan.prediction) == (2, None)
+
+
+def test_with_an_objective_and_nothing_known_all_workers_have_a_stage() -> None:
+    core = _core(objective=Objective())
+    assert core.plan is not None
+    assert (len(core.plan.stages), core.plan.prediction) == (3, None)
+
+
+def test_on_one_machine_everything_is_known() -> None:
+    machine = Machine(Cores(2, 0.0005, 0.0005), Device("here"))
+    core = _core(memory=20_000, objective=Objective(Goal.LATENCY), machine=machine)
+    assert core.plan is not None
+    assert len(core.plan.stages) == 1
+    assert core.plan.prediction is not None
+    assert len(core.plan.prediction.spares) == 2
+
+
+def test_workers_without_room_for_any_plan_take_the_swarm_down() -> None:
+    core = _core(join=0, objective=Objective())
+    core.known = _near
+    for worker in (1, 2, 3):
+        commands = core.handle(WorkerJoined(worker, f"w{worker}", "tcp://127.0.0.1:1", bytes([worker]) * 32, 400, 0.0))
+    down = commands[0]
+    assert isinstance(down, PipelineDown)
+    assert isinstance(down.error, Infeasible)
+    assert down.error.fields["constraint"] == "memory"
+
+
+def test_a_machine_is_profiled_only_where_a_planner_needs_it() -> None:
+    unknown, paced = (Machine(Cores(2), device) for device in (Device("here"), Device("here", layer=RowTime(0.001))))
+    fit = Fit(RowTime(), RowTime(0.002), 0.0, 0.0)
+    profile = Profile("00" * 16, "cpu", "float32", 1, fit, RowTime(0.003), 0, 0, 0)
+    base = _core(join=0).request
+    wanting = dataclasses.replace(base, machine=unknown, objective=Objective())
+    assert wanting.wants_profile
+    for other in (base, dataclasses.replace(wanting, objective=None), dataclasses.replace(wanting, machine=paced)):
+        assert not other.wants_profile
+    measured = wanting.measured(profile)
+    assert measured.machine is not None
+    assert (measured.machine.device.layer, measured.wants_profile) == (RowTime(0.002), False)
+    assert base.measured(profile) is base
+    assert dataclasses.replace(wanting, machine=paced).measured(profile).machine is paced

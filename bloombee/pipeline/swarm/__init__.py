@@ -2,6 +2,6 @@
 
 from bloombee.pipeline.swarm.core import REPEAT_S, Event, SwarmCore, SwarmLimits
 from bloombee.pipeline.swarm.orders import rules_message
-from bloombee.pipeline.swarm.planning import PlanRequest
+from bloombee.pipeline.swarm.planning import Machine, PlanRequest
 
-__all__ = ["REPEAT_S", "Event", "PlanRequest", "SwarmCore", "SwarmLimits", "rules_message"]
+__all__ = ["REPEAT_S", "Event", "Machine", "PlanRequest", "SwarmCore", "SwarmLimits", "rules_message"]

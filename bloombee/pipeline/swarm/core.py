@@ -9,7 +9,7 @@ Load and Wire are idempotent and are said again until they have been answered.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bloombee.errors import (
@@ -50,6 +50,7 @@ from bloombee.pipeline.swarm.member import Member
 from bloombee.pipeline.swarm.orders import Orders
 from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest, fits
 from bloombee.plan.plan import Plan, StagePlan
+from bloombee.plan.topology import Topology
 from bloombee.types import WorkerId
 from bloombee.wire.messages import AnyMessage, Loaded, Loading, Retired, StageFailed, Unloaded, Wired
 from bloombee.wire.spoken import check_spoken
@@ -76,6 +77,8 @@ class SwarmCore:
     limits: SwarmLimits
     links: Iterator[bytes]
     """Fresh unguessable link ids for worker -> worker links; the core itself has no randomness."""
+    known: Callable[[Sequence[Member]], Topology | None] = lambda _: None
+    """What is known of workers and their links when the plan is made; None: nothing."""
     plan: Plan | None = None
     error: BloomBeeError | None = None
     """Why the pipeline is down for good."""
@@ -154,8 +157,9 @@ class SwarmCore:
 
     def _make_plan(self, now: float) -> list[Command]:
         first = FirstPlan(self.request)
+        workers = first.candidates(self._workers.values())
         try:
-            self.plan = first.make(first.candidates(self._workers.values()))
+            self.plan = first.decide(workers, self.known(workers))
         except BloomBeeError as error:
             return self._down(error, now)
         return [PlanMade(self.plan), *(self._first_load(self.plan, stage, now) for stage in self.plan.stages)]
@@ -280,7 +284,7 @@ class SwarmCore:
         """Another worker takes over a stage, in the next epoch. Links are made while it loads: they take many round trips."""
         stage = replace(lost, worker=spare.id, name=spare.name)
         stages = tuple(stage if one.index == lost.index else one for one in plan.stages)
-        self.plan = plan = replace(plan, epoch=plan.epoch + 1, stages=stages)
+        self.plan = plan = replace(plan, epoch=plan.epoch + 1, stages=stages, prediction=None)
         self.is_up = False
         return [
             TellScheduler(PlanBroken(now)),

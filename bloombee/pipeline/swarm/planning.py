@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import itertools
+import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bloombee.codec.choice import CodecMode
 from bloombee.errors import BloomBeeError, ConfigError
 from bloombee.kv.pool import make_groups
 from bloombee.models.card import ModelCard
+from bloombee.objective import Objective
 from bloombee.pipeline.swarm.member import Member
-from bloombee.plan.plan import Plan, StagePlan, check_memory, split_layers
-from bloombee.plan.scratch import scratch_bytes
-from bloombee.types import Dtype, PageGroup, Span
+from bloombee.plan.choose import Wish, choose
+from bloombee.plan.memory import StageMemory, kv_slots, stage_memory
+from bloombee.plan.plan import Plan, Prediction, StagePlan, check_memory, split_layers
+from bloombee.plan.profile import Profile
+from bloombee.plan.topology import Cores, Device, Link, Topology
+from bloombee.types import HEAD, Dtype, Span, WorkerId
 
 PIPELINE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where a local swarm's workers are alike, share the cores, and have links that cost a hop and nothing else.
+
+    Args:
+        device: of each; one of which nothing is known: an ordinary computer's.
+    """
+
+    cores: Cores
+    device: Device
+
+    def topology(self, workers: Iterable[WorkerId]) -> Topology:
+        """Of so many of them."""
+        devices = dict.fromkeys(workers, self.device)
+        hop = Link(math.inf, self.cores.hop_s)
+        return Topology(devices, dict.fromkeys(itertools.permutations((HEAD, *devices), 2), hop), self.cores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +56,31 @@ class PlanRequest:
     max_rows: int
     """Most rows of one sequence in a microbatch."""
     num_microbatches: int
+    """Under way at once: credit that stages grant, all of it used unless ``tuned``."""
+    tuned: bool = False
+    """How many of them are used is chosen: before the start by the planner, if there is one, then while it runs."""
     pages_fixed: bool = True
     codec: CodecMode = CodecMode.OFF
     order: tuple[str, ...] = ()
     """Names of the workers of the first plan in the order of their stages; empty: as they join."""
+    objective: Objective | None = None
+    """What the planner is to be best at; None: all workers have a stage, in their order, cut as ``split`` says."""
+    machine: Machine | None = None
+    """All workers are on one machine, of which everything is known; None: elsewhere, or behind links of their own."""
     trace: bool = False
     takes_others: bool = True
     """Workers come from elsewhere: one that leaves before the plan may come back, or another in its place."""
+
+    @property
+    def wants_profile(self) -> bool:
+        """A planner is to decide about workers of this machine, and does not know how fast that is."""
+        return self.objective is not None and self.machine is not None and not self.machine.device.is_known
+
+    def measured(self, profile: Profile) -> PlanRequest:
+        """The same once a worker's share of the machine has been measured, if all are there and no pace says more."""
+        if self.machine is None or self.machine.device.is_known:
+            return self
+        return replace(self, machine=replace(self.machine, device=profile.as_device("local")))
 
 
 class FirstPlan:
@@ -55,20 +97,82 @@ class FirstPlan:
         named = [worker for worker in workers if worker.name in order]
         return sorted(named, key=lambda worker: order.index(worker.name))
 
+    def decide(self, workers: Sequence[Member], topology: Topology | None) -> Plan:
+        """Chosen, where a planner is asked for and something is known of ``workers`` and their links; else cut as asked.
+
+        Raises:
+            BloomBeeError: as :meth:`make` and :meth:`chosen`.
+        """
+        machine = self.request.machine
+        if machine is not None:
+            topology = replace(topology or machine.topology(worker.id for worker in workers), cores=machine.cores)
+        if self.request.objective is None or topology is None:
+            return self.make(workers)
+        return self.chosen(topology, workers)
+
     def make(self, workers: Sequence[Member]) -> Plan:
-        """One stage for each of ``workers``, in their order.
+        """One stage for each of ``workers``, in their order, cut as asked.
 
         Raises:
             Infeasible: one of them lacks the memory.
             ConfigError: one could not be reached by the stage before it, or the split does not fit the model.
         """
+        return self._plan(workers, split_layers(self.request.card.num_layers, len(workers), self.request.split), None)
+
+    def chosen(self, topology: Topology, workers: Sequence[Member]) -> Plan:
+        """The best plan of some of ``workers``, by what is known of them and of their links.
+
+        Args:
+            topology: of these workers, by their ids; a worker that it lacks is one that nothing is known of. How much memory each
+                has is as they said when they joined.
+
+        Raises:
+            Infeasible: there is none. PlanError, ConfigError: as :func:`~bloombee.plan.choose.choose`.
+        """
         request = self.request
-        spans = split_layers(request.card.num_layers, request.num_workers, request.split)
-        num_pages = request.num_pages
-        if not request.pages_fixed:
-            num_pages = max(1, min(num_pages, *(self._pages_that_fit(w, s) for w, s in zip(workers, spans, strict=True))))
-        groups = self._groups(num_pages)
-        stages = tuple(self._stage(index, workers[index], span, groups) for index, span in enumerate(spans))
+        of = {worker.id: worker for worker in workers}
+        devices = {
+            worker.id: replace(
+                topology.devices.get(worker.id, Device(worker.name)), name=worker.name, memory_bytes=worker.memory_bytes
+            )
+            for worker in workers
+        }
+        chosen = choose(replace(topology, devices=devices), request.card, self._wish(), request.objective or Objective())
+        members = [of[worker] for worker in chosen.candidate.workers]
+        spans = split_layers(request.card.num_layers, len(members), chosen.candidate.layers)
+        return self._plan(members, spans, chosen.prediction)
+
+    def _wish(self) -> Wish:
+        request = self.request
+        return Wish(
+            dtype=request.dtype,
+            num_pages=request.num_pages,
+            page_size=request.page_size,
+            max_rows=request.max_rows,
+            most_microbatches=request.num_microbatches,
+            microbatches=None if request.tuned else request.num_microbatches,
+            pages_fixed=request.pages_fixed,
+            codec=request.codec,
+        )
+
+    def _plan(self, workers: Sequence[Member], spans: Sequence[Span], prediction: Prediction | None) -> Plan:
+        request = self.request
+        num_pages = request.num_pages if request.pages_fixed else self._pages_that_fit(workers, spans)
+        groups = make_groups(request.card.windows(), num_pages, request.page_size, rows=request.max_rows)
+        memories = self._memories(spans, num_pages)
+        stages = tuple(
+            StagePlan(
+                index=index,
+                worker=worker.id,
+                name=worker.name,
+                span=span,
+                weight_bytes=memory.weights,
+                kv_bytes=memory.kv,
+                groups=tuple(group for group in groups if group.window in request.card.windows(span)),
+                scratch_bytes=memory.scratch,
+            )
+            for index, (worker, span, memory) in enumerate(zip(workers, spans, memories, strict=True))
+        )
         for stage, worker in zip(stages, workers, strict=True):
             check_fit(stage, worker)
         return Plan(
@@ -81,45 +185,25 @@ class FirstPlan:
             page_size=request.page_size,
             num_microbatches=request.num_microbatches,
             stages=stages,
+            prediction=prediction,
         )
 
-    def _groups(self, num_pages: int) -> tuple[PageGroup, ...]:
+    def _pages_that_fit(self, workers: Sequence[Member], spans: Sequence[Span]) -> int:
+        """Of the wished, as many as leave every worker room for the rest; at least one."""
+
+        def is_too_much(count: int) -> bool:
+            memories = self._memories(spans, count)
+            return any(memory.total > worker.memory_bytes for memory, worker in zip(memories, workers, strict=True))
+
+        return max(1, bisect_left(range(1, self.request.num_pages + 1), True, key=is_too_much))
+
+    def _memories(self, spans: Sequence[Span], num_pages: int) -> list[StageMemory]:
+        """Of stages of ``spans``."""
         request = self.request
-        return make_groups(request.card.windows(), num_pages, request.page_size, rows=request.max_rows)
-
-    def _kv_bytes(self, span: Span, groups: tuple[PageGroup, ...]) -> int:
-        card, dtype = self.request.card, self.request.dtype
-        slots = ((group.window, group.num_pages * self.request.page_size) for group in groups)
-        return sum(count * card.kv_bytes_per_token(span, dtype, window=window) for window, count in slots)
-
-    def _pages_that_fit(self, worker: Member, span: Span) -> int:
-        """Of the wished, how many leave room for the others' and the weights."""
-        room = worker.memory_bytes - self.request.card.weight_bytes(span, self.request.dtype)
-
-        def need(count: int) -> int:
-            groups = self._groups(count)
-            return self._kv_bytes(span, groups) + self._scratch_bytes(span, groups)
-
-        return bisect_right(range(1, self.request.num_pages + 1), room, key=need)
-
-    def _scratch_bytes(self, span: Span, groups: tuple[PageGroup, ...]) -> int:
-        request = self.request
-        tokens = groups[0].num_pages * request.page_size
-        return scratch_bytes(request.card, span, request.dtype, rows=request.max_rows, tokens=tokens)
-
-    def _stage(self, index: int, worker: Member, span: Span, groups: tuple[PageGroup, ...]) -> StagePlan:
-        card, dtype = self.request.card, self.request.dtype
-        own = tuple(group for group in groups if group.window in card.windows(span))
-        return StagePlan(
-            index=index,
-            worker=worker.id,
-            name=worker.name,
-            span=span,
-            weight_bytes=card.weight_bytes(span, dtype),
-            kv_bytes=self._kv_bytes(span, own),
-            groups=own,
-            scratch_bytes=self._scratch_bytes(span, own),
-        )
+        tokens = num_pages * request.page_size
+        model = self._wish().shape(request.card, num_pages)
+        slots = kv_slots(model, tokens, page_size=request.page_size, rows=request.max_rows)
+        return [stage_memory(model, span.start, span.stop, slots) for span in spans]
 
 
 def check_fit(stage: StagePlan, worker: Member) -> None:

@@ -1,7 +1,6 @@
 """The best plan for a topology, with a bound on what any plan could reach. Pure; the search itself is native (``csrc/plan``)."""
 
-from bloombee.plan.solve.objective import Objective
-from bloombee.plan.solve.solver import Solution, solve
+from bloombee.plan.solve.solver import Solution, alone, coded, solve
 from bloombee.plan.solve.space import Space
 
-__all__ = ["Objective", "Solution", "Space", "solve"]
+__all__ = ["Solution", "Space", "alone", "coded", "solve"]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bloombee.errors import ConfigError
 from bloombee.models.shape import ModelShape
 from bloombee.plan.candidate import Candidate
-from bloombee.plan.cost import FRAME_BYTES, ITEM_BYTES, PICK_BYTES, TOKEN_BYTES, VERDICT_BYTES, held_tokens, seen_tokens
+from bloombee.plan.cost import FRAME_BYTES, ITEM_BYTES, PICK_BYTES, TOKEN_BYTES, VERDICT_BYTES, held_slots, seen_tokens
 from bloombee.plan.solve.space import Space
 from bloombee.plan.topology import Device, Topology
 from bloombee.types import HEAD, WorkerId
@@ -24,6 +24,7 @@ MOST_BYTES = 1 << 53
 """No size is larger, so each is exact in binary64."""
 
 Numbers = NDArray[np.float64]
+_ENDS = ("embedding_bytes", "output_bytes", "tied_bytes", "scratch_bytes", "output_scratch_bytes", "loading_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ class Instance:
             context=space.context,
             ratios=tuple(self.ratios[number] for number in found["codec"]),
             kv_tokens=space.kv_tokens,
+            page_size=space.page_size,
+            max_rows=space.max_rows,
             streamed_bytes=tuple(streamed) if any(streamed) else (),
         )
 
@@ -125,16 +128,24 @@ def _model(model: ModelShape, points: Sequence[tuple[int, int]], space: Space) -
     _bytes(all_bytes, "layer_bytes")
     kv_bytes = []
     for sequences, count in points:
-        at = Candidate((1,), (1,), count, sequences, context=space.context, kv_tokens=space.kv_tokens)
-        for kind in kinds:
-            kv_bytes.append(float(kind.kv_token_bytes * held_tokens(at, kind.window)))
+        at = Candidate(
+            (1,),
+            (1,),
+            count,
+            sequences,
+            context=space.context,
+            kv_tokens=space.kv_tokens,
+            page_size=space.page_size,
+            max_rows=space.max_rows,
+        )
+        for kind, slots in zip(kinds, held_slots(at, model), strict=True):
+            kv_bytes.append(float(kind.kv_token_bytes * slots))
             _bytes(kv_bytes[-1] * model.num_layers, "kv_token_bytes")
     return {
         "kind_of": np.array(model.kind_of or (0,) * model.num_layers, dtype=np.int32),
         "layer_bytes": _array([float(kind.layer_bytes) for kind in kinds]),
         "kv_bytes": _array(kv_bytes),
-        "embedding_bytes": _bytes(model.embedding_bytes, "embedding_bytes"),
-        "output_bytes": _bytes(model.output_bytes, "output_bytes"),
+        **{name: _bytes(getattr(model, name), name) for name in _ENDS},
     }
 
 

@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from bloombee._native import PlanSolver
 from bloombee.errors import PlanError
 from bloombee.models.shape import ModelShape
+from bloombee.objective import Goal, Objective
 from bloombee.plan.candidate import Candidate
 from bloombee.plan.cost import Cost, evaluate
 from bloombee.plan.solve.infeasible import too_slow, why_not
 from bloombee.plan.solve.instance import make_instance
-from bloombee.plan.solve.objective import SLACK, Goal, Objective
 from bloombee.plan.solve.pipelines import Pipelines, Share
 from bloombee.plan.solve.space import Space
 from bloombee.plan.topology import Topology
 from bloombee.types import WorkerId
 
 MAX_STEPS = 1 << 62
+SLACK = 0.03
+"""Of the most tokens/s, what :attr:`Goal.BALANCE` gives for a shorter time per token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +97,21 @@ def solve(
 
 
 def alone(candidate: Candidate, topology: Topology, model: ModelShape, ratios: tuple[float | None, ...]) -> Cost:
-    """The same plan with one sequence by itself; each link takes the codec that gets a row there first."""
-    single = dataclasses.replace(candidate, num_microbatches=1, microbatch_sequences=1)
+    """The same plan with one sequence by itself."""
+    return coded(dataclasses.replace(candidate, num_microbatches=1, microbatch_sequences=1), topology, model, ratios)
+
+
+def coded(candidate: Candidate, topology: Topology, model: ModelShape, ratios: tuple[float | None, ...]) -> Cost:
+    """The same plan where each link takes that of ``ratios`` which gets a microbatch there first."""
     costs = [
-        evaluate(dataclasses.replace(single, ratios=(ratio,) * (len(candidate.workers) - 1)), topology, model)
+        evaluate(dataclasses.replace(candidate, ratios=(ratio,) * (len(candidate.workers) - 1)), topology, model)
         for ratio in dict.fromkeys(ratios)
     ]
     best = tuple(
         min(costs, key=lambda cost: cost.links[index].pass_s).candidate.ratios[index - 1]
         for index in range(1, len(candidate.workers))
     )
-    return evaluate(dataclasses.replace(single, ratios=best), topology, model)
+    return evaluate(dataclasses.replace(candidate, ratios=best), topology, model)
 
 
 class _Search:

@@ -20,7 +20,8 @@ class Space:
         streamed: parts of a stage's layer weights that may come from outside the device on each pass; 0 must be there.
         pipelines: how many there may be.
         most_sequences: M * b of a pipeline is no more; None: no limit.
-        context, kv_tokens, rows_per_sequence, tokens_per_round: as in :class:`~bloombee.plan.candidate.Candidate`.
+        context, kv_tokens, page_size, max_rows, rows_per_sequence, tokens_per_round: as in
+            :class:`~bloombee.plan.candidate.Candidate`.
         order: the only order in which workers may stand, those that are not named left out; None: any order.
 
     Raises:
@@ -35,6 +36,8 @@ class Space:
     most_sequences: int | None = None
     context: int = 0
     kv_tokens: int | None = None
+    page_size: int = 1
+    max_rows: int = 1
     rows_per_sequence: int = 1
     tokens_per_round: float = 1.0
     order: tuple[WorkerId, ...] | None = None
@@ -52,6 +55,8 @@ class Space:
             (self.pipelines >= 1, "pipelines", ">= 1"),
             (self.context >= 0, "context", ">= 0"),
             (self.kv_tokens is None or self.kv_tokens >= 0, "kv_tokens", ">= 0, or None"),
+            (self.page_size >= 1, "page_size", ">= 1"),
+            (self.max_rows >= 1, "max_rows", ">= 1"),
             (self.rows_per_sequence >= 1, "rows_per_sequence", ">= 1"),
             (0 < self.tokens_per_round <= self.rows_per_sequence, "tokens_per_round", f"> 0 and <= {self.rows_per_sequence}"),
             (self.order is None or 0 < len(self.order) == len(set(self.order)), "order", "different workers"),

@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass
 
 from bloombee.errors import ConfigError
+from bloombee.quote import quoted
 
-SLACK = 0.03
-"""Of the most tokens/s, what :attr:`Goal.BALANCE` gives for a shorter time per token."""
+RULE = "latency, throughput, balance or target:SECONDS"
 
 
 class Goal(enum.StrEnum):
@@ -43,12 +43,13 @@ class Objective:
 
     @classmethod
     def parse(cls, text: str) -> Objective:
-        """``latency``, ``throughput``, ``target:SECONDS``. Raises ConfigError: anything else."""
+        """``latency``, ``throughput``, ``balance``, ``target:SECONDS``. Raises ConfigError: anything else."""
         name, _, seconds = text.partition(":")
         try:
             return cls(Goal(name), float(seconds) if seconds else None)
-        except ValueError:
-            raise ConfigError(f"objective {text!r}: must be latency, throughput or target:SECONDS", field="objective") from None
+        except (ValueError, ConfigError):
+            said = f"objective = {quoted(text)}: must be {RULE}"
+            raise ConfigError(said, field="objective", value=quoted(text), allowed=RULE) from None
 
     def __str__(self) -> str:
         return str(self.goal) if self.target_s is None else f"{self.goal}:{self.target_s:g}"

@@ -1,0 +1,175 @@
+"""The plan that a swarm is to run: what the search finds, put as who runs what and how, with what is expected of it. Pure.
+
+What the search is told of memory is what a plan is held to when it is made (``plan/memory.py``), so what it calls feasible can
+be loaded. Where not even the wished KV memory fits, half of it is tried, and half of that: the plan then takes what fits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from bloombee.codec.choice import CodecMode
+from bloombee.errors import Infeasible
+from bloombee.models.card import ModelCard
+from bloombee.models.shape import ModelShape
+from bloombee.objective import Goal, Objective
+from bloombee.plan.candidate import Candidate
+from bloombee.plan.cost import Cost
+from bloombee.plan.explain import spare_reasons
+from bloombee.plan.memory import model_shape
+from bloombee.plan.plan import Prediction
+from bloombee.plan.solve import Solution, Space, alone, coded, solve
+from bloombee.plan.topology import Device, RowTime, Topology
+from bloombee.types import Dtype, WorkerId
+
+SEARCH_STEPS = 4_000_000
+"""Of a search, a third of a second or so: a head answers nobody meanwhile. Steps, so that figures give the same plan anywhere."""
+SEQUENCE_TOKENS = 512
+"""That a sequence has cached on average, where nothing is known of what will be asked."""
+CODED = {Dtype.BFLOAT16: 1 / 1.5, Dtype.FLOAT16: 1 / 1.18, Dtype.FLOAT32: 1 / 1.2}
+"""What the codec leaves of activations, by the medians of docs/codec.md."""
+CLOSE = 0.01
+"""Ways to run a plan within this share of the most tokens are as good."""
+ORDINARY_BYTES_PER_S, ORDINARY_FLOPS_PER_S = 2e10, 2e11
+"""Of an ordinary computer (two channels of memory, eight cores): what workers are taken for while nobody has measured any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a plan is to have besides layers.
+
+    Args:
+        num_pages: of KV memory of the layers that see furthest; ``pages_fixed``: so many, else as many as there is room for.
+        max_rows: of one microbatch. microbatches: under way, as asked for; None: as is best, up to ``most_microbatches``.
+        codec: of all links.
+    """
+
+    dtype: Dtype
+    num_pages: int
+    page_size: int
+    max_rows: int
+    most_microbatches: int
+    microbatches: int | None = None
+    pages_fixed: bool = False
+    codec: CodecMode = CodecMode.OFF
+
+    def shape(self, card: ModelCard, num_pages: int) -> ModelShape:
+        """Of the model, where stages hold so many pages."""
+        return model_shape(card, self.dtype, rows=self.max_rows, tokens=num_pages * self.page_size)
+
+    def space(self, num_pages: int) -> Space:
+        """What there is to choose from: one pipeline, nothing streamed, and as many sequences as have room."""
+        tokens = num_pages * self.page_size
+        context = min(SEQUENCE_TOKENS, tokens)
+        space = Space(
+            ratios={CodecMode.OFF: (None,), CodecMode.ON: (CODED[self.dtype],)}.get(self.codec, (None, CODED[self.dtype])),
+            context=context,
+            kv_tokens=tokens,
+            page_size=self.page_size,
+            max_rows=self.max_rows,
+        )
+        counts = (self.microbatches,) if self.microbatches else _up_to(self.most_microbatches, space.microbatches)
+        most = max(tokens // context, counts[0])
+        return dataclasses.replace(
+            space, sequences=_up_to(self.max_rows, space.sequences), microbatches=counts, most_sequences=most
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Who runs what, and what that is expected to come to."""
+
+    candidate: Candidate
+    prediction: Prediction
+
+
+def choose(topology: Topology, card: ModelCard, wish: Wish, objective: Objective) -> Chosen:
+    """The best plan of ``topology``'s workers for ``objective``.
+
+    A worker that has told nothing of its speed counts as the slowest of those that have, or all as ordinary computers.
+
+    Raises:
+        Infeasible: there is none; ``fields`` say which constraint, on which worker, and what is missing.
+        PlanError: none was found within the search's budget.
+        ConfigError: a figure that nothing could have; names the worker or the link.
+    """
+    guessed = tuple(worker for worker, device in topology.devices.items() if not device.is_known)
+    topology = _with_guesses(topology, wish.shape(card, wish.num_pages), guessed)
+    solution, num_pages = _most_pages(topology, card, wish, objective)
+    model, space = wish.shape(card, num_pages), wish.space(num_pages)
+    cost = solution.pipelines[0]
+    if objective.goal is Goal.LATENCY:
+        cost = _busiest(cost.candidate, topology, model, space)
+    reasons = spare_reasons(solution, topology, model)
+    prediction = Prediction(
+        objective=str(objective),
+        num_microbatches=cost.candidate.num_microbatches,
+        microbatch_sequences=cost.candidate.microbatch_sequences,
+        ratios=cost.candidate.ratios,
+        tokens_per_s=cost.tokens_per_s,
+        time_per_token_s=cost.time_per_token_s,
+        alone_s=alone(cost.candidate, topology, model, space.ratios).time_per_token_s,
+        bottleneck=cost.bottleneck,
+        gap=solution.gap,
+        spares=tuple((topology.device(worker).name, why) for worker, why in reasons.items()),
+        guessed=tuple(topology.device(worker).name for worker in guessed),
+    )
+    return Chosen(cost.candidate, prediction)
+
+
+def _most_pages(topology: Topology, card: ModelCard, wish: Wish, objective: Objective) -> tuple[Solution, int]:
+    """The plan with the wished pages, or with half as many, and so on; the last error where none is there with one."""
+    num_pages = wish.num_pages
+    while True:
+        model, space = wish.shape(card, num_pages), wish.space(num_pages)
+        try:
+            return solve(topology, model, space, objective, budget_s=float("inf"), max_steps=SEARCH_STEPS), num_pages
+        except Infeasible:
+            if wish.pages_fixed or num_pages == 1:
+                raise
+            num_pages //= 2
+
+
+def _busiest(candidate: Candidate, topology: Topology, model: ModelShape, space: Space) -> Cost:
+    """The same layers, run with as few sequences as make the most tokens, nearly."""
+    ways = [
+        coded(
+            dataclasses.replace(candidate, num_microbatches=count, microbatch_sequences=sequences), topology, model, space.ratios
+        )
+        for sequences, count in sorted(space.points(), key=lambda point: point[0] * point[1])
+    ]
+    most = max(cost.tokens_per_s for cost in ways)
+    return next(cost for cost in ways if cost.tokens_per_s >= most * (1 - CLOSE))
+
+
+def _with_guesses(topology: Topology, model: ModelShape, unknown: tuple[WorkerId, ...]) -> Topology:
+    known = [device for worker, device in topology.devices.items() if worker not in unknown]
+    like = max(known, key=lambda device: _alone_s(device, model)) if known else _ordinary(model)
+    guesses = {
+        worker: dataclasses.replace(like, name=device.name, memory_bytes=device.memory_bytes)
+        for worker, device in topology.devices.items()
+        if worker in unknown
+    }
+    return dataclasses.replace(topology, devices={**topology.devices, **guesses})
+
+
+def _alone_s(device: Device, model: ModelShape) -> float:
+    """All layers of the model for one row."""
+    counts = enumerate(model.counts(0, model.num_layers))
+    return device.stage.decode_s(1) + sum(count * device.layer_of(kind).decode_s(1) for kind, count in counts)
+
+
+def _ordinary(model: ModelShape) -> Device:
+    """Reads its weights once a pass, and computes with all of them for each row."""
+
+    def time(num_bytes: int) -> RowTime:
+        row_s = 2 * num_bytes / model.activation_bytes / ORDINARY_FLOPS_PER_S
+        return RowTime(num_bytes / ORDINARY_BYTES_PER_S, row_s, row_s)
+
+    kinds = tuple(time(kind.layer_bytes) for kind in model.layer_kinds)
+    return Device("ordinary", output=time(model.output_bytes), kinds=kinds)
+
+
+def _up_to(most: int, numbers: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(number for number in numbers if number <= most)
