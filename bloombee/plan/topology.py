@@ -51,6 +51,10 @@ class RowTime:
         time = cls(own.fixed_s, own.decode_row_s, own.prefill_row_s)
         return (time, cls()) if pace.layers is None else (cls(), time)
 
+    def scaled(self, factor: float) -> RowTime:
+        """The same of something that takes ``factor`` times as long."""
+        return RowTime(self.fixed_s * factor, self.decode_row_s * factor, self.prefill_row_s * factor, self.context_s * factor)
+
     def decode_s(self, rows: float, context: float = 0.0) -> float:
         """``rows`` rows, each over ``context`` cached tokens."""
         return self.fixed_s + rows * (self.decode_row_s + context * self.context_s)
@@ -97,6 +101,16 @@ class Device:
         if kind >= len(self.kinds):
             raise ConfigError(f"worker {self.name!r} knows {len(self.kinds)} kinds of layers, not {kind + 1}", worker=self.name)
         return self.kinds[kind]
+
+    def scaled(self, factor: float) -> Device:
+        """The same if its passes take ``factor`` times as long."""
+        return replace(
+            self,
+            stage=self.stage.scaled(factor),
+            layer=self.layer.scaled(factor),
+            output=self.output.scaled(factor),
+            kinds=tuple(time.scaled(factor) for time in self.kinds),
+        )
 
     @classmethod
     def paced(cls, name: str, pace: Pace, memory_bytes: int | None = None) -> Device:
