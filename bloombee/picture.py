@@ -32,6 +32,8 @@ PALEST = 0.12
 APART = 0.11
 """No two workers are drawn closer."""
 ROUNDS = 200
+MOST_SIGNS = 40
+"""Of a name."""
 IDLE, INK = "#9a9a9a", "#222222"
 PAPER = {"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
 """Behind what is written."""
@@ -160,20 +162,31 @@ def _draw_end(
 
     x, y = place
     shape: Patch
-    label, ink = name, INK
+    shown = "".join(sign if sign.isprintable() else "?" for sign in name[:MOST_SIGNS])
+    label, ink = shown, INK
     if stage is not None:
         start, stop = stage.layers
         width = NARROWEST + WIDEST * (stop - start) / num_layers
         colour = scale.to_rgba(np.array(min(1.0, stage.busy)))
         shape = Rectangle((x - width / 2, y - HEIGHT / 2), width, HEIGHT, facecolor=colour, edgecolor=INK, zorder=3)
-        label = f"{name}: {start}-{stop - 1}, {stage.busy:.0%}"
+        label = f"{shown}: {start}-{stop - 1}, {stage.busy:.0%}"
     elif name == HEAD_NODE:
         shape = Circle(place, 0.4 * HEIGHT, facecolor=INK, zorder=3)
     else:
-        side, ink, label = HEIGHT / 2, IDLE, f"{name}: spare"
+        side, ink, label = HEIGHT / 2, IDLE, f"{shown}: spare"
         shape = Rectangle((x - side / 2, y - side / 2), side, side, facecolor=IDLE, zorder=3)
     axes.add_patch(shape)
-    axes.annotate(label, (x, y + HEIGHT / 2), (0, 4), textcoords="offset points", ha="center", color=ink, zorder=4, bbox=PAPER)
+    axes.annotate(
+        label,
+        (x, y + HEIGHT / 2),
+        (0, 4),
+        textcoords="offset points",
+        ha="center",
+        color=ink,
+        zorder=4,
+        bbox=PAPER,
+        parse_math=False,
+    )
     return shape
 
 

@@ -29,7 +29,7 @@ from bloombee.plan.whatif import Scenario, improvements, parse_scenario
 from bloombee.quote import quoted
 from bloombee.roles.running_heads import RunningHead, running_heads
 from bloombee.roles.spawner_client import SpawnerClient
-from bloombee.terminal import write_line_of_json
+from bloombee.terminal import write, write_line_of_json
 
 MOST_IMPROVEMENTS = 8
 """That --explain plans anew."""
@@ -70,14 +70,14 @@ def plan(
     """Say who should run which layers, in which order and with which microbatches, and how far from the best that is."""
     if file is not None and head is not None:
         raise ConfigError("a file and --head: both say what to plan for; give one of them", field="head")
-    document = read(file) if file is not None else running_head(head).topology()
-    if save is not None:
-        write_file(save, document.to_json().encode())
+    if not 0 < time < 1e6:
+        raise ConfigError(f"time = {time:g}: must be seconds > 0", field="time")
     scenarios = [parse_scenario(change) for change in what_if or ()]
     if picture is not None:
         check_picture(picture)
-    if not 0 < time < 1e6:
-        raise ConfigError(f"time = {time:g}: must be seconds > 0", field="time")
+    document = read(file) if file is not None else running_head(head).topology()
+    if save is not None:
+        write_file(save, document.to_json().encode())
     problem = _asked(load(document), objective, pipelines, context)
     search = Search(problem, time)
     changes = [search.outcome(scenario) for scenario in scenarios]
@@ -88,7 +88,7 @@ def plan(
         record = msgspec.to_builtins(search.found) | ({"what_if": changes} if changes else {})
         write_line_of_json(record | ({"would_help": improvements} if explain else {}))
     else:
-        print(search.text(changes, improvements, explain=explain))
+        write(search.text(changes, improvements, explain=explain) + "\n")
     return 0
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from bloombee.errors import ConfigError
 from bloombee.models.card import ModelCard
 from bloombee.models.shape import LayerKind, ModelShape
@@ -146,7 +148,7 @@ def _device(name: str, part: WorkerPart, model: ModelShape, standard: Device | N
 
 
 def _times(part: Times | None) -> RowTime:
-    return RowTime() if part is None else RowTime(part.fixed_s, part.decode_row_s, part.prefill_row_s, part.context_s)
+    return RowTime() if part is None else RowTime(**msgspec.structs.asdict(part))
 
 
 def _links(network: Network, names: Mapping[str, WorkerId]) -> dict[tuple[WorkerId, WorkerId], Link]:
@@ -256,12 +258,7 @@ def _worker_part(device: Device) -> WorkerPart:
 
 
 def _times_part(time: RowTime) -> Times:
-    return Times(
-        fixed_s=time.fixed_s or ZERO,
-        decode_row_s=time.decode_row_s or ZERO,
-        prefill_row_s=time.prefill_row_s or ZERO,
-        context_s=time.context_s or ZERO,
-    )
+    return Times(**{name: ZERO if value == 0 else value for name, value in dataclasses.asdict(time).items()})
 
 
 def _shape_part(model: ModelShape, name: str | None) -> ShapePart:

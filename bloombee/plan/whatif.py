@@ -19,7 +19,7 @@ from bloombee.errors import ConfigError
 from bloombee.plan.account import end_name, is_full
 from bloombee.plan.cost import Cost, LinkCost
 from bloombee.plan.problem import Problem
-from bloombee.plan.topology import LOCAL, Device, Link, RowTime, Site, Topology
+from bloombee.plan.topology import LOCAL, Device, Link, Site, Topology
 from bloombee.quote import quoted
 from bloombee.types import HEAD, WorkerId
 
@@ -191,18 +191,7 @@ def _changed_device(device: Device, what: str, figure: Figure) -> Device:
         if device.memory_bytes is None:
             raise ConfigError(f"what-if: of {device.name!r} no limit of memory is known", field="what-if", worker=device.name)
         return dataclasses.replace(device, memory_bytes=int(figure(device.memory_bytes)))
-    slower = 1 / figure(1.0)
-    return dataclasses.replace(
-        device,
-        stage=_scaled(device.stage, slower),
-        layer=_scaled(device.layer, slower),
-        output=_scaled(device.output, slower),
-        kinds=tuple(_scaled(kind, slower) for kind in device.kinds),
-    )
-
-
-def _scaled(time: RowTime, factor: float) -> RowTime:
-    return RowTime(*(factor * value for value in dataclasses.astuple(time)))
+    return device.scaled(1 / figure(1.0))
 
 
 def _with_line(problem: Problem, worker: WorkerId, name: str, what: str, figure: Figure) -> Problem:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import stat
 import struct
@@ -31,6 +32,7 @@ MAX_ANSWER_BYTES = 64 << 20
 MAX_PATH_BYTES = 107
 """Of a Unix socket: ``sun_path`` without its last zero."""
 SUFFIX = ".sock"
+_NAME = re.compile(r"[0-9]{1,12}(-[0-9]{1,4})?\.sock")
 
 
 class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,8 +137,11 @@ def is_own(peer: socket.socket) -> bool:
     """Whether this user's process is at the other end; where the system does not tell, the folder's rights have to do."""
     if not hasattr(socket, "SO_PEERCRED"):
         return True
-    _, user, _ = struct.unpack("iIi", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iIi")))
-    return bool(user == os.geteuid())
+    try:
+        facts = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iIi"))
+    except OSError:
+        return False
+    return bool(struct.unpack("iIi", facts)[1] == os.geteuid())
 
 
 def sockets_in(folder: Path) -> list[Path]:
@@ -144,14 +149,15 @@ def sockets_in(folder: Path) -> list[Path]:
     if not is_private(folder):
         return []
     with contextlib.suppress(OSError):
-        return [path for path in sorted(folder.glob(f"*{SUFFIX}")) if not _is_stale(path)]
+        return [
+            path for path in sorted(folder.iterdir()) if _NAME.fullmatch(path.name) and path.is_socket() and not _is_stale(path)
+        ]
     return []
 
 
 def _is_stale(path: Path) -> bool:
     """Whether its process is gone and nobody answers, as one in another container would; it is removed then."""
-    number = path.name.removesuffix(SUFFIX).partition("-")[0]
-    if number.isascii() and number.isdigit() and _lives(int(number)):
+    if _lives(int(re.split("[-.]", path.name)[0])):
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
         caller.setblocking(False)

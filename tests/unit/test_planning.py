@@ -9,6 +9,7 @@ import json
 import math
 import re
 import shlex
+import xml.etree.ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,18 @@ def test_a_picture_shows_everybody_and_is_the_same_each_time(capsys: pytest.Capt
     for label in ("head", "rented: 0-", "flat: spare", "proven best"):
         assert label in drawn
     assert raster.read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_are_drawn_as_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    names = ("$x_", "<b>&amp;", "a\x1b[2Jb", "y" * 250)
+    workers = {name: {"worker": {"pace": "1,0,0/4", "memory_bytes": 10**8}} for name in names}
+    sizes = {"hidden": 64, "num_layers": 4, "layer_bytes": 9 * 10**7}
+    file, drawn = saved(tmp_path, nodes={"head": {}, **workers}, links=[], model=sizes, space={}), tmp_path / "names.svg"
+    assert run(capsys, file, "--picture", str(drawn))[0] == 0
+    root = xml.etree.ElementTree.fromstring(drawn.read_text())
+    shown = {"".join(text.itertext()).partition(":")[0] for text in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"$x_", "<b>&amp;", "a?[2Jb", "y" * 40} <= shown
 
 
 def test_places_keep_who_is_near_near_and_nobody_on_top_of_another() -> None:

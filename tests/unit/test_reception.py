@@ -97,14 +97,16 @@ def test_what_dead_heads_left_is_removed_and_nothing_else(tmp_path: Path) -> Non
         listeners[-1].bind(str(path))
     listeners[1].listen()  # somebody answers, in another container perhaps
     listeners[0].close()
-    (tmp_path / "notes").write_text("")
+    notes = [tmp_path / name for name in ("notes", f"{DEAD}.sock.txt", f"{DEAD + 2}.sock")]
+    for note in notes:
+        note.write_text("")
     assert sockets_in(tmp_path) == sorted([other, lives])
-    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "notes", other, lives])
+    assert sorted(tmp_path.iterdir()) == sorted([*notes, other, lives])
     for listener in listeners:
         listener.close()
     with reception([tmp_path]):
         assert [head.name for head in running_heads([tmp_path])] == [str(os.getpid())]
-    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "notes", lives])
+    assert sorted(tmp_path.iterdir()) == sorted([*notes, lives])
 
 
 @pytest.mark.parametrize(

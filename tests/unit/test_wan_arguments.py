@@ -32,7 +32,7 @@ LINK = ["--link", "0=:1"]
         ([*LINK, "--frobnicate"], "unrecognized arguments"),
         ([], "give at least one --link, or --network"),
         ([*LINK, "--network", "network.json"], "give at least one --link, or --network"),
-        (["--network", "/no/such/file.json"], "/no/such/file.json: cannot read this network file"),
+        (["--network", "/no/such/file.json"], "/no/such/file.json: cannot read this file"),
         (["--network", "/dev/null"], "/dev/null: not a JSON file"),
         (["--network", "network.json", "--node", "w0"], "--node 'w0': must be NAME=PORT"),
         (["--network", "network.json", "--node", "w0=0"], "must be NAME=PORT with a port from 1"),
