@@ -59,6 +59,7 @@ class Times(_Struct, frozen=True):
     decode_row_s: Seconds = ZERO
     prefill_row_s: Seconds = ZERO
     context_s: Seconds = ZERO
+    decode_context_s: Seconds | None = None
 
 
 class WorkerPart(_Struct, frozen=True):

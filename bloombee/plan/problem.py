@@ -145,7 +145,9 @@ def _device(name: str, part: WorkerPart, model: ModelShape, standard: Device | N
 
 
 def _times(part: Times | None) -> RowTime:
-    return RowTime() if part is None else RowTime(part.fixed_s, part.decode_row_s, part.prefill_row_s, part.context_s)
+    if part is None:
+        return RowTime()
+    return RowTime(part.fixed_s, part.decode_row_s, part.prefill_row_s, part.context_s, part.decode_context_s)
 
 
 def _links(network: Network, names: Mapping[str, WorkerId]) -> dict[tuple[WorkerId, WorkerId], Link]:
@@ -260,6 +262,7 @@ def _times_part(time: RowTime) -> Times:
         decode_row_s=time.decode_row_s or ZERO,
         prefill_row_s=time.prefill_row_s or ZERO,
         context_s=time.context_s or ZERO,
+        decode_context_s=time.decode_context_s,
     )
 
 
