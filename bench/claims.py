@@ -48,7 +48,7 @@ SHAPES = (
 PICKS = ((Phase.DECODE, 1, 64), (Phase.DECODE, 4, 64))
 ROUNDS, BURST = 5, 4
 """Passes of a shape go one after the other, as in a stage, and the first of each burst does not count."""
-MOST_ERROR = 0.15
+MOST_ERROR = 0.10
 """That the median of a model's passes may be off by."""
 MOST_S = 10.0
 """That an answer may take."""
@@ -111,8 +111,8 @@ def measure(
     return [quicker(found) for found in seconds]
 
 
-def hold(name: str, options: argparse.Namespace) -> Iterator[Row]:
-    checkpoint = find(name)
+def hold(checkpoint: Checkpoint, options: argparse.Namespace) -> Iterator[Row]:
+    name = checkpoint.ref
     device, dtype = pick_device(options.device), Dtype(options.dtype)
     kinds = Kinds.find(checkpoint, dtype)
     begun = time.perf_counter()
@@ -136,7 +136,7 @@ def show(row: Row) -> str:
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="claims.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="claims", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=names(), default=MODELS, help="with commas")
     parser.add_argument("--dtype", choices=list(Dtype), default=Dtype.FLOAT32)
     parser.add_argument("--device", default="cpu")
@@ -145,17 +145,18 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-@program("claims.py")
+@program("claims")
 def main(words: list[str] | None = None) -> int:
     options = parse(words)
+    checkpoints = [find(name) for name in options.models]
     set_threads(options.threads)
     print(f"{headline()}; {options.dtype}, {options.threads} thread(s)")
     print(f"{'span':>9} {'phase':<8}{'rows':>5}{'context':>9} {'claimed':>10} {'done, ms':>10} {'off by':>8}")
     rows: list[Row] = []
     is_met = True
-    for name in options.models:
-        of_model = []
-        for row in hold(name, options):
+    for checkpoint in checkpoints:
+        name, of_model = checkpoint.ref, []
+        for row in hold(checkpoint, options):
             print(show(row), flush=True)
             of_model.append(row)
         errors = sorted(abs(row.error) for row in of_model)

@@ -22,6 +22,9 @@ from bloombee.errors import LinkDown
 
 ROOT = Path(__file__).parents[2]
 BAD = [
+    ("claims", ["--models", "nowhere/"], "no model"),
+    ("claims", ["--threads", "0"], "must be a whole number from 1"),
+    ("claims", ["--json", "/nowhere/x.json"], "cannot write '/nowhere/x.json'"),
     ("codec", ["--input", "/nowhere.safetensors"], "--input /nowhere.safetensors: no such file"),
     ("codec", ["--input", "x", "--seconds", "-1"], "must be seconds from"),
     ("compute", ["--batches", "1,x"], "'x': must be a whole number from 1"),

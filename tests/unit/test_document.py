@@ -129,11 +129,13 @@ def roomy(device: Device) -> Device:
 
 def test_what_workers_share_survives_being_a_file() -> None:
     flat, office = Site("flat", 1e6, 1e7), Site("w3", up_bytes_per_s=1e7)
-    devices = {1: Device("w1", layer=RowTime(1e-3)), 2: Device("w2"), 3: Device("w3", stream_bytes_per_s=1e9)}
+    time = RowTime(1e-3, 1e-4, 1e-5, 1e-9, 0.0)
+    devices = {1: Device("w1", layer=time), 2: Device("w2"), 3: Device("w3", stream_bytes_per_s=1e9)}
     sites = {HEAD: flat, 1: flat, 3: office}
     topology = Topology(devices, {(HEAD, 1): Link(math.inf, 0.0), (1, HEAD): Link(1e6, 0.1)}, Cores(2, 1e-3, 2e-3, False), sites)
     again = problem_of(document_of(Problem(topology, SHAPE, Space(), Objective()), model="mine", about="a flat"))
     assert (again.topology.links, again.topology.cores) == (topology.links, topology.cores)
+    assert again.topology.devices[1].layer == time
     assert [(site.up_bytes_per_s, site.down_bytes_per_s) for site in again.topology.sites.values()] == [
         (1e6, 1e7),
         (1e6, 1e7),
