@@ -174,7 +174,7 @@ class HeadRole:
             meter=self.observatory.meter,
             trace=self._trace,
             send=self.members.send,
-            told=self.desk.told,
+            desk=self.desk,
         )
         self._core = SwarmCore(request, SwarmLimits(config.load_deadline_s), links=iter(partial(secrets.token_bytes, 16), b""))
         acts = [
@@ -335,8 +335,7 @@ class HeadRole:
                 self.plan = plan
                 self.desk.planned(plan)
                 self.observatory.planned(plan)
-                if self.dispatch.planned(plan):
-                    self.desk.scheduler_began()
+                self.dispatch.planned(plan)
                 self.bulletin.tell(SwarmEventKind.PLANNED, epoch=plan.epoch, reason=str(plan.prediction or ""))
             case PipelineUp(plan=plan):
                 self._pipeline_up(plan)
