@@ -9,7 +9,7 @@ import pytest
 
 from bloombee.control.chunks import Chunks
 from bloombee.errors import DeviceError, LinkDown, RemoteProtocolError, StalePlan
-from bloombee.pipeline.commands import Command, Send, TellHead
+from bloombee.pipeline.commands import Command, Conclude, Deliver, Send, TellHead, TellScheduler
 from bloombee.pipeline.events import (
     Cancel,
     Emitted,
@@ -23,11 +23,14 @@ from bloombee.pipeline.events import (
     PlanBroken,
     PlanWired,
     Port,
+    SchedulerSaid,
     StageRestored,
+    Submit,
     Tick,
     Tune,
 )
 from bloombee.pipeline.frames import OrderedReceiver
+from bloombee.pipeline.requests import RequestCore
 from bloombee.pipeline.scheduler import SchedulerProxy, SchedulerService, ring_of
 from bloombee.pipeline.scheduler.proxy import STREAM_WINDOW, TOKENS_PER_ASK
 from bloombee.plan.plan import Ring
@@ -333,3 +336,56 @@ def test_whatever_is_lost_doubled_and_late_comes_out_once_and_in_order(seed: int
         out += receiver.take(number, number, 0.0)
         assert receiver.acknowledgement(1, 1, 0.0).upto == len(out)
     assert out == list(range(100))
+
+
+# -- who lies ----------------------------------------------------------------------------------
+
+
+def _anything(rng: random.Random) -> m.AnyMessage:
+    """That the worker with the scheduler may say, about what there is and what there is not."""
+    number, position = rng.choice([0, 1, 2, 3, 4, 1 << 40]), rng.choice([0, 1, 2, 3, 4, 5, 2**32 - 1])
+    pick = m.Pick(number, rng.choice([0, 7]), position, rng.choice([5, 2**32 - 1]), None, ())
+    given = tuple(m.Given(pick, rng.choice([None, None, "stop", "cancelled"])) for _ in range(rng.randrange(3)))
+    over = (m.Over(number, rng.choice(["", "LinkDown", "moon"]), {"self": 1, "code": "x"}),) * rng.randrange(2)
+    return rng.choice(
+        [
+            m.Told(1, rng.choice([1, 1, 1, 2]), rng.randrange(6), given, over),
+            m.Ack(1, 1, rng.randrange(2), rng.randrange(4), (rng.randrange(9),), 0, rng.choice([0, 5, 1 << 40]), 0),
+            m.Standing(1, 1, 2**32 - 1, 2**32 - 1, 0.0, 0, 2**63 - 1, 1e18),
+            m.Verdict(1, 1, 0, 0, (pick,), None),
+            m.Closed(1, 1, (number,), number, 0),
+        ]
+    )
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_its_worker_says_requests_get_tokens_in_order_and_an_end_at_most(seed: int) -> None:
+    rng = random.Random(seed)
+    proxy, requests = _proxy(), RequestCore(max_waiting=9)
+    tokens: dict[int, list[int]] = {}
+    ended: list[int] = []
+
+    def do(commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case TellScheduler(message=message):
+                    do(proxy.handle(message))
+                case TellHead(message=message):
+                    do(requests.handle(SchedulerSaid(message, 0.0)))
+                case Deliver(request=number, pick=pick, finish=finish):
+                    tokens[number].append(pick.position)
+                    ended.extend([number] * (finish is not None))
+                case Conclude(request=number):
+                    ended.append(number)
+
+    for number in range(3):
+        tokens[number] = []
+        do(requests.handle(Submit(number, bytes(8), SAMPLING, 4, frozenset(), 0.0)))
+    for now in range(300):
+        try:
+            do(proxy.handle(FromStage(rng.choice([0, 0, 0, 1]), _anything(rng), now)))
+        except (RemoteProtocolError, StalePlan):
+            continue
+        assert 0 <= proxy.num_open <= proxy.num_sequences
+    assert all(positions == list(range(2, 2 + len(positions))) for positions in tokens.values())
+    assert len(ended) == len(set(ended))
