@@ -47,7 +47,7 @@ def _scheduler() -> Callable[[int], float]:
     core = SchedulerCore(max_rows=256, resend_after_s=5.0, step_deadline_s=600.0)
     groups = (PageGroup(0, 256),)
     stage = StagePlan(0, 1, "w", Span(0, 1), 0, 0, groups)
-    core.handle(PlanWired(Plan(1, 1, "m", Dtype.FLOAT32, 1, groups, PAGE, 4, (stage,)), 0.0))
+    core.handle(PlanWired(Plan(1, 1, "m", Dtype.FLOAT32, 1, groups, PAGE, 4, (stage,)).ring, 0.0))
     core.handle(FromStage(0, Resume(1, 1, ()), 0.0))
     core.handle(Open(0, bytes(4), GREEDY, 1000, frozenset(), 0.0))
 
@@ -68,7 +68,7 @@ def _stage() -> Callable[[int], float]:
     core = StageCore(
         Load(1, 1, 0, 1, 2, "m", bytes(16), (), "float32", (Group(0, 256),), PAGE, 0, None, (), ()), resend_after_s=5.0
     )
-    core.handle(StageReceived(Wire(1, 1, 1, 0, 2, 8, 256, None, None, None, (), False), 0.0))
+    core.handle(StageReceived(Wire(1, 1, 1, 0, 2, 8, 256, None, None, None, (), None, False), 0.0))
     core.handle(Greeted(1, 0.0))
     core.handle(StageReceived(Resumed(1, 1), 0.0))
     core.handle(StageReceived(Resume(1, 1, ()), 0.0))

@@ -21,7 +21,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
@@ -37,6 +37,7 @@ from bloombee.control.events import PlanEnded
 from bloombee.models.standin import standin_card
 from bloombee.pace import Pace, parse_pace
 from bloombee.pipeline.events import Tune
+from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.types import Phase
 
 ALONE_GOAL = 1.15
@@ -166,7 +167,7 @@ def _fix_chunk(ring: Ring, chunk: int) -> None:
     """Prompts in chunks of ``chunk`` from now on, as many under way as there is credit for; nothing is chosen any more."""
     head = ring.runtime._head
     head.helm.tell(PlanEnded(None, time.monotonic()))
-    head.dispatch.scheduler._batcher._max_rows = chunk
+    cast(SchedulerCore, head.dispatch.scheduler)._batcher._max_rows = chunk
     head.dispatch.handle(Tune(1, (Chunks(0, chunk, chunk, SPARE_TOKENS),), None, time.monotonic()))
 
 

@@ -35,7 +35,7 @@ from bloombee.objective import Objective
 from bloombee.pace import RULE as PACE_RULE
 from bloombee.pace import parse_pace
 from bloombee.quote import quoted
-from bloombee.types import Dtype
+from bloombee.types import Dtype, SchedulerPlace
 from bloombee.utf8 import surrogate_at
 
 SILENCE_S, ENDING_SILENCE_S = 0.675, 1.6
@@ -47,6 +47,7 @@ _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([kmgt]?)(i?)b?", re.IGNORECASE
 _NUM_LAYERS = re.compile(r"[0-9]{1,9}")
 _DTYPES = ("auto", *(str(dtype) for dtype in Dtype))
 _CODEC_MODES = ("auto", "on", "off")
+_SCHEDULER_PLACES = ("auto", *(str(place) for place in SchedulerPlace))
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -79,6 +80,11 @@ class RuntimeConfig:
     remote_workers: int = option(0, "Wait for this many workers to join from elsewhere instead of starting any.")
     microbatches: int | None = option(None, "Microbatches under way at once; default: tuned live, by measured costs.")
     target_s: float | None = option(None, "Seconds a token to keep, with fewer requests at once; default: most throughput.")
+    scheduler: str = option(
+        "auto",
+        "Where steps are made up: head, or stage0: beside the first stage, for a head that is far from the workers; auto: where a"
+        " step is quicker, as far as links are known before the plan.",
+    )
     codec: str = option("auto", "Lossless compression of activations: auto (on a link where it pays), on or off.")
     max_microbatch_rows: int = option(512, "Most tokens in one microbatch; longer prompts go in chunks.")
     page_size: int = option(16, "Tokens in a page of KV memory.")
@@ -123,6 +129,7 @@ class RuntimeConfig:
             self, "microbatches", self.microbatches is None or _whole(self.microbatches, 1, 256), "a whole number from 1 to 256"
         )
         _check(self, "target_s", self.target_s is None or _seconds(self.target_s), "seconds > 0")
+        _check(self, "scheduler", _is_one_of(self.scheduler, _SCHEDULER_PLACES), _one_of(_SCHEDULER_PLACES))
         _check(self, "codec", _is_one_of(self.codec, _CODEC_MODES), _one_of(_CODEC_MODES))
         _check(self, "max_microbatch_rows", _whole(self.max_microbatch_rows, 1, 2**16), "a whole number from 1 to 65536")
         _check(self, "page_size", _whole(self.page_size, 1, 1024), "a whole number from 1 to 1024")

@@ -87,6 +87,13 @@ class Lane(enum.IntEnum):
     BULK = 1
 
 
+class SchedulerPlace(enum.StrEnum):
+    """Where the scheduler of a pipeline is: in the head's process, or in that of the worker with the first stage."""
+
+    HEAD = "head"
+    STAGE0 = "stage0"
+
+
 class FinishReason(enum.StrEnum):
     STOP = "stop"
     """An end token or a stop string; the stop string itself is not part of the text."""

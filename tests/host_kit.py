@@ -175,7 +175,9 @@ class Ring:
                 if stage + 1 < len(workers)
                 else None
             )
-            self.stages[worker].wire(Wire(1, epoch, oldest, stage, len(workers), CREDIT, 64, before, after, None, (), False))
+            self.stages[worker].wire(
+                Wire(1, epoch, oldest, stage, len(workers), CREDIT, 64, before, after, None, (), None, False)
+            )
         await self.until(lambda: all(self.has_said(worker, Wired(1, epoch)) for worker in workers))
         known = tuple([Holding(sequence, 0, len(tokens)) for sequence, tokens in self.tokens.items()])
         self._deliver(workers[-1], HEAD, Lane.CONTROL, Resume(1, epoch, known))

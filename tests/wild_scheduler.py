@@ -28,7 +28,7 @@ from bloombee.pipeline.events import (
     Tune,
 )
 from bloombee.pipeline.frames import FrameReceiver, LinkSender
-from bloombee.plan.plan import Plan
+from bloombee.plan.plan import Ring
 from bloombee.types import FinishReason, Kind, Lane, Priority, SequenceId
 from bloombee.wire.messages import (
     Ack,
@@ -106,7 +106,7 @@ class WildScheduler:
         self._wildness = wildness
         self._resend_after_s = resend_after_s
         self._max_rows = max_rows
-        self._plan: Plan | None = None
+        self._ring: Ring | None = None
         self._is_open = False
         self._asked_at: float | None = None
         self._open: dict[SequenceId, _Sequence] = {}
@@ -121,8 +121,8 @@ class WildScheduler:
 
     def handle(self, event: Event) -> list[Command]:
         match event:
-            case PlanWired(plan=plan, now=now):
-                return self._start(plan, now)
+            case PlanWired(ring=ring, now=now):
+                return self._start(ring, now)
             case PlanBroken():
                 self._is_open = False
                 return []
@@ -135,7 +135,7 @@ class WildScheduler:
             case FromStage(stage=stage, message=message, now=now):
                 return self._from_stage(stage, message, now)
             case StageRestored(stage=stage, now=now):
-                return [*(self._sender.resend(now) if stage == 0 and self._plan else ()), *self._repeat(now, {stage}, 0.0)]
+                return [*(self._sender.resend(now) if stage == 0 and self._ring else ()), *self._repeat(now, {stage}, 0.0)]
             case Tick(now=now):
                 return self._tick(now)
             case Moved() | Tune():
@@ -184,8 +184,8 @@ class WildScheduler:
         del self._open[one.id]
         self._cuts = {name: cut for name, cut in self._cuts.items() if name[0] != one.id}
         commands = self._unpin(one, now)
-        assert self._plan is not None
-        stages = range(len(self._plan.stages))
+        assert self._ring is not None
+        stages = range(self._ring.num_stages)
         self._closing[one.id] = _Waiting(set(stages), now)
         return [*commands, *(self._ask_close(stage, one.id) for stage in stages)]
 
@@ -209,8 +209,8 @@ class WildScheduler:
         one.num_sent = length
         one.newest = one.newest if length else 0
         cut = Cut(one.id, one.generation, length, ())
-        assert self._plan is not None
-        stages = range(len(self._plan.stages))
+        assert self._ring is not None
+        stages = range(self._ring.num_stages)
         self._cuts[one.id, one.generation] = (cut, _Waiting(set(stages), now))
         return [self._send(stage, Commit(*self._address, (cut,))) for stage in stages]
 
@@ -300,31 +300,31 @@ class WildScheduler:
 
     @property
     def _address(self) -> tuple[int, int]:
-        assert self._plan is not None
-        return self._plan.pipeline, self._plan.epoch
+        assert self._ring is not None
+        return self._ring.pipeline, self._ring.epoch
 
     @staticmethod
     def _send(stage: int, message: Close | Commit | Resume | Resumed | Ack) -> Send:
         return Send(stage, Lane.CONTROL, message)
 
-    def _start(self, plan: Plan, now: float) -> list[Command]:
-        self._plan = plan
-        self._sender = LinkSender(limit=plan.num_microbatches, resend_after_s=self._resend_after_s, max_rows=self._max_rows)
+    def _start(self, ring: Ring, now: float) -> list[Command]:
+        self._ring = ring
+        self._sender = LinkSender(limit=ring.num_microbatches, resend_after_s=self._resend_after_s, max_rows=self._max_rows)
         self._receiver = FrameReceiver(window=1 << 20)
         self._flights.clear()
-        stages = set(range(len(plan.stages)))
+        stages = set(range(ring.num_stages))
         for waiting in [*self._closing.values(), *(waiting for _, waiting in self._cuts.values())]:
             waiting.stages = set(stages)
         return [self._say_known(now), *self._repeat(now, stages, 0.0)]
 
     def _say_known(self, now: float) -> Send:
-        assert self._plan is not None
+        assert self._ring is not None
         self._asked_at = now
         known = tuple([Holding(one.id, one.generation, len(one.tokens)) for one in self._open.values()])
-        return self._send(len(self._plan.stages) - 1, Resume(*self._address, known))
+        return self._send(self._ring.num_stages - 1, Resume(*self._address, known))
 
     def _from_stage(self, stage: int, message: object, now: float) -> list[Command]:
-        assert self._plan is not None
+        assert self._ring is not None
         if (message.pipeline, message.epoch) != self._address:  # type: ignore[attr-defined]
             return []
         match message:
@@ -386,8 +386,8 @@ class WildScheduler:
         return [*commands, *self._schedule(now)]
 
     def _verdict(self, verdict: Verdict, now: float) -> list[Command]:
-        assert self._plan is not None
-        last = len(self._plan.stages) - 1
+        assert self._ring is not None
+        last = self._ring.num_stages - 1
         commands: list[Command] = []
         if not self._receiver.holds(verdict.frame):
             self._receiver.hold(verdict.frame, now)
@@ -413,13 +413,13 @@ class WildScheduler:
     # -- time ------------------------------------------------------------------------------
 
     def _tick(self, now: float) -> list[Command]:
-        if self._plan is None:
+        if self._ring is None:
             return []
         is_unanswered = self._asked_at is not None and now - self._asked_at >= self._resend_after_s
         return [
             *([self._say_known(now)] if is_unanswered else []),
             *self._sender.tick(now),
-            *self._repeat(now, set(range(len(self._plan.stages))), self._resend_after_s),
+            *self._repeat(now, set(range(self._ring.num_stages)), self._resend_after_s),
             *(self._go_wild(now) if self._is_open and self._rng.random() < 0.2 else ()),
             *self._schedule(now),
         ]

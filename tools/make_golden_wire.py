@@ -52,8 +52,9 @@ MESSAGES: list[list[Any]] = [
     [18, 5, 0, [2**33], [2**32]],
     [19, 7, 0],
     [20, 7, 0],
-    [21, 0, 3, 2, 1, 3, 2, 512, DIALLING, PEER, None, [], True],
-    [21, 0, 3, 2, 1, 2, 2, 512, DIALLING, None, PEER, [PEER, DIALLING], False],
+    [21, 0, 3, 2, 1, 3, 2, 512, DIALLING, PEER, None, [], None, True],
+    [21, 0, 3, 2, 1, 2, 2, 512, DIALLING, None, PEER, [PEER, DIALLING], None, False],
+    [21, 0, 3, 2, 0, 3, 2, 512, None, PEER, None, [], [2, [[0, 1000], [512, 70]], 16, 600.0, [PEER, DIALLING]], False],
     [22, 0, 3],
     [23, 0, 1],
     [24, 0, 1],
@@ -123,6 +124,25 @@ MESSAGES: list[list[Any]] = [
     [50, 0, 1, 70000, 2, 303, ROWS, [0, 1, 1], [-0.25, -1.5, -1.75]],
     [51, 0, 1, 70000, [[1, 0, 0, ROWS, OPENING], [70000, 2, 300, ROWS, None]], [4, 9], 3],
     [52, 0, 1, 70001],
+    [
+        53,
+        0,
+        2,
+        70000,
+        [[70000, 9, 5, ROWS, OPENING, "somebody", -1, 2.5], [70001, 5, 0, ROWS, OPENING, "", 0, None]],
+        [3, 4],
+        None,
+    ],
+    [53, 0, 2, 70001, [], [], [8, [[0, 256, 64, None], [4096, 128, 32, 512.0]], 24, True]],
+    [
+        54,
+        0,
+        2,
+        5,
+        [[[70000, 2, 303, 42, -0.5, [[42, -0.5]]], None], [[1, 0, 3, 9, None, []], "stop"]],
+        [[4, "LinkDown", {"x": 1}]],
+    ],
+    [55, 0, 2, 24, 3, 0.0625, 2, 2**40, 0.5],
 ]
 HIDDEN: list[list[Any]] = [["hidden", "bfloat16", [6, 2], 0, 24, 24, 0xDEADBEEF]]
 KV: list[list[Any]] = [["keys", "float16", [6, 2, 2], 0, 48, 48, 0xDEADBEEF], ["values", "float16", [6, 1], 1, 12, 9, 1]]

@@ -34,8 +34,8 @@ from bloombee.control.survey import Survey
 from bloombee.errors import LocalProtocolError
 from bloombee.models.shape import ModelShape
 from bloombee.plan.plan import Prediction
-from bloombee.plan.topology import Device, Link
-from bloombee.types import HEAD, WorkerId
+from bloombee.plan.topology import LOCAL, Device, Link
+from bloombee.types import WorkerId
 
 LOOK_EVERY_S = 0.5
 """Between two looks at what stages have done, while there is something to run."""
@@ -236,9 +236,9 @@ class ControlCore:
         return claimed if shown is None else shown.correct(claimed)
 
     def _ring_links(self, plan: PlanRuns) -> Sequence[Link] | None:
-        """From the head on; None until every one of them has shown its round trip."""
-        ring = [HEAD, *plan.workers, HEAD]
-        links = [self._links.get(ends) for ends in itertools.pairwise(ring)]
+        """From the scheduler on; None until every one of them has shown its round trip."""
+        ring = [plan.scheduler, *plan.workers, plan.scheduler]
+        links = [LOCAL if ends[0] == ends[1] else self._links.get(ends) for ends in itertools.pairwise(ring)]
         known = [link for link in links if link is not None]
         return known if len(known) == len(links) else None
 

@@ -10,7 +10,7 @@ from msgspec import Struct
 from bloombee.control.chunks import Chunks
 from bloombee.plan.plan import Prediction
 from bloombee.plan.topology import RowTime
-from bloombee.types import Epoch, StageUse, WorkerId
+from bloombee.types import HEAD, Epoch, StageUse, WorkerId
 
 # -- events ------------------------------------------------------------------------------------
 
@@ -25,6 +25,7 @@ class PlanRuns(Struct, frozen=True, gc=False, tag=True):
         microbatches: as asked for; None: to be chosen. target_s: time per token to keep; None: most tokens a second.
         codec: mode of the links, as asked for.
         prediction: of a plan that was chosen.
+        scheduler: in whose process the scheduler is.
     """
 
     epoch: Epoch
@@ -40,6 +41,7 @@ class PlanRuns(Struct, frozen=True, gc=False, tag=True):
     codec: str
     now: float
     prediction: Prediction | None = None
+    scheduler: WorkerId = HEAD
 
 
 class PlanEnded(Struct, frozen=True, gc=False, tag=True):

@@ -29,6 +29,7 @@ def plan_runs(
         codec=codec,
         now=now,
         prediction=plan.prediction,
+        scheduler=plan.scheduler_worker,
     )
 
 

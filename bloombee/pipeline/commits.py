@@ -40,7 +40,7 @@ def commit(
             lost.append(Holding(cut.sequence, held.generation, 0))
     done = tuple([Done(cut.sequence, cut.generation) for cut in message.cuts])
     answer = Committed(message.pipeline, message.epoch, done, store.kv.pages_free)
-    return [Send(Port.HEAD, Lane.CONTROL, answer), *(seats[-1].report_lost(lost, now) if lost else ())]
+    return [Send(Port.SCHEDULER, Lane.CONTROL, answer), *(seats[-1].report_lost(lost, now) if lost else ())]
 
 
 def drop(log: BoundaryLog, jobs: Jobs, sequence: SequenceId, held: Held, length: int) -> None:

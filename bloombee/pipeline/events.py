@@ -10,7 +10,7 @@ from bloombee.control.chunks import Chunks
 from bloombee.control.events import Run
 from bloombee.errors import BloomBeeError
 from bloombee.pipeline.work import Outcome
-from bloombee.plan.plan import Plan
+from bloombee.plan.plan import Ring
 from bloombee.types import FinishReason, Lane, SequenceId, WorkerId
 from bloombee.wire.messages import AnyMessage, Pick, Sampling
 
@@ -19,6 +19,8 @@ class Port(enum.StrEnum):
     """A stage's neighbours, as its core knows them."""
 
     HEAD = "head"
+    SCHEDULER = "scheduler"
+    """About sequences; where it is with the head, that is the head's link."""
     UPSTREAM = "upstream"
     """Whoever feeds it: the scheduler for stage 0."""
     DOWNSTREAM = "downstream"
@@ -116,9 +118,9 @@ class LinkRestored(Struct, frozen=True, gc=False):
 
 
 class PlanWired(Struct, frozen=True, gc=False):
-    """Every stage of ``plan`` has loaded and is told its neighbours: what is open goes on in its epoch."""
+    """Every stage of the plan has loaded and is told its neighbours: what is open goes on in its epoch."""
 
-    plan: Plan
+    ring: Ring
     now: float
 
 
@@ -143,6 +145,8 @@ class Open(Struct, frozen=True, gc=False):
     """Higher goes first."""
     max_time_s: float | None = None
     """After which it gets no more tokens; None: whenever."""
+    output: bytes = b""
+    """As ``prompt``: what another scheduler had come to, fewer than ``max_new_tokens``."""
 
 
 class Cancel(Struct, frozen=True, gc=False):
@@ -172,6 +176,19 @@ class FromStage(Struct, frozen=True, gc=False):
 
     stage: int
     message: AnyMessage
+    now: float
+
+
+class FromHead(Struct, frozen=True, gc=False):
+    """A message of the head's to a scheduler that is elsewhere."""
+
+    message: AnyMessage
+    now: float
+
+
+class HeadRestored(Struct, frozen=True, gc=False):
+    """The connection to the head came back."""
+
     now: float
 
 
@@ -282,4 +299,10 @@ class CancelRequest(Struct, frozen=True, gc=False):
 
 class SchedulerSaid(Struct, frozen=True, gc=False):
     message: Emitted | Ended
+    now: float
+
+
+class SchedulerBegan(Struct, frozen=True, gc=False):
+    """Another scheduler has taken over, and knows of no sequence."""
+
     now: float

@@ -16,6 +16,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from msgspec.structs import replace
 
@@ -32,6 +33,7 @@ MOST_AGAIN = 4
 """Of the frames that are missing, the first ones, that are sent a third time and more in one round trip."""
 ROUND_FORGETS = 0.9
 """By how much the slowest round trip is doubted with each quicker one."""
+T = TypeVar("T")
 
 
 def lane_of(phase: int) -> Lane:
@@ -337,3 +339,32 @@ class FrameReceiver:
             limit=logged + self.window,
             waited_us=waited_us,
         )
+
+
+class OrderedReceiver(Generic[T]):
+    """Gives what came out in the order of its numbers, each once, however it came.
+
+    Args:
+        window: how many may be held back because one before them is missing.
+    """
+
+    def __init__(self, window: int) -> None:
+        self._receiver = FrameReceiver(window)
+        self._early: dict[int, T] = {}
+        self._next = 0
+
+    def take(self, number: int, message: T, now: float) -> list[T]:
+        """Those whose turn it is with this one. Raises RemoteProtocolError if its sender has no credit for it."""
+        if not self._receiver.holds(number):
+            self._receiver.check(number)
+            self._receiver.hold(number, now)
+            self._receiver.retire([number])
+            self._early[number] = message
+        due: list[T] = []
+        while self._next in self._early:
+            due.append(self._early.pop(self._next))
+            self._next += 1
+        return due
+
+    def acknowledgement(self, pipeline: int, epoch: int, now: float) -> Ack:
+        return self._receiver.acknowledgement(pipeline, epoch, now, Lane.CONTROL)

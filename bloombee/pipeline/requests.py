@@ -1,6 +1,8 @@
-"""Which requests the application has, and which sequence is whose. Pure.
+"""Which requests the application has, how far each has come, and which sequence is whose. Pure.
 
-Requests may be submitted at any time; until a pipeline runs they wait in the scheduler.
+Requests may be submitted at any time; until a pipeline runs they wait in the scheduler. All that a scheduler has to know of a
+sequence is here, so that another one can take over (:class:`SchedulerBegan`): each request goes on as a new sequence, of its
+prompt and the tokens that it has been given.
 """
 
 from __future__ import annotations
@@ -9,10 +11,50 @@ from dataclasses import dataclass, field
 
 from bloombee.errors import BloomBeeError, LocalProtocolError, QueueFull
 from bloombee.pipeline.commands import Command, Conclude, Deliver, TellScheduler
-from bloombee.pipeline.events import Cancel, CancelRequest, Emitted, Ended, Open, SchedulerSaid, Submit, SwarmLost
+from bloombee.pipeline.events import (
+    Cancel,
+    CancelRequest,
+    Emitted,
+    Ended,
+    Open,
+    SchedulerBegan,
+    SchedulerSaid,
+    Submit,
+    SwarmLost,
+)
 from bloombee.types import SequenceId
 
-Event = Submit | CancelRequest | SchedulerSaid | SwarmLost
+Event = Submit | CancelRequest | SchedulerSaid | SchedulerBegan | SwarmLost
+
+
+@dataclass(slots=True)
+class _Request:
+    asked: Submit
+    sequence: SequenceId
+    output: bytearray
+    """[num_tokens] little-endian uint32, delivered."""
+    is_cancelled: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return (len(self.asked.prompt) + len(self.output)) // 4
+
+    def opened(self, now: float) -> Open:
+        """As a scheduler is told of it."""
+        asked = self.asked
+        limit = asked.max_time_s
+        return Open(
+            self.sequence,
+            asked.prompt,
+            asked.sampling,
+            asked.max_new_tokens,
+            asked.end_tokens,
+            now,
+            asked.client,
+            asked.priority,
+            None if limit is None else max(0.0, limit - (now - asked.now)),
+            bytes(self.output),
+        )
 
 
 @dataclass(slots=True)
@@ -26,7 +68,7 @@ class RequestCore:
     max_waiting: int
     error: BloomBeeError | None = None
     """Why no request can be served any more."""
-    _requests: dict[int, SequenceId] = field(default_factory=dict)
+    _requests: dict[int, _Request] = field(default_factory=dict)
     _sequences: dict[SequenceId, int] = field(default_factory=dict)
     _next_sequence: SequenceId = 1
 
@@ -34,14 +76,19 @@ class RequestCore:
         match event:
             case Submit():
                 return self._submit(event)
-            case CancelRequest(request=request, now=now):
-                sequence = self._requests.get(request)
-                return [] if sequence is None else [TellScheduler(Cancel(sequence, now))]
+            case CancelRequest(request=number, now=now):
+                request = self._requests.get(number)
+                if request is None:
+                    return []
+                request.is_cancelled = True
+                return [TellScheduler(Cancel(request.sequence, now))]
             case SchedulerSaid(message=Emitted() as emitted):
                 return self._emitted(emitted)
             case SchedulerSaid(message=Ended(sequence=sequence, error=error)):
                 ended = self._forget(sequence)
                 return [] if ended is None else [Conclude(ended, error)]
+            case SchedulerBegan(now=now):
+                return self._begin_again(now)
             case SwarmLost(error=error):
                 self.error = error
                 return []
@@ -60,27 +107,39 @@ class RequestCore:
                 waiting=len(self._requests),
             )
             return [Conclude(event.request, error)]
+        self._requests[event.request] = request = _Request(event, self._number(event.request), bytearray())
+        return [TellScheduler(request.opened(event.now))]
+
+    def _number(self, request: int) -> SequenceId:
+        """A new one, for this request."""
         sequence = self._next_sequence
         self._next_sequence += 1
-        self._requests[event.request] = sequence
-        self._sequences[sequence] = event.request
-        opened = Open(
-            sequence,
-            event.prompt,
-            event.sampling,
-            event.max_new_tokens,
-            event.end_tokens,
-            event.now,
-            event.client,
-            event.priority,
-            event.max_time_s,
-        )
-        return [TellScheduler(opened)]
+        self._sequences[sequence] = request
+        return sequence
+
+    def _begin_again(self, now: float) -> list[Command]:
+        """Of requests that were cancelled the one that is gone may not have known."""
+        cancelled = [number for number, request in self._requests.items() if request.is_cancelled]
+        for number in cancelled:
+            self._forget(self._requests[number].sequence)
+        self._sequences.clear()
+        for number, request in self._requests.items():
+            request.sequence = self._number(number)
+        return [
+            *(Conclude(number, None) for number in cancelled),
+            *(TellScheduler(request.opened(now)) for request in self._requests.values()),
+        ]
 
     def _emitted(self, emitted: Emitted) -> list[Command]:
-        sequence = emitted.pick.sequence
-        request = self._forget(sequence) if emitted.finish is not None else self._sequences.get(sequence)
-        return [] if request is None else [Deliver(request, emitted.pick, emitted.finish)]
+        pick = emitted.pick
+        number = self._sequences.get(pick.sequence)
+        if number is None or pick.position != self._requests[number].num_tokens:
+            return []
+        if emitted.finish is not None:
+            self._forget(pick.sequence)
+        else:
+            self._requests[number].output += pick.token.to_bytes(4, "little")
+        return [Deliver(number, pick, emitted.finish)]
 
     def _forget(self, sequence: SequenceId) -> int | None:
         request = self._sequences.pop(sequence, None)

@@ -187,7 +187,11 @@ class Seat:
         self._lost_at = now
         said = ((self._lost, False), (self._unsendable, True))
         return [
-            Send(Port.HEAD, Lane.CONTROL, Lost(self.wire.pipeline, self.wire.epoch, tuple(which.values())[:MAX_ITEMS], is_final))
+            Send(
+                Port.SCHEDULER,
+                Lane.CONTROL,
+                Lost(self.wire.pipeline, self.wire.epoch, tuple(which.values())[:MAX_ITEMS], is_final),
+            )
             for which, is_final in said
             if which
         ]

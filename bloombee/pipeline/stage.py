@@ -311,7 +311,7 @@ class StageCore:
             return []  # it was retired meanwhile
         return [*seat.gathered(event), *self._pump(seat, event.now)]
 
-    # -- the head --------------------------------------------------------------------------
+    # -- scheduler and head ----------------------------------------------------------------
 
     def _close(self, close: Close) -> list[Command]:
         closed = self.store.close(close.sequences, close.floor)
@@ -327,7 +327,7 @@ class StageCore:
             floor=close.floor,
             pages_free=self.pages_free,
         )
-        return [Send(Port.HEAD, Lane.CONTROL, answer)]
+        return [Send(Port.SCHEDULER, Lane.CONTROL, answer)]
 
     def _fail(self, error: BloomBeeError) -> Send:
         code, fields = to_wire(error)

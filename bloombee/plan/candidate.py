@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bloombee.errors import ConfigError
-from bloombee.types import WorkerId
+from bloombee.types import HEAD, SchedulerPlace, WorkerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class Candidate:
         page_size: in whole pages of so many. max_rows: most rows of one sequence in a microbatch, which the slots of layers
             that see less depend on.
         streamed_bytes: weights of each stage that come from outside the device on every pass; empty: none.
+        scheduler: where it is, and the ring closes.
 
     Raises:
         ConfigError: a value out of range, or lists of different lengths.
@@ -43,6 +44,7 @@ class Candidate:
     page_size: int = 1
     max_rows: int = 1
     streamed_bytes: tuple[int, ...] = ()
+    scheduler: SchedulerPlace = SchedulerPlace.HEAD
 
     def __post_init__(self) -> None:
         stages = len(self.workers)
@@ -68,6 +70,11 @@ class Candidate:
         ):
             if not ok:
                 raise ConfigError(f"{name} = {getattr(self, name)!r}: must be {allowed}", field=name)
+
+    @property
+    def scheduler_worker(self) -> WorkerId:
+        """In whose process the scheduler is; HEAD: the head's."""
+        return self.workers[0] if self.scheduler is SchedulerPlace.STAGE0 else HEAD
 
     @property
     def rows(self) -> int:

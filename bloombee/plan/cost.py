@@ -1,6 +1,7 @@
 """What a plan costs on a topology: time of each stage and link, the loop, the bottleneck, memory, bytes.
 
-One microbatch of b sequences goes round the ring: scheduler -> stage 0 -> ... -> last stage -> scheduler. What it
+One microbatch of b sequences goes round the ring: scheduler -> stage 0 -> ... -> last stage -> scheduler. The scheduler is where
+the head is, or in the process of stage 0's worker: then the first of these links is nothing. What a microbatch
 meets is either *busy* with it (a device computing, a wire serialising, a codec coding: one microbatch at a time) or
 holds any number at a time (latency). With M microbatches under way::
 
@@ -368,9 +369,9 @@ def _stream_s(candidate: Candidate, topology: Topology, index: int) -> float:
 
 def _links(candidate: Candidate, topology: Topology, model: ModelShape, sequences: int, rows: int) -> tuple[LinkCost, ...]:
     """Token ids to stage 0, activations between stages, verdicts home."""
-    workers = candidate.workers
+    workers, scheduler = candidate.workers, candidate.scheduler_worker
     items = FRAME_BYTES + sequences * ITEM_BYTES + rows * TOKEN_BYTES
-    links = [_link(topology, HEAD, workers[0], items)]
+    links = [_link(topology, scheduler, workers[0], items)]
     ratios = candidate.ratios or (None,) * (len(workers) - 1)
     for source, target, ratio in zip(workers, workers[1:], ratios, strict=False):
         raw = rows * model.row_bytes
@@ -381,7 +382,7 @@ def _links(candidate: Candidate, topology: Topology, model: ModelShape, sequence
             else (raw / topology.device(source).encode_bytes_per_s, raw / topology.device(target).decode_bytes_per_s)
         )
         links.append(_link(topology, source, target, items + coded, raw, *codec))
-    links.append(_link(topology, workers[-1], HEAD, VERDICT_BYTES + sequences * PICK_BYTES * candidate.rows_per_sequence))
+    links.append(_link(topology, workers[-1], scheduler, VERDICT_BYTES + sequences * PICK_BYTES * candidate.rows_per_sequence))
     return tuple(links)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bloombee.errors import ConfigError, Infeasible
-from bloombee.types import HEAD, Dtype, Epoch, PageGroup, PipelineId, Span, WorkerId
+from bloombee.types import HEAD, Dtype, Epoch, PageGroup, PipelineId, SchedulerPlace, Span, WorkerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,24 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class Ring:
+    """What the scheduler needs of a plan."""
+
+    pipeline: PipelineId
+    epoch: Epoch
+    num_stages: int
+    num_microbatches: int
+    groups: tuple[PageGroup, ...]
+    """Of all layers, widest window first."""
+    page_size: int
+
+    @property
+    def num_tokens(self) -> int:
+        """KV slots of the layers that see furthest: the longest sequence, and all open ones together, have no more."""
+        return self.groups[0].num_pages * self.page_size
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A pipeline: its stages in ring order and what they share."""
 
@@ -99,17 +117,30 @@ class Plan:
     stages: tuple[StagePlan, ...]
     prediction: Prediction | None = None
     """Of a plan that was chosen; None: of one that was asked for, or that a spare has changed."""
+    scheduler: SchedulerPlace = SchedulerPlace.HEAD
+    scheduler_since: Epoch = 1
+    """The epoch in which it began there, knowing of no sequence."""
+
+    @property
+    def ring(self) -> Ring:
+        """As the scheduler has it."""
+        return Ring(self.pipeline, self.epoch, len(self.stages), self.num_microbatches, self.groups, self.page_size)
 
     @property
     def num_tokens(self) -> int:
-        """KV slots of the layers that see furthest: the longest sequence, and all open ones together, have no more."""
-        return self.groups[0].num_pages * self.page_size
+        """As :attr:`Ring.num_tokens`."""
+        return self.ring.num_tokens
+
+    @property
+    def scheduler_worker(self) -> WorkerId:
+        """In whose process the scheduler is; HEAD: the head's."""
+        return self.stages[0].worker if self.scheduler is SchedulerPlace.STAGE0 else HEAD
 
     @property
     def hops(self) -> frozenset[tuple[WorkerId, WorkerId]]:
-        """(from, to) of every link of the ring, the head's two included."""
-        ring = [HEAD, *(stage.worker for stage in self.stages), HEAD]
-        return frozenset(itertools.pairwise(ring))
+        """(from, to) of every link of the ring, the scheduler's two included; inside one process there is none."""
+        ring = [self.scheduler_worker, *(stage.worker for stage in self.stages), self.scheduler_worker]
+        return frozenset(ends for ends in itertools.pairwise(ring) if ends[0] != ends[1])
 
     def summary(self) -> dict[str, object]:
         """JSON-able facts for people and for ``--json``."""
@@ -119,6 +150,7 @@ class Plan:
             "dtype": str(self.dtype),
             "max_microbatches": self.num_microbatches,
             "kv_tokens": self.num_tokens,
+            "scheduler": str(self.scheduler),
             "kv_groups": [{"window": g.window, "tokens": g.num_pages * self.page_size} for g in self.groups],
             "stages": [
                 {

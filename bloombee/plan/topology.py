@@ -193,7 +193,7 @@ LOCAL = Link(bandwidth_bytes_per_s=math.inf, latency_s=0.0)
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """Devices by worker and links by (from, to); :data:`~bloombee.types.HEAD` is where the scheduler is."""
+    """Devices by worker and links by (from, to); :data:`~bloombee.types.HEAD` is the head, with which the scheduler may be."""
 
     devices: Mapping[WorkerId, Device]
     links: Mapping[tuple[WorkerId, WorkerId], Link] = field(default_factory=dict)

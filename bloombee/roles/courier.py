@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 from bloombee.errors import BloomBeeError, LinkDown, QueueFull, to_wire
 from bloombee.pipeline.events import Port
-from bloombee.roles.seat_host import Seatings
+from bloombee.roles.seat_host import HERE, Seatings
 from bloombee.roles.tracing import StageTrace
 from bloombee.transport.endpoint import Endpoint
 from bloombee.types import Lane
-from bloombee.wire.messages import Forward, Refused, Verdict
+from bloombee.wire.messages import AnyMessage, Forward, Refused, Verdict
 
 
 class Courier:
@@ -20,6 +21,8 @@ class Courier:
     def __init__(self, endpoint: Endpoint, head_link: bytes, seatings: Seatings) -> None:
         self.trace: StageTrace | None = None
         """Where the stamps of frames go that leave."""
+        self.say_here: Callable[[AnyMessage], None] | None = None
+        """To the scheduler in this process, if it is here."""
         self._endpoint = endpoint
         self._head_link = head_link
         self._seatings = seatings
@@ -36,6 +39,10 @@ class Courier:
                 self._endpoint.send(self._head_link, lane, message)
             return
         link = seating.links[port]
+        if link == HERE:
+            if self.say_here is not None:
+                self.say_here(message)
+            return
         if not isinstance(message, Forward | Verdict):
             self._endpoint.send(link, lane, message)
             return

@@ -11,7 +11,7 @@ from bloombee.errors import BloomBeeError, ConfigError, Infeasible, RuntimeClose
 from bloombee.kv.pool import most_pages
 from bloombee.models.card import ModelCard
 from bloombee.pipeline.commands import Command
-from bloombee.pipeline.events import CancelRequest, Emitted, Ended, SchedulerSaid, Submit, SwarmLost
+from bloombee.pipeline.events import CancelRequest, Emitted, Ended, SchedulerBegan, SchedulerSaid, Submit, SwarmLost
 from bloombee.pipeline.requests import RequestCore
 from bloombee.plan.plan import Plan
 from bloombee.roles.asked import ask
@@ -129,6 +129,10 @@ class Desk:
     def told(self, message: Emitted | Ended) -> None:
         """Of the scheduler."""
         self._do(self._core.handle(SchedulerSaid(message, time.monotonic())))
+
+    def scheduler_began(self) -> None:
+        """Another one, which is to be told of every request."""
+        self._do(self._core.handle(SchedulerBegan(time.monotonic())))
 
     def deliver(self, number: int, pick: Pick, finish: FinishReason | None) -> None:
         """A token, to whoever asked."""

@@ -1,4 +1,5 @@
-"""The shell of the scheduler's core: what it sends to stages, what they send back, and both with their times."""
+"""The scheduler as the head's process has it: its core, or the near end of one beside the first stage, and what those send to
+stages and hear from them, with their times."""
 
 from __future__ import annotations
 
@@ -7,42 +8,71 @@ from collections.abc import Callable
 
 from bloombee.links.frames import LinkMeter
 from bloombee.pipeline.commands import Command, Send, TellHead
-from bloombee.pipeline.events import Emitted, Ended, FromStage
-from bloombee.pipeline.scheduler import Event, SchedulerCore
+from bloombee.pipeline.events import FromStage
+from bloombee.pipeline.scheduler import Event, SchedulerCore, SchedulerProxy
 from bloombee.plan.plan import Plan
+from bloombee.roles.desk import Desk
 from bloombee.roles.each import each
+from bloombee.roles.stage_host import RESEND_AFTER_S
 from bloombee.roles.tracing import HeadTrace
-from bloombee.types import Lane, WorkerId
-from bloombee.wire.messages import Ack, AnyMessage, Closed, Committed, Forward, Gap, Lost, Resume, Resumed, Verdict
+from bloombee.types import Lane, SchedulerPlace, WorkerId
+from bloombee.wire.messages import (
+    Ack,
+    AnyMessage,
+    Closed,
+    Committed,
+    Forward,
+    Gap,
+    Lost,
+    Resume,
+    Resumed,
+    Standing,
+    Told,
+    Verdict,
+)
 
-OfTheRing = Verdict | Ack | Gap | Closed | Committed | Resume | Resumed | Lost
+OfTheRing = Verdict | Ack | Gap | Closed | Committed | Resume | Resumed | Lost | Told | Standing
 
 
 class Dispatch:
     """Belongs to one event loop.
 
     Args:
+        max_rows, step_deadline_s: as of SchedulerCore.
         meter: of the link to the first stage. trace: None where nothing is traced.
         send: a message to a worker; its bytes, 0 if the worker is not in.
-        told: what the scheduler tells the head.
+        desk: gets what the scheduler tells the head, and has the requests that another one is told of.
     """
 
     def __init__(
         self,
-        scheduler: SchedulerCore,
         *,
+        max_rows: int,
+        step_deadline_s: float,
         meter: LinkMeter,
         trace: HeadTrace | None,
         send: Callable[[WorkerId, Lane, AnyMessage], int],
-        told: Callable[[Emitted | Ended], None],
+        desk: Desk,
     ) -> None:
-        self.scheduler = scheduler
-        self.plan: Plan | None = None
+        self.scheduler: SchedulerCore | SchedulerProxy = SchedulerCore(
+            max_rows=max_rows, resend_after_s=RESEND_AFTER_S, step_deadline_s=step_deadline_s
+        )
+        self._plan: Plan | None = None
         """Whose stages are meant."""
+        self._place = SchedulerPlace.HEAD, 1
         self._meter = meter
         self._trace = trace
         self._send = send
-        self._told = told
+        self._desk = desk
+
+    def planned(self, plan: Plan) -> None:
+        """Stages are those of ``plan`` from now on, and the scheduler is where it says: another one begins with every request."""
+        self._plan = plan
+        place = plan.scheduler, plan.scheduler_since
+        if place != self._place:
+            self._place = place
+            self.scheduler = SchedulerProxy(plan.pipeline, plan.scheduler_since, resend_after_s=RESEND_AFTER_S)
+            self._desk.scheduler_began()
 
     def handle(self, event: Event) -> None:
         """Anything but what comes from a stage. Raises as the core does."""
@@ -59,10 +89,10 @@ class Dispatch:
 
     def _do(self, command: Command) -> None:
         match command:
-            case Send(to=int(stage), lane=lane, message=message) if self.plan is not None:
-                self._send_to(self.plan.stages[stage].worker, lane, message)
+            case Send(to=int(stage), lane=lane, message=message) if self._plan is not None:
+                self._send_to(self._plan.stages[stage].worker, lane, message)
             case TellHead(message=told):
-                self._told(told)
+                self._desk.told(told)
             case _:
                 raise AssertionError(f"the scheduler asks for {command!r}")
 

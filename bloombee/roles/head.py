@@ -55,7 +55,6 @@ from bloombee.pipeline.events import (
     WorkerSaid,
     WorkersEnded,
 )
-from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.pipeline.swarm import SwarmCore, SwarmLimits
 from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
@@ -70,7 +69,6 @@ from bloombee.roles.members import Members
 from bloombee.roles.observatory import Observatory
 from bloombee.roles.plan_wishes import plan_request
 from bloombee.roles.progress import Progress
-from bloombee.roles.stage_host import RESEND_AFTER_S
 from bloombee.roles.ticker import Ticker
 from bloombee.roles.tracing import HeadTrace
 from bloombee.transport.endpoint import Endpoint
@@ -171,14 +169,14 @@ class HeadRole:
         request = plan_request(config, self.card, self.local.names[: config.num_stages], self.local.machine(self.card))
         self.desk.open(self.card, request.max_rows)
         self.dispatch = Dispatch(
-            SchedulerCore(max_rows=request.max_rows, resend_after_s=RESEND_AFTER_S, step_deadline_s=config.step_deadline_s),
+            max_rows=request.max_rows,
+            step_deadline_s=config.step_deadline_s,
             meter=self.observatory.meter,
             trace=self._trace,
             send=self.members.send,
-            told=self.desk.told,
+            desk=self.desk,
         )
-        limits = SwarmLimits(config.load_deadline_s)
-        self._core = SwarmCore(request, limits, links=iter(partial(secrets.token_bytes, 16), b""))
+        self._core = SwarmCore(request, SwarmLimits(config.load_deadline_s), links=iter(partial(secrets.token_bytes, 16), b""))
         acts = [
             lambda now: self._do(self._core.handle(Tick(now))),
             lambda now: self.dispatch.handle(Tick(now)),
@@ -329,7 +327,7 @@ class HeadRole:
                 self.desk.conclude(number, error)
             case TellScheduler(message=message):
                 if isinstance(message, PlanWired):
-                    self.bulletin.tell(SwarmEventKind.WIRING, epoch=message.plan.epoch)
+                    self.bulletin.tell(SwarmEventKind.WIRING, epoch=message.ring.epoch)
                 self.dispatch.handle(message)
             case Send(to=int(worker), lane=lane, message=message):
                 self.members.send(worker, lane, message)
@@ -337,7 +335,7 @@ class HeadRole:
                 self.plan = plan
                 self.desk.planned(plan)
                 self.observatory.planned(plan)
-                self.dispatch.plan = plan
+                self.dispatch.planned(plan)
                 self.bulletin.tell(SwarmEventKind.PLANNED, epoch=plan.epoch, reason=str(plan.prediction or ""))
             case PipelineUp(plan=plan):
                 self._pipeline_up(plan)

@@ -17,7 +17,7 @@ from bloombee.control.log import to_line
 from bloombee.control.seen import plan_runs
 from bloombee.errors import BloomBeeError, ConfigError, LocalProtocolError
 from bloombee.pipeline.events import Tune, tune_event
-from bloombee.pipeline.scheduler import SchedulerCore
+from bloombee.pipeline.scheduler import SchedulerCore, SchedulerProxy
 from bloombee.pipeline.swarm import PlanRequest
 from bloombee.plan.plan import Plan
 from bloombee.roles.each import each
@@ -81,7 +81,7 @@ class Helm:
         )
         self.tell(runs)
 
-    def look(self, scheduler: SchedulerCore, links: Callable[[float], Iterable[LinkSeen]], now: float) -> None:
+    def look(self, scheduler: SchedulerCore | SchedulerProxy, links: Callable[[float], Iterable[LinkSeen]], now: float) -> None:
         """Time goes on; if it is time for that, show the core what the scheduler does and what ``links`` says of the ring's."""
         if now < self._look_at:
             return

@@ -35,7 +35,7 @@ class Neighbour:
 
     peer: Peer
     port: Port
-    """Which side of this worker it is on: who dialled it feeds it."""
+    """Which side of this worker it is on: upstream is who dialled it, and judges the link."""
     watch: LinkWatch
     greeter: Greeter | None = None
     clock: ClockEstimate | None = None
@@ -130,24 +130,31 @@ class Neighbours:
     # -- coming and going ------------------------------------------------------------------
 
     def meet(self, wire: Wire) -> None:
-        """Greet those of an epoch's neighbours that are new.
+        """Greet those of an epoch's neighbours that are new, and where a scheduler is elsewhere whoever is to speak with it.
 
         Raises:
             LinkDown: the address of one is none; says whose.
         """
-        before, after = wire.predecessor, wire.successor
-        if before is not None and before.link not in self._by_link:
-            self._endpoint.allow(before.link, before.key, before.worker)
-            self._greet(before, Port.UPSTREAM, Listener(swarm=self._swarm, worker=before.worker, codecs=CODECS))
-        if after is not None and after.link not in self._by_link:
-            try:
-                self._endpoint.dial(after.link, after.endpoint, after.key)
-            except ConfigError as error:
-                raise _fault_of(after, error.message) from None
-            hello = Hello(
-                protocol=PROTOCOL_VERSION, swarm=self._swarm, worker=self._worker, software=VERSION, codecs=CODECS, sent_ns=0
-            )
-            self._greet(after, Port.DOWNSTREAM, Dialler(hello, peer=f"worker {after.worker} at {after.endpoint}"))
+        schedule = wire.schedule
+        peers = [wire.predecessor, wire.successor, wire.scheduler, *(schedule.stages if schedule is not None else ())]
+        for peer in peers:
+            if peer is None or peer.link in self._by_link:
+                continue
+            if peer.dials:
+                self._dial(peer)
+            else:
+                self._endpoint.allow(peer.link, peer.key, peer.worker)
+                self._greet(peer, Port.UPSTREAM, Listener(swarm=self._swarm, worker=peer.worker, codecs=CODECS))
+
+    def _dial(self, peer: Peer) -> None:
+        try:
+            self._endpoint.dial(peer.link, peer.endpoint, peer.key)
+        except ConfigError as error:
+            raise _fault_of(peer, error.message) from None
+        hello = Hello(
+            protocol=PROTOCOL_VERSION, swarm=self._swarm, worker=self._worker, software=VERSION, codecs=CODECS, sent_ns=0
+        )
+        self._greet(peer, Port.DOWNSTREAM, Dialler(hello, peer=f"worker {peer.worker} at {peer.endpoint}"))
 
     def leave(self) -> None:
         """Those that nobody needs any more."""

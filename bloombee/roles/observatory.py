@@ -69,7 +69,8 @@ class Observatory:
         """(from, to) -> what their own frames have told of the ring's links so far; a worker reports twice a second."""
         if self._plan is None:
             return {}
-        return {(HEAD, self._plan.stages[0].worker): self.meter.facts(), **self._facts}
+        first = (HEAD, self._plan.stages[0].worker)
+        return {first: self.meter.facts(), **self._facts} if first in self._plan.hops else dict(self._facts)
 
     def links_seen(self, now: float) -> Iterator[LinkSeen]:
         """Of each link that has shown its round trip, as it is expected to be."""

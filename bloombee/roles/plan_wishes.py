@@ -11,7 +11,7 @@ from bloombee.kv.pool import pages_for
 from bloombee.models.card import ModelCard
 from bloombee.pipeline.swarm import Machine, PlanRequest
 from bloombee.plan.plan import split_layers
-from bloombee.types import Dtype
+from bloombee.types import Dtype, SchedulerPlace
 from bloombee.wire.envelope import MAX_TENSOR_BYTES
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ def plan_request(config: RuntimeConfig, card: ModelCard, names: Sequence[str], m
         codec=CodecMode[config.codec.upper()],
         trace=config.trace is not None,
         takes_others=bool(config.remote_workers),
+        scheduler=SchedulerPlace.HEAD if config.scheduler == "auto" else SchedulerPlace(config.scheduler),
+        step_deadline_s=config.step_deadline_s,
     )
 
 

@@ -14,7 +14,7 @@ from bloombee.pipeline.profiles import to_message
 from bloombee.plan.profile import Profile
 from bloombee.roles.courier import Courier
 from bloombee.roles.executor import SpanExecutor
-from bloombee.roles.seat_host import Seating, Seatings
+from bloombee.roles.seat_host import HERE, Seating, Seatings
 from bloombee.transport.endpoint import Endpoint
 from bloombee.types import HEAD, Epoch, Phase
 from bloombee.wire.messages import LinkReport, Load, Loaded, Loading, Measure, Measured, Profiled, StageFailed
@@ -123,7 +123,7 @@ class Reporter:
         self._report(newest, now)
         if newest.is_greeted and now - self._worked_at >= IDLE_S:
             self.measure_on()
-            if not newest.meter.num_unacknowledged:
+            if not newest.meter.num_unacknowledged and newest.links[Port.DOWNSTREAM] != HERE:
                 with contextlib.suppress(LinkDown):
                     self._endpoint.probe(newest.links[Port.DOWNSTREAM], now - self._worked_at)
 
@@ -176,8 +176,8 @@ class Reporter:
         if not is_news or now - self._reported_at < REPORT_EVERY_S:
             return
         self._reported_at, self._reported_frames, self._has_moved = now, facts.num_frames, False
-        wire = newest.wire
-        target = wire.successor.worker if wire.successor is not None else HEAD
+        following = newest.wire.successor or newest.wire.scheduler
+        target = following.worker if following is not None else HEAD
         self._courier.to_head(LinkReport(target=target, codec=choice, **dataclasses.asdict(facts)))
 
     def _greeting_rtt_s(self, newest: Seating) -> float | None:

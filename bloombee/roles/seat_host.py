@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,10 @@ from bloombee.links.frames import LinkMeter
 from bloombee.pipeline.events import Port
 from bloombee.roles.neighbours import Neighbour, Neighbours
 from bloombee.types import Epoch
-from bloombee.wire.messages import Peer, Resume, Wire
+from bloombee.wire.messages import Resume, Wire
+
+HERE = b"here"
+"""Stands in for a link between a stage and a scheduler in one process; no link has such an id."""
 
 
 @dataclass(slots=True)
@@ -20,15 +23,22 @@ class Seating:
 
     wire: Wire
     links: dict[Port, bytes]
+    stages: tuple[bytes, ...]
+    """Links of the scheduler to each stage, where it is here."""
     meter: LinkMeter
     is_greeted: bool = False
+
+    @property
+    def all_links(self) -> set[bytes]:
+        """To anybody."""
+        return {*self.links.values(), *self.stages}
 
 
 class Seatings:
     """Those of a span that are not retired, oldest first.
 
     Args:
-        head_link: stands in for a neighbour that a stage does not have.
+        head_link: where the scheduler is with the head, it stands in for a neighbour that a stage does not have.
         open_meter: of what goes over a link.
     """
 
@@ -63,7 +73,11 @@ class Seatings:
     @property
     def links(self) -> set[bytes]:
         """To the neighbours that some epoch has."""
-        return {link for seating in self._by_epoch.values() for link in seating.links.values()} - {self._head_link}
+        return self._others(self._by_epoch.values())
+
+    def _others(self, seatings: Iterable[Seating]) -> set[bytes]:
+        """Links to other workers."""
+        return {link for seating in seatings for link in seating.all_links} - {self._head_link, HERE}
 
     def seat(self, wire: Wire) -> Seating:
         """A new epoch's.
@@ -72,16 +86,20 @@ class Seatings:
             LinkDown: a neighbour told an address that is none.
         """
         self._neighbours.meet(wire)
+        schedule, scheduler = wire.schedule, self._head_link
+        if schedule is not None or wire.scheduler is not None:
+            scheduler = HERE if wire.scheduler is None else wire.scheduler.link
         links = {
             Port.HEAD: self._head_link,
-            Port.UPSTREAM: self._link_to(wire.predecessor),
-            Port.DOWNSTREAM: self._link_to(wire.successor),
+            Port.SCHEDULER: scheduler,
+            Port.UPSTREAM: scheduler if wire.predecessor is None else wire.predecessor.link,
+            Port.DOWNSTREAM: scheduler if wire.successor is None else wire.successor.link,
         }
-        seating = self._by_epoch[wire.epoch] = Seating(wire, links, self._open_meter(links[Port.DOWNSTREAM]))
+        stages = () if schedule is None else (HERE, *(peer.link for peer in schedule.stages))
+        after = links[Port.DOWNSTREAM]
+        seating = Seating(wire, links, stages, LinkMeter() if after == HERE else self._open_meter(after))
+        self._by_epoch[wire.epoch] = seating
         return seating
-
-    def _link_to(self, peer: Peer | None) -> bytes:
-        return self._head_link if peer is None else peer.link
 
     def retire_before(self, oldest: Epoch) -> None:
         """Forget older epochs, and neighbours that only they had."""
@@ -95,12 +113,12 @@ class Seatings:
         self._neighbours.leave()
 
     def following(self, seating: Seating | None) -> Neighbour | None:
-        """The next worker; None: the head is."""
+        """The next worker; None: there is none, or the scheduler is next and with the head or here."""
         return None if seating is None else self._neighbours.get(seating.links[Port.DOWNSTREAM])
 
     def all_open(self, seating: Seating) -> bool:
         """Whether every neighbour of an epoch has been greeted."""
-        found = (self._neighbours.get(link) for link in seating.links.values() if link != self._head_link)
+        found = map(self._neighbours.get, self._others([seating]))
         return all(one is not None and one.is_open for one in found)
 
     def of(self, message: Any) -> Seating:

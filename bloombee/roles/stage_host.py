@@ -42,6 +42,7 @@ from bloombee.roles.executor import SpanExecutor
 from bloombee.roles.log_file import LogFile
 from bloombee.roles.neighbours import Neighbour, Neighbours
 from bloombee.roles.reporting import Reporter
+from bloombee.roles.scheduler_host import SchedulerHost
 from bloombee.roles.seat_host import Seating, Seatings
 from bloombee.roles.tables import OF_CODEC, TableExchange
 from bloombee.roles.tracing import StageTrace
@@ -77,8 +78,8 @@ _PORT_OF: dict[type, Port] = {
     Gap: Port.DOWNSTREAM,
     Resume: Port.DOWNSTREAM,
     Resumed: Port.UPSTREAM,
-    Close: Port.HEAD,
-    Commit: Port.HEAD,
+    Close: Port.SCHEDULER,
+    Commit: Port.SCHEDULER,
     CodecTable: Port.UPSTREAM,
     TableHeld: Port.DOWNSTREAM,
     TableUnknown: Port.DOWNSTREAM,
@@ -89,7 +90,7 @@ class StageHost:
     """Runs one span until :meth:`close`.
 
     Args:
-        head_link: the worker's link to the head; stands in for a neighbour that a stage does not have.
+        head_link: the worker's link to the head.
         device: where it is loaded, and runs.
         neighbours: the worker's.
         log_file: of what left the span and has no room in memory.
@@ -128,6 +129,8 @@ class StageHost:
         self._log_file = log_file
         self._open_trace = open_trace
         self._trace: StageTrace | None = None
+        self._scheduler: SchedulerHost | None = None
+        """Beside this stage, if it is."""
         self._tables = TableExchange(self, device)
         neighbours.users.append(self)
         device.load(
@@ -188,6 +191,11 @@ class StageHost:
         each(self._do, commands)
         self._greeted_all(seating)
 
+    def schedule_with(self, scheduler: SchedulerHost) -> None:
+        """It is beside this stage, the first one."""
+        self._scheduler, self.courier.say_here = scheduler, scheduler.said_here
+        scheduler.stage = self
+
     def retire_before(self, oldest: Epoch) -> None:
         """Leave the seats of older epochs, of which nobody says anything any more."""
         for seating in self.seatings:
@@ -222,6 +230,8 @@ class StageHost:
         if following is not None and following.lacks_codec:
             self._device.forgo_codec()
         self.reporter.works()
+        if self._scheduler is not None:
+            self._scheduler.wired(seating)
         self.handle(Greeted(seating.wire.epoch, self.now()))
         self.reporter.measure_on()
 
@@ -233,11 +243,15 @@ class StageHost:
                     if port is Port.DOWNSTREAM:
                         seating.meter.restart()
                     self.handle(LinkRestored(seating.wire.epoch, port, self.now()))
+        if self._scheduler is not None:
+            self._scheduler.restored(link)
 
     def moved(self, now: float) -> None:
         """Pieces of a frame have come on."""
         self.reporter.moved()
         self.handle(Moved(now))
+        if self._scheduler is not None:
+            self._scheduler.moved(now)
 
     # -- messages --------------------------------------------------------------------------
 

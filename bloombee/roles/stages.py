@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -22,14 +23,15 @@ from bloombee.roles.loading import Loader
 from bloombee.roles.log_file import LogFile
 from bloombee.roles.measuring import Measuring
 from bloombee.roles.neighbours import GREETINGS, Neighbours
-from bloombee.roles.stage_host import StageHost
+from bloombee.roles.scheduler_host import SchedulerHost
+from bloombee.roles.stage_host import RESEND_AFTER_S, StageHost
 from bloombee.roles.tracing import StageTrace
 from bloombee.roles.work_thread import WorkThread
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.link_events import LinkEvent
 from bloombee.types import Lane, PipelineId
 from bloombee.wire.liveness import LoopClock
-from bloombee.wire.messages import AnyMessage, Heartbeat, Joined, Load, Profile, Wire
+from bloombee.wire.messages import AnyMessage, Heartbeat, Joined, Load, Profile, Schedule, Wire
 from bloombee.wire.spoken import check_spoken
 
 log = logging.getLogger(__name__)
@@ -84,6 +86,8 @@ class Stages:
         )
         self._hosts: dict[PipelineId, list[StageHost]] = {}
         """Of each pipeline, in the order in which they were ordered: only the last takes new seats."""
+        self._schedulers: dict[PipelineId, SchedulerHost] = {}
+        """Of pipelines whose first stage is here, where it is not with the head."""
 
     def __iter__(self) -> Iterator[StageHost]:
         return iter([host for hosts in self._hosts.values() for host in hosts])
@@ -92,6 +96,8 @@ class Stages:
         """Let everything go; does not wait for the device."""
         for host in self:
             host.close()
+        for scheduler in self._schedulers.values():
+            scheduler.close()
         self._hosts.clear()
         self._measuring.close()
         self._device.stop()
@@ -146,6 +152,8 @@ class Stages:
         """Let go of all that is held for a pipeline, its seats included."""
         for host in self._hosts.pop(pipeline, []):
             host.close()
+        if (scheduler := self._schedulers.pop(pipeline, None)) is not None:
+            scheduler.close()
 
     def wire(self, wire: Wire) -> None:
         """Take the seat of an epoch.
@@ -158,11 +166,30 @@ class Stages:
         hosts = self._hosts_of(wire)
         ready = [host for host in hosts if host.reporter.is_loaded]
         host = next((host for host in hosts if host.seatings.get(wire.epoch) is not None), (ready or hosts)[-1])
+        if wire.schedule is not None:
+            host.schedule_with(self._scheduler(wire, wire.schedule))
         host.wire(wire)
         for other in hosts:
             if other is not host:
                 other.retire_before(wire.oldest)
         self._let_go(wire.pipeline)
+
+    def _scheduler(self, wire: Wire, schedule: Schedule) -> SchedulerHost:
+        """The one that is here, unless another is to begin."""
+        here = self._schedulers.get(wire.pipeline)
+        if here is not None and here.since >= schedule.since:
+            return here
+        if here is not None:
+            here.close()
+        begun = self._schedulers[wire.pipeline] = SchedulerHost(
+            wire,
+            schedule,
+            endpoint=self._endpoint,
+            head_link=self._head_link,
+            resend_after_s=RESEND_AFTER_S,
+            now=time.monotonic,
+        )
+        return begun
 
     def _let_go(self, pipeline: PipelineId) -> None:
         """Spans in whose place another has come, once no epoch has them."""
@@ -192,6 +219,9 @@ class Stages:
                 self._neighbours.greeted(link, lane, message)
                 return
             self._neighbours.serves(link)
+        scheduler = self._schedulers.get(getattr(message, "pipeline", -1))
+        if scheduler is not None and scheduler.hears(link, message):
+            return
         hosts = self._hosts_of(message)
         host = hosts[-1]
         if len(hosts) > 1:
@@ -235,6 +265,8 @@ class Stages:
         self._neighbours.tick(now)
         for host in self:
             host.tick()
+        for scheduler in self._schedulers.values():
+            scheduler.tick(now)
 
     def look(self, now: float) -> None:
         """At who is there; to be called often."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from bloombee.pipeline.events import Port
-from bloombee.sim.carrier import SCHEDULER, SimCarrier, stage_name
+from bloombee.sim.carrier import HEAD, SCHEDULER, SimCarrier, stage_name
 from bloombee.sim.clock import VirtualClock
 from bloombee.sim.head import SimHead
 from bloombee.sim.worker import SimWorker
@@ -40,7 +40,10 @@ class Breaks:
     def pairs(self) -> list[tuple[str, str]]:
         """Whoever has connections: who is dialled or dials, and a stage."""
         stages = [stage_name(index) for index in range(self._num_stages)]
-        return [*((SCHEDULER, stage) for stage in stages), *itertools.pairwise(stages)]
+        at = self._head.scheduler_name
+        if at == SCHEDULER:
+            return [*((SCHEDULER, stage) for stage in stages), *itertools.pairwise(stages)]
+        return [(HEAD, at), *((at, stage) for stage in stages[2:]), *itertools.pairwise(stages)]
 
     def lost(self) -> list[WorkerId]:
         """Workers whose connections have been away for longer than they may."""
@@ -69,7 +72,7 @@ class Breaks:
         del self._broken[ends]
         one, other = ends
         index = _index(other)
-        stage_dialled = one == SCHEDULER
+        stage_dialled = one in (HEAD, SCHEDULER)
         self._carrier.link(one, other).mend(keeps=not stage_dialled)
         self._carrier.link(other, one).mend(keeps=stage_dialled)
         if one == SCHEDULER:
@@ -77,22 +80,49 @@ class Breaks:
             for port, end in ((Port.UPSTREAM, 0), (Port.DOWNSTREAM, self._num_stages - 1)):
                 if index == end:
                     self._restored(index, port)
+        elif one == HEAD:
+            self._head_restored(index)
         else:
-            self._restored(index - 1, Port.DOWNSTREAM)
-            self._restored(index, Port.UPSTREAM)
+            self._ring_restored(_index(one), index)
+
+    def _head_restored(self, index: int) -> None:
+        """At both ends of the link between the head and the worker with the scheduler."""
+        self._head.stage_restored(index)
+        if (worker := self._worker(index)) is not None:
+            worker.head_restored()
+
+    def _ring_restored(self, one: int, other: int) -> None:
+        """At both ends of a link between workers."""
+        if other == one + 1:
+            self._restored(one, Port.DOWNSTREAM)
+            self._restored(other, Port.UPSTREAM)
+        if self._head.scheduler_name == stage_name(one):
+            if (worker := self._worker(one)) is not None:
+                worker.stage_restored(other)
+            if other == self._num_stages - 1:
+                self._restored(other, Port.DOWNSTREAM)
 
     def restore_all(self) -> None:
         """Every connection broke and came back: all ends resend."""
+        is_beside = self._head.scheduler_name != SCHEDULER
         for index in range(self._num_stages):
-            self._head.stage_restored(index)
+            if not is_beside:
+                self._head.stage_restored(index)
+            elif index:
+                self._ring_restored(0, index)
+            else:
+                self._head_restored(0)
             for port in (Port.UPSTREAM, Port.DOWNSTREAM):
                 self._restored(index, port)
 
     def _restored(self, index: int, port: Port) -> None:
         """At the worker of a stage."""
+        if (worker := self._worker(index)) is not None:
+            worker.link_restored(port)
+
+    def _worker(self, index: int) -> SimWorker | None:
         plan = self._head.plan
-        if plan is not None:
-            self._workers[plan.stages[index].worker].link_restored(port)
+        return None if plan is None else self._workers[plan.stages[index].worker]
 
 
 def _index(stage: str) -> int:

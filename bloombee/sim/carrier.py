@@ -14,7 +14,7 @@ from bloombee.sim.clock import VirtualClock
 from bloombee.sim.cpu import CorePool
 from bloombee.sim.network import Faults, LinkShape, SimLink, SimNetwork
 from bloombee.types import Lane
-from bloombee.wire.messages import AnyMessage, Forward, Verdict
+from bloombee.wire.messages import AnyMessage, Ask, Forward, Told, Verdict
 
 HEADER_BYTES = 160
 """What a frame costs besides its rows: envelope, ZeroMQ, CURVE, TCP/IP."""
@@ -105,7 +105,10 @@ class SimCarrier:
         """Of a message on the wire."""
         if isinstance(message, Forward) and source != SCHEDULER:
             return HEADER_BYTES + self._row_bytes * sum(item.num_rows for item in message.items)
-        return HEADER_BYTES + (16 * len(message.picks) if isinstance(message, Verdict) else 0)
+        if isinstance(message, Ask):
+            return HEADER_BYTES + sum(len(request.tokens) for request in message.requests)
+        count = len(message.picks) if isinstance(message, Verdict) else len(message.given) if isinstance(message, Told) else 0
+        return HEADER_BYTES + 16 * count
 
     def hop(self, source: str, target: str, message: AnyMessage, lane: Lane, deliver: Callable[[], None]) -> None:
         """Carry what a stage sends; with shared cores a frame first takes its turn there."""

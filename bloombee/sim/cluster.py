@@ -17,7 +17,7 @@ from bloombee.pace import Pace
 from bloombee.pipeline.commands import Send
 from bloombee.pipeline.events import CancelRequest, Submit, WorkerGone, WorkerJoined
 from bloombee.pipeline.log import LOG_BYTES
-from bloombee.pipeline.scheduler import SchedulerCore
+from bloombee.pipeline.scheduler import SchedulerCore, SchedulerProxy, SchedulerService
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.swarm import PlanRequest
 from bloombee.pipeline.swarm.member import Member
@@ -25,15 +25,15 @@ from bloombee.plan.network import Network
 from bloombee.plan.plan import Plan
 from bloombee.plan.topology import Cores, Topology
 from bloombee.sim.breaks import Breaks
-from bloombee.sim.carrier import HEAD, SCHEDULER, SimCarrier, check_nodes, stage_name
+from bloombee.sim.carrier import HEAD, SimCarrier, check_nodes, stage_name
 from bloombee.sim.clock import VirtualClock
 from bloombee.sim.cpu import CorePool
 from bloombee.sim.device import VOCAB, Device, SimDevice
 from bloombee.sim.head import SimHead, SimRequest
 from bloombee.sim.network import Faults, LinkShape
 from bloombee.sim.worker import SimDevices, SimWorker
-from bloombee.types import Dtype, WorkerId
-from bloombee.wire.messages import AnyMessage, Load, Measure, Profile, Sampling, Wire
+from bloombee.types import Dtype, SchedulerPlace, WorkerId
+from bloombee.wire.messages import AnyMessage, Load, Measure, Profile, Sampling, Schedule, Wire
 
 TICK_S = 0.1
 PACE = Pace(fixed_s=0.001, decode_row_s=0.0001, prefill_row_s=0.00002)
@@ -60,6 +60,7 @@ class SimCluster:
         scatter: standard deviation of a work's time, of the time that its pace says.
         cores: that all stages share, and what a hop costs on them: its ``hop_s`` are part of the way of every frame from a
             stage, the rest of its CPU time comes after it. None: each stage is a machine, and a hop costs nothing.
+        scheduler: where it is; beside stage 0 it has no link of its own, and asks and answers of the head meet the faults.
         context_s: what a work takes besides for each pair of a row and a token before it.
     """
 
@@ -98,6 +99,7 @@ class SimCluster:
         detect_s: float = 0.05,
         log_bytes: int = LOG_BYTES,
         log_disk_bytes: int = 0,
+        scheduler: SchedulerPlace = SchedulerPlace.HEAD,
     ) -> None:
         self.clock = VirtualClock()
         self.trace: list[str] = []
@@ -108,8 +110,8 @@ class SimCluster:
         self._make_device = make_device
         self._lossy_orders = lossy_orders
         self._detect_s = detect_s
-        self._resend_after_s = resend_after_s
         self.shapes = dict(shapes or {})
+        self._resend_after_s, self._step_deadline_s, self._max_rows = resend_after_s, step_deadline_s, max_rows
         self._log_bytes, self._log_disk_bytes = log_bytes, log_disk_bytes
         pool = CorePool(self.clock, None if cores is None else cores.count)
         self.devices = SimDevices(
@@ -136,12 +138,12 @@ class SimCluster:
         self.head = SimHead(
             self.clock,
             self.carrier,
-            _request(card, num_stages, num_pages, page_size, max_rows, num_microbatches, tuned, self.objective),
-            SchedulerCore(max_rows=max_rows, resend_after_s=resend_after_s, step_deadline_s=step_deadline_s),
+            _request(card, num_stages, num_pages, page_size, max_rows, num_microbatches, tuned, self.objective, scheduler),
+            self._make_scheduler,
             hidden=row_bytes // 4,
             known=self.known,
             order=self._order,
-            to_stage=self._to_stage,
+            to_stage=self._of_head,
         )
         self.workers: dict[WorkerId, SimWorker] = {}
         self.breaks = Breaks(self.clock, self.carrier, self.head, self.workers, num_stages, self._rng)
@@ -170,8 +172,14 @@ class SimCluster:
         return self.head.plan
 
     @property
-    def scheduler(self) -> SchedulerCore:
+    def scheduler(self) -> SchedulerCore | SchedulerProxy:
+        """As the head has it."""
         return self.head.scheduler
+
+    @property
+    def services(self) -> list[SchedulerService]:
+        """Schedulers beside stages of workers that live."""
+        return [worker.service for worker in self.workers.values() if worker.service is not None and worker.is_alive]
 
     @property
     def stages(self) -> dict[int, StageCore]:
@@ -231,7 +239,8 @@ class SimCluster:
 
     def _is_quiet(self) -> bool:
         ended = all(request.ended for request in self.requests.values())
-        return ended and self.scheduler.is_idle and all(stage.is_idle for stage in self.stages.values())
+        schedulers = [self.scheduler, *self.services]
+        return ended and all(one.is_idle for one in schedulers) and all(stage.is_idle for stage in self.stages.values())
 
     # -- between head and workers ----------------------------------------------------------
 
@@ -259,10 +268,42 @@ class SimCluster:
         """What a stage said has arrived."""
         self.head.hear_stage(stage, message)
 
-    def _to_stage(self, stage: int, send: Send) -> None:
+    def tell_head(self, message: AnyMessage) -> None:
+        """Of the scheduler beside stage 0."""
+        self.carrier.carry(stage_name(0), HEAD, message, partial(self.head.hear_stage, 0, message), reliable=False)
+
+    def _of_head(self, stage: int, send: Send) -> None:
+        """Of the scheduler with the head, to a stage; of the head, to the scheduler elsewhere."""
+        assert self.plan is not None
+        if self.plan.scheduler is SchedulerPlace.HEAD:
+            self.to_stage(stage, send)
+            return
+        deliver = partial(self.workers[self.plan.scheduler_worker].ask, send.message)
+        self.carrier.carry(HEAD, stage_name(0), send.message, deliver, reliable=False)
+
+    def to_stage(self, stage: int, send: Send) -> None:
+        """Of the scheduler, wherever it is."""
         assert self.plan is not None
         deliver = partial(self.workers[self.plan.stages[stage].worker].receive, send.message, None)
-        self.carrier.carry(SCHEDULER, stage_name(stage), send.message, deliver, reliable=False, lane=send.lane)
+        if stage_name(stage) == self.head.scheduler_name:
+            self.clock.call_later(0.0, deliver)
+        else:
+            self.carrier.carry(self.head.scheduler_name, stage_name(stage), send.message, deliver, reliable=False, lane=send.lane)
+
+    def _make_scheduler(self, plan: Plan | None) -> SchedulerCore | SchedulerProxy:
+        if plan is not None:
+            return SchedulerProxy(plan.pipeline, plan.scheduler_since, resend_after_s=self._resend_after_s)
+        return SchedulerCore(max_rows=self._max_rows, resend_after_s=self._resend_after_s, step_deadline_s=self._step_deadline_s)
+
+    def make_service(self, wire: Wire, schedule: Schedule) -> SchedulerService:
+        """Of a worker that is told to schedule."""
+        return SchedulerService(
+            wire.pipeline,
+            schedule.since,
+            max_rows=wire.max_rows,
+            resend_after_s=self._resend_after_s,
+            step_deadline_s=self._step_deadline_s,
+        )
 
     def stage_of(self, load: Load) -> int:
         """Where in the plan these layers are."""
@@ -289,6 +330,7 @@ def _request(
     num_microbatches: int,
     tuned: bool,
     objective: Objective | None,
+    scheduler: SchedulerPlace,
 ) -> PlanRequest:
     return PlanRequest(
         card=card or sim_card((0,) * num_stages),
@@ -301,6 +343,7 @@ def _request(
         num_microbatches=num_microbatches,
         tuned=tuned,
         objective=objective,
+        scheduler=scheduler,
     )
 
 

@@ -24,16 +24,26 @@ from bloombee.pipeline.commands import (
     TellHead,
     TellScheduler,
 )
-from bloombee.pipeline.events import FromStage, Moved, SchedulerSaid, StageRestored, SwarmLost, Tick, WorkerSaid, tune_event
+from bloombee.pipeline.events import (
+    FromStage,
+    Moved,
+    SchedulerBegan,
+    SchedulerSaid,
+    StageRestored,
+    SwarmLost,
+    Tick,
+    WorkerSaid,
+    tune_event,
+)
 from bloombee.pipeline.requests import RequestCore
-from bloombee.pipeline.scheduler import SchedulerCore
+from bloombee.pipeline.scheduler import SchedulerCore, SchedulerProxy
 from bloombee.pipeline.swarm import PlanRequest, SwarmCore, SwarmLimits
 from bloombee.pipeline.swarm.member import Member
 from bloombee.plan.plan import Plan
 from bloombee.plan.topology import Topology
 from bloombee.sim.carrier import SCHEDULER, SimCarrier, stage_name
 from bloombee.sim.clock import VirtualClock
-from bloombee.types import FinishReason, WorkerId
+from bloombee.types import FinishReason, SchedulerPlace, WorkerId
 from bloombee.wire.messages import AnyMessage, Load, Measure, Measured, Profile, Wire
 
 
@@ -58,6 +68,7 @@ class SimHead:
     Args:
         hidden: of the model, in elements of four bytes.
         known: what is known of workers when the plan is made.
+        make_scheduler: where the plan has it; None: there is no plan yet.
         order: brings an order or a question to a worker. to_stage: a message of the scheduler to the worker at a stage.
     """
 
@@ -66,7 +77,7 @@ class SimHead:
         clock: VirtualClock,
         carrier: SimCarrier,
         request: PlanRequest,
-        scheduler: SchedulerCore,
+        make_scheduler: Callable[[Plan | None], SchedulerCore | SchedulerProxy],
         *,
         hidden: int,
         known: Callable[[Sequence[Member]], Topology | None],
@@ -77,7 +88,7 @@ class SimHead:
         links = (number.to_bytes(16, "big") for number in itertools.count(1))
         self.swarm = SwarmCore(request, limits, links, known=known)
         self.request_core = RequestCore(max_waiting=10_000)
-        self.scheduler = scheduler
+        self.scheduler = make_scheduler(None)
         self.control = ControlCore()
         self.requests: dict[int, SimRequest] = {}
         self.plan: Plan | None = None
@@ -97,6 +108,8 @@ class SimHead:
         self._microbatches = None if request.tuned else request.num_microbatches
         self._order = order
         self._to_stage = to_stage
+        self._make_scheduler = make_scheduler
+        self._scheduler_at = SchedulerPlace.HEAD, 1
 
     # -- what it hears ---------------------------------------------------------------------
 
@@ -147,7 +160,7 @@ class SimHead:
                 case TellScheduler(message=message):
                     self.schedule(self.scheduler.handle(message))
                 case PlanMade(plan=plan):
-                    self.plan = plan
+                    self._planned(plan)
                 case StageLoaded():
                     pass
                 case PipelineBroken(lost=lost):
@@ -168,6 +181,14 @@ class SimHead:
                     self.requests[number].error = error
                 case _:
                     raise AssertionError(f"the head asks for {command!r}")
+
+    def _planned(self, plan: Plan) -> None:
+        self.plan = plan
+        place = plan.scheduler, plan.scheduler_since
+        if place != self._scheduler_at:
+            self._scheduler_at = place
+            self.scheduler = self._make_scheduler(plan)
+            self.do(self.request_core.handle(SchedulerBegan(self._clock.now)))
 
     def _deliver(self, token: Deliver) -> None:
         request = self.requests[token.request]
@@ -214,10 +235,11 @@ class SimHead:
     def _look_at_links(self) -> None:
         if self.plan is None or self._microbatches is not None:
             return
-        workers = [0, *(stage.worker for stage in self.plan.stages), 0]
-        names = [SCHEDULER, *map(stage_name, range(len(self.plan.stages))), SCHEDULER]
+        workers = [self.plan.scheduler_worker, *(stage.worker for stage in self.plan.stages), self.plan.scheduler_worker]
+        at = self.scheduler_name
+        names = [at, *map(stage_name, range(len(self.plan.stages))), at]
         for ends, (source, target) in zip(itertools.pairwise(workers), itertools.pairwise(names), strict=True):
-            link = self._carrier.seen(source, target)
+            link = self._carrier.seen(source, target) if source != target else None
             if link is not None:
                 self._steer(link_seen(*ends, link, self._clock.now))
 
@@ -225,6 +247,12 @@ class SimHead:
         stage = self.swarm.stage_of(worker)
         if self.plan is not None and stage is not None and said.epoch == self.plan.epoch:
             self._steer(stage_measured(stage, said, self._clock.now))
+
+    @property
+    def scheduler_name(self) -> str:
+        """Of the scheduler's end of links."""
+        is_beside = self.plan is not None and self.plan.scheduler is SchedulerPlace.STAGE0
+        return stage_name(0) if is_beside else SCHEDULER
 
     def place(self, worker: WorkerId, otherwise: int) -> str:
         """How the links of a worker are named; ``otherwise``: its stage, should the swarm's core not know of one."""

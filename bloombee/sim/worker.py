@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -9,20 +10,37 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from bloombee.errors import RemoteProtocolError, StalePlan
+from bloombee.errors import LocalProtocolError, RemoteProtocolError, StalePlan
 from bloombee.pace import Pace
 from bloombee.pipeline.commands import Command, Compute, Gather, Send, Spill
-from bloombee.pipeline.events import Computed, Gathered, Greeted, LinkRestored, Moved, Port, Spilled, StageReceived, Tick
+from bloombee.pipeline.events import (
+    Computed,
+    FromHead,
+    FromStage,
+    Gathered,
+    Greeted,
+    HeadRestored,
+    LinkRestored,
+    Moved,
+    PlanWired,
+    Port,
+    Spilled,
+    StageReceived,
+    StageRestored,
+    Tick,
+)
 from bloombee.pipeline.profiles import paced, to_message
+from bloombee.pipeline.scheduler import SchedulerService, ring_of
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Piece, Work
 from bloombee.plan.profile import Hardware
-from bloombee.sim.carrier import SCHEDULER, SimCarrier, stage_name
+from bloombee.sim.carrier import SimCarrier, stage_name
 from bloombee.sim.clock import VirtualClock
 from bloombee.sim.cpu import CorePool
 from bloombee.sim.device import Device
+from bloombee.sim.head import SimHead
 from bloombee.types import DeviceUse, Phase, StageUse, WorkerId
-from bloombee.wire.messages import AnyMessage, Load, Loaded, Measure, Measured, Profile, StageFailed, Tally, Wire, Wired
+from bloombee.wire.messages import AnyMessage, Load, Loaded, Measure, Measured, Profile, Schedule, StageFailed, Tally, Wire, Wired
 
 DISK_S = 0.0005
 """What frames need to get to a log's file."""
@@ -90,6 +108,7 @@ class Surroundings(Protocol):
 
     clock: VirtualClock
     carrier: SimCarrier
+    head: SimHead
     devices: SimDevices
     workers: dict[WorkerId, SimWorker]
     num_stale: int
@@ -100,8 +119,15 @@ class Surroundings(Protocol):
     def say(self, worker: SimWorker, message: AnyMessage) -> None:
         """To the head."""
 
+    def make_service(self, wire: Wire, schedule: Schedule) -> SchedulerService: ...
+    def tell_head(self, message: AnyMessage) -> None:
+        """Of the scheduler beside stage 0."""
+
     def tell_scheduler(self, stage: int, message: AnyMessage) -> None:
-        """What a stage said has arrived."""
+        """With the head: what a stage said has arrived."""
+
+    def to_stage(self, stage: int, send: Send) -> None:
+        """Of the scheduler, wherever it is."""
 
 
 class SimWorker:
@@ -111,6 +137,8 @@ class SimWorker:
         self.id = worker
         self.index = 0
         self.core: StageCore | None = None
+        self.service: SchedulerService | None = None
+        """The scheduler, where it is beside this worker's stage."""
         self.is_alive = True
         self._around = around
         self._memory_bytes = memory_bytes
@@ -157,7 +185,53 @@ class SimWorker:
         except StalePlan:
             return  # an order that was overtaken
         self._do(commands)
+        if wire.schedule is not None:
+            self._schedule(wire, wire.schedule)
         self._do(core.handle(Greeted(wire.epoch, self._now)))
+
+    def _schedule(self, wire: Wire, schedule: Schedule) -> None:
+        """As ``roles/scheduler_host.py`` does."""
+        if self.service is None:
+            self.service = self._around.make_service(wire, schedule)
+        with contextlib.suppress(LocalProtocolError):  # the order came again
+            self._serve(self.service.handle(PlanWired(ring_of(wire, schedule), self._now)))
+
+    def ask(self, message: AnyMessage) -> None:
+        """Of the head, to the scheduler here."""
+        self._heard(lambda service: service.handle(FromHead(message, self._now)))
+
+    def hear_stage(self, stage: int, message: AnyMessage) -> None:
+        """Of a stage, to the scheduler here."""
+        self._heard(lambda service: service.handle(FromStage(stage, message, self._now)))
+
+    def _heard(self, handle: Callable[[SchedulerService], list[Command]]) -> None:
+        if self.service is None or not self.is_alive:
+            return
+        try:
+            commands = handle(self.service)
+        except StalePlan:
+            self._around.num_stale += 1
+            return
+        self._serve(commands)
+
+    def _serve(self, commands: list[Command]) -> None:
+        """What the scheduler here asks for."""
+        for command in commands:
+            match command:
+                case Send(to=Port.HEAD, message=message):
+                    self._around.tell_head(message)
+                case Send(to=int(stage)):
+                    self._around.to_stage(stage, command)
+                case _:
+                    raise AssertionError(f"the scheduler asks for {command!r}")
+
+    def stage_restored(self, stage: int) -> None:
+        """The connections between the scheduler here and a stage came back."""
+        self._heard(lambda service: service.handle(StageRestored(stage, self._now)))
+
+    def head_restored(self) -> None:
+        """Those to the head came back."""
+        self._heard(lambda service: service.handle(HeadRestored(self._now)))
 
     def _measure(self, asked: Measure) -> None:
         """As ``roles/stage_host.py`` does."""
@@ -212,7 +286,9 @@ class SimWorker:
         if has_moved:
             self._num_pieces = count
             self._do(self.core.handle(Moved(self._now)))
+            self._heard(lambda service: service.handle(Moved(self._now)))
         self._do(self.core.handle(Tick(self._now)))
+        self._heard(lambda service: service.handle(Tick(self._now)))
         return has_moved
 
     # -- what its core asks for ------------------------------------------------------------
@@ -269,9 +345,14 @@ class SimWorker:
     def _send(self, port: Port, send: Send) -> None:
         message, payload = send.message, send.payload
         wire = self._wires[message.epoch]  # type: ignore[union-attr]
-        peer = {Port.HEAD: None, Port.UPSTREAM: wire.predecessor, Port.DOWNSTREAM: wire.successor}[port]
+        peer = {Port.SCHEDULER: None, Port.UPSTREAM: wire.predecessor, Port.DOWNSTREAM: wire.successor}[port]
+        if peer is None and wire.schedule is not None:
+            self._around.clock.call_later(0.0, partial(self.hear_stage, self.index, message))
+            return
         if peer is None:
-            target, deliver = SCHEDULER, partial(self._around.tell_scheduler, self.index, message)
+            there = None if wire.scheduler is None else self._around.workers[wire.scheduler.worker]
+            tell = self._around.tell_scheduler if there is None else there.hear_stage
+            target, deliver = self._around.head.scheduler_name, partial(tell, self.index, message)
         else:
             target = stage_name(self.index + (1 if port is Port.DOWNSTREAM else -1))
             deliver = partial(self._around.workers[peer.worker].receive, message, payload)

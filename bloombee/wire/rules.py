@@ -9,7 +9,7 @@ from typing import Any
 
 from bloombee.address import TOLD_RULE, read_told
 from bloombee.errors import RemoteProtocolError
-from bloombee.types import Dtype
+from bloombee.types import Dtype, FinishReason
 from bloombee.wire import messages as m
 from bloombee.wire.messages import AnyMessage
 
@@ -132,10 +132,29 @@ def _check_wire(wire: m.Wire) -> None:
             _check_peer(f"Wire.{name}", peer)
     if wire.scheduler is not None:
         _check_peer("Wire.scheduler", wire.scheduler)
+    if wire.schedule is not None:
+        _check_schedule(wire, wire.schedule)
     if wire.listeners and wire.stage < wire.num_stages - 1:
         raise refuse("Wire.listeners", len(wire.listeners), "absent on all but the last stage")
     for index, listener in enumerate(wire.listeners):
         _check_peer(f"Wire.listeners[{index}]", listener)
+
+
+def _check_schedule(wire: m.Wire, schedule: m.Schedule) -> None:
+    if wire.stage or wire.scheduler is not None:
+        raise refuse(
+            "Wire.schedule", f"on stage {wire.stage}", "absent on all but the first stage, and where the scheduler is elsewhere"
+        )
+    if not 1 <= schedule.since <= wire.epoch:
+        raise refuse("Wire.schedule.since", schedule.since, f"in [1, epoch = {wire.epoch}]")
+    if len(schedule.stages) != wire.num_stages - 1:
+        raise refuse("Wire.schedule.stages", len(schedule.stages), f"one for each of {wire.num_stages - 1} further stages")
+    if schedule.page_size < 1:
+        raise refuse("Wire.schedule.page_size", schedule.page_size, "at least 1")
+    if len({group.window for group in schedule.groups}) != len(schedule.groups):
+        raise refuse("Wire.schedule.groups", [group.window for group in schedule.groups], "of different windows")
+    for index, peer in enumerate(schedule.stages):
+        _check_peer(f"Wire.schedule.stages[{index}]", peer)
 
 
 def _check_rules(rules: m.Rules) -> None:
@@ -292,6 +311,39 @@ def _check_snapshot(snapshot: m.Snapshot) -> None:
             _check_opening(f"{path}.opening", known.opening, 0)
 
 
+def _check_ask(ask: m.Ask) -> None:
+    for index, request in enumerate(ask.requests):
+        _check_request(f"Ask.requests[{index}]", request)
+    if ask.tuning is not None:
+        positions = [sizes.position for sizes in ask.tuning.chunks]
+        if positions[0] or any(after <= before for before, after in itertools.pairwise(positions)):
+            raise refuse("Ask.tuning.chunks", positions[:16], "at rising positions, the first of them 0")
+
+
+def _check_request(path: str, request: m.Request) -> None:
+    if len(request.tokens) % 4:
+        raise refuse(f"{path}.tokens", len(request.tokens), "a multiple of 4 bytes long")
+    if request.position + len(request.tokens) // 4 > request.num_tokens:
+        raise refuse(f"{path}.position", request.position, f"such that position + tokens <= num_tokens = {request.num_tokens}")
+    if request.opening.num_prompt_tokens > request.num_tokens:
+        raise refuse(f"{path}.num_tokens", request.num_tokens, f"at least the prompt's {request.opening.num_prompt_tokens}")
+    if request.opening.prefix is not None:
+        raise refuse(f"{path}.opening.prefix", "a prefix", "None: stages are asked for those")
+    if request.opening.max_new_tokens < 1:
+        raise refuse(f"{path}.opening.max_new_tokens", 0, "at least 1")
+    if request.num_tokens - request.opening.num_prompt_tokens >= request.opening.max_new_tokens:
+        raise refuse(f"{path}.num_tokens", request.num_tokens, "fewer than it ends with: else nothing is to be done")
+    _check_opening(f"{path}.opening", request.opening, 0)
+
+
+def _check_told(told: m.Told) -> None:
+    for index, given in enumerate(told.given):
+        if given.finish is not None and given.finish not in _FINISHES:
+            raise refuse(f"Told.given[{index}].finish", given.finish, "None or one of " + ", ".join(sorted(_FINISHES)))
+    for index, over in enumerate(told.over):
+        _check_facts(f"Told.over[{index}].fields", over.fields)
+
+
 def _check_sampling(path: str, s: m.Sampling) -> None:
     """The ranges of types.SamplingParams."""
     for ok, name, allowed in (
@@ -316,6 +368,7 @@ def _check_ack(ack: m.Ack) -> None:
 
 _MAX_POSITION = 2**32 - 1
 _DTYPES = frozenset(str(dtype) for dtype in Dtype)
+_FINISHES = frozenset(str(reason) for reason in FinishReason)
 _CHECKS: dict[type, Callable[[Any], None]] = {
     m.Join: _check_join,
     m.Joined: _check_joined,
@@ -335,4 +388,6 @@ _CHECKS: dict[type, Callable[[Any], None]] = {
     m.KvHeld: _check_layers,
     m.Draft: _check_draft,
     m.Snapshot: _check_snapshot,
+    m.Ask: _check_ask,
+    m.Told: _check_told,
 }

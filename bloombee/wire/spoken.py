@@ -9,6 +9,7 @@ from bloombee.errors import NotSpoken
 from bloombee.types import Kind
 from bloombee.wire.messages import (
     AnyMessage,
+    Ask,
     Commit,
     Draft,
     Drain,
@@ -45,6 +46,9 @@ def check_spoken(message: AnyMessage) -> None:
             _check_wire(message)
         case Commit():
             check_commit(message)
+        case Ask():
+            for request in message.requests:
+                _check_opening(request.opening)
 
 
 def check_item(item: Item) -> None:
@@ -78,9 +82,14 @@ def _check_load(load: Load) -> None:
 
 
 def _check_wire(wire: Wire) -> None:
-    if wire.scheduler is not None or wire.listeners:
-        raise _not_spoken("Wire.scheduler" if wire.scheduler is not None else "Wire.listeners")
-    for name, peer, dials in (("predecessor", wire.predecessor, False), ("successor", wire.successor, True)):
+    if wire.listeners:
+        raise _not_spoken("Wire.listeners")
+    if wire.scheduler is not None and wire.stage == 0:
+        raise _not_spoken("Wire.scheduler", "another worker than the first stage's")
+    peers = [("predecessor", wire.predecessor, False), ("successor", wire.successor, True), ("scheduler", wire.scheduler, False)]
+    for index, stage in enumerate(wire.schedule.stages if wire.schedule is not None else ()):
+        peers.append((f"schedule.stages[{index}]", stage, True))
+    for name, peer, dials in peers:
         if peer is not None:
             _check_peer(f"Wire.{name}", peer, dials=dials)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bloombee.errors import RemoteProtocolError
-from bloombee.types import Dtype
+from bloombee.types import Dtype, FinishReason
 from bloombee.wire import messages as m
 from bloombee.wire.envelope import Envelope, TensorHeader, decode_envelope, encode_envelope
 from bloombee.wire.schema import decode_message, encode_message
@@ -152,17 +152,50 @@ def loads(draw: st.DrawFn) -> m.Load:
 
 
 @st.composite
+def schedules(draw: st.DrawFn, epoch: int, num_stages: int) -> m.Schedule:
+    windows = draw(st.sets(u32, min_size=1, max_size=4))
+    groups = tuple(m.Group(window, draw(st.integers(1, 2**32 - 1))) for window in sorted(windows))
+    stages = tuple(draw(peer) for _ in range(num_stages - 1))
+    return m.Schedule(draw(st.integers(1, epoch)), groups, draw(st.integers(1, 2**16 - 1)), draw(st.floats(0, 1e18)), stages)
+
+
+@st.composite
 def wires(draw: st.DrawFn) -> m.Wire:
-    num_stages = draw(st.integers(1, 2**16 - 1))
+    num_stages = draw(st.one_of(st.integers(1, 4), st.integers(1, 2**16 - 1)))
     stage = draw(st.integers(0, num_stages - 1))
     epoch = draw(st.integers(1, 2**32 - 1))
+    schedule = draw(st.none() | schedules(epoch, num_stages)) if stage == 0 and num_stages < 5 else None
     return m.Wire(
         pipeline=draw(u32), epoch=epoch, oldest=draw(st.integers(1, epoch)), stage=stage, num_stages=num_stages,
         num_microbatches=draw(st.integers(1, 2**16 - 1)), max_rows=draw(st.integers(1, m.MAX_ROWS)),
         predecessor=draw(peer) if stage else None, successor=draw(peer) if stage < num_stages - 1 else None,
-        scheduler=draw(st.none() | peer), trace=draw(st.booleans()),
+        scheduler=draw(st.none() | peer) if schedule is None else None, schedule=schedule, trace=draw(st.booleans()),
         listeners=tuple(draw(st.lists(peer, max_size=3))) if stage == num_stages - 1 else (),
     )  # fmt: skip
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> m.Request:
+    prompt, output, rows = draw(st.integers(1, 2**20)), draw(st.integers(0, 2**10)), draw(st.integers(1, 4))
+    total = prompt + output + rows
+    opening = draw(openings(may_have_prefix=False))
+    opening = msgspec.structs.replace(
+        opening, num_prompt_tokens=prompt + rows, max_new_tokens=output + draw(st.integers(1, 2**20))
+    )
+    tokens = draw(st.binary(min_size=4 * rows, max_size=4 * rows))
+    return m.Request(
+        draw(u63), total, draw(st.integers(0, total - rows)), tokens, opening, draw(st.text(max_size=9)),
+        draw(st.integers(-(2**31), 2**31)), draw(st.none() | st.floats(0, 1e18)),
+    )  # fmt: skip
+
+
+@st.composite
+def tunings(draw: st.DrawFn) -> m.Tuning:
+    rows = st.integers(1, m.MAX_ROWS)
+    positions = [0, *sorted(draw(st.sets(st.integers(1, 2**32 - 1), max_size=3)))]
+    under_way = st.none() | st.floats(1e-3, 1e18)
+    chunks = tuple(m.ChunkSizes(position, draw(rows), draw(rows), draw(under_way)) for position in positions)
+    return m.Tuning(draw(st.integers(1, 2**16 - 1)), chunks, draw(st.none() | u32), draw(st.booleans()))
 
 
 def _ack(pipeline: int, upto: int, extra: list[int]) -> m.Ack:
@@ -173,6 +206,8 @@ SPECIAL: dict[type, st.SearchStrategy[Any]] = {
     m.Item: items(),
     m.Load: loads(),
     m.Wire: wires(),
+    m.Request: requests(),
+    m.Tuning: tunings(),
     m.Ack: st.builds(_ack, u32, st.integers(0, 2**62), st.lists(st.integers(0, 2**61), max_size=5)),
     m.TableUnknown: st.builds(m.TableUnknown, u32, u32, st.integers(0, 1), u63, st.binary(min_size=4, max_size=4)),
     m.Loading: st.builds(lambda p, a, b: m.Loading(p, min(a, b), max(a, b)), u32, u63, u63),
@@ -194,6 +229,10 @@ SPECIAL[m.Join] = st.builds(
 )  # fmt: skip
 SPECIAL[m.Forward] = st.builds(
     m.Forward, u32, u32, u63, u63, st.integers(0, 1), st.integers(0, 4), st.lists(items(), max_size=4).map(tuple)
+)  # fmt: skip
+
+SPECIAL[m.Given] = st.builds(
+    m.Given, any_of(inspect.type_info(m.Pick)), st.none() | st.sampled_from(FinishReason).map(str)
 )  # fmt: skip
 
 SPECIAL[m.Profiled] = st.builds(

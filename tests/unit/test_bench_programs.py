@@ -38,6 +38,8 @@ BAD = [
     ("compare", ["--before", ".", "--lines", "moon"], "'moon': there are plain"),
     ("embedding", ["--repeats", "0"], "must be a whole number from 1"),
     ("exact", ["demo"], "required: dtype"),
+    ("far_head", ["--rows", "moon"], "'moon': there are near"),
+    ("far_head", ["--head-ms", "-1"], "must be milliseconds from"),
     ("faults", ["--kills", "-1"], "must be a whole number from 0"),
     ("faults", ["--kills", "0"], "nothing is asked for"),
     ("faults", ["--kills", "1", "--tokens", "1900"], "must be a whole number from 8 to 1800"),

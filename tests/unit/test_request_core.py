@@ -2,7 +2,17 @@ from __future__ import annotations
 
 from bloombee.errors import DeviceError, LinkDown, QueueFull
 from bloombee.pipeline.commands import Conclude, Deliver, TellScheduler
-from bloombee.pipeline.events import Cancel, CancelRequest, Emitted, Ended, Open, SchedulerSaid, Submit, SwarmLost
+from bloombee.pipeline.events import (
+    Cancel,
+    CancelRequest,
+    Emitted,
+    Ended,
+    Open,
+    SchedulerBegan,
+    SchedulerSaid,
+    Submit,
+    SwarmLost,
+)
 from bloombee.pipeline.requests import RequestCore
 from bloombee.types import FinishReason
 from bloombee.wire.messages import Pick, Sampling
@@ -23,7 +33,9 @@ def test_requests_go_to_the_scheduler_and_tokens_back() -> None:
     pick = Pick(sequence, 0, 2, 5, None, ())
     assert core.handle(SchedulerSaid(Emitted(pick, None), 0.0)) == [Deliver(7, pick, None)]
     assert core.handle(CancelRequest(7, 0.0)) == [TellScheduler(Cancel(sequence, 0.0))]
-    assert core.handle(SchedulerSaid(Emitted(pick, FinishReason.LENGTH), 0.0)) == [Deliver(7, pick, FinishReason.LENGTH)]
+    assert core.handle(SchedulerSaid(Emitted(pick, FinishReason.LENGTH), 0.0)) == []  # it has that position
+    last = Pick(sequence, 0, 3, 5, None, ())
+    assert core.handle(SchedulerSaid(Emitted(last, FinishReason.LENGTH), 0.0)) == [Deliver(7, last, FinishReason.LENGTH)]
     assert core.num_requests == 0
     assert core.handle(SchedulerSaid(Emitted(pick, None), 0.0)) == []
     assert core.handle(CancelRequest(7, 0.0)) == []
@@ -50,3 +62,33 @@ def test_nothing_is_served_once_the_swarm_is_lost() -> None:
     error = LinkDown("gone")
     core.handle(SwarmLost(error))
     assert core.handle(_submit(1)) == [Conclude(1, error)]
+
+
+def test_another_scheduler_is_told_of_all_requests_as_new_sequences_and_how_far_they_have_come() -> None:
+    core = RequestCore(max_waiting=9)
+    core.handle(Submit(7, bytes(8), SAMPLING, 4, frozenset({3}), 0.0, "somebody", 2, 10.0))
+    core.handle(_submit(8))
+    core.handle(_submit(9))
+    core.handle(SchedulerSaid(Emitted(Pick(1, 0, 2, 5, None, ()), None), 1.0))
+    assert core.handle(CancelRequest(8, 1.0)) == [TellScheduler(Cancel(2, 1.0))]
+    packed = (5).to_bytes(4, "little")
+    assert core.handle(SchedulerBegan(4.0)) == [
+        Conclude(8, None),
+        TellScheduler(Open(4, bytes(8), SAMPLING, 4, frozenset({3}), 4.0, "somebody", 2, 6.0, packed)),
+        TellScheduler(Open(5, bytes(8), SAMPLING, 4, frozenset(), 4.0)),
+    ]
+    late = Pick(1, 0, 3, 6, None, ())
+    assert core.handle(SchedulerSaid(Emitted(late, None), 4.0)) == []
+    pick = Pick(4, 0, 3, 6, None, ())
+    assert core.handle(SchedulerSaid(Emitted(pick, None), 4.0)) == [Deliver(7, pick, None)]
+    assert core.handle(CancelRequest(7, 5.0)) == [TellScheduler(Cancel(4, 5.0))]
+    assert core.handle(SchedulerSaid(Ended(4, None), 5.0)) == [Conclude(7, None)]
+    assert core.num_requests == 1
+
+
+def test_tokens_that_do_not_follow_are_none() -> None:
+    core = RequestCore(max_waiting=2)
+    core.handle(_submit(7))
+    for position in (0, 1, 3, 2**32 - 1):
+        assert core.handle(SchedulerSaid(Emitted(Pick(1, 0, position, 5, None, ()), FinishReason.STOP), 0.0)) == []
+    assert core.num_requests == 1

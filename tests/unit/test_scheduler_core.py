@@ -56,7 +56,7 @@ def _plan(*, microbatches: int = 2, num_pages: int = 8) -> Plan:
 
 def _core(*, step_deadline_s: float = 10.0, **plan: int) -> SchedulerCore:
     core = SchedulerCore(max_rows=8, resend_after_s=1.0, step_deadline_s=step_deadline_s)
-    (known,) = core.handle(PlanWired(_plan(**plan), 0.0))
+    (known,) = core.handle(PlanWired(_plan(**plan).ring, 0.0))
     assert known == Send(1, Lane.CONTROL, Resume(1, 1, ()))
     assert core.handle(FromStage(1, Resumed(1, 1), 0.0)) == []
     assert core.handle(FromStage(0, Resume(1, 1, ()), 0.0)) == [Send(0, Lane.CONTROL, Resumed(1, 1))]
@@ -387,7 +387,7 @@ def test_a_stage_that_cannot_pass_on_a_frame_ends_the_requests_in_it_alone() -> 
 
 def test_a_microbatch_holds_no_more_sequences_than_a_frame() -> None:
     core = SchedulerCore(max_rows=1 << 16, resend_after_s=1.0, step_deadline_s=10.0)
-    core.handle(PlanWired(_plan(microbatches=1, num_pages=1 << 16), 0.0))
+    core.handle(PlanWired(_plan(microbatches=1, num_pages=1 << 16).ring, 0.0))
     core.handle(FromStage(0, Resume(1, 1, ()), 0.0))
     ring = _Ring(core)
     waiting = [f for n in range(5000) for f in _forwards(core.handle(_open(n, num_prompt=1, max_new=3)))]
@@ -531,7 +531,7 @@ def _rewired(core: SchedulerCore, holdings: tuple[Holding, ...]) -> list[Command
     core.handle(PlanBroken(1.0))
     assert core.handle(Tick(2.0)) == []
     plan = dataclasses.replace(_plan(microbatches=4, num_pages=64), epoch=2)
-    known, *_ = core.handle(PlanWired(plan, 2.0))
+    known, *_ = core.handle(PlanWired(plan.ring, 2.0))
     assert isinstance(known, Send)
     assert isinstance(known.message, Resume)
     return core.handle(FromStage(0, Resume(1, 2, holdings), 2.0))
@@ -554,12 +554,12 @@ def test_in_a_new_epoch_nothing_is_sent_that_stage_0_holds() -> None:
 
 def test_a_token_that_comes_while_rows_are_sent_again_is_sent_after_them() -> None:
     core = SchedulerCore(max_rows=3, resend_after_s=1.0, step_deadline_s=10.0)
-    core.handle(PlanWired(_plan(microbatches=1, num_pages=64), 0.0))
+    core.handle(PlanWired(_plan(microbatches=1, num_pages=64).ring, 0.0))
     core.handle(FromStage(0, Resume(1, 1, ()), 0.0))
     (prompt,) = _forwards(core.handle(_open(0, num_prompt=5)))
     assert len(_forwards(core.handle(FromStage(0, ack(prompt), 0.5)))) == 1
     core.handle(PlanBroken(1.0))
-    core.handle(PlanWired(dataclasses.replace(_plan(microbatches=1, num_pages=64), epoch=2), 1.0))
+    core.handle(PlanWired(dataclasses.replace(_plan(microbatches=1, num_pages=64), epoch=2).ring, 1.0))
     (first,) = _forwards(core.handle(FromStage(0, Resume(1, 2, ()), 1.0)))
     assert [(item.position, item.num_rows, item.num_picks) for item in first.items] == [(0, 3, 0)]
     told = (
@@ -675,7 +675,7 @@ def _finish(ring: _Ring, waiting: list[Forward], sequences: set[int]) -> None:
 def test_tokens_of_sequences_that_nobody_can_know_yet_are_not_believed() -> None:
     """A verdict speaks of a prompt that has not been sent whole, and twice of a sequence that waits for its turn."""
     core = SchedulerCore(max_rows=3, resend_after_s=1.0, step_deadline_s=10.0)
-    core.handle(PlanWired(_plan(microbatches=1, num_pages=64), 0.0))
+    core.handle(PlanWired(_plan(microbatches=1, num_pages=64).ring, 0.0))
     core.handle(FromStage(0, Resume(1, 1, ()), 0.0))
     ring = _Ring(core)
     (first,) = _forwards(core.handle(_open(1, num_prompt=5, max_new=3)))
@@ -726,3 +726,61 @@ def test_an_illegal_message_is_refused_and_leaves_everything_as_it_was(message: 
     with pytest.raises((RemoteProtocolError, StalePlan)):
         core.handle(FromStage(0 if isinstance(message, Ack) else 1, message, 0.0))
     _finish(ring, [first, second], {1, 2})
+
+
+# -- in the place of another -------------------------------------------------------------------
+
+
+def _successor(num_pages: int = 8) -> SchedulerCore:
+    """Of a scheduler that is gone, with nothing open yet."""
+    core = SchedulerCore(max_rows=8, resend_after_s=1.0, step_deadline_s=10.0, takes_over=True)
+    core.handle(PlanWired(dataclasses.replace(_plan(num_pages=num_pages), epoch=3).ring, 0.0))
+    core.handle(FromStage(1, Resumed(1, 3), 0.0))
+    core.handle(FromStage(0, Resume(1, 3, ()), 0.0))
+    return core
+
+
+def test_who_takes_over_has_stages_let_go_of_all_that_was_before_its_first_sequence_is_begun() -> None:
+    core = _successor()
+    assert core.handle(_open(7)) == []
+    assert core.handle(Tick(0.05)) == [Send(stage, Lane.CONTROL, Close(1, 3, (6,), 6)) for stage in (0, 1)]
+    assert _forwards(core.handle(FromStage(0, Closed(1, 3, (6,), 6, 8), 0.1))) == []
+    assert _closes(core.handle(Tick(1.2))) == [(1, Close(1, 3, (6,), 6))]
+    (forward,) = _forwards(core.handle(FromStage(1, Closed(1, 3, (6,), 6, 8), 1.3)))
+    assert forward.items[0].sequence == 7
+    assert core.handle(FromStage(1, Closed(1, 3, (6,), 6, 8), 1.4)) == []
+
+
+def test_who_takes_over_and_is_asked_before_it_is_wired_has_stages_let_go_when_it_is() -> None:
+    core = SchedulerCore(max_rows=8, resend_after_s=1.0, step_deadline_s=10.0, takes_over=True)
+    assert core.handle(_open(7)) == []
+    commands = core.handle(PlanWired(dataclasses.replace(_plan(), epoch=3).ring, 0.0))
+    assert _closes(commands) == [(0, Close(1, 3, (6,), 6)), (1, Close(1, 3, (6,), 6))]
+    core.handle(FromStage(1, Resumed(1, 3), 0.0))
+    assert _forwards(core.handle(FromStage(0, Resume(1, 3, ()), 0.0))) == []
+    core.handle(FromStage(0, Closed(1, 3, (6,), 6, 8), 0.1))
+    assert len(_forwards(core.handle(FromStage(1, Closed(1, 3, (6,), 6, 8), 0.1)))) == 1
+
+
+def test_a_sequence_goes_on_from_the_output_that_another_scheduler_had_come_to() -> None:
+    core = _core(microbatches=1)
+    event = msgspec.structs.replace(_open(1, num_prompt=2, max_new=4), output=(5).to_bytes(4, "little") * 2)
+    (forward,) = _forwards(core.handle(event))
+    (item,) = forward.items
+    assert (item.position, item.num_rows, item.num_picks) == (0, 4, 1)
+    assert item.opening is not None
+    assert item.opening.num_prompt_tokens == 2  # type: ignore[union-attr]
+    pick = Pick(1, 0, 4, 9, None, ())
+    assert _told(core.handle(FromStage(1, Verdict(1, 1, 0, forward.microbatch, (pick,), None), 0.1))) == [Emitted(pick, None)]
+    core.handle(FromStage(0, ack(forward), 0.1))
+    last = Pick(1, 0, 5, 9, None, ())
+    told = _told(core.handle(FromStage(1, Verdict(1, 1, 1, forward.microbatch + 1, (last,), None), 0.2)))
+    assert told == [Emitted(last, FinishReason.LENGTH)]
+
+
+def test_a_short_prompt_with_an_output_may_pass_others_whole() -> None:
+    core = _core(microbatches=2, num_pages=64)
+    core.handle(msgspec.structs.replace(_open(1, num_prompt=4, max_new=8), client="a"))
+    event = msgspec.structs.replace(_open(2, num_prompt=2, max_new=9), output=bytes(4 * 5), client="b")
+    (forward,) = _forwards(core.handle(event))
+    assert [(item.sequence, item.position, item.num_rows) for item in forward.items] == [(2, 0, 7)]

@@ -28,13 +28,21 @@ LOAD = m.Load(
     1, 0, 4, 8, 12, "demo", bytes(16), (bytes(8), b"", bytes(16), b""), "float32", (m.Group(0, 10), m.Group(512, 4)), 16, 2,
     None, (), (),
 )  # fmt: skip
-WIRE = m.Wire(0, 2, 1, 1, 3, 2, 64, PEER, PEER, None, (), False)
+WIRE = m.Wire(0, 2, 1, 1, 3, 2, 64, PEER, PEER, None, (), None, False)
+SCHEDULE = m.Schedule(1, (m.Group(0, 8), m.Group(16, 4)), 4, 600.0, (PEER, PEER))
+FIRST_WIRE = m.Wire(0, 2, 1, 0, 3, 2, 64, None, PEER, None, (), SCHEDULE, False)
 RULES = m.Rules((), (), 0, 0, 0, None, (), False, None, (), (), None, 1.0, 0.0, 0.0, None)
 LAST = msgspec.structs.replace(LOAD, start=8, stop=12, weight_digests=())
 MANY = tuple(range(20_000))
 TIMES = m.Times(0.001, 0.0002, 0.0001, 0.0, None)
 HARDWARE = m.Hardware((1, 0, 0), None, None, None, 1e4, 2, "")
 PROFILED = m.Profiled(bytes(16), "float32", "cpu", 2, TIMES, TIMES, TIMES, 0.1, 0.2, 1, 1, None, 1e9, (), HARDWARE)
+
+
+def an_ask(**fields: Any) -> m.Ask:
+    """For a sequence of a prompt of two tokens and one of its answer, with ``fields``."""
+    return m.Ask(0, 1, 0, (replace(m.Request(1, 3, 1, bytes(8), OPENING, "", 0, None), **fields),), (), None)
+
 
 UNDIALLABLE = (
     "http://x:1",
@@ -130,6 +138,47 @@ BROKEN: list[tuple[str, Any]] = [
     ("Introduce.peer.through", m.Introduce(replace(PEER, through=1))),
     *(("Introduce.peer.endpoint", m.Introduce(replace(PEER, endpoint=endpoint))) for endpoint in UNDIALLABLE[:3]),
     ("Wire.scheduler.worker", replace(WIRE, scheduler=replace(PEER, worker=0))),
+    ("Wire.schedule", replace(WIRE, schedule=SCHEDULE)),
+    ("Wire.schedule", replace(FIRST_WIRE, scheduler=PEER)),
+    *(
+        (f"Wire.schedule.{path}", replace(FIRST_WIRE, schedule=replace(SCHEDULE, **fields)))
+        for path, fields in {
+            "since": {"since": 3},
+            "stages": {"stages": (PEER,)},
+            "stages[1].worker": {"stages": (PEER, replace(PEER, worker=0))},
+            "page_size": {"page_size": 0},
+            "groups": {"groups": (m.Group(0, 8), m.Group(0, 4))},
+        }.items()
+    ),
+    ("Wire.schedule.since", replace(FIRST_WIRE, schedule=replace(SCHEDULE, since=0))),
+    ("Wire.schedule.step_deadline_s", replace(FIRST_WIRE, schedule=replace(SCHEDULE, step_deadline_s=-1.0))),
+    *(
+        (f"Ask.requests[0].{path}", an_ask(**fields))
+        for path, fields in {
+            "tokens": {"tokens": bytes(9)},
+            "position": {"position": 4},
+            "num_tokens": {"num_tokens": 1, "position": 0, "tokens": bytes(4)},
+            "opening.prefix": {"opening": replace(OPENING, prefix=m.Prefix(bytes(32), 4))},
+            "opening.max_new_tokens": {"opening": replace(OPENING, max_new_tokens=0)},
+            "opening.num_prompt_tokens": {"opening": replace(OPENING, num_prompt_tokens=0)},
+            "opening.sampling.top_p": {"opening": replace(OPENING, sampling=replace(SAMPLING, top_p=0.0))},
+            "priority": {"priority": 2**31 + 1},
+            "max_time_s": {"max_time_s": -1.0},
+        }.items()
+    ),
+    ("Ask.requests[0].num_tokens", an_ask(num_tokens=10, position=8)),
+    *(
+        (
+            "Ask.tuning.chunks",
+            m.Ask(0, 1, 0, (), (), m.Tuning(1, tuple(m.ChunkSizes(at, 8, 8, None) for at in positions), None, True)),
+        )
+        for positions in ((), (1,), (0, 5, 5))
+    ),
+    ("Ask.tuning.num_microbatches", m.Ask(0, 1, 0, (), (), m.Tuning(0, (m.ChunkSizes(0, 8, 8, None),), None, True))),
+    ("Ask.tuning.chunks[0].fast", m.Ask(0, 1, 0, (), (), m.Tuning(1, (m.ChunkSizes(0, 0, 8, None),), None, True))),
+    ("Told.given[0].finish", m.Told(0, 1, 0, (m.Given(m.Pick(1, 0, 1, 1, None, ()), "bored"),), ())),
+    ("Told.over[0].fields", m.Told(0, 1, 0, (), (m.Over(1, "LinkDown", {"x": math.inf}),))),
+    ("Standing.decoded_ago_s", m.Standing(0, 1, 0, 0, None, 0, 0, -1.0)),
     ("Wire.listeners", replace(WIRE, listeners=(PEER,))),
     ("Wire.listeners[0].worker", replace(WIRE, stage=2, successor=None, listeners=(replace(PEER, worker=0),))),
     ("Load.placement", replace(LOAD, placement=(0, 1))),

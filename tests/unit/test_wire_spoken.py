@@ -21,9 +21,12 @@ VECTORS = json.loads((Path(__file__).resolve().parents[1] / "golden" / "wire.jso
 PEER = m.Peer(2, "tcp://h:1", bytes(32), bytes(16), True, None)
 BACK = replace(PEER, dials=False)
 LOAD = m.Load(1, 1, 0, 1, 2, "m", bytes(16), (), "float32", (m.Group(0, 8),), 4, 0, None, (), ())
-WIRE = m.Wire(1, 1, 1, 1, 3, 2, 64, BACK, PEER, None, (), False)
+WIRE = m.Wire(1, 1, 1, 1, 3, 2, 64, BACK, PEER, None, (), None, False)
+SCHEDULE = m.Schedule(1, (m.Group(0, 8),), 4, 600.0, (PEER, PEER))
+FIRST = replace(WIRE, stage=0, predecessor=None)
 OPENING = an_opening(4)
 PROFILE = m.Profile("m", bytes(16), "float32")
+REQUEST = m.Request(1, 4, 0, bytes(16), OPENING, "", 0, None)
 
 
 def test_messages_that_are_not_spoken_yet_are_refused_by_their_name() -> None:
@@ -44,7 +47,11 @@ def test_messages_that_are_not_spoken_yet_are_refused_by_their_name() -> None:
     [
         ("Load.placement", replace(LOAD, placement=(1,))),
         ("Load.budgets", replace(LOAD, budgets=(5,))),
-        ("Wire.scheduler", replace(WIRE, scheduler=PEER)),
+        ("Wire.scheduler", replace(WIRE, stage=0, predecessor=None, scheduler=BACK)),
+        ("Wire.scheduler.dials", replace(WIRE, scheduler=PEER)),
+        ("Wire.schedule.stages[1].dials", replace(FIRST, schedule=replace(SCHEDULE, stages=(PEER, BACK)))),
+        ("Wire.schedule.stages[0].through", replace(FIRST, schedule=replace(SCHEDULE, stages=(replace(PEER, through=5), PEER)))),
+        ("Opening.biases", m.Ask(1, 1, 0, (replace(REQUEST, opening=replace(OPENING, biases=((5, 1.0),))),), (), None)),
         ("Wire.listeners", replace(WIRE, stage=2, successor=None, listeners=(PEER,))),
         ("Wire.predecessor.dials", replace(WIRE, predecessor=PEER)),
         ("Wire.successor.dials", replace(WIRE, successor=BACK)),
@@ -58,7 +65,17 @@ def test_fields_that_are_not_spoken_yet_are_refused_by_their_name(path: str, mes
 
 
 def test_what_is_spoken_passes() -> None:
-    for message in (LOAD, WIRE, m.Measure(1, 1, 1), m.Commit(1, 1, (m.Cut(1, 1, 5, ()),)), m.Leave("x"), m.Unload(1, 1), PROFILE):
+    ring = (replace(WIRE, scheduler=BACK), replace(FIRST, schedule=SCHEDULE), m.Ask(1, 1, 0, (REQUEST,), (), None))
+    for message in (
+        LOAD,
+        WIRE,
+        PROFILE,
+        *ring,
+        m.Measure(1, 1, 1),
+        m.Commit(1, 1, (m.Cut(1, 1, 5, ()),)),
+        m.Leave("x"),
+        m.Unload(1, 1),
+    ):
         check_spoken(message)
 
 

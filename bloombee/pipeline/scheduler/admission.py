@@ -91,7 +91,7 @@ class Admission:
         A short one of a client that has nothing open, while others have: whoever asks for one thing at a time waits for no
         burst of somebody else's, and costs their decode a few works of a size that it meets anyway.
         """
-        is_short = sequence.num_prompt_tokens <= min(MOST_PASSING_ROWS, self._max_rows)
+        is_short = sequence.num_to_fill <= min(MOST_PASSING_ROWS, self._max_rows)
         return is_short and bool(self.num_open) and not self._num_open_of[sequence.client]
 
     def _leaves_room(self, pages: PageLedger, client: str, need: tuple[int, ...]) -> bool:

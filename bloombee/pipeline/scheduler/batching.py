@@ -117,7 +117,7 @@ class Batcher:
         return max(1, min(self._max_rows, MOST_ITEMS, share + (apart(share) if self._sizes_apart else 0)))
 
     def _credit(self, epoch: Epoch) -> int:
-        return min(self._max_flights or epoch.plan.num_microbatches, epoch.plan.num_microbatches)
+        return min(self._max_flights or epoch.ring.num_microbatches, epoch.ring.num_microbatches)
 
     @property
     def _num_decoding(self) -> int:
@@ -153,7 +153,7 @@ class Batcher:
 
     def whole_prompt(self, sequence: SequenceState) -> list[Item]:
         """In even chunks, of one item each."""
-        count = sequence.num_prompt_tokens
+        count = sequence.num_to_fill
         rows = -(-count // -(-count // self._rows_at(0, is_gentle=True)))
         items = []
         while sequence.in_prefill:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,16 +12,24 @@ from bloombee.types import SequenceId
 
 @dataclass(slots=True)
 class _Ended:
-    num_pages: tuple[int, ...]
+    num_pages: tuple[int, ...] | None
+    """None: all that there are."""
     waiting: set[int]
     """Stages that have not confirmed."""
     asked_at: float
 
 
 class Closings:
-    """From a sequence's end until every stage has confirmed it."""
+    """From a sequence's end until every stage has confirmed it.
 
-    def __init__(self) -> None:
+    Args:
+        takes_over: stages may hold sequences of a scheduler that is gone. What is before the first one that is opened here ends
+            then, as if it were one sequence with all the pages that there are.
+    """
+
+    def __init__(self, *, takes_over: bool = False) -> None:
+        self._takes_over = takes_over
+        self._stages: frozenset[int] = frozenset()
         self._ended: dict[SequenceId, _Ended] = {}
         self._alive: OrderedDict[SequenceId, None] = OrderedDict()
         """Waiting, open or closing; in rising order, as they were opened."""
@@ -35,28 +44,33 @@ class Closings:
         """Nothing below it is waiting, open or closing, nor will be."""
         return next(iter(self._alive), self._next)
 
-    @property
-    def pages(self) -> list[tuple[int, ...]]:
+    def pages(self, all_pages: tuple[int, ...]) -> list[tuple[int, ...]]:
         """That they still hold, each."""
-        return [one.num_pages for one in self._ended.values()]
+        return [all_pages if one.num_pages is None else one.num_pages for one in self._ended.values()]
 
     def may_open(self, sequence: SequenceId) -> bool:
         """Numbers rise."""
         return sequence >= self._next
 
-    def opened(self, sequence: SequenceId) -> None:
+    def opened(self, sequence: SequenceId) -> bool:
+        """Whether it is the first in the place of another scheduler: then all pages are taken until stages have confirmed."""
+        is_first, self._takes_over = self._takes_over, False
+        if is_first:
+            self._alive[sequence - 1] = None
+            self.begin(sequence - 1, None, self._stages, -math.inf)
         self._alive[sequence] = None
         self._next = sequence + 1
+        return is_first
 
     def never_began(self, sequence: SequenceId) -> None:
         """It ended before any stage knew of it."""
         del self._alive[sequence]
 
-    def begin(self, sequence: SequenceId, num_pages: tuple[int, ...], stages: Iterable[int], now: float) -> None:
-        """Its stages are told now."""
+    def begin(self, sequence: SequenceId, num_pages: tuple[int, ...] | None, stages: Iterable[int], now: float) -> None:
+        """Its stages are told ``now``. ``num_pages`` None: all that there are."""
         self._ended[sequence] = _Ended(num_pages, set(stages), now)
 
-    def confirm(self, stage: int, sequence: SequenceId) -> tuple[int, ...] | None:
+    def confirm(self, stage: int, sequence: SequenceId, all_pages: tuple[int, ...]) -> tuple[int, ...] | None:
         """``stage`` holds nothing of it any more; the pages that are free with that, if it was the last one to say so."""
         one = self._ended.get(sequence)
         if one is None:
@@ -66,13 +80,13 @@ class Closings:
             return None
         del self._ended[sequence]
         self.never_began(sequence)
-        return one.num_pages
+        return all_pages if one.num_pages is None else one.num_pages
 
     def rewire(self, stages: Iterable[int]) -> None:
         """Other workers may be at the stages: all have to confirm."""
-        every = set(stages)
+        self._stages = frozenset(stages)
         for one in self._ended.values():
-            one.waiting = set(every)
+            one.waiting = set(self._stages)
 
     def ask_again(self, stages: Iterable[int], now: float, *, older_than_s: float) -> list[tuple[int, tuple[SequenceId, ...]]]:
         """Who of ``stages`` is to be told again, and of which."""

@@ -37,7 +37,7 @@ from bloombee.pipeline.scheduler.closing import Closings
 from bloombee.pipeline.scheduler.epoch import Epoch, Flight
 from bloombee.pipeline.scheduler.pages import PageLedger
 from bloombee.pipeline.scheduler.sequence import SequenceState, cannot_be_sent, not_finite, overdue, too_long
-from bloombee.plan.plan import Plan
+from bloombee.plan.plan import Ring
 from bloombee.types import FinishReason, Phase, SequenceId
 from bloombee.wire.messages import (
     MAX_ITEMS,
@@ -53,6 +53,8 @@ from bloombee.wire.messages import (
     Verdict,
 )
 
+CLOSE_AGAIN_S = 2.0
+"""Who has yet to be wired in the newest epoch takes no Close of it."""
 LOOP_FORGETS = 1.001
 """By how much the quickest loop is doubted with each slower one."""
 Event = Open | Cancel | Tune | PlanWired | PlanBroken | PipelineLost | FromStage | StageRestored | Moved | Tick
@@ -65,9 +67,11 @@ class SchedulerCore:
         max_rows: most rows of one microbatch; longer prompts go in chunks.
         resend_after_s: silence after which a frame or a Close is repeated.
         step_deadline_s: how long there may be no sign of life until steps have shown how long they take (patience.py).
+        takes_over: it begins in the place of one that is gone, whose sequences stages may still hold. Its own have higher
+            numbers, and none of them begins before every stage has let go of those.
     """
 
-    def __init__(self, *, max_rows: int, resend_after_s: float, step_deadline_s: float) -> None:
+    def __init__(self, *, max_rows: int, resend_after_s: float, step_deadline_s: float, takes_over: bool = False) -> None:
         self._max_rows = max_rows
         self._resend_after_s = resend_after_s
         self._step_deadline_s = step_deadline_s
@@ -75,7 +79,7 @@ class SchedulerCore:
         self._open: dict[SequenceId, SequenceState] = {}
         self._admission = Admission(max_rows=max_rows)
         self._batcher = Batcher(self._open, max_rows=max_rows)
-        self._closings = Closings()
+        self._closings = Closings(takes_over=takes_over)
         self._num_microbatches = 0
         self.quickest_loop: tuple[float, int] | None = None
         """Seconds and rows of the decode microbatch that came home quickest of late."""
@@ -87,8 +91,8 @@ class SchedulerCore:
         if type(event) is FromStage:
             return self._from_stage(event.stage, event.message, event.now)
         match event:
-            case PlanWired(plan=plan):
-                return self._start(plan, event.now)
+            case PlanWired(ring=ring):
+                return self._start(ring, event.now)
             case PlanBroken():
                 if self._epoch is not None:
                     self._epoch.break_off()
@@ -135,7 +139,8 @@ class SchedulerCore:
     def _admit_later(self, event: Open) -> list[Command]:
         if not self._closings.may_open(event.sequence):
             raise LocalProtocolError(f"sequence {event.sequence} was opened before")
-        self._closings.opened(event.sequence)
+        if self._closings.opened(event.sequence) and self._epoch is not None:
+            self._epoch.pages.take(self._epoch.pages.all)  # until stages have let go of what another scheduler had there
         self._admission.wait(SequenceState.of(event))
         return self._schedule(event.now)
 
@@ -145,7 +150,7 @@ class SchedulerCore:
         for sequence, way in self._admission.admit(epoch.pages, now):
             if way is Way.REFUSED:
                 self._closings.never_began(sequence.id)
-                commands.append(TellHead(Ended(sequence.id, too_long(sequence, epoch.plan))))
+                commands.append(TellHead(Ended(sequence.id, too_long(sequence, epoch.ring))))
                 continue
             self._open[sequence.id] = sequence
             if way is Way.IN_TURN:
@@ -183,16 +188,16 @@ class SchedulerCore:
 
     # -- epochs ----------------------------------------------------------------------------
 
-    def _start(self, plan: Plan, now: float) -> list[Command]:
+    def _start(self, ring: Ring, now: float) -> list[Command]:
         """Take over what is open from the epoch before: what was under way is forgotten here, the stages say what they hold."""
         old = self._epoch
-        if old is not None and plan.epoch <= old.plan.epoch:
-            raise LocalProtocolError(f"epoch {plan.epoch} after epoch {old.plan.epoch}")
-        pages = PageLedger(plan.groups, plan.page_size, max_rows=self._max_rows)
-        for need in [*(one.num_pages for one in self._open.values()), *self._closings.pages]:
+        if old is not None and ring.epoch <= old.ring.epoch:
+            raise LocalProtocolError(f"epoch {ring.epoch} after epoch {old.ring.epoch}")
+        pages = PageLedger(ring.groups, ring.page_size, max_rows=self._max_rows)
+        for need in [*(one.num_pages for one in self._open.values()), *self._closings.pages(pages.all)]:
             pages.take(need)
         patience = old.patience if old is not None else Patience(self._step_deadline_s)
-        self._epoch = epoch = Epoch(plan, pages, patience, max_rows=self._max_rows, resend_after_s=self._resend_after_s)
+        self._epoch = epoch = Epoch(ring, pages, patience, max_rows=self._max_rows, resend_after_s=self._resend_after_s)
         self._closings.rewire(epoch.stages)
         return [epoch.say_known(self._open.values(), now), *self._close_again(epoch, epoch.stages, now, older_than_s=0.0)]
 
@@ -260,11 +265,9 @@ class SchedulerCore:
         epoch = self._epoch
         if not isinstance(message, Verdict | Ack | Gap | Closed | Resume | Resumed | Lost):
             raise RemoteProtocolError(f"{type(message).__name__} from stage {stage} is not expected")
-        if epoch is None or (message.pipeline, message.epoch) != (epoch.plan.pipeline, epoch.plan.epoch):
+        if epoch is None or (message.pipeline, message.epoch) != (epoch.ring.pipeline, epoch.ring.epoch):
             raise StalePlan(f"pipeline {message.pipeline} epoch {message.epoch} is not running", epoch=message.epoch)
-        allowed = {Verdict: epoch.last, Resumed: epoch.last, Ack: 0, Gap: 0, Resume: 0}.get(type(message), stage)
-        if stage != allowed:
-            raise RemoteProtocolError(f"{type(message).__name__} comes from stage {allowed}, not {stage}")
+        _check_sender(type(message), stage, epoch.last)
         match message:
             case Verdict():
                 return self._verdict(epoch, message, now)
@@ -318,7 +321,7 @@ class SchedulerCore:
 
     def _closed(self, epoch: Epoch, stage: int, message: Closed, now: float) -> list[Command]:
         for sequence_id in message.sequences:
-            freed = self._closings.confirm(stage, sequence_id)
+            freed = self._closings.confirm(stage, sequence_id, epoch.pages.all)
             if freed is not None:
                 epoch.pages.give(freed)
         return self._schedule(now)
@@ -340,7 +343,7 @@ class SchedulerCore:
             *([epoch.say_known(self._open.values(), now)] if epoch.is_unanswered(now) else []),
             *self._give_up_overdue(epoch, now),
             *epoch.sender.tick(now),
-            *self._close_again(epoch, epoch.stages, now, older_than_s=self._resend_after_s),
+            *self._close_again(epoch, epoch.stages, now, older_than_s=min(self._resend_after_s, CLOSE_AGAIN_S)),
             *self._schedule(now),
         ]
 
@@ -353,6 +356,13 @@ class SchedulerCore:
         ended = [command for one in sorted(late) for command in self._end(self._open[one], overdue(patience_s), now)]
         epoch.give_up(late, self._open)
         return ended
+
+
+def _check_sender(kind: type, stage: int, last: int) -> None:
+    places: dict[type, int] = {Verdict: last, Resumed: last, Ack: 0, Gap: 0, Resume: 0}
+    allowed = places.get(kind, stage)
+    if stage != allowed:
+        raise RemoteProtocolError(f"{kind.__name__} comes from stage {allowed}, not {stage}")
 
 
 def _quickest(known: tuple[float, int] | None, flight: Flight, now: float) -> tuple[float, int]:

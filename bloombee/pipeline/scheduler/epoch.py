@@ -11,7 +11,7 @@ from bloombee.pipeline.frames import FrameReceiver, LinkSender, lane_of
 from bloombee.pipeline.patience import Patience
 from bloombee.pipeline.scheduler.pages import PageLedger
 from bloombee.pipeline.scheduler.sequence import SequenceState
-from bloombee.plan.plan import Plan
+from bloombee.plan.plan import Ring
 from bloombee.types import Lane, Phase, Priority, SequenceId
 from bloombee.wire.messages import Ack, Close, Forward, Holding, Item, Resume, Resumed, Verdict
 
@@ -44,16 +44,16 @@ class Epoch:
         resend_after_s: silence after which a frame, or what is known here, is said again.
     """
 
-    def __init__(self, plan: Plan, pages: PageLedger, patience: Patience, *, max_rows: int, resend_after_s: float) -> None:
-        self.plan = plan
+    def __init__(self, ring: Ring, pages: PageLedger, patience: Patience, *, max_rows: int, resend_after_s: float) -> None:
+        self.ring = ring
         self.pages = pages
         self.patience = patience
-        self.sender = LinkSender(limit=plan.num_microbatches, resend_after_s=resend_after_s, max_rows=max_rows)
+        self.sender = LinkSender(limit=ring.num_microbatches, resend_after_s=resend_after_s, max_rows=max_rows)
         self.is_open = False
         """Stage 0 has said what it holds."""
         self.is_broken = False
         """It has lost a stage: nothing enters it any more."""
-        self.last = len(plan.stages) - 1
+        self.last = ring.num_stages - 1
         self._resend_after_s = resend_after_s
         self._receiver = FrameReceiver(window=VERDICT_WINDOW)
         self._asked_at: float | None = None
@@ -66,7 +66,7 @@ class Epoch:
 
     @property
     def stages(self) -> range:
-        return range(len(self.plan.stages))
+        return range(self.ring.num_stages)
 
     @property
     def is_idle(self) -> bool:
@@ -91,13 +91,13 @@ class Epoch:
 
     def resumed(self) -> Send:
         """To stage 0: what it holds is known."""
-        return Send(0, Lane.CONTROL, Resumed(pipeline=self.plan.pipeline, epoch=self.plan.epoch))
+        return Send(0, Lane.CONTROL, Resumed(pipeline=self.ring.pipeline, epoch=self.ring.epoch))
 
     def say_known(self, sequences: Iterable[SequenceState], now: float) -> Send:
         """To the last stage, so that it says again which picks are lacking here."""
         self._asked_at = now
         known = tuple([Holding(one.id, one.generation, one.num_tokens) for one in sequences])
-        return Send(self.last, Lane.CONTROL, Resume(pipeline=self.plan.pipeline, epoch=self.plan.epoch, holdings=known))
+        return Send(self.last, Lane.CONTROL, Resume(pipeline=self.ring.pipeline, epoch=self.ring.epoch, holdings=known))
 
     def answered(self) -> None:
         """The last stage has heard what is known here."""
@@ -107,7 +107,7 @@ class Epoch:
         return self._asked_at is not None and now - self._asked_at >= self._resend_after_s
 
     def close(self, stage: int, sequences: tuple[SequenceId, ...], floor: SequenceId) -> Send:
-        message = Close(pipeline=self.plan.pipeline, epoch=self.plan.epoch, sequences=sequences, floor=floor)
+        message = Close(pipeline=self.ring.pipeline, epoch=self.ring.epoch, sequences=sequences, floor=floor)
         return Send(stage, Lane.CONTROL, message)
 
     # -- there and back --------------------------------------------------------------------
@@ -138,8 +138,8 @@ class Epoch:
 
         def make(number: int) -> Send:
             message = Forward(
-                pipeline=self.plan.pipeline,
-                epoch=self.plan.epoch,
+                pipeline=self.ring.pipeline,
+                epoch=self.ring.epoch,
                 frame=number,
                 microbatch=microbatch,
                 lane=lane,
@@ -161,7 +161,7 @@ class Epoch:
 
     def acknowledge(self, now: float) -> Send:
         """Verdicts, to the last stage."""
-        ack: Ack = self._receiver.acknowledgement(self.plan.pipeline, self.plan.epoch, now, Lane.CONTROL)
+        ack: Ack = self._receiver.acknowledgement(self.ring.pipeline, self.ring.epoch, now, Lane.CONTROL)
         return Send(self.last, Lane.CONTROL, ack)
 
     def came_home(self, microbatch: int, now: float) -> Flight | None:

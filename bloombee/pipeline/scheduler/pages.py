@@ -23,7 +23,8 @@ class PageLedger:
         self._groups = tuple(groups)
         self._page_size = page_size
         self._max_rows = max_rows
-        self.free = [group.num_pages for group in groups]
+        self.all = tuple([group.num_pages for group in groups])
+        self.free = list(self.all)
 
     def need(self, num_slots: int) -> tuple[int, ...]:
         """The most pages that a sequence of ``num_slots`` will hold, one a group."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bloombee.errors import DeadlineExceeded, DeviceError, Infeasible, SequenceLost
 from bloombee.pipeline.events import Open
-from bloombee.plan.plan import Plan
+from bloombee.plan.plan import Ring
 from bloombee.types import SequenceId
 from bloombee.wire.messages import Opening, Sampling
 
@@ -44,7 +44,7 @@ class SequenceState:
         num_prompt_tokens = len(event.prompt) // 4
         return cls(
             id=event.sequence,
-            tokens=bytearray(event.prompt),
+            tokens=bytearray(event.prompt + event.output),
             num_prompt_tokens=num_prompt_tokens,
             sampling=event.sampling,
             max_new_tokens=event.max_new_tokens,
@@ -52,7 +52,7 @@ class SequenceState:
             client=event.client,
             priority=event.priority,
             late_at=math.inf if event.max_time_s is None else event.now + event.max_time_s,
-            num_to_fill=num_prompt_tokens,
+            num_to_fill=num_prompt_tokens + len(event.output) // 4,
         )
 
     @property
@@ -103,14 +103,14 @@ def cannot_be_sent(sequence: SequenceState) -> SequenceLost:
     )
 
 
-def too_long(sequence: SequenceState, plan: Plan) -> Infeasible:
+def too_long(sequence: SequenceState, ring: Ring) -> Infeasible:
     want = sequence.num_prompt_tokens + sequence.max_new_tokens
     return Infeasible(
         f"a prompt of {sequence.num_prompt_tokens} tokens and max_new_tokens = {sequence.max_new_tokens} need {want} KV tokens;"
-        f" a stage has {plan.num_tokens}: shorten them or raise kv_tokens",
+        f" a stage has {ring.num_tokens}: shorten them or raise kv_tokens",
         constraint="kv_tokens",
         wanted=want,
-        allowed=plan.num_tokens,
+        allowed=ring.num_tokens,
     )
 
 

@@ -51,7 +51,7 @@ from bloombee.pipeline.swarm.orders import Orders
 from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest, fits
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.plan.topology import Topology
-from bloombee.types import WorkerId
+from bloombee.types import SchedulerPlace, WorkerId
 from bloombee.wire.messages import AnyMessage, Loaded, Loading, Retired, StageFailed, Unloaded, Wired
 from bloombee.wire.spoken import check_spoken
 
@@ -175,7 +175,7 @@ class SwarmCore:
     def _wire_all(self, plan: Plan, now: float) -> list[Command]:
         self._is_wiring = True
         wires = [self._orders.wire(plan, stage.index, now) for stage in plan.stages]
-        return [*wires, TellScheduler(PlanWired(plan, now))]
+        return [*wires, TellScheduler(PlanWired(plan.ring, now))]
 
     # -- what workers say ------------------------------------------------------------------
 
@@ -229,11 +229,13 @@ class SwarmCore:
         return [Dismiss(blamed.id, self.stage_of(blamed.id), error), *self._gone(blamed.id, error.message, now)]
 
     def _blamed(self, worker: Member, cause: BloomBeeError) -> Member:
-        """Whose fault it is: of neighbours a stage may say so; of others it can know nothing."""
-        peer = _peer(self._workers, cause)
+        """Whose fault it is: of whom it has links with a stage may say so; of others it can know nothing."""
+        peer, plan = _peer(self._workers, cause), self.plan
         mine, theirs = self.stage_of(worker.id), None if peer is None else self.stage_of(peer.id)
-        is_neighbour = mine is not None and theirs is not None and abs(mine - theirs) == 1
-        return peer if peer is not None and is_neighbour else worker
+        if peer is None or plan is None or mine is None or theirs is None or mine == theirs:
+            return worker
+        has_scheduler = plan.scheduler is SchedulerPlace.STAGE0 and 0 in (mine, theirs)
+        return peer if has_scheduler or abs(mine - theirs) == 1 else worker
 
     def _cause(self, worker: Member, cause: BloomBeeError) -> BloomBeeError:
         """As the worker said, with the names of all whom it is about."""
@@ -284,7 +286,9 @@ class SwarmCore:
         """Another worker takes over a stage, in the next epoch. Links are made while it loads: they take many round trips."""
         stage = replace(lost, worker=spare.id, name=spare.name)
         stages = tuple(stage if one.index == lost.index else one for one in plan.stages)
-        self.plan = plan = replace(plan, epoch=plan.epoch + 1, stages=stages, prediction=None)
+        begins = plan.scheduler is SchedulerPlace.STAGE0 and lost.index == 0  # the scheduler is gone with its worker
+        since = plan.epoch + 1 if begins else plan.scheduler_since
+        self.plan = plan = replace(plan, epoch=plan.epoch + 1, stages=stages, prediction=None, scheduler_since=since)
         self.is_up = False
         return [
             TellScheduler(PlanBroken(now)),

@@ -10,8 +10,8 @@ from bloombee.pipeline.commands import Send
 from bloombee.pipeline.swarm.member import Member
 from bloombee.pipeline.swarm.planning import PlanRequest
 from bloombee.plan.plan import Plan, StagePlan
-from bloombee.types import Lane, WorkerId
-from bloombee.wire.messages import Group, Load, Peer, Rules, Watermark, Wire
+from bloombee.types import Lane, SchedulerPlace, WorkerId
+from bloombee.wire.messages import Group, Load, Peer, Rules, Schedule, Watermark, Wire
 
 
 class Orders:
@@ -56,6 +56,7 @@ class Orders:
     def wire(self, plan: Plan, index: int, now: float) -> Send:
         stage = plan.stages[index]
         self._workers[stage.worker].asked_at = now
+        is_beside = plan.scheduler is SchedulerPlace.STAGE0
         message = Wire(
             pipeline=plan.pipeline,
             epoch=plan.epoch,
@@ -64,20 +65,32 @@ class Orders:
             num_stages=len(plan.stages),
             num_microbatches=plan.num_microbatches,
             max_rows=self._request.max_rows,
-            predecessor=self._peer(plan, index - 1, (index - 1, index)),
-            successor=self._peer(plan, index + 1, (index, index + 1)),
-            scheduler=None,
+            predecessor=self._peer(plan, index, index - 1),
+            successor=self._peer(plan, index, index + 1),
+            scheduler=self._peer(plan, index, 0) if is_beside and index else None,
             listeners=(),
+            schedule=self._schedule(plan) if is_beside and not index else None,
             trace=self._request.trace,
         )
         return Send(stage.worker, Lane.CONTROL, message)
 
-    def _peer(self, plan: Plan, index: int, hop: tuple[int, int]) -> Peer | None:
-        """The worker at ``index`` as its neighbour over ``hop`` gets to know it."""
-        if not 0 <= index < len(plan.stages):
+    def _schedule(self, plan: Plan) -> Schedule:
+        peers = [self._peer(plan, 0, stage.index) for stage in plan.stages[1:]]
+        return Schedule(
+            since=plan.scheduler_since,
+            groups=tuple(Group(window=group.window, num_pages=group.num_pages) for group in plan.groups),
+            page_size=plan.page_size,
+            step_deadline_s=self._request.step_deadline_s,
+            stages=tuple(peer for peer in peers if peer is not None),
+        )
+
+    def _peer(self, plan: Plan, index: int, other: int) -> Peer | None:
+        """The worker at stage ``other`` as the one at ``index`` gets to know it: of two, the one that comes first dials."""
+        if not 0 <= other < len(plan.stages):
             return None
-        worker = self._workers[plan.stages[index].worker]
-        ends = plan.stages[hop[0]].worker, plan.stages[hop[1]].worker
+        worker = self._workers[plan.stages[other].worker]
+        first, last = sorted((index, other))
+        ends = plan.stages[first].worker, plan.stages[last].worker
         if ends not in self._link_of:
             self._link_of[ends] = next(self._links)
         return Peer(
@@ -85,7 +98,7 @@ class Orders:
             endpoint=worker.endpoint,
             key=worker.key,
             link=self._link_of[ends],
-            dials=index == hop[1],
+            dials=other > index,
             through=None,
         )
 

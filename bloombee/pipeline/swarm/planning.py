@@ -19,7 +19,7 @@ from bloombee.plan.memory import StageMemory, kv_slots, stage_memory
 from bloombee.plan.plan import Plan, Prediction, StagePlan, check_memory, split_layers
 from bloombee.plan.profile import Profile
 from bloombee.plan.topology import Cores, Device, Link, Topology
-from bloombee.types import HEAD, Dtype, Span, WorkerId
+from bloombee.types import HEAD, Dtype, SchedulerPlace, Span, WorkerId
 
 PIPELINE = 1
 
@@ -70,6 +70,9 @@ class PlanRequest:
     trace: bool = False
     takes_others: bool = True
     """Workers come from elsewhere: one that leaves before the plan may come back, or another in its place."""
+    scheduler: SchedulerPlace = SchedulerPlace.HEAD
+    step_deadline_s: float = 600.0
+    """As :class:`~bloombee.pipeline.scheduler.SchedulerCore` takes it."""
 
     @property
     def wants_profile(self) -> bool:
@@ -186,6 +189,7 @@ class FirstPlan:
             num_microbatches=request.num_microbatches,
             stages=stages,
             prediction=prediction,
+            scheduler=request.scheduler,
         )
 
     def _pages_that_fit(self, workers: Sequence[Member], spans: Sequence[Span]) -> int:

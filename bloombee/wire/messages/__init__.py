@@ -16,7 +16,8 @@ Who says what to whom (docs/wire.md has the rules of each; ``wire/spoken.py`` wh
     along the ring      Forward Resumed CodecTable
     against the ring    Ack Gap Resume TableHeld TableUnknown
     worker -> worker    Hello Welcome Refused KvPages KvHeld
-    scheduler -> head, drafter   Snapshot; and back SnapshotHeld, from a drafter Draft
+    head -> scheduler elsewhere  Ask, Ack; and back Told, Ack, Standing
+    scheduler -> drafter         Snapshot; and back SnapshotHeld, Draft
     within a link       Piece PieceAck Probe (between the two endpoints; nobody above them sees one)
 """
 
@@ -101,6 +102,7 @@ from bloombee.wire.messages.plans import (
     Retire,
     Retired,
     Rules,
+    Schedule,
     StageFailed,
     Tally,
     Times,
@@ -145,6 +147,16 @@ from bloombee.wire.messages.ring import (
     Tree,
     Verdict,
 )
+from bloombee.wire.messages.scheduling import (
+    Ask,
+    ChunkSizes,
+    Given,
+    Over,
+    Request,
+    Standing,
+    Told,
+    Tuning,
+)
 
 AnyMessage = (
     Join | Joined | Refused | Hello | Welcome | Heartbeat | Goodbye | Piece | PieceAck | Probe
@@ -154,6 +166,7 @@ AnyMessage = (
     | Forward | Verdict | Ack | Gap | Resume | Resumed | Lost | Commit | Committed | Close | Closed
     | CodecTable | TableHeld | TableUnknown
     | Keep | Have | KvPages | KvHeld | Draft | Snapshot | SnapshotHeld
+    | Ask | Told | Standing
 )  # fmt: skip
 
 __all__ = [
@@ -180,6 +193,8 @@ __all__ = [
     "Ack",
     "Amount",
     "AnyMessage",
+    "Ask",
+    "ChunkSizes",
     "Close",
     "Closed",
     "CodecTable",
@@ -196,6 +211,7 @@ __all__ = [
     "Fork",
     "Forward",
     "Gap",
+    "Given",
     "Goodbye",
     "Grammar",
     "Group",
@@ -229,6 +245,7 @@ __all__ = [
     "Message",
     "Name",
     "Opening",
+    "Over",
     "PackedTokens",
     "Part",
     "Path",
@@ -245,15 +262,18 @@ __all__ = [
     "Rate",
     "Real",
     "Refused",
+    "Request",
     "Resume",
     "Resumed",
     "Retire",
     "Retired",
     "Rules",
     "Sampling",
+    "Schedule",
     "Snapshot",
     "SnapshotHeld",
     "StageFailed",
+    "Standing",
     "TableHeld",
     "TableKey",
     "TableUnknown",
@@ -262,7 +282,9 @@ __all__ = [
     "TierNumber",
     "Times",
     "TokenIds",
+    "Told",
     "Tree",
+    "Tuning",
     "Unload",
     "Unloaded",
     "Verdict",

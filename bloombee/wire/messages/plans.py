@@ -131,6 +131,19 @@ class Unloaded(Message, frozen=True, tag=20):
     pipeline: U32
 
 
+class Schedule(Part, frozen=True):
+    """Of Wire: schedule the pipeline, beside its first stage."""
+
+    since: U32
+    """The epoch in which this scheduler begins: whoever has it since then goes on with what it has; else it has nothing yet."""
+    groups: Annotated[tuple[Group, ...], Meta(min_length=1, max_length=64)]
+    """Of all layers, widest window first."""
+    page_size: U16
+    step_deadline_s: Amount
+    stages: Annotated[tuple[Peer, ...], Meta(max_length=2**16 - 1)]
+    """The workers of all stages after the first, in ring order."""
+
+
 class Wire(Message, frozen=True, tag=21):
     """Be stage ``stage`` of ``pipeline`` in plan ``epoch``, between these neighbours, with what was loaded for it. The epoch is
     the order's number: it is never used for another."""
@@ -150,9 +163,11 @@ class Wire(Message, frozen=True, tag=21):
     successor: Peer | None
     """None: this stage sends verdicts to the scheduler."""
     scheduler: Peer | None
-    """Where the scheduler is. None: with the head, over the head's link."""
+    """Where the scheduler is. None: with the head, over the head's link, unless ``schedule`` says that it is here."""
     listeners: Annotated[tuple[Peer, ...], Meta(max_length=MAX_LISTENERS)]
     """Who gets a copy of each verdict of the last stage, numbered and acknowledged on their own links."""
+    schedule: Schedule | None
+    """The scheduler is here, on the first stage's worker."""
     trace: bool
 
 

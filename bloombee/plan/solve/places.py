@@ -1,0 +1,142 @@
+"""Where the scheduler goes: with the head, or beside the first stage.
+
+The search knows rings that close at the head. One that closes at its first stage is one whose head costs nothing, but for its
+last link. So both topologies are searched, and what is found is evaluated as it would run, in both places. No ring is quicker
+than one whose head costs nothing, so that search's bound holds for both kinds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from bloombee.errors import Infeasible, PlanError
+from bloombee.models.shape import ModelShape
+from bloombee.plan.cost import Cost, evaluate
+from bloombee.objective import SLACK, Goal, Objective
+from bloombee.plan.solve.solver import Solution, alone, solve
+from bloombee.plan.solve.space import Space
+from bloombee.plan.topology import LOCAL, Topology
+from bloombee.types import HEAD, SchedulerPlace
+
+WORTH = 0.03
+"""By how much a plan has to be better with the scheduler beside the first stage: with the head nothing is lost with a worker."""
+
+
+def solve_places(
+    topology: Topology,
+    model: ModelShape,
+    space: Space | None = None,
+    objective: Objective | None = None,
+    *,
+    budget_s: float = 1.0,
+) -> Solution:
+    """As :func:`~bloombee.plan.solve.solve`, with the scheduler where it is best (``Candidate.scheduler``). Where all share the
+    cores of one machine that is with the head, which is as near as anybody.
+
+    Raises:
+        Infeasible, PlanError, ConfigError: likewise.
+    """
+    space, objective = space or Space(), objective or Objective()
+    if topology.cores is not None:
+        return solve(topology, model, space, objective, budget_s=budget_s)
+    free = solve(_without_head(topology), model, space, objective, budget_s=budget_s / 2)
+    found: list[Solution] = []
+    failed: Infeasible | None = None
+    try:
+        found.append(solve(topology, model, space, objective, budget_s=budget_s / 2))
+    except Infeasible as error:
+        failed = error
+    with_head = [_Option(one.pipelines, topology, model, space) for one in found]
+    beside = [
+        _Option(costs, topology, model, space) for one in (*found, free) for costs in _moved(one.pipelines, topology, model)
+    ]
+    options = [one for one in (*with_head, *beside) if one.keeps(objective)]
+    if not options:
+        raise failed or PlanError("no plan whose last stage reaches its first keeps the target")
+    chosen = _best(options, objective)
+    return _solution(chosen, options, free, objective, replace(space, pipelines=1))
+
+
+def best_place(cost: Cost, topology: Topology, model: ModelShape) -> Cost:
+    """The same plan with the scheduler beside its first stage, if its steps are quicker by enough so."""
+    for (moved,) in _moved((cost,), topology, model):
+        if moved.step_s < (1 - WORTH) * cost.step_s:
+            return moved
+    return cost
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    pipelines: tuple[Cost, ...]
+    topology: Topology
+    model: ModelShape
+    space: Space
+
+    @property
+    def tokens_per_s(self) -> float:
+        return sum(cost.tokens_per_s for cost in self.pipelines)
+
+    def value(self, objective: Objective) -> float:
+        """As :attr:`Solution.value`."""
+        if objective.goal is Goal.LATENCY:
+            return self.pipelines[0].time_per_token_s
+        if objective.goal is not Goal.BALANCE:
+            return self.tokens_per_s
+        ratios = self.space.ratios
+        return min(alone(cost.candidate, self.topology, self.model, ratios).time_per_token_s for cost in self.pipelines)
+
+    def keeps(self, objective: Objective) -> bool:
+        target_s = objective.target_s
+        return target_s is None or all(cost.time_per_token_s <= target_s for cost in self.pipelines)
+
+
+def _best(options: Sequence[_Option], objective: Objective) -> _Option:
+    """The first of those that count, unless another one is better by enough."""
+    least = (1 - SLACK) * max(one.tokens_per_s for one in options) if objective.goal is Goal.BALANCE else 0.0
+    chosen, *others = [one for one in options if one.tokens_per_s >= least]
+    for other in others:
+        mine, theirs = chosen.value(objective), other.value(objective)
+        if theirs < (1 - WORTH) * mine if _is_time(objective) else theirs > (1 + WORTH) * mine:
+            chosen = other
+    return chosen
+
+
+def _is_time(objective: Objective) -> bool:
+    return objective.goal in (Goal.LATENCY, Goal.BALANCE)
+
+
+def _without_head(topology: Topology) -> Topology:
+    """Everybody reaches it, and is reached, for nothing."""
+    links = dict(topology.links)
+    for worker in topology.devices:
+        links[HEAD, worker] = links[worker, HEAD] = LOCAL
+    return replace(topology, links=links, sites={worker: site for worker, site in topology.sites.items() if worker != HEAD})
+
+
+def _moved(costs: Sequence[Cost], topology: Topology, model: ModelShape) -> Iterator[tuple[Cost, ...]]:
+    """The same plans with their schedulers beside their first stages; nothing if a last stage does not reach a first."""
+    try:
+        yield tuple(evaluate(replace(cost.candidate, scheduler=SchedulerPlace.STAGE0), topology, model) for cost in costs)
+    except PlanError:
+        return
+
+
+def _solution(chosen: _Option, options: Sequence[_Option], free: Solution, objective: Objective, space: Space) -> Solution:
+    """What was chosen, under the bounds of rings whose head costs nothing. Their most tokens may be out of reach, and with them
+    what is within the slack of those: there the bound is that of any ring alone."""
+    bound = free.bound
+    if objective.goal is Goal.BALANCE:
+        bound = solve(_without_head(chosen.topology), chosen.model, space, Objective(Goal.LATENCY)).bound
+    value = chosen.value(objective)
+    used = {worker for cost in chosen.pipelines for worker in cost.candidate.workers}
+    return replace(
+        free,
+        pipelines=chosen.pipelines,
+        value=value,
+        bound=min(bound, value) if _is_time(objective) else max(bound, value),
+        proven=math.isclose(value, bound, rel_tol=1e-8) and free.proven,
+        most_tokens_per_s=None if free.most_tokens_per_s is None else max(one.tokens_per_s for one in options),
+        spares=tuple(worker for worker in sorted(chosen.topology.devices) if worker not in used),
+    )
