@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 from bloombee.errors import Infeasible, PlanError
 from bloombee.models.shape import ModelShape
+from bloombee.objective import Goal, Objective
 from bloombee.plan.cost import Cost, evaluate
-from bloombee.objective import SLACK, Goal, Objective
-from bloombee.plan.solve.solver import Solution, alone, solve
+from bloombee.plan.solve.solver import SLACK, Solution, alone, solve
 from bloombee.plan.solve.space import Space
 from bloombee.plan.topology import LOCAL, Topology
 from bloombee.types import HEAD, SchedulerPlace
