@@ -499,7 +499,7 @@ def test_workers_without_room_for_any_plan_take_the_swarm_down() -> None:
 def test_a_machine_is_profiled_only_where_a_planner_needs_it() -> None:
     unknown, paced = (Machine(Cores(2), device) for device in (Device("here"), Device("here", layer=RowTime(0.001))))
     fit = Fit(RowTime(), RowTime(0.002), 0.0, 0.0)
-    profile = Profile("00" * 16, "cpu", "float32", 1, fit, RowTime(0.003), 0, 0, 0)
+    profile = Profile("00" * 16, "cpu", "float32", 1, fit, RowTime(0.003), 0, 0)
     base = _core(join=0).request
     wanting = dataclasses.replace(base, machine=unknown, objective=Objective())
     assert wanting.wants_profile
