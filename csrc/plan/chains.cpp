@@ -92,7 +92,8 @@ double Chains::between(int p, int next, int w, double most) const {
     return best;
 }
 
-// Those that seem best between the first p stages and stage `next`: by their links, and their time for as many layers as others have.
+// Those that seem best between the first p stages and stage `next`: by their links, and their time for as many layers as others
+// have.
 std::vector<int> Chains::candidates(int p, int next, const std::vector<bool>& used) const {
     const int n = int(order_.size()), fair = std::max(1, layers_ / n);
     std::vector<std::pair<double, int>> scores;

@@ -7,8 +7,8 @@
 
 namespace bloombee::plan {
 
-// Sets of two or more workers, not of all, that come about when the nearest ones are joined again and again (single linkage, by the
-// shorter hop of each two).
+// Sets of two or more workers, not of all, that come about when the nearest ones are joined again and again (single linkage, by
+// the shorter hop of each two).
 std::vector<std::vector<int>> clusters_of(const PathProblem& problem);
 
 }  // namespace bloombee::plan

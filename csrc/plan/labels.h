@@ -15,7 +15,8 @@ namespace bloombee::plan {
 class Labels {
   public:
     // priced, constant: of a Lagrangian. Second costs only where there are any.
-    Labels(const PathProblem& problem, const PathProblem& priced, double constant, const PathProblem* second, double second_limit);
+    Labels(const PathProblem& problem, const PathProblem& priced, double constant, const PathProblem* second,
+           double second_limit);
 
     // Looks for a walk below `below`. Returns the least that one through what was left out could cost; inf: nothing was.
     //   strict: no worker twice, watched or not; what is left out then says nothing.

@@ -16,7 +16,8 @@ constexpr double fresh = 0.1;
 constexpr int patience = 8;
 // Of one offence against the second limit: about as many visits. (It is a part of the limit, others are whole numbers.)
 constexpr double weight = 8.0;
-// No price is more than so many paths are worth: where there is no path prices would rise for ever, and leave no digits for costs.
+// No price is more than so many paths are worth: where there is no path prices would rise for ever, and leave no digits for
+// costs.
 constexpr double dearest = 4.0;
 
 std::vector<int> positions(const std::vector<int>& chosen, int workers) {
@@ -46,12 +47,24 @@ double cost_of(const PathProblem& p, const Path& path) {
     return cost;
 }
 
+void mix(PathProblem& to, const PathProblem& own, const PathProblem& other, double part) {
+    const auto add = [part](std::vector<double>& sum, const std::vector<double>& a, const std::vector<double>& b) {
+        for (size_t at = 0; at < sum.size(); ++at) sum[at] = part > 0 ? a[at] + part * b[at] : a[at];
+    };
+    add(to.spans.middle, own.spans.middle, other.spans.middle);
+    add(to.spans.tail, own.spans.tail, other.spans.tail);
+    add(to.first, own.first, other.first);
+    add(to.home, own.home, other.home);
+    add(to.hop, own.hop, other.hop);
+    add(to.hop_into, own.hop_into, other.hop_into);
+}
+
 Lagrangian::Lagrangian(const PathProblem& problem, const PathProblem* second, double limit, const Prices& start,
                        double worth)
     : problem_(problem), priced_(problem), limit_(limit), n_(problem.workers), ids_(n_), whole_(n_, 0.0),
       clusters_(clusters_of(problem)), now_(start.workers) {
     std::iota(ids_.begin(), ids_.end(), 0);
-    now_.push_back(start.second);
+    now_.push_back(second ? start.second * limit / weight : 0.0);
     if (second) second_.emplace(*second);
     for (const Prices::Set& set : start.sets) {
         add_set(set.members);
@@ -71,7 +84,7 @@ void Lagrangian::add_set(std::vector<int> members) {
 }
 
 // A visit costs its worker's prices, and whoever enters a set gets the prices of that set's members back.
-void Lagrangian::price_links() {
+void Lagrangian::set_prices() {
     std::vector<double> own(now_.begin(), now_.begin() + n_), back(sets_.size(), 0.0);
     for (size_t s = 0; s < sets_.size(); ++s) {
         const Set& set = sets_[s];
@@ -81,18 +94,11 @@ void Lagrangian::price_links() {
         }
         for (const int w : set.members) own[w] -= back[s];
     }
-    const double per_second = second_ ? now_[n_] * weight / limit_ : 0.0;
+    if (second_) mix(priced_, problem_, *second_, now_[n_] * weight / limit_);
+    const std::vector<double>& hops = second_ ? priced_.hop_into : problem_.hop_into;
     for (int v = 0; v < n_; ++v) {
-        const double* from = &problem_.hop_into[size_t(v) * n_];
-        double* to = &priced_.hop_into[size_t(v) * n_];
-        for (int u = 0; u < n_; ++u) to[u] = from[u] + own[v];
-        priced_.first[v] = problem_.first[v] + own[v];
-        priced_.home[v] = problem_.home[v];
-        if (per_second == 0) continue;
-        const double* other = &second_->hop_into[size_t(v) * n_];
-        for (int u = 0; u < n_; ++u) to[u] += per_second * other[u];
-        priced_.first[v] += per_second * second_->first[v];
-        priced_.home[v] += per_second * second_->home[v];
+        for (size_t at = size_t(v) * n_; at < size_t(v + 1) * n_; ++at) priced_.hop_into[at] = hops[at] + own[v];
+        priced_.first[v] = (second_ ? priced_.first[v] : problem_.first[v]) + own[v];
     }
     for (size_t s = 0; s < sets_.size(); ++s) {
         if (back[s] == 0) continue;
@@ -105,19 +111,9 @@ void Lagrangian::price_links() {
     for (int v = 0; v < n_; ++v) constant_ += now_[v];
 }
 
-void Lagrangian::price_spans() {
-    const double per_second = now_[n_] * weight / limit_;
-    const auto mix = [per_second](std::vector<double>& to, const std::vector<double>& own, const std::vector<double>& other) {
-        for (size_t at = 0; at < to.size(); ++at) to[at] = per_second > 0 ? own[at] + per_second * other[at] : own[at];
-    };
-    mix(priced_.spans.middle, problem_.spans.middle, second_->spans.middle);
-    mix(priced_.spans.tail, problem_.spans.tail, second_->spans.tail);
-    relaxation_->read_spans();
-}
-
 double Lagrangian::solve() {
-    price_links();
-    if (second_) price_spans();
+    set_prices();
+    if (second_) relaxation_->read_spans();
     const double bound = relaxation_->solve() - constant_;
     if (bound == never) return never;
     walk_ = relaxation_->walk();
@@ -170,7 +166,8 @@ void Lagrangian::add_broken_sets() {
         for (const int w : clusters_[c]) inside[w] = 1;
         const int count = entries(inside);
         for (const int w : clusters_[c]) inside[w] = 0;
-        if (std::none_of(clusters_[c].begin(), clusters_[c].end(), [&](int w) { return visits_[w] > std::max(1, count); })) continue;
+        const auto is_broken = [&](int w) { return visits_[w] > std::max(1, count); };
+        if (std::none_of(clusters_[c].begin(), clusters_[c].end(), is_broken)) continue;
         if (!is_known(clusters_[c])) add_set(clusters_[c]);
         clusters_.erase(clusters_.begin() + long(c--));
     }
@@ -210,8 +207,7 @@ bool Lagrangian::move(double aim) {
 
 void Lagrangian::settle() {
     now_ = best_;
-    price_links();
-    if (second_) price_spans();
+    set_prices();
     for (int u = 0; u < n_; ++u)
         for (int v = 0; v < n_; ++v) priced_.hop[size_t(u) * n_ + v] = priced_.hop_into[size_t(v) * n_ + u];
 }
@@ -270,7 +266,7 @@ Prices Lagrangian::prices() const {
     Prices out(static_cast<int>(whole_.size()));
     out.workers = whole_;
     for (int v = 0; v < n_; ++v) out.workers[ids_[v]] = best_[v];
-    out.second = best_[n_];
+    out.second = second_ ? best_[n_] * weight / limit_ : 0.0;
     for (const Set& set : sets_) {
         Prices::Set own = set.left_out;
         for (size_t a = 0; a < set.members.size(); ++a) {

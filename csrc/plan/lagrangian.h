@@ -2,8 +2,8 @@
 //
 // Prices are put on three kinds of rules that every path keeps and walks break:
 //   - a worker is visited at most once;
-//   - a worker of a set S is visited no more often than S is entered (subtour elimination; S the workers between two visits of one
-//     worker, or a cluster of near neighbours: else half a walk that circles twice in one region and half a walk that does in
+//   - a worker of a set S is visited no more often than S is entered (subtour elimination; S the workers between two visits of
+//     one worker, or a cluster of near neighbours: else half a walk that circles twice in one region and half a walk that does in
 //     another would do for a path through both);
 //   - where there are second costs: they stay below their limit.
 // For any prices >= 0 the cheapest walk of the problem with prices in its links and spans, less the constants, costs no more than
@@ -61,8 +61,7 @@ class Lagrangian {
     };
 
     void add_set(std::vector<int> members);
-    void price_links();
-    void price_spans();
+    void set_prices();
     void add_broken_sets();
     int entries(const std::vector<double>& inside) const;
     double second_cost() const;
@@ -87,5 +86,7 @@ class Lagrangian {
 };
 
 double cost_of(const PathProblem& p, const Path& path);
+// All times of `own` and `part` of those of `other`, which has the same paths.
+void mix(PathProblem& to, const PathProblem& own, const PathProblem& other, double part);
 
 }  // namespace bloombee::plan

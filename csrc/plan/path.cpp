@@ -122,16 +122,19 @@ class Search {
     // By few labels and by local search, among the workers that seem best.
     void look_around(int descents) {
         const std::vector<int> chosen = promising();
-        const PathProblem part = problem().only(chosen), priced = lagrangian_.priced().only(chosen);
+        PathProblem guide = problem();
+        if (second()) mix(guide, problem(), *second(), lagrangian_.prices().second);
+        const PathProblem part = guide.only(chosen);
         if (known_order().empty()) {
+            const PathProblem priced = lagrangian_.priced().only(chosen);
             Labels labels(part, priced, lagrangian_.constant(), nullptr, never);
-            labels.search(ceiling(), few_labels, true, budget_);
+            labels.search(second() ? never : ceiling(), few_labels, true, budget_);
             take(back(labels.best(), chosen));
         }
         std::vector<int> order;
         for (const int w : known_order()) order.push_back(int(std::find(chosen.begin(), chosen.end(), w) - chosen.begin()));
         if (order.empty()) return;
-        const double worth = ceiling() < never ? ceiling() : std::max(bound_, 1e-9);
+        const double worth = ceiling() < never && !second() ? ceiling() : std::max(relaxed(part), 1e-9);
         take(back(Chains(part, worth).improve(order, descents, 1, budget_), chosen));
     }
 
@@ -145,7 +148,8 @@ class Search {
         if (best_.workers.empty()) return order_;
         std::vector<int> order;
         for (const int w : best_.workers)
-            if (const auto at = std::find(ids().begin(), ids().end(), w); at != ids().end()) order.push_back(int(at - ids().begin()));
+            if (const auto at = std::find(ids().begin(), ids().end(), w); at != ids().end())
+                order.push_back(int(at - ids().begin()));
         return order;
     }
 
@@ -164,7 +168,9 @@ class Search {
     }
 
     void take(Path path) {
-        if (path.workers.empty() || !(path.cost < ceiling())) return;
+        if (path.workers.empty()) return;
+        path.cost = cost_of(problem(), path);
+        if (!(path.cost < ceiling())) return;
         if (second() && cost_of(*second(), path) > limit_) return;
         for (int& w : path.workers) w = ids()[w];
         best_ = std::move(path);
@@ -268,6 +274,15 @@ PathProblem PathProblem::only(const std::vector<int>& chosen) const {
         for (size_t b = 0; b < chosen.size(); ++b) part.set_hop(int(a), int(b), hop_of(u, chosen[b]));
     }
     return part;
+}
+
+Prices Prices::scaled(double factor, double of_second) const {
+    Prices out = *this;
+    for (double& price : out.workers) price *= factor;
+    for (Set& set : out.sets)
+        for (double& price : set.prices) price *= factor;
+    out.second = of_second;
+    return out;
 }
 
 Found cheapest(const PathProblem& problem, double below, Effort effort, Budget& budget, Prices& prices, const PathProblem* second,

@@ -5,9 +5,9 @@
 //
 // Theory of operation. Without that last rule the cheapest walk is found by a dynamic program over (layers given out,
 // worker): the Relaxation. Prices on what walks do and paths do not make that bound tight: the Lagrangian (Held and Karp 1971;
-// Christofides, Mingozzi and Toth 1981). Labels - partial paths - are then extended layer by layer; one whose cost so far and relaxed rest are no
-// better than what is known goes no further. If none had to be left out for lack of width, the best path is the optimum;
-// else the best of those left out is still a bound.
+// Christofides, Mingozzi and Toth 1981). Labels - partial paths - are then extended layer by layer; one whose cost so far and
+// relaxed rest are no better than what is known goes no further. If none had to be left out for lack of width, the best path is
+// the optimum; else the best of those left out is still a bound.
 //
 // Where workers have a fixed order a walk cannot return, and the relaxation alone is exact.
 #pragma once
@@ -119,6 +119,9 @@ struct Prices {
         std::vector<double> prices;  // one each
     };
     explicit Prices(int count) : workers(count, 0.0) {}
+
+    // For costs of which one second is worth `factor` of one here, and second costs at a price of their own.
+    Prices scaled(double factor, double of_second) const;
 
     std::vector<double> workers;
     double second = 0;

@@ -21,8 +21,8 @@ std::vector<double> least_of(const std::vector<double>& table, int n) {
 
 Relaxation::Relaxation(const PathProblem& problem)
     : problem_(problem), n_(problem.workers), layers_(problem.layers), rows_(problem.spans.rows),
-      span_(size_t(rows_) * (layers_ + 1) * n_), tail_(size_t(layers_) * n_), longest_(rows_), enter_(size_t(layers_) * n_, never),
-      leave_(enter_), dead_(enter_.size(), 0.0), most_out_(n_, -never),
+      span_(size_t(rows_) * (layers_ + 1) * n_), tail_(size_t(layers_) * n_), longest_(rows_),
+      enter_(size_t(layers_) * n_, never), leave_(enter_), dead_(enter_.size(), 0.0), most_out_(n_, -never),
       most_in_(n_, -never), order_(n_) {
     std::iota(order_.begin(), order_.end(), 0);
     read_spans();

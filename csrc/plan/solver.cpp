@@ -14,7 +14,8 @@ constexpr double enough = 5e-3;
 
 // What is done for a point, one after the other, as long as its bound is the least of all. The first widths are narrow: a search
 // for a plan that is better by half the gap ends early where there is none.
-constexpr Effort efforts[] = {{40, 0, 0}, {40, 1, 0}, {100, 4, 0}, {200, 12, 32}, {400, 16, 256}, {400, 16, 2048}, {400, 16, 1 << 14}};
+constexpr Effort efforts[] = {{40, 0, 0},     {40, 1, 0},      {100, 4, 0},        {200, 12, 32},
+                              {400, 16, 256}, {400, 16, 2048}, {400, 16, 1 << 14}};
 constexpr int levels = int(std::size(efforts));
 
 Effort effort_at(int level, int width) {
@@ -84,8 +85,8 @@ double Solver::value_of(int point, const Chain& chain) {
     return step_of(instance_, stages(point), links(at.size), point, chain) / at.gain;
 }
 
-// Looks for a plan of this point that is better than `value`, and raises the point's bound, to `value` if there is none. Whether a
-// better plan than the best so far was found.
+// Looks for a plan of this point that is better than `value`, and raises the point's bound, to `value` if there is none. Whether
+// a better plan than the best so far was found.
 bool Solver::attempt(int point, double value, double step_limit, Effort effort, Budget& budget) {
     const Point& at = instance_.points[point];
     const double step = std::min(value * at.gain, step_limit * (1 + hair)), cap = step / at.in_flight;
@@ -146,9 +147,10 @@ void Solver::work(const Budget& budget, Work work) {
     std::vector<int> level(instance_.points.size(), 0);
     while (!budget.is_spent()) {
         int next = -1;
-        for (int point = 0; point < int(level.size()); ++point)
-            if (level[point] < levels && bounds_[point] < best_.value * (1 - hair) && (next < 0 || bounds_[point] < bounds_[next]))
-                next = point;
+        for (int point = 0; point < int(level.size()); ++point) {
+            if (level[point] == levels || !(bounds_[point] < best_.value * (1 - hair))) continue;
+            if (next < 0 || bounds_[point] < bounds_[next]) next = point;
+        }
         if (next < 0) return;
         work(next, level[next]++);
     }
@@ -212,29 +214,29 @@ void Solver::bound_size(int size, double step_limit) {
     lift_size(size, step_limit);
 }
 
-// The same with the loop relaxed under a cap: for the greatest value at which no loop is too long for the point with the least bound.
-void Solver::lift_size(int size, double step_limit) {
-    double low = never;
+double Solver::least_bound(int size) const {
+    double least = never;
     for (int point = 0; point < int(bounds_.size()); ++point)
-        if (instance_.points[point].size == size) low = std::min(low, bounds_[point]);
-    if (low == never) return;
-    double high = 4 * low;
+        if (instance_.points[point].size == size) least = std::min(least, bounds_[point]);
+    return least;
+}
+
+// The same with the loop relaxed under the cap of a value, which is sought by halves: where every loop is too long for it.
+void Solver::lift_size(int size, double step_limit) {
+    double high = never;
     for (int turn = 0; turn < 7; ++turn) {
-        const double aim = turn < 2 ? low + (high - low) / 8 : (low + high) / 2;
-        const int least = roomiest(size);
-        if (least < 0) return;
-        const double tokens = instance_.points[least].gain / instance_.points[least].in_flight;
-        const double loop = relaxed(problem(least, aim * tokens, size, allowed_));
-        low = never;
+        const double low = least_bound(size), aim = high < never ? (low + high) / 2 : 1.5 * low;
+        if (low == never) return;
+        const int roomy = roomiest(size);
+        const double tokens = instance_.points[roomy].gain / instance_.points[roomy].in_flight;
+        const double loop = relaxed(problem(roomy, aim * tokens, size, allowed_));
         for (int point = 0; point < int(bounds_.size()); ++point) {
-            const Point& at = instance_.points[point];
-            if (at.size != size) continue;
-            const double value = loop > step_limit * (1 + hair) && aim * at.gain >= step_limit ? never : std::min(aim, loop / at.gain);
-            bounds_[point] = std::max(bounds_[point], value);
-            low = std::min(low, bounds_[point]);
+            const double gain = instance_.points[point].gain;
+            if (instance_.points[point].size != size) continue;
+            const bool is_none = loop > step_limit * (1 + hair) && aim * gain >= step_limit;
+            bounds_[point] = std::max(bounds_[point], is_none ? never : std::min(aim, loop / gain));
         }
-        if (low < aim) high = aim;
-        if (low == never || low >= high) high = 2 * low;
+        if (least_bound(size) < aim) high = aim;
     }
 }
 
@@ -281,7 +283,12 @@ Solution Solver::least_alone(double value, const std::vector<bool>& allowed, int
         best_ = most_;
         best_.value = alone_of(most_.point, most_.chain);
     }
-    std::vector<Prices> prices(instance_.points.size(), Prices(instance_.workers));
+    // Prices of the search for most tokens, for both times at once, each worth the same.
+    std::vector<Prices> prices = prices_;
+    for (size_t point = 0; point < prices.size(); ++point) {
+        const double part = best_.found ? best_.value / (value * instance_.points[point].gain) : 0.0;
+        prices[point] = prices[point].scaled(2 * part, part);
+    }
     work(budget, [&](int point, int level) { alone_at(point, value, allowed, effort_at(level, width), prices[point], budget); });
     return finish(budget);
 }

@@ -60,6 +60,7 @@ class Solver {
     double alone_of(int point, const Chain& chain);
     int roomiest(int size) const;
     void bound_size(int size, double step_limit);
+    double least_bound(int size) const;
     void lift_size(int size, double step_limit);
     Solution finish(const Budget& used);
 

@@ -52,7 +52,8 @@ LayerTable::LayerTable(const Instance& instance)
     double* sums = sums_.data();
     for (const Size& size : instance.sizes)
         for (int w = 0; w < workers_; ++w, sums += layers_ + 1)
-            for (int i = 0; i < layers_; ++i) sums[i + 1] = sums[i] + size.layer[size_t(w) * instance.kinds + instance.kind_of[i]];
+            for (int i = 0; i < layers_; ++i)
+                sums[i + 1] = sums[i] + size.layer[size_t(w) * instance.kinds + instance.kind_of[i]];
 }
 
 StageTable::StageTable(const Instance& instance, const LayerTable& layers, int point)

@@ -11,6 +11,7 @@ import pytest
 
 from bench import enumerator
 from bench.topologies import Case, small, wan
+from bloombee import _native
 from bloombee._native import PlanSolver
 from bloombee.errors import ConfigError, Infeasible, PlanError
 from bloombee.models.shape import LayerKind, ModelShape
@@ -246,6 +247,20 @@ def test_so_many_steps_give_the_same_plan_again() -> None:
     plans = [solve(topology, model, Space(context=500), budget_s=math.inf, max_steps=3_000_000) for _ in range(2)]
     assert plans[0].pipelines == plans[1].pipelines
     assert (plans[0].value, plans[0].bound, plans[0].steps) == (plans[1].value, plans[1].bound, plans[1].steps)
+
+
+def test_every_instruction_set_gives_the_same_plan() -> None:
+    topology, model = wan(4, 21)
+    space = Space(context=500, sequences=(1, 8), microbatches=(1, 4, 16), streamed=(0.0, 1.0), ratios=(None, 0.67))
+    plans = []
+    before = _native.current_isa()
+    for isa in _native.available_isas():
+        _native.set_isa(isa)
+        try:
+            plans.append(solve(topology, model, space, budget_s=math.inf, max_steps=2_000_000))
+        finally:
+            _native.set_isa(before)
+    assert all((plan.pipelines, plan.value, plan.bound) == (plans[0].pipelines, plans[0].value, plans[0].bound) for plan in plans)
 
 
 def test_more_time_never_makes_the_bound_or_the_plan_worse_than_what_is_proven() -> None:
