@@ -74,7 +74,8 @@ class SchedulerHost:
     def wired(self, seating: Seating) -> None:
         """All stages of an epoch have been greeted. Said again it changes nothing."""
         schedule = seating.wire.schedule
-        if seating is not self._seating and schedule is not None:
+        is_new = self._seating is None or seating.wire.epoch != self._seating.wire.epoch
+        if is_new and schedule is not None:
             self._seating = seating
             self._handle(PlanWired(ring_of(seating.wire, schedule), self._now()))
 
