@@ -46,9 +46,9 @@ from bench.spread import interval
 from bench.worlds import MODEL, Placement, World, read
 from bloombee.errors import Infeasible
 from bloombee.models.standin import standin_card
+from bloombee.objective import Objective
 from bloombee.pace import parse_pace
 from bloombee.plan.cost import evaluate
-from bloombee.plan.solve import Objective
 from bloombee.plan.topology import Device
 
 BATCH = 32

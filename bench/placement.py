@@ -42,7 +42,7 @@ from bench.spread import quantile
 from bench.summary import CONTENDED_SHARE
 from bench.worlds import Placement, World, drawn, read
 from bloombee.errors import BloomBeeError
-from bloombee.plan.solve import Objective
+from bloombee.objective import Objective
 from tools.wan_native import WanError
 
 ROOT = Path(__file__).resolve().parent.parent

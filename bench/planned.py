@@ -16,7 +16,8 @@ from bench.placed import RATIO
 from bench.profiles import LinkProfile, Profile
 from bench.shapes import UNSHAPED, Shape
 from bloombee.models.shape import ModelShape
-from bloombee.plan.solve import Objective, Space, solve
+from bloombee.objective import Objective
+from bloombee.plan.solve import Space, solve
 from bloombee.plan.topology import LOCAL, Device, Link, Topology
 from bloombee.types import HEAD
 

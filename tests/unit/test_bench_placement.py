@@ -17,9 +17,10 @@ from bloombee.control.events import Decision, Figures, LinkSeen, PlanRuns
 from bloombee.control.log import to_line
 from bloombee.errors import Infeasible
 from bloombee.models.shape import ModelShape
+from bloombee.objective import Objective
 from bloombee.plan import document
 from bloombee.plan.explain import spare_reasons
-from bloombee.plan.solve import Objective, Space, solve
+from bloombee.plan.solve import Space, solve
 from bloombee.plan.topology import Device, Link, RowTime, Topology
 from bloombee.planning import load
 from bloombee.types import HEAD
