@@ -32,7 +32,8 @@ if __name__ == "__main__":
 import bloombee
 from bench.arguments import Parser, names, seconds, whole, wholes, writable
 from bench.program import headline, program
-from bloombee.plan.network import HEAD_NODE, parse_network
+from bloombee.plan.document import parse_network
+from bloombee.plan.network import HEAD_NODE
 from tools.wan_network import Network
 
 ROWS = ("near", "head", "stage0")

@@ -11,9 +11,9 @@ import pytest
 from bench.topologies import small
 from bloombee.errors import Infeasible, PlanError
 from bloombee.models.shape import ModelShape
+from bloombee.objective import Goal, Objective
 from bloombee.plan.candidate import Candidate
 from bloombee.plan.cost import evaluate
-from bloombee.objective import Goal, Objective
 from bloombee.plan.solve import Space, best_place, solve, solve_places
 from bloombee.plan.topology import LOCAL, Cores, Device, Link, RowTime, Topology
 from bloombee.types import HEAD, SchedulerPlace
