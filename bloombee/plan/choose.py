@@ -15,13 +15,13 @@ from bloombee.models.card import ModelCard
 from bloombee.models.shape import ModelShape
 from bloombee.objective import Goal, Objective
 from bloombee.plan.candidate import Candidate
-from bloombee.plan.cost import Cost
+from bloombee.plan.cost import Cost, evaluate
 from bloombee.plan.explain import spare_reasons
 from bloombee.plan.memory import model_shape
 from bloombee.plan.plan import Prediction
-from bloombee.plan.solve import Solution, Space, alone, coded, solve
+from bloombee.plan.solve import Solution, Space, alone, coded, solve, solve_places
 from bloombee.plan.topology import Device, RowTime, Topology
-from bloombee.types import Dtype, WorkerId
+from bloombee.types import Dtype, SchedulerPlace, WorkerId
 
 SEARCH_STEPS = 4_000_000
 """Of a search, a third of a second or so: a head answers nobody meanwhile. Steps, so that figures give the same plan anywhere."""
@@ -42,7 +42,7 @@ class Wish:
     Args:
         num_pages: of KV memory of the layers that see furthest; ``pages_fixed``: so many, else as many as there is room for.
         max_rows: of one microbatch. microbatches: under way, as asked for; None: as is best, up to ``most_microbatches``.
-        codec: of all links.
+        codec: of all links. scheduler: where it is; None: where it is best.
     """
 
     dtype: Dtype
@@ -53,6 +53,7 @@ class Wish:
     microbatches: int | None = None
     pages_fixed: bool = False
     codec: CodecMode = CodecMode.OFF
+    scheduler: SchedulerPlace | None = SchedulerPlace.HEAD
 
     def shape(self, card: ModelCard, num_pages: int) -> ModelShape:
         """Of the model, where stages hold so many pages."""
@@ -124,11 +125,22 @@ def _most_pages(topology: Topology, card: ModelCard, wish: Wish, objective: Obje
     while True:
         model, space = wish.shape(card, num_pages), wish.space(num_pages)
         try:
-            return solve(topology, model, space, objective, budget_s=float("inf"), max_steps=SEARCH_STEPS), num_pages
+            return _solve(topology, model, space, objective, wish.scheduler), num_pages
         except Infeasible:
             if wish.pages_fixed or num_pages == 1:
                 raise
             num_pages //= 2
+
+
+def _solve(
+    topology: Topology, model: ModelShape, space: Space, objective: Objective, scheduler: SchedulerPlace | None
+) -> Solution:
+    search = solve_places if scheduler is None else solve
+    solution = search(topology, model, space, objective, budget_s=float("inf"), max_steps=SEARCH_STEPS)
+    if scheduler is not SchedulerPlace.STAGE0:
+        return solution
+    moved = [dataclasses.replace(cost.candidate, scheduler=scheduler) for cost in solution.pipelines]
+    return dataclasses.replace(solution, pipelines=tuple(evaluate(one, topology, model) for one in moved), proven=False)
 
 
 def _busiest(candidate: Candidate, topology: Topology, model: ModelShape, space: Space) -> Cost:

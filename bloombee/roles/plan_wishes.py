@@ -47,7 +47,7 @@ def plan_request(config: RuntimeConfig, card: ModelCard, names: Sequence[str], m
         codec=CodecMode[config.codec.upper()],
         trace=config.trace is not None,
         takes_others=bool(config.remote_workers),
-        scheduler=SchedulerPlace.HEAD if config.scheduler == "auto" else SchedulerPlace(config.scheduler),
+        scheduler=None if config.scheduler == "auto" else SchedulerPlace(config.scheduler),
         step_deadline_s=config.step_deadline_s,
     )
 

@@ -23,7 +23,7 @@ from bloombee.plan.memory import kv_slots, model_shape, stage_memory
 from bloombee.plan.plan import Plan
 from bloombee.plan.topology import Device, Link, RowTime, Topology
 from bloombee.sim.cluster import sim_card
-from bloombee.types import HEAD, Dtype, Span, WorkerId
+from bloombee.types import HEAD, Dtype, SchedulerPlace, Span, WorkerId
 
 CARD = standin_card("standin:1024x16")
 WISH = Wish(Dtype.BFLOAT16, num_pages=2048, page_size=16, max_rows=512, most_microbatches=128)
@@ -254,3 +254,22 @@ def fits_somehow(wish: PlanRequest, memories: dict[WorkerId, int]) -> list[bool]
                     )
                 )
     return found
+
+
+def test_the_scheduler_is_where_it_is_best_or_where_it_is_wanted() -> None:
+    workers = range(1, 4)
+    links = {ends: Link(12.5e6, 0.050 if HEAD in ends else 0.010) for ends in itertools.permutations((HEAD, *workers), 2)}
+    far = Topology({worker: device(worker) for worker in workers}, links)
+    by_place = {
+        place: choose(far, CARD, dataclasses.replace(WISH, scheduler=place), LATENCY)
+        for place in (None, SchedulerPlace.HEAD, SchedulerPlace.STAGE0)
+    }
+    assert {place: one.candidate.scheduler for place, one in by_place.items()} == {
+        None: SchedulerPlace.STAGE0, SchedulerPlace.HEAD: SchedulerPlace.HEAD, SchedulerPlace.STAGE0: SchedulerPlace.STAGE0
+    }  # fmt: skip
+    assert by_place[None].prediction.alone_s < by_place[SchedulerPlace.HEAD].prediction.alone_s - 0.05
+    for place, want in ((None, SchedulerPlace.STAGE0), (SchedulerPlace.HEAD, SchedulerPlace.HEAD)):
+        wanted = request(num_workers=3, objective=LATENCY, scheduler=place)
+        members = [Member(worker, f"w{worker}", "tcp://h:1", bytes(32), 1 << 40) for worker in workers]
+        assert FirstPlan(wanted).decide(members, far).scheduler is want
+        assert FirstPlan(dataclasses.replace(wanted, objective=None)).decide(members, far).scheduler is SchedulerPlace.HEAD

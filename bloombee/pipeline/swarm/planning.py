@@ -70,7 +70,8 @@ class PlanRequest:
     trace: bool = False
     takes_others: bool = True
     """Workers come from elsewhere: one that leaves before the plan may come back, or another in its place."""
-    scheduler: SchedulerPlace = SchedulerPlace.HEAD
+    scheduler: SchedulerPlace | None = SchedulerPlace.HEAD
+    """None: where the planner says, if there is one, else with the head."""
     step_deadline_s: float = 600.0
     """As :class:`~bloombee.pipeline.scheduler.SchedulerCore` takes it."""
 
@@ -143,7 +144,7 @@ class FirstPlan:
         chosen = choose(replace(topology, devices=devices), request.card, self._wish(), request.objective or Objective())
         members = [of[worker] for worker in chosen.candidate.workers]
         spans = split_layers(request.card.num_layers, len(members), chosen.candidate.layers)
-        return self._plan(members, spans, chosen.prediction)
+        return replace(self._plan(members, spans, chosen.prediction), scheduler=chosen.candidate.scheduler)
 
     def _wish(self) -> Wish:
         request = self.request
@@ -156,6 +157,7 @@ class FirstPlan:
             microbatches=None if request.tuned else request.num_microbatches,
             pages_fixed=request.pages_fixed,
             codec=request.codec,
+            scheduler=request.scheduler,
         )
 
     def _plan(self, workers: Sequence[Member], spans: Sequence[Span], prediction: Prediction | None) -> Plan:
@@ -189,7 +191,7 @@ class FirstPlan:
             num_microbatches=request.num_microbatches,
             stages=stages,
             prediction=prediction,
-            scheduler=request.scheduler,
+            scheduler=request.scheduler or SchedulerPlace.HEAD,
         )
 
     def _pages_that_fit(self, workers: Sequence[Member], spans: Sequence[Span]) -> int:

@@ -15,7 +15,7 @@ from bloombee.errors import Infeasible, PlanError
 from bloombee.models.shape import ModelShape
 from bloombee.objective import Goal, Objective
 from bloombee.plan.cost import Cost, evaluate
-from bloombee.plan.solve.solver import SLACK, Solution, alone, solve
+from bloombee.plan.solve.solver import MAX_STEPS, SLACK, Solution, alone, solve
 from bloombee.plan.solve.space import Space
 from bloombee.plan.topology import LOCAL, Topology
 from bloombee.types import HEAD, SchedulerPlace
@@ -31,6 +31,7 @@ def solve_places(
     objective: Objective | None = None,
     *,
     budget_s: float = 1.0,
+    max_steps: int = MAX_STEPS,
 ) -> Solution:
     """As :func:`~bloombee.plan.solve.solve`, with the scheduler where it is best (``Candidate.scheduler``). Where all share the
     cores of one machine that is with the head, which is as near as anybody.
@@ -40,12 +41,13 @@ def solve_places(
     """
     space, objective = space or Space(), objective or Objective()
     if topology.cores is not None:
-        return solve(topology, model, space, objective, budget_s=budget_s)
-    free = solve(_without_head(topology), model, space, objective, budget_s=budget_s / 2)
+        return solve(topology, model, space, objective, budget_s=budget_s, max_steps=max_steps)
+    budget_s, max_steps = budget_s / 2, max_steps // 2
+    free = solve(_without_head(topology), model, space, objective, budget_s=budget_s, max_steps=max_steps)
     found: list[Solution] = []
     failed: Infeasible | None = None
     try:
-        found.append(solve(topology, model, space, objective, budget_s=budget_s / 2))
+        found.append(solve(topology, model, space, objective, budget_s=budget_s, max_steps=max_steps))
     except Infeasible as error:
         failed = error
     with_head = [_Option(one.pipelines, topology, model, space) for one in found]
@@ -56,7 +58,11 @@ def solve_places(
     if not options:
         raise failed or PlanError("no plan whose last stage reaches its first keeps the target")
     chosen = _best(options, objective)
-    return _solution(chosen, options, free, objective, replace(space, pipelines=1))
+    bound = free.bound
+    if objective.goal is Goal.BALANCE:
+        alone_s = Objective(Goal.LATENCY)
+        bound = solve(_without_head(topology), model, space, alone_s, budget_s=budget_s, max_steps=max_steps).bound
+    return _solution(chosen, options, free, bound, objective)
 
 
 def best_place(cost: Cost, topology: Topology, model: ModelShape) -> Cost:
@@ -123,12 +129,9 @@ def _moved(costs: Sequence[Cost], topology: Topology, model: ModelShape) -> Iter
         return
 
 
-def _solution(chosen: _Option, options: Sequence[_Option], free: Solution, objective: Objective, space: Space) -> Solution:
+def _solution(chosen: _Option, options: Sequence[_Option], free: Solution, bound: float, objective: Objective) -> Solution:
     """What was chosen, under the bounds of rings whose head costs nothing. Their most tokens may be out of reach, and with them
     what is within the slack of those: there the bound is that of any ring alone."""
-    bound = free.bound
-    if objective.goal is Goal.BALANCE:
-        bound = solve(_without_head(chosen.topology), chosen.model, space, Objective(Goal.LATENCY)).bound
     value = chosen.value(objective)
     used = {worker for cost in chosen.pipelines for worker in cost.candidate.workers}
     return replace(
