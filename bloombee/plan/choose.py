@@ -7,6 +7,7 @@ be loaded. Where not even the wished KV memory fits, half of it is tried, and ha
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from bloombee.codec.choice import CodecMode
@@ -23,8 +24,9 @@ from bloombee.plan.solve import Solution, Space, alone, coded, solve
 from bloombee.plan.topology import Device, RowTime, Topology
 from bloombee.types import Dtype, WorkerId
 
-SEARCH_STEPS = 4_000_000
-"""Of a search, a third of a second or so: a head answers nobody meanwhile. Steps, so that figures give the same plan anywhere."""
+LEAST_STEPS, STEPS_A_WORKER = 4_000_000, 250_000
+"""Of a search: a third of a second or so for 64 workers, as a head answers nobody meanwhile. Steps and not seconds, so that the
+same figures give the same plan anywhere."""
 SEQUENCE_TOKENS = 512
 """That a sequence has cached on average, where nothing is known of what will be asked."""
 CODED = {Dtype.BFLOAT16: 1 / 1.5, Dtype.FLOAT16: 1 / 1.18, Dtype.FLOAT32: 1 / 1.2}
@@ -120,11 +122,12 @@ def choose(topology: Topology, card: ModelCard, wish: Wish, objective: Objective
 
 def _most_pages(topology: Topology, card: ModelCard, wish: Wish, objective: Objective) -> tuple[Solution, int]:
     """The plan with the wished pages, or with half as many, and so on; the last error where none is there with one."""
+    steps = max(LEAST_STEPS, STEPS_A_WORKER * len(topology.devices))
     num_pages = wish.num_pages
     while True:
         model, space = wish.shape(card, num_pages), wish.space(num_pages)
         try:
-            return solve(topology, model, space, objective, budget_s=float("inf"), max_steps=SEARCH_STEPS), num_pages
+            return solve(topology, model, space, objective, budget_s=math.inf, max_steps=steps), num_pages
         except Infeasible:
             if wish.pages_fixed or num_pages == 1:
                 raise

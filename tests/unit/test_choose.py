@@ -9,6 +9,7 @@ import random
 
 import pytest
 
+from bench.topologies import wan
 from bloombee.codec.choice import CodecMode
 from bloombee.errors import Infeasible
 from bloombee.models.card import ModelCard
@@ -254,3 +255,11 @@ def fits_somehow(wish: PlanRequest, memories: dict[WorkerId, int]) -> list[bool]
                     )
                 )
     return found
+
+
+def test_there_is_a_plan_for_many_workers_and_always_the_same_one() -> None:
+    topology, _ = wan(3, 200)
+    card = standin_card("standin:llama-70b")
+    once, again = (choose(topology, card, WISH, THROUGHPUT) for _ in range(2))
+    assert once == again
+    assert len(once.prediction.spares) == 200 - len(once.candidate.workers)
