@@ -60,10 +60,10 @@ class Wish:
         """Of the model, where stages hold so many pages."""
         return model_shape(card, self.dtype, rows=self.max_rows, tokens=num_pages * self.page_size)
 
-    def space(self, num_pages: int) -> Space:
+    def space(self, card: ModelCard, num_pages: int) -> Space:
         """What there is to choose from: one pipeline, nothing streamed, and as many sequences as have room."""
         tokens = num_pages * self.page_size
-        context = min(SEQUENCE_TOKENS, tokens)
+        context = min(SEQUENCE_TOKENS, card.max_positions or SEQUENCE_TOKENS, tokens)
         space = Space(
             ratios={CodecMode.OFF: (None,), CodecMode.ON: (CODED[self.dtype],)}.get(self.codec, (None, CODED[self.dtype])),
             context=context,
@@ -99,7 +99,7 @@ def choose(topology: Topology, card: ModelCard, wish: Wish, objective: Objective
     guessed = tuple(worker for worker, device in topology.devices.items() if not device.is_known)
     topology = _with_guesses(topology, wish.shape(card, wish.num_pages), guessed)
     solution, num_pages = _most_pages(topology, card, wish, objective)
-    model, space = wish.shape(card, num_pages), wish.space(num_pages)
+    model, space = wish.shape(card, num_pages), wish.space(card, num_pages)
     cost = solution.pipelines[0]
     if objective.goal is Goal.LATENCY:
         cost = _busiest(cost.candidate, topology, model, space)
@@ -114,8 +114,11 @@ def choose(topology: Topology, card: ModelCard, wish: Wish, objective: Objective
         alone_s=alone(cost.candidate, topology, model, space.ratios).time_per_token_s,
         bottleneck=cost.bottleneck,
         gap=solution.gap,
-        spares=tuple((topology.device(worker).name, why) for worker, why in reasons.items()),
-        guessed=tuple(topology.device(worker).name for worker in guessed),
+        spares=tuple(
+            (topology.device(worker).name, f"{why}, if a guess of its speed is right" if worker in guessed else why)
+            for worker, why in reasons.items()
+        ),
+        guessed=tuple(topology.device(worker).name for worker in cost.candidate.workers if worker in guessed),
     )
     return Chosen(cost.candidate, prediction)
 
@@ -125,7 +128,7 @@ def _most_pages(topology: Topology, card: ModelCard, wish: Wish, objective: Obje
     steps = max(LEAST_STEPS, STEPS_A_WORKER * len(topology.devices))
     num_pages = wish.num_pages
     while True:
-        model, space = wish.shape(card, num_pages), wish.space(num_pages)
+        model, space = wish.shape(card, num_pages), wish.space(card, num_pages)
         try:
             return solve(topology, model, space, objective, budget_s=math.inf, max_steps=steps), num_pages
         except Infeasible:
