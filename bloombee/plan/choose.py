@@ -7,6 +7,7 @@ be loaded. Where not even the wished KV memory fits, half of it is tried, and ha
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from bloombee.codec.choice import CodecMode
@@ -23,8 +24,9 @@ from bloombee.plan.solve import Solution, Space, alone, coded, solve, solve_plac
 from bloombee.plan.topology import Device, RowTime, Topology
 from bloombee.types import Dtype, SchedulerPlace, WorkerId
 
-SEARCH_STEPS = 4_000_000
-"""Of a search, a third of a second or so: a head answers nobody meanwhile. Steps, so that figures give the same plan anywhere."""
+LEAST_STEPS, STEPS_A_WORKER = 4_000_000, 250_000
+"""Of a search: a third of a second or so for 64 workers, as a head answers nobody meanwhile. Steps and not seconds, so that the
+same figures give the same plan anywhere."""
 SEQUENCE_TOKENS = 512
 """That a sequence has cached on average, where nothing is known of what will be asked."""
 CODED = {Dtype.BFLOAT16: 1 / 1.5, Dtype.FLOAT16: 1 / 1.18, Dtype.FLOAT32: 1 / 1.2}
@@ -59,10 +61,10 @@ class Wish:
         """Of the model, where stages hold so many pages."""
         return model_shape(card, self.dtype, rows=self.max_rows, tokens=num_pages * self.page_size)
 
-    def space(self, num_pages: int) -> Space:
+    def space(self, card: ModelCard, num_pages: int) -> Space:
         """What there is to choose from: one pipeline, nothing streamed, and as many sequences as have room."""
         tokens = num_pages * self.page_size
-        context = min(SEQUENCE_TOKENS, tokens)
+        context = min(SEQUENCE_TOKENS, card.max_positions or SEQUENCE_TOKENS, tokens)
         space = Space(
             ratios={CodecMode.OFF: (None,), CodecMode.ON: (CODED[self.dtype],)}.get(self.codec, (None, CODED[self.dtype])),
             context=context,
@@ -98,7 +100,7 @@ def choose(topology: Topology, card: ModelCard, wish: Wish, objective: Objective
     guessed = tuple(worker for worker, device in topology.devices.items() if not device.is_known)
     topology = _with_guesses(topology, wish.shape(card, wish.num_pages), guessed)
     solution, num_pages = _most_pages(topology, card, wish, objective)
-    model, space = wish.shape(card, num_pages), wish.space(num_pages)
+    model, space = wish.shape(card, num_pages), wish.space(card, num_pages)
     cost = solution.pipelines[0]
     if objective.goal is Goal.LATENCY:
         cost = _busiest(cost.candidate, topology, model, space)
@@ -113,19 +115,23 @@ def choose(topology: Topology, card: ModelCard, wish: Wish, objective: Objective
         alone_s=alone(cost.candidate, topology, model, space.ratios).time_per_token_s,
         bottleneck=cost.bottleneck,
         gap=solution.gap,
-        spares=tuple((topology.device(worker).name, why) for worker, why in reasons.items()),
-        guessed=tuple(topology.device(worker).name for worker in guessed),
+        spares=tuple(
+            (topology.device(worker).name, f"{why}, if a guess of its speed is right" if worker in guessed else why)
+            for worker, why in reasons.items()
+        ),
+        guessed=tuple(topology.device(worker).name for worker in cost.candidate.workers if worker in guessed),
     )
     return Chosen(cost.candidate, prediction)
 
 
 def _most_pages(topology: Topology, card: ModelCard, wish: Wish, objective: Objective) -> tuple[Solution, int]:
     """The plan with the wished pages, or with half as many, and so on; the last error where none is there with one."""
+    steps = max(LEAST_STEPS, STEPS_A_WORKER * len(topology.devices))
     num_pages = wish.num_pages
     while True:
-        model, space = wish.shape(card, num_pages), wish.space(num_pages)
+        model, space = wish.shape(card, num_pages), wish.space(card, num_pages)
         try:
-            return _solve(topology, model, space, objective, wish.scheduler), num_pages
+            return _solve(topology, model, space, objective, wish.scheduler, steps), num_pages
         except Infeasible:
             if wish.pages_fixed or num_pages == 1:
                 raise
@@ -133,10 +139,10 @@ def _most_pages(topology: Topology, card: ModelCard, wish: Wish, objective: Obje
 
 
 def _solve(
-    topology: Topology, model: ModelShape, space: Space, objective: Objective, scheduler: SchedulerPlace | None
+    topology: Topology, model: ModelShape, space: Space, objective: Objective, scheduler: SchedulerPlace | None, steps: int
 ) -> Solution:
     search = solve_places if scheduler is None else solve
-    solution = search(topology, model, space, objective, budget_s=float("inf"), max_steps=SEARCH_STEPS)
+    solution = search(topology, model, space, objective, budget_s=math.inf, max_steps=steps)
     if scheduler is not SchedulerPlace.STAGE0:
         return solution
     moved = [dataclasses.replace(cost.candidate, scheduler=scheduler) for cost in solution.pipelines]

@@ -42,7 +42,7 @@ class Prediction:
             every ``time_per_token_s``. alone_s: time per token of a sequence by itself.
         ratios: encoded over raw bytes of each activation link; None: not coded; empty: none is.
         bottleneck: what is busy longest. gap: by how much another plan could be better at most; 0: proven best.
-        spares: (name, why it has no stage) of workers that were there. guessed: of those whose speed nobody knew.
+        spares: (name, why it has no stage) of workers that were there. guessed: of those with a stage whose speed nobody knew.
     """
 
     objective: str

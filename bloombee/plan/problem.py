@@ -30,6 +30,7 @@ from bloombee.plan.document import (
     Times,
     WorkerPart,
 )
+from bloombee.plan.memory import model_shape
 from bloombee.plan.network import HEAD_NODE, Network
 from bloombee.plan.solve import Space
 from bloombee.plan.topology import Cores, Device, Link, RowTime, Site, Topology
@@ -73,10 +74,11 @@ def problem_of(document: Document, card: ModelCard | None = None) -> Problem:
     """
     network = document.network()
     names = worker_names(document)
-    model, standard = _model(document, card)
+    space = _space(document.space, names)
+    model, standard = _model(document, card, space)
     devices = {worker: _device(name, document.nodes[name].worker, model, standard) for name, worker in names.items()}
     topology = Topology(devices, _links(network, names), _cores(document.cores), _sites(network, names))
-    return Problem(topology, model, _space(document.space, names), Objective.parse(document.objective or "balance"))
+    return Problem(topology, model, space, Objective.parse(document.objective or "balance"))
 
 
 def worker_names(document: Document) -> dict[str, WorkerId]:
@@ -96,14 +98,15 @@ def worker_names(document: Document) -> dict[str, WorkerId]:
 # -- from a document ---------------------------------------------------------------------------
 
 
-def _model(document: Document, card: ModelCard | None) -> tuple[ModelShape, Device | None]:
+def _model(document: Document, card: ModelCard | None, space: Space) -> tuple[ModelShape, Device | None]:
     """Sizes, and what a worker is like that does not say; None: each has to."""
     named = named_model(document)
     if isinstance(document.model, ShapePart):
         return _shape(document.model), None
     if card is None:
         raise ConfigError(f"model = {named!r}: its card is not known", field="model")
-    shape = card.shape(None if document.dtype is None else Dtype(document.dtype))
+    dtype = card.dtype if document.dtype is None else Dtype(document.dtype)
+    shape = model_shape(card, dtype, rows=space.max_rows, tokens=space.kv_tokens or 0)
     if not is_standin(card.model):
         return shape, None
     layer, output = (_row_time(pace) for pace in default_layer_paces(card))

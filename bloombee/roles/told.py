@@ -9,10 +9,12 @@ from typing import Any
 from bloombee.errors import RuntimeClosed
 from bloombee.objective import Objective
 from bloombee.plan.document import Document
+from bloombee.plan.memory import model_shape
 from bloombee.plan.plan import Plan
 from bloombee.plan.problem import Problem, document_of
 from bloombee.plan.solve import Space
 from bloombee.roles.head import HeadRole
+from bloombee.roles.plan_wishes import most_rows
 from bloombee.roles.reception import Told
 
 
@@ -38,8 +40,10 @@ def _plan(head: HeadRole) -> Callable[[], dict[str, Any]]:
 
 def _topology(head: HeadRole) -> Callable[[], Document]:
     plan = _running_plan(head)
-    space = Space(kv_tokens=plan.num_tokens)
-    problem = Problem(head.observatory.topology, head.card.shape(plan.dtype), space, Objective())
+    rows = most_rows(head.config, head.card)
+    space = Space(kv_tokens=plan.num_tokens, page_size=plan.page_size, max_rows=rows)
+    model = model_shape(head.card, plan.dtype, rows=rows, tokens=plan.num_tokens)
+    problem = Problem(head.observatory.topology, model, space, head.config.goal or Objective())
     return lambda: document_of(problem, model=plan.model, about="what a head knew of its swarm")
 
 

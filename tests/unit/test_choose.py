@@ -9,6 +9,7 @@ import random
 
 import pytest
 
+from bench.topologies import wan
 from bloombee.codec.choice import CodecMode
 from bloombee.errors import Infeasible
 from bloombee.models.card import ModelCard
@@ -127,7 +128,10 @@ def test_a_worker_that_nothing_is_known_of_counts_as_the_slowest_of_the_others()
     links = {ends: Link(12.5e6, 0.001) for ends in itertools.permutations((HEAD, 1, 2, 3), 2)}
     chosen = choose(Topology(devices, links), CARD, WISH, LATENCY)
     assert chosen.candidate.workers == (1,)
-    assert chosen.prediction.guessed == ("w3",)
+    assert chosen.prediction.guessed == ()
+    spares = dict(chosen.prediction.spares)
+    assert spares["w3"].endswith("longer, worker w1 being the slowest, if a guess of its speed is right")
+    assert "guess" not in spares["w2"]
     slower = choose(Topology({1: Device("w1", None), 2: devices[2]}, topology.links), CARD, WISH, THROUGHPUT)
     assert sum(slower.candidate.layers) == CARD.num_layers
     assert "nobody knows how fast w1 are" in str(slower.prediction)
@@ -139,7 +143,7 @@ def test_where_nobody_is_known_all_are_alike() -> None:
     chosen = choose(dataclasses.replace(topology, devices=unknown), CARD, WISH, LATENCY)
     assert set(chosen.candidate.workers) <= {1, 2}
     assert chosen.prediction.alone_s > 0
-    assert set(chosen.prediction.guessed) == {"w1", "w2", "w3"}
+    assert chosen.prediction.guessed == tuple(f"w{worker}" for worker in chosen.candidate.workers)
 
 
 def test_kv_memory_gives_way_to_weights_unless_it_is_fixed() -> None:
@@ -273,3 +277,11 @@ def test_the_scheduler_is_where_it_is_best_or_where_it_is_wanted() -> None:
         members = [Member(worker, f"w{worker}", "tcp://h:1", bytes(32), 1 << 40) for worker in workers]
         assert FirstPlan(wanted).decide(members, far).scheduler is want
         assert FirstPlan(dataclasses.replace(wanted, objective=None)).decide(members, far).scheduler is SchedulerPlace.HEAD
+
+
+def test_there_is_a_plan_for_many_workers_and_always_the_same_one() -> None:
+    topology, _ = wan(3, 200)
+    card = standin_card("standin:llama-70b")
+    once, again = (choose(topology, card, WISH, THROUGHPUT) for _ in range(2))
+    assert once == again
+    assert len(once.prediction.spares) == 200 - len(once.candidate.workers)

@@ -84,7 +84,8 @@ class PlanRequest:
         """The same once a worker's share of the machine has been measured, if all are there and no pace says more."""
         if self.machine is None or self.machine.device.is_known:
             return self
-        return replace(self, machine=replace(self.machine, device=profile.as_device("local")))
+        shape = self.card.shape(self.dtype)
+        return replace(self, machine=replace(self.machine, device=profile.as_device("local", shape=shape)))
 
 
 class FirstPlan:
