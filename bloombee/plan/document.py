@@ -59,6 +59,7 @@ class Times(_Struct, frozen=True):
     decode_row_s: Seconds = ZERO
     prefill_row_s: Seconds = ZERO
     context_s: Seconds = ZERO
+    decode_context_s: Seconds | None = None
 
 
 class WorkerPart(_Struct, frozen=True):
@@ -143,6 +144,10 @@ class ShapePart(_Struct, frozen=True):
     kv_token_bytes: Size = 0
     embedding_bytes: Size = 0
     output_bytes: Size = 0
+    tied_bytes: Size = 0
+    scratch_bytes: Size = 0
+    output_scratch_bytes: Size = 0
+    loading_bytes: Size = 0
     kinds: Annotated[tuple[KindPart, ...], Meta(max_length=1000)] = ()
     kind_of: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=10_000)] = ()
 
@@ -158,6 +163,8 @@ class SpacePart(_Struct, frozen=True):
     most_sequences: Count | None = None
     context: Tokens | None = None
     kv_tokens: Tokens | None = None
+    page_size: Count | None = None
+    max_rows: Count | None = None
     rows_per_sequence: Count | None = None
     tokens_per_round: Annotated[float, Meta(gt=0, le=2**20)] | None = None
     order: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=MAX_NODES)] | None = None

@@ -8,11 +8,12 @@ from typing import Any
 
 from bloombee.errors import RuntimeClosed
 from bloombee.objective import Objective
+from bloombee.pipeline.swarm.planning import FirstPlan
 from bloombee.plan.document import Document
 from bloombee.plan.plan import Plan
 from bloombee.plan.problem import Problem, document_of
-from bloombee.plan.solve import Space
 from bloombee.roles.head import HeadRole
+from bloombee.roles.plan_wishes import plan_request
 from bloombee.roles.reception import Told
 
 
@@ -37,9 +38,12 @@ def _plan(head: HeadRole) -> Callable[[], dict[str, Any]]:
 
 
 def _topology(head: HeadRole) -> Callable[[], Document]:
+    """With the model, the choices and the objective of the head's own planner, and the KV memory that its plan has."""
     plan = _running_plan(head)
-    space = Space(kv_tokens=plan.num_tokens)
-    problem = Problem(head.observatory.topology, head.card.shape(plan.dtype), space, Objective())
+    request = plan_request(head.config, head.card, head.local.names)
+    wish, num_pages = FirstPlan(request).wish(), plan.groups[0].num_pages
+    model, space = wish.shape(head.card, num_pages), wish.space(num_pages)
+    problem = Problem(head.observatory.topology, model, space, request.objective or Objective())
     return lambda: document_of(problem, model=plan.model, about="what a head knew of its swarm")
 
 
