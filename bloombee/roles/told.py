@@ -8,13 +8,12 @@ from typing import Any
 
 from bloombee.errors import RuntimeClosed
 from bloombee.objective import Objective
+from bloombee.pipeline.swarm.planning import FirstPlan
 from bloombee.plan.document import Document
-from bloombee.plan.memory import model_shape
 from bloombee.plan.plan import Plan
 from bloombee.plan.problem import Problem, document_of
-from bloombee.plan.solve import Space
 from bloombee.roles.head import HeadRole
-from bloombee.roles.plan_wishes import most_rows
+from bloombee.roles.plan_wishes import plan_request
 from bloombee.roles.reception import Told
 
 
@@ -39,11 +38,12 @@ def _plan(head: HeadRole) -> Callable[[], dict[str, Any]]:
 
 
 def _topology(head: HeadRole) -> Callable[[], Document]:
+    """With the model, the choices and the objective of the head's own planner, and the KV memory that its plan has."""
     plan = _running_plan(head)
-    rows = most_rows(head.config, head.card)
-    space = Space(kv_tokens=plan.num_tokens, page_size=plan.page_size, max_rows=rows)
-    model = model_shape(head.card, plan.dtype, rows=rows, tokens=plan.num_tokens)
-    problem = Problem(head.observatory.topology, model, space, head.config.goal or Objective())
+    request = plan_request(head.config, head.card, head.local.names)
+    wish, num_pages = FirstPlan(request).wish(), plan.groups[0].num_pages
+    model, space = wish.shape(head.card, num_pages), wish.space(head.card, num_pages)
+    problem = Problem(head.observatory.topology, model, space, request.objective or Objective())
     return lambda: document_of(problem, model=plan.model, about="what a head knew of its swarm")
 
 

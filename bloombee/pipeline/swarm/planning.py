@@ -142,12 +142,12 @@ class FirstPlan:
             )
             for worker in workers
         }
-        chosen = choose(replace(topology, devices=devices), request.card, self._wish(), request.objective or Objective())
+        chosen = choose(replace(topology, devices=devices), request.card, self.wish(), request.objective or Objective())
         members = [of[worker] for worker in chosen.candidate.workers]
         spans = split_layers(request.card.num_layers, len(members), chosen.candidate.layers)
         return replace(self._plan(members, spans, chosen.prediction), scheduler=chosen.candidate.scheduler)
 
-    def _wish(self) -> Wish:
+    def wish(self) -> Wish:
         request = self.request
         return Wish(
             dtype=request.dtype,
@@ -208,7 +208,7 @@ class FirstPlan:
         """Of stages of ``spans``."""
         request = self.request
         tokens = num_pages * request.page_size
-        model = self._wish().shape(request.card, num_pages)
+        model = self.wish().shape(request.card, num_pages)
         slots = kv_slots(model, tokens, page_size=request.page_size, rows=request.max_rows)
         return [stage_memory(model, span.start, span.stop, slots) for span in spans]
 
