@@ -8,13 +8,13 @@ import math
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from bench.profiles import Profile
+from bench.profiles import LinkProfile, Profile
 from bench.program import BenchError
-from bench.ring import Ring
 from bench.usage import CpuUse, measure_cpu
 from bench.window import Window, find_window
+from bloombee.runtime import Runtime
 from bloombee.types import StageUse
 
 SLACK_TOKENS = 256
@@ -32,6 +32,37 @@ FIXED_TOKENS = 4
 
 class RunError(BenchError):
     """A run that gave no measurement."""
+
+
+class Swarm(Protocol):
+    """What is measured: a runtime whose links are emulated.
+
+    Args:
+        profile: of what its links do over time; is_reshaped: they have changed since anything was measured on it.
+        is_tuned: it adapts to what it meets, and needs some time to; tunes_microbatches: how many of them as well.
+    """
+
+    runtime: Runtime
+    profile: Profile
+    is_reshaped: bool
+
+    @property
+    def is_tuned(self) -> bool: ...
+    @property
+    def tunes_microbatches(self) -> bool: ...
+    @property
+    def relay_pid(self) -> int | None: ...
+    def links(self) -> list[LinkProfile]:
+        """In ring order."""
+
+    def begin_schedule(self) -> None:
+        """What changes over time starts again."""
+
+    async def link_bytes(self) -> list[int]:
+        """Sent forwards on each link so far."""
+
+    async def until_idle(self) -> None:
+        """Until no request runs and every page is free."""
 
 
 def most_tokens(tokens: int, profile: Profile | None = None) -> int:
@@ -76,7 +107,7 @@ class Run:
         return {name: value for name, value in asdict(self).items() if name != "tokens"}
 
 
-async def measure(ring: Ring, prompts: list[list[int]], tokens: int, *, prefill: bool = True, limit: int | None = None) -> Run:
+async def measure(ring: Swarm, prompts: list[list[int]], tokens: int, *, prefill: bool = True, limit: int | None = None) -> Run:
     """Run ``prompts`` through an idle ring, first (``prefill``) to their first token only, then decoding ``tokens`` and more.
 
     Args:
@@ -99,16 +130,16 @@ async def measure(ring: Ring, prompts: list[list[int]], tokens: int, *, prefill:
     return _report(streams, window, prefill_tokens_per_s, first_s)
 
 
-async def warm_up(ring: Ring) -> None:
+async def warm_up(ring: Swarm) -> None:
     """Both lanes of every link have carried something, and code has run once."""
     for _ in range(2):
         await ring.runtime.generate([1, 2, 3, 4] * 8, max_new_tokens=8, ignore_eos=True, seed=0)
     await ring.until_idle()
 
 
-async def settle(ring: Ring, prompts: list[list[int]], tokens: int, *, limit: int | None = None) -> None:
+async def settle(ring: Swarm, prompts: list[list[int]], tokens: int, *, limit: int | None = None) -> None:
     """Let a ring that tunes itself find out how it runs so many sequences on these links best; nothing for other rings."""
-    if ring.spec.microbatches is not None or len(prompts) == 1:
+    if not ring.tunes_microbatches or len(prompts) == 1:
         return
     await _meet_links(ring)
     streams = _Streams(ring, prompts, tokens, limit)
@@ -116,7 +147,7 @@ async def settle(ring: Ring, prompts: list[list[int]], tokens: int, *, limit: in
     await ring.until_idle()
 
 
-async def _meet_links(ring: Ring) -> None:
+async def _meet_links(ring: Swarm) -> None:
     """Show a ring whose links have just changed a few small frames: large ones tell no longer link from a narrower one."""
     if ring.is_reshaped:
         await ring.runtime.generate([1, 2, 3, 4], max_new_tokens=6, ignore_eos=True, seed=0)
@@ -124,7 +155,7 @@ async def _meet_links(ring: Ring) -> None:
     await ring.until_idle()
 
 
-async def _prefill(ring: Ring, prompts: list[list[int]]) -> tuple[float, float]:
+async def _prefill(ring: Swarm, prompts: list[list[int]]) -> tuple[float, float]:
     """Seconds until all have their first token, and the median of when each had it."""
     started = time.monotonic()
 
@@ -139,7 +170,7 @@ async def _prefill(ring: Ring, prompts: list[list[int]]) -> tuple[float, float]:
 class _Streams:
     """All sequences of a run while they decode."""
 
-    def __init__(self, ring: Ring, prompts: list[list[int]], tokens: int, limit: int | None) -> None:
+    def __init__(self, ring: Swarm, prompts: list[list[int]], tokens: int, limit: int | None) -> None:
         self._ring = ring
         self._limit = limit or most_tokens(tokens, ring.profile)
         self._prompts = prompts

@@ -107,6 +107,10 @@ class Ring:
         """It adapts to what it meets, and needs some time to."""
         return self.spec.microbatches is None or self.spec.codec == "auto"
 
+    @property
+    def tunes_microbatches(self) -> bool:
+        return self.spec.microbatches is None
+
     async def link_bytes(self) -> list[int]:
         """Sent forwards on each link so far, everything included."""
         if self.wan is None:
@@ -119,10 +123,7 @@ class Ring:
         return None if self.wan is None else self.wan.pid
 
     async def until_idle(self) -> None:
-        """Wait until no request runs and every page is free."""
-        all_free = tuple(stage.num_pages for stage in self.runtime.plan.stages)
-        while self.runtime.num_requests or await self.runtime.pages_free() != all_free:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+        await until_idle(self.runtime)
 
     def _places(self, targets: list[int]) -> list[LocalWorker]:
         """The last target is the head's port, the others are the ports of workers 1, 2, ..."""
@@ -146,3 +147,10 @@ def _free_ports(count: int, head_port: int) -> tuple[list[int], int]:
     ports = free_ports(max(1, count))
     ports[-1] = head_port or ports[-1]
     return (ports if count else []), ports[-1]
+
+
+async def until_idle(runtime: Runtime) -> None:
+    """Wait until no request runs and every page is free."""
+    all_free = tuple(stage.num_pages for stage in runtime.plan.stages)
+    while runtime.num_requests or await runtime.pages_free() != all_free:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
