@@ -44,7 +44,7 @@ from tools.wan_native import WanError
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 128
-TOKENS = 16
+PROMPT_TOKENS, TOKENS = 8, 8
 MOST_TRIED = 9
 """Workers whose every order is tried."""
 SAME = 0.001
@@ -105,7 +105,7 @@ def entries(world: World) -> list[Entry]:
     Raises:
         Infeasible: nothing fits there, or the rule leaves a block to nobody.
     """
-    many, one = Demand(BATCH, tokens=TOKENS), Demand(1, tokens=TOKENS)
+    many, one = (Demand(batch, PROMPT_TOKENS, TOKENS) for batch in (BATCH, 1))
     ruled = petals_rule.place(world, rows=BATCH)
     most, least = choose(world, Objective.parse("throughput"), BATCH), choose(world, Objective.parse("latency"), 1)
     found = [

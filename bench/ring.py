@@ -16,7 +16,11 @@ from tools.wan import Link, Wan
 
 @dataclass(frozen=True, slots=True)
 class RingSpec:
-    """What to start. ``port``: of the head, 0 for any free one; ``microbatches`` None: the runtime's choice."""
+    """What to start.
+
+    Args:
+        microbatches: None: the runtime's choice. split: None: an even cut. port: of the head, 0 for any free one.
+    """
 
     model: str
     dtype: str
@@ -28,6 +32,7 @@ class RingSpec:
     profile: Profile
     port: int = 0
     max_waiting: int = 1024
+    split: tuple[int, ...] | None = None
 
 
 class Ring:
@@ -59,6 +64,7 @@ class Ring:
         self.runtime = Runtime(
             spec.model,
             workers=spec.workers,
+            split=spec.split,
             dtype=spec.dtype,
             microbatches=spec.microbatches,
             codec=spec.codec,

@@ -10,14 +10,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from bench.apart import TOKENS as APART_TOKENS
-from bench.apart import Parts, measure_apart
+from bench.apart import Parts, measure_apart, parts_at
 from bench.cells import Cell, RunLog, interleave, make_cells
 from bench.exact import Reference
 from bench.load import Run, measure, most_tokens, settle, warm_up
 from bench.options import AUTO, MAX_BATCH, BenchOptions
 from bench.peers.field import Field
+from bench.planned import Cut, cut
 from bench.preflight import Ground, kv_tokens, tokens_each
-from bench.profiles import load_profile
+from bench.profiles import Profile, load_profile
 from bench.program import BenchError
 from bench.ring import Ring, RingSpec
 from bench.summary import Subject, cell_line, failed_line, peer_line
@@ -25,8 +26,10 @@ from bench.techniques import TECHNIQUES
 from bench.texts import prompts
 from bloombee.errors import AddressInUse, BloomBeeError, ConfigError
 from bloombee.models.card import ModelCard
-from bloombee.models.standin import default_pace, is_standin, standin_card
+from bloombee.models.standin import default_layer_paces, default_pace, is_standin, standin_card
 from bloombee.pace import Pace, parse_pace
+from bloombee.plan.plan import split_layers
+from bloombee.plan.topology import Device, RowTime
 from bloombee.runtime import Runtime
 from tools.wan_native import WanError
 
@@ -35,6 +38,8 @@ FAILURES = (BenchError, BloomBeeError, WanError, OSError)
 AUTO_MOST = 256
 CALIBRATION_BATCH = 32
 Say = Callable[[str], None]
+RingKey = tuple[int | None, str, tuple[int, ...] | None]
+"""Microbatches, codec and split that a ring is started with."""
 
 
 class ModelRunner:
@@ -52,7 +57,12 @@ class ModelRunner:
         self.options = options
         self.log = log
         self.subject: Subject
+        """Of the first ring."""
         self._facts = facts
+        self._card = card
+        self._cuts: dict[str, Cut] = {}
+        """By profile."""
+        self._subjects: dict[RingKey, Subject] = {}
         rows = [*(technique.name for technique in options.techniques), *(env.technique for env in options.peers)]
         self._cells = make_cells(options.profiles, rows, options.batches)
         self._links = {name: load_profile(name, hidden=card.hidden_size) for name in options.profiles}
@@ -91,19 +101,20 @@ class ModelRunner:
             for names in self._passes():
                 cells = [cell for cell in self._cells if cell.profile in names]
                 try:
-                    await self._start_pass(names[0], cells, stack)
+                    await self._start_pass(cells, stack)
                 except (ConfigError, AddressInUse):
                     raise
                 except FAILURES as error:
                     self._fail(cells, error)
         return self._kept()
 
-    async def _start_pass(self, first_profile: str, cells: Sequence[Cell], stack: contextlib.ExitStack) -> None:
-        async with self._rings(first_profile, cells) as rings:
+    async def _start_pass(self, cells: Sequence[Cell], stack: contextlib.ExitStack) -> None:
+        async with self._rings(cells) as rings:
+            first = next(iter(rings.values()))
             if self._reference is None:
-                self._reference = stack.enter_context(Reference(self.model, rings[0].runtime.plan.dtype))
-            async with self._peers(rings[0]):
-                await self._run_pass(cells, {(ring.spec.microbatches, ring.spec.codec): ring for ring in rings})
+                self._reference = stack.enter_context(Reference(self.model, first.runtime.plan.dtype))
+            async with self._peers(first):
+                await self._run_pass(cells, rings)
 
     def _kept(self) -> list[dict[str, Any]]:
         return [self._lines[cell] for cell in self._cells if cell in self._lines]
@@ -148,13 +159,35 @@ class ModelRunner:
             (others if profile.lasts_s else steady).append(name)
         return [names for names in (steady, *([name] for name in others)) if names]
 
+    def _cut(self, cell: Cell) -> Cut | None:
+        """As the planner has it; None where the cut is even."""
+        if cell.technique not in TECHNIQUES or not TECHNIQUES[cell.technique].is_planned:
+            return None
+        if cell.profile not in self._cuts:
+            most = max(_most_sequences(batch) for batch in self.options.batches)
+            devices = _devices(self._card, self.options, self._apart)
+            self._cuts[cell.profile] = cut(self._links[cell.profile], devices, self._card.shape(), most)
+        return self._cuts[cell.profile]
+
+    def _profile(self, cell: Cell) -> Profile:
+        """The links of its ring, in ring order."""
+        found = self._cut(cell)
+        return self._links[cell.profile] if found is None else found.profile
+
+    def _key(self, cell: Cell) -> RingKey:
+        technique, found = TECHNIQUES[cell.technique], self._cut(cell)
+        return technique.microbatches, technique.codec, None if found is None else found.split
+
     @contextlib.asynccontextmanager
-    async def _rings(self, first_profile: str, cells: Sequence[Cell]) -> AsyncIterator[list[Ring]]:
+    async def _rings(self, cells: Sequence[Cell]) -> AsyncIterator[dict[RingKey, Ring]]:
         options = self.options
+        ours = [cell for cell in cells if cell.technique in TECHNIQUES]
+        first = {self._key(cell): cell for cell in reversed(ours)}
         async with contextlib.AsyncExitStack() as stack:
-            rings: list[Ring] = []
-            for number, (microbatches, codec) in enumerate(dict.fromkeys(technique.way for technique in options.techniques)):
+            rings: dict[RingKey, Ring] = {}
+            for number, key in enumerate(dict.fromkeys(map(self._key, ours))):
                 self._on_run(self._num_done, self._num_runs, f"starting {options.workers} workers of {self.model}")
+                microbatches, codec, split = key
                 spec = RingSpec(
                     model=self.model,
                     dtype=options.dtype,
@@ -163,13 +196,14 @@ class ModelRunner:
                     codec=codec,
                     pace=options.pace,
                     kv_tokens=max(kv_tokens(self._ground, _most_sequences(cell.batch), self._limit(cell)) for cell in cells),
-                    profile=self._links[first_profile],
+                    profile=self._profile(first[key]),
                     port=options.port + number if options.port else 0,
+                    split=split,
                 )
-                ring = await stack.enter_async_context(Ring(spec))
-                if not rings:
-                    self.subject = _subject(ring.runtime, options, self._apart)
-                rings.append(ring)
+                rings[key] = ring = await stack.enter_async_context(Ring(spec))
+                self._subjects[key] = _subject(ring.runtime, options, self._apart)
+                if len(rings) == 1:
+                    self.subject = self._subjects[key]
                 await warm_up(ring)
             yield rings
 
@@ -191,7 +225,7 @@ class ModelRunner:
     def _num_runs(self) -> int:
         return len(self._cells) * self.options.repeats
 
-    async def _run_pass(self, cells: Sequence[Cell], rings: dict[tuple[int | None, str], Ring]) -> None:
+    async def _run_pass(self, cells: Sequence[Cell], rings: dict[RingKey, Ring]) -> None:
         for repeat, cell in interleave(cells, self.options.repeats):
             if cell not in self._lines:
                 try:
@@ -204,7 +238,7 @@ class ModelRunner:
             self._num_done += 1
         self._on_run(self._num_done, self._num_runs, "")
 
-    async def _run_repeat(self, repeat: int, cell: Cell, rings: dict[tuple[int | None, str], Ring]) -> None:
+    async def _run_repeat(self, repeat: int, cell: Cell, rings: dict[RingKey, Ring]) -> None:
         """One run of ``cell``, logged, unless it was logged before or is beyond the budget."""
         if self.log.has(cell, repeat) or (repeat and self._is_late):
             return
@@ -212,7 +246,7 @@ class ModelRunner:
             self._on_run(self._num_done, self._num_runs, f"{cell.profile} {cell.technique} B={cell.batch}")
             self.log.add(cell, repeat, {"batch": cell.batch, **await self._run_peer(cell, next(iter(rings.values())))})
             return
-        ring = rings[TECHNIQUES[cell.technique].way]
+        ring = rings[self._key(cell)]
         batch = cell.batch or await self._auto_batch(cell, ring)
         self._on_run(self._num_done, self._num_runs, f"{cell.profile} {cell.technique} B={batch}")
         self.log.add(cell, repeat, {"batch": batch, **await self._run_cell(cell, ring, batch)})
@@ -223,7 +257,7 @@ class ModelRunner:
         return budget is not None and time.monotonic() - self._started > budget
 
     async def _run_cell(self, cell: Cell, ring: Ring, batch: int) -> dict[str, Any]:
-        ring.shape(self._links[cell.profile])
+        ring.shape(self._profile(cell))
         texts = prompts(batch, self.options.prompt_tokens, ring.runtime.card.tokenizer_json)
         if (ring, cell.profile, batch) not in self._settled:
             self._settled.add((ring, cell.profile, batch))
@@ -251,7 +285,7 @@ class ModelRunner:
         ring.shape(load_profile("lan"))
         texts = prompts(CALIBRATION_BATCH, self.options.prompt_tokens, ring.runtime.card.tokenizer_json)
         run: Run = await measure(ring, texts, 8)
-        links = [self._links[cell.profile].link(hop) for hop in range(ring.num_links)]
+        links = [self._profile(cell).link(hop) for hop in range(ring.num_links)]
         loop_s = sum(link.forward.delay_s for link in links) + sum(run.computes_s)
         return max(1, min(AUTO_MOST, MAX_BATCH, math.ceil(1.25 * run.decode_tokens_per_s * loop_s)))
 
@@ -262,12 +296,12 @@ class ModelRunner:
         runs = self.log.runs(cell)
         if cell.technique not in TECHNIQUES:
             return peer_line(cell, runs, self.subject, simulated=self.options.simulate)
-        profile = self._links[cell.profile]
+        profile = self._profile(cell)
         num_links = self.options.workers if self.options.workers > 1 else 0
         return cell_line(
             Cell(cell.profile, cell.technique, int(runs[0]["batch"])),
             runs,
-            self.subject,
+            self._subjects[self._key(cell)],
             [profile.link(hop) for hop in range(num_links)],
             simulated=self.options.simulate,
         )
@@ -314,3 +348,24 @@ def _paces(runtime: Runtime, options: BenchOptions) -> tuple[Pace, ...] | None:
     if not is_standin(runtime.card.model):
         return None
     return tuple(default_pace(standin_card(runtime.card.model), stage.span) for stage in runtime.plan.stages)
+
+
+def _devices(card: ModelCard, options: BenchOptions, apart: tuple[Parts, ...]) -> list[Device]:
+    """As the planner sees the workers: all alike, by their pace or data sheet, or by what was measured apart."""
+    if options.pace is not None:
+        device = Device.paced("", parse_pace(options.pace))
+    elif is_standin(card.model):
+        layer, output = (RowTime.paced(pace)[0] for pace in default_layer_paces(card))
+        device = Device("", layer=layer, output=output)
+    else:
+        spans = split_layers(card.num_layers, options.workers)
+        one, many = (parts_at(apart, rows).computes_s for rows in (1, CALIBRATION_BATCH))
+        each = [_line_of(few, more, len(span)) for few, more, span in zip(one, many, spans, strict=True)]
+        device = Device("", layer=min(each, key=lambda time: time.decode_s(CALIBRATION_BATCH)))
+    return [device] * options.workers
+
+
+def _line_of(one_s: float, many_s: float, layers: int) -> RowTime:
+    """Of each layer of a stage, from its forwards of one row and of CALIBRATION_BATCH."""
+    row_s = max(0.0, many_s - one_s) / (CALIBRATION_BATCH - 1)
+    return RowTime(max(0.0, one_s - row_s) / layers, row_s / layers)

@@ -18,17 +18,19 @@ class Technique:
     Args:
         microbatches: None: as the runtime tunes them.
         codec: of activations: ``off``, or ``auto`` (on a link where it pays).
+        is_planned: the planner says who stands where with how many layers; else the ring is as it comes, the cut even.
     """
 
     name: str
     about: str
     microbatches: int | None
     codec: str
+    is_planned: bool = False
 
     @property
-    def way(self) -> tuple[int | None, str]:
-        """What a ring must be started with; techniques of one way share it."""
-        return self.microbatches, self.codec
+    def way(self) -> tuple[int | None, str, bool]:
+        """What a ring must be started with; techniques of one way share it, unless their cuts differ."""
+        return self.microbatches, self.codec, self.is_planned
 
 
 TECHNIQUES = {
@@ -38,7 +40,8 @@ TECHNIQUES = {
         Technique("microbatch", "microbatches under way as the runtime tunes them", None, "off"),
         Technique("codec", "activations compressed where it pays", 1, "auto"),
         Technique("microbatch+codec", "both", None, "auto"),
-        Technique("all", "everything the project has", None, "auto"),
+        Technique("plan", "both, and order and layers as the planner chooses", None, "auto", is_planned=True),
+        Technique("all", "everything the project has", None, "auto", is_planned=True),
     )
 }
 

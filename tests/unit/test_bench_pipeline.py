@@ -15,17 +15,20 @@ from bench.exact import judge_standin
 from bench.floors import Floors, bubble, excess_per_hop_s, floors, microbatches_in_use, roofline_tokens_per_s
 from bench.options import AUTO, parse
 from bench.pipeline import main
+from bench.planned import between, cut
 from bench.predict import Setting, fit_paces, predict_by_cost, simulate
-from bench.profiles import ProfileError, load_profile
+from bench.profiles import LinkProfile, Profile, ProfileError, load_profile
 from bench.shapes import Shape
 from bench.spread import interval, spread
 from bench.summary import Subject, cell_line
-from bench.techniques import TechniqueError
+from bench.techniques import TECHNIQUES, TechniqueError
 from bench.texts import MAX_PROMPT_TOKENS, TextError, most_prompts, prompts
 from bench.window import find_window
 from bloombee.errors import ConfigError
+from bloombee.models.shape import ModelShape
 from bloombee.models.standin import standin_token
 from bloombee.pace import Pace
+from bloombee.plan.topology import Device, RowTime
 
 # -- windows -----------------------------------------------------------------------------------
 
@@ -363,3 +366,32 @@ def test_an_interval_holds_the_median_and_narrows_with_agreement() -> None:
 def test_what_pipes_cannot_do_is_said_at_once(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert pipes.main(arguments) == 2
     assert capsys.readouterr().err.startswith("pipes: ")
+
+
+def test_a_planned_row_has_all_workers_and_the_links_of_its_order() -> None:
+    shape = ModelShape(6656, 60)
+    quick, slow = (Device("", layer=RowTime(seconds, seconds / 20)) for seconds in (0.001, 0.004))
+    alike = cut(load_profile("20M-100ms"), [quick] * 3, shape, 32)
+    assert (sum(alike.split), max(alike.split), len(alike.split)) in {(60, 20, 3), (60, 21, 3)}
+    assert set(alike.profile.links) == set(load_profile("20M-100ms").links)
+    unlike = cut(load_profile("20M-100ms"), [quick, quick, slow], shape, 32)
+    assert len(unlike.split) == 3
+    assert min(unlike.split) >= 60 - 2 * 21
+    assert cut(load_profile("lan"), [quick], shape, 32).split == (60,)
+
+
+def test_two_that_are_no_neighbours_are_as_far_apart_as_their_places() -> None:
+    regions = load_profile("three-regions")
+    one, two, three = regions.links
+    assert [between(regions, *pair) for pair in ((1, 2), (2, 3), (3, 0), (3, 1))] == [one, two, three, three]
+    assert [between(regions, *pair) for pair in ((2, 1), (1, 3), (2, 0))] == [one.swapped(), three.swapped(), one.swapped()]
+    assert between(regions, 4, 1).forward.delay_s == 0
+    long = Profile("five", tuple(LinkProfile(Shape(1e6 * n, 0.001 * n), Shape(2e6, 0.002)) for n in range(1, 6)))
+    way = between(long, 1, 3)
+    assert (way.forward.bandwidth_bits_per_s, way.forward.delay_s) == (1e6, 0.003)
+    changing = cut(load_profile("drift"), [Device("", layer=RowTime(0.001))] * 3, ModelShape(6656, 60), 32)
+    assert changing.profile.links == load_profile("drift").links
+
+
+def test_plan_is_of_plan_and_all_alone() -> None:
+    assert {name for name, technique in TECHNIQUES.items() if technique.is_planned} == {"plan", "all"}

@@ -98,13 +98,12 @@ class Failing(ModelRunner):
     failing: dict[Cell, Exception]
 
     @contextlib.asynccontextmanager
-    async def _rings(self, first_profile: str, cells: Any) -> AsyncIterator[list[Any]]:
+    async def _rings(self, cells: Any) -> AsyncIterator[dict[Any, Any]]:
         self.subject = Subject(MODEL, "bfloat16", 3, (20, 20, 20), 6656, 13312, "13,0.05,0.5", (GROUND.pace,) * 3, 64, 32)  # type: ignore[arg-type]
         runtime = SimpleNamespace(plan=SimpleNamespace(dtype=Dtype.BFLOAT16))
-        yield [
-            SimpleNamespace(spec=SimpleNamespace(microbatches=one.microbatches, codec=one.codec), runtime=runtime)
-            for one in self.options.techniques
-        ]
+        keys = [self._key(cell) for cell in cells]
+        self._subjects = dict.fromkeys(keys, self.subject)
+        yield dict.fromkeys(keys, SimpleNamespace(runtime=runtime))
 
     async def _run_cell(self, cell: Cell, ring: Any, batch: int) -> dict[str, Any]:
         if cell in self.failing:
