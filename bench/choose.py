@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from bench.placed import RATIO, Way
 from bench.worlds import Placement, World
 from bloombee.errors import Infeasible
+from bloombee.objective import Objective
 from bloombee.plan.candidate import Candidate
 from bloombee.plan.cost import evaluate
-from bloombee.plan.solve import Objective, Space, solve
+from bloombee.plan.solve import Space, solve
 from bloombee.types import HEAD, WorkerId
 
 BUDGET_S = 1.0

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import statistics
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self
 
+from bench.foretold import foretell
 from bench.load import Run, measure, settle, warm_up
 from bench.placed import Demand, Way
 from bench.predict import Prediction
@@ -33,6 +38,7 @@ class PlacedRing:
         self._nodes = (HEAD_NODE, *(world.node(worker) for worker in placement.workers), HEAD_NODE)
         self._network: Network
         self._stack = AsyncExitStack()
+        self._decisions = Path(self._stack.enter_context(TemporaryDirectory())) / "decisions.jsonl"
 
     async def __aenter__(self) -> Self:
         """Start links and workers and wait until tokens can flow.
@@ -66,6 +72,7 @@ class PlacedRing:
             threads=1,
             listen=self._network.listen(HEAD_NODE),
             local_workers=[self._network.local_worker(name) for name in self._nodes[1:-1]],
+            decisions=str(self._decisions),
         )
         await self._stack.enter_async_context(self.runtime)
 
@@ -98,9 +105,18 @@ class PlacedRing:
     async def until_idle(self) -> None:
         await until_idle(self.runtime)
 
+    def foretell(self) -> Prediction | None:
+        """What it expects of itself now; None where nothing is tuned, and so nothing weighed."""
+        return foretell(self._decisions.read_text().splitlines(), self._demand.batch) if self.tunes_microbatches else None
 
-async def on_wall(world: World, placement: Placement, way: Way, demand: Demand) -> tuple[Prediction, Run]:
+
+async def on_wall(
+    world: World, placement: Placement, way: Way, demand: Demand, on_foretold: Callable[[Prediction], None]
+) -> tuple[Prediction, Run]:
     """What :func:`bench.placed.simulate` simulates; (as it is predicted, all that was measured).
+
+    Args:
+        on_foretold: gets what the swarm expects of itself, before it is measured; where it weighs anything.
 
     Raises:
         BenchError, WanError, BloomBeeError: it could not be measured.
@@ -109,6 +125,7 @@ async def on_wall(world: World, placement: Placement, way: Way, demand: Demand) 
         await warm_up(ring)
         texts = prompts(demand.batch, demand.prompt_tokens, ring.runtime.card.tokenizer_json)
         await settle(ring, texts, demand.tokens, limit=demand.most_tokens)
+        if (expected := ring.foretell()) is not None:
+            on_foretold(expected)
         run = await measure(ring, texts, demand.tokens, prefill=False, limit=demand.most_tokens)
-    gaps = sorted(run.gaps_s)
-    return Prediction(run.decode_tokens_per_s, gaps[len(gaps) // 2]), run
+    return Prediction(run.decode_tokens_per_s, statistics.median(run.gaps_s)), run

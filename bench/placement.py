@@ -24,7 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +36,28 @@ from bench.cells import Cell, RunLog
 from bench.choose import choose, quickest
 from bench.placed import Demand, Way, simulate, tuned
 from bench.placed_ring import on_wall
+from bench.predict import Prediction
 from bench.program import BenchError, headline, machine, program
+from bench.spread import quantile
+from bench.summary import CONTENDED_SHARE
 from bench.worlds import Placement, World, drawn, read
 from bloombee.errors import BloomBeeError
-from bloombee.plan.solve import Objective
+from bloombee.objective import Objective
 from tools.wan_native import WanError
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 128
-PROMPT_TOKENS, TOKENS = 8, 8
+PROMPT_TOKENS, TOKENS, SIMULATED_TOKENS = 8, 8, 24
+"""Of each sequence; few on the wall, where a step takes a second, more where they cost little: edges of the window blur."""
 MOST_TRIED = 9
 """Workers whose every order is tried."""
 SAME = 0.001
 """Of two that are equal by the cost model, what a simulation may tell between them."""
 PLAN, RULE, RULE_PLAIN, BEST = "plan", "rule", "rule, plain", "best order"
-SIMULATED, WALL = 0, 1
-"""Numbers of a cell's runs in the log."""
+WHO = (PLAN, RULE, RULE_PLAIN, BEST)
+"""In the order in which they are measured."""
+SIMULATED, FORETOLD, WALL = 0, 1, 2
+"""Numbers of a cell's runs in the log. Foretold: by the swarm itself, before it was measured."""
 FAILURES = (BenchError, BloomBeeError, WanError, OSError)
 
 
@@ -96,6 +102,8 @@ BOUNDS = {
     "less": "B = 128, plan over rule: the worst world",
     "longer": "B = 1, time per token, plan over rule: the worst world",
     "wall": "simulated over measured: furthest from 1, of all runs on the wall",
+    "foretold": "foretold by the swarm over measured: furthest from 1, p90 of all such runs",
+    "foretold worst": "foretold by the swarm over measured: furthest from 1, the worst run",
 }
 
 
@@ -138,12 +146,12 @@ class Contest:
         for entry in self.entries:
             if not self._log.has(entry.cell, SIMULATED):
                 self._keep(entry, SIMULATED, _simulated)
-        for entry in self.entries:
+        for entry in sorted(self.entries, key=lambda entry: (entry.demand.batch == 1, WHO.index(entry.who))):
             if entry.world.name in wall and entry.who != BEST and not self._log.has(entry.cell, WALL):
                 if time.monotonic() > until:
                     return False
                 print(f"on the wall: {entry.world.name} {entry.who} B = {entry.demand.batch}, {entry.placement}", flush=True)
-                self._keep(entry, WALL, _measured)
+                self._keep(entry, WALL, self._measured)
         return True
 
     def _keep(self, entry: Entry, number: int, run: Callable[[Entry], dict[str, Any]]) -> None:
@@ -151,6 +159,20 @@ class Contest:
             self._log.add(entry.cell, number, run(entry))
         except FAILURES as error:
             self.failed[f"{entry.world.name} {entry.who} B = {entry.demand.batch}"] = str(error)
+
+    def _measured(self, entry: Entry) -> dict[str, Any]:
+        def keep(expected: Prediction) -> None:
+            self._log.add(entry.cell, FORETOLD, figures("foretold", expected))
+
+        found, run = asyncio.run(on_wall(entry.world, entry.placement, entry.way, entry.demand, keep))
+        return {
+            **figures("measured", found),
+            "microbatch_rows": run.microbatch_rows,
+            "codec_ratios": run.codec_ratios,
+            "cpu_share": run.cpu_share,
+            "others_cpu_share": run.others_cpu_share,
+            **machine(),
+        }
 
     def lines(self) -> list[dict[str, Any]]:
         """One an entry."""
@@ -171,26 +193,14 @@ class Contest:
 
 def _simulated(entry: Entry) -> dict[str, Any]:
     by_cost = tuned(entry.world, entry.placement, entry.way, entry.demand.batch)
-    found = simulate(entry.world, entry.placement, entry.way, entry.demand)
-    return {
-        "predicted_tokens_per_s": by_cost.tokens_per_s,
-        "predicted_time_per_token_s": by_cost.time_per_token_s,
-        "simulated_tokens_per_s": found.tokens_per_s,
-        "simulated_time_per_token_s": found.time_per_token_s,
-    }
+    demand = replace(entry.demand, tokens=SIMULATED_TOKENS)
+    found = simulate(entry.world, entry.placement, entry.way, demand)
+    return {**figures("predicted", Prediction(by_cost.tokens_per_s, by_cost.time_per_token_s)), **figures("simulated", found)}
 
 
-def _measured(entry: Entry) -> dict[str, Any]:
-    found, run = asyncio.run(on_wall(entry.world, entry.placement, entry.way, entry.demand))
-    return {
-        "measured_tokens_per_s": found.tokens_per_s,
-        "measured_time_per_token_s": found.time_per_token_s,
-        "microbatch_rows": run.microbatch_rows,
-        "codec_ratios": run.codec_ratios,
-        "cpu_share": run.cpu_share,
-        "others_cpu_share": run.others_cpu_share,
-        **machine(),
-    }
+def figures(how: str, found: Prediction) -> dict[str, float]:
+    """Under the names that lines have."""
+    return {f"{how}_tokens_per_s": found.tokens_per_s, f"{how}_time_per_token_s": found.time_per_token_s}
 
 
 def bounds(lines: Sequence[dict[str, Any]]) -> list[Bound]:
@@ -199,7 +209,8 @@ def bounds(lines: Sequence[dict[str, Any]]) -> list[Bound]:
     plain = _ratios(lines, BATCH, PLAN, RULE_PLAIN, "simulated_tokens_per_s")
     time_s = _ratios(lines, 1, PLAN, RULE, "simulated_time_per_token_s")
     best = _ratios(lines, 1, PLAN, BEST, "simulated_time_per_token_s")
-    wall = list(_simulated_over_measured(lines))
+    wall = list(_over_measured(lines, "simulated"))
+    foretold = [abs(ratio - 1) for ratio in _over_measured(lines, "foretold")]
     found = []
     if most and plain and time_s:
         found += [
@@ -213,6 +224,9 @@ def bounds(lines: Sequence[dict[str, Any]]) -> list[Bound]:
         found.append(Bound(BOUNDS["best"], max(best), 1.03, False))
     if wall:
         found.append(Bound(BOUNDS["wall"], max(abs(ratio - 1) for ratio in wall), 0.05, False))
+    if foretold:
+        found.append(Bound(BOUNDS["foretold"], quantile(foretold, 0.9), 0.05, False))
+        found.append(Bound(BOUNDS["foretold worst"], max(foretold), 0.12, False))
     return found
 
 
@@ -223,12 +237,12 @@ def _ratios(lines: Sequence[dict[str, Any]], batch: int, who: str, other: str, f
     return [values[w, who] / values[w, other] for w in worlds if (w, who) in values and (w, other) in values]
 
 
-def _simulated_over_measured(lines: Sequence[dict[str, Any]]) -> Iterator[float]:
-    """Tokens/s of many, time per token of one."""
+def _over_measured(lines: Sequence[dict[str, Any]], how: str) -> Iterator[float]:
+    """Tokens/s of many, time per token of one, of all rows that were measured and not contended."""
     for line in lines:
         what = "tokens_per_s" if line["batch"] > 1 else "time_per_token_s"
-        if f"measured_{what}" in line and f"simulated_{what}" in line:
-            yield line[f"simulated_{what}"] / line[f"measured_{what}"]
+        if f"measured_{what}" in line and f"{how}_{what}" in line and line["cpu_share"] <= CONTENDED_SHARE:
+            yield line[f"{how}_{what}"] / line[f"measured_{what}"]
 
 
 def show(line: dict[str, Any]) -> str:

@@ -16,7 +16,8 @@ from bench.placed import RATIO
 from bench.profiles import LinkProfile, Profile
 from bench.shapes import UNSHAPED, Shape
 from bloombee.models.shape import ModelShape
-from bloombee.plan.solve import Objective, Space, solve
+from bloombee.objective import Objective
+from bloombee.plan.solve import Space, solve
 from bloombee.plan.topology import LOCAL, Device, Link, Topology
 from bloombee.types import HEAD
 
@@ -34,25 +35,28 @@ class Cut:
 
 def cut(profile: Profile, devices: Sequence[Device], shape: ModelShape, batch: int) -> Cut:
     """For the default objective, at most ``batch`` sequences; a profile whose links change keeps its order."""
-    workers = tuple(range(1, len(devices) + 1))
-    links = {(HEAD, 1): LOCAL}
-    for source, target in itertools.permutations((HEAD, *workers), 2):
-        if source != HEAD:
-            links[source, target] = _link(between(profile, source, target).forward)
-    room = _room(shape.num_layers, len(devices))
-    known = {worker: replace(device, memory_bytes=room) for worker, device in zip(workers, devices, strict=True)}
+    topology, light = ring_of(profile, devices, shape)
     counts = tuple(count for count in MICROBATCHES if count <= batch)
     space = Space(
         sequences=tuple(sorted({batch // count for count in counts})),
         microbatches=counts,
         ratios=(None, RATIO),
         most_sequences=batch,
-        order=workers if profile.lasts_s else None,
+        order=tuple(topology.devices) if profile.lasts_s else None,
     )
-    light = ModelShape(shape.hidden, shape.num_layers, shape.activation_bytes, layer_bytes=1)
-    best = solve(Topology(known, links), light, space, Objective(), budget_s=BUDGET_S).pipelines[0].candidate
+    best = solve(topology, light, space, Objective(), budget_s=BUDGET_S).pipelines[0].candidate
     ends = (*best.workers, HEAD)
     return Cut(best.layers, Profile(profile.name, tuple(between(profile, *pair) for pair in itertools.pairwise(ends))))
+
+
+def ring_of(profile: Profile, devices: Sequence[Device], shape: ModelShape) -> tuple[Topology, ModelShape]:
+    """(workers where the profile's ring has them, links between any two; the model, whose layers weigh one of their room)."""
+    workers = tuple(range(1, len(devices) + 1))
+    links = {pair: _link(between(profile, *pair).forward) for pair in itertools.permutations((*workers, HEAD), 2)}
+    links = {pair: link for pair, link in links.items() if pair[0] != HEAD} | {(HEAD, 1): LOCAL, (1, HEAD): LOCAL}
+    room = _room(shape.num_layers, len(devices))
+    known = {worker: replace(device, memory_bytes=room) for worker, device in zip(workers, devices, strict=True)}
+    return Topology(known, links), ModelShape(shape.hidden, shape.num_layers, shape.activation_bytes, layer_bytes=1)
 
 
 def between(profile: Profile, source: int, target: int) -> LinkProfile:

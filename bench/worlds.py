@@ -14,13 +14,14 @@ from pathlib import Path
 from bloombee.config import LocalWorker
 from bloombee.models.shape import ModelShape
 from bloombee.models.standin import ACCELERATORS, standin_card
+from bloombee.objective import Objective
 from bloombee.pace import Pace
 from bloombee.plan import document
 from bloombee.plan.candidate import Candidate
 from bloombee.plan.cost import evaluate
 from bloombee.plan.network import HEAD_NODE, Network
 from bloombee.plan.problem import Problem, document_of
-from bloombee.plan.solve import Objective, Space
+from bloombee.plan.solve import Space
 from bloombee.plan.topology import Device, Link, RowTime, Topology
 from bloombee.planning import load
 from bloombee.types import HEAD, WorkerId

@@ -9,13 +9,18 @@ import pytest
 
 from bench import enumerator, petals_rule, placement
 from bench.choose import choose, quickest, space_of
+from bench.foretold import foretell
 from bench.petals_rule import Server
+from bench.program import BenchError
 from bench.worlds import APART, Placement, World, drawn, network, read
+from bloombee.control.events import Decision, Figures, LinkSeen, PlanRuns
+from bloombee.control.log import to_line
 from bloombee.errors import Infeasible
 from bloombee.models.shape import ModelShape
+from bloombee.objective import Objective
 from bloombee.plan import document
 from bloombee.plan.explain import spare_reasons
-from bloombee.plan.solve import Objective, Space, solve
+from bloombee.plan.solve import Space, solve
 from bloombee.plan.topology import Device, Link, RowTime, Topology
 from bloombee.planning import load
 from bloombee.types import HEAD
@@ -176,7 +181,7 @@ def line(name: str, batch: int, who: str, tokens: float, time_s: float, **more: 
 
 def test_bounds_are_of_worlds_and_of_the_wall() -> None:
     lines = [
-        line("a", 128, "plan", 200.0, 0.6, measured_tokens_per_s=190.0),
+        line("a", 128, "plan", 200.0, 0.6, measured_tokens_per_s=190.0, cpu_share=0.2, foretold_tokens_per_s=200.0),
         line("a", 128, "rule", 100.0, 1.2),
         line("a", 128, "rule, plain", 50.0, 2.4),
         line("a", 1, "plan", 5.0, 0.2),
@@ -194,3 +199,19 @@ def test_bounds_are_of_worlds_and_of_the_wall() -> None:
     assert found[placement.BOUNDS["time"]].met
     assert found[placement.BOUNDS["wall"]].found == pytest.approx(200 / 190 - 1)
     assert not found[placement.BOUNDS["wall"]].met
+    assert found[placement.BOUNDS["foretold worst"]].met
+
+
+def test_what_a_swarm_expects_of_itself_is_in_its_log() -> None:
+    device = RowTime(0.010, 0.001)
+    plan = PlanRuns(1, (3, 5), ("a", "b"), (2, 2), 1000, 2, 128, 512, None, None, "auto", 0.0)
+    seen = [LinkSeen(0, 3, 0.01, None, 0.0), LinkSeen(3, 5, 0.02, 1e5, 0.0), LinkSeen(5, 0, 0.03, None, 0.0)]
+    figures = Figures(10, (device, device), ((0.01, None), (0.5, 1e6), (0.03, None)), (0.5,), (0, 0.0), 1.0, None)
+    run = Decision(1.0, 1, "run", "4 microbatches; prompts by 64 rows", "the first figures", figures)
+    lines = [to_line(record).decode() for record in (plan, *seen, run, Decision(2.0, 1, "codec", "link 3 -> 5", "on"))]
+    found = foretell(lines, 10)
+    wire_s = (140 + 2.5 * (15 + 4 + 1000)) / 1e5  # the width as it was seen last, not as it was weighed
+    assert found.time_per_token_s == pytest.approx(max(4 * wire_s, 0.06 + 2 * 0.0125 + wire_s), rel=1e-3)
+    assert found.tokens_per_s == pytest.approx(10 / found.time_per_token_s)
+    with pytest.raises(BenchError, match="weighed nothing"):
+        foretell(lines[:-2], 10)
