@@ -135,7 +135,7 @@ class Search {
         for (const int w : known_order()) order.push_back(int(std::find(chosen.begin(), chosen.end(), w) - chosen.begin()));
         if (order.empty()) return;
         const double worth = ceiling() < never && !second() ? ceiling() : std::max(relaxed(part), 1e-9);
-        take(back(Chains(part, worth).improve(order, descents, 1, budget_), chosen));
+        take(back(Chains(part, worth).improve(order, descents, uint64_t(descents), budget_), chosen));
     }
 
     static Path back(Path path, const std::vector<int>& chosen) {

@@ -14,8 +14,10 @@ constexpr double enough = 5e-3;
 
 // What is done for a point, one after the other, as long as its bound is the least of all. The first widths are narrow: a search
 // for a plan that is better by half the gap ends early where there is none.
-constexpr Effort efforts[] = {{40, 0, 0},     {40, 1, 0},      {100, 4, 0},        {200, 12, 32},
-                              {400, 16, 256}, {400, 16, 2048}, {400, 16, 1 << 14}};
+constexpr Effort efforts[] = {{40, 0, 0},    {40, 1, 0},    {100, 3, 0},      {200, 4, 32},
+                              {400, 5, 256}, {400, 6, 2048}, {400, 8, 1 << 14}};
+// So few are soon searched from several orders, and with few a first plan is easily stuck.
+constexpr int few_workers = 24;
 constexpr int levels = int(std::size(efforts));
 
 Effort effort_at(int level, int width) {
@@ -105,12 +107,14 @@ bool Solver::attempt(int point, double value, double step_limit, Effort effort, 
     return true;
 }
 
-// A first plan: up from what the point can do at most.
+// A first plan: up from what the point can do at most, in few steps, as local search takes long where there is nothing to find.
 void Solver::find(int point, double step_limit, Budget& budget) {
     const double gain = instance_.points[point].gain, last = std::min(step_limit / gain, bounds_[point] * 1e6);
-    for (double aim = bounds_[point] * 1.25; !best_.found && bounds_[point] < never && !budget.is_spent(); aim *= 1.5) {
-        attempt(point, aim < last ? aim : never, step_limit, efforts[1], budget);
-        if (!(aim < last)) return;
+    Effort effort = efforts[0];
+    for (double aim = bounds_[point] * 1.25; !best_.found && bounds_[point] < never && !budget.is_spent(); aim *= 2) {
+        attempt(point, aim < last ? aim : never, step_limit, effort, budget);
+        if (!(aim < last) && effort.descents > 0) return;
+        effort = efforts[1];
     }
 }
 
@@ -259,7 +263,7 @@ Solution Solver::most_tokens(double step_limit, const std::vector<bool>& allowed
     work(budget, [&](int point, int level) {
         if (!best_.found) {
             find(point, step_limit, budget);
-            improve(point, step_limit, efforts[1], budget);
+            improve(point, step_limit, {40, instance_.workers <= few_workers ? 3 : 1, 0}, budget);
         }
         const Effort effort = effort_at(level, width);
         if (effort.descents > 0) improve(point, step_limit, {effort.turns, effort.descents, 0}, budget);
