@@ -71,7 +71,9 @@ class Seatings:
         Raises:
             LinkDown: a neighbour told an address that is none.
         """
-        self._neighbours.meet(wire)
+        for peer in (wire.predecessor, wire.successor):
+            if peer is not None:
+                self._neighbours.meet(peer)
         links = {
             Port.HEAD: self._head_link,
             Port.UPSTREAM: self._link_to(wire.predecessor),

@@ -16,7 +16,6 @@ from bloombee.wire.messages import (
     Fork,
     Have,
     Introduce,
-    Introduced,
     Item,
     Keep,
     KvHeld,
@@ -29,7 +28,7 @@ from bloombee.wire.messages import (
     Wire,
 )
 
-UNSPOKEN = (Drain, Drained, Introduce, Introduced, Keep, Have, KvPages, KvHeld, Draft, Snapshot, SnapshotHeld)
+UNSPOKEN = (Drain, Drained, Keep, Have, KvPages, KvHeld, Draft, Snapshot, SnapshotHeld)
 """Whole messages."""
 _SHADOW = int(Kind.SHADOW)
 
@@ -43,6 +42,8 @@ def check_spoken(message: AnyMessage) -> None:
             _check_load(message)
         case Wire():
             _check_wire(message)
+        case Introduce(peer=peer):
+            _check_peer("Introduce.peer", peer)
         case Commit():
             check_commit(message)
 
@@ -80,16 +81,14 @@ def _check_load(load: Load) -> None:
 def _check_wire(wire: Wire) -> None:
     if wire.scheduler is not None or wire.listeners:
         raise _not_spoken("Wire.scheduler" if wire.scheduler is not None else "Wire.listeners")
-    for name, peer, dials in (("predecessor", wire.predecessor, False), ("successor", wire.successor, True)):
+    for name, peer in (("predecessor", wire.predecessor), ("successor", wire.successor)):
         if peer is not None:
-            _check_peer(f"Wire.{name}", peer, dials=dials)
+            _check_peer(f"Wire.{name}", peer)
 
 
-def _check_peer(path: str, peer: Peer, *, dials: bool) -> None:
+def _check_peer(path: str, peer: Peer) -> None:
     if peer.through is not None:
         raise _not_spoken(f"{path}.through")
-    if peer.dials is not dials:
-        raise _not_spoken(f"{path}.dials", str(peer.dials).lower())
 
 
 def _not_spoken(path: str, value: str = "") -> NotSpoken:

@@ -46,9 +46,8 @@ def test_messages_that_are_not_spoken_yet_are_refused_by_their_name() -> None:
         ("Load.budgets", replace(LOAD, budgets=(5,))),
         ("Wire.scheduler", replace(WIRE, scheduler=PEER)),
         ("Wire.listeners", replace(WIRE, stage=2, successor=None, listeners=(PEER,))),
-        ("Wire.predecessor.dials", replace(WIRE, predecessor=PEER)),
-        ("Wire.successor.dials", replace(WIRE, successor=BACK)),
         ("Wire.successor.through", replace(WIRE, successor=replace(PEER, through=5))),
+        ("Introduce.peer.through", m.Introduce(replace(PEER, through=5))),
     ],
 )
 def test_fields_that_are_not_spoken_yet_are_refused_by_their_name(path: str, message: Any) -> None:
@@ -58,7 +57,18 @@ def test_fields_that_are_not_spoken_yet_are_refused_by_their_name(path: str, mes
 
 
 def test_what_is_spoken_passes() -> None:
-    for message in (LOAD, WIRE, m.Measure(1, 1, 1), m.Commit(1, 1, (m.Cut(1, 1, 5, ()),)), m.Leave("x"), m.Unload(1, 1), PROFILE):
+    turned = replace(WIRE, predecessor=PEER, successor=BACK)
+    for message in (
+        LOAD,
+        WIRE,
+        turned,
+        m.Introduce(PEER),
+        m.Measure(1, 1, 1),
+        m.Commit(1, 1, (m.Cut(1, 1, 5, ()),)),
+        m.Leave("x"),
+        m.Unload(1, 1),
+        PROFILE,
+    ):
         check_spoken(message)
 
 
