@@ -16,27 +16,27 @@ under way is measured with: other traffic of one's own must rest meanwhile.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
-from bloombee.links.estimator import LinkEstimator, wire_bytes
+from bloombee.links.estimator import LinkEstimator, LinkFacts, wire_bytes
+from bloombee.wire.messages import LinkReport, MeasureLink
 
-TRIPS, TRIP_EVERY_S = 8, 0.03
-"""Round trips that are measured, and how far apart they begin."""
+TRIPS, TRIP_GAP_S, GAP_FACTOR = 8, 0.02, 1.3
+"""Round trips that are measured, how far apart the first two begin, and by what that grows: links that are measured at the same
+time do not meet again and again."""
 TRIP_BYTES = 1
 FIRST_BYTES = 32 << 10
 GROWTH = 32
 TRAIN_S = 0.5
 """A train should last so long ..."""
-FULL = 0.5
+FULL = 0.6
 """... and counts if it has lasted such a part of that."""
-MOST_BYTES = 16 << 20
-PROBES = 32
-"""Of a train, so that its arrival is seen in parts."""
+PROBES = 16
+"""Of a train, so that its arrival is seen in parts; more would fill the way back with what acknowledges them."""
 LEAST_PROBE_BYTES, MOST_PROBE_BYTES = 256, 1 << 17
+MOST_BYTES = 4 << 20
 SKIPPED = 0.4
 """Of a train, before it counts."""
-SAMPLE_S = 0.05
-"""A train is so many samples of the estimator as it lasted for times of this."""
 LEAST_S = 0.001
 """A train that seems shorter is taken for one of so long."""
 LIMIT_S = 4.0
@@ -71,13 +71,18 @@ class _Sent:
         return max(LEAST_S, seconds * self.num_bytes / num_bytes) if num_bytes else LEAST_S
 
     @property
-    def bytes_per_s(self) -> float:
-        """Less its beginning; the middle one of what marks half a train apart say, for a process that stalls reads late."""
+    def rates(self) -> list[float]:
+        """What marks half a train apart say, less its beginning; in order: a process that stalls reads late, so the middle one
+        counts."""
         marks = [mark for mark in self.marks if mark[0] >= SKIPPED * self.num_bytes]
         half = len(marks) // 2
         apart = [(one[0] - other[0], one[1] - other[1]) for one, other in zip(marks[half:], marks, strict=False)]
-        rates = sorted(num_bytes / seconds for num_bytes, seconds in apart if seconds > 0)
-        return rates[len(rates) // 2] if rates else self.num_bytes / self.lasted_s
+        return sorted(num_bytes / seconds for num_bytes, seconds in apart if seconds > 0) or [self.num_bytes / self.lasted_s]
+
+
+def link_report(order: MeasureLink, facts: LinkFacts) -> LinkReport:
+    """The answer to an order to measure."""
+    return LinkReport(target=order.target, codec="", number=order.number, **asdict(facts))
 
 
 class Gauge:
@@ -115,8 +120,8 @@ class Gauge:
             return None
         if now < self.wake_at:
             return None
+        self.wake_at = now + TRIP_GAP_S * GAP_FACTOR ** (TRIPS - self._trips_left)
         self._trips_left -= 1
-        self.wake_at = now + TRIP_EVERY_S
         return Train(1, TRIP_BYTES)
 
     def _next_train(self) -> Train | None:
@@ -167,7 +172,8 @@ class Gauge:
             self.is_over = True
 
     def _count(self, train: _Sent, now: float) -> None:
-        """Show the estimator how fast it came: as so many samples as it lasted for, all alike."""
-        rate, lasted_s = train.bytes_per_s, train.lasted_s
-        for _ in range(max(1, int((1 - SKIPPED) * lasted_s / SAMPLE_S))):
-            self._estimator.filled(rate * SAMPLE_S, SAMPLE_S, now)
+        """Show the estimator how fast it came: as so many samples as there are parts that say so, all alike."""
+        rates = train.rates
+        seconds = (1 - SKIPPED) * train.lasted_s / len(rates)
+        for _ in rates:
+            self._estimator.filled(rates[len(rates) // 2] * seconds, seconds, now)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Callable
 from functools import partial
 
 from bloombee.errors import BloomBeeError, LinkDown, QueueFull, to_wire
 from bloombee.links.estimator import LinkFacts
+from bloombee.links.gauge import link_report
 from bloombee.roles.neighbours import Neighbour, Neighbours
 from bloombee.transport.endpoint import Endpoint
 from bloombee.types import HEAD, Lane, WorkerId
@@ -19,11 +19,6 @@ from bloombee.wire.messages import AnyMessage, Introduce, Introduced, LinkReport
 from bloombee.wire.spoken import check_spoken
 
 log = logging.getLogger(__name__)
-
-
-def link_report(target: WorkerId, number: int, facts: LinkFacts) -> LinkReport:
-    """The answer to a MeasureLink."""
-    return LinkReport(target=target, codec="", number=number, **dataclasses.asdict(facts))
 
 
 class Introductions:
@@ -40,7 +35,9 @@ class Introductions:
         self._is_serving = is_serving
         self._link_to: dict[WorkerId, bytes] = {}
         self._asked: dict[WorkerId, MeasureLink] = {}
-        """What is being measured."""
+        """What is being measured, or was last."""
+        self._reports: dict[WorkerId, LinkReport] = {}
+        """What came of that."""
         neighbours.users.append(self)
 
     # -- orders ----------------------------------------------------------------------------
@@ -65,10 +62,14 @@ class Introductions:
             self._say(Introduced(peer.link, "", {}))
 
     def measure(self, order: MeasureLink) -> None:
-        """Find out what a link is like, and report it; what is not there any more is reported with nothing known."""
+        """Find out what a link is like, and report it; what is not there any more is reported with nothing known. Said again it
+        is reported again."""
         if self._asked.get(order.target) == order:
+            if order.target in self._reports:
+                self._say(self._reports[order.target])
             return
         self._asked[order.target] = order
+        self._reports.pop(order.target, None)
         link = self._head_link if order.target == HEAD else self._link_to.get(order.target, b"")
         if order.fills and self._is_serving():
             self._report(link, order)
@@ -81,11 +82,11 @@ class Introductions:
     def _report(self, link: bytes, order: MeasureLink) -> None:
         if self._asked.get(order.target) != order:
             return  # it was asked for something else meanwhile
-        del self._asked[order.target]
         facts = LinkFacts()
         with contextlib.suppress(LinkDown):
             facts = self._endpoint.estimator(link).facts()
-        self._say(link_report(order.target, order.number, facts))
+        said = self._reports[order.target] = link_report(order, facts)
+        self._say(said)
 
     def _say(self, message: AnyMessage) -> None:
         try:

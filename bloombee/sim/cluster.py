@@ -21,6 +21,7 @@ from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.swarm import PlanRequest
 from bloombee.plan.network import Network
 from bloombee.plan.plan import Plan
+from bloombee.plan.solve.objective import Objective
 from bloombee.plan.topology import Cores
 from bloombee.sim.breaks import Breaks
 from bloombee.sim.carrier import HEAD, SCHEDULER, SimCarrier, check_nodes, stage_name
@@ -29,9 +30,9 @@ from bloombee.sim.cpu import CorePool
 from bloombee.sim.device import VOCAB, Device, SimDevice
 from bloombee.sim.head import SimHead, SimRequest
 from bloombee.sim.network import Faults, LinkShape
-from bloombee.sim.worker import SimDevices, SimWorker
+from bloombee.sim.worker import Order, SimDevices, SimWorker
 from bloombee.types import Dtype, WorkerId
-from bloombee.wire.messages import AnyMessage, Load, Measure, Profile, Sampling, Wire
+from bloombee.wire.messages import AnyMessage, Load, Sampling
 
 TICK_S = 0.1
 PACE = Pace(fixed_s=0.001, decode_row_s=0.0001, prefill_row_s=0.00002)
@@ -59,6 +60,7 @@ class SimCluster:
         cores: that all stages share, and what a hop costs on them: its ``hop_s`` are part of the way of every frame from a
             stage, the rest of its CPU time comes after it. None: each stage is a machine, and a hop costs nothing.
         context_s: what a work takes besides for each pair of a row and a token before it.
+        objective: of the planner; workers and links are looked at before: :class:`~bloombee.sim.surveyed.SurveyedCluster`.
     """
 
     carrier_type: type[SimCarrier] = SimCarrier
@@ -94,6 +96,7 @@ class SimCluster:
         detect_s: float = 0.05,
         log_bytes: int = LOG_BYTES,
         log_disk_bytes: int = 0,
+        objective: Objective | None = None,
     ) -> None:
         self.clock = VirtualClock()
         self.trace: list[str] = []
@@ -101,9 +104,7 @@ class SimCluster:
         """Messages to stages that came after their epoch had ended."""
         check_nodes(network, nodes, num_stages)
         self._rng = random.Random(seed)
-        self._make_device = make_device
-        self._lossy_orders = lossy_orders
-        self._detect_s = detect_s
+        self._make_device, self._lossy_orders, self._detect_s = make_device, lossy_orders, detect_s
         self._resend_after_s = resend_after_s
         self._log_bytes, self._log_disk_bytes = log_bytes, log_disk_bytes
         pool = CorePool(self.clock, None if cores is None else cores.count)
@@ -128,21 +129,26 @@ class SimCluster:
             cores=cores,
             pool=pool,
         )
+        card = card or sim_card((0,) * num_stages)
         self.head = SimHead(
             self.clock,
             self.carrier,
-            _request(card or sim_card((0,) * num_stages), num_stages, num_pages, page_size, max_rows, num_microbatches),
+            _request(card, num_stages, num_pages, page_size, max_rows, num_microbatches, objective),
             SchedulerCore(max_rows=max_rows, resend_after_s=resend_after_s, step_deadline_s=step_deadline_s),
             hidden=row_bytes // 4,
             microbatches=None if tuned else num_microbatches,
             order=self._order,
             to_stage=self._to_stage,
+            planned=self._planned,
         )
         self.workers: dict[WorkerId, SimWorker] = {}
         self.breaks = Breaks(self.clock, self.carrier, self.head, self.workers, num_stages, self._rng)
         for worker, memory in enumerate(memory_bytes or [1 << 40] * (num_stages + num_spares), start=1):
             self._join(worker, memory)
         self.clock.call_later(TICK_S, self._tick)
+
+    def _planned(self, plan: Plan) -> None:
+        """There is another plan."""
 
     def _join(self, worker: WorkerId, memory_bytes: int) -> None:
         self.workers[worker] = SimWorker(worker, self, memory_bytes)
@@ -235,7 +241,7 @@ class SimCluster:
             self.head.do(self.head.swarm.handle(WorkerGone(worker_id, "its connection is broken", self.clock.now)))
         self.clock.call_later(TICK_S, self._tick)
 
-    def _order(self, worker: WorkerId, order: Load | Wire | Measure | Profile) -> None:
+    def _order(self, worker: WorkerId, order: Order) -> None:
         at = self.workers[worker]
         place = self.head.place(worker, at.index)
         self.carrier.carry(HEAD, place, order, partial(at.order, order), reliable=not self._lossy_orders)
@@ -272,7 +278,13 @@ class SimCluster:
 
 
 def _request(
-    card: ModelCard, num_stages: int, num_pages: int, page_size: int, max_rows: int, num_microbatches: int
+    card: ModelCard,
+    num_stages: int,
+    num_pages: int,
+    page_size: int,
+    max_rows: int,
+    num_microbatches: int,
+    objective: Objective | None,
 ) -> PlanRequest:
     return PlanRequest(
         card=card,
@@ -283,6 +295,7 @@ def _request(
         page_size=page_size,
         max_rows=max_rows,
         num_microbatches=num_microbatches,
+        objective=objective,
     )
 
 

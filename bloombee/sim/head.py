@@ -15,6 +15,7 @@ from bloombee.pipeline.commands import (
     Command,
     Conclude,
     Deliver,
+    MeasureHere,
     PipelineBroken,
     PipelineDown,
     PipelineUp,
@@ -24,15 +25,27 @@ from bloombee.pipeline.commands import (
     TellHead,
     TellScheduler,
 )
-from bloombee.pipeline.events import FromStage, Moved, SchedulerSaid, StageRestored, SwarmLost, Tick, WorkerSaid, tune_event
+from bloombee.pipeline.events import (
+    FromStage,
+    MeasuredHere,
+    Moved,
+    SchedulerSaid,
+    StageRestored,
+    SwarmLost,
+    Tick,
+    WorkerSaid,
+    tune_event,
+)
 from bloombee.pipeline.requests import RequestCore
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.pipeline.swarm import PlanRequest, SwarmCore, SwarmLimits
 from bloombee.plan.plan import Plan
-from bloombee.sim.carrier import SCHEDULER, SimCarrier, stage_name
+from bloombee.sim.carrier import HEAD, SCHEDULER, SimCarrier, stage_name
 from bloombee.sim.clock import VirtualClock
+from bloombee.sim.surveying import SimGauges
+from bloombee.sim.worker import Order
 from bloombee.types import FinishReason, WorkerId
-from bloombee.wire.messages import AnyMessage, Load, Measure, Measured, Profile, Wire
+from bloombee.wire.messages import AnyMessage, Introduce, LinkReport, Load, Measure, Measured, MeasureLink, Profile, Wire
 
 
 @dataclass(slots=True)
@@ -55,7 +68,8 @@ class SimHead:
 
     Args:
         hidden: of the model, in elements of four bytes. microbatches: None: to be chosen.
-        order: brings an order or a question to a worker. to_stage: a message of the scheduler to the worker at a stage.
+        order: brings an order to a worker. to_stage: a message of the scheduler to the worker at a stage.
+        planned: told of each plan.
     """
 
     def __init__(
@@ -67,8 +81,9 @@ class SimHead:
         *,
         hidden: int,
         microbatches: int | None,
-        order: Callable[[WorkerId, Load | Wire | Measure | Profile], None],
+        order: Callable[[WorkerId, Order], None],
         to_stage: Callable[[int, Send], None],
+        planned: Callable[[Plan], None],
     ) -> None:
         limits = SwarmLimits(load_deadline_s=1e9)
         self.swarm = SwarmCore(request, limits, links=(number.to_bytes(16, "big") for number in itertools.count(1)))
@@ -93,6 +108,8 @@ class SimHead:
         self._microbatches = microbatches
         self._order = order
         self._to_stage = to_stage
+        self._planned = planned
+        self._gauges = SimGauges(clock, carrier, HEAD, self._measured_here)
 
     # -- what it hears ---------------------------------------------------------------------
 
@@ -138,12 +155,15 @@ class SimHead:
         """Of the swarm's and the requests' core."""
         for command in commands:
             match command:
-                case Send(to=int(worker), message=Load() | Wire() | Profile() as order):
+                case Send(to=int(worker), message=Load() | Wire() | Introduce() | MeasureLink() | Profile() as order):
                     self._order(worker, order)
                 case TellScheduler(message=message):
                     self.schedule(self.scheduler.handle(message))
+                case MeasureHere(order=order):
+                    self._gauges.measure(order)
                 case PlanMade(plan=plan):
                     self.plan = plan
+                    self._planned(plan)
                 case StageLoaded():
                     pass
                 case PipelineBroken(lost=lost):
@@ -164,6 +184,9 @@ class SimHead:
                     self.requests[number].error = error
                 case _:
                     raise AssertionError(f"the head asks for {command!r}")
+
+    def _measured_here(self, report: LinkReport) -> None:
+        self.do(self.swarm.handle(MeasuredHere(report, self._clock.now)))
 
     def _deliver(self, token: Deliver) -> None:
         request = self.requests[token.request]

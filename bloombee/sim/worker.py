@@ -21,8 +21,22 @@ from bloombee.sim.carrier import SCHEDULER, SimCarrier, stage_name
 from bloombee.sim.clock import VirtualClock
 from bloombee.sim.cpu import CorePool
 from bloombee.sim.device import Device
+from bloombee.sim.surveying import SimIntroductions
 from bloombee.types import DeviceUse, Phase, StageUse, WorkerId
-from bloombee.wire.messages import AnyMessage, Load, Loaded, Measure, Measured, Profile, StageFailed, Tally, Wire, Wired
+from bloombee.wire.messages import (
+    AnyMessage,
+    Introduce,
+    Load,
+    Loaded,
+    Measure,
+    Measured,
+    MeasureLink,
+    Profile,
+    StageFailed,
+    Tally,
+    Wire,
+    Wired,
+)
 
 DISK_S = 0.0005
 """What frames need to get to a log's file."""
@@ -104,14 +118,20 @@ class Surroundings(Protocol):
         """What a stage said has arrived."""
 
 
+Order = Load | Wire | Measure | Introduce | MeasureLink | Profile
+"""What the head may say to a worker."""
+
+
 class SimWorker:
-    """``index``: of its stage, once it has one. ``memory_bytes``: that it offers."""
+    """``index``: of its stage, once it has one. ``memory_bytes``: that it offers. ``introductions``: where workers are looked at
+    before the first plan."""
 
     def __init__(self, worker: WorkerId, around: Surroundings, memory_bytes: int) -> None:
         self.id = worker
         self.index = 0
         self.core: StageCore | None = None
         self.is_alive = True
+        self.introductions: SimIntroductions | None = None
         self._around = around
         self._memory_bytes = memory_bytes
         self._device: Device | None = None
@@ -125,7 +145,7 @@ class SimWorker:
 
     # -- what it is told -------------------------------------------------------------------
 
-    def order(self, order: Load | Wire | Measure | Profile) -> None:
+    def order(self, order: Order) -> None:
         """Of the head."""
         if not self.is_alive:
             return
@@ -138,6 +158,9 @@ class SimWorker:
                 self._measure(order)
             case Profile():
                 self._profile(order)
+            case Introduce() | MeasureLink():
+                assert self.introductions is not None
+                self.introductions.order(order)
 
     def _load(self, load: Load) -> None:
         if self.core is None:

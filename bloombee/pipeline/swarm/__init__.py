@@ -1,7 +1,8 @@
 """The swarm core: who is here, what each has loaded, which epoch is wired. ``core.py`` is the door."""
 
 from bloombee.pipeline.swarm.core import REPEAT_S, Event, SwarmCore, SwarmLimits
+from bloombee.pipeline.swarm.figures import Figure, Figures
 from bloombee.pipeline.swarm.orders import rules_message
 from bloombee.pipeline.swarm.planning import PlanRequest
 
-__all__ = ["REPEAT_S", "Event", "PlanRequest", "SwarmCore", "SwarmLimits", "rules_message"]
+__all__ = ["REPEAT_S", "Event", "Figure", "Figures", "PlanRequest", "SwarmCore", "SwarmLimits", "rules_message"]

@@ -13,6 +13,8 @@ from bloombee.models.card import ModelCard
 from bloombee.pipeline.swarm.member import Member
 from bloombee.plan.plan import Plan, StagePlan, check_memory, split_layers
 from bloombee.plan.scratch import scratch_bytes
+from bloombee.plan.solve.objective import Objective
+from bloombee.plan.topology import Topology
 from bloombee.types import Dtype, PageGroup, Span
 
 PIPELINE = 1
@@ -36,6 +38,8 @@ class PlanRequest:
     codec: CodecMode = CodecMode.OFF
     order: tuple[str, ...] = ()
     """Names of the workers of the first plan in the order of their stages; empty: as they join."""
+    objective: Objective | None = None
+    """What the planner is to be best at, once workers and links have been looked at; None: nobody is asked."""
     trace: bool = False
     takes_others: bool = True
     """Workers come from elsewhere: one that leaves before the plan may come back, or another in its place."""
@@ -54,6 +58,10 @@ class FirstPlan:
             return list(workers)[: self.request.num_workers]
         named = [worker for worker in workers if worker.name in order]
         return sorted(named, key=lambda worker: order.index(worker.name))
+
+    def chosen(self, topology: Topology, workers: Sequence[Member]) -> Plan:
+        """The best by what is known. Raises as :meth:`make`."""
+        return self.make(workers)
 
     def make(self, workers: Sequence[Member]) -> Plan:
         """One stage for each of ``workers``, in their order.
