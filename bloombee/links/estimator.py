@@ -610,6 +610,16 @@ class LinkEstimator:
         self._pieces.clear()
         self._bulk.reset()
 
+    # -- what was measured on purpose (links/gauge.py) ------------------------------------------
+
+    def trip(self, rtt_s: float, num_bytes: int, now: float) -> None:
+        """The round trip of a probe of ``num_bytes`` that found the link idle."""
+        self._idle(rtt_s, num_bytes, now, is_sure=True)
+
+    def filled(self, num_bytes: float, busy_s: float, now: float) -> None:
+        """So many bytes kept the wire busy for so long."""
+        self._take_rate(num_bytes, busy_s, now)
+
     # -- samples -------------------------------------------------------------------------------
 
     @property
@@ -628,13 +638,16 @@ class LinkEstimator:
         busy_s, num_bytes = train.lasts_s, train.num_bytes
         train.go_on()
         if busy_s >= self.least_train_s and num_bytes >= MIN_TRAIN_BYTES:
-            self._busy_s += busy_s
-            self._sampled_at = now
-            if self._rate.add(num_bytes / busy_s, busy_s, now):
-                self._rise, self._shown_rate = _Rise(), 0.0  # it was the wire
-            if self._rate.slow.mean and now - self._raw_since < FAST_S:
-                self._base.lower(self._raw_bytes / self._rate.slow.mean)
-            self._raw_since = -math.inf
+            self._take_rate(num_bytes, busy_s, now)
+
+    def _take_rate(self, num_bytes: float, busy_s: float, now: float) -> None:
+        self._busy_s += busy_s
+        self._sampled_at = now
+        if self._rate.add(num_bytes / busy_s, busy_s, now):
+            self._rise, self._shown_rate = _Rise(), 0.0  # it was the wire
+        if self._rate.slow.mean and now - self._raw_since < FAST_S:
+            self._base.lower(self._raw_bytes / self._rate.slow.mean)
+        self._raw_since = -math.inf
 
     @property
     def sampled_at(self) -> float:

@@ -19,7 +19,7 @@ from bloombee.pipeline.events import (
 from bloombee.pipeline.work import Piece, Work
 from bloombee.plan.plan import Plan
 from bloombee.types import FinishReason, Lane, WorkerId
-from bloombee.wire.messages import AnyMessage, Pick
+from bloombee.wire.messages import AnyMessage, MeasureLink, Pick
 
 
 class Send(Struct, frozen=True, gc=False):
@@ -52,6 +52,12 @@ class Spill(Struct, frozen=True, gc=False):
 
     number: int
     frames: tuple[tuple[int, object], ...]
+
+
+class MeasureHere(Struct, frozen=True, gc=False):
+    """The head itself is to measure its link to the worker that the order names as its target; answer with MeasuredHere."""
+
+    order: MeasureLink
 
 
 class TellHead(Struct, frozen=True, gc=False):
@@ -138,6 +144,7 @@ Command = (
     | Compute
     | Gather
     | Spill
+    | MeasureHere
     | TellHead
     | TellScheduler
     | PlanMade

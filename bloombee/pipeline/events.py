@@ -12,7 +12,7 @@ from bloombee.errors import BloomBeeError
 from bloombee.pipeline.work import Outcome
 from bloombee.plan.plan import Ring
 from bloombee.types import FinishReason, Lane, SequenceId, WorkerId
-from bloombee.wire.messages import AnyMessage, Pick, Sampling
+from bloombee.wire.messages import AnyMessage, LinkReport, Pick, Sampling
 
 
 class Port(enum.StrEnum):
@@ -240,6 +240,13 @@ class WorkerJoined(Struct, frozen=True, gc=False):
 class WorkerSaid(Struct, frozen=True, gc=False):
     worker: WorkerId
     message: AnyMessage
+    now: float
+
+
+class MeasuredHere(Struct, frozen=True, gc=False):
+    """What the head has measured of its own link to a worker: the answer to MeasureHere."""
+
+    report: LinkReport
     now: float
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from bloombee.config import LocalWorker, RuntimeConfig
-from bloombee.control.events import PlanEnded, StageBack, StageMeasured
+from bloombee.control.events import CodecSeen, PlanEnded, StageBack, StageMeasured
 from bloombee.control.seen import stage_measured
 from bloombee.errors import (
     BloomBeeError,
@@ -33,6 +33,7 @@ from bloombee.pipeline.commands import (
     Conclude,
     Deliver,
     Dismiss,
+    MeasureHere,
     PipelineBroken,
     PipelineDown,
     PipelineUp,
@@ -44,6 +45,7 @@ from bloombee.pipeline.commands import (
     TellScheduler,
 )
 from bloombee.pipeline.events import (
+    MeasuredHere,
     Moved,
     PlanWired,
     StageRestored,
@@ -81,10 +83,8 @@ from bloombee.wire.messages import (
     Goodbye,
     Join,
     Leave,
-    LinkReport,
     Measure,
     Measured,
-    Profiled,
     Refused,
 )
 
@@ -176,7 +176,8 @@ class HeadRole:
             send=self.members.send,
             desk=self.desk,
         )
-        self._core = SwarmCore(request, SwarmLimits(config.load_deadline_s), links=iter(partial(secrets.token_bytes, 16), b""))
+        links, figures = iter(partial(secrets.token_bytes, 16), b""), self.observatory.remember(request)
+        self._core = SwarmCore(request, SwarmLimits(config.load_deadline_s), links, figures=figures)
         acts = [
             lambda now: self._do(self._core.handle(Tick(now))),
             lambda now: self.dispatch.handle(Tick(now)),
@@ -264,13 +265,6 @@ class HeadRole:
             if stage is None:
                 raise _without_stage(message, self.plan)
             self.dispatch.heard(stage, message, self._endpoint.taken_ns, now)
-        elif isinstance(message, LinkReport):
-            if (seen := self.observatory.reported(worker, message)) is not None:
-                self.dispatch.handle(Moved(now))
-                self.helm.tell(seen)
-        elif isinstance(message, Profiled):
-            if (device := self.observatory.profiled(worker, message, self.card.config_digest)) is not None:
-                self.helm.tell(device)
         elif isinstance(message, Measured):
             if (stage := self._core.stage_of(worker)) is not None:
                 self.helm.tell(stage_measured(stage, message, now))
@@ -278,6 +272,10 @@ class HeadRole:
             self.members.send(worker, Lane.CONTROL, Goodbye(reason="as it wished"))
             self._gone(worker, f"it leaves: {message.reason}")
         else:
+            if (seen := self.observatory.heard(worker, message, self.card.config_digest)) is not None:
+                if isinstance(seen, CodecSeen):
+                    self.dispatch.handle(Moved(now))
+                self.helm.tell(seen)
             self._do(self._core.handle(WorkerSaid(worker, message, now)))
 
     def _ask(self, stage: int, number: int) -> None:
@@ -331,6 +329,8 @@ class HeadRole:
                 self.dispatch.handle(message)
             case Send(to=int(worker), lane=lane, message=message):
                 self.members.send(worker, lane, message)
+            case MeasureHere(order=order):
+                self.members.measure(order, lambda said: self._do(self._core.handle(MeasuredHere(said, time.monotonic()))))
             case PlanMade(plan=plan):
                 self.plan = plan
                 self.desk.planned(plan)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bloombee.errors import BloomBeeError, LinkDown, LocalProtocolError, ProtocolError, from_wire, to_wire
+from bloombee.links.gauge import link_report
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.neighbours import CODECS
 from bloombee.roles.pulse import Pulse
@@ -19,7 +20,7 @@ from bloombee.types import Lane, WorkerId
 from bloombee.wire.handshake import Listener
 from bloombee.wire.join import Admitted, Door
 from bloombee.wire.liveness import LinkWatch, LoopClock
-from bloombee.wire.messages import AnyMessage, Goodbye, Heartbeat, Hello, Join, Refused
+from bloombee.wire.messages import AnyMessage, Goodbye, Heartbeat, Hello, Join, LinkReport, MeasureLink, Refused
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +145,18 @@ class Members:
         if member is None:
             return 0
         return self._endpoint.send(member.link, lane, message)
+
+    def measure(self, order: MeasureLink, done: Callable[[LinkReport], None]) -> None:
+        """The head's own link to the order's target; of one that is not in nothing is known, and ``done`` is not called."""
+        link = self.link(order.target)
+        if link is None:
+            return
+
+        def report() -> None:
+            with contextlib.suppress(LinkDown):  # it may be gone meanwhile
+                done(link_report(order, self._endpoint.estimator(link).facts()))
+
+        self._endpoint.measure(link, fills=order.fills, done=report)
 
     def wrong(self, link: bytes, error: BloomBeeError) -> None:
         """A message must not be: who says it is told so and is in no longer, unless it only came too late."""

@@ -1,4 +1,4 @@
-"""A worker's links to other workers: greeted once, watched by who dialled, kept while an epoch of some span needs them."""
+"""A worker's links to other workers: greeted once, watched by who dialled, kept while somebody here needs them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from functools import partial
 from typing import Protocol
 
 from bloombee.codec import api
-from bloombee.errors import BloomBeeError, ConfigError, LinkDown, RemoteProtocolError, StalePlan
-from bloombee.pipeline.events import Port
+from bloombee.errors import BloomBeeError, ConfigError, LinkDown, LocalProtocolError, RemoteProtocolError, StalePlan
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.watching import LOADING_SILENCE_S, look
 from bloombee.transport.endpoint import Endpoint
@@ -20,7 +19,7 @@ from bloombee.transport.link_events import LinkEvent, LinkEventKind
 from bloombee.types import VERSION, Lane, WorkerId
 from bloombee.wire.handshake import ClockEstimate, Dialler, Listener
 from bloombee.wire.liveness import LinkWatch, LoopClock
-from bloombee.wire.messages import PROTOCOL_VERSION, AnyMessage, Heartbeat, Hello, Peer, Refused, Welcome, Wire
+from bloombee.wire.messages import PROTOCOL_VERSION, AnyMessage, Heartbeat, Hello, Peer, Refused, Welcome
 
 log = logging.getLogger(__name__)
 CODECS = (0, api.CODEC_ID)
@@ -31,11 +30,9 @@ MOST_DAMAGED = 8
 
 @dataclass(slots=True)
 class Neighbour:
-    """A worker -> worker link."""
+    """A link to another worker; which of the two feeds the other is an epoch's affair."""
 
     peer: Peer
-    port: Port
-    """Which side of this worker it is on: upstream is who dialled it, and judges the link."""
     watch: LinkWatch
     greeter: Greeter | None = None
     clock: ClockEstimate | None = None
@@ -71,7 +68,7 @@ class Neighbour:
 
 
 class User(Protocol):
-    """A span that is served over such links."""
+    """A span that is served over such links, or who has them for another reason."""
 
     @property
     def links(self) -> Collection[bytes]:
@@ -96,7 +93,7 @@ class Neighbours:
     Args:
         swarm, worker: who this worker is.
         clock: of its process.
-        heartbeat_s, silence_s: how often the next worker is asked whether it is there, and how long one may say nothing.
+        heartbeat_s, silence_s: how often one that was dialled is asked whether it is there, and how long it may say nothing.
     """
 
     def __init__(
@@ -129,24 +126,25 @@ class Neighbours:
 
     # -- coming and going ------------------------------------------------------------------
 
-    def meet(self, wire: Wire) -> None:
-        """Greet those of an epoch's neighbours that are new, and where a scheduler is elsewhere whoever is to speak with it.
+    def meet(self, peer: Peer) -> Neighbour:
+        """Greet another worker, unless that link is here already; whoever needs it says so among its links.
 
         Raises:
-            LinkDown: the address of one is none; says whose.
+            LinkDown: its address is none; says whose.
+            RemoteProtocolError: that link is another's, or leads to this worker.
         """
-        schedule = wire.schedule
-        peers = [wire.predecessor, wire.successor, wire.scheduler, *(schedule.stages if schedule is not None else ())]
-        for peer in peers:
-            if peer is None or peer.link in self._by_link:
-                continue
-            if peer.dials:
-                self._dial(peer)
-            else:
-                self._endpoint.allow(peer.link, peer.key, peer.worker)
-                self._greet(peer, Port.UPSTREAM, Listener(swarm=self._swarm, worker=peer.worker, codecs=CODECS))
+        known = self._by_link.get(peer.link)
+        if peer.worker == self._worker or (known is not None and (known.peer.worker, known.peer.key) != (peer.worker, peer.key)):
+            raise RemoteProtocolError(f"a link to worker {peer.worker} that is another's", path="Peer.link")
+        if known is not None:
+            return known
+        try:
+            machine = self._dial(peer) if peer.dials else self._await(peer)
+        except LocalProtocolError as error:  # the head's own, say
+            raise RemoteProtocolError(error.message, path="Peer.link") from None
+        return self._greet(peer, machine)
 
-    def _dial(self, peer: Peer) -> None:
+    def _dial(self, peer: Peer) -> Dialler:
         try:
             self._endpoint.dial(peer.link, peer.endpoint, peer.key)
         except ConfigError as error:
@@ -154,17 +152,21 @@ class Neighbours:
         hello = Hello(
             protocol=PROTOCOL_VERSION, swarm=self._swarm, worker=self._worker, software=VERSION, codecs=CODECS, sent_ns=0
         )
-        self._greet(peer, Port.DOWNSTREAM, Dialler(hello, peer=f"worker {peer.worker} at {peer.endpoint}"))
+        return Dialler(hello, peer=f"worker {peer.worker} at {peer.endpoint}")
+
+    def _await(self, peer: Peer) -> Listener:
+        self._endpoint.allow(peer.link, peer.key, peer.worker)
+        return Listener(swarm=self._swarm, worker=peer.worker, codecs=CODECS)
 
     def leave(self) -> None:
         """Those that nobody needs any more."""
         needed = {link for user in self.users for link in user.links}
         for link in [link for link in self._by_link if link not in needed]:
             neighbour = self._by_link.pop(link)
-            self._endpoint.forbid(link) if neighbour.port is Port.UPSTREAM else self._endpoint.hang_up(link)
+            self._endpoint.hang_up(link) if neighbour.peer.dials else self._endpoint.forbid(link)
 
-    def _greet(self, peer: Peer, port: Port, machine: Dialler | Listener) -> None:
-        neighbour = self._by_link[peer.link] = Neighbour(peer, port, self._new_watch(now=self._now()))
+    def _greet(self, peer: Peer, machine: Dialler | Listener) -> Neighbour:
+        neighbour = self._by_link[peer.link] = Neighbour(peer, self._new_watch(now=self._now()))
 
         def timed(clock: ClockEstimate) -> None:
             neighbour.watch.liveness.timed(clock.round_trip_ns / 1e9)
@@ -181,6 +183,7 @@ class Neighbours:
             self._lost(neighbour, error.message)
 
         neighbour.greeter = Greeter(self._endpoint, peer.link, machine, on_open=opened, on_error=failed, on_timed=timed)
+        return neighbour
 
     def _opened(self, neighbour: Neighbour) -> None:
         for user in self._users_of(neighbour.peer.link):
@@ -227,10 +230,10 @@ class Neighbours:
     def beat(self, link: bytes, beat: Heartbeat) -> None:
         """A question of who dialled, or the answer to one of this side's."""
         neighbour = self._by_link[link]
-        if neighbour.port is Port.UPSTREAM:
-            self._endpoint.send(link, Lane.CONTROL, beat)
-        else:
+        if neighbour.peer.dials:
             neighbour.watch.answered(beat.count, self._now())
+        else:
+            self._endpoint.send(link, Lane.CONTROL, beat)
 
     def greeted(self, link: bytes, lane: Lane, message: AnyMessage) -> None:
         """A message of a handshake, or a refusal of what was said."""
@@ -239,7 +242,7 @@ class Neighbours:
         if isinstance(message, Refused) and neighbour.is_open:
             said = f"{message.code} {message.fields.get('message', '')}"
             is_news = message.code != StalePlan.__name__ and said != neighbour.refused
-            log.log(logging.WARNING if is_news else logging.DEBUG, "%s link refused a message: %s", neighbour.port.value, said)
+            log.log(logging.WARNING if is_news else logging.DEBUG, "worker %d refused a message: %s", neighbour.peer.worker, said)
             neighbour.refused = said
             return
         neighbour.greeter.received(lane, message)
@@ -250,13 +253,13 @@ class Neighbours:
         for link, neighbour in list(self._by_link.items()):
             if neighbour.greeter is not None and not neighbour.is_lost:
                 neighbour.greeter.tick()
-            if neighbour.port is Port.DOWNSTREAM and not neighbour.is_lost:
+            if not neighbour.is_lost:
                 self._look_for_pieces(link, neighbour, now)
 
     def look(self, now: float) -> None:
-        """At the next workers: ask those whose time it is, and judge. To be called often."""
+        """At those that were dialled from here: ask whose time it is, and judge. To be called often."""
         for link, neighbour in list(self._by_link.items()):
-            if neighbour.port is Port.DOWNSTREAM and neighbour.is_open and not neighbour.is_lost:
+            if neighbour.peer.dials and neighbour.is_open and not neighbour.is_lost:
                 patience_s = 0.0 if neighbour.serves else LOADING_SILENCE_S
                 why = look(self._endpoint, link, neighbour.watch, now, patience_s=patience_s)
                 if why is not None:

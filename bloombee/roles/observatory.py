@@ -11,11 +11,13 @@ from bloombee.control.seen import link_seen
 from bloombee.links.estimator import LinkFacts
 from bloombee.links.frames import LinkMeter
 from bloombee.pipeline.profiles import from_message
+from bloombee.pipeline.swarm import Figures, PlanRequest
 from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
 from bloombee.plan.topology import LOCAL, Device, Topology
+from bloombee.roles.link_memory import figures_path, keep_figures, read_figures
 from bloombee.types import HEAD, WorkerId
-from bloombee.wire.messages import LinkReport, Profiled
+from bloombee.wire.messages import AnyMessage, LinkReport, Profiled
 
 LINK_FACTS = tuple(fact.name for fact in dataclasses.fields(LinkFacts))
 
@@ -32,10 +34,21 @@ class Observatory:
         """(from, to) -> whether activations are coded there, and why, as their senders reported last."""
         self._plan: Plan | None = None
         self._facts: dict[tuple[WorkerId, WorkerId], LinkFacts] = {}
+        self._figures: Figures | None = None
+        """Of links, that are kept for another time."""
+
+    def remember(self, request: PlanRequest) -> Figures:
+        """What is known of links from before, if a planner is to use it; what comes to it is kept when there is a plan."""
+        if request.objective is None:
+            return Figures()
+        self._figures = read_figures(figures_path())
+        return self._figures
 
     def planned(self, plan: Plan) -> None:
         """It is about the links and workers of ``plan`` from now on."""
         self._plan = plan
+        if self._figures is not None:
+            keep_figures(figures_path(), self._figures)
 
     def lost(self, worker: WorkerId) -> None:
         """What was measured of the ring that had it is of no use."""
@@ -45,6 +58,15 @@ class Observatory:
         self.meter.restart()
 
     # -- what workers say ------------------------------------------------------------------
+
+    def heard(self, worker: WorkerId, message: AnyMessage, config_digest: str) -> CodecSeen | DeviceSeen | None:
+        """What a worker says of itself or of a link; None: it is no news to a ring that runs."""
+        match message:
+            case LinkReport():
+                return self.reported(worker, message)
+            case Profiled():
+                return self.profiled(worker, message, config_digest)
+        return None
 
     def reported(self, worker: WorkerId, said: LinkReport) -> CodecSeen | None:
         """What a worker knows of its link; None: it is of no ring that is, or is gone."""

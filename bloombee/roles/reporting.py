@@ -178,7 +178,7 @@ class Reporter:
         self._reported_at, self._reported_frames, self._has_moved = now, facts.num_frames, False
         following = newest.wire.successor or newest.wire.scheduler
         target = following.worker if following is not None else HEAD
-        self._courier.to_head(LinkReport(target=target, codec=choice, **dataclasses.asdict(facts)))
+        self._courier.to_head(LinkReport(target=target, codec=choice, number=0, **dataclasses.asdict(facts)))
 
     def _greeting_rtt_s(self, newest: Seating) -> float | None:
         following = self._seatings.following(newest)

@@ -85,8 +85,10 @@ class Seatings:
         Raises:
             LinkDown: a neighbour told an address that is none.
         """
-        self._neighbours.meet(wire)
         schedule, scheduler = wire.schedule, self._head_link
+        for peer in (wire.predecessor, wire.successor, wire.scheduler, *(() if schedule is None else schedule.stages)):
+            if peer is not None:
+                self._neighbours.meet(peer)
         if schedule is not None or wire.scheduler is not None:
             scheduler = HERE if wire.scheduler is None else wire.scheduler.link
         links = {

@@ -19,6 +19,7 @@ from bloombee.errors import BloomBeeError, RemoteProtocolError, StalePlan
 from bloombee.pace import parse_pace
 from bloombee.plan.profile import Hardware
 from bloombee.roles.executor import SpanExecutor
+from bloombee.roles.introductions import Introductions
 from bloombee.roles.loading import Loader
 from bloombee.roles.log_file import LogFile
 from bloombee.roles.measuring import Measuring
@@ -31,7 +32,7 @@ from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.link_events import LinkEvent
 from bloombee.types import Lane, PipelineId
 from bloombee.wire.liveness import LoopClock
-from bloombee.wire.messages import AnyMessage, Heartbeat, Joined, Load, Profile, Schedule, Wire
+from bloombee.wire.messages import AnyMessage, Heartbeat, Introduce, Joined, Load, MeasureLink, Profile, Schedule, Wire
 from bloombee.wire.spoken import check_spoken
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,9 @@ class Stages:
             clock=clock,
             heartbeat_s=joined.heartbeat_s,
             silence_s=joined.silence_s,
+        )
+        self._introductions = Introductions(
+            endpoint, head_link, self._neighbours, is_serving=lambda: any(host.seatings for host in self)
         )
         self._hosts: dict[PipelineId, list[StageHost]] = {}
         """Of each pipeline, in the order in which they were ordered: only the last takes new seats."""
@@ -219,6 +223,12 @@ class Stages:
                 self._neighbours.greeted(link, lane, message)
                 return
             self._neighbours.serves(link)
+        elif isinstance(message, Introduce):
+            self._introductions.introduce(message)
+            return
+        elif isinstance(message, MeasureLink):
+            self._introductions.measure(message)
+            return
         scheduler = self._schedulers.get(getattr(message, "pipeline", -1))
         if scheduler is not None and scheduler.hears(link, message):
             return

@@ -13,7 +13,7 @@ from bloombee.plan.topology import Cores, Link
 from bloombee.sim.clock import VirtualClock
 from bloombee.sim.cpu import CorePool
 from bloombee.sim.network import Faults, LinkShape, SimLink, SimNetwork
-from bloombee.types import Lane
+from bloombee.types import Lane, WorkerId
 from bloombee.wire.messages import AnyMessage, Ask, Forward, Told, Verdict
 
 HEADER_BYTES = 160
@@ -24,6 +24,11 @@ HEAD, SCHEDULER = "head", "scheduler"
 def stage_name(index: int) -> str:
     """Of the end of a link at that stage."""
     return f"stage{index}"
+
+
+def worker_name(worker: WorkerId) -> str:
+    """Of the end of a link at that worker, whether or not it has a stage."""
+    return f"worker{worker}"
 
 
 class SimCarrier:
@@ -60,6 +65,10 @@ class SimCarrier:
         self._nodes = {HEAD: HEAD_NODE, SCHEDULER: HEAD_NODE, **{stage_name(i): node for i, node in enumerate(nodes)}}
         self._cores = cores
         self._pool = pool
+
+    def place(self, name: str, node: str) -> None:
+        """Whoever is called ``name`` is at that node of the network."""
+        self._nodes[name] = node
 
     def link(self, source: str, target: str) -> SimLink:
         """One direction between two parties; the same one each time."""

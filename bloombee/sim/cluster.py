@@ -20,7 +20,6 @@ from bloombee.pipeline.log import LOG_BYTES
 from bloombee.pipeline.scheduler import SchedulerCore, SchedulerProxy, SchedulerService
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.swarm import PlanRequest
-from bloombee.pipeline.swarm.member import Member
 from bloombee.plan.network import Network
 from bloombee.plan.plan import Plan
 from bloombee.plan.topology import Cores, Topology
@@ -31,9 +30,9 @@ from bloombee.sim.cpu import CorePool
 from bloombee.sim.device import VOCAB, Device, SimDevice
 from bloombee.sim.head import SimHead, SimRequest
 from bloombee.sim.network import Faults, LinkShape
-from bloombee.sim.worker import SimDevices, SimWorker
+from bloombee.sim.worker import Order, SimDevices, SimWorker
 from bloombee.types import Dtype, SchedulerPlace, WorkerId
-from bloombee.wire.messages import AnyMessage, Load, Measure, Profile, Sampling, Schedule, Wire
+from bloombee.wire.messages import AnyMessage, Load, Sampling, Schedule, Wire
 
 TICK_S = 0.1
 PACE = Pace(fixed_s=0.001, decode_row_s=0.0001, prefill_row_s=0.00002)
@@ -67,7 +66,11 @@ class SimCluster:
     carrier_type: type[SimCarrier] = SimCarrier
     """Of what carries everything."""
     objective: Objective | None = None
-    """Of a planner that decides which workers have a stage, by what is :meth:`known` of them; None: all have one."""
+    """Of a planner that decides which workers have a stage; None: all have one."""
+    is_surveyed: bool = False
+    """Workers and links are looked at before the plan: :class:`~bloombee.sim.surveyed.SurveyedCluster`."""
+    topology: Topology | None = None
+    """What is known of workers when the plan is made; None: nothing."""
 
     def __init__(
         self,
@@ -109,8 +112,7 @@ class SimCluster:
         self._rng = random.Random(seed)
         self._make_device = make_device
         self._lossy_orders = lossy_orders
-        self._detect_s = detect_s
-        self.shapes = dict(shapes or {})
+        self._detect_s, self.shapes = detect_s, dict(shapes or {})
         self._resend_after_s, self._step_deadline_s, self._max_rows = resend_after_s, step_deadline_s, max_rows
         self._log_bytes, self._log_disk_bytes = log_bytes, log_disk_bytes
         pool = CorePool(self.clock, None if cores is None else cores.count)
@@ -138,10 +140,10 @@ class SimCluster:
         self.head = SimHead(
             self.clock,
             self.carrier,
-            _request(card, num_stages, num_pages, page_size, max_rows, num_microbatches, tuned, self.objective, scheduler),
+            _request(card, num_stages, num_pages, page_size, max_rows, num_microbatches, tuned, scheduler, self),
             self._make_scheduler,
             hidden=row_bytes // 4,
-            known=self.known,
+            known=lambda _: self.topology,
             order=self._order,
             to_stage=self._of_head,
         )
@@ -150,10 +152,6 @@ class SimCluster:
         for worker, memory in enumerate(memory_bytes or [1 << 40] * (num_stages + num_spares), start=1):
             self._join(worker, memory)
         self.clock.call_later(TICK_S, self._tick)
-
-    def known(self, _: Sequence[Member]) -> Topology | None:
-        """Of workers when the plan is made; None: nothing."""
-        return None
 
     def _join(self, worker: WorkerId, memory_bytes: int) -> None:
         self.workers[worker] = SimWorker(worker, self, memory_bytes)
@@ -253,7 +251,7 @@ class SimCluster:
             self.head.do(self.head.swarm.handle(WorkerGone(worker_id, "its connection is broken", self.clock.now)))
         self.clock.call_later(TICK_S, self._tick)
 
-    def _order(self, worker: WorkerId, order: Load | Wire | Measure | Profile) -> None:
+    def _order(self, worker: WorkerId, order: Order) -> None:
         at = self.workers[worker]
         place = self.head.place(worker, at.index)
         self.carrier.carry(HEAD, place, order, partial(at.order, order), reliable=not self._lossy_orders)
@@ -329,8 +327,8 @@ def _request(
     max_rows: int,
     num_microbatches: int,
     tuned: bool,
-    objective: Objective | None,
     scheduler: SchedulerPlace,
+    cluster: SimCluster,
 ) -> PlanRequest:
     return PlanRequest(
         card=card or sim_card((0,) * num_stages),
@@ -342,7 +340,8 @@ def _request(
         max_rows=max_rows,
         num_microbatches=num_microbatches,
         tuned=tuned,
-        objective=objective,
+        objective=cluster.objective,
+        survey=cluster.is_surveyed,
         scheduler=scheduler,
     )
 

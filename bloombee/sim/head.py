@@ -15,6 +15,7 @@ from bloombee.pipeline.commands import (
     Command,
     Conclude,
     Deliver,
+    MeasureHere,
     PipelineBroken,
     PipelineDown,
     PipelineUp,
@@ -26,6 +27,7 @@ from bloombee.pipeline.commands import (
 )
 from bloombee.pipeline.events import (
     FromStage,
+    MeasuredHere,
     Moved,
     SchedulerBegan,
     SchedulerSaid,
@@ -41,10 +43,11 @@ from bloombee.pipeline.swarm import PlanRequest, SwarmCore, SwarmLimits
 from bloombee.pipeline.swarm.member import Member
 from bloombee.plan.plan import Plan
 from bloombee.plan.topology import Topology
-from bloombee.sim.carrier import SCHEDULER, SimCarrier, stage_name
+from bloombee.sim.carrier import HEAD, SCHEDULER, SimCarrier, stage_name
 from bloombee.sim.clock import VirtualClock
+from bloombee.sim.surveying import SimGauges
 from bloombee.types import FinishReason, SchedulerPlace, WorkerId
-from bloombee.wire.messages import AnyMessage, Load, Measure, Measured, Profile, Wire
+from bloombee.wire.messages import AnyMessage, Introduce, LinkReport, Load, Measure, Measured, MeasureLink, Profile, Wire
 
 
 @dataclass(slots=True)
@@ -81,7 +84,7 @@ class SimHead:
         *,
         hidden: int,
         known: Callable[[Sequence[Member]], Topology | None],
-        order: Callable[[WorkerId, Load | Wire | Measure | Profile], None],
+        order: Callable[[WorkerId, Load | Wire | Measure | Introduce | MeasureLink | Profile], None],
         to_stage: Callable[[int, Send], None],
     ) -> None:
         limits = SwarmLimits(load_deadline_s=1e9)
@@ -110,6 +113,9 @@ class SimHead:
         self._to_stage = to_stage
         self._make_scheduler = make_scheduler
         self._scheduler_at = SchedulerPlace.HEAD, 1
+        self.on_plan: Callable[[Plan], None] = lambda _: None
+        """Told of each plan."""
+        self._gauges = SimGauges(clock, carrier, HEAD, self._measured_here)
 
     # -- what it hears ---------------------------------------------------------------------
 
@@ -155,10 +161,12 @@ class SimHead:
         """Of the swarm's and the requests' core."""
         for command in commands:
             match command:
-                case Send(to=int(worker), message=Load() | Wire() | Profile() as order):
+                case Send(to=int(worker), message=Load() | Wire() | Introduce() | MeasureLink() | Profile() as order):
                     self._order(worker, order)
                 case TellScheduler(message=message):
                     self.schedule(self.scheduler.handle(message))
+                case MeasureHere(order=order):
+                    self._gauges.measure(order)
                 case PlanMade(plan=plan):
                     self._planned(plan)
                 case StageLoaded():
@@ -184,11 +192,15 @@ class SimHead:
 
     def _planned(self, plan: Plan) -> None:
         self.plan = plan
+        self.on_plan(plan)
         place = plan.scheduler, plan.scheduler_since
         if place != self._scheduler_at:
             self._scheduler_at = place
             self.scheduler = self._make_scheduler(plan)
             self.do(self.request_core.handle(SchedulerBegan(self._clock.now)))
+
+    def _measured_here(self, report: LinkReport) -> None:
+        self.do(self.swarm.handle(MeasuredHere(report, self._clock.now)))
 
     def _deliver(self, token: Deliver) -> None:
         request = self.requests[token.request]

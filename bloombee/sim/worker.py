@@ -39,8 +39,23 @@ from bloombee.sim.clock import VirtualClock
 from bloombee.sim.cpu import CorePool
 from bloombee.sim.device import Device
 from bloombee.sim.head import SimHead
+from bloombee.sim.surveying import SimIntroductions
 from bloombee.types import DeviceUse, Phase, StageUse, WorkerId
-from bloombee.wire.messages import AnyMessage, Load, Loaded, Measure, Measured, Profile, Schedule, StageFailed, Tally, Wire, Wired
+from bloombee.wire.messages import (
+    AnyMessage,
+    Introduce,
+    Load,
+    Loaded,
+    Measure,
+    Measured,
+    MeasureLink,
+    Profile,
+    Schedule,
+    StageFailed,
+    Tally,
+    Wire,
+    Wired,
+)
 
 DISK_S = 0.0005
 """What frames need to get to a log's file."""
@@ -130,8 +145,13 @@ class Surroundings(Protocol):
         """Of the scheduler, wherever it is."""
 
 
+Order = Load | Wire | Measure | Introduce | MeasureLink | Profile
+"""What the head may say to a worker."""
+
+
 class SimWorker:
-    """``index``: of its stage, once it has one. ``memory_bytes``: that it offers."""
+    """``index``: of its stage, once it has one. ``memory_bytes``: that it offers. ``introductions``: where workers are looked at
+    before the first plan."""
 
     def __init__(self, worker: WorkerId, around: Surroundings, memory_bytes: int) -> None:
         self.id = worker
@@ -140,6 +160,7 @@ class SimWorker:
         self.service: SchedulerService | None = None
         """The scheduler, where it is beside this worker's stage."""
         self.is_alive = True
+        self.introductions: SimIntroductions | None = None
         self._around = around
         self._memory_bytes = memory_bytes
         self._device: Device | None = None
@@ -153,7 +174,7 @@ class SimWorker:
 
     # -- what it is told -------------------------------------------------------------------
 
-    def order(self, order: Load | Wire | Measure | Profile) -> None:
+    def order(self, order: Order) -> None:
         """Of the head."""
         if not self.is_alive:
             return
@@ -166,6 +187,9 @@ class SimWorker:
                 self._measure(order)
             case Profile():
                 self._profile(order)
+            case Introduce() | MeasureLink():
+                assert self.introductions is not None
+                self.introductions.order(order)
 
     def _load(self, load: Load) -> None:
         if self.core is None:

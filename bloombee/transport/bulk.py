@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from asyncio import TimerHandle
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from bloombee.errors import RemoteProtocolError
 from bloombee.links.estimator import LinkEstimator, wire_bytes
@@ -19,6 +20,9 @@ from bloombee.wire.envelope import Envelope
 from bloombee.wire.messages import Message, Piece, PieceAck, Probe
 from bloombee.wire.rules import refuse
 from bloombee.wire.schema import Buffer
+
+if TYPE_CHECKING:
+    from bloombee.transport.gauging import Gauging
 
 WHOLE_BYTES = 1 << 14
 """Larger payloads go in pieces."""
@@ -41,9 +45,11 @@ class Bulk:
         "_whole_bytes",
         "assembly",
         "estimator",
+        "gauging",
         "is_begun",
         "offset",
         "prober",
+        "read_us",
         "timer",
         "wait_s",
         "window",
@@ -54,7 +60,11 @@ class Bulk:
         self.estimator = LinkEstimator()
         """What this link carries, of both lanes; whole frames are shown to it by their owners."""
         self.prober = Prober()
+        self.gauging: Gauging | None = None
+        """What is being measured on purpose."""
         self.assembly = Assembly(self._may_break)
+        self.read_us = 0
+        """When the last piece or probe was read."""
         self.is_begun = False
         """Whether the header of the frame at the queue's front is out."""
         self.offset = 0
@@ -121,6 +131,12 @@ class Bulk:
         self.estimator.pieces_lost()
         self.prober.lost()
         self.wait_s = 0.0
+        self.end_gauging()
+
+    def end_gauging(self) -> None:
+        """What is being measured is over."""
+        if self.gauging is not None:
+            self.gauging.end()
 
     def cancel_timer(self) -> None:
         if self.timer is not None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import zmq
 
@@ -238,18 +238,10 @@ class Endpoint:
                 check_payloads(Envelope(outbox.swarm, message, tensors), lengths)
             except RemoteProtocolError as error:
                 raise LocalProtocolError(f"not sent: {error.message}", **error.fields) from None
-        port = ports[lane]
-        reader = port.reader
-        assert reader is not None
         try:
-            can_write = (port.accepted or port.up) and not port.queue and not port.cuts(payloads)
-            if can_write and port.write(header, payloads, num_bytes):
-                reader.recheck()
-                return num_bytes
+            outbox.send(ports[lane], header, payloads, num_bytes)
         except Unreachable:
-            outbox.unreachable(port, 1)
-            return num_bytes
-        outbox.keep(port, header, payloads, num_bytes)
+            outbox.unreachable(ports[lane], 1)
         return num_bytes
 
     def probe(self, link: bytes, idle_s: float) -> int:
@@ -265,6 +257,18 @@ class Endpoint:
             LinkDown: no such link at this endpoint.
         """
         return self._outbox.probe(*self._ports(link), idle_s)
+
+    def measure(self, link: bytes, *, fills: bool, done: Callable[[], None]) -> None:
+        """Find out how long this side's direction of a link is, or how wide (links/gauge.py); its :meth:`estimator` learns it.
+
+        Args:
+            fills: keep it full for a moment; nothing else of this side's should be on its way.
+            done: called once, when no more will be known; within some seconds.
+
+        Raises:
+            LinkDown: no such link at this endpoint.
+        """
+        self._outbox.measure(self._ports(link)[Lane.BULK], fills=fills, done=done)
 
     def pending_bytes(self, link: bytes, lane: Lane) -> int:
         """Bytes in the lane's own queue: what ZeroMQ has not taken yet. 0 for an unknown link."""
@@ -323,20 +327,23 @@ class Endpoint:
                 self._outbox.drop(link, linger_ms)
             self._router.close(linger_ms)
             ended = self._loop.create_future()
-            thread = threading.Thread(target=self._end_context, args=(ended,), name="zmq-context-end", daemon=True)
+            thread = threading.Thread(
+                target=_end_context, args=(self._context, self._loop, ended), name="zmq-context-end", daemon=True
+            )
             thread.start()
         await ended
         thread.join()  # it has said its last word; only its return is left
 
-    def _end_context(self, ended: asyncio.Future[None]) -> None:
-        """In a thread: term() blocks until lingering messages are sent or given up."""
-        self._context.term()
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_end, ended)
-
 
 def _no_link(link: bytes) -> LinkDown:
     return LinkDown(f"no link {link.hex()[:8]}: it was never made here or has been dropped", link=link.hex())
+
+
+def _end_context(context: zmq.Context[zmq.Socket[bytes]], loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:
+    """In a thread: term() blocks until lingering messages are sent or given up."""
+    context.term()
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(_end, ended)
 
 
 def _end(future: asyncio.Future[None]) -> None:

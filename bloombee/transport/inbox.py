@@ -141,11 +141,12 @@ class Inbox:
         if isinstance(message, PieceAck):
             if port.bulk is not None or payloads:
                 raise wrong_lane(message)
-            self._outbox.acked(port.link, message.upto)
+            self._outbox.acked(port.link, message)
             return None
         if port.bulk is None:
             raise wrong_lane(message)
         if not envelope.tensors:  # a piece; the frame was counted with its beginning
             port.counters.messages_in -= 1
+            port.bulk.read_us = time.monotonic_ns() // 1000
             self._outbox.acks_due.add(port.link)
         return port.bulk.take(envelope, payloads)

@@ -177,6 +177,7 @@ class LanePort:
         self.pending_bytes = 0
         if self.bulk is not None:
             self.bulk.cancel_timer()
+            self.bulk.end_gauging()
 
 
 def _send_payload(socket: zmq.Socket[bytes], payload: Buffer, flags: int) -> None:

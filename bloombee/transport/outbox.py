@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from bloombee.errors import AuthenticationError, BloomBeeError, LinkDown, to_wire
 from bloombee.transport.bulk import Bulk
+from bloombee.transport.gauging import Gauging
 from bloombee.transport.lanes import LanePort, Unreachable
 from bloombee.transport.link_events import LinkEvent, LinkEventKind
 from bloombee.types import Lane
@@ -84,6 +85,26 @@ class Outbox:
             where = f"link {port.link.hex()[:8]}, {port.lane.name.lower()} lane"
             error = LinkDown(f"{where}: {error}", link=port.link.hex(), worker=port.worker)
         self._on_event(LinkEvent(kind, port.link, port.lane, error))
+
+    # -- sending -------------------------------------------------------------------------------
+
+    def send(self, port: LanePort, header: bytes, payloads: Sequence[Buffer] = (), num_bytes: int | None = None) -> None:
+        """Hand a multipart to ZeroMQ, or keep it until that can be.
+
+        Args:
+            num_bytes: of all of it; None: it is a header alone.
+
+        Raises:
+            QueueFull: the lane's queue is at its bound; nothing was sent.
+            Unreachable: an accepted lane whose peer is not connected.
+        """
+        num_bytes = len(header) if num_bytes is None else num_bytes
+        can_write = (port.accepted or port.up) and not port.queue and not port.cuts(payloads)
+        if can_write and port.write(header, payloads, num_bytes):
+            assert port.reader is not None
+            port.reader.recheck()
+        else:
+            self.keep(port, header, payloads, num_bytes)
 
     # -- what waits ----------------------------------------------------------------------------
 
@@ -161,7 +182,8 @@ class Outbox:
         """Bytes of a train of padding that was sent on a bulk lane; as :meth:`Endpoint.probe`."""
         bulk = port.bulk
         assert bulk is not None
-        if not (port.accepted or port.up) or control.queue or port.queue or bulk.window.unacked_bytes:
+        is_busy = control.queue or port.queue or bulk.window.unacked_bytes or bulk.gauging is not None
+        if is_busy or not (port.accepted or port.up):
             return 0
         now, facts = time.monotonic(), bulk.estimator.facts()
         wanted = bulk.prober.wants(
@@ -185,13 +207,26 @@ class Outbox:
             port.reader.recheck()
         return sent
 
+    def measure(self, port: LanePort, *, fills: bool, done: Callable[[], None]) -> None:
+        """Of a bulk lane; as :meth:`Endpoint.measure`."""
+        bulk = port.bulk
+        assert bulk is not None
+        bulk.end_gauging()
+        bulk.gauging = Gauging(self._loop, self, port, bulk, fills=fills, done=done)
+        if port.queue or not (port.accepted or port.up):
+            bulk.end_gauging()
+        else:
+            bulk.gauging.go_on()
+
     # -- acknowledgements of pieces ------------------------------------------------------------
 
-    def acked(self, link: bytes, upto: int) -> None:
+    def acked(self, link: bytes, ack: PieceAck) -> None:
         """Raises RemoteProtocolError if no piece of such a number was sent."""
         port = self.links[link][Lane.BULK]
         assert port.bulk is not None
-        port.bulk.acked(upto, time.monotonic())
+        port.bulk.acked(ack.upto, time.monotonic())
+        if port.bulk.gauging is not None:
+            port.bulk.gauging.acked(ack.upto, ack.read_us)
         if port.queue:
             self._resume(port)
 
@@ -206,10 +241,10 @@ class Outbox:
             assert bulk is not None
             if (control.accepted or control.up) and not control.queue:
                 self.acks_due.discard(link)
-                self._say_ack(control, bulk.assembly.upto)
+                self._say_ack(control, PieceAck(bulk.assembly.upto, bulk.read_us))
 
-    def _say_ack(self, control: LanePort, upto: int) -> None:
-        header = encode_envelope(self.swarm, PieceAck(upto))
+    def _say_ack(self, control: LanePort, ack: PieceAck) -> None:
+        header = encode_envelope(self.swarm, ack)
         assert control.reader is not None
         try:
             if not control.write(header, (), len(header)):

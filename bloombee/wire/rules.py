@@ -107,6 +107,10 @@ def _check_introduce(introduce: m.Introduce) -> None:
     _check_peer("Introduce.peer", introduce.peer)
 
 
+def _check_introduced(introduced: m.Introduced) -> None:
+    _check_facts("Introduced.fields", introduced.fields)
+
+
 def _check_peer(path: str, peer: m.Peer) -> None:
     if peer.worker == 0:
         raise refuse(f"{path}.worker", 0, "at least 1: the head is known")
@@ -374,6 +378,7 @@ _CHECKS: dict[type, Callable[[Any], None]] = {
     m.Joined: _check_joined,
     m.Refused: _check_refused,
     m.Introduce: _check_introduce,
+    m.Introduced: _check_introduced,
     m.Load: _check_load,
     m.Loading: _check_loading,
     m.Wire: _check_wire,

@@ -17,7 +17,6 @@ from bloombee.wire.messages import (
     Fork,
     Have,
     Introduce,
-    Introduced,
     Item,
     Keep,
     KvHeld,
@@ -30,7 +29,7 @@ from bloombee.wire.messages import (
     Wire,
 )
 
-UNSPOKEN = (Drain, Drained, Introduce, Introduced, Keep, Have, KvPages, KvHeld, Draft, Snapshot, SnapshotHeld)
+UNSPOKEN = (Drain, Drained, Keep, Have, KvPages, KvHeld, Draft, Snapshot, SnapshotHeld)
 """Whole messages."""
 _SHADOW = int(Kind.SHADOW)
 
@@ -44,6 +43,8 @@ def check_spoken(message: AnyMessage) -> None:
             _check_load(message)
         case Wire():
             _check_wire(message)
+        case Introduce(peer=peer):
+            _check_peer("Introduce.peer", peer)
         case Commit():
             check_commit(message)
         case Ask():
@@ -86,19 +87,17 @@ def _check_wire(wire: Wire) -> None:
         raise _not_spoken("Wire.listeners")
     if wire.scheduler is not None and wire.stage == 0:
         raise _not_spoken("Wire.scheduler", "another worker than the first stage's")
-    peers = [("predecessor", wire.predecessor, False), ("successor", wire.successor, True), ("scheduler", wire.scheduler, False)]
+    peers = [("predecessor", wire.predecessor), ("successor", wire.successor), ("scheduler", wire.scheduler)]
     for index, stage in enumerate(wire.schedule.stages if wire.schedule is not None else ()):
-        peers.append((f"schedule.stages[{index}]", stage, True))
-    for name, peer, dials in peers:
+        peers.append((f"schedule.stages[{index}]", stage))
+    for name, peer in peers:
         if peer is not None:
-            _check_peer(f"Wire.{name}", peer, dials=dials)
+            _check_peer(f"Wire.{name}", peer)
 
 
-def _check_peer(path: str, peer: Peer, *, dials: bool) -> None:
+def _check_peer(path: str, peer: Peer) -> None:
     if peer.through is not None:
         raise _not_spoken(f"{path}.through")
-    if peer.dials is not dials:
-        raise _not_spoken(f"{path}.dials", str(peer.dials).lower())
 
 
 def _not_spoken(path: str, value: str = "") -> NotSpoken:

@@ -217,3 +217,48 @@ def test_over_a_long_thin_link_the_window_holds() -> None:
             assert queued.bytes_out >= len(payload)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("dialled", [True, False])
+def test_a_link_is_measured_when_asked_and_frames_follow(dialled: bool) -> None:
+    """Either end may: it is told once that it is over, and its estimator has learned."""
+
+    async def use() -> None:
+        async with sides({"bind": True}, {}) as (a, b):
+            link = await linked(a, b)
+            for lane in Lane:
+                b.endpoint.send(link, lane, Heartbeat(1))
+            await a.until(lambda: len(a.said(Heartbeat)) == 2, "the listener has heard of both lanes")
+            sender, receiver = (b, a) if dialled else (a, b)
+            done: list[bool] = []
+            for fills in (False, True):
+                sender.endpoint.measure(link, fills=fills, done=lambda fills=fills: done.append(fills))
+                await sender.until(lambda fills=fills: fills in done, "it is over")
+            facts = sender.endpoint.estimator(link).facts()
+            assert facts.base_rtt_s is not None
+            assert facts.bandwidth_bytes_per_s is not None
+            message, tensors = forward(0, 1 << 20)
+            sender.endpoint.send(link, Lane.BULK, message, tensors, (bytes(1 << 20),))
+            await receiver.until(lambda: receiver.said(Forward), "the frame comes")
+            assert done == [False, True]
+
+    asyncio.run(use())
+
+
+def test_a_measurement_ends_with_its_link() -> None:
+    async def use() -> None:
+        async with sides({"bind": True}, {}) as (a, b):
+            link = await linked(a, b)
+            done: list[int] = []
+            b.endpoint.measure(link, fills=True, done=lambda: done.append(1))
+            b.endpoint.hang_up(link)
+            await b.until(lambda: done, "it is over")
+            with pytest.raises(LinkDown):
+                b.endpoint.measure(link, fills=True, done=lambda: done.append(2))
+            unanswered = await linked(a, b)
+            b.endpoint.measure(unanswered, fills=False, done=lambda: done.append(3))
+            b.endpoint.measure(unanswered, fills=False, done=lambda: done.append(4))  # in its place
+            await b.until(lambda: 4 in done, "both are over")
+            assert done == [1, 3, 4]
+
+    asyncio.run(use())

@@ -50,6 +50,8 @@ from bloombee.wire.messages import (
     Group,
     Heartbeat,
     Hello,
+    Introduce,
+    Introduced,
     Item,
     Joined,
     Keep,
@@ -57,6 +59,7 @@ from bloombee.wire.messages import (
     LinkReport,
     Load,
     Lost,
+    MeasureLink,
     Opening,
     Peer,
     Prefix,
@@ -157,7 +160,7 @@ class _Stage:
             self.welcome(lane)
         self.said(Lane.CONTROL, Resume(1, 1, ()))
 
-    def _open(self, start: int, stop: int, *, is_loaded: bool = True) -> None:
+    def _open(self, start: int, stop: int, *, is_loaded: bool = True, worker: int = 1) -> None:
         self.now = 100.0
         self.clock = LoopClock(0.025)
         self.clock.tick(self.now)
@@ -165,7 +168,7 @@ class _Stage:
         self.neighbours = Neighbours(
             self.endpoint,  # type: ignore[arg-type]
             swarm=1,
-            worker=1,
+            worker=worker,
             clock=self.clock,
             heartbeat_s=0.1,
             silence_s=SILENCE_S,
@@ -234,7 +237,7 @@ class _Last(_Stage):
     """The last of two, greeted by the first."""
 
     def __init__(self) -> None:
-        self._open(1, 2)
+        self._open(1, 2, worker=2)
         self.device.receiver = Receiver(Dtype.FLOAT32, 1)
         self.host.wire(Wire(1, 1, 1, 1, 2, 8, 64, Peer(1, "", bytes(32), HOP, False, None), None, None, (), None, False))
         for lane in Lane:
@@ -491,9 +494,20 @@ def test_what_the_next_worker_refuses_again_and_again_is_said_once(caplog: pytes
         (Forward(1, 1, 99, 99, Lane.CONTROL, Priority.NOW, ()), True),
         (Ack(1, 1, Lane.CONTROL, 7, (), 7, 9, 0), True),
         (Close(1, 1, (1,), 0), True),
+        (Introduce(Peer(3, "tcp://127.0.0.1:2", bytes(32), b"x" * 16, True, None)), True),
+        (MeasureLink(1, 0, True), True),
+        (Introduced(HOP, "", {}), True),
         (Resume(1, 0, ()), False),
     ],
-    ids=["beyond its credit", "of frames never sent", "over a link that may not", "of an earlier epoch"],
+    ids=[
+        "beyond its credit",
+        "of frames never sent",
+        "over a link that may not",
+        "as if it were the head",
+        "measure as if it were the head",
+        "as if this were the head",
+        "of an earlier epoch",
+    ],
 )
 def test_what_a_neighbour_says_wrongly_costs_its_link_and_nothing_else(message: Any, is_expelled: bool) -> None:
     def use(stage: _Last) -> None:

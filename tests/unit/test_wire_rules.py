@@ -231,8 +231,9 @@ BROKEN: list[tuple[str, Any]] = [
     ("Profiled.hardware.memory_bytes[2]", replace(PROFILED, hardware=replace(HARDWARE, memory_bytes=(1, 2, -1)))),
     ("Profiled.hardware.frames_per_s", replace(PROFILED, hardware=replace(HARDWARE, frames_per_s=math.inf))),
     ("Profiled.hardware.disk_bytes_per_s", replace(PROFILED, hardware=replace(HARDWARE, disk_bytes_per_s=-1.0))),
-    ("LinkReport.rtt_s", m.LinkReport(2, "", -0.1, 0.0, None, None, None, 0.0, None, 1, 1, 0.0, 0)),
-    ("LinkReport.bandwidth_low_bytes_per_s", m.LinkReport(2, "", None, 0.0, None, 1.0, math.inf, 0.0, None, 1, 1, 0.0, 0)),
+    ("LinkReport.rtt_s", m.LinkReport(2, "", -0.1, 0.0, None, None, None, 0.0, None, 1, 1, 0.0, 0, 0)),
+    ("LinkReport.bandwidth_low_bytes_per_s", m.LinkReport(2, "", None, 0.0, None, 1.0, math.inf, 0.0, None, 1, 1, 0.0, 0, 0)),
+    ("Introduced.fields", m.Introduced(bytes(16), "LinkDown", {"a": math.nan})),
     ("Pick.logprob", m.Verdict(0, 1, 1, 1, (m.Pick(1, 0, 1, 1, -math.inf, ()),), None)),
 ]
 

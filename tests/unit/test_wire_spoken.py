@@ -48,14 +48,11 @@ def test_messages_that_are_not_spoken_yet_are_refused_by_their_name() -> None:
         ("Load.placement", replace(LOAD, placement=(1,))),
         ("Load.budgets", replace(LOAD, budgets=(5,))),
         ("Wire.scheduler", replace(WIRE, stage=0, predecessor=None, scheduler=BACK)),
-        ("Wire.scheduler.dials", replace(WIRE, scheduler=PEER)),
-        ("Wire.schedule.stages[1].dials", replace(FIRST, schedule=replace(SCHEDULE, stages=(PEER, BACK)))),
         ("Wire.schedule.stages[0].through", replace(FIRST, schedule=replace(SCHEDULE, stages=(replace(PEER, through=5), PEER)))),
         ("Opening.biases", m.Ask(1, 1, 0, (replace(REQUEST, opening=replace(OPENING, biases=((5, 1.0),))),), (), None)),
         ("Wire.listeners", replace(WIRE, stage=2, successor=None, listeners=(PEER,))),
-        ("Wire.predecessor.dials", replace(WIRE, predecessor=PEER)),
-        ("Wire.successor.dials", replace(WIRE, successor=BACK)),
         ("Wire.successor.through", replace(WIRE, successor=replace(PEER, through=5))),
+        ("Introduce.peer.through", m.Introduce(replace(PEER, through=5))),
     ],
 )
 def test_fields_that_are_not_spoken_yet_are_refused_by_their_name(path: str, message: Any) -> None:
@@ -66,11 +63,14 @@ def test_fields_that_are_not_spoken_yet_are_refused_by_their_name(path: str, mes
 
 def test_what_is_spoken_passes() -> None:
     ring = (replace(WIRE, scheduler=BACK), replace(FIRST, schedule=SCHEDULE), m.Ask(1, 1, 0, (REQUEST,), (), None))
+    turned = replace(WIRE, predecessor=PEER, successor=BACK)
     for message in (
         LOAD,
         WIRE,
         PROFILE,
         *ring,
+        turned,
+        m.Introduce(PEER),
         m.Measure(1, 1, 1),
         m.Commit(1, 1, (m.Cut(1, 1, 5, ()),)),
         m.Leave("x"),

@@ -1,15 +1,17 @@
 """Who is in the swarm, what each has loaded, and which epoch is wired. Pure.
 
-Life of a pipeline: workers join until the asked number is there; the plan is made, each stage's worker loads its span (Load), all
-are told their neighbours (Wire), and when all have greeted them the pipeline is up. Workers beyond the plan are spares. When a
-stage is lost a spare takes its place: while it loads all are wired anew in the next epoch; what the sequences had is still with
-the others, and stages say again to their new neighbour what it lacks. Without a spare a lost worker ends the pipeline.
+Life of a pipeline: workers join until the asked number is there; if a planner is to decide, they and their links are looked at
+(survey.py); the plan is made, each stage's worker loads its span (Load), all are told their neighbours (Wire), and when all have
+greeted them the pipeline is up. Workers beyond the plan are spares. When a stage is lost a spare takes its place: while it loads
+all are wired anew in the next epoch; what the sequences had is still with the others, and stages say again to their new neighbour
+what it lacks. Without a spare a lost worker ends the pipeline.
 Load and Wire are idempotent and are said again until they have been answered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from bloombee.errors import (
@@ -35,6 +37,7 @@ from bloombee.pipeline.commands import (
     TellScheduler,
 )
 from bloombee.pipeline.events import (
+    MeasuredHere,
     PipelineLost,
     PlanBroken,
     PlanWired,
@@ -46,20 +49,35 @@ from bloombee.pipeline.events import (
     WorkerSaid,
     WorkersEnded,
 )
+from bloombee.pipeline.swarm.blame import blamed, told
+from bloombee.pipeline.swarm.figures import Figures
 from bloombee.pipeline.swarm.member import Member
 from bloombee.pipeline.swarm.orders import Orders
+from bloombee.pipeline.swarm.pairs import Pairs
 from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest, fits
+from bloombee.pipeline.swarm.survey import Survey
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.plan.topology import Topology
-from bloombee.types import SchedulerPlace, WorkerId
-from bloombee.wire.messages import AnyMessage, Loaded, Loading, Retired, StageFailed, Unloaded, Wired
+from bloombee.types import HEAD, SchedulerPlace, WorkerId
+from bloombee.wire.messages import (
+    AnyMessage,
+    Introduced,
+    LinkReport,
+    Loaded,
+    Loading,
+    Profiled,
+    Retired,
+    StageFailed,
+    Unloaded,
+    Wired,
+)
 from bloombee.wire.spoken import check_spoken
 
 REPEAT_S = 2.0
 """An order that is not answered is said again after so long."""
 STALL_S = 1.0
 """Between two ticks: time that was not this process's."""
-Event = WorkerJoined | WorkerSaid | WorkerAway | WorkerRestored | WorkerGone | WorkersEnded | Tick
+Event = WorkerJoined | WorkerSaid | MeasuredHere | WorkerAway | WorkerRestored | WorkerGone | WorkersEnded | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +88,8 @@ class SwarmLimits:
 
 @dataclass(slots=True)
 class SwarmCore:
-    """events: see ``Event``. commands: Send (to a worker id), TellScheduler, PlanMade, PipelineUp, PipelineBroken, PipelineDown,
-    Dismiss, ReportProgress, StageLoaded."""
+    """events: see ``Event``. commands: Send (to a worker id), MeasureHere, TellScheduler, PlanMade, PipelineUp, PipelineBroken,
+    PipelineDown, Dismiss, ReportLeft, ReportProgress, StageLoaded."""
 
     request: PlanRequest
     limits: SwarmLimits
@@ -79,21 +97,29 @@ class SwarmCore:
     """Fresh unguessable link ids for worker -> worker links; the core itself has no randomness."""
     known: Callable[[Sequence[Member]], Topology | None] = lambda _: None
     """What is known of workers and their links when the plan is made; None: nothing."""
+    figures: Figures = field(default_factory=Figures)
+    """Of links, from before; those that are measured come to it."""
     plan: Plan | None = None
+    survey: Survey | None = None
+    """What is known of workers and links; None: nobody looks at them, or not all are there yet."""
     error: BloomBeeError | None = None
     """Why the pipeline is down for good."""
     is_up: bool = False
     _was_up: bool = False
     _is_wiring: bool = False
     _workers: dict[WorkerId, Member] = field(default_factory=dict)
+    _pairs: Pairs = field(init=False)
     _orders: Orders = field(init=False)
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    """Of orders to measure a link."""
     _loads: int = 0
     """Orders to load so far."""
     _awaited_since: float | None = None
     _ticked_at: float = 0.0
 
     def __post_init__(self) -> None:
-        self._orders = Orders(self.request, self._workers, self.links)
+        self._pairs = Pairs(self.links)
+        self._orders = Orders(self.request, self._workers, self._pairs)
 
     def handle(self, event: Event) -> list[Command]:
         """Raises RemoteProtocolError for a message that its sender must not send; the state is as it was."""
@@ -102,6 +128,8 @@ class SwarmCore:
                 return self._joined(event)
             case WorkerSaid(worker=worker, message=message, now=now):
                 return self._said(worker, message, now)
+            case MeasuredHere(report=report, now=now):
+                return self._found(HEAD, report, now)
             case WorkerGone(worker=worker, reason=reason, now=now):
                 return self._gone(worker, reason, now)
             case WorkersEnded(error=error, now=now):
@@ -153,13 +181,26 @@ class SwarmCore:
         """Nobody who may not come back is planned with: until then another could take the place."""
         workers = FirstPlan(self.request).candidates(self._workers.values())
         is_complete = len(workers) == self.request.num_workers and not any(worker.is_away for worker in workers)
-        return self._make_plan(now) if is_complete and self.plan is None and self.error is None else []
+        if not is_complete or self.plan is not None or self.error is not None:
+            return []
+        if not self.request.survey:
+            return self._make_plan(workers, now)
+        if self.survey is None or any(worker.id not in self.survey.workers for worker in workers):
+            self.survey = Survey(self._workers, self.request, self._pairs, self.figures, self._numbers)
+            return self.survey.begin(now)
+        return self._make_plan(workers, now) if self.survey.is_over else []
 
-    def _make_plan(self, now: float) -> list[Command]:
+    def _found(self, worker: WorkerId, message: AnyMessage, now: float) -> list[Command]:
+        """Something of a worker or a link."""
+        if self.survey is None or self.plan is not None:
+            return []
+        return [*self.survey.said(worker, message, now), *self._plan_if_complete(now)]
+
+    def _make_plan(self, workers: Sequence[Member], now: float) -> list[Command]:
         first = FirstPlan(self.request)
-        workers = first.candidates(self._workers.values())
         try:
-            self.plan = first.decide(workers, self.known(workers))
+            known = self.known(workers) if self.survey is None else self.survey.topology()
+            self.plan = first.decide(workers, known)
         except BloomBeeError as error:
             return self._down(error, now)
         return [PlanMade(self.plan), *(self._first_load(self.plan, stage, now) for stage in self.plan.stages)]
@@ -187,6 +228,8 @@ class SwarmCore:
         match message:
             case Retired() | Unloaded():
                 return []
+            case Profiled() | Introduced() | LinkReport():
+                return self._found(worker_id, message, now)
             case Loading(loaded_bytes=loaded, total_bytes=total) if stage is not None:
                 worker.progress_at = now
                 return [ReportProgress(worker_id, stage.index, loaded, total)]
@@ -219,41 +262,26 @@ class SwarmCore:
     def _failed(self, worker: Member, failed: StageFailed, now: float) -> list[Command]:
         """A stage cannot go on. One that has served is replaced like a lost one; at the start it is the user's to mend."""
         cause = from_wire(failed.code, failed.fields)
-        error = self._cause(worker, cause)
+        error = told(self._workers, worker, cause)
         plan = self.plan
         if plan is None or self.stage_of(worker.id) is None or (failed.epoch and failed.epoch < plan.epoch):
             return []  # it has no part in this, or what it had in mind has been replaced already
         if not self._was_up:
             return self._down(error, now)
-        blamed = self._blamed(worker, cause)
-        return [Dismiss(blamed.id, self.stage_of(blamed.id), error), *self._gone(blamed.id, error.message, now)]
-
-    def _blamed(self, worker: Member, cause: BloomBeeError) -> Member:
-        """Whose fault it is: of whom it has links with a stage may say so; of others it can know nothing."""
-        peer, plan = _peer(self._workers, cause), self.plan
-        mine, theirs = self.stage_of(worker.id), None if peer is None else self.stage_of(peer.id)
-        if peer is None or plan is None or mine is None or theirs is None or mine == theirs:
-            return worker
-        has_scheduler = plan.scheduler is SchedulerPlace.STAGE0 and 0 in (mine, theirs)
-        return peer if has_scheduler or abs(mine - theirs) == 1 else worker
-
-    def _cause(self, worker: Member, cause: BloomBeeError) -> BloomBeeError:
-        """As the worker said, with the names of all whom it is about."""
-        peer, about = _peer(self._workers, cause), ""
-        if peer is not None:
-            about = f" {'cannot reach' if isinstance(cause, LinkDown) else 'was told nonsense by'} worker {peer.name!r}"
-        return type(cause)(f"worker {worker.name!r}{about}: {cause.message}", **{**cause.fields, "worker": worker.name})
+        guilty = blamed(self._workers, self.plan, worker, cause)
+        return [Dismiss(guilty.id, self.stage_of(guilty.id), error), *self._gone(guilty.id, error.message, now)]
 
     # -- workers that go -------------------------------------------------------------------
 
     def _gone(self, worker_id: WorkerId, reason: str, now: float) -> list[Command]:
         stage = self._stage_plan(worker_id)
         worker = self._workers.pop(worker_id, None)
-        self._orders.forget(worker_id)
+        self._pairs.forget(worker_id)
         if worker is None or self.error is not None:
             return []
         if self.plan is None:
-            return self._left(worker, reason, now)
+            looks = [] if self.survey is None else self.survey.left(worker_id, now)
+            return [*looks, *self._left(worker, reason, now), *self._plan_if_complete(now)]
         if stage is None:
             return []  # a spare
         error = LinkDown(f"worker {worker.name!r} is gone ({reason}); restart it and the Runtime", worker=worker.name)
@@ -316,6 +344,8 @@ class SwarmCore:
         self._ticked_at = now
         if self.error is None and not self.is_up:
             commands += self._look_for_stuck(now)
+        if self.survey is not None and self.plan is None and self.error is None:
+            commands += [*self.survey.tick(now), *self._plan_if_complete(now)]
         if self.plan is not None and self.error is None and not self.is_up:
             commands += self._press(self.plan, now)
         return commands
@@ -351,9 +381,3 @@ class SwarmCore:
             if self._is_wiring and worker.wired < plan.epoch:
                 commands.append(self._orders.wire(plan, stage.index, now))
         return commands
-
-
-def _peer(workers: Mapping[WorkerId, Member], cause: BloomBeeError) -> Member | None:
-    """The worker that an error on a link is about."""
-    peer = cause.fields.get("peer") if isinstance(cause, LinkDown | RemoteProtocolError) else None
-    return workers.get(peer) if isinstance(peer, int) else None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from bloombee.models.rules import LogitsRules
 from bloombee.pipeline.commands import Send
 from bloombee.pipeline.swarm.member import Member
+from bloombee.pipeline.swarm.pairs import Pairs
 from bloombee.pipeline.swarm.planning import PlanRequest
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.types import Lane, SchedulerPlace, WorkerId
@@ -19,18 +20,13 @@ class Orders:
 
     Args:
         workers: that have joined, kept by the owner.
-        links: fresh unguessable link ids for worker -> worker links.
+        pairs: their links.
     """
 
-    def __init__(self, request: PlanRequest, workers: Mapping[WorkerId, Member], links: Iterator[bytes]) -> None:
+    def __init__(self, request: PlanRequest, workers: Mapping[WorkerId, Member], pairs: Pairs) -> None:
         self._request = request
         self._workers = workers
-        self._links = links
-        self._link_of: dict[tuple[WorkerId, WorkerId], bytes] = {}
-
-    def forget(self, worker: WorkerId) -> None:
-        """It is gone: its links will never be again."""
-        self._link_of = {ends: link for ends, link in self._link_of.items() if worker not in ends}
+        self._pairs = pairs
 
     def load(self, plan: Plan, stage: StagePlan, now: float) -> Send:
         self._workers[stage.worker].asked_at = now
@@ -88,19 +84,9 @@ class Orders:
         """The worker at stage ``other`` as the one at ``index`` gets to know it: of two, the one that comes first dials."""
         if not 0 <= other < len(plan.stages):
             return None
-        worker = self._workers[plan.stages[other].worker]
         first, last = sorted((index, other))
-        ends = plan.stages[first].worker, plan.stages[last].worker
-        if ends not in self._link_of:
-            self._link_of[ends] = next(self._links)
-        return Peer(
-            worker=worker.id,
-            endpoint=worker.endpoint,
-            key=worker.key,
-            link=self._link_of[ends],
-            dials=other > index,
-            through=None,
-        )
+        pair = self._pairs.of(plan.stages[first].worker, plan.stages[last].worker)
+        return pair.peer(self._workers[plan.stages[other].worker])
 
 
 def rules_message(rules: LogitsRules | None) -> Rules | None:

@@ -65,6 +65,8 @@ class PlanRequest:
     """Names of the workers of the first plan in the order of their stages; empty: as they join."""
     objective: Objective | None = None
     """What the planner is to be best at; None: all workers have a stage, in their order, cut as ``split`` says."""
+    survey: bool = False
+    """Workers and links are looked at before the first plan."""
     machine: Machine | None = None
     """All workers are on one machine, of which everything is known; None: elsewhere, or behind links of their own."""
     trace: bool = False

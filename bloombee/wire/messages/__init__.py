@@ -10,7 +10,7 @@ Who says what to whom (docs/wire.md has the rules of each; ``wire/spoken.py`` wh
     worker -> head      Join Hello Leave Drain Introduced Heartbeat Refused
                         Loading Loaded Unloaded Wired Retired StageFailed Measured Profiled LinkReport
     head -> worker      Joined Welcome Drained Introduce Heartbeat Goodbye Refused
-                        Load Unload Wire Retire Measure Profile
+                        Load Unload Wire Retire Measure MeasureLink Profile
     scheduler -> stage  Close Commit Keep Resume (to the last), Forward (to the first)
     stage -> scheduler  Closed Committed Have Lost, Verdict Resumed (the last)
     along the ring      Forward Resumed CodecTable
@@ -97,6 +97,7 @@ from bloombee.wire.messages.plans import (
     Loading,
     Measure,
     Measured,
+    MeasureLink,
     Profile,
     Profiled,
     Retire,
@@ -162,7 +163,7 @@ AnyMessage = (
     Join | Joined | Refused | Hello | Welcome | Heartbeat | Goodbye | Piece | PieceAck | Probe
     | Leave | Drain | Drained | Introduce | Introduced
     | Load | Loading | Loaded | Unload | Unloaded | Wire | Wired | Retire | Retired | StageFailed
-    | Measure | Measured | Profile | Profiled | LinkReport
+    | Measure | Measured | MeasureLink | Profile | Profiled | LinkReport
     | Forward | Verdict | Ack | Gap | Resume | Resumed | Lost | Commit | Committed | Close | Closed
     | CodecTable | TableHeld | TableUnknown
     | Keep | Have | KvPages | KvHeld | Draft | Snapshot | SnapshotHeld
@@ -241,6 +242,7 @@ __all__ = [
     "Loading",
     "Lost",
     "Measure",
+    "MeasureLink",
     "Measured",
     "Message",
     "Name",

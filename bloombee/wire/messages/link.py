@@ -60,6 +60,8 @@ class PieceAck(Message, frozen=True, tag=9):
     """Every piece < upto that came on this link's bulk lane has been read. Control lanes only; cumulative."""
 
     upto: U63
+    read_us: U63
+    """When the last of them was read, by the reader's own monotonic clock: the way back may vary."""
 
 
 class Probe(Message, frozen=True, tag=10):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from bloombee.wire.messages.base import U16, U32, U63, U64, Key, LinkId, Message, Name, Part, Path, Real, Text
+from bloombee.wire.messages.base import U16, U32, U63, U64, Facts, Key, LinkId, Message, Name, Part, Path, Real, Text
 
 
 class Join(Message, frozen=True, tag=1):
@@ -66,12 +66,16 @@ class Peer(Part, frozen=True):
 
 
 class Introduce(Message, frozen=True, tag=14):
-    """Make a link to ``peer``, whether or not a plan needs one. Said again it is answered again."""
+    """Make a link to ``peer``, whether or not a plan needs one. Said again it is answered again; with another link id it takes
+    the place of what was made of the one before."""
 
     peer: Peer
 
 
 class Introduced(Message, frozen=True, tag=15):
-    """Answer to Introduce, once the peer has been greeted."""
+    """Answer to Introduce: the peer has been greeted, or cannot be reached."""
 
     link: LinkId
+    code: Name
+    fields: Facts
+    """Why it cannot be reached, as in Refused; empty, both: it has been greeted."""

@@ -322,3 +322,17 @@ class LinkReport(Message, frozen=True, tag=30):
     num_bytes: U63
     busy_s: Amount
     num_changes: U32
+    number: U63
+    """Of the MeasureLink that this answers; 0: of none."""
+
+
+class MeasureLink(Message, frozen=True, tag=31):
+    """Find out by padding what your link to ``target`` is like, now. Answered with a LinkReport of its number, whatever came of
+    it; repeated until that comes."""
+
+    number: U63
+    """Counts the head's orders to measure."""
+    target: U32
+    """The worker at the link's other end; 0: the head."""
+    fills: bool
+    """How wide it is, by keeping it full for a moment; else how long it is."""

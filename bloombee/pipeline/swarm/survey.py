@@ -1,0 +1,276 @@
+"""Before the first plan: what every worker and every link is like. Pure.
+
+Theory of operation. Workers are asked for their profiles, and each pair of them is introduced. If the one that is told to
+dial does not get through, the other end tries; where neither can be dialled the two are never neighbours. Then all links are
+measured for how long they are, all at once, since a few bytes are in nobody's way. When that is known of all, how wide they
+are: each is kept full for a moment, and no two at once that share a line (lines.py). Whatever link can begin does as soon as its
+lines are free, so slow links hold nobody up: with N workers this takes about as long as N links, one after the other.
+
+What is known from before (figures.py) is believed if the link is still as long as it was.
+
+Every question has an end. A worker that does not answer leaves something unknown; a bandwidth is estimated where that is
+possible. Of more workers than MOST_OF_ALL only pairs that a plan could use are measured (pairing.py), all else follows from those
+(estimates.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from bloombee.links.gauge import LIMIT_S
+from bloombee.pipeline.commands import Command
+from bloombee.pipeline.profiles import from_message
+from bloombee.pipeline.swarm.estimates import Estimates
+from bloombee.pipeline.swarm.figures import Figure, Figures, party
+from bloombee.pipeline.swarm.lines import Lines
+from bloombee.pipeline.swarm.member import Member
+from bloombee.pipeline.swarm.pairing import MOST_OF_ALL, first_pairs, promising
+from bloombee.pipeline.swarm.pairs import Pair, Pairs
+from bloombee.pipeline.swarm.planning import PlanRequest
+from bloombee.pipeline.swarm.questions import Link, Questions, Topic
+from bloombee.plan.topology import Device, Topology
+from bloombee.types import HEAD, WorkerId
+from bloombee.wire.messages import AnyMessage, Introduce, Introduced, LinkReport, MeasureLink, Profile, Profiled
+
+PROFILE_S = 60.0
+"""To import what a device needs, to read a model's configuration and to measure a layer."""
+MEET_S = 4.0
+"""To make a link from one end."""
+MEASURE_S = LIMIT_S + 2.5
+
+
+@dataclass(slots=True)
+class _Meeting:
+    pair: Pair
+    is_last: bool
+    """The other end cannot be dialled, or has been."""
+    greeted: set[WorkerId] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Survey:
+    """Of those who are there when it begins.
+
+    Args:
+        members: everybody, kept by the owner, who says with :meth:`left` who is gone.
+        pairs: gets the links that are made.
+        figures: of links, from before; gets those that are measured.
+        numbers: of orders to measure, each once.
+    """
+
+    members: Mapping[WorkerId, Member]
+    request: PlanRequest
+    pairs: Pairs
+    figures: Figures
+    numbers: Iterator[int]
+    workers: tuple[WorkerId, ...] = ()
+    devices: dict[WorkerId, Device] = field(default_factory=dict)
+    found: dict[Link, Figure] = field(default_factory=dict)
+    _questions: Questions = field(default_factory=Questions)
+    _meetings: dict[bytes, _Meeting] = field(default_factory=dict)
+    """By link id."""
+    _orders: dict[int, tuple[Topic, Link]] = field(default_factory=dict)
+    """To measure, by number."""
+    _tried: set[frozenset[WorkerId]] = field(default_factory=set)
+    _closed: set[WorkerId] = field(default_factory=set)
+    """Workers that somebody did not get through to; those that anybody did are ``_reached``."""
+    _reached: set[WorkerId] = field(default_factory=set)
+    _chosen: set[frozenset[WorkerId]] | None = None
+    """Pairs whose links are to be measured; None: it is not known yet which are worth it."""
+    _to_fill: list[Link] | None = None
+    """Whose width is to be found, in order; None: not all lengths are known yet."""
+    _lines: Lines = field(default_factory=lambda: Lines({}))
+
+    @property
+    def is_over(self) -> bool:
+        return self._to_fill is not None and not self._to_fill and not self._questions
+
+    def begin(self, now: float) -> list[Command]:
+        """Ask everybody everything that can be asked at once."""
+        self.workers = tuple(self.members)
+        card = self.request.card
+        ask = Profile(model=card.model, config_digest=bytes.fromhex(card.config_digest), dtype=str(self.request.dtype))
+        commands: list[Command] = []
+        for worker in self.workers:
+            commands.append(self._questions.ask(Topic.PROFILE, (worker, worker), ask, now, patience_s=PROFILE_S))
+            commands += self._measure_both_ways((HEAD, worker), now)
+        for one, other in first_pairs(self.workers):
+            commands += self._introduce(one, other, now)
+        return commands
+
+    # -- what comes back -------------------------------------------------------------------
+
+    def said(self, worker: WorkerId, message: AnyMessage, now: float) -> list[Command]:
+        """By a worker, or of the head's own links by the head. What was not asked for changes nothing."""
+        commands: list[Command] = []
+        match message:
+            case Profiled():
+                self._profiled(worker, message)
+            case Introduced():
+                commands = self._introduced(worker, message, now)
+            case LinkReport():
+                self._measured(worker, message)
+        return [*commands, *self._go_on(now)]
+
+    def left(self, worker: WorkerId, now: float) -> list[Command]:
+        """A worker is gone, and nothing more is to be found of it."""
+        self.workers = tuple(one for one in self.workers if one != worker)
+        self.devices.pop(worker, None)
+        self.found = {link: figure for link, figure in self.found.items() if worker not in link}
+        self._to_fill = None if self._to_fill is None else [link for link in self._to_fill if worker not in link]
+        self._questions.forget(worker)
+        return self._go_on(now)
+
+    def tick(self, now: float) -> list[Command]:
+        """Time has passed: say again, or give up."""
+        commands = self._questions.again(now)
+        missed = dict.fromkeys(tuple(sorted(link)) for topic, link in self._questions.given_up(now) if topic is Topic.MEETING)
+        for one, other in missed:
+            commands += self._missed((one, other), now)
+        return [*commands, *self._go_on(now)]
+
+    def _profiled(self, worker: WorkerId, said: Profiled) -> None:
+        profile, member = from_message(said), self.members.get(worker)
+        wanted = self.request.card.config_digest, str(self.request.dtype)
+        if member is not None and (profile.model_digest, profile.dtype) == wanted:
+            self._questions.answered(Topic.PROFILE, (worker, worker))
+            self.devices[worker] = profile.as_device(member.name, member.memory_bytes)
+
+    # -- meetings --------------------------------------------------------------------------
+
+    def _introduce(self, one: WorkerId, other: WorkerId, now: float) -> list[Command]:
+        """Whoever joined later dials, if the other has an address at all."""
+        self._tried.add(frozenset((one, other)))
+        ways = [(a, b) for a, b in ((other, one), (one, other)) if self.members[b].endpoint]
+        return self._meet(self.pairs.of(*ways[0]), now, is_last=len(ways) == 1) if ways else []
+
+    def _meet(self, pair: Pair, now: float, *, is_last: bool) -> list[Command]:
+        self._meetings[pair.link] = _Meeting(pair, is_last)
+        return [
+            self._questions.ask(Topic.MEETING, (end, peer), Introduce(pair.peer(self.members[peer])), now, patience_s=MEET_S)
+            for end, peer in (pair.ends, pair.ends[::-1])
+        ]
+
+    def _introduced(self, worker: WorkerId, said: Introduced, now: float) -> list[Command]:
+        meeting = self._meetings.get(said.link)
+        peer = None if meeting is None else meeting.pair.other(worker)
+        if meeting is None or peer is None or not self._questions.answered(Topic.MEETING, (worker, peer)):
+            return []
+        if said.code:
+            return self._missed((worker, peer), now)
+        meeting.greeted.add(worker)
+        self._reached.add(meeting.pair.listener)
+        return self._measure_both_ways(meeting.pair.ends, now) if len(meeting.greeted) == 2 else []
+
+    def _missed(self, link: Link, now: float) -> list[Command]:
+        """The two have not met: perhaps the other end gets through."""
+        for one in (link, link[::-1]):
+            self._questions.answered(Topic.MEETING, one)
+        pair = self.pairs.of(*link)
+        meeting = self._meetings.pop(pair.link, None)
+        if meeting is None:
+            return []
+        self._closed.add(pair.listener)
+        if not meeting.is_last:
+            return self._meet(self.pairs.anew(pair.listener, pair.dialler), now, is_last=True)
+        self.pairs.part(pair)
+        return []
+
+    # -- measurements ----------------------------------------------------------------------
+
+    def _measure_both_ways(self, link: Link, now: float) -> list[Command]:
+        """How long it is."""
+        return [self._measure(Topic.LENGTH, one, now) for one in (link, link[::-1])]
+
+    def _measure(self, topic: Topic, link: Link, now: float) -> Command:
+        number = next(self.numbers)
+        self._orders[number] = topic, link
+        order = MeasureLink(number=number, target=link[1], fills=topic is Topic.WIDTH)
+        return self._questions.ask(topic, link, order, now, patience_s=MEASURE_S)
+
+    def _measured(self, worker: WorkerId, report: LinkReport) -> None:
+        topic, link = self._orders.get(report.number, (Topic.LENGTH, None))
+        if link != (worker, report.target) or not self._questions.answered(topic, link):
+            return
+        del self._orders[report.number]
+        figure = Figure.of(report)
+        if figure is not None:
+            self._learn(link, figure)
+
+    def _learn(self, link: Link, figure: Figure) -> None:
+        source, target = (party(self.members.get(end)) for end in link)
+        known = self.figures.get(source, target)
+        if figure.bandwidth_bytes_per_s is None and known is not None and known.is_like(figure):
+            figure = replace(known, rtt_s=figure.rtt_s, rtt_std_s=figure.rtt_std_s)
+        self.found[link] = figure
+        if figure.bandwidth_bytes_per_s is not None:
+            self.figures.put(source, target, figure)
+
+    def _go_on(self, now: float) -> list[Command]:
+        """Begin with widths when all lengths are known, and with each as soon as its lines are free."""
+        if self._to_fill is None:
+            if any(self._questions.of(Topic.MEETING, Topic.LENGTH)):
+                return []
+            self.pairs.closed = frozenset(self._closed - self._reached)
+            if self._chosen is None and (commands := self._choose(now)):
+                return commands
+            self._lines, self._to_fill = Lines(self.found), list(self._unknown())
+        busy = {line for link in self._questions.of(Topic.WIDTH) for line in self._lines.of(link)}
+        waiting, commands = [], []
+        for link in self._to_fill:
+            lines = self._lines.of(link)
+            if busy.isdisjoint(lines):
+                busy |= lines
+                commands.append(self._measure(Topic.WIDTH, link, now))
+            else:
+                waiting.append(link)
+        self._to_fill = waiting
+        return commands
+
+    def _choose(self, now: float) -> list[Command]:
+        """All pairs, or those that are worth it; who of them have not met are introduced."""
+        parties = (HEAD, *self.workers)
+        if len(self.workers) <= MOST_OF_ALL:
+            self._chosen = {frozenset(pair) for pair in itertools.combinations(parties, 2)}
+        else:
+            self._chosen = promising(parties, self.estimates)
+        commands: list[Command] = []
+        for one, other in itertools.combinations(self.workers, 2):
+            if frozenset((one, other)) in self._chosen - self._tried:
+                commands += self._introduce(one, other, now)
+        return commands
+
+    def _unknown(self) -> Iterator[Link]:
+        """Links of unknown width, in an order in which neighbours share no line."""
+        parties = (HEAD, *self.workers)
+        for step in range(1, len(parties)):
+            for index, source in enumerate(parties):
+                link = source, parties[(index + step) % len(parties)]
+                is_unknown = link in self.found and self.found[link].bandwidth_bytes_per_s is None
+                if is_unknown and self._chosen is not None and frozenset(link) in self._chosen:
+                    yield link
+
+    # -- what is known ---------------------------------------------------------------------
+
+    @property
+    def estimates(self) -> Estimates:
+        """What is known so far, and what follows from it."""
+        return Estimates(self.found, self._tried, self._closed - self._reached)
+
+    def topology(self) -> Topology:
+        """All of it, as a plan may count on it: bandwidths by their lower bound."""
+        parties = (HEAD, *self.workers)
+        estimates = self.estimates
+        figures = {link: estimates.figure(*link) for link in itertools.permutations(parties, 2)}
+        known = {link: figure for link, figure in figures.items() if figure is not None}
+        return Topology(
+            {worker: self._device(worker) for worker in self.workers},
+            {link: figure.as_link() for link, figure in known.items()},
+            sites=self._lines.sites(parties, known),
+        )
+
+    def _device(self, worker: WorkerId) -> Device:
+        member = self.members[worker]
+        return self.devices.get(worker) or Device(member.name, member.memory_bytes)

@@ -1,0 +1,53 @@
+"""Real workers behind emulated access lines are looked at before the first plan, which then runs over the links that exist."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bloombee.objective import Objective
+from bloombee.pipeline.swarm import PlanRequest
+from bloombee.plan.document import parse_network
+from bloombee.roles import head
+from bloombee.roles.link_memory import figures_path
+from tests.swarm_kit import Swarm
+from tools.wan_network import Network
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the emulator is built on epoll")
+
+LINE = {"up_bytes_per_s": 2.5e6, "down_bytes_per_s": 2.5e6, "delay_s": 0.01}
+NODES = {"head": LINE, "w0": LINE, "w1": {**LINE, "up_bytes_per_s": 1.25e5}, "w2": {**LINE, "delay_s": 0.05}}
+
+
+def test_links_are_known_before_the_first_plan_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    plan_request = head.plan_request
+
+    def with_objective(*arguments: Any) -> PlanRequest:
+        return replace(plan_request(*arguments), objective=Objective())
+
+    monkeypatch.setattr(head, "plan_request", with_objective)
+    with Network(parse_network({"version": 1, "nodes": NODES})) as net:
+        workers = [replace(net.local_worker(name), pace="1,0,0") for name in ("w0", "w1", "w2")]
+        swarm = Swarm(model="standin:256x6", workers=3, local_workers=workers, listen=net.listen("head"))
+        try:
+            survey = swarm.runtime._head._core.survey  # type: ignore[union-attr]
+            assert survey is not None
+            topology = survey.topology()
+            assert set(topology.links) == set(itertools.permutations(range(4), 2))
+            of = {device.name: worker for worker, device in topology.devices.items()}
+            w0, w1, w2 = (worker for _, worker in sorted(of.items()))
+            assert all(figure.bandwidth_bytes_per_s for figure in survey.found.values())
+            for target in (0, w0, w2):
+                assert topology.link(w1, target).bandwidth_bytes_per_s < topology.link(target, w1).bandwidth_bytes_per_s / 3
+                if target != w2:
+                    assert topology.link(w1, target).latency_s < topology.link(w1, w2).latency_s
+            assert len(swarm.generate([1, 2, 3], max_new_tokens=4).token_ids) == 4
+            assert figures_path().is_file()
+        finally:
+            swarm.close()
