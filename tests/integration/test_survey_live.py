@@ -29,7 +29,7 @@ def test_links_are_known_before_the_first_plan_and_remembered(tmp_path: Path, mo
     plan_request = head.plan_request
 
     def with_objective(*arguments: Any) -> PlanRequest:
-        return replace(plan_request(*arguments), objective=Objective())
+        return replace(plan_request(*arguments), objective=Objective(), survey=True, machine=None)
 
     monkeypatch.setattr(head, "plan_request", with_objective)
     with Network(parse_network({"version": 1, "nodes": NODES})) as net:
