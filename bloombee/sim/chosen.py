@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from bloombee.errors import ConfigError
@@ -12,7 +11,6 @@ from bloombee.models.card import ModelCard
 from bloombee.models.shape import ModelShape
 from bloombee.objective import Objective
 from bloombee.pace import Pace
-from bloombee.pipeline.swarm.member import Member
 from bloombee.plan.plan import Plan
 from bloombee.plan.topology import Device, Link, Topology
 from bloombee.sim.carrier import SCHEDULER, stage_name
@@ -39,27 +37,24 @@ class ChosenCluster(SimCluster):
         workers = sorted(topology.devices)
         if workers != list(range(1, len(workers) + 1)):
             raise ConfigError(f"workers {workers}: must be 1, 2, ...", field="devices")
-        self.objective, self._topology = objective, topology
+        self.objective, self.topology = objective, topology
         memory = [topology.devices[worker].memory_bytes for worker in workers]
         room = [PLENTY_BYTES if limit is None else limit for limit in memory]
         super().__init__(num_stages=len(workers), card=card, memory_bytes=room, **arguments)
         if self.plan is None:
             assert self.head.down is not None
             raise self.head.down
-        self._take_places(self.plan, card.shape(self.plan.dtype))
+        self._take_places(topology, self.plan, card.shape(self.plan.dtype))
 
-    def known(self, _: Sequence[Member]) -> Topology:
-        return self._topology
-
-    def _take_places(self, plan: Plan, model: ModelShape) -> None:
+    def _take_places(self, topology: Topology, plan: Plan, model: ModelShape) -> None:
         """Stages are as quick, and as far from each other, as the workers that have them."""
         ring = [HEAD, *(stage.worker for stage in plan.stages), HEAD]
         names = [SCHEDULER, *(stage_name(stage.index) for stage in plan.stages), SCHEDULER]
         for ends, (source, target) in zip(itertools.pairwise(ring), itertools.pairwise(names), strict=True):
-            there = self._topology.link(*ends)
+            there = topology.link(*ends)
             self.shapes[source, target] = _shape(there)
-            self.shapes[target, source] = _shape(self._topology.links.get(ends[::-1], there))
-        self.devices.paces = [_pace(self._topology.device(stage.worker), stage.span, model) for stage in plan.stages]
+            self.shapes[target, source] = _shape(topology.links.get(ends[::-1], there))
+        self.devices.paces = [_pace(topology.device(stage.worker), stage.span, model) for stage in plan.stages]
 
 
 def _shape(link: Link) -> LinkShape:

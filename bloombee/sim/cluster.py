@@ -20,7 +20,6 @@ from bloombee.pipeline.log import LOG_BYTES
 from bloombee.pipeline.scheduler import SchedulerCore, SchedulerProxy, SchedulerService
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.swarm import PlanRequest
-from bloombee.pipeline.swarm.member import Member
 from bloombee.plan.network import Network
 from bloombee.plan.plan import Plan
 from bloombee.plan.topology import Cores, Topology
@@ -67,7 +66,9 @@ class SimCluster:
     carrier_type: type[SimCarrier] = SimCarrier
     """Of what carries everything."""
     objective: Objective | None = None
-    """Of a planner that decides which workers have a stage, by what is :meth:`known` of them; None: all have one."""
+    """Of a planner that decides which workers have a stage; None: all have one."""
+    topology: Topology | None = None
+    """What is known of workers when the plan is made; None: nothing."""
 
     def __init__(
         self,
@@ -109,8 +110,7 @@ class SimCluster:
         self._rng = random.Random(seed)
         self._make_device = make_device
         self._lossy_orders = lossy_orders
-        self._detect_s = detect_s
-        self.shapes = dict(shapes or {})
+        self._detect_s, self.shapes = detect_s, dict(shapes or {})
         self._resend_after_s, self._step_deadline_s, self._max_rows = resend_after_s, step_deadline_s, max_rows
         self._log_bytes, self._log_disk_bytes = log_bytes, log_disk_bytes
         pool = CorePool(self.clock, None if cores is None else cores.count)
@@ -141,7 +141,7 @@ class SimCluster:
             _request(card, num_stages, num_pages, page_size, max_rows, num_microbatches, tuned, self.objective, scheduler),
             self._make_scheduler,
             hidden=row_bytes // 4,
-            known=self.known,
+            known=lambda _: self.topology,
             order=self._order,
             to_stage=self._of_head,
         )
@@ -150,10 +150,6 @@ class SimCluster:
         for worker, memory in enumerate(memory_bytes or [1 << 40] * (num_stages + num_spares), start=1):
             self._join(worker, memory)
         self.clock.call_later(TICK_S, self._tick)
-
-    def known(self, _: Sequence[Member]) -> Topology | None:
-        """Of workers when the plan is made; None: nothing."""
-        return None
 
     def _join(self, worker: WorkerId, memory_bytes: int) -> None:
         self.workers[worker] = SimWorker(worker, self, memory_bytes)
