@@ -70,7 +70,8 @@ class RuntimeConfig:
     objective: str | None = option(
         None,
         "What the planner is to be best at: latency, throughput, balance (most throughput, nearly, and then least latency) or"
-        " target:SECONDS a token; default: balance where workers join from elsewhere; here every worker gets a stage.",
+        " target:SECONDS a token. Workers and links are measured before the plan; default: none are, and every worker gets a"
+        " stage.",
     )
     dtype: str = option("auto", "auto (the checkpoint's own), bfloat16, float16 or float32.")
     spares: int = option(0, "How many more workers to have: they take the place of any that is lost.")
