@@ -248,7 +248,8 @@ class Search {
     }
 
     Found finish(bool complete) {
-        return {best_, complete ? std::max(bound_, ceiling()) : std::max(0.0, bound_), complete};
+        // The relaxation leaves out what cannot lead to a better path, so what it says beyond the ceiling says nothing.
+        return {best_, complete ? ceiling() : least(std::max(0.0, bound_), ceiling()), complete};
     }
 
     double below_, limit_, bound_ = -never;
