@@ -38,6 +38,7 @@ SWARM = (
     "spares",
     "split",
     "objective",
+    "scheduler",
     "dtype",
     "device",
     "kv_tokens",

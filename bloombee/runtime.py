@@ -299,7 +299,7 @@ class _Collected:
             text="".join(token.text for token in tokens),
             token_ids=tuple(token.token_id for token in tokens),
             prompt_token_ids=self._prompt,
-            finish_reason=tokens[-1].finish_reason or FinishReason.CANCELLED,
+            finish_reason=(tokens[-1].finish_reason if tokens else None) or FinishReason.CANCELLED,
             logprobs=tuple(t.logprob for t in tokens if t.logprob is not None) if params.logprobs is not None else None,
             top_logprobs=tuple(t.top_logprobs for t in tokens) if params.logprobs else None,
             time_to_first_token_s=self._first - self._started,

@@ -48,6 +48,10 @@ ZERO = 0.0
 """A default is known by its identity: this one is left out, another 0.0 is written."""
 
 
+MAX_FILE_CHARS = 1 << 26
+"""Of a file; 1,000 workers and all their links have about 12 million."""
+
+
 class _Struct(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     pass
 
@@ -137,7 +141,7 @@ class ShapePart(_Struct, frozen=True):
     """A model by its sizes, as :class:`~bloombee.models.shape.ModelShape`."""
 
     hidden: Annotated[int, Meta(ge=1, le=2**24)]
-    num_layers: Annotated[int, Meta(ge=1, le=10_000)]
+    num_layers: Annotated[int, Meta(ge=1, le=4096)]
     name: Text | None = None
     activation_bytes: Annotated[int, Meta(ge=1, le=16)] = 2
     layer_bytes: Size = 0
@@ -205,10 +209,13 @@ def read(path: str | os.PathLike[str]) -> Document:
         ConfigError: the file cannot be read, or see :func:`parse`; the message starts with the file's name.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open(encoding="utf-8") as file:
+            text = file.read(MAX_FILE_CHARS + 1)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"{path}: cannot read this file: {why}", path=str(path)) from error
+    if len(text) > MAX_FILE_CHARS:
+        raise ConfigError(f"{path}: more than {MAX_FILE_CHARS} characters: no topology is so large", path=str(path))
     try:
         return from_json(text)
     except ConfigError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,16 +83,18 @@ def ask(path: Path, what: str, patience_s: float = ANSWER_S) -> Any:
             if not is_own(line):
                 raise AuthenticationError(f"{path} is another user's", path=str(path))
             line.sendall(question_line(what))
-            return read_answer(_received(line))
+            return read_answer(_received(line, time.monotonic() + patience_s))
         except (TimeoutError, BlockingIOError):  # the latter: too many wait to be taken
             raise DeadlineExceeded(f"the head at {path} gave no answer in {patience_s:g} s", path=str(path)) from None
         except OSError as error:
             raise LinkDown(f"no head answers at {path}: {error.strerror or error}", path=str(path)) from error
 
 
-def _received(line: socket.socket) -> bytes:
+def _received(line: socket.socket, deadline: float) -> bytes:
+    """Raises TimeoutError: it has not come to its end by then."""
     data = bytearray()
     while not data.endswith(b"\n"):
+        line.settimeout(max(1e-3, deadline - time.monotonic()))
         part = line.recv(1 << 16)
         if not part:
             break

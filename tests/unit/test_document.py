@@ -320,3 +320,8 @@ def test_the_schema_is_of_the_format() -> None:
     assert set(described["$defs"]["Document"]["properties"]) == set(Document.__struct_encode_fields__)
     assert described["$defs"]["LinkPart"]["required"] == ["from", "to"]
     assert described["$defs"]["LinkPart"]["additionalProperties"] is False
+
+
+def test_a_file_without_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no topology is so large"):
+        read("/dev/zero")

@@ -20,6 +20,8 @@ from bloombee.types import HEAD, WorkerId
 
 MOST_S = 1e9
 """No pass and no link takes longer: a figure beyond it is a mistake."""
+MOST_LAYERS = 4096
+"""As in ``csrc/plan/instance.h``."""
 MOST_BYTES = 1 << 53
 """No size is larger, so each is exact in binary64."""
 
@@ -122,8 +124,8 @@ def _bytes(value: float, what: str) -> float:
 
 def _model(model: ModelShape, points: Sequence[tuple[int, int]], space: Space) -> dict[str, Any]:
     kinds = model.layer_kinds
-    if model.num_layers < 1:
-        raise ConfigError(f"num_layers = {model.num_layers}: must be >= 1", field="num_layers")
+    if not 1 <= model.num_layers <= MOST_LAYERS:
+        raise ConfigError(f"num_layers = {model.num_layers}: must be from 1 to {MOST_LAYERS}", field="num_layers")
     all_bytes = sum(kind.layer_bytes for kind in kinds) * model.num_layers
     _bytes(all_bytes, "layer_bytes")
     kv_bytes = []

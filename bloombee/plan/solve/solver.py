@@ -173,7 +173,10 @@ class _Search:
 
     def _nothing(self, most: Share) -> PlanError:
         if not most.proven:
-            return PlanError("no plan was found within the search's budget; a longer one may find one", steps=self.solver.steps)
+            return PlanError(
+                "no plan was found within the search's budget; a longer one (bloombee plan --time) may find one",
+                steps=self.solver.steps,
+            )
         if self.objective.target_s is None:
             return why_not(self.solver, self.instance, self.topology, self.model)
         sequences, count = min(self.space.points())
