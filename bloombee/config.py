@@ -172,9 +172,7 @@ class RuntimeConfig:
     @property
     def goal(self) -> Objective | None:
         """What the planner is to be best at; None: there is nothing to plan, layers are cut as asked for."""
-        if self.objective is not None:
-            return Objective.parse(self.objective)
-        return Objective() if self.remote_workers and self.split is None else None
+        return None if self.objective is None else Objective.parse(self.objective)
 
     @property
     def kept_s(self) -> float | None:

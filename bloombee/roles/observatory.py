@@ -39,7 +39,7 @@ class Observatory:
 
     def remember(self, request: PlanRequest) -> Figures:
         """What is known of links from before, if a planner is to use it; what comes to it is kept when there is a plan."""
-        if not request.survey:
+        if not request.wants_survey:
             return Figures()
         self._figures = read_figures(figures_path())
         return self._figures

@@ -41,7 +41,6 @@ def plan_request(config: RuntimeConfig, card: ModelCard, names: Sequence[str], m
         num_microbatches=config.microbatches or MOST_MICROBATCHES,
         tuned=config.microbatches is None,
         objective=config.goal,
-        survey=config.objective is not None and bool(config.remote_workers),
         machine=machine,
         order=tuple(names),
         pages_fixed=config.kv_tokens is not None,

@@ -67,10 +67,8 @@ class SimCluster:
     """Of what carries everything."""
     objective: Objective | None = None
     """Of a planner that decides which workers have a stage; None: all have one."""
-    is_surveyed: bool = False
-    """Workers and links are looked at before the plan: :class:`~bloombee.sim.surveyed.SurveyedCluster`."""
     topology: Topology | None = None
-    """What is known of workers when the plan is made; None: nothing."""
+    """What is known of workers from the start; None: a planner has them and their links looked at before."""
 
     def __init__(
         self,
@@ -143,7 +141,6 @@ class SimCluster:
             _request(card, num_stages, num_pages, page_size, max_rows, num_microbatches, tuned, scheduler, self),
             self._make_scheduler,
             hidden=row_bytes // 4,
-            known=lambda _: self.topology,
             order=self._order,
             to_stage=self._of_head,
         )
@@ -341,7 +338,7 @@ def _request(
         num_microbatches=num_microbatches,
         tuned=tuned,
         objective=cluster.objective,
-        survey=cluster.is_surveyed,
+        topology=cluster.topology,
         scheduler=scheduler,
     )
 

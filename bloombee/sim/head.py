@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bloombee.control import events as control
@@ -40,9 +40,7 @@ from bloombee.pipeline.events import (
 from bloombee.pipeline.requests import RequestCore
 from bloombee.pipeline.scheduler import SchedulerCore, SchedulerProxy
 from bloombee.pipeline.swarm import PlanRequest, SwarmCore, SwarmLimits
-from bloombee.pipeline.swarm.member import Member
 from bloombee.plan.plan import Plan
-from bloombee.plan.topology import Topology
 from bloombee.sim.carrier import HEAD, SCHEDULER, SimCarrier, stage_name
 from bloombee.sim.clock import VirtualClock
 from bloombee.sim.surveying import SimGauges
@@ -70,7 +68,6 @@ class SimHead:
 
     Args:
         hidden: of the model, in elements of four bytes.
-        known: what is known of workers when the plan is made.
         make_scheduler: where the plan has it; None: there is no plan yet.
         order: brings an order or a question to a worker. to_stage: a message of the scheduler to the worker at a stage.
     """
@@ -83,13 +80,12 @@ class SimHead:
         make_scheduler: Callable[[Plan | None], SchedulerCore | SchedulerProxy],
         *,
         hidden: int,
-        known: Callable[[Sequence[Member]], Topology | None],
         order: Callable[[WorkerId, Load | Wire | Measure | Introduce | MeasureLink | Profile], None],
         to_stage: Callable[[int, Send], None],
     ) -> None:
         limits = SwarmLimits(load_deadline_s=1e9)
         links = (number.to_bytes(16, "big") for number in itertools.count(1))
-        self.swarm = SwarmCore(request, limits, links, known=known)
+        self.swarm = SwarmCore(request, limits, links)
         self.request_core = RequestCore(max_waiting=10_000)
         self.scheduler = make_scheduler(None)
         self.control = ControlCore()

@@ -32,8 +32,6 @@ class SurveyedCluster(SimCluster):
         figures: of links, from before.
     """
 
-    is_surveyed = True
-
     def __init__(
         self,
         *,

@@ -6,14 +6,10 @@ import itertools
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from bloombee.objective import Objective
-from bloombee.pipeline.swarm import PlanRequest
 from bloombee.plan.document import parse_network
-from bloombee.roles import head
 from bloombee.roles.link_memory import figures_path
 from tests.swarm_kit import Swarm
 from tools.wan_network import Network
@@ -26,15 +22,9 @@ NODES = {"head": LINE, "w0": LINE, "w1": {**LINE, "up_bytes_per_s": 1.25e5}, "w2
 
 def test_links_are_known_before_the_first_plan_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    plan_request = head.plan_request
-
-    def with_objective(*arguments: Any) -> PlanRequest:
-        return replace(plan_request(*arguments), objective=Objective(), survey=True, machine=None)
-
-    monkeypatch.setattr(head, "plan_request", with_objective)
     with Network(parse_network({"version": 1, "nodes": NODES})) as net:
         workers = [replace(net.local_worker(name), pace="1,0,0") for name in ("w0", "w1", "w2")]
-        swarm = Swarm(model="standin:256x6", workers=3, local_workers=workers, listen=net.listen("head"))
+        swarm = Swarm(model="standin:256x6", workers=3, local_workers=workers, listen=net.listen("head"), objective="balance")
         try:
             survey = swarm.runtime._head._core.survey  # type: ignore[union-attr]
             assert survey is not None

@@ -69,7 +69,6 @@ class _World:
             max_rows=8,
             num_microbatches=2,
             objective=objective,
-            survey=objective is not None,
         )
         links = (number.to_bytes(16, "big") for number in itertools.count(1))
         self.core = SwarmCore(request, SwarmLimits(60.0), links, figures=figures or Figures())

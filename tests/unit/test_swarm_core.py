@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
 
 import pytest
 
@@ -33,7 +32,6 @@ from bloombee.pipeline.events import (
     WorkerSaid,
 )
 from bloombee.pipeline.swarm import REPEAT_S, Machine, PlanRequest, SwarmCore, SwarmLimits
-from bloombee.pipeline.swarm.member import Member
 from bloombee.plan.profile import Fit, Profile
 from bloombee.plan.topology import Cores, Device, Link, RowTime, Topology
 from bloombee.sim.cluster import sim_card
@@ -434,17 +432,15 @@ def test_strangers_and_surprises_are_refused() -> None:
         core.handle(WorkerSaid(1, Verdict(1, 1, 0, 0, (), None), 0.0))
 
 
-def _near(members: Sequence[Member]) -> Topology:
-    """One far from the others, all alike."""
-    far, *_ = (member.id for member in members)
-    ends = itertools.permutations((HEAD, *(member.id for member in members)), 2)
-    devices = {member.id: Device(member.name, layer=RowTime(0.001)) for member in members}
-    return Topology(devices, {pair: Link(1e8, 0.1 if far in pair else 0.001) for pair in ends})
+NEAR = Topology(
+    {worker: Device(f"w{worker}", layer=RowTime(0.001)) for worker in (1, 2, 3)},
+    {pair: Link(1e8, 0.1 if 1 in pair else 0.001) for pair in itertools.permutations((HEAD, 1, 2, 3), 2)},
+)
+"""One far from the others, all alike."""
 
 
 def test_with_an_objective_the_planner_decides_and_the_others_are_spares() -> None:
-    core = _core(join=0, objective=Objective(Goal.LATENCY), tuned=True, num_microbatches=8)
-    core.known = _near
+    core = _core(join=0, objective=Objective(Goal.LATENCY), topology=NEAR, tuned=True, num_microbatches=8)
     commands = []
     for worker in (1, 2, 3):
         commands = core.handle(WorkerJoined(worker, f"w{worker}", "tcp://127.0.0.1:1", bytes([worker]) * 32, 6000, 0.0))
@@ -460,8 +456,7 @@ def test_with_an_objective_the_planner_decides_and_the_others_are_spares() -> No
 
 
 def test_a_plan_that_a_spare_has_changed_predicts_nothing() -> None:
-    core = _core(join=0, objective=Objective(Goal.LATENCY), num_pages=1, num_layers=2)
-    core.known = _near
+    core = _core(join=0, objective=Objective(Goal.LATENCY), topology=NEAR, num_pages=1, num_layers=2)
     for worker in (1, 2, 3):
         core.handle(WorkerJoined(worker, f"w{worker}", "tcp://127.0.0.1:1", bytes([worker]) * 32, 10_000, 0.0))
     assert core.plan is not None
@@ -470,10 +465,11 @@ def test_a_plan_that_a_spare_has_changed_predicts_nothing() -> None:
     assert (core.plan.epoch, core.plan.prediction) == (2, None)
 
 
-def test_with_an_objective_and_nothing_known_all_workers_have_a_stage() -> None:
+def test_with_an_objective_and_nothing_known_workers_are_looked_at_before_there_is_a_plan() -> None:
     core = _core(objective=Objective())
-    assert core.plan is not None
-    assert (len(core.plan.stages), core.plan.prediction) == (3, None)
+    assert core.plan is None
+    assert core.survey is not None
+    assert core.survey.workers == (1, 2, 3)
 
 
 def test_on_one_machine_everything_is_known() -> None:
@@ -486,8 +482,7 @@ def test_on_one_machine_everything_is_known() -> None:
 
 
 def test_workers_without_room_for_any_plan_take_the_swarm_down() -> None:
-    core = _core(join=0, objective=Objective())
-    core.known = _near
+    core = _core(join=0, objective=Objective(), topology=NEAR)
     for worker in (1, 2, 3):
         commands = core.handle(WorkerJoined(worker, f"w{worker}", "tcp://127.0.0.1:1", bytes([worker]) * 32, 400, 0.0))
     down = commands[0]

@@ -11,7 +11,7 @@ Load and Wire are idempotent and are said again until they have been answered.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from bloombee.errors import (
@@ -57,7 +57,6 @@ from bloombee.pipeline.swarm.pairs import Pairs
 from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest, fits
 from bloombee.pipeline.swarm.survey import Survey
 from bloombee.plan.plan import Plan, StagePlan
-from bloombee.plan.topology import Topology
 from bloombee.types import HEAD, SchedulerPlace, WorkerId
 from bloombee.wire.messages import (
     AnyMessage,
@@ -95,8 +94,6 @@ class SwarmCore:
     limits: SwarmLimits
     links: Iterator[bytes]
     """Fresh unguessable link ids for worker -> worker links; the core itself has no randomness."""
-    known: Callable[[Sequence[Member]], Topology | None] = lambda _: None
-    """What is known of workers and their links when the plan is made; None: nothing."""
     figures: Figures = field(default_factory=Figures)
     """Of links, from before; those that are measured come to it."""
     plan: Plan | None = None
@@ -183,7 +180,7 @@ class SwarmCore:
         is_complete = len(workers) == self.request.num_workers and not any(worker.is_away for worker in workers)
         if not is_complete or self.plan is not None or self.error is not None:
             return []
-        if not self.request.survey:
+        if not self.request.wants_survey:
             return self._make_plan(workers, now)
         if self.survey is None or any(worker.id not in self.survey.workers for worker in workers):
             self.survey = Survey(self._workers, self.request, self._pairs, self.figures, self._numbers)
@@ -199,8 +196,7 @@ class SwarmCore:
     def _make_plan(self, workers: Sequence[Member], now: float) -> list[Command]:
         first = FirstPlan(self.request)
         try:
-            known = self.known(workers) if self.survey is None else self.survey.topology()
-            self.plan = first.decide(workers, known)
+            self.plan = first.decide(workers, None if self.survey is None else self.survey.topology())
         except BloomBeeError as error:
             return self._down(error, now)
         return [PlanMade(self.plan), *(self._first_load(self.plan, stage, now) for stage in self.plan.stages)]

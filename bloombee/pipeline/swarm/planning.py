@@ -65,10 +65,10 @@ class PlanRequest:
     """Names of the workers of the first plan in the order of their stages; empty: as they join."""
     objective: Objective | None = None
     """What the planner is to be best at; None: all workers have a stage, in their order, cut as ``split`` says."""
-    survey: bool = False
-    """Workers and links are looked at before the first plan."""
     machine: Machine | None = None
     """All workers are on one machine, of which everything is known; None: elsewhere, or behind links of their own."""
+    topology: Topology | None = None
+    """What is known of workers and links from the start; None: nothing, but what a ``machine`` is."""
     trace: bool = False
     takes_others: bool = True
     """Workers come from elsewhere: one that leaves before the plan may come back, or another in its place."""
@@ -76,6 +76,11 @@ class PlanRequest:
     """None: where the planner says, if there is one, else with the head."""
     step_deadline_s: float = 600.0
     """As :class:`~bloombee.pipeline.scheduler.SchedulerCore` takes it."""
+
+    @property
+    def wants_survey(self) -> bool:
+        """A planner is to decide, and workers and links have to be looked at before."""
+        return self.objective is not None and self.machine is None and self.topology is None
 
     @property
     def wants_profile(self) -> bool:
@@ -104,17 +109,18 @@ class FirstPlan:
         named = [worker for worker in workers if worker.name in order]
         return sorted(named, key=lambda worker: order.index(worker.name))
 
-    def decide(self, workers: Sequence[Member], topology: Topology | None) -> Plan:
-        """Chosen, where a planner is asked for and something is known of ``workers`` and their links; else cut as asked.
+    def decide(self, workers: Sequence[Member], surveyed: Topology | None) -> Plan:
+        """Chosen, where a planner is asked for, by what was looked at or is known; else cut as asked.
 
         Raises:
             BloomBeeError: as :meth:`make` and :meth:`chosen`.
         """
-        machine = self.request.machine
+        if self.request.objective is None:
+            return self.make(workers)
+        machine, topology = self.request.machine, surveyed or self.request.topology
         if machine is not None:
             topology = replace(topology or machine.topology(worker.id for worker in workers), cores=machine.cores)
-        if self.request.objective is None or topology is None:
-            return self.make(workers)
+        assert topology is not None  # else it was looked for
         return self.chosen(topology, workers)
 
     def make(self, workers: Sequence[Member]) -> Plan:
