@@ -5,9 +5,6 @@
 namespace bloombee::plan {
 namespace {
 
-// So many workers are taken between two looks at which others can still matter.
-constexpr int at_once = 8;
-
 void spans(double* out, const double* span, const double* rest, int count, int n) {
     for (int k = 0; k < count; ++k, span += n, rest += n)
         for (int v = 0; v < n; ++v) {
@@ -16,7 +13,6 @@ void spans(double* out, const double* span, const double* rest, int count, int n
         }
 }
 
-// out[u] is at most worst + least[u], so a rest of `worst` or more is of no use to anyone.
 double worst_of(const double* out, const double* least, const double* most, int n) {
     double worst = -__builtin_inf();
     for (int u = 0; u < n; ++u) {
@@ -36,29 +32,9 @@ void take(double* out, const double* hop, const double* rest, const int* batch, 
     }
 }
 
-void hops(double* out, const double* hop, const double* rest, int* order, const double* least, const double* most, int n) {
-    int batch[at_once], count = 0;
-    double worst = __builtin_inf();
-    for (int turn = 0; turn < n; ++turn) {
-        const int v = order[turn];
-        if (rest[v] < worst) batch[count++] = v;
-        if (count < at_once && turn + 1 < n) continue;
-        take(out, hop, rest, batch, count, n);
-        worst = worst_of(out, least, most, n);
-        count = 0;
-    }
-    int front = 0;
-    for (int turn = 0; turn < n; ++turn) {
-        const int v = order[turn];
-        if (!(rest[v] < worst)) continue;
-        order[turn] = order[front];
-        order[front++] = v;
-    }
-}
-
 }  // namespace
 
-const RowKernels row_kernels_scalar{spans, hops};
+const RowKernels row_kernels_scalar{spans, hops_of<take, worst_of>};
 
 const RowKernels& row_kernels() {
 #if BLOOMBEE_X86

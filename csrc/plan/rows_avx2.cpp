@@ -6,7 +6,6 @@ namespace bloombee::plan {
 namespace {
 
 constexpr int lanes = 4;
-constexpr int at_once = 8;
 
 inline __m256i lanes_at(int v, int n) {
     const int left = n - v;
@@ -25,7 +24,6 @@ void spans(double* out, const double* span, const double* rest, int count, int n
     }
 }
 
-// out[u] is at most worst + least[u], so a rest of `worst` or more is of no use to anyone.
 double worst_of(const double* out, const double* least, const double* most, int n) {
     const __m256d none = _mm256_set1_pd(-__builtin_inf());
     __m256d worst = none;
@@ -51,28 +49,8 @@ void take(double* out, const double* hop, const double* rest, const int* batch, 
     }
 }
 
-void hops(double* out, const double* hop, const double* rest, int* order, const double* least, const double* most, int n) {
-    int batch[at_once], count = 0;
-    double worst = __builtin_inf();
-    for (int turn = 0; turn < n; ++turn) {
-        const int v = order[turn];
-        if (rest[v] < worst) batch[count++] = v;
-        if (count < at_once && turn + 1 < n) continue;
-        take(out, hop, rest, batch, count, n);
-        worst = worst_of(out, least, most, n);
-        count = 0;
-    }
-    int front = 0;
-    for (int turn = 0; turn < n; ++turn) {
-        const int v = order[turn];
-        if (!(rest[v] < worst)) continue;
-        order[turn] = order[front];
-        order[front++] = v;
-    }
-}
-
 }  // namespace
 
-const RowKernels row_kernels_avx2{spans, hops};
+const RowKernels row_kernels_avx2{spans, hops_of<take, worst_of>};
 
 }  // namespace bloombee::plan
