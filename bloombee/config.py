@@ -335,6 +335,23 @@ def cache_dir(variables: Mapping[str, str] = os.environ) -> Path:
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "bloombee"
 
 
+def write_cache(path: Path, text: str) -> None:
+    """Have a file hold ``text``: whoever reads it meanwhile, and whoever is ended meanwhile, finds what was there before.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
+    draft = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
+
+
 def socket_folders(variables: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
     """Where heads may answer other programs of their user, the best first; may not exist yet. Source: as above."""
     base = variables.get("XDG_RUNTIME_DIR") or ""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
-from bloombee.config import cache_dir
+from bloombee.config import cache_dir, write_cache
 from bloombee.errors import ConfigError
 from bloombee.pipeline.swarm import Figures
 
@@ -31,10 +30,7 @@ def read_figures(path: Path) -> Figures:
 
 def keep_figures(path: Path, figures: Figures) -> None:
     """Whoever writes last is remembered; what cannot be written is measured anew another time."""
-    beside = path.with_suffix(f".{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(figures.to_json(), encoding="utf-8")
-        beside.replace(path)
+        write_cache(path, figures.to_json())
     except OSError as error:
         log.warning("%s: %s; links will be measured anew", path, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import time
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ class Observatory:
         self._plan: Plan | None = None
         self._facts: dict[tuple[WorkerId, WorkerId], LinkFacts] = {}
         self._figures: Figures | None = None
-        """Of links, that are kept for another time."""
+        """Of links, that are to be kept for another time when there is a plan."""
 
     def remember(self, request: PlanRequest) -> Figures:
         """What is known of links from before, if a planner is to use it; what comes to it is kept when there is a plan."""
@@ -48,7 +49,8 @@ class Observatory:
         """It is about the links and workers of ``plan`` from now on."""
         self._plan = plan
         if self._figures is not None:
-            keep_figures(figures_path(), self._figures)
+            figures, self._figures = self._figures, None  # nothing comes to them any more
+            asyncio.get_running_loop().run_in_executor(None, keep_figures, figures_path(), figures)
 
     def lost(self, worker: WorkerId) -> None:
         """What was measured of the ring that had it is of no use."""

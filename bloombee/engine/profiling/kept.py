@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from bloombee.config import cache_dir
+from bloombee.config import cache_dir, write_cache
 from bloombee.errors import ConfigError
 from bloombee.plan.profile import FORMAT, Profile
 from bloombee.types import VERSION, Dtype
@@ -40,14 +39,8 @@ def look_up(path: Path) -> Profile | None:
 
 def keep(found: Profile, path: Path) -> None:
     """In the cache."""
-    draft = path.with_suffix(f".{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(found.to_json(), encoding="utf-8")
-        draft.replace(path)
-    except OSError:  # a cache that cannot be written costs the next start some seconds
-        with contextlib.suppress(OSError):
-            draft.unlink()
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs the next start some seconds
+        write_cache(path, found.to_json())
 
 
 @contextlib.contextmanager
