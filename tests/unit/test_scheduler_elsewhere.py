@@ -151,6 +151,7 @@ def test_an_end_without_a_last_token_is_told_with_its_error() -> None:
     proxy = _proxy()
     for sequence in (1, 2):
         proxy.handle(_open(sequence))
+    proxy.handle(Cancel(1, 0.0))
     over = (m.Over(1, "", {}), m.Over(2, "DeviceError", {"message": "broken", "position": 4}))
     *told, _ = proxy.handle(_told(0, over=over))
     assert told[0] == TellHead(Ended(1, None))
@@ -159,6 +160,33 @@ def test_an_end_without_a_last_token_is_told_with_its_error() -> None:
     assert isinstance(told[1].message.error, DeviceError)
     assert told[1].message.error.fields["position"] == 4
     assert proxy.handle(Cancel(1, 0.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("told", "path"),
+    [
+        (_told(0, m.Given(_pick(1, 3), None)), "Told.given"),
+        (_told(0, m.Given(_pick(1, 2), None), m.Given(_pick(1, 2), None)), "Told.given"),
+        (_told(0, *(m.Given(_pick(1, position), None) for position in range(2, 7))), "Told.given"),
+        (_told(0, m.Given(_pick(1, 2**32 - 1), "stop")), "Told.given"),
+        (_told(0, over=(m.Over(1, "", {}),)), "Told.over"),
+    ],
+    ids=["a gap", "twice", "more than asked for", "far away", "ended by nobody"],
+)
+def test_what_no_scheduler_comes_to_is_refused(told: FromStage, path: str) -> None:
+    proxy = _proxy()
+    proxy.handle(_open(1))
+    with pytest.raises(RemoteProtocolError) as refused:
+        proxy.handle(told)
+    assert refused.value.fields["path"] == path
+
+
+def test_of_a_sequence_that_is_over_nothing_more_is_told() -> None:
+    proxy = _proxy()
+    proxy.handle(_open(1))
+    proxy.handle(_told(0, m.Given(_pick(1, 2), "stop")))
+    late = proxy.handle(_told(1, m.Given(_pick(1, 3), None), over=(m.Over(1, "", {}), m.Over(9, "", {}))))
+    assert not any(isinstance(command, TellHead) for command in late)
 
 
 def test_when_the_pipeline_is_lost_all_that_is_open_ends_here() -> None:

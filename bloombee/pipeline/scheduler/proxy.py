@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from bloombee.control.chunks import Chunks
 from bloombee.errors import LocalProtocolError, RemoteProtocolError, StalePlan, from_wire
@@ -39,6 +40,15 @@ TOKENS_PER_ASK = 4096
 """Longer sequences go in several: nothing waits long behind one."""
 
 
+@dataclass(slots=True)
+class _Asked:
+    """A sequence that is not over as far as is known here: where its next token stands, and where there can be none."""
+
+    position: int
+    stop: int
+    is_cancelled: bool = False
+
+
 class SchedulerProxy:
     """events: those of a SchedulerCore. commands: Send (to stage 0, whose worker has the scheduler), TellHead.
 
@@ -53,22 +63,21 @@ class SchedulerProxy:
         self._told: OrderedReceiver[Told] = OrderedReceiver(STREAM_WINDOW)
         self._early: list[Ask] | None = []
         """Asks from before its worker was told that it has the scheduler; None: it has been."""
-        self._sequences: dict[SequenceId, None] = {}
-        """Asked for, and not over as far as is known here."""
+        self._sequences: dict[SequenceId, _Asked] = {}
         self._standing = Standing(pipeline, since, 0, 0, None, 0, 0, 0.0)
         self._stood_at = 0.0
         self._moved_at = -math.inf
 
     def handle(self, event: Event) -> list[Command]:
         """Raises RemoteProtocolError for a message that its sender must not send, StalePlan for one that is of another
-        scheduler; the state is as it was."""
+        scheduler; the state is as it was, but that a Told is not taken twice."""
         match event:
             case FromStage(stage=stage, message=message, now=now):
                 return self._from_stage(stage, message, now)
             case Open():
                 return self._open(event)
             case Cancel(sequence=sequence, now=now):
-                return self._ask(self._new_ask(cancelled=(sequence,)), now) if sequence in self._sequences else []
+                return self._cancel(sequence, now)
             case Tune(now=now):
                 return self._ask(self._new_ask(tuning=_tuning(event)), now)
             case PlanWired(now=now):
@@ -117,8 +126,18 @@ class SchedulerProxy:
     # -- there -----------------------------------------------------------------------------
 
     def _open(self, event: Open) -> list[Command]:
-        self._sequences[event.sequence] = None
+        num_prompt_tokens = len(event.prompt) // 4
+        self._sequences[event.sequence] = _Asked(
+            num_prompt_tokens + len(event.output) // 4, num_prompt_tokens + event.max_new_tokens
+        )
         return [command for part in _requests(event) for command in self._ask(self._new_ask(requests=(part,)), event.now)]
+
+    def _cancel(self, sequence: SequenceId, now: float) -> list[Command]:
+        asked = self._sequences.get(sequence)
+        if asked is None:
+            return []
+        asked.is_cancelled = True
+        return self._ask(self._new_ask(cancelled=(sequence,)), now)
 
     def _new_ask(
         self, requests: tuple[Request, ...] = (), cancelled: tuple[SequenceId, ...] = (), tuning: Tuning | None = None
@@ -162,13 +181,28 @@ class SchedulerProxy:
         return [*told, Send(0, Lane.CONTROL, self._told.acknowledgement(self._pipeline, self._since, now))]
 
     def _tell(self, told: Told) -> Iterator[Command]:
+        """Of sequences that are over nothing more is told. Raises RemoteProtocolError for what no scheduler comes to."""
         for given in told.given:
+            asked = self._sequences.get(given.pick.sequence)
+            if asked is None:
+                continue
+            if not asked.position == given.pick.position < asked.stop:
+                raise RemoteProtocolError(
+                    f"sequence {given.pick.sequence} has a token at {given.pick.position}, not at {asked.position} of"
+                    f" {asked.stop}",
+                    path="Told.given",
+                )
+            asked.position += 1
             finish = None if given.finish is None else FinishReason(given.finish)
             if finish is not None:
-                self._sequences.pop(given.pick.sequence, None)
+                del self._sequences[given.pick.sequence]
             yield TellHead(Emitted(given.pick, finish))
         for over in told.over:
-            self._sequences.pop(over.sequence, None)
+            asked = self._sequences.pop(over.sequence, None)
+            if asked is None:
+                continue
+            if not over.code and not asked.is_cancelled:
+                raise RemoteProtocolError(f"sequence {over.sequence} is over, and nobody has ended it", path="Told.over")
             yield TellHead(Ended(over.sequence, from_wire(over.code, over.fields) if over.code else None))
 
 
