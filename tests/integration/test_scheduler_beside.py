@@ -10,25 +10,13 @@ import pytest
 
 import bloombee
 from bloombee.types import SchedulerPlace
+from tests.ask_kit import PROMPTS, ask
 
-PROMPTS = [[n, 40 + n, 300 + n, 7] * 10 for n in range(4)]
 LONG = [5 + n % 400 for n in range(600)]
-NEW = 48
-
-
-async def _ask(runtime: bloombee.Runtime, number: int, came: asyncio.Queue[int] | None = None) -> tuple[int, ...]:
-    tokens = []
-    async for token in runtime.stream(
-        PROMPTS[number], max_new_tokens=NEW, ignore_eos=True, temperature=0.7 * (number % 2), seed=number, logprobs=1
-    ):
-        tokens.append(token.token_id)
-        if came is not None:
-            came.put_nowait(number)
-    return tuple(tokens)
 
 
 async def _all(runtime: bloombee.Runtime) -> list[tuple[int, ...]]:
-    asked = [_ask(runtime, number) for number in range(len(PROMPTS))]
+    asked = [ask(runtime, number) for number in range(len(PROMPTS))]
     long = runtime.generate(LONG, max_new_tokens=8, ignore_eos=True)
     *short, last = await asyncio.gather(*asked, long)
     return [*short, tuple(last.token_ids)]
@@ -59,7 +47,7 @@ def test_tokens_stops_and_cancels_are_those_of_a_scheduler_in_the_head(workers: 
             stopped = await runtime.generate("Once upon a time", max_new_tokens=40, stop=(stop,))
             assert stopped.text == whole.text[: whole.text.index(stop)]
             came: asyncio.Queue[int] = asyncio.Queue()
-            asked = asyncio.ensure_future(_ask(runtime, 0, came))
+            asked = asyncio.ensure_future(ask(runtime, 0, came))
             await came.get()
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)
@@ -72,9 +60,9 @@ def test_tokens_stops_and_cancels_are_those_of_a_scheduler_in_the_head(workers: 
 def test_requests_go_on_with_the_same_tokens_when_a_stage_is_killed(stage: int) -> None:
     async def use() -> None:
         async with bloombee.Runtime("demo", workers=3, spares=1, dtype="float32", threads=1, scheduler="stage0") as runtime:
-            undisturbed = await asyncio.gather(*(_ask(runtime, number) for number in range(len(PROMPTS))))
+            undisturbed = await asyncio.gather(*(ask(runtime, number) for number in range(len(PROMPTS))))
             came: asyncio.Queue[int] = asyncio.Queue()
-            asked = [asyncio.ensure_future(_ask(runtime, number, came)) for number in range(len(PROMPTS))]
+            asked = [asyncio.ensure_future(ask(runtime, number, came)) for number in range(len(PROMPTS))]
             for _ in range(20):
                 await came.get()
             lost = runtime.plan.stages[stage]
@@ -83,7 +71,7 @@ def test_requests_go_on_with_the_same_tokens_when_a_stage_is_killed(stage: int) 
             assert (runtime.plan.epoch, runtime.plan.scheduler_since) == (2, 1 if stage else 2)
             assert runtime.plan.stages[stage].worker != lost.worker
             await asyncio.wait_for(_pages_are_free(runtime), 20)
-            assert await _ask(runtime, 1) == undisturbed[1]
+            assert await ask(runtime, 1) == undisturbed[1]
 
     asyncio.run(asyncio.wait_for(use(), 120))
 
@@ -92,7 +80,7 @@ def test_without_a_spare_a_loss_ends_requests_typed() -> None:
     async def use() -> None:
         async with bloombee.Runtime("demo", workers=2, dtype="float32", threads=1, scheduler="stage0") as runtime:
             came: asyncio.Queue[int] = asyncio.Queue()
-            asked = asyncio.ensure_future(_ask(runtime, 1, came))
+            asked = asyncio.ensure_future(ask(runtime, 1, came))
             await came.get()
             os.kill(runtime.worker_pids[runtime.plan.stages[0].worker], signal.SIGKILL)
             with pytest.raises(bloombee.BloomBeeError):

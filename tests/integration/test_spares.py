@@ -14,20 +14,7 @@ from bloombee import SwarmEventKind
 from bloombee.config import WorkerConfig
 from bloombee.errors import DeviceError
 from bloombee.roles.worker import WorkerRole
-
-PROMPTS = [[n, 40 + n, 300 + n, 7] * 10 for n in range(4)]
-NEW = 48
-
-
-async def _ask(runtime: bloombee.Runtime, number: int, came: asyncio.Queue[int] | None = None) -> tuple[int, ...]:
-    tokens = []
-    async for token in runtime.stream(
-        PROMPTS[number], max_new_tokens=NEW, ignore_eos=True, temperature=0.7 * (number % 2), seed=number, logprobs=1
-    ):
-        tokens.append(token.token_id)
-        if came is not None:
-            came.put_nowait(number)
-    return tuple(tokens)
+from tests.ask_kit import NEW, PROMPTS, ask
 
 
 class _Events:
@@ -56,9 +43,9 @@ def test_requests_go_on_with_the_same_tokens_when_a_stage_is_killed(stage: int) 
     async def use() -> None:
         async with bloombee.Runtime("demo", workers=3, spares=1, dtype="float32", threads=1) as runtime:
             events = _Events(runtime)
-            undisturbed = await asyncio.gather(*(_ask(runtime, number) for number in range(len(PROMPTS))))
+            undisturbed = await asyncio.gather(*(ask(runtime, number) for number in range(len(PROMPTS))))
             came: asyncio.Queue[int] = asyncio.Queue()
-            asked = [asyncio.ensure_future(_ask(runtime, number, came)) for number in range(len(PROMPTS))]
+            asked = [asyncio.ensure_future(ask(runtime, number, came)) for number in range(len(PROMPTS))]
             for _ in range(20):
                 await came.get()
             lost = runtime.plan.stages[stage]
@@ -87,9 +74,9 @@ def test_a_lost_spare_costs_nothing_and_without_one_the_next_loss_ends_requests_
             (spare,) = set(runtime.worker_pids) - staged
             os.kill(runtime.worker_pids[spare], signal.SIGKILL)
             await events.until(SwarmEventKind.LOST, 1)
-            assert len(await _ask(runtime, 0)) == NEW
+            assert len(await ask(runtime, 0)) == NEW
             came: asyncio.Queue[int] = asyncio.Queue()
-            asked = asyncio.ensure_future(_ask(runtime, 1, came))
+            asked = asyncio.ensure_future(ask(runtime, 1, came))
             await came.get()
             os.kill(runtime.worker_pids[min(staged)], signal.SIGKILL)
             with pytest.raises(bloombee.BloomBeeError):
@@ -106,12 +93,12 @@ def test_a_worker_that_hangs_is_told_as_lost_and_a_spare_takes_its_place() -> No
         ) as runtime:
             events = _Events(runtime)
             await events.until(SwarmEventKind.JOINED, 3)
-            undisturbed = await _ask(runtime, 0)
+            undisturbed = await ask(runtime, 0)
             hung = runtime.plan.stages[1]
             os.kill(runtime.worker_pids[hung.worker], signal.SIGSTOP)
             await events.until(SwarmEventKind.LOST, 1)
             await events.until(SwarmEventKind.UP, 2)
-            assert await _ask(runtime, 0) == undisturbed
+            assert await ask(runtime, 0) == undisturbed
         await asyncio.wait_for(events.over, 10)
         assert events.lost == [hung.name]
 
@@ -125,9 +112,9 @@ def test_workers_found_lost_cost_nothing_when_their_processes_end_after_that() -
         async with bloombee.Runtime("demo", workers=3, spares=3, dtype="float32", threads=1) as runtime:
             events = _Events(runtime)
             await events.until(SwarmEventKind.JOINED, 6)
-            undisturbed = await asyncio.gather(*(_ask(runtime, number) for number in range(len(PROMPTS))))
+            undisturbed = await asyncio.gather(*(ask(runtime, number) for number in range(len(PROMPTS))))
             came: asyncio.Queue[int] = asyncio.Queue()
-            asked = [asyncio.ensure_future(_ask(runtime, number, came)) for number in range(len(PROMPTS))]
+            asked = [asyncio.ensure_future(ask(runtime, number, came)) for number in range(len(PROMPTS))]
             for _ in range(20):
                 await came.get()
             for stage in (0, 2):
@@ -140,8 +127,8 @@ def test_workers_found_lost_cost_nothing_when_their_processes_end_after_that() -
             await events.until(SwarmEventKind.LOST, 3)
             os.kill(pid, signal.SIGCONT)
             while psutil.pid_exists(pid):
-                assert await _ask(runtime, 0) == undisturbed[0]
-            assert await _ask(runtime, 0) == undisturbed[0]
+                assert await ask(runtime, 0) == undisturbed[0]
+            assert await ask(runtime, 0) == undisturbed[0]
         await asyncio.wait_for(events.over, 10)
         assert events.kinds.count(SwarmEventKind.LOST) == 3
 
@@ -160,8 +147,8 @@ def test_a_spare_that_ends_before_it_has_joined_costs_nothing() -> None:
             os.kill(pid, signal.SIGKILL)
             await asyncio.wait_for(start, 100)
             while pid in runtime._head.local.processes:
-                assert len(await _ask(runtime, 0)) == NEW
-            assert len(await _ask(runtime, 0)) == NEW
+                assert len(await ask(runtime, 0)) == NEW
+            assert len(await ask(runtime, 0)) == NEW
         finally:
             await runtime.close()
 
@@ -180,14 +167,14 @@ def test_workers_that_end_with_their_spawner_are_said_so_and_no_spare_is_tried()
             events = _Events(runtime)
             await events.until(SwarmEventKind.JOINED, 3)
             came: asyncio.Queue[int] = asyncio.Queue()
-            asked = asyncio.ensure_future(_ask(runtime, 0, came))
+            asked = asyncio.ensure_future(ask(runtime, 0, came))
             await came.get()
             _spawner(runtime).kill()
             with pytest.raises(DeviceError, match="the process that starts workers has ended"):
                 await asyncio.wait_for(asked, 10)
             await events.until(SwarmEventKind.DOWN, 1)
             with pytest.raises(DeviceError, match="the process that starts workers has ended"):
-                await _ask(runtime, 0)
+                await ask(runtime, 0)
         await asyncio.wait_for(events.over, 10)
         assert events.kinds.count(SwarmEventKind.PLANNED) == 1
 
@@ -204,8 +191,8 @@ def test_workers_from_elsewhere_do_not_need_the_spawner_of_the_head() -> None:
             spawner = _spawner(runtime)
             spawner.kill()
             await asyncio.to_thread(spawner.wait)
-            assert len(await _ask(runtime, 0)) == NEW
-            assert len(await _ask(runtime, 0)) == NEW
+            assert len(await ask(runtime, 0)) == NEW
+            assert len(await ask(runtime, 0)) == NEW
         finally:
             await runtime.close()
             await asyncio.gather(worker, return_exceptions=True)

@@ -10,9 +10,9 @@ import pytest
 from bloombee.errors import LinkDown
 from bloombee.pace import Pace
 from bloombee.sim.cluster import SimCluster
-from bloombee.sim.device import oracle
 from bloombee.sim.network import Faults, LinkShape
 from bloombee.types import SchedulerPlace
+from tests.sim_kit import assert_right
 
 HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
 STAGE0 = SchedulerPlace.STAGE0
@@ -26,18 +26,6 @@ def _submit(cluster: SimCluster, rng: random.Random, count: int, until: float = 
             cluster.cancel(number, at=rng.uniform(0, 2 * until))
 
 
-def _assert_right(cluster: SimCluster, num_stages: int) -> None:
-    for request in cluster.requests.values():
-        want = oracle(request.prompt, request.seed, num_stages, request.max_new_tokens)
-        assert request.error is None
-        assert request.ended
-        assert request.tokens == (want[: len(request.tokens)] if request.finish is None else want)
-    for stage in cluster.stages.values():
-        assert stage.num_sequences == 0
-        assert all(pool.num_free == pool.num_pages for pool in stage.store.kv.pools)
-        assert stage.log.num_bytes == 0
-
-
 @pytest.mark.parametrize("num_stages", [1, 2, 3, 4])
 @pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
 @pytest.mark.parametrize("seed", range(8))
@@ -49,7 +37,7 @@ def test_tokens_are_those_of_the_model_whatever_becomes_of_messages(num_stages: 
     )  # fmt: skip
     _submit(cluster, rng, 24)
     assert cluster.run()
-    _assert_right(cluster, num_stages)
+    assert_right(cluster, num_stages)
 
 
 @pytest.mark.parametrize("num_stages", [1, 2, 3, 4])
@@ -68,7 +56,7 @@ def test_requests_live_through_the_loss_of_any_stage(num_stages: int, faults: Fa
     cluster.kill(rng.randint(2, num_stages + 1), at=at + rng.choice([0.0, 0.001, 0.3]))
     assert cluster.run()
     assert cluster.head.num_recoveries in (1, 2)
-    _assert_right(cluster, num_stages)
+    assert_right(cluster, num_stages)
 
 
 def test_the_loss_of_another_stage_leaves_the_scheduler_what_it_has() -> None:
@@ -78,7 +66,7 @@ def test_the_loss_of_another_stage_leaves_the_scheduler_what_it_has() -> None:
     assert cluster.run()
     assert cluster.plan is not None
     assert (cluster.plan.epoch, cluster.plan.scheduler_since) == (2, 1)
-    _assert_right(cluster, 3)
+    assert_right(cluster, 3)
 
 
 def test_without_a_spare_every_request_ends_with_a_typed_error() -> None:
@@ -107,7 +95,7 @@ def test_resets_of_every_connection_cost_no_request_a_token(seed: int, rtt_s: fl
             cluster.clock.call_at(moment, lambda ends=ends: cluster.breaks.reset(ends))  # type: ignore[misc]
     assert cluster.run()
     assert cluster.head.down is None
-    _assert_right(cluster, 4)
+    assert_right(cluster, 4)
     assert max(at for request in cluster.requests.values() for at in request.token_times) < 30 + 60 * rtt_s
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 
 from bloombee.errors import LinkDown
 from bloombee.sim.cluster import SimCluster, sim_card
-from bloombee.sim.device import ROW_BYTES, oracle
+from bloombee.sim.device import ROW_BYTES
 from bloombee.sim.network import Faults
-from bloombee.types import FinishReason
+from tests.sim_kit import assert_right
 
 HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
 
@@ -22,22 +22,6 @@ def _submit(cluster: SimCluster, rng: random.Random, count: int, until: float = 
         cluster.submit(prompt, max_new_tokens=rng.randint(1, 40), seed=rng.randrange(2**64), at=rng.uniform(0, until))
         if rng.random() < 0.1:
             cluster.cancel(number, at=rng.uniform(0, 2 * until))
-
-
-def _assert_right(cluster: SimCluster, num_stages: int, windows: Sequence[Sequence[int]] | None = None) -> None:
-    for request in cluster.requests.values():
-        want = oracle(request.prompt, request.seed, num_stages, request.max_new_tokens, windows)
-        assert request.error is None
-        assert request.ended
-        if request.finish is None:
-            assert request.tokens == want[: len(request.tokens)]
-        else:
-            assert request.finish is FinishReason.LENGTH
-            assert request.tokens == want
-    for stage in cluster.stages.values():
-        assert stage.num_sequences == 0
-        assert all(pool.num_free == pool.num_pages for pool in stage.store.kv.pools)
-        assert stage.log.num_bytes == 0
 
 
 @pytest.mark.parametrize("num_stages", [1, 2, 3, 4])
@@ -53,7 +37,7 @@ def test_requests_live_through_the_loss_of_any_stage(num_stages: int, faults: Fa
     cluster.kill(rng.randint(1, num_stages), at=rng.uniform(0.0, 0.9))
     assert cluster.run()
     assert cluster.head.num_recoveries == 1
-    _assert_right(cluster, num_stages)
+    assert_right(cluster, num_stages)
 
 
 @pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
@@ -72,7 +56,7 @@ def test_requests_live_through_several_losses_the_new_worker_s_among_them(faults
         at += rng.choice([0.0, 0.0005, 0.052, 0.3])
     assert cluster.run()
     assert cluster.head.down is None
-    _assert_right(cluster, 3)
+    assert_right(cluster, 3)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -83,7 +67,7 @@ def test_what_the_log_has_dropped_is_sent_again_from_the_tokens(seed: int) -> No
     cluster.kill(rng.choice([2, 3]), at=rng.uniform(0.5, 0.9))
     assert cluster.run()
     assert any(" Lost(" in line for line in cluster.trace)
-    _assert_right(cluster, 3)
+    assert_right(cluster, 3)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -97,7 +81,7 @@ def test_what_has_no_room_in_memory_comes_from_the_logs_file(seed: int) -> None:
     assert cluster.run()
     assert any(stage.log._num_spills for stage in cluster.stages.values())
     assert not any(" Lost(" in line for line in cluster.trace)
-    _assert_right(cluster, 3)
+    assert_right(cluster, 3)
 
 
 @pytest.mark.parametrize("lost", [1, 2])
@@ -115,7 +99,7 @@ def test_what_the_next_stage_holds_is_not_said_to_it_again(lost: int) -> None:
     cluster.kill(lost, at=0.4)
     assert cluster.run()
     assert cluster.head.num_recoveries == 1
-    _assert_right(cluster, 3)
+    assert_right(cluster, 3)
     ((num_bytes, num_tokens),) = before
     assert num_tokens > 100
     assert link.num_bytes - num_bytes < 1.1 * 8192 * (4 * 200 - num_tokens)
@@ -132,7 +116,7 @@ def test_layers_with_windows_are_filled_again(lost: int) -> None:
     cluster.kill(lost, at=0.7)
     assert cluster.run()
     assert cluster.head.num_recoveries == 1
-    _assert_right(cluster, 3, windows)
+    assert_right(cluster, 3, windows)
 
 
 def test_without_a_spare_every_request_ends_with_a_typed_error() -> None:
@@ -193,7 +177,7 @@ def test_two_stages_that_are_lost_in_the_same_moment_are_both_replaced(
         cluster.kill(worker, at=at)
     assert cluster.run()
     assert cluster.head.num_recoveries == 2
-    _assert_right(cluster, 3)
+    assert_right(cluster, 3)
 
 
 @pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
@@ -212,7 +196,7 @@ def test_a_stage_that_is_lost_while_another_s_rows_are_said_again(other: int, fa
     assert cluster.run()
     assert happened
     assert cluster.head.num_recoveries == 2
-    _assert_right(cluster, 3)
+    assert_right(cluster, 3)
 
 
 @pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
@@ -232,4 +216,4 @@ def test_a_spare_that_dies_while_it_loads_leaves_its_place_to_the_next(lost: int
     assert cluster.head.num_recoveries == 2
     assert cluster.plan is not None
     assert cluster.plan.stages[lost - 1].worker == 5
-    _assert_right(cluster, 3)
+    assert_right(cluster, 3)

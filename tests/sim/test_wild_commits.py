@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
 
 import pytest
 from wild_scheduler import WildScheduler
 
 from bloombee.sim.cluster import SimCluster, sim_card
-from bloombee.sim.device import oracle
 from bloombee.sim.network import Faults
-from bloombee.types import FinishReason
+from tests.sim_kit import assert_right
 
 HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
 
@@ -35,23 +33,6 @@ def _submit(cluster: SimCluster, rng: random.Random, count: int) -> None:
             cluster.cancel(number, at=rng.uniform(0, 3))
 
 
-def _assert_right(cluster: SimCluster, num_stages: int, windows: Sequence[Sequence[int]] | None = None) -> None:
-    for request in cluster.requests.values():
-        want = oracle(request.prompt, request.seed, num_stages, request.max_new_tokens, windows)
-        assert request.error is None
-        assert request.ended
-        if request.finish is None:
-            assert request.tokens == want[: len(request.tokens)]
-        else:
-            assert request.finish is FinishReason.LENGTH
-            assert request.tokens == want
-    for stage in cluster.stages.values():
-        assert stage.num_sequences == 0
-        assert not stage.store._cuts.of
-        assert all(pool.num_free == pool.num_pages for pool in stage.store.kv.pools)
-        assert stage.log.num_bytes == 0
-
-
 @pytest.mark.parametrize("num_stages", [1, 2, 4])
 @pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
 @pytest.mark.parametrize("seed", range(4))
@@ -60,7 +41,7 @@ def test_rollbacks_and_forks_at_random_change_no_token(num_stages: int, faults: 
     cluster, _ = _cluster(seed, num_stages, num_microbatches=rng.choice([1, 2, 4]), faults=faults)
     _submit(cluster, rng, 16)
     assert cluster.run()
-    _assert_right(cluster, num_stages)
+    assert_right(cluster, num_stages)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -69,7 +50,7 @@ def test_layers_with_windows_are_cut_and_forked_as_well(seed: int) -> None:
     cluster, _ = _cluster(seed, 3, card=sim_card((0, 6, 6, 6, 0, 0)), faults=HARSH if seed % 2 else None)
     _submit(cluster, random.Random(seed), 12)
     assert cluster.run()
-    _assert_right(cluster, 3, windows)
+    assert_right(cluster, 3, windows)
 
 
 @pytest.mark.parametrize("num_stages", [1, 3])
@@ -84,7 +65,7 @@ def test_a_stage_may_be_lost_between_rollbacks(num_stages: int, faults: Faults |
     cluster.kill(rng.randint(1, num_stages), at=rng.uniform(0.1, 1.5))
     assert cluster.run()
     assert cluster.head.num_recoveries == 1
-    _assert_right(cluster, num_stages)
+    assert_right(cluster, num_stages)
 
 
 def test_what_it_is_meant_to_survive_really_happens() -> None:

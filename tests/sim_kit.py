@@ -1,0 +1,27 @@
+"""What every simulated cluster must have come to, whatever befell it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bloombee.sim.cluster import SimCluster
+from bloombee.sim.device import oracle
+from bloombee.types import FinishReason
+
+
+def assert_right(cluster: SimCluster, num_stages: int, windows: Sequence[Sequence[int]] | None = None) -> None:
+    """Every request has the model's tokens, a cancelled one the first of them, and no stage holds anything any more."""
+    for request in cluster.requests.values():
+        want = oracle(request.prompt, request.seed, num_stages, request.max_new_tokens, windows)
+        assert request.error is None
+        assert request.ended
+        if request.finish is None:
+            assert request.tokens == want[: len(request.tokens)]
+        else:
+            assert request.finish is FinishReason.LENGTH
+            assert request.tokens == want
+    for stage in cluster.stages.values():
+        assert stage.num_sequences == 0
+        assert not stage.store._cuts.of
+        assert all(pool.num_free == pool.num_pages for pool in stage.store.kv.pools)
+        assert stage.log.num_bytes == 0
