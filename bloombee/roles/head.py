@@ -183,7 +183,7 @@ class HeadRole:
             lambda now: self.dispatch.handle(Tick(now)),
             lambda now: self.helm.look(self.dispatch.scheduler, self.observatory.links_seen, now),
         ]
-        self.members.watch(self._core.is_loading)
+        self.members.watch(self._core.may_be_silent)
         self._ticker = Ticker(acts, on_error=self._failed)
 
     async def start_workers(self) -> None:
@@ -240,8 +240,7 @@ class HeadRole:
             if isinstance(message, Refused):
                 why = message.fields.get("message")
                 log.warning("worker %s refused a message: %s %s", self.members.name(worker), message.code, why)
-            else:
-                self._from_worker(worker, message)
+            self._from_worker(worker, message)
         except (ProtocolError, StalePlan) as error:
             log.debug("refused %s: %s", type(message).__name__, error)
             self.members.wrong(link, error)

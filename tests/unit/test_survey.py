@@ -22,7 +22,7 @@ from bloombee.pipeline.swarm.survey import MEASURE_S, MEET_S, PROFILE_S, Survey
 from bloombee.plan.profile import Hardware
 from bloombee.sim.cluster import sim_card
 from bloombee.types import HEAD, Dtype, WorkerId
-from bloombee.wire.messages import Introduce, Introduced, LinkReport, MeasureLink, Profile
+from bloombee.wire.messages import Introduce, Introduced, LinkReport, MeasureLink, Profile, Refused
 
 PACE, HARDWARE = Pace(0.001, 0.0001, 0.0001), Hardware(1 << 30)
 OBJECTIVE = Objective()
@@ -267,6 +267,29 @@ def test_a_worker_that_answers_nothing_costs_no_more_than_its_own_figures() -> N
     assert topology.devices[3].layer.fixed_s == 0.0
     assert {(1, 2), (2, 1), (0, 1), (2, 0), (0, 3)} <= set(topology.links)
     assert (1, 3) not in topology.links
+
+
+def test_a_worker_that_cannot_measure_itself_is_not_waited_for() -> None:
+    world = _World(3, mute=(2,))
+    world.answer()
+    assert world.core.plan is None
+    world.say(2, Refused("ProtocolError", {"message": "x", "refused": "Introduce"}))
+    assert world.survey.is_measuring(2)
+    world.say(2, Refused("DeviceError", {"message": "no such device", "refused": "Profile"}))
+    world.mute = ()
+    world.pass_s(2.0)
+    assert world.core.plan is not None
+    assert 2 not in world.survey.devices
+    assert {1, 3} == set(world.survey.devices)
+
+
+def test_a_worker_may_be_silent_until_it_has_measured_itself() -> None:
+    world = _World(3)
+    assert all(world.core.may_be_silent(worker) for worker in (1, 2, 3))
+    assert not any(world.core.is_loading(worker) for worker in (1, 2, 3))
+    world.mute = (2,)
+    world.answer()
+    assert [world.core.may_be_silent(worker) for worker in (1, 2, 3)] == [False, True, False]
 
 
 @pytest.mark.parametrize("when", ["lengths", "widths"])

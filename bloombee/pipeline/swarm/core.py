@@ -65,6 +65,7 @@ from bloombee.wire.messages import (
     Loaded,
     Loading,
     Profiled,
+    Refused,
     Retired,
     StageFailed,
     Unloaded,
@@ -158,9 +159,14 @@ class SwarmCore:
         return tuple(one for one in self._workers if self.stage_of(one) is None) if self.plan is not None else ()
 
     def is_loading(self, worker_id: WorkerId) -> bool:
-        """A worker that loads may hold its interpreter's lock for long: only its progress counts then."""
+        """Only its progress counts then."""
         worker = self._workers.get(worker_id)
         return worker is not None and not worker.is_loaded and self.stage_of(worker_id) is not None
+
+    def may_be_silent(self, worker_id: WorkerId) -> bool:
+        """A worker that loads, or imports what it needs to measure itself, may hold its interpreter's lock for long."""
+        is_measuring = self.plan is None and self.survey is not None and self.survey.is_measuring(worker_id)
+        return is_measuring or self.is_loading(worker_id)
 
     def _stage_plan(self, worker: WorkerId) -> StagePlan | None:
         stages = self.plan.stages if self.plan is not None else ()
@@ -224,7 +230,7 @@ class SwarmCore:
         match message:
             case Retired() | Unloaded():
                 return []
-            case Profiled() | Introduced() | LinkReport():
+            case Profiled() | Introduced() | LinkReport() | Refused():
                 return self._found(worker_id, message, now)
             case Loading(loaded_bytes=loaded, total_bytes=total) if stage is not None:
                 worker.progress_at = now

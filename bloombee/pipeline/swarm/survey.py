@@ -32,7 +32,7 @@ from bloombee.pipeline.swarm.planning import PlanRequest
 from bloombee.pipeline.swarm.questions import Link, Questions, Topic
 from bloombee.plan.topology import Device, Topology
 from bloombee.types import HEAD, WorkerId
-from bloombee.wire.messages import AnyMessage, Introduce, Introduced, LinkReport, MeasureLink, Profile, Profiled
+from bloombee.wire.messages import AnyMessage, Introduce, Introduced, LinkReport, MeasureLink, Profile, Profiled, Refused
 
 PROFILE_S = 60.0
 """To import what a device needs, to read a model's configuration and to measure a layer."""
@@ -87,6 +87,10 @@ class Survey:
     def is_over(self) -> bool:
         return self._to_fill is not None and not self._to_fill and not self._questions
 
+    def is_measuring(self, worker: WorkerId) -> bool:
+        """Whether it has been asked for its profile and has yet to answer."""
+        return (worker, worker) in self._questions.of(Topic.PROFILE)
+
     def begin(self, now: float) -> list[Command]:
         """Ask everybody everything that can be asked at once."""
         self.workers = tuple(self.members)
@@ -112,6 +116,8 @@ class Survey:
                 commands = self._introduced(worker, message, now)
             case LinkReport():
                 self._measured(worker, message)
+            case Refused(fields={"refused": Profile.__name__}):
+                self._questions.answered(Topic.PROFILE, (worker, worker))
         return [*commands, *self._go_on(now)]
 
     def left(self, worker: WorkerId, now: float) -> list[Command]:
