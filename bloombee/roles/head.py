@@ -39,6 +39,7 @@ from bloombee.pipeline.commands import (
     PipelineUp,
     PlanMade,
     ReportLeft,
+    ReportMeasured,
     ReportProgress,
     Send,
     StageLoaded,
@@ -115,7 +116,7 @@ class HeadRole:
         self.observatory = Observatory()
         self.bulletin = Bulletin()
         self.helm = Helm(config, ask=self._ask, tune=lambda tune: self.dispatch.handle(tune), decided=self.bulletin.decided)
-        self._progress = Progress(on_progress)
+        self._progress = Progress(on_progress, self.bulletin)
         self._keys = generate()
         self._endpoint = Endpoint(
             self._keys,
@@ -254,7 +255,6 @@ class HeadRole:
         event = WorkerJoined(admitted.worker, join.name, join.endpoint, admitted.key, join.memory_bytes, time.monotonic())
         self.local.joined(join.name)
         self._progress.joined(admitted, max(0, self._core.num_missing - 1))
-        self.bulletin.tell(SwarmEventKind.JOINED, worker=admitted.worker, name=join.name)
         self._do(self._core.handle(event))
 
     def _from_worker(self, worker: WorkerId, message: AnyMessage) -> None:
@@ -353,6 +353,8 @@ class HeadRole:
                 self._progress.left(command)
             case StageLoaded(worker=worker, stage=stage):
                 self.bulletin.tell(SwarmEventKind.LOADED, worker=worker, name=self.members.name(worker), stage=stage)
+            case ReportMeasured():
+                self._progress.measuring(command, self.members.name(command.worker))
             case ReportProgress():
                 self._progress.loading(command, self.members.name(command.worker))
             case _:

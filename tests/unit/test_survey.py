@@ -11,7 +11,7 @@ import pytest
 from bloombee.errors import ConfigError
 from bloombee.objective import Objective
 from bloombee.pace import Pace
-from bloombee.pipeline.commands import Command, MeasureHere, PlanMade, ReportLeft, Send
+from bloombee.pipeline.commands import Command, MeasureHere, PlanMade, ReportLeft, ReportMeasured, Send
 from bloombee.pipeline.events import MeasuredHere, Tick, WorkerGone, WorkerJoined, WorkerSaid
 from bloombee.pipeline.profiles import paced, to_message
 from bloombee.pipeline.swarm import Figure, Figures, PlanRequest, SwarmCore, SwarmLimits
@@ -187,6 +187,24 @@ def test_no_two_links_that_share_a_line_are_kept_full_at_once_and_each_is_once()
     assert world.core.plan is not None
     assert seen == 9
     assert sorted(world.filled) == sorted(itertools.permutations(range(9), 2))
+
+
+@pytest.mark.parametrize("without_endpoint", [(), (1, 2)], ids=["all meet", "two cannot meet"])
+def test_how_much_is_known_of_whom_is_told_until_all_is(without_endpoint: tuple[WorkerId, ...]) -> None:
+    world = _World(3, without_endpoint=without_endpoint)
+    assert world.of(ReportMeasured) == [ReportMeasured(worker, False, 0, 4) for worker in (1, 2, 3)]
+    world.answer(until=lambda: len(world.filled) - len(world.filling) >= 6)
+    world.pass_s(0.25)
+    world.answer()
+    assert world.core.plan is not None
+    told = world.of(ReportMeasured)
+    assert len(set(told)) == len(told)
+    for worker in (1, 2, 3):
+        known = [report.num_known for report in told if report.worker == worker]
+        assert known == sorted(known)
+    assert len(told) > 6  # not only when it begins and ends
+    assert all({report.worker: report for report in told}[worker].is_all for worker in (1, 2, 3))
+    assert isinstance(world.commands[world.commands.index(told[-1]) + 1], PlanMade)
 
 
 def test_widths_wait_until_every_length_is_known() -> None:

@@ -89,7 +89,7 @@ class SwarmLimits:
 @dataclass(slots=True)
 class SwarmCore:
     """events: see ``Event``. commands: Send (to a worker id), MeasureHere, TellScheduler, PlanMade, PipelineUp, PipelineBroken,
-    PipelineDown, Dismiss, ReportLeft, ReportProgress, StageLoaded."""
+    PipelineDown, Dismiss, ReportLeft, ReportMeasured, ReportProgress, StageLoaded."""
 
     request: PlanRequest
     limits: SwarmLimits
@@ -190,8 +190,8 @@ class SwarmCore:
             return self._make_plan(workers, now)
         if self.survey is None or any(worker.id not in self.survey.workers for worker in workers):
             self.survey = Survey(self._workers, self.request, self._pairs, self.figures, self._numbers)
-            return self.survey.begin(now)
-        return self._make_plan(workers, now) if self.survey.is_over else []
+            return [*self.survey.begin(now), *self.survey.reports()]
+        return [*self.survey.reports(), *self._make_plan(workers, now)] if self.survey.is_over else []
 
     def _found(self, worker: WorkerId, message: AnyMessage, now: float) -> list[Command]:
         """Something of a worker or a link."""
@@ -347,7 +347,7 @@ class SwarmCore:
         if self.error is None and not self.is_up:
             commands += self._look_for_stuck(now)
         if self.survey is not None and self.plan is None and self.error is None:
-            commands += [*self.survey.tick(now), *self._plan_if_complete(now)]
+            commands += [*self.survey.tick(now), *self.survey.reports(), *self._plan_if_complete(now)]
         if self.plan is not None and self.error is None and not self.is_up:
             commands += self._press(self.plan, now)
         return commands

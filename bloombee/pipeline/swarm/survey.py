@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from bloombee.links.gauge import LIMIT_S
-from bloombee.pipeline.commands import Command
+from bloombee.pipeline.commands import Command, ReportMeasured
 from bloombee.pipeline.profiles import from_message
 from bloombee.pipeline.swarm.estimates import Estimates
 from bloombee.pipeline.swarm.figures import Figure, Figures, party
@@ -82,6 +82,7 @@ class Survey:
     _to_fill: list[Link] | None = None
     """Whose width is to be found, in order; None: not all lengths are known yet."""
     _lines: Lines = field(default_factory=lambda: Lines({}))
+    _reported: dict[WorkerId, ReportMeasured] = field(default_factory=dict)
 
     @property
     def is_over(self) -> bool:
@@ -259,6 +260,29 @@ class Survey:
                     yield link
 
     # -- what is known ---------------------------------------------------------------------
+
+    def reports(self) -> list[ReportMeasured]:
+        """What has become known of workers since this was asked last."""
+        waiting = None if self._to_fill is None else {*self._to_fill, *self._questions.of(Topic.WIDTH)}
+
+        def is_known(link: Link) -> bool:
+            if waiting is not None:
+                return link not in waiting  # of two that cannot meet there is nothing to know
+            figure = self.found.get(link)
+            return figure is not None and figure.bandwidth_bytes_per_s is not None
+
+        links: dict[WorkerId, list[Link]] = {worker: [(worker, HEAD), (HEAD, worker)] for worker in self.workers}
+        for one, other in map(tuple, self._tried):
+            if one in links and other in links:
+                links[one].append((one, other))
+                links[other].append((other, one))
+        found = [
+            ReportMeasured(worker, not self.is_measuring(worker), sum(map(is_known, own)), len(own))
+            for worker, own in links.items()
+        ]
+        news = [report for report in found if report != self._reported.get(report.worker)]
+        self._reported |= {report.worker: report for report in news}
+        return news
 
     @property
     def estimates(self) -> Estimates:
