@@ -157,7 +157,7 @@ def worker(given: Given, *, config: ConfigFile = None) -> int:
             RuntimeConfig,
             "Swarm",
             ("model", *(name for name in SWARM if name not in ("device", "threads")), *HEAD_ONLY),
-            {"workers": "How many workers on other machines to wait for; one stage each."},
+            {"workers": "How many workers on other machines to wait for; a stage for each that pays, or as --split says."},
         ),
         SAMPLING,
     ],

@@ -70,15 +70,17 @@ class RuntimeConfig:
     objective: str | None = option(
         None,
         "What the planner is to be best at: latency, throughput, balance (most throughput, nearly, and then least latency) or"
-        " target:SECONDS a token. Workers and links are measured before the plan; default: none are, and every worker gets a"
-        " stage.",
+        " target:SECONDS a token. Workers and links are measured before the plan. Default: balance, where workers join from"
+        " elsewhere and no split is given; else none are measured, and every worker gets a stage.",
     )
     dtype: str = option("auto", "auto (the checkpoint's own), bfloat16, float16 or float32.")
     spares: int = option(0, "How many more workers to have: they take the place of any that is lost.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N; of the workers started here.")
     listen: str = option("tcp://127.0.0.1:0", "Where the head listens for workers; tcp://*:PORT: on all addresses.")
     advertise: str | None = option(None, "How workers reach that address; default: itself, or every own one for *.")
-    remote_workers: int = option(0, "Wait for this many workers to join from elsewhere instead of starting any.")
+    remote_workers: int = option(
+        0, "Wait for this many workers to join from elsewhere instead of starting any; a stage for each of them that pays."
+    )
     microbatches: int | None = option(None, "Microbatches under way at once; default: tuned live, by measured costs.")
     target_s: float | None = option(None, "Seconds a token to keep, with fewer requests at once; default: most throughput.")
     scheduler: str = option(
@@ -171,8 +173,13 @@ class RuntimeConfig:
 
     @property
     def goal(self) -> Objective | None:
-        """What the planner is to be best at; None: there is nothing to plan, layers are cut as asked for."""
-        return None if self.objective is None else Objective.parse(self.objective)
+        """What the planner is to be best at; None: there is nothing to plan, layers are cut as asked for.
+
+        It decides about workers from elsewhere, of which nobody else knows how fast they are, unless a split does.
+        """
+        if self.objective is not None:
+            return Objective.parse(self.objective)
+        return Objective() if self.remote_workers and self.split is None else None
 
     @property
     def kept_s(self) -> float | None:
@@ -188,7 +195,7 @@ class RuntimeConfig:
 
     @property
     def num_stages(self) -> int:
-        """One stage a worker, wherever the workers are."""
+        """Of the workers that are there before there is a plan, wherever they are: a stage for each, or fewer if it is chosen."""
         return self.remote_workers or self.workers
 
     @property

@@ -39,6 +39,7 @@ from bloombee.pipeline.commands import (
     PipelineUp,
     PlanMade,
     ReportLeft,
+    ReportMeasured,
     ReportProgress,
     Send,
     StageLoaded,
@@ -115,7 +116,7 @@ class HeadRole:
         self.observatory = Observatory()
         self.bulletin = Bulletin()
         self.helm = Helm(config, ask=self._ask, tune=lambda tune: self.dispatch.handle(tune), decided=self.bulletin.decided)
-        self._progress = Progress(on_progress)
+        self._progress = Progress(on_progress, self.bulletin)
         self._keys = generate()
         self._endpoint = Endpoint(
             self._keys,
@@ -183,7 +184,7 @@ class HeadRole:
             lambda now: self.dispatch.handle(Tick(now)),
             lambda now: self.helm.look(self.dispatch.scheduler, self.observatory.links_seen, now),
         ]
-        self.members.watch(self._core.is_loading)
+        self.members.watch(self._core.may_be_silent)
         self._ticker = Ticker(acts, on_error=self._failed)
 
     async def start_workers(self) -> None:
@@ -240,8 +241,7 @@ class HeadRole:
             if isinstance(message, Refused):
                 why = message.fields.get("message")
                 log.warning("worker %s refused a message: %s %s", self.members.name(worker), message.code, why)
-            else:
-                self._from_worker(worker, message)
+            self._from_worker(worker, message)
         except (ProtocolError, StalePlan) as error:
             log.debug("refused %s: %s", type(message).__name__, error)
             self.members.wrong(link, error)
@@ -255,7 +255,6 @@ class HeadRole:
         event = WorkerJoined(admitted.worker, join.name, join.endpoint, admitted.key, join.memory_bytes, time.monotonic())
         self.local.joined(join.name)
         self._progress.joined(admitted, max(0, self._core.num_missing - 1))
-        self.bulletin.tell(SwarmEventKind.JOINED, worker=admitted.worker, name=join.name)
         self._do(self._core.handle(event))
 
     def _from_worker(self, worker: WorkerId, message: AnyMessage) -> None:
@@ -354,6 +353,8 @@ class HeadRole:
                 self._progress.left(command)
             case StageLoaded(worker=worker, stage=stage):
                 self.bulletin.tell(SwarmEventKind.LOADED, worker=worker, name=self.members.name(worker), stage=stage)
+            case ReportMeasured():
+                self._progress.measuring(command, self.members.name(command.worker))
             case ReportProgress():
                 self._progress.loading(command, self.members.name(command.worker))
             case _:

@@ -20,6 +20,7 @@ from bloombee.pipeline.commands import (
     PipelineDown,
     PipelineUp,
     PlanMade,
+    ReportMeasured,
     Send,
     StageLoaded,
     TellHead,
@@ -165,7 +166,7 @@ class SimHead:
                     self._gauges.measure(order)
                 case PlanMade(plan=plan):
                     self._planned(plan)
-                case StageLoaded():
+                case StageLoaded() | ReportMeasured():
                     pass
                 case PipelineBroken(lost=lost):
                     self.up = False

@@ -183,7 +183,7 @@ def test_workers_that_end_with_their_spawner_are_said_so_and_no_spare_is_tried()
 
 def test_workers_from_elsewhere_do_not_need_the_spawner_of_the_head() -> None:
     async def use() -> None:
-        runtime = bloombee.Runtime("demo", remote_workers=1, dtype="float32")
+        runtime = bloombee.Runtime("demo", remote_workers=1, split=(8,), dtype="float32")
         await runtime.prepare()
         worker = asyncio.ensure_future(WorkerRole(WorkerConfig(join=runtime.join_token, threads=1)).serve())
         try:

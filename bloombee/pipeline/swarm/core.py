@@ -65,6 +65,7 @@ from bloombee.wire.messages import (
     Loaded,
     Loading,
     Profiled,
+    Refused,
     Retired,
     StageFailed,
     Unloaded,
@@ -88,7 +89,7 @@ class SwarmLimits:
 @dataclass(slots=True)
 class SwarmCore:
     """events: see ``Event``. commands: Send (to a worker id), MeasureHere, TellScheduler, PlanMade, PipelineUp, PipelineBroken,
-    PipelineDown, Dismiss, ReportLeft, ReportProgress, StageLoaded."""
+    PipelineDown, Dismiss, ReportLeft, ReportMeasured, ReportProgress, StageLoaded."""
 
     request: PlanRequest
     limits: SwarmLimits
@@ -158,9 +159,14 @@ class SwarmCore:
         return tuple(one for one in self._workers if self.stage_of(one) is None) if self.plan is not None else ()
 
     def is_loading(self, worker_id: WorkerId) -> bool:
-        """A worker that loads may hold its interpreter's lock for long: only its progress counts then."""
+        """Only its progress counts then."""
         worker = self._workers.get(worker_id)
         return worker is not None and not worker.is_loaded and self.stage_of(worker_id) is not None
+
+    def may_be_silent(self, worker_id: WorkerId) -> bool:
+        """A worker that loads, or imports what it needs to measure itself, may hold its interpreter's lock for long."""
+        is_measuring = self.plan is None and self.survey is not None and self.survey.is_measuring(worker_id)
+        return is_measuring or self.is_loading(worker_id)
 
     def _stage_plan(self, worker: WorkerId) -> StagePlan | None:
         stages = self.plan.stages if self.plan is not None else ()
@@ -184,8 +190,8 @@ class SwarmCore:
             return self._make_plan(workers, now)
         if self.survey is None or any(worker.id not in self.survey.workers for worker in workers):
             self.survey = Survey(self._workers, self.request, self._pairs, self.figures, self._numbers)
-            return self.survey.begin(now)
-        return self._make_plan(workers, now) if self.survey.is_over else []
+            return [*self.survey.begin(now), *self.survey.reports()]
+        return [*self.survey.reports(), *self._make_plan(workers, now)] if self.survey.is_over else []
 
     def _found(self, worker: WorkerId, message: AnyMessage, now: float) -> list[Command]:
         """Something of a worker or a link."""
@@ -224,7 +230,7 @@ class SwarmCore:
         match message:
             case Retired() | Unloaded():
                 return []
-            case Profiled() | Introduced() | LinkReport():
+            case Profiled() | Introduced() | LinkReport() | Refused():
                 return self._found(worker_id, message, now)
             case Loading(loaded_bytes=loaded, total_bytes=total) if stage is not None:
                 worker.progress_at = now
@@ -341,7 +347,7 @@ class SwarmCore:
         if self.error is None and not self.is_up:
             commands += self._look_for_stuck(now)
         if self.survey is not None and self.plan is None and self.error is None:
-            commands += [*self.survey.tick(now), *self._plan_if_complete(now)]
+            commands += [*self.survey.tick(now), *self.survey.reports(), *self._plan_if_complete(now)]
         if self.plan is not None and self.error is None and not self.is_up:
             commands += self._press(self.plan, now)
         return commands
