@@ -153,8 +153,7 @@ class HeadRole:
             self._endpoint.stamps = True
         bound = await self._endpoint.bind(config.listen)
         self.local.start()
-        key = self._keys.public if config.curve else bytes(32)
-        self.front_door = FrontDoor(self._door, config, key=key, bound=bound)
+        self.front_door = FrontDoor(self._door, config, key=self._keys.public if config.curve else bytes(32), bound=bound)
         self.join_tokens = tuple(self.front_door.issue(self.local.head_endpoint(i)) for i in range(config.num_workers))
         loop.set_exception_handler(self._bug)
 
@@ -199,6 +198,11 @@ class HeadRole:
             await self.local.spawn(self.join_tokens)
         self.plan = await asyncio.shield(self._up)
 
+    @property
+    def core(self) -> SwarmCore:
+        """Once the model has been looked at."""
+        return self._core
+
     async def close(self) -> None:
         """End the swarm: requests fail with RuntimeClosed, workers and spawner are gone when this returns."""
         if self._closed:
@@ -219,12 +223,7 @@ class HeadRole:
             self._trace.tracer.close()
 
     async def measure(self) -> tuple[StageMeasured, ...]:
-        """How every stage stands, asked now.
-
-        Raises:
-            RuntimeClosed: the pipeline is not up, or was closed meanwhile.
-            BloomBeeError: whatever took it down meanwhile.
-        """
+        """How every stage stands, asked now. Raises RuntimeClosed: the pipeline is not up; BloomBeeError: what took it down."""
         if self.plan is None or self._closed or not self._core.is_up:
             raise RuntimeClosed("the pipeline is not up")
         return await self.helm.measure()
