@@ -47,6 +47,7 @@ SWARM = (
     "codec",
     "max_microbatch_rows",
     "threads",
+    "restarts",
     "pace",
     "curve",
     "trace",
@@ -156,7 +157,7 @@ def worker(given: Given, *, config: ConfigFile = None) -> int:
         Options(
             RuntimeConfig,
             "Swarm",
-            ("model", *(name for name in SWARM if name not in ("device", "threads")), *HEAD_ONLY),
+            ("model", *(name for name in SWARM if name not in ("device", "threads", "restarts")), *HEAD_ONLY),
             {"workers": "How many workers on other machines to wait for; one stage each."},
         ),
         SAMPLING,

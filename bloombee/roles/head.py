@@ -104,7 +104,8 @@ class HeadRole:
         on_progress: Callable[[LoadProgress], None] | None = None,
     ) -> None:
         self.config = config
-        self.local = LocalSwarm(config, local_workers, on_end=self._process_ended, on_failed=self._no_workers)
+        self.bulletin = Bulletin()
+        self.local = LocalSwarm(config, local_workers, self.bulletin, on_end=self._process_ended, on_failed=self._no_workers)
         self.card: ModelCard
         self.plan: Plan | None = None
         self.front_door: FrontDoor
@@ -113,7 +114,6 @@ class HeadRole:
         self.profile: Profile | None = None
         self.desk = Desk(config.max_waiting, self._do)
         self.observatory = Observatory()
-        self.bulletin = Bulletin()
         self.helm = Helm(config, ask=self._ask, tune=lambda tune: self.dispatch.handle(tune), decided=self.bulletin.decided)
         self._progress = Progress(on_progress)
         self._keys = generate()
@@ -296,10 +296,11 @@ class HeadRole:
         self.dispatch.handle(StageRestored(stage, now))
         self.helm.tell(StageBack(stage, now))
 
-    def _process_ended(self, name: str, reason: str) -> None:
+    def _process_ended(self, name: str, reason: str) -> bool:
         worker = self.members.named(name)
         if worker is not None and not self._closed:  # else it has been found lost already
             self._gone(worker, reason)
+        return self._core.error is None
 
     def _no_workers(self, error: BloomBeeError) -> None:
         if not self._closed and hasattr(self, "_core"):
