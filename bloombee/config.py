@@ -105,6 +105,7 @@ class RuntimeConfig:
     load_deadline_s: float = option(600.0, "Seconds without progress after which a worker that loads counts as stuck.")
     curve: bool = option(True, "Encrypt and authenticate every connection.")
     threads: int | None = option(None, "Compute threads of each worker started here; default: the cores shared out.")
+    restarts: int = option(3, "How often in ten minutes a worker started here that dies is started again; 0: never.")
     pace: str | None = option(
         None,
         "Emulated devices: a forward takes F + R a decode row + P a prefill row milliseconds, as F,R,P; F,R,P/20: of 20 layers,"
@@ -155,6 +156,7 @@ class RuntimeConfig:
         _check(self, "curve", isinstance(self.curve, bool), "true or false")
         _check(self, "control_socket", isinstance(self.control_socket, bool), "true or false")
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")
+        _check(self, "restarts", _whole(self.restarts, 0, 1000), "a whole number from 0 to 1000")
         _check_pace(self)
         _check(self, "profile", isinstance(self.profile, bool), "true or false")
         _check(self, "trace", self.trace is None or _text(self.trace), "a directory")

@@ -15,8 +15,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
+from bloombee.address import read_dialled
 from bloombee.config import RuntimeConfig
 from bloombee.types import Generation, LoadProgress, Token
+from bloombee.wire.token import decode_token
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -75,6 +77,24 @@ def write_json(answer: Generation, plan: dict[str, object]) -> None:
     if answer.top_logprobs is not None:
         fields["top_logprobs"] = answer.top_logprobs
     write_line_of_json(fields)
+
+
+def joining_command(token: str) -> str:
+    """What a person types on the machine of a worker that is to join."""
+    return f"bloombee worker --join {token}"
+
+
+def where_to_join(token: str) -> str:
+    """On which machines that is of use, as a head's token says."""
+    endpoints = decode_token(token).endpoints
+    if all(read_dialled(endpoint).is_loopback for endpoint in endpoints):
+        return "on this machine (--listen 'tcp://*:7700' lets others in)"
+    return f"on any machine that reaches {' or '.join(endpoints)}"
+
+
+def plain(text: str) -> str:
+    """What another machine has said, without what would move a terminal's cursor."""
+    return text.translate(_CONTROLS)
 
 
 @dataclass(slots=True)

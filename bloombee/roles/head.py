@@ -105,7 +105,8 @@ class HeadRole:
         on_progress: Callable[[LoadProgress], None] | None = None,
     ) -> None:
         self.config = config
-        self.local = LocalSwarm(config, local_workers, on_end=self._process_ended, on_failed=self._no_workers)
+        self.bulletin = Bulletin()
+        self.local = LocalSwarm(config, local_workers, self.bulletin, on_end=self._process_ended, on_failed=self._no_workers)
         self.card: ModelCard
         self.plan: Plan | None = None
         self.front_door: FrontDoor
@@ -114,7 +115,6 @@ class HeadRole:
         self.profile: Profile | None = None
         self.desk = Desk(config.max_waiting, self._do)
         self.observatory = Observatory()
-        self.bulletin = Bulletin()
         self.helm = Helm(config, ask=self._ask, tune=lambda tune: self.dispatch.handle(tune), decided=self.bulletin.decided)
         self._progress = Progress(on_progress, self.bulletin)
         self._keys = generate()
@@ -154,8 +154,7 @@ class HeadRole:
             self._endpoint.stamps = True
         bound = await self._endpoint.bind(config.listen)
         self.local.start()
-        key = self._keys.public if config.curve else bytes(32)
-        self.front_door = FrontDoor(self._door, config, key=key, bound=bound)
+        self.front_door = FrontDoor(self._door, config, key=self._keys.public if config.curve else bytes(32), bound=bound)
         self.join_tokens = tuple(self.front_door.issue(self.local.head_endpoint(i)) for i in range(config.num_workers))
         loop.set_exception_handler(self._bug)
 
@@ -200,6 +199,11 @@ class HeadRole:
             await self.local.spawn(self.join_tokens)
         self.plan = await asyncio.shield(self._up)
 
+    @property
+    def core(self) -> SwarmCore:
+        """Once the model has been looked at."""
+        return self._core
+
     async def close(self) -> None:
         """End the swarm: requests fail with RuntimeClosed, workers and spawner are gone when this returns."""
         if self._closed:
@@ -220,12 +224,7 @@ class HeadRole:
             self._trace.tracer.close()
 
     async def measure(self) -> tuple[StageMeasured, ...]:
-        """How every stage stands, asked now.
-
-        Raises:
-            RuntimeClosed: the pipeline is not up, or was closed meanwhile.
-            BloomBeeError: whatever took it down meanwhile.
-        """
+        """How every stage stands, asked now. Raises RuntimeClosed: the pipeline is not up; BloomBeeError: what took it down."""
         if self.plan is None or self._closed or not self._core.is_up:
             raise RuntimeClosed("the pipeline is not up")
         return await self.helm.measure()
@@ -296,10 +295,11 @@ class HeadRole:
         self.dispatch.handle(StageRestored(stage, now))
         self.helm.tell(StageBack(stage, now))
 
-    def _process_ended(self, name: str, reason: str) -> None:
+    def _process_ended(self, name: str, reason: str) -> bool:
         worker = self.members.named(name)
         if worker is not None and not self._closed:  # else it has been found lost already
             self._gone(worker, reason)
+        return self._core.error is None
 
     def _no_workers(self, error: BloomBeeError) -> None:
         if not self._closed and hasattr(self, "_core"):

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from bloombee.config import RuntimeConfig
 from bloombee.control.core import LOOK_EVERY_S, ControlCore
-from bloombee.control.events import Answer, Asked, AskStage, Decision, Event, LinkSeen, Looked, Run, StageMeasured
+from bloombee.control.events import Answer, Asked, AskStage, Decision, Event, LinkSeen, Looked, PlanEnded, Run, StageMeasured
 from bloombee.control.log import to_line
 from bloombee.control.seen import plan_runs
 from bloombee.errors import BloomBeeError, ConfigError, LocalProtocolError
@@ -21,6 +21,8 @@ from bloombee.pipeline.scheduler import SchedulerCore, SchedulerProxy
 from bloombee.pipeline.swarm import PlanRequest
 from bloombee.plan.plan import Plan
 from bloombee.roles.each import each
+from bloombee.roles.speed import Speed
+from bloombee.types import StageUse
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,9 @@ class Helm:
         decided: Callable[[Decision, str], None],
     ) -> None:
         self.core = ControlCore()
+        self.speed = Speed()
+        self.uses: dict[int, StageUse] = {}
+        """What each stage of the plan has done, as it said last."""
         self._ask = ask
         self._tune = tune
         self._decided = decided
@@ -58,6 +63,10 @@ class Helm:
 
     def tell(self, event: Event) -> None:
         """Something was seen; the core chooses."""
+        if isinstance(event, StageMeasured):
+            self.uses[event.stage] = event.use
+        elif isinstance(event, PlanEnded):
+            self.uses.clear()
         self._write(event)
         try:
             commands = self.core.handle(event)
@@ -88,6 +97,7 @@ class Helm:
         self._look_at = now + LOOK_EVERY_S
         for link in links(now):
             self.tell(link)
+        self.speed.add(*scheduler.decoded)
         waiting = scheduler.num_sequences - scheduler.num_open
         self.tell(Looked(scheduler.num_open, waiting, scheduler.quickest_loop, scheduler.decoded, now))
 

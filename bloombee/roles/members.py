@@ -87,6 +87,11 @@ class Members:
     def name(self, worker: WorkerId) -> str:
         return self._of[worker].name
 
+    def silent_s(self, worker: WorkerId) -> float:
+        """Since its last word; 0 of one that is not in."""
+        member = self._of.get(worker)
+        return 0.0 if member is None else member.watch.silent_s(time.monotonic())
+
     def named(self, name: str) -> WorkerId | None:
         """Whoever calls itself so."""
         return next((member.worker for member in self._of.values() if member.name == name), None)

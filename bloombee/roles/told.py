@@ -15,11 +15,20 @@ from bloombee.plan.problem import Problem, document_of
 from bloombee.roles.head import HeadRole
 from bloombee.roles.plan_wishes import plan_request
 from bloombee.roles.reception import Told
+from bloombee.roles.status import SwarmStatus
+from bloombee.roles.status_of import status_of
 
 
 def told_by(head: HeadRole) -> Mapping[str, Told]:
-    """By what is asked: who it is, who runs what, and what a planner would be asked of its swarm (docs/topology.md)."""
-    return {"status": lambda: _status(head), "plan": lambda: _plan(head), "topology": lambda: _topology(head)}
+    """By what is asked: who it is, how its swarm is, who runs what, what a planner would be asked of its swarm
+    (docs/topology.md), and a token to join it with."""
+    return {
+        "status": lambda _: _status(head),
+        "swarm": lambda _: _swarm(head),
+        "plan": lambda _: _plan(head),
+        "topology": lambda _: _topology(head),
+        "token": lambda _: _token(head),
+    }
 
 
 def _status(head: HeadRole) -> Callable[[], dict[str, Any]]:
@@ -31,6 +40,18 @@ def _status(head: HeadRole) -> Callable[[], dict[str, Any]]:
         "requests": len(head.desk),
     }
     return lambda: status
+
+
+def _swarm(head: HeadRole) -> Callable[[], SwarmStatus]:
+    if not hasattr(head, "card"):
+        raise RuntimeClosed("that head still looks at its model: ask again in a moment")
+    status = status_of(head)
+    return lambda: status
+
+
+def _token(head: HeadRole) -> Callable[[], str]:
+    token = head.front_door.issue()
+    return lambda: token
 
 
 def _plan(head: HeadRole) -> Callable[[], dict[str, Any]]:

@@ -35,7 +35,7 @@ from bloombee.roles.stages import Stages
 from bloombee.roles.tracing import StageTraces
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.interfaces import own_address_towards, own_addresses
-from bloombee.transport.keys import generate, load
+from bloombee.transport.keys import KeyPair, generate, load
 from bloombee.transport.link_events import LinkEvent, LinkEventKind
 from bloombee.types import VERSION, Lane
 from bloombee.wire.envelope import Envelope
@@ -71,8 +71,11 @@ HEAD_GRACE_FACTOR = 2
 """It is for the head to say who is lost: a worker is not the first to give up."""
 
 
-def run(config: WorkerConfig) -> None:
+def run(config: WorkerConfig, keys: KeyPair | None = None) -> None:
     """Serve until the head ends the swarm. Blocks.
+
+    Args:
+        keys: by which it is known; None: as ``config`` says.
 
     Raises:
         ConfigError, AuthenticationError, TransportError: it could not join; the message says what to do.
@@ -81,14 +84,15 @@ def run(config: WorkerConfig) -> None:
     logging.getLogger("bloombee").setLevel(config.log_level.upper())
     logging.basicConfig(format=f"bloombee worker {config.name or os.getpid()}: %(message)s")
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(WorkerRole(config).serve())
+        runner.run(WorkerRole(config, keys).serve())
 
 
 class WorkerRole:
     """All of one worker process."""
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig, keys: KeyPair | None = None) -> None:
         self._config = config
+        self._keys = keys
         self._token: JoinToken = decode_token(config.join)
         self._name = config.name or f"{socket.gethostname()}-{os.getpid()}"
         self._search: HeadSearch | None = None
@@ -111,7 +115,7 @@ class WorkerRole:
         loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = loop.create_future()
         loop.set_exception_handler(self._bug)
-        keys = load(self._config.key) if self._config.key else generate()
+        keys = self._keys or (load(self._config.key) if self._config.key else generate())
         if self._config.log_dir is not None:
             require_directory(self._config.log_dir)
         self._endpoint = Endpoint(

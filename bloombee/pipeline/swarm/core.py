@@ -11,7 +11,7 @@ Load and Wire are idempotent and are said again until they have been answered.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bloombee.errors import (
@@ -147,6 +147,11 @@ class SwarmCore:
     def stage_of(self, worker: WorkerId) -> int | None:
         stage = self._stage_plan(worker)
         return None if stage is None else stage.index
+
+    @property
+    def members(self) -> Mapping[WorkerId, Member]:
+        """Who is in, in the order of joining."""
+        return self._workers
 
     @property
     def num_missing(self) -> int:
