@@ -145,8 +145,8 @@ class SwarmCore:
     # -- what people ask -------------------------------------------------------------------
 
     def stage_of(self, worker: WorkerId) -> int | None:
-        stage = self._stage_plan(worker)
-        return None if stage is None else stage.index
+        stage = self.plan.stage_of(worker) if self.plan is not None else None
+        return stage.index if stage else None
 
     @property
     def members(self) -> Mapping[WorkerId, Member]:
@@ -172,10 +172,6 @@ class SwarmCore:
         """A worker that loads, or imports what it needs to measure itself, may hold its interpreter's lock for long."""
         is_measuring = self.plan is None and self.survey is not None and self.survey.is_measuring(worker_id)
         return is_measuring or self.is_loading(worker_id)
-
-    def _stage_plan(self, worker: WorkerId) -> StagePlan | None:
-        stages = self.plan.stages if self.plan is not None else ()
-        return next((stage for stage in stages if stage.worker == worker), None)
 
     # -- joining and the first plan --------------------------------------------------------
 
@@ -231,7 +227,7 @@ class SwarmCore:
         worker = self._workers.get(worker_id)
         if worker is None:
             raise RemoteProtocolError(f"worker {worker_id} is not in the swarm")
-        plan, stage = self.plan, self._stage_plan(worker_id)
+        plan, stage = self.plan, self.plan.stage_of(worker_id) if self.plan is not None else None
         match message:
             case Retired() | Unloaded():
                 return []
@@ -281,7 +277,7 @@ class SwarmCore:
     # -- workers that go -------------------------------------------------------------------
 
     def _gone(self, worker_id: WorkerId, reason: str, now: float) -> list[Command]:
-        stage = self._stage_plan(worker_id)
+        stage = self.plan.stage_of(worker_id) if self.plan is not None else None
         worker = self._workers.pop(worker_id, None)
         self._pairs.forget(worker_id)
         if worker is None or self.error is not None:
@@ -307,7 +303,7 @@ class SwarmCore:
 
     def _restored(self, worker_id: WorkerId, now: float) -> list[Command]:
         """What was told once and may be lost is told again: a worker that has done it changes nothing."""
-        worker, stage = self._workers.get(worker_id), self._stage_plan(worker_id)
+        worker, stage = self._workers.get(worker_id), self.plan.stage_of(worker_id) if self.plan is not None else None
         if worker is None:
             return []
         worker.is_away = False
