@@ -116,7 +116,7 @@ LINES = {
         read_pipeline,
         0.98,
     ),
-    "compute": Line(("bench/compute.py", "--only", "--rounds", "3", *JSON), read_compute, 0.98),
+    "compute": Line(("-m", "bench.compute", "--only", "--rounds", "3", *JSON), read_compute, 0.98),
     "codec": Line(("bench/codec.py", *JSON), read_codec, 0.98),
     "prefill": Line(("bench/prefill.py", "--repeats", "1"), read_prefill, 0.98),
     "serving": Line(("bench/serving.py", "--modes", "fairness,burst", "--repeats", "2", *JSON), read_serving, 0.98),
