@@ -133,9 +133,8 @@ class SwarmCore:
                 return self._found(HEAD, report, now)
             case WorkerGone(worker=worker, reason=reason, now=now):
                 return self._gone(worker, reason, now)
-            case WorkerDrains(worker=worker, heir=spare, reason=reason, now=now):
-                plan, stage = self.plan, self._stage_plan(worker)
-                return [] if plan is None or stage is None else self._replace(plan, stage, self._workers[spare], reason, now)
+            case WorkerDrains() if self.plan is not None and (stage := self.plan.stage_of(event.worker)) is not None:
+                return self._replace(self.plan, stage, self._workers[event.heir], event.reason, event.now)
             case WorkersEnded(error=error, now=now):
                 return self._down(error, now)
             case WorkerAway(worker=worker):
