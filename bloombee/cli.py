@@ -128,7 +128,7 @@ def generate(
 
 @command(app, [Options(WorkerConfig, "Worker", tuple(f.name for f in dataclasses.fields(WorkerConfig)))])
 def worker(given: Given, *, config: ConfigFile = None) -> int:
-    """Serve a span of layers to the head that printed the token. Ends when the head does.
+    """Serve a span of layers to the head that printed the token. Ends when the head does; SIGTERM has it hand over first.
 
     The token may also stand in the environment as BLOOMBEE_JOIN, where the process list does not show it.
 
@@ -266,6 +266,12 @@ app.command(
     name="token",
     help="Print the command that joins one more worker to a head that runs.",
     help_epilogue=f"Examples:\n{HEAD_EXAMPLES.format('token')}",
+)
+app.command(
+    "bloombee.operating:drain",
+    name="drain",
+    help="Have a worker of a head that runs hand over what it serves, and end. No request loses a token.",
+    help_epilogue=f"Examples:\n{HEAD_EXAMPLES.format('drain kitchen')}",
 )
 
 

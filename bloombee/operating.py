@@ -1,4 +1,4 @@
-"""``bloombee status`` and ``bloombee token``: a head that runs, asked over its socket."""
+"""``bloombee status``, ``bloombee token`` and ``bloombee drain``: a head that runs, asked over its socket."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from bloombee.errors import PlanError
 from bloombee.plan.report import milliseconds, size
 from bloombee.roles.running_heads import running_head
 from bloombee.roles.status import Figures, LinkStatus, PlanStatus, RequestStatus, SwarmStatus, WorkerStatus
 from bloombee.terminal import joining_command, plain, say, where_to_join, write, write_line_of_json
 
 WATCH_EVERY_S = 1.0
+DRAIN_LOOK_S = 0.1
 PLAIN_WIDTH = 240
 """Of tables that go to no terminal: nobody folds or cuts them there."""
 MOST_REQUESTS = 20
@@ -57,6 +59,30 @@ def token(*, head: HeadName = None) -> int:
     say(f"lets one worker in; run it once, {where_to_join(issued)}:")
     write(f"{joining_command(issued)}\n")
     return 0
+
+
+def drain(
+    worker: Annotated[str, Parameter(help="The worker's name, or its number, as 'bloombee status' shows them.")],
+    *,
+    head: HeadName = None,
+) -> int:
+    """Have a worker hand over what it serves, and end."""
+    asked = running_head(head)
+    name: str = asked.ask("drain", worker)
+    say(f"worker {plain(name)} hands over what it serves")
+    while (state := _state(asked.swarm(), name)) is not None:
+        if state not in ("draining", "away"):
+            raise PlanError(f"worker {plain(name)} stays: whoever could take its stage is gone", worker=name)
+        time.sleep(DRAIN_LOOK_S)
+    say(f"worker {plain(name)} has left")
+    return 0
+
+
+def _state(swarm: SwarmStatus, name: str) -> str | None:
+    """Of a worker; None: it is not in. Raises PlanError: nothing runs any more."""
+    if swarm.state == "down":
+        raise PlanError(f"nothing runs any more: {swarm.reason}")
+    return next((worker.state for worker in swarm.workers if worker.name == name), None)
 
 
 def _moments(ask: Callable[[], SwarmStatus], watch: bool) -> Iterator[SwarmStatus]:

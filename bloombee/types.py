@@ -368,6 +368,8 @@ class SwarmEventKind(enum.StrEnum):
     """The epoch runs: after the start, and after each recovery."""
     LOST = "lost"
     """A worker is gone."""
+    LEFT = "left"
+    """A worker was drained: another has what it served, and it ends."""
     RESTARTED = "restarted"
     """The process of a worker of this machine has died and is started again; it joins as a spare."""
     DOWN = "down"

@@ -94,11 +94,11 @@ class PipelineDown(Struct, frozen=True, gc=False):
 
 
 class Dismiss(Struct, frozen=True, gc=False):
-    """Hang up on a worker: it broke the rules or went silent. ``stage`` is the one that it had."""
+    """Hang up on a worker that had ``stage``: it broke the rules, went silent or, without an error, is to leave."""
 
     worker: WorkerId
     stage: int | None
-    error: BloomBeeError
+    error: BloomBeeError | None
 
 
 class Deliver(Struct, frozen=True, gc=False):

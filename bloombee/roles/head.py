@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from bloombee.config import LocalWorker, RuntimeConfig
-from bloombee.control.events import CodecSeen, PlanEnded, StageBack, StageMeasured
+from bloombee.control.events import CodecSeen, PlanEnded, StageBack
 from bloombee.control.seen import stage_measured
 from bloombee.errors import (
     BloomBeeError,
@@ -58,7 +58,7 @@ from bloombee.pipeline.events import (
     WorkerSaid,
     WorkersEnded,
 )
-from bloombee.pipeline.swarm import SwarmCore, SwarmLimits
+from bloombee.pipeline.swarm import Drains, SwarmCore, SwarmLimits
 from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
 from bloombee.roles.bulletin import Bulletin
@@ -81,6 +81,7 @@ from bloombee.wire.envelope import Envelope
 from bloombee.wire.join import Admitted, Door
 from bloombee.wire.messages import (
     AnyMessage,
+    Drain,
     Goodbye,
     Join,
     Leave,
@@ -178,8 +179,10 @@ class HeadRole:
         )
         links, figures = iter(partial(secrets.token_bytes, 16), b""), self.observatory.remember(request)
         self._core = SwarmCore(request, SwarmLimits(config.load_deadline_s), links, figures=figures)
+        self.drains = Drains(self._core)
         acts = [
             lambda now: self._do(self._core.handle(Tick(now))),
+            lambda now: self._do(self.drains.step(now)),
             lambda now: self.dispatch.handle(Tick(now)),
             lambda now: self.helm.look(self.dispatch.scheduler, self.observatory.links_seen, now),
         ]
@@ -223,12 +226,6 @@ class HeadRole:
         if self._trace is not None:
             self._trace.tracer.close()
 
-    async def measure(self) -> tuple[StageMeasured, ...]:
-        """How every stage stands, asked now. Raises RuntimeClosed: the pipeline is not up; BloomBeeError: what took it down."""
-        if self.plan is None or self._closed or not self._core.is_up:
-            raise RuntimeClosed("the pipeline is not up")
-        return await self.helm.measure()
-
     # -- the network -----------------------------------------------------------------------
 
     def _received(self, link: bytes, lane: Lane, envelope: Envelope, _: list[memoryview]) -> None:
@@ -269,6 +266,8 @@ class HeadRole:
         elif isinstance(message, Leave):
             self.members.send(worker, Lane.CONTROL, Goodbye(reason="as it wished"))
             self._gone(worker, f"it leaves: {message.reason}")
+        elif isinstance(message, Drain):
+            self.drains.said(worker, message)
         else:
             if (seen := self.observatory.heard(worker, message, self.card.config_digest)) is not None:
                 if isinstance(seen, CodecSeen):
@@ -347,7 +346,7 @@ class HeadRole:
                 self.desk.lost(error)
                 self._fail(error)
             case Dismiss(worker=worker, stage=stage, error=error):
-                self.bulletin.lost(worker, self.members.name(worker), stage, error.message)
+                self.bulletin.dismissed(worker, self.members.name(worker), stage, error)
                 self.members.dismiss(worker)
             case ReportLeft():
                 self._progress.left(command)

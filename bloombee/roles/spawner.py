@@ -11,6 +11,7 @@ longer the parent, every worker is killed and the spawner ends. So nothing outli
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import gc
@@ -198,6 +199,8 @@ def _worker_main(config: dict[str, Any], keys: list[str]) -> int:
         run(WorkerConfig(**config), KeyPair(*map(bytes.fromhex, keys)))
     except KeyboardInterrupt:
         return 130
+    except asyncio.CancelledError:
+        return 143
     except (ConfigError, DeviceError):
         return 1  # of its stage: the head has been told and says it
     except BloomBeeError as error:

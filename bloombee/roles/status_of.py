@@ -87,6 +87,8 @@ def _state(plan: Plan | None, member: Member, stage: StagePlan | None) -> str:
         return "away"
     if plan is None:
         return "joined"
+    if member.is_draining:
+        return "draining"
     if stage is None:
         return "spare"
     if not member.is_loaded:
@@ -110,7 +112,7 @@ def _names(members: Mapping[WorkerId, Member]) -> dict[WorkerId, str]:
 
 def _links(head: HeadRole, plan: Plan) -> Iterator[LinkStatus]:
     names, facts = _names(head.core.members), head.observatory.links
-    uses = {plan.stages[stage].worker: use for stage, use in head.helm.uses.items()}
+    uses = {stage.worker: head.helm.uses.get(stage.index) for stage in plan.stages}
     ring = [plan.scheduler_worker, *(stage.worker for stage in plan.stages), plan.scheduler_worker]
     for source, target in (ends for ends in itertools.pairwise(ring) if ends in plan.hops):
         seen, use = facts.get((source, target)), uses.get(source)

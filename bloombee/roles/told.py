@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bloombee.errors import RuntimeClosed
+from bloombee.errors import ConfigError, RuntimeClosed
 from bloombee.objective import Objective
 from bloombee.pipeline.swarm.planning import FirstPlan
 from bloombee.plan.document import Document
 from bloombee.plan.plan import Plan
 from bloombee.plan.problem import Problem, document_of
+from bloombee.quote import quoted
 from bloombee.roles.head import HeadRole
 from bloombee.roles.plan_wishes import plan_request
 from bloombee.roles.reception import Told
@@ -21,13 +22,14 @@ from bloombee.roles.status_of import status_of
 
 def told_by(head: HeadRole) -> Mapping[str, Told]:
     """By what is asked: who it is, how its swarm is, who runs what, what a planner would be asked of its swarm
-    (docs/topology.md), and a token to join it with."""
+    (docs/topology.md), a token to join it with, and to let the worker go that it is about."""
     return {
         "status": lambda _: _status(head),
         "swarm": lambda _: _swarm(head),
         "plan": lambda _: _plan(head),
         "topology": lambda _: _topology(head),
         "token": lambda _: _token(head),
+        "drain": lambda name: _drain(head, name),
     }
 
 
@@ -52,6 +54,18 @@ def _swarm(head: HeadRole) -> Callable[[], SwarmStatus]:
 def _token(head: HeadRole) -> Callable[[], str]:
     token = head.front_door.issue()
     return lambda: token
+
+
+def _drain(head: HeadRole, name: str) -> Callable[[], str]:
+    """Of the worker that calls itself so, or has this number; done when it is no longer in."""
+    _swarm(head)
+    members = head.core.members
+    found = [member for member in members.values() if name in (member.name, str(member.id))]
+    if not found:
+        there = ", ".join(sorted(member.name for member in members.values())) or "none"
+        raise ConfigError(f"no worker {quoted(name)} is in the swarm; there are: {there}", field="worker", value=quoted(name))
+    head.drains.ask(found[0].id, "as was asked for at the head")
+    return lambda: found[0].name
 
 
 def _plan(head: HeadRole) -> Callable[[], dict[str, Any]]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import time
 from typing import Any
@@ -28,6 +29,7 @@ from bloombee.pipeline.log import default_log_bytes
 from bloombee.roles.event_loop import new_event_loop
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.head_search import Found, HeadSearch
+from bloombee.roles.leaving import Leaving
 from bloombee.roles.log_file import require_directory
 from bloombee.roles.neighbours import CODECS
 from bloombee.roles.pulse import Pulse
@@ -45,6 +47,8 @@ from bloombee.wire.liveness import Liveness
 from bloombee.wire.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
+    Drain,
+    Drained,
     Goodbye,
     Heartbeat,
     Hello,
@@ -84,7 +88,15 @@ def run(config: WorkerConfig, keys: KeyPair | None = None) -> None:
     logging.getLogger("bloombee").setLevel(config.log_level.upper())
     logging.basicConfig(format=f"bloombee worker {config.name or os.getpid()}: %(message)s")
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(WorkerRole(config, keys).serve())
+        runner.run(_serve(WorkerRole(config, keys)))
+
+
+async def _serve(role: WorkerRole) -> None:
+    """SIGTERM hands over what it serves, and a second one ends it at once."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    loop.add_signal_handler(signal.SIGTERM, lambda: role.leave("it was terminated") or task.cancel())
+    await role.serve()
 
 
 class WorkerRole:
@@ -109,6 +121,11 @@ class WorkerRole:
         """By the clock of the time that this process was awake."""
         self._hello_at = 0.0
         self._traces: StageTraces | None = None
+        self._leaving = Leaving(lambda drain: self._endpoint.send(self._head_link, Lane.CONTROL, drain))
+
+    def leave(self, reason: str) -> bool:
+        """Once what is served here has been taken over; False: that was asked for before, or there is no head yet."""
+        return self._joined is not None and self._leaving.ask(reason)
 
     async def serve(self) -> None:
         """As :func:`run`. Cancelled: everything is closed, the head sees the connection end."""
@@ -283,10 +300,15 @@ class WorkerRole:
                 errors = [stage.reporter.error for stage in self._stages or ()]
                 # A neighbour that ended sooner, perhaps on the same word of the head's, is no failure of this one.
                 failed = next((error for error in errors if error is not None and not isinstance(error, LinkDown)), None)
-                log.info("the head ends the swarm")
-                self._end(failed)
+                log.info("the head says goodbye: %s", message.reason)
+                self._end(failed if not self._leaving.is_asked else None)
+            case Drained():
+                self._end(None)
             case Refused(code=AuthenticationError.code, fields=fields):  # it has forgotten this link
-                self._end(LinkDown(f"the head has given this worker up: {fields.get('message', '')}"))
+                gone = LinkDown(f"the head has given this worker up: {fields.get('message', '')}")
+                self._end(gone if not self._leaving.is_asked else None)
+            case Refused(fields=fields) if fields.get("refused") == Drain.__name__:
+                self._leaving.refused(fields)
             case Refused(code=code, fields=fields):
                 level = logging.DEBUG if code == StalePlan.code else logging.WARNING  # of an epoch that has just ended
                 log.log(level, "the head refused a message: %s %s", code, fields.get("message", ""))
@@ -357,6 +379,7 @@ class WorkerRole:
                     self._greeter.say_again(Lane.CONTROL)
             if self._stages is not None:
                 self._stages.tick(now)
+            self._leaving.tick(now)
             self._judge_head(self._awake_s())
             await asyncio.sleep(TICK_S)
 

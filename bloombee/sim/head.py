@@ -15,6 +15,7 @@ from bloombee.pipeline.commands import (
     Command,
     Conclude,
     Deliver,
+    Dismiss,
     MeasureHere,
     PipelineBroken,
     PipelineDown,
@@ -40,13 +41,25 @@ from bloombee.pipeline.events import (
 )
 from bloombee.pipeline.requests import RequestCore
 from bloombee.pipeline.scheduler import SchedulerCore, SchedulerProxy
-from bloombee.pipeline.swarm import PlanRequest, SwarmCore, SwarmLimits
+from bloombee.pipeline.swarm import Drains, PlanRequest, SwarmCore, SwarmLimits
 from bloombee.plan.plan import Plan
 from bloombee.sim.carrier import HEAD, SCHEDULER, SimCarrier, stage_name
 from bloombee.sim.clock import VirtualClock
 from bloombee.sim.surveying import SimGauges
 from bloombee.types import FinishReason, SchedulerPlace, WorkerId
-from bloombee.wire.messages import AnyMessage, Introduce, LinkReport, Load, Measure, Measured, MeasureLink, Profile, Wire
+from bloombee.wire.messages import (
+    AnyMessage,
+    Drained,
+    Introduce,
+    LinkReport,
+    Load,
+    Measure,
+    Measured,
+    MeasureLink,
+    Profile,
+    Refused,
+    Wire,
+)
 
 
 @dataclass(slots=True)
@@ -101,6 +114,10 @@ class SimHead:
         """When another number of microbatches was chosen, and which."""
         self.control_log: list[control.Event | control.Decision] = []
         """What the control core was told, and what it decided."""
+        self.drains = Drains(self.swarm)
+        self.answers: list[tuple[WorkerId, Drained | Refused]] = []
+        """What workers that want to leave were told."""
+        self.on_dismissed: Callable[[WorkerId], None] = lambda _: None
         self._clock = clock
         self._carrier = carrier
         self._hidden = hidden
@@ -120,6 +137,7 @@ class SimHead:
         """Time goes on for the cores."""
         now = self._clock.now
         self.do(self.swarm.handle(Tick(now)))
+        self.do(self.drains.step(now))
         self.schedule(self.scheduler.handle(Tick(now)))
         self._look_at_links()
         scheduler = self.scheduler
@@ -168,6 +186,10 @@ class SimHead:
                     self._planned(plan)
                 case StageLoaded() | ReportMeasured():
                     pass
+                case Send(to=int(worker), message=Drained() | Refused() as answer):
+                    self.answers.append((worker, answer))
+                case Dismiss(worker=worker):
+                    self.on_dismissed(worker)
                 case PipelineBroken(lost=lost):
                     self.up = False
                     self.num_recoveries += 1

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 
 from bloombee.errors import (
     BloomBeeError,
-    DeadlineExceeded,
     DeviceError,
     LinkDown,
     LocalProtocolError,
@@ -43,6 +42,7 @@ from bloombee.pipeline.events import (
     PlanWired,
     Tick,
     WorkerAway,
+    WorkerDrains,
     WorkerGone,
     WorkerJoined,
     WorkerRestored,
@@ -54,10 +54,11 @@ from bloombee.pipeline.swarm.figures import Figures
 from bloombee.pipeline.swarm.member import Member
 from bloombee.pipeline.swarm.orders import Orders
 from bloombee.pipeline.swarm.pairs import Pairs
-from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest, fits
+from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest, heir
+from bloombee.pipeline.swarm.stuck import stuck
 from bloombee.pipeline.swarm.survey import Survey
 from bloombee.plan.plan import Plan, StagePlan
-from bloombee.types import HEAD, SchedulerPlace, WorkerId
+from bloombee.types import HEAD, SchedulerPlace, Span, WorkerId
 from bloombee.wire.messages import (
     AnyMessage,
     Introduced,
@@ -77,7 +78,7 @@ REPEAT_S = 2.0
 """An order that is not answered is said again after so long."""
 STALL_S = 1.0
 """Between two ticks: time that was not this process's."""
-Event = WorkerJoined | WorkerSaid | MeasuredHere | WorkerAway | WorkerRestored | WorkerGone | WorkersEnded | Tick
+Event = WorkerJoined | WorkerSaid | MeasuredHere | WorkerAway | WorkerRestored | WorkerDrains | WorkerGone | WorkersEnded | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,8 @@ class SwarmCore:
     _orders: Orders = field(init=False)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     """Of orders to measure a link."""
+    _had: dict[bytes, Span] = field(default_factory=dict)
+    """Layers of workers that are gone, by key: should it come back, it is the best spare for them."""
     _loads: int = 0
     """Orders to load so far."""
     _awaited_since: float | None = None
@@ -130,6 +133,8 @@ class SwarmCore:
                 return self._found(HEAD, report, now)
             case WorkerGone(worker=worker, reason=reason, now=now):
                 return self._gone(worker, reason, now)
+            case WorkerDrains() if self.plan is not None and (stage := self.plan.stage_of(event.worker)) is not None:
+                return self._replace(self.plan, stage, self._workers[event.heir], event.reason, event.now)
             case WorkersEnded(error=error, now=now):
                 return self._down(error, now)
             case WorkerAway(worker=worker):
@@ -160,8 +165,10 @@ class SwarmCore:
 
     @property
     def spares(self) -> tuple[WorkerId, ...]:
-        """Workers without a stage, in the order in which they joined; empty before the first plan."""
-        return tuple(one for one in self._workers if self.stage_of(one) is None) if self.plan is not None else ()
+        """Workers without a stage that may get one, in the order in which they joined; empty before the first plan."""
+        if self.plan is None:
+            return ()
+        return tuple(one.id for one in self._workers.values() if self.stage_of(one.id) is None and not one.is_draining)
 
     def is_loading(self, worker_id: WorkerId) -> bool:
         """Only its progress counts then."""
@@ -178,7 +185,8 @@ class SwarmCore:
     def _joined(self, event: WorkerJoined) -> list[Command]:
         if event.worker in self._workers:
             raise LocalProtocolError(f"worker {event.worker} joined twice")
-        self._workers[event.worker] = Member(event.worker, event.name, event.endpoint, event.key, event.memory_bytes)
+        had = self._had.pop(event.key, None)
+        self._workers[event.worker] = Member(event.worker, event.name, event.endpoint, event.key, event.memory_bytes, had=had)
         return self._plan_if_complete(event.now)
 
     def _plan_if_complete(self, now: float) -> list[Command]:
@@ -279,6 +287,8 @@ class SwarmCore:
     def _gone(self, worker_id: WorkerId, reason: str, now: float) -> list[Command]:
         stage = self.plan.stage_of(worker_id) if self.plan is not None else None
         worker = self._workers.pop(worker_id, None)
+        if worker is not None and (had := worker.had if stage is None else stage.span) is not None:
+            self._had[worker.key] = had
         self._pairs.forget(worker_id)
         if worker is None or self.error is not None:
             return []
@@ -288,7 +298,7 @@ class SwarmCore:
         if stage is None:
             return []  # a spare
         error = LinkDown(f"worker {worker.name!r} is gone ({reason}); restart it and the Runtime", worker=worker.name)
-        spare = next((one for one in map(self._workers.__getitem__, self.spares) if fits(stage, one)), None)
+        spare = heir(stage, map(self._workers.__getitem__, self.spares))
         if spare is None:
             return self._down(error, now)
         return self._replace(self.plan, stage, spare, reason, now)
@@ -358,19 +368,12 @@ class SwarmCore:
         limit = self.limits.load_deadline_s
         if self._awaited_since is None:
             self._awaited_since = now
-        stuck = [w.name for w in self._workers.values() if self.is_loading(w.id) and now - w.progress_at > limit]
+        names = [w.name for w in self._workers.values() if self.is_loading(w.id) and now - w.progress_at > limit]
         if self.plan is None and not self.request.takes_others and now - self._awaited_since > limit:
             here = {worker.name for worker in self._workers.values()}
-            stuck = [name for name in self.request.order if name not in here]
-        if not stuck:
-            return []
-        names = ", ".join(stuck)
-        error = DeadlineExceeded(
-            f"no progress with loading for load_deadline_s = {limit:g} s on {names}: look at its log, its disk and its"
-            " network, or allow more",
-            workers=names,
-        )
-        return self._down(error, now)
+            names = [name for name in self.request.order if name not in here]
+        error = stuck(names, limit)
+        return [] if error is None else self._down(error, now)
 
     def _press(self, plan: Plan, now: float) -> list[Command]:
         """Say again what has not been answered."""

@@ -231,6 +231,18 @@ def check_fit(stage: StagePlan, worker: Member) -> None:
         )
 
 
+def heir(stage: StagePlan, spares: Iterable[Member]) -> Member | None:
+    """Who of ``spares`` takes the place of a worker that is gone or is to go; None: nobody can.
+
+    Of those that fit, one that is there rather than one that may come back, then who has had most of these layers before."""
+    fitting = [spare for spare in spares if fits(stage, spare)]
+    return min(fitting, key=lambda spare: (spare.is_away, -_shared(spare.had, stage.span)), default=None)
+
+
+def _shared(one: Span | None, other: Span) -> int:
+    return 0 if one is None else max(0, min(one.stop, other.stop) - max(one.start, other.start))
+
+
 def fits(stage: StagePlan, worker: Member) -> bool:
     try:
         check_fit(stage, worker)
