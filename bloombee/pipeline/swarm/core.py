@@ -11,7 +11,7 @@ Load and Wire are idempotent and are said again until they have been answered.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bloombee.errors import (
@@ -149,6 +149,11 @@ class SwarmCore:
         return None if stage is None else stage.index
 
     @property
+    def members(self) -> Mapping[WorkerId, Member]:
+        """Workers that are in, in the order in which they joined."""
+        return self._workers
+
+    @property
     def num_missing(self) -> int:
         """Workers that have yet to join before there is a plan."""
         return max(0, self.request.num_workers - len(self._workers)) if self.plan is None else 0
@@ -162,11 +167,6 @@ class SwarmCore:
         """Only its progress counts then."""
         worker = self._workers.get(worker_id)
         return worker is not None and not worker.is_loaded and self.stage_of(worker_id) is not None
-
-    def may_be_silent(self, worker_id: WorkerId) -> bool:
-        """A worker that loads, or imports what it needs to measure itself, may hold its interpreter's lock for long."""
-        is_measuring = self.plan is None and self.survey is not None and self.survey.is_measuring(worker_id)
-        return is_measuring or self.is_loading(worker_id)
 
     def _stage_plan(self, worker: WorkerId) -> StagePlan | None:
         stages = self.plan.stages if self.plan is not None else ()
@@ -383,3 +383,9 @@ class SwarmCore:
             if self._is_wiring and worker.wired < plan.epoch:
                 commands.append(self._orders.wire(plan, stage.index, now))
         return commands
+
+
+def may_be_silent(core: SwarmCore, worker: WorkerId) -> bool:
+    """A worker that loads, or imports what it needs to measure itself, may hold its interpreter's lock for long."""
+    is_measuring = core.plan is None and core.survey is not None and core.survey.is_measuring(worker)
+    return is_measuring or core.is_loading(worker)
