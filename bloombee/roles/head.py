@@ -58,7 +58,7 @@ from bloombee.pipeline.events import (
     WorkerSaid,
     WorkersEnded,
 )
-from bloombee.pipeline.swarm import Drains, SwarmCore, SwarmLimits
+from bloombee.pipeline.swarm import Drains, SwarmCore, SwarmLimits, may_be_silent
 from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
 from bloombee.roles.bulletin import Bulletin
@@ -178,7 +178,7 @@ class HeadRole:
             desk=self.desk,
         )
         links, figures = iter(partial(secrets.token_bytes, 16), b""), self.observatory.remember(request)
-        self._core = SwarmCore(request, SwarmLimits(config.load_deadline_s), links, figures=figures)
+        self._core = self.observatory.core = SwarmCore(request, SwarmLimits(config.load_deadline_s), links, figures=figures)
         self.drains = Drains(self._core)
         acts = [
             lambda now: self._do(self._core.handle(Tick(now))),
@@ -186,7 +186,7 @@ class HeadRole:
             lambda now: self.dispatch.handle(Tick(now)),
             lambda now: self.helm.look(self.dispatch.scheduler, self.observatory.links_seen, now),
         ]
-        self.members.watch(self._core.may_be_silent)
+        self.members.watch(partial(may_be_silent, self._core))
         self._ticker = Ticker(acts, on_error=self._failed)
 
     async def start_workers(self) -> None:

@@ -92,6 +92,11 @@ class Members:
         member = self._of.get(worker)
         return 0.0 if member is None else member.watch.silent_s(time.monotonic())
 
+    def rtt_s(self, worker: WorkerId) -> float | None:
+        """Of the link to a worker, the least of late; None: none was measured, or it is not in."""
+        member = self._of.get(worker)
+        return None if member is None else member.watch.liveness.rtt_s
+
     def named(self, name: str) -> WorkerId | None:
         """Whoever calls itself so."""
         return next((member.worker for member in self._of.values() if member.name == name), None)

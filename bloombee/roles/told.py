@@ -9,12 +9,12 @@ from typing import Any
 from bloombee.errors import ConfigError, RuntimeClosed
 from bloombee.objective import Objective
 from bloombee.pipeline.swarm.planning import FirstPlan
+from bloombee.plan.choose import with_guesses
 from bloombee.plan.document import Document
 from bloombee.plan.plan import Plan
 from bloombee.plan.problem import Problem, document_of
 from bloombee.quote import quoted
 from bloombee.roles.head import HeadRole
-from bloombee.roles.plan_wishes import plan_request
 from bloombee.roles.reception import Told
 from bloombee.roles.status import SwarmStatus
 from bloombee.roles.status_of import status_of
@@ -74,12 +74,14 @@ def _plan(head: HeadRole) -> Callable[[], dict[str, Any]]:
 
 def _topology(head: HeadRole) -> Callable[[], Document]:
     """With the model, the choices and the objective of the head's own planner, and the KV memory that its plan has."""
-    plan = _running_plan(head)
-    request = plan_request(head.config, head.card, head.local.names)
+    plan, request = _running_plan(head), head.observatory.core.request
     wish, num_pages = FirstPlan(request).wish(), plan.groups[0].num_pages
     model, space = wish.shape(head.card, num_pages), wish.space(head.card, num_pages)
-    problem = Problem(head.observatory.topology, model, space, request.objective or Objective())
-    return lambda: document_of(problem, model=plan.model, about="what a head knew of its swarm")
+    known, estimated = head.observatory.known(head.members)
+    topology, guessed = with_guesses(known, model)
+    problem = Problem(topology, model, space, request.objective or Objective())
+    about = "what a head knows of its swarm"
+    return lambda: document_of(problem, model=plan.model, about=about, guessed=guessed, estimated=estimated)
 
 
 def _running_plan(head: HeadRole) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from swarm_kit import Swarm
 
-from bloombee.config import socket_folders
+from bloombee.config import LocalWorker, socket_folders
 from bloombee.plan.document import from_json
 from bloombee.roles.running_heads import running_heads
 from bloombee.wire.token import decode_token
@@ -49,7 +50,6 @@ def test_the_plan_of_what_runs(swarm: Swarm) -> None:
     done = plan("--json", "--objective", "throughput")
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
-    assert found["proven"]
     (ring,) = found["pipelines"]
     assert [(stage["worker"], stage["layers"]) for stage in ring["stages"]] == [("local-0", [0, 3]), ("local-1", [3, 6])]
     assert ring["stages"][0]["compute_s"] == pytest.approx(2e-3 + 1e-5 * ring["sequences"])
@@ -64,11 +64,30 @@ def test_what_a_head_says_of_itself(swarm: Swarm, session: Path, tmp_path: Path)
     document = head.topology()
     assert from_json(document.to_json()) == document
     assert list(document.nodes) == ["head", "local-0", "local-1"]
-    assert {(link.source, link.target) for link in document.links} == {
-        ("head", "local-0"),
-        ("local-0", "local-1"),
-        ("local-1", "head"),
-    }
+    ends = {(link.source, link.target) for link in document.links}
+    assert ends == set(itertools.permutations(document.nodes, 2))
+    assert document.cores is not None
+
+
+def test_spares_and_the_links_of_a_head_whose_scheduler_is_elsewhere_are_known(session: Path) -> None:
+    """Workers with places of their own, cut as asked: nobody looked at them before the plan."""
+    places = [LocalWorker(source="127.0.0.1")] * 3
+    far = Swarm(model="standin:1024x6", workers=2, spares=1, scheduler="stage0", local_workers=places, pace=PACE)
+    try:
+        far.generate([1, 2, 3], max_new_tokens=20)
+        (head,) = (head for head in running_heads([session]) if head.status.workers == 3)
+        document = head.topology()
+        assert set(document.nodes) == {"head", "local-0", "local-1", "local-2"}
+        ends = {(link.source, link.target) for link in document.links}
+        ring = {("local-0", "local-1"), ("local-1", "local-0")}
+        assert ends == ring | {pair for name in ("local-0", "local-1", "local-2") for pair in (("head", name), (name, "head"))}
+        done = plan("--json", "--head", head.name, "--objective", "throughput")
+        assert (done.returncode, done.stderr) == (0, "")
+        found = json.loads(done.stdout)
+        assert {stage["worker"] for ring in found["pipelines"] for stage in ring["stages"]} == {"local-0", "local-1"}
+        assert list(found["spares"]) == ["local-2"]
+    finally:
+        far.close()
 
 
 def bloombee(*words: str) -> subprocess.CompletedProcess[str]:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 import bloombee
-from bloombee.config import WorkerConfig
+from bloombee.config import WorkerConfig, socket_folders
 from bloombee.plan.document import parse_network
 from bloombee.roles.link_memory import figures_path
+from bloombee.roles.running_heads import running_heads
 from bloombee.roles.worker import WorkerRole
 from bloombee.types import LoadProgress
 from tests.swarm_kit import Swarm
@@ -27,6 +28,7 @@ NODES = {"head": LINE, "w0": LINE, "w1": {**LINE, "up_bytes_per_s": 1.25e5}, "w2
 
 def test_links_are_known_before_the_first_plan_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     with Network(parse_network({"version": 1, "nodes": NODES})) as net:
         workers = [replace(net.local_worker(name), pace="1,0,0") for name in ("w0", "w1", "w2")]
         swarm = Swarm(model="standin:256x6", workers=3, local_workers=workers, listen=net.listen("head"), objective="balance")
@@ -43,6 +45,10 @@ def test_links_are_known_before_the_first_plan_and_remembered(tmp_path: Path, mo
                 if target != w2:
                     assert topology.link(w1, target).latency_s < topology.link(w1, w2).latency_s
             assert len(swarm.generate([1, 2, 3], max_new_tokens=4).token_ids) == 4
+            (head,) = running_heads(socket_folders())
+            document = head.topology()
+            assert {(link.source, link.target) for link in document.links} == set(itertools.permutations(document.nodes, 2))
+            assert not any(link.estimated for link in document.links)
         finally:
             swarm.close()
     assert figures_path().is_file()

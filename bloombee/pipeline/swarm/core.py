@@ -175,11 +175,6 @@ class SwarmCore:
         worker = self._workers.get(worker_id)
         return worker is not None and not worker.is_loaded and self.stage_of(worker_id) is not None
 
-    def may_be_silent(self, worker_id: WorkerId) -> bool:
-        """A worker that loads, or imports what it needs to measure itself, may hold its interpreter's lock for long."""
-        is_measuring = self.plan is None and self.survey is not None and self.survey.is_measuring(worker_id)
-        return is_measuring or self.is_loading(worker_id)
-
     # -- joining and the first plan --------------------------------------------------------
 
     def _joined(self, event: WorkerJoined) -> list[Command]:
@@ -387,3 +382,9 @@ class SwarmCore:
             if self._is_wiring and worker.wired < plan.epoch:
                 commands.append(self._orders.wire(plan, stage.index, now))
         return commands
+
+
+def may_be_silent(core: SwarmCore, worker: WorkerId) -> bool:
+    """A worker that loads, or imports what it needs to measure itself, may hold its interpreter's lock for long."""
+    is_measuring = core.plan is None and core.survey is not None and core.survey.is_measuring(worker)
+    return is_measuring or core.is_loading(worker)

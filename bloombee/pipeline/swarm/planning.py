@@ -117,11 +117,18 @@ class FirstPlan:
         """
         if self.request.objective is None:
             return self.make(workers)
+        return self.chosen(self._known(workers, surveyed), workers)
+
+    def known(self, workers: Iterable[Member], surveyed: Topology | None) -> Topology:
+        """What there is to plan by: ``workers``, and of their links those that were looked at or are known from the start."""
+        workers = list(workers)
+        return _limited(self._known(workers, surveyed), workers)
+
+    def _known(self, workers: Iterable[Member], surveyed: Topology | None) -> Topology:
         machine, topology = self.request.machine, surveyed or self.request.topology
         if machine is not None:
             topology = replace(topology or machine.topology(worker.id for worker in workers), cores=machine.cores)
-        assert topology is not None  # else it was looked for
-        return self.chosen(topology, workers)
+        return topology or Topology({})
 
     def make(self, workers: Sequence[Member]) -> Plan:
         """One stage for each of ``workers``, in their order, cut as asked.
@@ -144,13 +151,7 @@ class FirstPlan:
         """
         request = self.request
         of = {worker.id: worker for worker in workers}
-        devices = {
-            worker.id: replace(
-                topology.devices.get(worker.id, Device(worker.name)), name=worker.name, memory_bytes=worker.memory_bytes
-            )
-            for worker in workers
-        }
-        chosen = choose(replace(topology, devices=devices), request.card, self.wish(), request.objective or Objective())
+        chosen = choose(_limited(topology, workers), request.card, self.wish(), request.objective or Objective())
         members = [of[worker] for worker in chosen.candidate.workers]
         spans = split_layers(request.card.num_layers, len(members), chosen.candidate.layers)
         return replace(self._plan(members, spans, chosen.prediction), scheduler=chosen.candidate.scheduler)
@@ -219,6 +220,23 @@ class FirstPlan:
         model = self.wish().shape(request.card, num_pages)
         slots = kv_slots(model, tokens, page_size=request.page_size, rows=request.max_rows)
         return [stage_memory(model, span.start, span.stop, slots) for span in spans]
+
+
+def _limited(topology: Topology, workers: Iterable[Member]) -> Topology:
+    """To ``workers``, each with the name and the memory that it joined with."""
+    devices = {
+        worker.id: replace(
+            topology.devices.get(worker.id, Device(worker.name)), name=worker.name, memory_bytes=worker.memory_bytes
+        )
+        for worker in workers
+    }
+    parties = {HEAD, *devices}
+    return replace(
+        topology,
+        devices=devices,
+        links={ends: link for ends, link in topology.links.items() if parties.issuperset(ends)},
+        sites={party: site for party, site in topology.sites.items() if party in parties},
+    )
 
 
 def check_fit(stage: StagePlan, worker: Member) -> None:

@@ -291,12 +291,13 @@ class Survey:
 
     def topology(self) -> Topology:
         """All of it, as a plan may count on it: bandwidths by their lower bound."""
-        parties = (HEAD, *self.workers)
+        workers = [worker for worker in self.workers if worker in self.members]  # others are gone since
+        parties = (HEAD, *workers)
         estimates = self.estimates
         figures = {link: estimates.figure(*link) for link in itertools.permutations(parties, 2)}
         known = {link: figure for link, figure in figures.items() if figure is not None}
         return Topology(
-            {worker: self._device(worker) for worker in self.workers},
+            {worker: self._device(worker) for worker in workers},
             {link: figure.as_link() for link, figure in known.items()},
             sites=self._lines.sites(parties, known),
         )
