@@ -20,14 +20,16 @@ class Speed:
             self._seen.clear()
         if not self._seen or num_tokens > self._seen[-1][0]:
             self._seen.append((num_tokens, at))
-        while self._seen[0][1] < at - WINDOW_S:
-            self._seen.popleft()
+        self._forget(at)
 
     def tokens_per_s(self, now: float) -> float | None:
         """None: nothing has come of late."""
-        while self._seen and self._seen[0][1] < now - WINDOW_S:
-            self._seen.popleft()
+        self._forget(now)
         if len(self._seen) < 2:
             return None
         (first, since), (last, until) = self._seen[0], self._seen[-1]
         return (last - first) / (until - since) if until > since else None
+
+    def _forget(self, now: float) -> None:
+        while self._seen and self._seen[0][1] < now - WINDOW_S:
+            self._seen.popleft()

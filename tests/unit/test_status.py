@@ -141,3 +141,5 @@ def test_a_speed_is_of_the_last_seconds_and_of_no_pause_before_them() -> None:
     assert speed.tokens_per_s(102.0) == 3.0
     speed.add(1, 103.0)
     assert speed.tokens_per_s(103.0) is None
+    speed.add(1, 104.0 + WINDOW_S)
+    assert speed.tokens_per_s(104.0 + WINDOW_S) is None, "all was long ago, and nothing has come since"
