@@ -12,10 +12,22 @@ from typing import BinaryIO
 
 from bloombee.config import RuntimeConfig
 from bloombee.control.core import LOOK_EVERY_S, ControlCore
-from bloombee.control.events import Answer, Asked, AskStage, Decision, Event, LinkSeen, Looked, PlanEnded, Run, StageMeasured
+from bloombee.control.events import (
+    Answer,
+    Asked,
+    AskStage,
+    Decision,
+    Event,
+    LinkSeen,
+    Looked,
+    PlanEnded,
+    PlanRuns,
+    Run,
+    StageMeasured,
+)
 from bloombee.control.log import to_line
 from bloombee.control.seen import plan_runs
-from bloombee.errors import BloomBeeError, ConfigError, LocalProtocolError
+from bloombee.errors import BloomBeeError, ConfigError, LocalProtocolError, RuntimeClosed
 from bloombee.pipeline.events import Tune, tune_event
 from bloombee.pipeline.scheduler import SchedulerCore, SchedulerProxy
 from bloombee.pipeline.swarm import PlanRequest
@@ -58,15 +70,20 @@ class Helm:
         self._config = config
         self._file = None if config.decisions is None else _open(config.decisions)
         self._look_at = 0.0
+        self._is_running = False
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[tuple[StageMeasured, ...]]] = {}
 
     def tell(self, event: Event) -> None:
         """Something was seen; the core chooses."""
-        if isinstance(event, StageMeasured):
-            self.uses[event.stage] = event.use
-        elif isinstance(event, PlanEnded):
-            self.uses.clear()
+        match event:
+            case StageMeasured(stage=stage, use=use):
+                self.uses[stage] = use
+            case PlanRuns():
+                self._is_running = True
+            case PlanEnded():
+                self._is_running = False
+                self.uses.clear()
         self._write(event)
         try:
             commands = self.core.handle(event)
@@ -102,11 +119,13 @@ class Helm:
         self.tell(Looked(scheduler.num_open, waiting, scheduler.quickest_loop, scheduler.decoded, now))
 
     async def measure(self) -> tuple[StageMeasured, ...]:
-        """How every stage stands, asked now. A plan must run.
+        """How every stage stands, asked now.
 
         Raises:
-            BloomBeeError: as :meth:`give_up` was called with.
+            RuntimeClosed: no plan runs. BloomBeeError: as :meth:`give_up` was called with.
         """
+        if not self._is_running:
+            raise RuntimeClosed("the pipeline is not up")
         question = next(self._numbers)
         answer: asyncio.Future[tuple[StageMeasured, ...]] = asyncio.get_running_loop().create_future()
         self._asked[question] = answer
@@ -124,7 +143,8 @@ class Helm:
                 answer.set_exception(error)
 
     def close(self) -> None:
-        """Nothing is written any more."""
+        """Nothing is written or answered any more."""
+        self._is_running = False
         if self._file is not None:
             self._file.close()
             self._file = None

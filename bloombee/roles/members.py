@@ -92,6 +92,11 @@ class Members:
         member = self._of.get(worker)
         return 0.0 if member is None else member.watch.silent_s(time.monotonic())
 
+    @property
+    def keys(self) -> dict[WorkerId, bytes]:
+        """Of those that are in."""
+        return {worker: member.key for worker, member in self._of.items()}
+
     def named(self, name: str) -> WorkerId | None:
         """Whoever calls itself so."""
         return next((member.worker for member in self._of.values() if member.name == name), None)
