@@ -52,6 +52,7 @@ SWARM = (
     "curve",
     "trace",
     "decisions",
+    "state",
     "control_socket",
 )
 HEAD_ONLY = ("listen", "advertise", "page_size", "max_waiting", "heartbeat_s", "silence_s", "step_deadline_s", "load_deadline_s")

@@ -76,19 +76,12 @@ class Ring:
 
     def __init__(self, card: ModelCard, num_workers: int, **config: Any) -> None:
         self.card = card
-        self.stages = {
-            worker: Stages(
-                WorkerConfig(threads=1, **config),
-                joined=Joined(worker, 1, 0.5, 100.0),
-                endpoint=_Endpoint(self, worker),  # type: ignore[arg-type]
-                head_link=HEAD,
-                clock=LoopClock(1.0),
-                memory_bytes=1 << 30,
-                log_bytes=config.get("log_memory_bytes", 1 << 20),
-                open_trace=lambda *_: None,
-            )
-            for worker in range(1, num_workers + 1)
-        }
+        settings = WorkerConfig(threads=1, **{"log_memory_bytes": 1 << 20, **config})
+        self.stages = dict[int, Stages]()
+        for worker in range(1, num_workers + 1):
+            endpoint: Any = _Endpoint(self, worker)
+            self.stages[worker] = Stages(settings, endpoint, clock=LoopClock(1.0), memory_bytes=1 << 30)
+            self.stages[worker].joined(Joined(worker, 1, 0.5, 100.0, False), HEAD, lambda *_: None)
         self.tokens: dict[int, list[int]] = {}
         """Of each sequence, the prompt's and those picked."""
         self.errors: list[Exception] = []

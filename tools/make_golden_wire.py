@@ -31,7 +31,7 @@ ROWS = b"\x01\x00\x00\x00\xff\xff\x00\x00\x00\x00\x01\x00"
 
 MESSAGES: list[list[Any]] = [
     [1, 2, b"0123456789abcdef", "box", "bloombee 0.1.0", "tcp://10.0.0.7:4100", "cuda:0", 24 * 2**30, [0, 1]],
-    [2, 7, SWARM, 0.5, 3.0],
+    [2, 7, SWARM, 0.5, 3.0, True],
     [3, "QueueFull", {"message": "too many", "limit": 1024, "share": 0.5, "hard": True, "who": None}],
     [4, 2, SWARM, 7, "bloombee 0.1.0", [0, 1], 123456789],
     [5, 2, [0], 123456789, 2**40, 2**40 + 5],

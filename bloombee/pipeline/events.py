@@ -306,6 +306,8 @@ class Submit(Struct, frozen=True, gc=False):
     client: str = ""
     priority: int = 0
     max_time_s: float | None = None
+    output: bytes | None = None
+    """As ``prompt``: what it was given by a head before this one, fewer than ``max_new_tokens``; None: it begins."""
 
 
 class CancelRequest(Struct, frozen=True, gc=False):

@@ -66,6 +66,7 @@ from bloombee.roles.desk import Desk
 from bloombee.roles.dispatch import Dispatch, OfTheRing
 from bloombee.roles.each import each
 from bloombee.roles.front_door import FrontDoor
+from bloombee.roles.head_state import HeadState
 from bloombee.roles.helm import Helm
 from bloombee.roles.local_swarm import LocalSwarm
 from bloombee.roles.members import Members
@@ -75,7 +76,6 @@ from bloombee.roles.progress import Progress
 from bloombee.roles.ticker import Ticker
 from bloombee.roles.tracing import HeadTrace
 from bloombee.transport.endpoint import Endpoint
-from bloombee.transport.keys import generate
 from bloombee.types import Lane, LoadProgress, SwarmEventKind, WorkerId
 from bloombee.wire.envelope import Envelope
 from bloombee.wire.join import Admitted, Door
@@ -114,20 +114,20 @@ class HeadRole:
         self.join_tokens: tuple[str, ...] = ()
         """One a worker that was awaited at the start."""
         self.profile: Profile | None = None
-        self.desk = Desk(config.max_waiting, self._do)
         self.observatory = Observatory()
         self.helm = Helm(config, ask=self._ask, tune=lambda tune: self.dispatch.handle(tune), decided=self.bulletin.decided)
+        self.state = HeadState(config)
+        self.desk = Desk(config.max_waiting, self._do, self.state.put)
         self._progress = Progress(on_progress, self.bulletin)
-        self._keys = generate()
         self._endpoint = Endpoint(
-            self._keys,
+            self.state.keys,
             swarm=int.from_bytes(secrets.token_bytes(8), "little"),
             on_message=self._received,
             on_event=lambda event: self.members.link_event(event),
             on_join=self._knocked,
             curve=config.curve,
         )
-        self._door = Door(self._endpoint.swarm, config.heartbeat_s, config.longest_silence_s)
+        self._door = Door(self._endpoint.swarm, config.heartbeat_s, config.longest_silence_s, returns=self.state.returns)
         self.members = Members(
             self._endpoint, self._door, on_in=self._worker_in, on_away=self._away, on_gone=self._gone, on_restored=self._restored
         )
@@ -153,9 +153,10 @@ class HeadRole:
         if config.trace is not None:
             self._trace = HeadTrace.open(config.trace, config.num_stages)
             self._endpoint.stamps = True
-        bound = await self._endpoint.bind(config.listen)
+        bound = await self._endpoint.bind(self.state.listen)
+        self.state.listens(bound, lambda what: loop.call_soon_threadsafe(self.bulletin.state, what))
         self.local.start()
-        self.front_door = FrontDoor(self._door, config, key=self._keys.public if config.curve else bytes(32), bound=bound)
+        self.front_door = FrontDoor(self._door, config, self.state, bound=bound)
         self.join_tokens = tuple(self.front_door.issue(self.local.head_endpoint(i)) for i in range(config.num_workers))
         loop.set_exception_handler(self._bug)
 
@@ -168,6 +169,7 @@ class HeadRole:
         config = self.config
         self.card = await self.local.describe()
         request = plan_request(config, self.card, self.local.names[: config.num_stages], self.local.machine(self.card))
+        request = self.state.serves(request)
         self.desk.open(self.card, request.max_rows)
         self.dispatch = Dispatch(
             max_rows=request.max_rows,
@@ -188,6 +190,7 @@ class HeadRole:
         ]
         self.members.watch(partial(may_be_silent, self._core))
         self._ticker = Ticker(acts, on_error=self._failed)
+        await self.desk.restore(self.state.journal.requests)
 
     async def start_workers(self) -> None:
         """Start the local workers, unless remote ones are awaited, and wait until the pipeline is up.
@@ -225,6 +228,7 @@ class HeadRole:
         await self.local.close(wait_s=TRACE_END_S if self._trace is not None else 0.0)
         if self._trace is not None:
             self._trace.tracer.close()
+        await asyncio.to_thread(self.state.close)
 
     # -- the network -----------------------------------------------------------------------
 
@@ -331,6 +335,7 @@ class HeadRole:
                 self.members.measure(order, lambda said: self._do(self._core.handle(MeasuredHere(said, time.monotonic()))))
             case PlanMade(plan=plan):
                 self.plan = plan
+                self.state.planned(plan, self.members.keys, self._core.request)
                 self.desk.planned(plan)
                 self.observatory.planned(plan)
                 self.dispatch.planned(plan)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bloombee.engine.spans import SpanStore
+from bloombee.engine.spans import ModelKey, SpanStore, trim
 from bloombee.errors import BloomBeeError, ConfigError, DeviceError
 from bloombee.models.standin import is_standin
 from bloombee.pace import Pace
@@ -73,6 +73,22 @@ class Loader:
         self.turn = threading.Lock()
         """Held by whoever loads or measures: one at a time."""
         self._override = model
+        self._held: dict[ModelKey, list[int]] = {}
+
+    def hold(self) -> None:
+        """Layers that are on the device stay there, whoever lets go of them, until the next span is loaded."""
+        self._hold(self.store.hold())
+
+    def _hold(self, layers: dict[ModelKey, list[int]]) -> None:
+        """These, and no longer those before."""
+        held, self._held = self._held, layers
+        gone = [weights for model, numbers in held.items() for weights in self.store.give(model, numbers) if weights is not None]
+        if gone:
+            from bloombee.engine.packed import empty
+
+            for weights in gone:
+                empty(weights)
+            trim()
 
     def load(
         self,
@@ -122,6 +138,7 @@ class Loader:
         try:
             progress(0, 0)  # it may have been stopped while it waited for its turn
             span = self._build_standin(load, progress) if is_standin(load.model) else self._build(load, progress)
+            self._hold({})  # what was held for it, it has
             on_done(span)
         except Stopped:
             log.debug("stopped while loading layers [%d, %d)", load.start, load.stop)

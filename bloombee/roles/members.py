@@ -97,6 +97,11 @@ class Members:
         member = self._of.get(worker)
         return None if member is None else member.watch.liveness.rtt_s
 
+    @property
+    def keys(self) -> dict[WorkerId, bytes]:
+        """Of those that are in."""
+        return {worker: member.key for worker, member in self._of.items()}
+
     def named(self, name: str) -> WorkerId | None:
         """Whoever calls itself so."""
         return next((member.worker for member in self._of.values() if member.name == name), None)

@@ -17,6 +17,7 @@ from typing import Any
 from bloombee.config import WorkerConfig
 from bloombee.errors import BloomBeeError, RemoteProtocolError, StalePlan
 from bloombee.pace import parse_pace
+from bloombee.pipeline.log import default_log_bytes
 from bloombee.plan.profile import Hardware
 from bloombee.roles.executor import SpanExecutor
 from bloombee.roles.introductions import Introductions
@@ -39,32 +40,26 @@ log = logging.getLogger(__name__)
 
 
 class Stages:
-    """Of one worker, from when it has joined. Belongs to the event loop that runs when it is made.
+    """Of one worker, once it has :meth:`joined`. Belongs to the event loop that runs when it is made.
 
     Args:
         clock: this process's.
         memory_bytes: that it has offered to the head.
-        log_bytes: of memory, for what has left a span.
     """
 
     def __init__(
         self,
         config: WorkerConfig,
-        *,
-        joined: Joined,
         endpoint: Endpoint,
-        head_link: bytes,
+        *,
         clock: LoopClock,
         memory_bytes: int,
-        log_bytes: int,
-        open_trace: Callable[[Wire, Load], StageTrace | None],
     ) -> None:
         self._config = config
         self._memory_bytes = memory_bytes
-        self._log_bytes = log_bytes
+        self._log_bytes = default_log_bytes(memory_bytes) if config.log_memory_bytes is None else config.log_memory_bytes
         self._endpoint = endpoint
-        self._head_link = head_link
-        self._open_trace = open_trace
+        self._clock = clock
         loop = asyncio.get_running_loop()
         self._device = WorkThread(loop)
         self._disk = WorkThread(loop, "bloombee-log")
@@ -76,36 +71,58 @@ class Stages:
             memory_bytes=config.memory_bytes,
             load_bytes_per_s=config.load_bytes_per_s,
         )
+        self._hosts: dict[PipelineId, list[StageHost]] = {}
+        """Of each pipeline, in the order in which they were ordered: only the last takes new seats."""
+        self._schedulers: dict[PipelineId, SchedulerHost] = {}
+        """Of pipelines whose first stage is here, where it is not with the head."""
+
+    def joined(self, joined: Joined, head_link: bytes, open_trace: Callable[[Wire, Load], StageTrace | None]) -> None:
+        """A head has let this worker in: the first one, or another after :meth:`let_go`.
+
+        Args:
+            open_trace: of a stage, as the head asks.
+        """
+        endpoint = self._endpoint
+        self._head_link, self._open_trace = head_link, open_trace
         self._measuring = Measuring(self._loader, self._offers, partial(endpoint.send, head_link, Lane.CONTROL))
         self._neighbours = Neighbours(
             endpoint,
             swarm=joined.swarm,
             worker=joined.worker,
-            clock=clock,
+            clock=self._clock,
             heartbeat_s=joined.heartbeat_s,
             silence_s=joined.silence_s,
         )
         self._introductions = Introductions(
             endpoint, head_link, self._neighbours, is_serving=lambda: any(host.seatings for host in self)
         )
-        self._hosts: dict[PipelineId, list[StageHost]] = {}
-        """Of each pipeline, in the order in which they were ordered: only the last takes new seats."""
-        self._schedulers: dict[PipelineId, SchedulerHost] = {}
-        """Of pipelines whose first stage is here, where it is not with the head."""
+
+    async def let_go(self) -> None:
+        """The head is gone: let go of all but the weights, which stay until another has ordered something to be loaded.
+
+        Returns when what the device was at has ended. Cancelled: it has been told to.
+        """
+        self._loader.hold()
+        self._close_spans()
+        self._neighbours.users.clear()
+        self._neighbours.leave()
+        drained = asyncio.get_running_loop().create_future()
+        self._device.ask(lambda: None, drained.set_result, drained.set_exception)
+        await drained
 
     def __iter__(self) -> Iterator[StageHost]:
         return iter([host for hosts in self._hosts.values() for host in hosts])
 
     def close(self) -> None:
         """Let everything go; does not wait for the device."""
-        for host in self:
-            host.close()
-        for scheduler in self._schedulers.values():
-            scheduler.close()
-        self._hosts.clear()
-        self._measuring.close()
+        self._close_spans()
         self._device.stop()
         self._disk.stop()
+
+    def _close_spans(self) -> None:
+        for pipeline in list(self._hosts):
+            self.unload(pipeline)
+        self._measuring.close()
 
     # -- orders ----------------------------------------------------------------------------
 

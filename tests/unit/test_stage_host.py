@@ -460,16 +460,8 @@ def _worker(stage: _Stage) -> WorkerRole:
     token = encode_token(JoinToken(key=bytes(32), secret=bytes(24), endpoints=("tcp://127.0.0.1:1",)))
     worker = WorkerRole(WorkerConfig(join=token))
     worker._endpoint = stage.endpoint  # type: ignore[assignment]
-    worker._stages = Stages(
-        worker._config,
-        joined=Joined(1, 1, 0.1, SILENCE_S),
-        endpoint=stage.endpoint,  # type: ignore[arg-type]
-        head_link=HEAD_LINK,
-        clock=stage.clock,
-        memory_bytes=0,
-        log_bytes=0,
-        open_trace=lambda *_: None,
-    )
+    worker._stages = Stages(worker._config, stage.endpoint, clock=stage.clock, memory_bytes=0)  # type: ignore[arg-type]
+    worker._stages.joined(Joined(1, 1, 0.1, SILENCE_S, False), HEAD_LINK, lambda *_: None)
     worker._stages._neighbours = stage.neighbours
     worker._stages._hosts[1] = [stage.host]
     return worker

@@ -70,9 +70,9 @@ def with_sampling(**fields: Any) -> m.Forward:
 
 BROKEN: list[tuple[str, Any]] = [
     *(("Join.endpoint", m.Join(1, bytes(16), "n", "s", endpoint, "cpu", 1, ())) for endpoint in UNDIALLABLE),
-    ("Joined.worker", m.Joined(0, 1, 0.5, 3.0)),
-    ("Joined.heartbeat_s", m.Joined(1, 1, 3.0, 3.0)),
-    ("Joined.heartbeat_s", m.Joined(1, 1, 0.0, 3.0)),
+    ("Joined.worker", m.Joined(0, 1, 0.5, 3.0, False)),
+    ("Joined.heartbeat_s", m.Joined(1, 1, 3.0, 3.0, False)),
+    ("Joined.heartbeat_s", m.Joined(1, 1, 0.0, 3.0, False)),
     ("Refused.fields", m.Refused("X", {"a": math.nan})),
     ("StageFailed.fields", m.StageFailed(0, 1, "X", {"a": math.inf})),
     ("Load.stop", replace(LOAD, stop=4)),

@@ -1,6 +1,6 @@
 """The swarm core: who is here, what each has loaded, which epoch is wired. ``core.py`` is the door."""
 
-from bloombee.pipeline.swarm.core import REPEAT_S, Event, SwarmCore, SwarmLimits, may_be_silent
+from bloombee.pipeline.swarm.core import REPEAT_S, RETURN_S, Event, SwarmCore, SwarmLimits, may_be_silent
 from bloombee.pipeline.swarm.drains import Drains
 from bloombee.pipeline.swarm.figures import Figure, Figures
 from bloombee.pipeline.swarm.orders import rules_message
@@ -8,6 +8,7 @@ from bloombee.pipeline.swarm.planning import FirstPlan, Machine, PlanRequest
 
 __all__ = [
     "REPEAT_S",
+    "RETURN_S",
     "Drains",
     "Event",
     "Figure",

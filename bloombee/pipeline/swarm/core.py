@@ -74,6 +74,8 @@ from bloombee.wire.messages import (
 )
 from bloombee.wire.spoken import check_spoken
 
+RETURN_S = 5.0
+"""Workers of a head before this one are awaited so long before it is planned without them."""
 REPEAT_S = 2.0
 """An order that is not answered is said again after so long."""
 STALL_S = 1.0
@@ -186,11 +188,12 @@ class SwarmCore:
 
     def _plan_if_complete(self, now: float) -> list[Command]:
         """Nobody who may not come back is planned with: until then another could take the place."""
-        workers = FirstPlan(self.request).candidates(self._workers.values())
-        is_complete = len(workers) == self.request.num_workers and not any(worker.is_away for worker in workers)
-        if not is_complete or self.plan is not None or self.error is not None:
+        first = FirstPlan(self.request)
+        awaits = now < (self._awaited_since or now) + RETURN_S
+        workers = first.complete(self._workers.values(), awaits=awaits)
+        if workers is None or self.plan is not None or self.error is not None:
             return []
-        if not self.request.wants_survey:
+        if not first.wants_survey(workers):
             return self._make_plan(workers, now)
         if self.survey is None or any(worker.id not in self.survey.workers for worker in workers):
             self.survey = Survey(self._workers, self.request, self._pairs, self.figures, self._numbers)
@@ -352,8 +355,9 @@ class SwarmCore:
         self._ticked_at = now
         if self.error is None and not self.is_up:
             commands += self._look_for_stuck(now)
-        if self.survey is not None and self.plan is None and self.error is None:
-            commands += [*self.survey.tick(now), *self.survey.reports(), *self._plan_if_complete(now)]
+        if self.plan is None and self.error is None:
+            looks = [] if self.survey is None else [*self.survey.tick(now), *self.survey.reports()]
+            commands += [*looks, *self._plan_if_complete(now)]
         if self.plan is not None and self.error is None and not self.is_up:
             commands += self._press(self.plan, now)
         return commands
