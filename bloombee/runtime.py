@@ -15,13 +15,14 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from bloombee.config import LocalWorker, RuntimeConfig, merge, socket_folders
 from bloombee.errors import BloomBeeError, ConfigError
 from bloombee.facts import Facts
 from bloombee.loop_thread import LoopThread
+from bloombee.plan.plan import Plan
 from bloombee.quote import quoted
 from bloombee.roles.head import HeadRole
 from bloombee.roles.prompts import Prompt
@@ -169,6 +170,19 @@ class Runtime(Facts):
 
     async def _issue(self) -> str:
         return self._head.front_door.issue()
+
+    async def replan(self, workers: Collection[int] | None = None, *, reason: str = "asked for") -> Plan:
+        """Have the best plan of ``workers`` (by their ids; None: of all that are in) run, while requests go on: workers load what
+        they lack, get what sequences hold, and take over when they have it. Returns the plan that runs when nothing of the one
+        before is left; where that is the best there is, at once.
+
+        Cancelled: what has begun goes on.
+
+        Raises:
+            PlanError, Infeasible: there is no such plan, or it cannot be taken over now.
+            BloomBeeError: what kept it from being taken over; requests go on as before.
+        """
+        return await self._there(self._started().replanner.replan(workers, reason))
 
     async def close(self) -> None:
         """End the swarm; running requests fail with RuntimeClosed. Closing twice changes nothing.

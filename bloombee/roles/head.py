@@ -33,6 +33,8 @@ from bloombee.pipeline.commands import (
     Conclude,
     Deliver,
     Dismiss,
+    HandoverBegan,
+    HandoverEnded,
     MeasureHere,
     PipelineBroken,
     PipelineDown,
@@ -73,6 +75,7 @@ from bloombee.roles.members import Members
 from bloombee.roles.observatory import Observatory
 from bloombee.roles.plan_wishes import plan_request
 from bloombee.roles.progress import Progress
+from bloombee.roles.replanner import Replanner
 from bloombee.roles.ticker import Ticker
 from bloombee.roles.tracing import HeadTrace
 from bloombee.transport.endpoint import Endpoint
@@ -119,6 +122,7 @@ class HeadRole:
         self.state = HeadState(config)
         self.desk = Desk(config.max_waiting, self._do, self.state.put)
         self._progress = Progress(on_progress, self.bulletin)
+        self.replanner = Replanner(self.bulletin, lambda: self._core, lambda commands: self._do(commands))
         self._endpoint = Endpoint(
             self.state.keys,
             swarm=int.from_bytes(secrets.token_bytes(8), "little"),
@@ -178,6 +182,7 @@ class HeadRole:
             trace=self._trace,
             send=self.members.send,
             desk=self.desk,
+            replanner=self.replanner,
         )
         links, figures = iter(partial(secrets.token_bytes, 16), b""), self.observatory.remember(request)
         self._core = self.observatory.core = SwarmCore(request, SwarmLimits(config.load_deadline_s), links, figures=figures)
@@ -216,10 +221,9 @@ class HeadRole:
             return
         self._closed = True
         closed = RuntimeClosed("the Runtime was closed")
-        self.helm.give_up(closed)
-        self.helm.close()
+        for part in (self.helm, self.replanner, self.desk):
+            part.close(closed)
         self.bulletin.close()
-        self.desk.close(closed)
         if self._ticker is not None:
             await self._ticker.stop()
         self.members.close("the head closes")
@@ -260,7 +264,7 @@ class HeadRole:
     def _from_worker(self, worker: WorkerId, message: AnyMessage) -> None:
         now = time.monotonic()
         if isinstance(message, OfTheRing):
-            stage = self._core.stage_of(worker)
+            stage = self._core.stage_of(worker, message.epoch)
             if stage is None:
                 raise _without_stage(message, self.plan)
             self.dispatch.heard(stage, message, self._endpoint.taken_ns, now)
@@ -353,14 +357,10 @@ class HeadRole:
             case Dismiss(worker=worker, stage=stage, error=error):
                 self.bulletin.dismissed(worker, self.members.name(worker), stage, error)
                 self.members.dismiss(worker)
-            case ReportLeft():
-                self._progress.left(command)
-            case StageLoaded(worker=worker, stage=stage):
-                self.bulletin.tell(SwarmEventKind.LOADED, worker=worker, name=self.members.name(worker), stage=stage)
-            case ReportMeasured():
-                self._progress.measuring(command, self.members.name(command.worker))
-            case ReportProgress():
-                self._progress.loading(command, self.members.name(command.worker))
+            case HandoverBegan() | HandoverEnded():
+                self.replanner.told(command)
+            case ReportLeft() | StageLoaded() | ReportMeasured() | ReportProgress():
+                self._progress.told(command, self.members.name)
             case _:
                 raise AssertionError(f"no core of the head asks for {command!r}")
 

@@ -170,7 +170,7 @@ def wires(draw: st.DrawFn) -> m.Wire:
         num_microbatches=draw(st.integers(1, 2**16 - 1)), max_rows=draw(st.integers(1, m.MAX_ROWS)),
         predecessor=draw(peer) if stage else None, successor=draw(peer) if stage < num_stages - 1 else None,
         scheduler=draw(st.none() | peer) if schedule is None else None, schedule=schedule, trace=draw(st.booleans()),
-        listeners=tuple(draw(st.lists(peer, max_size=3))) if stage == num_stages - 1 else (),
+        listeners=tuple(draw(st.lists(peer, max_size=3))) if stage == num_stages - 1 else (), load=draw(u63),
     )  # fmt: skip
 
 

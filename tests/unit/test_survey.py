@@ -14,7 +14,7 @@ from bloombee.pace import Pace
 from bloombee.pipeline.commands import Command, MeasureHere, PlanMade, ReportLeft, ReportMeasured, Send
 from bloombee.pipeline.events import MeasuredHere, Tick, WorkerGone, WorkerJoined, WorkerSaid
 from bloombee.pipeline.profiles import paced, to_message
-from bloombee.pipeline.swarm import Figure, Figures, PlanRequest, SwarmCore, SwarmLimits, may_be_silent
+from bloombee.pipeline.swarm import Figure, Figures, PlanRequest, SwarmCore, SwarmLimits, is_loading, may_be_silent
 from bloombee.pipeline.swarm.figures import party
 from bloombee.pipeline.swarm.lines import NEAR_S, Lines
 from bloombee.pipeline.swarm.pairing import MOST_OF_ALL
@@ -304,7 +304,7 @@ def test_a_worker_that_cannot_measure_itself_is_not_waited_for() -> None:
 def test_a_worker_may_be_silent_until_it_has_measured_itself() -> None:
     world = _World(3)
     assert all(may_be_silent(world.core, worker) for worker in (1, 2, 3))
-    assert not any(world.core.is_loading(worker) for worker in (1, 2, 3))
+    assert not any(is_loading(world.core, worker) for worker in (1, 2, 3))
     world.mute = (2,)
     world.answer()
     assert [may_be_silent(world.core, worker) for worker in (1, 2, 3)] == [False, True, False]

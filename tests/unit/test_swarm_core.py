@@ -32,7 +32,7 @@ from bloombee.pipeline.events import (
     WorkerSaid,
 )
 from bloombee.pipeline.journal import Planned, Seat
-from bloombee.pipeline.swarm import REPEAT_S, RETURN_S, Machine, PlanRequest, SwarmCore, SwarmLimits
+from bloombee.pipeline.swarm import REPEAT_S, RETURN_S, Machine, PlanRequest, SwarmCore, SwarmLimits, is_loading
 from bloombee.plan.profile import Fit, Profile
 from bloombee.plan.topology import Cores, Device, Link, RowTime, Topology
 from bloombee.sim.cluster import sim_card
@@ -201,7 +201,7 @@ def test_a_lost_worker_ends_the_pipeline_once() -> None:
 def test_a_worker_counts_as_loading_from_its_order_until_it_has_loaded() -> None:
     core, _ = _joined()
     core.handle(WorkerSaid(1, _loaded(1), 0.0))
-    assert [core.is_loading(worker) for worker in (1, 2, 3, 9)] == [False, True, True, False]
+    assert [is_loading(core, worker) for worker in (1, 2, 3, 9)] == [False, True, True, False]
 
 
 def test_workers_stuck_while_loading_are_named_together() -> None:

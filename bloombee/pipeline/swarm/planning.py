@@ -170,14 +170,14 @@ class FirstPlan:
             return None
         return replace(plan, scheduler=before.scheduler)
 
-    def make(self, workers: Sequence[Member]) -> Plan:
-        """One stage for each of ``workers``, in their order, cut as asked.
+    def make(self, workers: Sequence[Member], layers: Sequence[int] | None = None) -> Plan:
+        """One stage for each of ``workers``, in their order, cut as asked, or with so many ``layers`` each.
 
         Raises:
             Infeasible: one of them lacks the memory.
             ConfigError: one could not be reached by the stage before it, or the split does not fit the model.
         """
-        return self._plan(workers, split_layers(self.request.card.num_layers, len(workers), self.request.split), None)
+        return self._plan(workers, split_layers(self.request.card.num_layers, len(workers), layers or self.request.split), None)
 
     def chosen(self, topology: Topology, workers: Sequence[Member]) -> Plan:
         """The best plan of some of ``workers``, by what is known of them and of their links.
