@@ -112,7 +112,6 @@ class HeadRole:
         self.plan: Plan | None = None
         self.front_door: FrontDoor
         self.join_tokens: tuple[str, ...] = ()
-        """One a worker that was awaited at the start."""
         self.profile: Profile | None = None
         self.observatory = Observatory()
         self.helm = Helm(config, ask=self._ask, tune=lambda tune: self.dispatch.handle(tune), decided=self.bulletin.decided)
@@ -133,7 +132,6 @@ class HeadRole:
         )
         self._core: SwarmCore
         self.dispatch: Dispatch
-        """Once the model has been looked at."""
         self._ticker: Ticker | None = None
         self._trace: HeadTrace | None = None
         self._closed = False
@@ -216,8 +214,7 @@ class HeadRole:
             return
         self._closed = True
         closed = RuntimeClosed("the Runtime was closed")
-        self.helm.give_up(closed)
-        self.helm.close()
+        self.helm.close(closed)
         self.bulletin.close()
         self.desk.close(closed)
         if self._ticker is not None:
@@ -352,7 +349,7 @@ class HeadRole:
                 self._fail(error)
             case Dismiss(worker=worker, stage=stage, error=error):
                 self.bulletin.dismissed(worker, self.members.name(worker), stage, error)
-                self.members.dismiss(worker)
+                self.members.dismiss(worker, error)
             case ReportLeft():
                 self._progress.left(command)
             case StageLoaded(worker=worker, stage=stage):

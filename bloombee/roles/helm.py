@@ -145,8 +145,9 @@ class Helm:
             if not answer.done():
                 answer.set_exception(error)
 
-    def close(self) -> None:
-        """Nothing is written or answered any more."""
+    def close(self, error: BloomBeeError) -> None:
+        """Nothing is written or answered any more; whoever waits gets ``error``."""
+        self.give_up(error)
         self._is_running = False
         if self._file is not None:
             self._file.close()
