@@ -233,7 +233,8 @@ class WorkerConfig:
     join_deadline_s: float = option(60.0, "Seconds in which the head must be reached, and then answer.")
     head_wait_s: float = option(
         60.0,
-        "Seconds to keep what is loaded when a head that keeps its state has ended, until another goes on in its place; 0: none.",
+        "Seconds to keep what is loaded while the head cannot be reached, or one that keeps its state has ended, until it or"
+        " another in its place lets this worker in again; 0: none.",
         name="head-wait",
     )
     pace: str | None = option(

@@ -115,7 +115,6 @@ class HeadRole:
         self.plan: Plan | None = None
         self.front_door: FrontDoor
         self.join_tokens: tuple[str, ...] = ()
-        """One a worker that was awaited at the start."""
         self.profile: Profile | None = None
         self.observatory = Observatory()
         self.helm = Helm(config, ask=self._ask, tune=lambda tune: self.dispatch.handle(tune), decided=self.bulletin.decided)
@@ -137,7 +136,6 @@ class HeadRole:
         )
         self._core: SwarmCore
         self.dispatch: Dispatch
-        """Once the model has been looked at."""
         self._ticker: Ticker | None = None
         self._trace: HeadTrace | None = None
         self._closed = False
@@ -356,7 +354,7 @@ class HeadRole:
                 self._fail(error)
             case Dismiss(worker=worker, stage=stage, error=error):
                 self.bulletin.dismissed(worker, self.members.name(worker), stage, error)
-                self.members.dismiss(worker)
+                self.members.dismiss(worker, error)
             case HandoverBegan() | HandoverEnded():
                 self.replanner.told(command)
             case ReportLeft() | StageLoaded() | ReportMeasured() | ReportProgress():

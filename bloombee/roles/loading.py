@@ -77,13 +77,18 @@ class Loader:
 
     def hold(self) -> None:
         """Layers that are on the device stay there, whoever lets go of them, until the next span is loaded."""
-        self._hold(self.store.hold())
+        held = self.store.hold()
+        self._let_go()
+        self._held = held
 
-    def _hold(self, layers: dict[ModelKey, list[int]]) -> None:
-        """These, and no longer those before."""
-        held, self._held = self._held, layers
-        gone = [weights for model, numbers in held.items() for weights in self.store.give(model, numbers) if weights is not None]
-        if gone:
+    def _let_go(self, but: Span | None = None) -> None:
+        """Of what is held, but for the layers of a span that is to be loaded: it takes them."""
+        held, self._held = self._held, {}
+        gone: list[Any] = []
+        for model, numbers in held.items():
+            self._held[model] = [number for number in numbers if but is not None and number in but]
+            gone += self.store.give(model, [number for number in numbers if number not in self._held[model]])
+        if gone := [weights for weights in gone if weights is not None]:
             from bloombee.engine.packed import empty
 
             for weights in gone:
@@ -137,8 +142,9 @@ class Loader:
     ) -> LoadedSpan | None:
         try:
             progress(0, 0)  # it may have been stopped while it waited for its turn
+            self._let_go(Span(load.start, load.stop))  # others take room that it may need
             span = self._build_standin(load, progress) if is_standin(load.model) else self._build(load, progress)
-            self._hold({})  # what was held for it, it has
+            self._let_go()  # what was held for it, it has
             on_done(span)
         except Stopped:
             log.debug("stopped while loading layers [%d, %d)", load.start, load.stop)

@@ -139,9 +139,10 @@ class Members:
         """Nobody new comes in any more."""
         self._door.is_shut = True
 
-    def dismiss(self, worker: WorkerId) -> None:
-        """Tell a worker to end, and forget it."""
-        self.send(worker, Lane.CONTROL, Goodbye(reason="dismissed"))
+    def dismiss(self, worker: WorkerId, error: BloomBeeError | None) -> None:
+        """Forget a worker, and tell it to end; not if it could only not be reached: should it live, it may come back."""
+        if not isinstance(error, LinkDown):
+            self.send(worker, Lane.CONTROL, Goodbye(reason="as it wished" if error is None else "dismissed"))
         self.hang_up(worker)
 
     def hang_up(self, worker: WorkerId) -> None:

@@ -33,6 +33,7 @@ from bloombee.roles.joining import Joining, hello_of, join_of
 from bloombee.roles.leaving import Leaving
 from bloombee.roles.log_file import require_directory
 from bloombee.roles.pulse import Pulse
+from bloombee.roles.returning import Returning
 from bloombee.roles.stages import Stages
 from bloombee.roles.tracing import StageTraces
 from bloombee.transport.endpoint import Endpoint
@@ -121,6 +122,7 @@ class WorkerRole:
         self._memory_bytes = config.memory_bytes
         """That it offers."""
         self._traces: StageTraces | None = None
+        self._returning = Returning(config.head_wait_s)
         self._leaving = Leaving(lambda drain: self._endpoint.send(self._head_link, Lane.CONTROL, drain))
 
     def leave(self, reason: str) -> bool:
@@ -162,7 +164,7 @@ class WorkerRole:
             await self._endpoint.close(linger_s=0.2)
 
     async def _serve_head(self) -> LinkDown | None:
-        """Until the head ends the swarm; or is gone, and another may come in its place: why it is.
+        """Until the head ends the swarm; or is lost, and it is worth trying to come back: why it is.
 
         Raises:
             BloomBeeError: why this worker can serve no longer.
@@ -172,7 +174,7 @@ class WorkerRole:
             await asyncio.wait([ticker, self._over], return_when=asyncio.FIRST_COMPLETED)
             await (ticker if ticker.done() else self._over)
         except LinkDown as gone:
-            if self._joined is not None and self._joined.returns and self._config.head_wait_s:
+            if self._joined is not None and self._returning.begins(gone, has_state=self._joined.returns):
                 return gone
             raise
         finally:
@@ -181,14 +183,12 @@ class WorkerRole:
         return None
 
     async def _await_head(self, gone: LinkDown) -> None:
-        """Keep what is loaded until another head, of the same key and at the same address, has let this worker in.
+        """Keep what is loaded until the head, or another of the same key and at the same address, has let this worker in.
 
         Raises:
             LinkDown: none has in time. AuthenticationError: it does not.
         """
-        wait_s = self._config.head_wait_s
-        until = time.monotonic() + wait_s
-        log.warning("%s; what is loaded is kept for %g s, should another come in its place", gone.message, wait_s)
+        until = time.monotonic() + self._returning.wait_s
         self._joined = None
         await self._joined_stages().let_go()
         while (left_s := until - time.monotonic()) > 0:
@@ -203,7 +203,7 @@ class WorkerRole:
             else:
                 self._heard_at = self._awake_s()
                 return
-        raise LinkDown(f"{gone.message}, and no other has come in its place in {wait_s:g} s")
+        raise LinkDown(f"{gone.message}, and no other has come in its place in {self._returning.wait_s:g} s")
 
     def _leave(self, reason: str) -> None:
         """The head need not find out by itself. It may be gone too."""
@@ -305,7 +305,7 @@ class WorkerRole:
             case Drained():
                 self._end(None)
             case Refused(code=AuthenticationError.code, fields=fields):  # it has forgotten this link
-                gone = LinkDown(f"the head has given this worker up: {fields.get('message', '')}")
+                gone = self._returning.given_up(fields.get("message", ""))
                 self._end(gone if not self._leaving.is_asked else None)
             case Refused(fields=fields) if fields.get("refused") == Drain.__name__:
                 self._leaving.refused(fields)
@@ -353,7 +353,7 @@ class WorkerRole:
             case LinkEventKind.DISCONNECTED:
                 self._head_liveness.broke(event.lane, self._awake_s())
             case LinkEventKind.PORT_REFUSES:
-                self._end(LinkDown(f"the head at {self._head_endpoint} has ended: nobody listens there any more"))
+                self._end(self._returning.ended(self._head_endpoint))
 
     def _bug(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Something of ours raised what it must not: the head is told, so that its requests end and do not wait."""

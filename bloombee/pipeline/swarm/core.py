@@ -284,7 +284,10 @@ class SwarmCore:
         if not self._was_up:
             return self._down(error, now)
         guilty = blamed(self._workers, self.plan, worker, cause)
-        return [Dismiss(guilty.id, self.stage_of(guilty.id), error), *self._gone(guilty.id, error.message, now)]
+        commands = [Dismiss(guilty.id, self.stage_of(guilty.id), error), *self._gone(guilty.id, error.message, now)]
+        if not isinstance(cause, LinkDown):
+            self._had.pop(guilty.key, None)  # it is not the best spare for what it has failed at
+        return commands
 
     # -- workers that go -------------------------------------------------------------------
 
