@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from bloombee.codec.choice import CodecMode
-from bloombee.errors import Infeasible
+from bloombee.errors import PlanError
 from bloombee.models.card import ModelCard
 from bloombee.models.shape import ModelShape
 from bloombee.objective import Goal, Objective
@@ -131,7 +131,7 @@ def _most_pages(topology: Topology, card: ModelCard, wish: Wish, objective: Obje
         model, space = wish.shape(card, num_pages), wish.space(card, num_pages)
         try:
             return _solve(topology, model, space, objective, wish.scheduler, steps), num_pages
-        except Infeasible:
+        except PlanError:  # where memory is tight a search may end with nothing, and it is as good as none
             if wish.pages_fixed or num_pages == 1:
                 raise
             num_pages //= 2

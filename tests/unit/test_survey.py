@@ -403,6 +403,28 @@ def test_what_is_known_from_before_is_believed_if_the_link_is_as_long_as_it_was(
     assert moved.survey.topology().link(1, 2).latency_s == pytest.approx(0.1)
 
 
+def test_who_can_only_dial_out_is_remembered_and_is_not_dialled_first_again() -> None:
+    first = _World(3, deaf=(1,))
+    first.answer()
+    first.pass_s(MEET_S + 1.0)
+    assert first.core.plan is not None
+    again = _World(3, deaf=(1,), figures=Figures.from_json(first.core.figures.to_json()))
+    again.answer()
+    assert again.core.plan is not None  # nobody had to be waited for
+    open_now = _World(3, figures=again.core.figures)
+    open_now.answer()
+    assert open_now.core.plan is not None
+
+
+def test_a_party_that_was_reached_is_closed_no_more() -> None:
+    figures = Figures()
+    for in_vain in (True, False, True):
+        figures.dialled("a", in_vain=in_vain)
+        assert figures.is_closed("a") == in_vain
+        assert Figures.from_json(figures.to_json()).is_closed("a") == in_vain
+    assert not figures.is_closed("b")
+
+
 def test_of_many_workers_only_links_that_a_plan_could_use_are_measured_and_the_rest_is_marked() -> None:
     """Along a line, 10 ms from each to the next; worker 7 can only be dialled by nobody."""
     num_workers = MOST_OF_ALL + 8

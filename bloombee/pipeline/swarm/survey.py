@@ -148,9 +148,10 @@ class Survey:
     # -- meetings --------------------------------------------------------------------------
 
     def _introduce(self, one: WorkerId, other: WorkerId, now: float) -> list[Command]:
-        """Whoever joined later dials, if the other has an address at all."""
+        """Whoever joined later dials, if the other has an address at all and is not one that nobody got through to before."""
         self._tried.add(frozenset((one, other)))
         ways = [(a, b) for a, b in ((other, one), (one, other)) if self.members[b].endpoint]
+        ways.sort(key=lambda way: self.figures.is_closed(party(self.members[way[1]])))
         return self._meet(self.pairs.of(*ways[0]), now, is_last=len(ways) == 1) if ways else []
 
     def _meet(self, pair: Pair, now: float, *, is_last: bool) -> list[Command]:
@@ -220,7 +221,10 @@ class Survey:
         if self._to_fill is None:
             if any(self._questions.of(Topic.MEETING, Topic.LENGTH)):
                 return []
-            self.pairs.closed = frozenset(self._closed - self._reached)
+            self.pairs.closed = self._dial_out
+            for worker in self._closed | self._reached:
+                if worker in self.members:
+                    self.figures.dialled(party(self.members[worker]), in_vain=worker in self._dial_out)
             if self._chosen is None and (commands := self._choose(now)):
                 return commands
             self._lines, self._to_fill = Lines(self.found), list(self._unknown())
@@ -287,7 +291,13 @@ class Survey:
     @property
     def estimates(self) -> Estimates:
         """What is known so far, and what follows from it."""
-        return Estimates(self.found, self._tried, self._closed - self._reached)
+        return Estimates(self.found, self._tried, self._dial_out)
+
+    @property
+    def _dial_out(self) -> frozenset[WorkerId]:
+        """Workers that nobody has got through to, now or before."""
+        before = {worker for worker in self.members if self.figures.is_closed(party(self.members[worker]))}
+        return frozenset((self._closed | before) - self._reached)
 
     def topology(self) -> Topology:
         """All of it, as a plan may count on it: bandwidths by their lower bound."""
