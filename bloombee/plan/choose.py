@@ -115,10 +115,10 @@ def choose(topology: Topology, card: ModelCard, wish: Wish, objective: Objective
         bottleneck=cost.bottleneck,
         gap=solution.gap,
         spares=tuple(
-            (topology.device(worker).name, f"{why}, if a guess of its speed is right" if worker in guessed else why)
+            (topology.name(worker), f"{why}, if a guess of its speed is right" if worker in guessed else why)
             for worker, why in reasons.items()
         ),
-        guessed=tuple(topology.device(worker).name for worker in cost.candidate.workers if worker in guessed),
+        guessed=tuple(topology.name(worker) for worker in cost.candidate.workers if worker in guessed),
     )
     return Chosen(cost.candidate, prediction)
 
