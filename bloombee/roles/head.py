@@ -172,8 +172,7 @@ class HeadRole:
         request = self.state.serves(request)
         self.desk.open(self.card, request.max_rows)
         self.dispatch = Dispatch(
-            max_rows=request.max_rows,
-            step_deadline_s=config.step_deadline_s,
+            request,
             meter=self.observatory.meter,
             trace=self._trace,
             send=self.members.send,
