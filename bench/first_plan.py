@@ -215,7 +215,7 @@ async def taken(runtime: bloombee.Runtime) -> Start:
         next(event.at_s for event in events if event.kind is kind) for kind in (SwarmEventKind.PLANNED, SwarmEventKind.UP)
     )
     loaded = max(event.at_s for event in events if event.kind is SwarmEventKind.LOADED)
-    core = runtime._head.observatory.core
+    core = runtime._head.core
     assert core.survey is not None
     names = {event.worker: event.name for event in joined if event.worker is not None}
     return Start(names, dict(core.survey.found), runtime.plan, core.request, planned - last, up - last, loaded - planned)

@@ -179,7 +179,7 @@ class HeadRole:
             desk=self.desk,
         )
         links, figures = iter(partial(secrets.token_bytes, 16), b""), self.observatory.remember(request)
-        self._core = self.observatory.core = SwarmCore(request, SwarmLimits(config.load_deadline_s), links, figures=figures)
+        self._core = SwarmCore(request, SwarmLimits(config.load_deadline_s), links, figures=figures)
         self.drains = Drains(self._core)
         acts = [
             lambda now: self._do(self._core.handle(Tick(now))),
