@@ -263,8 +263,8 @@ class WorkerConfig:
         _check(
             self,
             "name",
-            _is_one_of(self.name, ("",)) or (_text(self.name) and len(self.name) <= 256),
-            "at most 256 characters of text",
+            _is_one_of(self.name, ("",)) or (_text(self.name) and len(self.name) <= 256 and self.name.isprintable()),
+            "at most 256 printable characters",
         )
         _check(self, "device", _text(self.device) and bool(_DEVICE.fullmatch(self.device)), "auto, cpu, cuda or cuda:N")
         _check_memory(self)

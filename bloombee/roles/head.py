@@ -174,8 +174,7 @@ class HeadRole:
         request = self.state.serves(request)
         self.desk.open(self.card, request.max_rows)
         self.dispatch = Dispatch(
-            max_rows=request.max_rows,
-            step_deadline_s=config.step_deadline_s,
+            request,
             meter=self.observatory.meter,
             trace=self._trace,
             send=self.members.send,
@@ -183,7 +182,7 @@ class HeadRole:
             replanner=self.replanner,
         )
         links, figures = iter(partial(secrets.token_bytes, 16), b""), self.observatory.remember(request)
-        self._core = self.observatory.core = SwarmCore(request, SwarmLimits(config.load_deadline_s), links, figures=figures)
+        self._core = SwarmCore(request, SwarmLimits(config.load_deadline_s), links, figures=figures)
         self.drains = Drains(self._core)
         acts = [
             lambda now: self._do(self._core.handle(Tick(now))),

@@ -69,6 +69,8 @@ def with_sampling(**fields: Any) -> m.Forward:
 
 
 BROKEN: list[tuple[str, Any]] = [
+    ("Join.name", m.Join(1, bytes(16), "n\x1b[2J", "s", "", "cpu", 1, ())),
+    ("Join.name", m.Join(1, bytes(16), "two\nlines", "s", "", "cpu", 1, ())),
     *(("Join.endpoint", m.Join(1, bytes(16), "n", "s", endpoint, "cpu", 1, ())) for endpoint in UNDIALLABLE),
     ("Joined.worker", m.Joined(0, 1, 0.5, 3.0, False)),
     ("Joined.heartbeat_s", m.Joined(1, 1, 3.0, 3.0, False)),

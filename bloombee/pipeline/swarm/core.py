@@ -94,8 +94,7 @@ class SwarmLimits:
 
 @dataclass(slots=True)
 class SwarmCore:
-    """events: see ``Event``. commands: Send (to a worker id), MeasureHere, TellScheduler, PlanMade, PipelineUp, PipelineBroken,
-    PipelineDown, Dismiss, ReportLeft, ReportMeasured, ReportProgress, StageLoaded."""
+    """events: see ``Event``. commands: Send (to a worker id), and those of a swarm in :mod:`bloombee.pipeline.commands`."""
 
     request: PlanRequest
     limits: SwarmLimits
@@ -114,8 +113,7 @@ class SwarmCore:
     _workers: dict[WorkerId, Member] = field(default_factory=dict)
     _pairs: Pairs = field(init=False)
     _orders: Orders = field(init=False)
-    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    """Of orders to measure a link."""
+    _measure_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _had: dict[bytes, Span] = field(default_factory=dict)
     """Layers of workers that are gone, by key: should it come back, it is the best spare for them."""
     handovers: Handovers = field(init=False)
@@ -205,7 +203,7 @@ class SwarmCore:
         if not first.wants_survey(workers):
             return self._make_plan(workers, now)
         if self.survey is None or any(worker.id not in self.survey.workers for worker in workers):
-            self.survey = Survey(self._workers, self.request, self._pairs, self.figures, self._numbers)
+            self.survey = Survey(self._workers, self.request, self._pairs, self.figures, self._measure_numbers)
             return [*self.survey.begin(now), *self.survey.reports()]
         return [*self.survey.reports(), *self._make_plan(workers, now)] if self.survey.is_over else []
 
