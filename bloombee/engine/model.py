@@ -181,7 +181,7 @@ class SpanModel:
         try:
             with torch.inference_mode(), kernels(self.device):
                 self.kv.copy_shared(work.segments)
-                return self._forward(self._step(work.segments), work.segments, hidden)
+                return self._forward(_step_of(self, work.segments), work.segments, hidden)
         except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
             raise DeviceError(f"{self.device}: {error}", device=str(self.device)) from error
 
@@ -299,12 +299,6 @@ class SpanModel:
 
     # -- running -------------------------------------------------------------------------------
 
-    def _step(self, segments: Sequence[Segment]) -> Step | PagedStep:
-        if self.tables is None:
-            return Step(self.kv, segments, batched=self.batched_decode)
-        self.tables.fill(segments)
-        return PagedStep(self.tables)
-
     def _forward(
         self, step: Step | PagedStep, segments: Sequence[Segment], hidden: torch.Tensor | None
     ) -> torch.Tensor | list[Pick]:
@@ -360,6 +354,13 @@ class SpanModel:
             raise RemoteProtocolError(f"activations are {got}; this stage takes {list(expected)} {self.dtype.value}")
         self._arrived = hidden.to(self.device, non_blocking=True)[None]
         return inputs | {"inputs_embeds": self._arrived}
+
+
+def _step_of(model: SpanModel, segments: Sequence[Segment]) -> Step | PagedStep:
+    if model.tables is None:
+        return Step(model.kv, segments, batched=model.batched_decode)
+    model.tables.fill(segments)
+    return PagedStep(model.tables)
 
 
 def _bytes_of(tensor: torch.Tensor, dtype: Dtype) -> int:

@@ -1,9 +1,9 @@
 // Attention over pages: what a kernel is told, and how a row's keys are cut. engine/paged.py fills what is here.
 //
-// A pair is a new row and one query head; the pairs of one KV head are taken in tiles of 16, the rows of a tensor core's
-// product. Keys are cut into strips and splits, both counted from position 0. Each strip is weighed by itself, the strips
+// A pair is a new row and one query head. Rows of one sequence with the query heads of one KV head are a tile, and 16 of its
+// pairs a band: the rows of a tensor core's product. Keys are cut into strips and splits, both counted from position 0. Each strip is weighed by itself, the strips
 // of a split are added up in order, then the splits. So the bits of a row's result depend on its own sequence and on
-// nothing else: a pair's arithmetic is that of its own row of each product, whatever the other rows of the tile are, and
+// nothing else: a pair's arithmetic is that of its own row of each product, whatever the other rows of the band are, and
 // keys that a pair does not see have weight 0.
 #pragma once
 
@@ -15,7 +15,7 @@
 namespace bloombee::attention {
 
 constexpr int lanes = 32;
-constexpr int tile_pairs = 16;
+constexpr int band_pairs = 16;
 constexpr int strip_keys = 64;
 constexpr int split_strips = 8;
 constexpr int split_keys = strip_keys * split_strips;

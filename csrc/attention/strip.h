@@ -35,9 +35,9 @@ struct Band {
 
 // False: this band of the item has no pairs.
 static BLOOMBEE_HD bool make_band(const Task& task, const Item& item, int head, int number, Band* band) {
-    const int grouped = task.grouped(), first = number * tile_pairs, left = item.rows * grouped - first;
+    const int grouped = task.grouped(), first = number * band_pairs, left = item.rows * grouped - first;
     if (left <= 0) return false;
-    const int pairs = left < tile_pairs ? left : tile_pairs;
+    const int pairs = left < band_pairs ? left : band_pairs;
     const int low = item.position + first / grouped + 1 - task.window;
     *band = {item, head, first, pairs, task.window && low > 0 ? low : 0, item.position + (first + pairs - 1) / grouped};
     return true;

@@ -168,7 +168,7 @@ struct HostWarp {
     }
     template <class T, class C>
     void multiply(T, Lanes<Left<T>>& a, Lanes<Right<T>>& b, C c) {
-        for (int row = 0; row < tile_pairs; ++row)
+        for (int row = 0; row < band_pairs; ++row)
             for (int column = 0; column < 8; ++column) {
                 float& sum = c(row % 8 * 4 + column / 2).x[row / 8 * 2 + column % 2];
                 for (int quad = 0; quad < 4; ++quad)
