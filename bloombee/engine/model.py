@@ -19,6 +19,7 @@ from bloombee.engine.cache import SlotCache, Step
 from bloombee.engine.checkpoint import Checkpoint
 from bloombee.engine.digest import require_same_weights
 from bloombee.engine.packed import Watch, back_by_huge_pages, empty, pack_linears
+from bloombee.engine.paged import PagedStep, StepTables, covers
 from bloombee.engine.processors import Processors
 from bloombee.engine.rotary import RotaryByLength, lengths_of
 from bloombee.engine.sampler import SamplerRow, sample
@@ -77,6 +78,8 @@ class SpanModel:
         self.vocab_size: int = skeleton.model.get_input_embeddings().weight.shape[0]
         self.weight_bytes = self.layer_bytes = self.disk_bytes = self.requested_bytes = 0
         self.batched_decode = kv.device.type != "cpu"
+        self.tables = StepTables(kv) if kv.device.type == "cuda" and covers(kv) else None
+        """Of steps whose attention is by our own kernels; None: it is torch's."""
         self._skeleton = skeleton
         self._store, self._key = store, key
         self._reservation = 0
@@ -175,11 +178,10 @@ class SpanModel:
             LocalProtocolError: pages that do not hold the rows, or no sampling parameters for a row to be sampled.
             DeviceError: the device failed; KV of the rows may be partly written, which a repeat overwrites.
         """
-        step = Step(self.kv, work.segments, batched=self.batched_decode)
         try:
             with torch.inference_mode(), kernels(self.device):
-                step.copy_shared()
-                return self._forward(step, work.segments, hidden)
+                self.kv.copy_shared(work.segments)
+                return self._forward(_step_of(self, work.segments), work.segments, hidden)
         except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
             raise DeviceError(f"{self.device}: {error}", device=str(self.device)) from error
 
@@ -297,12 +299,14 @@ class SpanModel:
 
     # -- running -------------------------------------------------------------------------------
 
-    def _forward(self, step: Step, segments: Sequence[Segment], hidden: torch.Tensor | None) -> torch.Tensor | list[Pick]:
+    def _forward(
+        self, step: Step | PagedStep, segments: Sequence[Segment], hidden: torch.Tensor | None
+    ) -> torch.Tensor | list[Pick]:
         inputs = self._inputs(step, segments, hidden)
-        picked = _picked_rows(step, segments) if self.is_last else []
+        picked = _picked_rows(segments) if self.is_last else []
         for rotary in self._skeleton.rotaries:
             rotary.lengths = lengths_of(segments)
-        token = ATTENDER.set(partial(attend, step))
+        token = ATTENDER.set(step.attend if isinstance(step, PagedStep) else partial(attend, step))
         try:
             if not picked:
                 rows = self._skeleton.base(**inputs).last_hidden_state[0]
@@ -335,7 +339,7 @@ class SpanModel:
         finally:
             setattr(parent, name, self._skeleton.base)
 
-    def _inputs(self, step: Step, segments: Sequence[Segment], hidden: torch.Tensor | None) -> dict[str, Any]:
+    def _inputs(self, step: Step | PagedStep, segments: Sequence[Segment], hidden: torch.Tensor | None) -> dict[str, Any]:
         inputs: dict[str, Any] = {"position_ids": step.position_ids, self._skeleton.cache_argument: step, "use_cache": True}
         if self.is_first:
             tokens = np.frombuffer(b"".join(segment.tokens for segment in segments), dtype="<u4")
@@ -350,6 +354,13 @@ class SpanModel:
             raise RemoteProtocolError(f"activations are {got}; this stage takes {list(expected)} {self.dtype.value}")
         self._arrived = hidden.to(self.device, non_blocking=True)[None]
         return inputs | {"inputs_embeds": self._arrived}
+
+
+def _step_of(model: SpanModel, segments: Sequence[Segment]) -> Step | PagedStep:
+    if model.tables is None:
+        return Step(model.kv, segments, batched=model.batched_decode)
+    model.tables.fill(segments)
+    return PagedStep(model.tables)
 
 
 def _bytes_of(tensor: torch.Tensor, dtype: Dtype) -> int:
@@ -384,15 +395,16 @@ class _Picked:
     position: int
 
 
-def _picked_rows(step: Step, segments: Sequence[Segment]) -> list[_Picked]:
-    found = []
-    for segment, rows in zip(segments, step.rows, strict=True):
+def _picked_rows(segments: Sequence[Segment]) -> list[_Picked]:
+    found, stop = [], 0
+    for segment in segments:
+        start, stop = stop, stop + segment.num_rows
         if segment.num_picks and segment.sampling is None:
             raise LocalProtocolError(
                 f"sequence {segment.sequence}: rows to sample and no sampling parameters", sequence=segment.sequence
             )
-        first = rows.stop - min(segment.num_picks, rows.num_rows)
-        found += [_Picked(segment, row, segment.position + row - rows.start + 1) for row in range(first, rows.stop)]
+        first = stop - min(segment.num_picks, segment.num_rows)
+        found += [_Picked(segment, row, segment.position + row - start + 1) for row in range(first, stop)]
     return found
 
 
