@@ -104,7 +104,7 @@ def attend(
     layer = step.take_layer(key, value)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     plain = softcap is None and s_aux is None
-    latent = layer in step.cache.latent
+    latent = step.cache.layers[layer].latent
     out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
     groups, alone = ([], range(len(step.rows))) if latent else step.grouped(sliding_window, few_keys(key))
     for group in groups:

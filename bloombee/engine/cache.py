@@ -48,6 +48,8 @@ class LayerCache:
     latent: bool = False
     attended: int = 0
     """Elements of one token's keys and values as attention takes them."""
+    heads: int = 1
+    """Of its queries."""
 
     @property
     def elements(self) -> int:
@@ -78,9 +80,9 @@ class SlotCache:
         self.device = device
         self.most_copied = COPIED_BYTES // (max((one.elements for one in layers), default=1) * dtype.itemsize)
         """Keys, with their values, that are copied side by side in a layer."""
-        self.latent: set[int] = set()
+        self.dtype = dtype
+        self.layers: dict[int, LayerCache] = {}
         self.group_of: dict[int, int] = {}
-        self._dtype = dtype
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for one in layers:
             self.add(one)
@@ -94,19 +96,17 @@ class SlotCache:
         group = _find_group(self.groups, one)
         num_slots = self.groups[group].num_pages * self.page_size
         self.group_of[one.layer] = group
-        if one.latent:
-            self.latent.add(one.layer)
+        self.layers[one.layer] = one
         self._layers[one.layer] = (
-            torch.empty((one.keys[0], num_slots, one.keys[1]), dtype=self._dtype, device=self.device),
-            torch.empty((one.values[0], num_slots, one.values[1]), dtype=self._dtype, device=self.device),
+            torch.empty((one.keys[0], num_slots, one.keys[1]), dtype=self.dtype, device=self.device),
+            torch.empty((one.values[0], num_slots, one.values[1]), dtype=self.dtype, device=self.device),
         )
 
     def drop(self, layer: int) -> None:
         """Give a layer's memory back: at once, whoever still has a view of it."""
         for held in self._layers.pop(layer):
             let_go(held)
-        self.latent.discard(layer)
-        del self.group_of[layer]
+        del self.group_of[layer], self.layers[layer]
 
     def clear(self, num_slots: int) -> None:
         """Zeros in the first ``num_slots`` slots of every layer."""
@@ -136,7 +136,14 @@ class SlotCache:
             return keys[:, slots], values[:, slots]
         return keys.index_select(1, slots), values.index_select(1, slots)
 
-    def copy_page(self, group: int, source: int, target: int) -> None:
+    def copy_shared(self, segments: Sequence[Segment]) -> None:
+        """Give segments that write to a page of others' a copy of it. Before anything of a step is written."""
+        for segment in segments:
+            for group, pages in enumerate(segment.pages):
+                if pages.source is not None:
+                    self._copy_page(group, pages.source, pages.ids[(segment.position - pages.start) // self.page_size])
+
+    def _copy_page(self, group: int, source: int, target: int) -> None:
         """All rows of page ``source`` into page ``target``, in every layer of ``group``."""
         size = self.page_size
         for layer, pair in self._layers.items():
@@ -242,21 +249,12 @@ class Step:
             start += segment.num_rows
         self.num_rows = start
         self._batched = batched
-        self._segments = segments
         self._held = [[_find_slots(segment, cache, index) for segment in segments] for index in range(len(cache.groups))]
         self._group = 0
         self._new_slots: dict[int, Index] = {}
         self._indices: dict[tuple[int, int, int | None], Index] = {}
         self._blocks: dict[tuple[int, int | None, int], list[Block]] = {}
         self._grouped: dict[tuple[int, int | None, int], tuple[list[Together], Sequence[int]]] = {}
-
-    def copy_shared(self) -> None:
-        """Give segments that write to a page of others' a copy of it. Before anything is written."""
-        for segment in self._segments:
-            for group, pages in enumerate(segment.pages):
-                if pages.source is not None:
-                    at = (segment.position - pages.start) // self.cache.page_size
-                    self.cache.copy_page(group, pages.source, pages.ids[at])
 
     def new_slots(self) -> Index:
         """[t] where this step's own rows go."""
@@ -357,7 +355,7 @@ class Step:
         """Called by a layer with this step's keys and values, [1, k, t, e]; attention follows at once."""
         self._group = self.cache.group_of[layer]
         self.cache.write(layer, self.new_slots(), keys[0], values[0])
-        if layer in self.cache.latent:
+        if self.cache.layers[layer].latent:
             all_slots = self._index(np.concatenate([held.slots for held in self._here]))
             keys, values = (rows[None] for rows in self.cache.read(layer, all_slots))
         self.layer, self._stored = layer, (keys, values)
@@ -369,7 +367,7 @@ class Step:
         Raises:
             ModelUnsupported: these are not what it has just stored, nor (of a latent layer) as many.
         """
-        require_stored(self._stored, keys, values, latent=self.layer in self.cache.latent)
+        require_stored(self._stored, keys, values, latent=self.cache.layers[self.layer].latent)
         self._stored = None
         return self.layer
 
@@ -417,22 +415,42 @@ def _find_group(groups: Sequence[PageGroup], layer: LayerCache) -> int:
 
 
 def _find_slots(segment: Segment, cache: SlotCache, index: int) -> Held:
+    ids = held_pages(segment, cache, index)
+    start, size = segment.pages[index].start, cache.page_size
+    slots: np.ndarray[Any, np.dtype[np.int64]] = (ids[:, None] * size + np.arange(size)).reshape(-1)
+    return Held(start, slots[: segment.position + segment.num_rows - start])
+
+
+def held_pages(segment: Segment, cache: SlotCache, index: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The pages that a segment has in group ``index``.
+
+    Raises:
+        LocalProtocolError: they do not hold what its rows see, and themselves, or are none of the pool's.
+    """
+    require_held(segment, cache, index)
+    ids = np.asarray(segment.pages[index].ids, dtype=np.int64)
+    num_pages = cache.groups[index].num_pages
+    if ids.min() < 0 or int(ids.max()) >= num_pages:
+        raise LocalProtocolError(
+            f"sequence {segment.sequence}: pages up to {ids.max()} in a pool of {num_pages}", sequence=segment.sequence
+        )
+    return ids
+
+
+def require_held(segment: Segment, cache: SlotCache, index: int) -> None:
+    """
+    Raises:
+        LocalProtocolError: a segment's pages in group ``index`` are too few, or begin too late.
+    """
     size, group = cache.page_size, cache.groups[index]
     if len(segment.pages) != len(cache.groups):
         raise LocalProtocolError(f"sequence {segment.sequence}: pages of {len(segment.pages)} groups, not {len(cache.groups)}")
     pages = segment.pages[index]
     length = segment.position + segment.num_rows
     oldest = max(0, segment.position + 1 - group.window) if group.window else 0
-    ids = np.asarray(pages.ids, dtype=np.int64)
-    if not segment.num_rows or pages.start % size or pages.start > oldest or pages.start + len(ids) * size < length:
+    if not segment.num_rows or pages.start % size or pages.start > oldest or pages.start + len(pages.ids) * size < length:
         raise LocalProtocolError(
-            f"sequence {segment.sequence}: {len(ids)} pages of {size} from {pages.start} on for {length} positions,"
+            f"sequence {segment.sequence}: {len(pages.ids)} pages of {size} from {pages.start} on for {length} positions,"
             f" {segment.num_rows} new, that see back to {oldest}",
             sequence=segment.sequence,
         )
-    if ids.min() < 0 or int(ids.max()) >= group.num_pages:
-        raise LocalProtocolError(
-            f"sequence {segment.sequence}: pages up to {ids.max()} in a pool of {group.num_pages}", sequence=segment.sequence
-        )
-    slots: np.ndarray[Any, np.dtype[np.int64]] = (ids[:, None] * size + np.arange(size)).reshape(-1)[: length - pages.start]
-    return Held(pages.start, slots)

@@ -178,7 +178,7 @@ class SpanModel:
         step = Step(self.kv, work.segments, batched=self.batched_decode)
         try:
             with torch.inference_mode(), kernels(self.device):
-                step.copy_shared()
+                self.kv.copy_shared(work.segments)
                 return self._forward(step, work.segments, hidden)
         except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
             raise DeviceError(f"{self.device}: {error}", device=str(self.device)) from error

@@ -27,6 +27,7 @@ class _Probe:
         self.windows: list[int] = []
         self.latent: list[bool] = []
         self.attended: list[int] = []
+        self.heads: list[int] = []
         self._stored: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
@@ -43,6 +44,7 @@ class _Probe:
         assert self._stored is not None
         self.latent.append(self._stored[0] is not keys)
         self.attended.append(sum(x.shape[1] * x.shape[3] for x in (keys, values)))
+        self.heads.append(query.shape[1])
         self._stored = None
         self.windows.append(sliding_window or 0)
         return query.new_empty(1, query.shape[2], query.shape[1], values.shape[3]), None
@@ -96,6 +98,6 @@ def _probe_layer(skeleton: Skeleton, ref: str, layer: int) -> list[LayerCache]:
         )
     window = max(notes.windows) if all(notes.windows) else 0
     return [
-        replace(entry, window=window, latent=latent, attended=attended)
-        for entry, latent, attended in zip(notes.stored, notes.latent, notes.attended, strict=True)
+        replace(entry, window=window, latent=latent, attended=attended, heads=heads)
+        for entry, latent, attended, heads in zip(notes.stored, notes.latent, notes.attended, notes.heads, strict=True)
     ]
