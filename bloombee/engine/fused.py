@@ -43,11 +43,6 @@ def cuda_kernels() -> Any:
     return _native_cuda if _native_cuda.device_count() else None
 
 
-def can_run_on(device: torch.device) -> bool:
-    """Whether there are kernels for ``device``: on the CPU there are lanes of them, which are for tests."""
-    return device.type == "cpu" or (device.type == "cuda" and cuda_kernels() is not None)
-
-
 def norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float, kind: int) -> torch.Tensor:
     """RMSNorm of the last axis.
 
@@ -157,7 +152,7 @@ class FusedRotary:
     def __init__(self, original: Callable[..., Any]) -> None:
         self.original = original
         self.devices: set[str] = set()
-        self._turned: dict[tuple[Any, ...], int] = {}
+        self._turned: dict[tuple[object, ...], int] = {}
         """How many elements of a head are turned, by what is known of a call; 0: it does something else."""
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *more: Any, **options: Any) -> Any:
@@ -176,13 +171,14 @@ class FusedRotary:
         if len({q.dtype, k.dtype, cos.dtype, sin.dtype}) != 1 or q.dtype not in CODES:
             return 0
         key = (q.shape[1], k.shape[1], q.shape[3], cos.shape[2], q.dtype, q.device)
-        if key not in self._turned:
-            self._turned[key] = self._try(q, k, cos)
-        return self._turned[key]
+        found = self._turned.get(key)
+        if found is None:
+            found = self._turned[key] = self._try(q, k, cos)
+        return found
 
     def _try(self, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor) -> int:
         """On random rows of the same kind. The first of a kind is never seen while a graph is recorded: it has run before."""
-        t, e, w = PROBE_ROWS, q.shape[3], cos.shape[2]
+        t, e, w = PROBE_ROWS, int(q.shape[3]), int(cos.shape[2])
         some_q, some_k = (_random((1, t, x.shape[1], e), x).transpose(1, 2) for x in (q, k))
         some_cos, some_sin = (_random((1, t, w), cos, seed) for seed in (1, 2))
         for turned in (w, 2 * w):
@@ -202,6 +198,8 @@ def install(model: nn.Module, device: torch.device) -> int:
     """
     count = 0
     for module in model.modules():
+        if "forward" in vars(module):
+            continue  # as it is used by another span too
         if _is_norm(module):
             count += _replace_norm(module)
         elif (parts := _parts_of_gate(module)) is not None:

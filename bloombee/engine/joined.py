@@ -1,8 +1,8 @@
 """Linear layers of one input - queries, keys and values; gate and up - multiplied as one, on a GPU.
 
-One product of many outputs reads its weights nearer to the speed of memory than several of few, and is one kernel. The weights lie
-side by side from the start: each layer's own is a view of its part, so that nothing is copied and nothing is held twice. Which
-layers these are is seen, not known by name: ``packed.Watch``. On the CPU ``packed.py`` does the same with another layout.
+One product of many outputs reads its weights nearer to the speed of memory than several of few, and is one kernel. The weights
+lie side by side from the start: each layer's own is a view of its part, so that nothing is copied and nothing is held twice.
+Which layers these are is seen, not known by name: ``packed.Watch``. On the CPU ``packed.py`` does the same with another layout.
 """
 
 from __future__ import annotations

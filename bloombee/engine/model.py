@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from bloombee.engine.attention import ATTENDER, attend, kernels
+from bloombee.engine import fused, paged
+from bloombee.engine.attention import attend, kernels
 from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.cache import SlotCache, Step
 from bloombee.engine.checkpoint import Checkpoint
 from bloombee.engine.digest import require_same_weights
+from bloombee.engine.forward import Inputs, SpanForward
+from bloombee.engine.graphs import CudaRecorder, GraphRunner, Recorder, Repeater
 from bloombee.engine.packed import Watch, back_by_huge_pages, empty, pack_linears
+from bloombee.engine.pending import Outlet, Pending
+from bloombee.engine.picks import Picked, pick, picked_rows
 from bloombee.engine.processors import Processors
 from bloombee.engine.rotary import RotaryByLength, lengths_of
-from bloombee.engine.sampler import SamplerRow, sample
 from bloombee.engine.skeleton import Skeleton, build, rearranged, splice
 from bloombee.engine.spans import ModelKey, SpanStore, trim
 from bloombee.engine.stored import probe
 from bloombee.engine.synthetic import fill_random
 from bloombee.engine.weights import Loading, LoadProgress, fill, materialize, plan_loading
-from bloombee.errors import ConfigError, DeviceError, LocalProtocolError, RemoteProtocolError
+from bloombee.errors import ConfigError, DeviceError, RemoteProtocolError
 from bloombee.machine import cores
 from bloombee.pipeline.work import Segment, Work
-from bloombee.plan.scratch import LOGITS
+from bloombee.plan.scratch import LOGIT_BYTES, LOGITS
 from bloombee.types import Dtype, PageGroup, Span
-from bloombee.wire.messages import NO_TOKEN, Pick, Rules
+from bloombee.wire.messages import Pick, Rules
 
 
 def pick_device(name: str) -> str:
@@ -46,6 +47,15 @@ def pick_device(name: str) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device = {name!r}: torch sees no CUDA device here; use --device cpu", device=name)
     return name
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether spans on ``device`` run by our own kernels: on a GPU, where the extension was built for it."""
+    return device.type == "cuda" and fused.cuda_kernels() is not None
+
+
+def recorder_of(device: torch.device) -> Recorder:
+    return CudaRecorder(device) if device.type == "cuda" else Repeater()
 
 
 def set_threads(count: int | None) -> None:
@@ -83,7 +93,13 @@ class SpanModel:
         self._kept: dict[int, int] = {}
         """Layers that the store counts this span as a user of, and their bytes."""
         self._processors: Processors | None = None
-        self._arrived: torch.Tensor | None = None
+        self._places: tuple[int, ...] | None = None
+        """Of the layers that stand in for the span's; None: its own."""
+        self._forward = SpanForward(skeleton)
+        self.tables: paged.StepTables | None = None
+        """Of steps whose attention is by our own kernels; None: it is torch's."""
+        self._graphs: GraphRunner | None = None
+        self._outlet = Outlet(kv.device)
 
     @classmethod
     def load(
@@ -146,6 +162,7 @@ class SpanModel:
 
     def close(self) -> None:
         """Give back its KV memory, and the weights that no other span uses, at once. It cannot be run any more."""
+        self._graphs = self.tables = None
         for layer in list(self.kv.group_of):
             self.kv.drop(layer)
         base, name = self._skeleton.base, self._skeleton.layers
@@ -175,19 +192,42 @@ class SpanModel:
             LocalProtocolError: pages that do not hold the rows, or no sampling parameters for a row to be sampled.
             DeviceError: the device failed; KV of the rows may be partly written, which a repeat overwrites.
         """
-        step = Step(self.kv, work.segments, batched=self.batched_decode)
-        try:
-            with torch.inference_mode(), kernels(self.device):
-                self.kv.copy_shared(work.segments)
-                return self._forward(step, work.segments, hidden)
-        except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
-            raise DeviceError(f"{self.device}: {error}", device=str(self.device)) from error
+        if self.is_last:
+            return self.launch(work, hidden).result()
+        with self._asked():
+            return self._rows(work.segments, hidden, [])
+
+    def launch(self, work: Work, hidden: torch.Tensor | None) -> Pending[torch.Tensor] | Pending[list[Pick]]:
+        """As :meth:`run`, without waiting for the device: what comes of it is taken off it meanwhile, activations too, and the
+        next microbatch may be launched at once."""
+        with self._asked():
+            if not self.is_last:
+                return self._outlet.take(self._rows(work.segments, hidden, []), lambda rows: rows)
+            picked = picked_rows(work.segments)
+            if len(picked) > self._most_picked and not self._can_replay(work.segments):
+                picks = self._pick_by_parts(work.segments, hidden, picked)
+                return Pending(torch.empty(0), lambda _: picks)
+            rows = self._rows(work.segments, hidden, picked)
+            if not picked:
+                return Pending(rows, lambda _: [])
+            return self._outlet.take(rows, lambda logits: pick(logits, picked, self._processors))
+
+    def warm_up(self) -> list[Callable[[], None]]:
+        """What makes first steps as quick as later ones, in parts; each on the thread that runs it, in between if need be. None
+        raises."""
+        if self._graphs is None:
+            return []
+        return [partial(self._prepare, size) for size in reversed(self._graphs.sizes)]
 
     @contextmanager
     def of_layers(self, places: Sequence[int]) -> Iterator[None]:
         """Meanwhile its layers are those at ``places`` of the span; one may come more than once. For measuring."""
-        with rearranged(self._skeleton, places):
-            yield
+        self._places = None if tuple(places) == tuple(range(len(self.span))) else tuple(places)
+        try:
+            with rearranged(self._skeleton, places):
+                yield
+        finally:
+            self._places = None
 
     @property
     def kv_bytes(self) -> int:
@@ -229,8 +269,13 @@ class SpanModel:
             self._reservation = self._store.reserve(self.span, weight_bytes, self.kv.num_bytes)
             if not can_share:
                 self._key += (str(self._reservation),)
-            fresh = self._fill(checkpoint, loading, {number: layer for number, (layer, _) in held.items()}, progress)
-            if self.device.type == "cpu":
+            groups = together if has_kernels(self.device) else ()
+            fresh = self._fill(checkpoint, loading, {number: layer for number, (layer, _) in held.items()}, groups, progress)
+            if has_kernels(self.device):
+                fused.install(self._skeleton.model, self.device)
+                self.tables = paged.StepTables(self.kv) if paged.covers(self.kv) else None
+                self._record(recorder_of(self.device))
+            elif self.device.type == "cpu":
                 total = self.disk_bytes
                 pack_linears(self._skeleton.model, together, lambda: progress(total, total) if progress is not None else None)
             self._store.keep(self._key, fresh, self._reservation)
@@ -258,12 +303,17 @@ class SpanModel:
         return loading.without({name for name in loading.stored if skeleton.home(name) in self._kept})
 
     def _fill(
-        self, checkpoint: Checkpoint, loading: Loading, held: dict[int, torch.nn.Module], progress: LoadProgress | None
+        self,
+        checkpoint: Checkpoint,
+        loading: Loading,
+        held: dict[int, torch.nn.Module],
+        together: Sequence[tuple[torch.nn.Linear, ...]],
+        progress: LoadProgress | None,
     ) -> dict[int, tuple[torch.nn.Module, int]]:
         """The layers that were loaded, and their bytes, beside those that were ``held``."""
         skeleton = self._skeleton
         splice(skeleton, self.span)
-        memory = materialize(skeleton, loading.stored, self.dtype, self.device)
+        memory = materialize(skeleton, loading.stored, self.dtype, self.device, together)
         layers = getattr(skeleton.base, skeleton.layers)
         for number, layer in held.items():
             layers[number - self.span.start] = layer
@@ -281,75 +331,103 @@ class SpanModel:
             if number not in held
         }
         if not self.is_first:
-            layers[0] = _twin(layers[0])
-            layers[0].register_forward_pre_hook(self._substitute, with_kwargs=True)
+            self._forward.take_in_first_layer()
         return fresh
-
-    def _substitute(
-        self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Hand the first layer what arrived, whatever the base model made of it: some scale their input embeddings
-        or add positions to them, which the first stage has done already."""
-        assert self._arrived is not None
-        if args:
-            return (self._arrived, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": self._arrived}
 
     # -- running -------------------------------------------------------------------------------
 
-    def _forward(self, step: Step, segments: Sequence[Segment], hidden: torch.Tensor | None) -> torch.Tensor | list[Pick]:
-        inputs = self._inputs(step, segments, hidden)
-        picked = _picked_rows(step, segments) if self.is_last else []
-        for rotary in self._skeleton.rotaries:
-            rotary.lengths = lengths_of(segments)
-        token = ATTENDER.set(partial(attend, step))
-        try:
-            if not picked:
-                rows = self._skeleton.base(**inputs).last_hidden_state[0]
-                return [] if self.is_last else rows
-            size = max(1, LOGITS // self.vocab_size)
-            if len(picked) <= size:
-                return _sample(self._logits(inputs, picked), picked, self._processors)
-            given = _Given(self._skeleton.base(**inputs))
-            with self._replaced_base(given):
-                parts = [picked[start : start + size] for start in range(0, len(picked), size)]
-                return [pick for part in parts for pick in _sample(self._logits(inputs, part), part, self._processors)]
-        finally:
-            ATTENDER.reset(token)
-            self._arrived = None
-
-    def _logits(self, inputs: dict[str, Any], picked: list[_Picked]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """[picked, v]."""
-        keep = torch.tensor([one.row for one in picked], device=self.device)
-        logits = self._skeleton.model(**inputs, logits_to_keep=keep).logits[0]
-        return np.ascontiguousarray(logits.float().cpu().numpy())
-
     @contextmanager
-    def _replaced_base(self, other: torch.nn.Module) -> Iterator[None]:
-        """Meanwhile the base model is ``other``: what a family does between its last layer and the logits stays its own."""
-        owner, _, name = self._skeleton.prefix.removesuffix(".").rpartition(".")
-        parent = self._skeleton.model.get_submodule(owner)
+    def _asked(self) -> Iterator[None]:
+        """What torch says of the device in the block is a DeviceError."""
         try:
-            setattr(parent, name, other)
-            yield
-        finally:
-            setattr(parent, name, self._skeleton.base)
+            with torch.inference_mode():
+                yield
+        except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+            raise DeviceError(f"{self.device}: {error}", device=str(self.device)) from error
 
-    def _inputs(self, step: Step, segments: Sequence[Segment], hidden: torch.Tensor | None) -> dict[str, Any]:
-        inputs: dict[str, Any] = {"position_ids": step.position_ids, self._skeleton.cache_argument: step, "use_cache": True}
+    @property
+    def _most_picked(self) -> int:
+        return max(1, LOGITS // self.vocab_size)
+
+    def _rows(self, segments: Sequence[Segment], hidden: torch.Tensor | None, picked: Sequence[Picked]) -> torch.Tensor:
+        """[t, d] activations on the device; or [picked, v] logits."""
+        self._check(segments, hidden)
+        self.kv.copy_shared(segments)
+        if self._graphs is not None and self._can_replay(segments):
+            rows = self._graphs.run(segments, hidden, self._places)
+            if rows is not None:
+                return _chosen(rows, picked)
+        with kernels(self.device):
+            inputs = self._inputs(segments, hidden)
+            return self._forward.logits(inputs, self._keep(picked)) if picked else self._forward.hidden(inputs)
+
+    def _pick_by_parts(self, segments: Sequence[Segment], hidden: torch.Tensor | None, picked: list[Picked]) -> list[Pick]:
+        """Where the logits of all would be too many."""
+        self._check(segments, hidden)
+        self.kv.copy_shared(segments)
+        parts = [picked[start : start + self._most_picked] for start in range(0, len(picked), self._most_picked)]
+        with kernels(self.device):
+            logits = self._forward.logits_by_parts(self._inputs(segments, hidden), [self._keep(part) for part in parts])
+            return [one for part, some in zip(parts, logits, strict=True) for one in pick(some.cpu(), part, self._processors)]
+
+    def _keep(self, picked: Sequence[Picked]) -> torch.Tensor:
+        return torch.tensor([one.row for one in picked], device=self.device)
+
+    def _check(self, segments: Sequence[Segment], hidden: torch.Tensor | None) -> None:
+        """
+        Raises:
+            RemoteProtocolError: what came is nothing that this stage takes.
+        """
         if self.is_first:
-            tokens = np.frombuffer(b"".join(segment.tokens for segment in segments), dtype="<u4")
-            if int(tokens.max()) >= self.vocab_size:
-                raise RemoteProtocolError(
-                    f"token id {tokens.max()} in a vocabulary of {self.vocab_size}", token=int(tokens.max())
-                )
-            return inputs | {"input_ids": torch.from_numpy(tokens.astype(np.int64)).to(self.device, non_blocking=True)[None]}
-        expected = (step.num_rows, self.hidden_size)
+            largest = int(np.frombuffer(b"".join(segment.tokens for segment in segments), dtype="<u4").max())
+            if largest >= self.vocab_size:
+                raise RemoteProtocolError(f"token id {largest} in a vocabulary of {self.vocab_size}", token=largest)
+            return
+        expected = (sum(segment.num_rows for segment in segments), self.hidden_size)
         if hidden is None or tuple(hidden.shape) != expected or hidden.dtype != TORCH_DTYPES[self.dtype]:
             got = "none" if hidden is None else f"{list(hidden.shape)} {hidden.dtype}"
             raise RemoteProtocolError(f"activations are {got}; this stage takes {list(expected)} {self.dtype.value}")
-        self._arrived = hidden.to(self.device, non_blocking=True)[None]
-        return inputs | {"inputs_embeds": self._arrived}
+
+    def _inputs(self, segments: Sequence[Segment], hidden: torch.Tensor | None) -> Inputs:
+        lengths = lengths_of(segments) if self._skeleton.rotaries else None
+        if hidden is not None:
+            hidden = None if self.is_first else hidden.to(self.device, non_blocking=True)
+        if self.tables is not None:
+            self.tables.fill(segments)
+            return self._inputs_of(self.tables, hidden, lengths)
+        step = Step(self.kv, segments, batched=self.batched_decode)
+        tokens = None
+        if self.is_first:
+            ids = np.frombuffer(b"".join(segment.tokens for segment in segments), dtype="<u4").astype(np.int64)
+            tokens = torch.from_numpy(ids).to(self.device, non_blocking=True)
+        return Inputs(step, partial(attend, step), step.position_ids[0], tokens, hidden, lengths)
+
+    def _inputs_of(self, tables: paged.StepTables, hidden: torch.Tensor | None, lengths: Sequence[int] | None = None) -> Inputs:
+        step = paged.PagedStep(tables)
+        return Inputs(step, step.attend, tables.positions, tables.tokens if self.is_first else None, hidden, lengths)
+
+    # -- recorded ------------------------------------------------------------------------------
+
+    def _record(self, recorder: Recorder) -> None:
+        """Steps of a few rows a sequence are recorded from now on, where that can be."""
+        if self.tables is None or self._skeleton.rotaries:
+            return  # the latter look on the host at how long a row's sequence is
+        most_rows = LOGITS * LOGIT_BYTES // (self.vocab_size * (4 + 2 * self.dtype.num_bytes)) if self.is_last else 1 << 30
+        self._graphs = GraphRunner(
+            self.kv, None if self.is_first else self.hidden_size, self._recorded, recorder, most_rows=most_rows
+        )
+
+    def _recorded(self, tables: paged.StepTables, hidden: torch.Tensor | None) -> torch.Tensor:
+        inputs = self._inputs_of(tables, hidden)
+        return self._forward.logits(inputs, 0) if self.is_last else self._forward.hidden(inputs)
+
+    def _can_replay(self, segments: Sequence[Segment]) -> bool:
+        return self._graphs is not None and self.tables is not None and self._graphs.can_run(segments)
+
+    def _prepare(self, size: int) -> None:
+        if self._graphs is not None:
+            with torch.inference_mode():
+                self._graphs.prepare(size)
 
 
 def _bytes_of(tensor: torch.Tensor, dtype: Dtype) -> int:
@@ -357,61 +435,8 @@ def _bytes_of(tensor: torch.Tensor, dtype: Dtype) -> int:
     return int(tensor.numel()) * (dtype.num_bytes if tensor.is_floating_point() else int(tensor.element_size()))
 
 
-def _twin(layer: torch.nn.Module) -> torch.nn.Module:
-    """The same layer, with the same weights, and hooks of its own: others may have it in the middle of their span."""
-    twin = copy(layer)
-    twin._forward_pre_hooks, twin._forward_pre_hooks_with_kwargs = OrderedDict(), OrderedDict()
-    return twin
-
-
-class _Given(torch.nn.Module):  # type: ignore[misc]
-    """A base model whose output is known."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self._output = output
-
-    def forward(self, *_: Any, **__: Any) -> Any:
-        return self._output
-
-
-@dataclass(frozen=True, slots=True)
-class _Picked:
-    """A row that gets a token: row ``row`` of the batch, which takes absolute position ``position``."""
-
-    segment: Segment
-    row: int
-    position: int
-
-
-def _picked_rows(step: Step, segments: Sequence[Segment]) -> list[_Picked]:
-    found = []
-    for segment, rows in zip(segments, step.rows, strict=True):
-        if segment.num_picks and segment.sampling is None:
-            raise LocalProtocolError(
-                f"sequence {segment.sequence}: rows to sample and no sampling parameters", sequence=segment.sequence
-            )
-        first = rows.stop - min(segment.num_picks, rows.num_rows)
-        found += [_Picked(segment, row, segment.position + row - rows.start + 1) for row in range(first, rows.stop)]
-    return found
-
-
-def _sample(logits: np.ndarray[Any, np.dtype[np.float32]], picked: list[_Picked], processors: Processors | None) -> list[Pick]:
-    rows = [
-        SamplerRow(
-            sampling=one.segment.sampling,
-            position=one.position,
-            history=np.frombuffer(one.segment.history, dtype="<u4")[: one.position],
-            num_prompt_tokens=one.segment.num_prompt_tokens,
-            max_new_tokens=one.segment.max_new_tokens,
-            end_tokens=one.segment.end_tokens,
-        )
-        for one in picked
-        if one.segment.sampling is not None
-    ]
-    return [
-        Pick(one.segment.sequence, one.segment.generation, one.position, got.token, got.logprob, got.top)
-        if got.is_finite
-        else Pick(one.segment.sequence, one.segment.generation, one.position, NO_TOKEN, None, ())
-        for one, got in zip(picked, sample(logits, rows, processors), strict=True)
-    ]
+def _chosen(rows: torch.Tensor, picked: Sequence[Picked]) -> torch.Tensor:
+    """A copy of those of ``rows`` that were picked; of all if none was asked for."""
+    if not picked or len(picked) == len(rows):
+        return rows.clone()
+    return rows[[one.row for one in picked]]

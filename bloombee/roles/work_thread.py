@@ -32,6 +32,10 @@ class WorkThread:
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         threading.Thread(target=self._main, name=name, daemon=True).start()
 
+    def beside(self, name: str) -> WorkThread:
+        """Another thread, which posts to the same event loop."""
+        return WorkThread(self._loop, name)
+
     def put(self, task: Callable[[], None]) -> None:
         """Run ``task``, which raises nothing, after all that was put before. From any thread."""
         self._tasks.put(task)
