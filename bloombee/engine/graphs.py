@@ -214,7 +214,8 @@ class GraphRunner:
         if not self._has_run:
             self._forward(tables, hidden)  # a first time may look at more, to know what it can do
             self._has_run = True
-        with _LooksAtValues(self._cache.device):
+        # In inference mode operators that are made of others are seen as one, and what they look at is not.
+        with torch.inference_mode(False), torch.no_grad(), _LooksAtValues(self._cache.device):
             self._forward(tables, hidden)
         return self._recorder.record(lambda: self._forward(tables, hidden))
 
