@@ -82,6 +82,7 @@ class Mesh:
             spares=spec.spares,
             listen=network.listen(HEAD_NODE),
             local_workers=[*places[: spec.stages], *spares],
+            restarts=0,  # what is lost is lost: its loss is what is looked at
             **spec.settings,
         )
         await self._stack.enter_async_context(self.runtime)

@@ -114,6 +114,15 @@ def gumbel_noise(ids: Buffer, out: WritableBuffer, *, seed: int, position: int) 
 def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
     """One call of Philox4x32-10. For tests."""
 
+# -- csrc/attention/lanes.h
+
+def paged_attend(**task: int | float) -> None:
+    """Attention by the code of the CUDA kernels, lane by lane, on addresses of the host; see bloombee.engine.paged. For tests: it
+    believes what it is told, and is slow. ValueError: no kernel is made for the dtype and the widths."""
+
+def paged_write(**task: int) -> None:
+    """The storing of keys and values, likewise."""
+
 # -- csrc/plan/solver.h
 
 class PlanSolver:

@@ -47,6 +47,7 @@ SWARM = (
     "codec",
     "max_microbatch_rows",
     "threads",
+    "restarts",
     "pace",
     "curve",
     "trace",
@@ -127,7 +128,7 @@ def generate(
 
 @command(app, [Options(WorkerConfig, "Worker", tuple(f.name for f in dataclasses.fields(WorkerConfig)))])
 def worker(given: Given, *, config: ConfigFile = None) -> int:
-    """Serve a span of layers to the head that printed the token. Ends when the head does.
+    """Serve a span of layers to the head that printed the token. Ends when the head does; SIGTERM has it hand over first.
 
     The token may also stand in the environment as BLOOMBEE_JOIN, where the process list does not show it.
 
@@ -156,8 +157,8 @@ def worker(given: Given, *, config: ConfigFile = None) -> int:
         Options(
             RuntimeConfig,
             "Swarm",
-            ("model", *(name for name in SWARM if name not in ("device", "threads")), *HEAD_ONLY),
-            {"workers": "How many workers on other machines to wait for; one stage each."},
+            ("model", *(name for name in SWARM if name not in ("device", "threads", "restarts")), *HEAD_ONLY),
+            {"workers": "How many workers on other machines to wait for; a stage for each that pays, or as --split says."},
         ),
         SAMPLING,
     ],
@@ -247,6 +248,30 @@ app.command(
   bloombee plan topology.json --objective target:0.2 --pipelines 2 --json
   bloombee plan topology.json --what-if -office --what-if 'flat->office bandwidth=0.1x'
   bloombee plan --objective latency --explain --picture plan.svg""",
+)
+
+
+HEAD_EXAMPLES = "  bloombee {0}\n  bloombee {0} --head 4711    # of several heads, by its process"
+app.command(
+    "bloombee.operating:status",
+    name="status",
+    help="Show the workers, links, plan and requests of a head that runs.",
+    help_epilogue=f"""Examples:
+{HEAD_EXAMPLES.format("status")}
+  bloombee status --watch
+  bloombee status --json | jq '.workers[] | select(.state == "spare").name'""",
+)
+app.command(
+    "bloombee.operating:token",
+    name="token",
+    help="Print the command that joins one more worker to a head that runs.",
+    help_epilogue=f"Examples:\n{HEAD_EXAMPLES.format('token')}",
+)
+app.command(
+    "bloombee.operating:drain",
+    name="drain",
+    help="Have a worker of a head that runs hand over what it serves, and end. No request loses a token.",
+    help_epilogue=f"Examples:\n{HEAD_EXAMPLES.format('drain kitchen')}",
 )
 
 
@@ -407,22 +432,14 @@ async def _answer(runtime: Runtime, prompt: Any, params: SamplingParams, *, json
 
 
 async def _answer_lines(config: RuntimeConfig, params: SamplingParams, *, chat: bool, json: bool) -> None:
-    from bloombee.address import read_dialled
-    from bloombee.terminal import open_runtime, say
-    from bloombee.wire.token import decode_token
-
-    def where(token: str) -> str:
-        endpoints = decode_token(token).endpoints
-        if all(read_dialled(endpoint).is_loopback for endpoint in endpoints):
-            return "on this machine (--listen 'tcp://*:7700' lets others in)"
-        return f"on any machine that reaches {' or '.join(endpoints)}"
+    from bloombee.terminal import joining_command, open_runtime, say, where_to_join
 
     def announce(tokens: Sequence[str]) -> None:
-        joins = "\n".join(f"    bloombee worker --join {token}" for token in tokens)
+        joins = "\n".join(f"    {joining_command(token)}" for token in tokens)
         stages = config.num_stages
         count = f"{stages} worker{'s' * (stages > 1)}"
         others = f" (and {config.spares} to spare)" if config.spares else ""
-        say(f"waiting for {count}{others}; run each of these once, {where(tokens[0])}:\n\n{joins}\n")
+        say(f"waiting for {count}{others}; run each of these once, {where_to_join(tokens[0])}:\n\n{joins}\n")
 
     async with open_runtime(config, announce=announce) as runtime:
         answering = asyncio.ensure_future(_answer_each(runtime, params, chat=chat, json=json))
@@ -455,7 +472,7 @@ async def _tell_of_losses(runtime: Runtime) -> None:
     Raises:
         BloomBeeError: nothing runs any more, whether somebody asks or not.
     """
-    from bloombee.terminal import say
+    from bloombee.terminal import joining_command, say
 
     is_up = False
     async for event in runtime.events():
@@ -463,7 +480,7 @@ async def _tell_of_losses(runtime: Runtime) -> None:
             raise BloomBeeError(event.reason)
         has_recovered = event.kind is SwarmEventKind.UP and event.epoch > 1
         if has_recovered or (is_up and event.kind is SwarmEventKind.LOST and event.stage is None):
-            say(f"another worker may join as a spare:\n\n    bloombee worker --join {await runtime.issue_token()}\n")
+            say(f"another worker may join as a spare:\n\n    {joining_command(await runtime.issue_token())}\n")
         is_up = is_up or event.kind is SwarmEventKind.UP
 
 

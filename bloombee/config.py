@@ -70,15 +70,17 @@ class RuntimeConfig:
     objective: str | None = option(
         None,
         "What the planner is to be best at: latency, throughput, balance (most throughput, nearly, and then least latency) or"
-        " target:SECONDS a token. Workers and links are measured before the plan; default: none are, and every worker gets a"
-        " stage.",
+        " target:SECONDS a token. Workers and links are measured before the plan. Default: balance, where workers join from"
+        " elsewhere and no split is given; else none are measured, and every worker gets a stage.",
     )
     dtype: str = option("auto", "auto (the checkpoint's own), bfloat16, float16 or float32.")
     spares: int = option(0, "How many more workers to have: they take the place of any that is lost.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N; of the workers started here.")
     listen: str = option("tcp://127.0.0.1:0", "Where the head listens for workers; tcp://*:PORT: on all addresses.")
     advertise: str | None = option(None, "How workers reach that address; default: itself, or every own one for *.")
-    remote_workers: int = option(0, "Wait for this many workers to join from elsewhere instead of starting any.")
+    remote_workers: int = option(
+        0, "Wait for this many workers to join from elsewhere instead of starting any; a stage for each of them that pays."
+    )
     microbatches: int | None = option(None, "Microbatches under way at once; default: tuned live, by measured costs.")
     target_s: float | None = option(None, "Seconds a token to keep, with fewer requests at once; default: most throughput.")
     scheduler: str = option(
@@ -103,6 +105,7 @@ class RuntimeConfig:
     load_deadline_s: float = option(600.0, "Seconds without progress after which a worker that loads counts as stuck.")
     curve: bool = option(True, "Encrypt and authenticate every connection.")
     threads: int | None = option(None, "Compute threads of each worker started here; default: the cores shared out.")
+    restarts: int = option(3, "How often in ten minutes a worker started here that dies is started again; 0: never.")
     pace: str | None = option(
         None,
         "Emulated devices: a forward takes F + R a decode row + P a prefill row milliseconds, as F,R,P; F,R,P/20: of 20 layers,"
@@ -153,6 +156,7 @@ class RuntimeConfig:
         _check(self, "curve", isinstance(self.curve, bool), "true or false")
         _check(self, "control_socket", isinstance(self.control_socket, bool), "true or false")
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")
+        _check(self, "restarts", _whole(self.restarts, 0, 1000), "a whole number from 0 to 1000")
         _check_pace(self)
         _check(self, "profile", isinstance(self.profile, bool), "true or false")
         _check(self, "trace", self.trace is None or _text(self.trace), "a directory")
@@ -171,8 +175,13 @@ class RuntimeConfig:
 
     @property
     def goal(self) -> Objective | None:
-        """What the planner is to be best at; None: there is nothing to plan, layers are cut as asked for."""
-        return None if self.objective is None else Objective.parse(self.objective)
+        """What the planner is to be best at; None: there is nothing to plan, layers are cut as asked for.
+
+        It decides about workers from elsewhere, of which nobody else knows how fast they are, unless a split does.
+        """
+        if self.objective is not None:
+            return Objective.parse(self.objective)
+        return Objective() if self.remote_workers and self.split is None else None
 
     @property
     def kept_s(self) -> float | None:
@@ -188,7 +197,7 @@ class RuntimeConfig:
 
     @property
     def num_stages(self) -> int:
-        """One stage a worker, wherever the workers are."""
+        """Of the workers that are there before there is a plan, wherever they are: a stage for each, or fewer if it is chosen."""
         return self.remote_workers or self.workers
 
     @property

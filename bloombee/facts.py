@@ -140,11 +140,11 @@ class Facts:
 
     async def pages_free(self) -> tuple[int, ...]:
         """Free KV pages of every stage, asked now; all of them when nothing runs."""
-        return tuple(stage.pages_free for stage in await self._there(self._started().measure()))
+        return tuple(stage.pages_free for stage in await self._there(self._started().helm.measure()))
 
     async def stage_use(self) -> tuple[StageUse, ...]:
         """What the device of every stage has done since it was loaded, asked now."""
-        return tuple(stage.use for stage in await self._there(self._started().measure()))
+        return tuple(stage.use for stage in await self._there(self._started().helm.measure()))
 
     @property
     def codec_choices(self) -> dict[tuple[WorkerId, WorkerId], str]:

@@ -12,7 +12,6 @@ from typing import Annotated
 import msgspec
 from cyclopts import Parameter
 
-from bloombee.config import socket_folders
 from bloombee.errors import ConfigError, PlanError
 from bloombee.models.card import ModelCard
 from bloombee.models.standin import is_standin, standin_card
@@ -26,13 +25,13 @@ from bloombee.plan.problem import Problem, named_model, problem_of
 from bloombee.plan.report import Outcome, helps, outcomes, ratio, text
 from bloombee.plan.solve import Solution, solve
 from bloombee.plan.whatif import Scenario, improvements, parse_scenario
-from bloombee.quote import quoted
-from bloombee.roles.running_heads import RunningHead, running_heads
+from bloombee.roles.running_heads import running_head
 from bloombee.roles.spawner_client import SpawnerClient
 from bloombee.terminal import write, write_line_of_json
 
 MOST_IMPROVEMENTS = 8
 """That --explain plans anew."""
+GIVE_A_FILE = ", or give a file (docs/topology.md)"
 Flag = Parameter(negative=(), show_default=False)
 
 
@@ -75,7 +74,7 @@ def plan(
     scenarios = [parse_scenario(change) for change in what_if or ()]
     if picture is not None:
         check_picture(picture)
-    document = read(file) if file is not None else running_head(head).topology()
+    document = read(file) if file is not None else running_head(head, GIVE_A_FILE).topology()
     if save is not None:
         write_file(save, document.to_json().encode())
     problem = _asked(load(document), objective, pipelines, context)
@@ -143,24 +142,6 @@ class Search:
             parts += [cost.explain() for cost in self._solution.pipelines]
             parts.append(helps(self.found, improvements))
         return "\n\n".join(parts)
-
-
-def running_head(name: str | None) -> RunningHead:
-    """The head of this user that is meant; without a name the only one there is.
-
-    Raises:
-        ConfigError: there is none of that name, none at all, or several; says which.
-    """
-    heads = running_heads(socket_folders())
-    found = [head for head in heads if name in (None, head.name)]
-    if len(found) == 1:
-        return found[0]
-    there = f"there are {', '.join(map(str, heads))}" if heads else "none of this user runs here"
-    if name is not None:
-        raise ConfigError(f"no head {quoted(name)} answers; {there}", field="head", value=quoted(name))
-    if found:
-        raise ConfigError(f"several heads run; say which with --head: {there}", field="head")
-    raise ConfigError(f"no head answers; {there}: start one (bloombee head), or give a file (docs/topology.md)", field="head")
 
 
 def load(document: Document) -> Problem:

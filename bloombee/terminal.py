@@ -15,8 +15,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
+from bloombee.address import read_dialled
 from bloombee.config import RuntimeConfig
 from bloombee.types import Generation, LoadProgress, Token
+from bloombee.wire.token import decode_token
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -75,6 +77,24 @@ def write_json(answer: Generation, plan: dict[str, object]) -> None:
     if answer.top_logprobs is not None:
         fields["top_logprobs"] = answer.top_logprobs
     write_line_of_json(fields)
+
+
+def joining_command(token: str) -> str:
+    """What a person types on the machine of a worker that is to join."""
+    return f"bloombee worker --join {token}"
+
+
+def where_to_join(token: str) -> str:
+    """On which machines that is of use, as a head's token says."""
+    endpoints = decode_token(token).endpoints
+    if all(read_dialled(endpoint).is_loopback for endpoint in endpoints):
+        return "on this machine (--listen 'tcp://*:7700' lets others in)"
+    return f"on any machine that reaches {' or '.join(endpoints)}"
+
+
+def plain(text: str) -> str:
+    """What another machine has said, without what would move a terminal's cursor."""
+    return text.translate(_CONTROLS)
 
 
 @dataclass(slots=True)
@@ -144,7 +164,8 @@ async def open_runtime(
 
 
 class Loading:
-    """Progress of every worker on stderr: bars on a terminal, else a line whenever a worker's phase changes.
+    """Progress of every worker on stderr: bars on a terminal, else a line whenever a worker's phase changes, or half of its
+    links are known.
 
     It is the ``on_progress`` of a Runtime and may be called from any thread. :meth:`close` wipes the bars.
     """
@@ -153,7 +174,7 @@ class Loading:
         self._out = out or sys.stderr
         self._bars: Progress | None = None
         self._tasks: dict[int, TaskID] = {}
-        self._phases: dict[int, str] = {}
+        self._said: dict[int, tuple[str, bool]] = {}
 
     def close(self) -> None:
         """Idempotent."""
@@ -164,13 +185,14 @@ class Loading:
         if self._out.isatty():
             self._bars = self._bars or _bars(self._out)
             self._draw(self._bars, progress)
-        elif self._phases.get(progress.worker) != progress.phase:
-            self._phases[progress.worker] = progress.phase
+        elif self._said.get(progress.worker) != (news := _news(progress)):
+            self._said[progress.worker] = news
             what = "in memory" if progress.phase == "ready" else "to read"
             waits = f"; waiting for {_count(progress.num_missing, 'worker')}" if progress.num_missing else ""
             size = f", {progress.total_bytes / 1e6:.1f} MB {what}" if progress.total_bytes else ""
+            links = f", {progress.num_known_links} of {_count(progress.num_links, 'link')} known" if progress.num_links else ""
             with contextlib.suppress(OSError, ValueError):
-                print(f"{_label(progress)}: {progress.phase}{size}{waits}", file=self._out, flush=True)
+                print(f"{_label(progress)}: {progress.phase}{size}{links}{waits}", file=self._out, flush=True)
 
     def _draw(self, bars: Progress, progress: LoadProgress) -> None:
         if progress.phase == "left":
@@ -181,24 +203,39 @@ class Loading:
             )
             return
         if progress.worker not in self._tasks:
-            self._tasks[progress.worker] = bars.add_task(_label(progress), total=None, phase="")
+            self._tasks[progress.worker] = bars.add_task(_label(progress), total=None, phase="", amount="")
+        done, total, amount = progress.loaded_bytes, progress.total_bytes, _megabytes(progress)
+        if progress.num_links:
+            done, total = progress.num_known_links, progress.num_links
+            amount = f"{done}/{_count(total, 'link')}"
         bars.update(
             self._tasks[progress.worker],
             description=_label(progress),
-            completed=progress.loaded_bytes,
-            total=progress.total_bytes or None,
+            completed=done,
+            total=total or None,
             phase=progress.phase,
+            amount=amount,
         )
 
 
 def _bars(out: IO[str]) -> Progress:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
-    name, phase = TextColumn("{task.description:<28}", markup=False), TextColumn("{task.fields[phase]}", markup=False)
-    bars = Progress(name, BarColumn(), DownloadColumn(), phase, console=Console(file=out), transient=True)
+    columns = ("{task.description:<28}", "{task.fields[amount]:>16}", "{task.fields[phase]}")
+    name, amount, phase = (TextColumn(column, markup=False) for column in columns)
+    bars = Progress(name, BarColumn(), amount, phase, console=Console(file=out), transient=True)
     bars.start()
     return bars
+
+
+def _news(progress: LoadProgress) -> tuple[str, bool]:
+    """What is worth another line."""
+    return progress.phase, 2 * progress.num_known_links > progress.num_links
+
+
+def _megabytes(progress: LoadProgress) -> str:
+    return f"{progress.loaded_bytes / 1e6:.1f}/{progress.total_bytes / 1e6:.1f} MB" if progress.total_bytes else ""
 
 
 def _count(number: int, noun: str) -> str:

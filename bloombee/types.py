@@ -329,11 +329,13 @@ class StageUse:
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """How far a worker is with its span.
+    """How far a worker is on its way to its span.
 
     Args:
-        phase: "joined", "loading" or "ready"; "left": it went before all were there.
+        phase: "joined"; "measuring", "measured": how fast it and its links are, where a planner is to decide; "loading", "ready";
+            "left": it went before all were there.
         num_missing: workers that are awaited, where the phase is "joined" or "left".
+        num_known_links, num_links: of those that leave it and the head's to it, where they are measured: known so far, and all.
     """
 
     worker: WorkerId
@@ -343,6 +345,8 @@ class LoadProgress:
     total_bytes: int
     phase: str
     num_missing: int = 0
+    num_known_links: int = 0
+    num_links: int = 0
 
 
 class SwarmEventKind(enum.StrEnum):
@@ -350,6 +354,10 @@ class SwarmEventKind(enum.StrEnum):
 
     JOINED = "joined"
     """A worker was let in."""
+    MEASURING = "measuring"
+    """It is asked how fast a worker and its links are, before there is a plan."""
+    MEASURED = "measured"
+    """It is known."""
     PLANNED = "planned"
     """It was decided who runs what in an epoch; those that have not loaded begin to."""
     LOADED = "loaded"
@@ -360,6 +368,10 @@ class SwarmEventKind(enum.StrEnum):
     """The epoch runs: after the start, and after each recovery."""
     LOST = "lost"
     """A worker is gone."""
+    LEFT = "left"
+    """A worker was drained: another has what it served, and it ends."""
+    RESTARTED = "restarted"
+    """The process of a worker of this machine has died and is started again; it joins as a spare."""
     DOWN = "down"
     """Nothing runs any more."""
     DECIDED = "decided"
@@ -375,7 +387,8 @@ class SwarmEvent:
         epoch: of the plan that it is about; 0: of none.
         worker, name: whom it is about, if one.
         stage: that a worker has loaded, or that a lost one had; None: it was a spare, or there was no plan yet.
-        reason: of a loss, of an end, of a choice; of a plan that was chosen: what is expected of it, and why others are spares.
+        reason: of a loss, of an end, of a choice; of what is measured, how much is known; of a plan that was chosen: what is
+            expected of it, and why others are spares.
         decision: of a choice, the line of the decision log: JSON with what was chosen, why and from which figures.
     """
 

@@ -16,7 +16,7 @@ STATUS = {"process": 1, "model": "demo", "workers": 2, "epoch": 1, "requests": 0
 
 
 def always(answer: Any) -> Told:
-    return lambda: lambda: answer
+    return lambda _: lambda: answer
 
 
 TOLD: Mapping[str, Told] = {"status": always(STATUS)}

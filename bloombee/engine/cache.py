@@ -367,7 +367,8 @@ class Step:
         Raises:
             ModelUnsupported: these are not what it has just stored, nor (of a latent layer) as many.
         """
-        require_stored(self._stored, keys, values, latent=self.cache.layers[self.layer].latent)
+        latent = self._stored is not None and self.cache.layers[self.layer].latent
+        require_stored(self._stored, keys, values, latent=latent)
         self._stored = None
         return self.layer
 

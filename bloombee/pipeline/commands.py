@@ -94,11 +94,11 @@ class PipelineDown(Struct, frozen=True, gc=False):
 
 
 class Dismiss(Struct, frozen=True, gc=False):
-    """Hang up on a worker: it broke the rules or went silent. ``stage`` is the one that it had."""
+    """Hang up on a worker that had ``stage``: it broke the rules, went silent or, without an error, is to leave."""
 
     worker: WorkerId
     stage: int | None
-    error: BloomBeeError
+    error: BloomBeeError | None
 
 
 class Deliver(Struct, frozen=True, gc=False):
@@ -132,6 +132,21 @@ class ReportProgress(Struct, frozen=True, gc=False):
     total_bytes: int
 
 
+class ReportMeasured(Struct, frozen=True, gc=False):
+    """How much is known of a worker and of its links, before there is a plan; said when it is more than before."""
+
+    worker: WorkerId
+    has_profile: bool
+    """It has said how fast it is, or that it cannot."""
+    num_known: int
+    num_links: int
+    """Of those that leave it, and the head's to it: as many as are to be known."""
+
+    @property
+    def is_all(self) -> bool:
+        return self.has_profile and self.num_known == self.num_links
+
+
 class StageLoaded(Struct, frozen=True, gc=False):
     """A worker has what its stage needs, for the first time since it was told to load it."""
 
@@ -155,6 +170,7 @@ Command = (
     | Deliver
     | Conclude
     | ReportLeft
+    | ReportMeasured
     | ReportProgress
     | StageLoaded
 )

@@ -272,6 +272,15 @@ class WorkerGone(Struct, frozen=True, gc=False):
     now: float
 
 
+class WorkerDrains(Struct, frozen=True, gc=False):
+    """A worker leaves its stage to ``heir``, a spare that fits, while it is there itself."""
+
+    worker: WorkerId
+    heir: WorkerId
+    reason: str
+    now: float
+
+
 class WorkersEnded(Struct, frozen=True, gc=False):
     """All of them, and no other can come."""
 

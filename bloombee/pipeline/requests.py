@@ -7,6 +7,7 @@ prompt and the tokens that it has been given.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from bloombee.errors import BloomBeeError, LocalProtocolError, QueueFull
@@ -28,11 +29,15 @@ Event = Submit | CancelRequest | SchedulerSaid | SchedulerBegan | SwarmLost
 
 
 @dataclass(slots=True)
-class _Request:
+class Request:
+    """One that has not ended."""
+
     asked: Submit
     sequence: SequenceId
     output: bytearray
     """[num_tokens] little-endian uint32, delivered."""
+    first_at: float | None = None
+    """When its first token came."""
     is_cancelled: bool = False
 
     @property
@@ -68,7 +73,7 @@ class RequestCore:
     max_waiting: int
     error: BloomBeeError | None = None
     """Why no request can be served any more."""
-    _requests: dict[int, _Request] = field(default_factory=dict)
+    _requests: dict[int, Request] = field(default_factory=dict)
     _sequences: dict[SequenceId, int] = field(default_factory=dict)
     _next_sequence: SequenceId = 1
 
@@ -82,8 +87,8 @@ class RequestCore:
                     return []
                 request.is_cancelled = True
                 return [TellScheduler(Cancel(request.sequence, now))]
-            case SchedulerSaid(message=Emitted() as emitted):
-                return self._emitted(emitted)
+            case SchedulerSaid(message=Emitted() as emitted, now=now):
+                return self._emitted(emitted, now)
             case SchedulerSaid(message=Ended(sequence=sequence, error=error)):
                 ended = self._forget(sequence)
                 return [] if ended is None else [Conclude(ended, error)]
@@ -98,6 +103,11 @@ class RequestCore:
     def num_requests(self) -> int:
         return len(self._requests)
 
+    @property
+    def running(self) -> Iterator[tuple[int, Request]]:
+        """Those that are waiting or running, by number."""
+        return iter(self._requests.items())
+
     def _submit(self, event: Submit) -> list[Command]:
         if self.error is not None:
             return [Conclude(event.request, self.error)]
@@ -107,7 +117,7 @@ class RequestCore:
                 waiting=len(self._requests),
             )
             return [Conclude(event.request, error)]
-        self._requests[event.request] = request = _Request(event, self._number(event.request), bytearray())
+        self._requests[event.request] = request = Request(event, self._number(event.request), bytearray())
         return [TellScheduler(request.opened(event.now))]
 
     def _number(self, request: int) -> SequenceId:
@@ -130,7 +140,7 @@ class RequestCore:
             *(TellScheduler(request.opened(now)) for request in self._requests.values()),
         ]
 
-    def _emitted(self, emitted: Emitted) -> list[Command]:
+    def _emitted(self, emitted: Emitted, now: float) -> list[Command]:
         pick = emitted.pick
         number = self._sequences.get(pick.sequence)
         if number is None or pick.position != self._requests[number].num_tokens:
@@ -138,7 +148,9 @@ class RequestCore:
         if emitted.finish is not None:
             self._forget(pick.sequence)
         else:
-            self._requests[number].output += pick.token.to_bytes(4, "little")
+            request = self._requests[number]
+            request.first_at = now if request.first_at is None else request.first_at
+            request.output += pick.token.to_bytes(4, "little")
         return [Deliver(number, pick, emitted.finish)]
 
     def _forget(self, sequence: SequenceId) -> int | None:

@@ -97,8 +97,7 @@ def choose(topology: Topology, card: ModelCard, wish: Wish, objective: Objective
         PlanError: none was found within the search's budget.
         ConfigError: a figure that nothing could have; names the worker or the link.
     """
-    guessed = tuple(worker for worker, device in topology.devices.items() if not device.is_known)
-    topology = _with_guesses(topology, wish.shape(card, wish.num_pages), guessed)
+    topology, guessed = with_guesses(topology, wish.shape(card, wish.num_pages))
     solution, num_pages = _most_pages(topology, card, wish, objective)
     model, space = wish.shape(card, num_pages), wish.space(card, num_pages)
     cost = solution.pipelines[0]
@@ -161,7 +160,10 @@ def _busiest(candidate: Candidate, topology: Topology, model: ModelShape, space:
     return next(cost for cost in ways if cost.tokens_per_s >= most * (1 - CLOSE))
 
 
-def _with_guesses(topology: Topology, model: ModelShape, unknown: tuple[WorkerId, ...]) -> Topology:
+def with_guesses(topology: Topology, model: ModelShape) -> tuple[Topology, frozenset[WorkerId]]:
+    """With workers of whose speed nothing is known as slow as the slowest of those that are known, or all as ordinary computers;
+    and who they are."""
+    unknown = frozenset(worker for worker, device in topology.devices.items() if not device.is_known)
     known = [device for worker, device in topology.devices.items() if worker not in unknown]
     like = max(known, key=lambda device: _alone_s(device, model)) if known else _ordinary(model)
     guesses = {
@@ -169,7 +171,7 @@ def _with_guesses(topology: Topology, model: ModelShape, unknown: tuple[WorkerId
         for worker, device in topology.devices.items()
         if worker in unknown
     }
-    return dataclasses.replace(topology, devices={**topology.devices, **guesses})
+    return dataclasses.replace(topology, devices={**topology.devices, **guesses}), unknown
 
 
 def _alone_s(device: Device, model: ModelShape) -> float:

@@ -126,6 +126,10 @@ class Plan:
         """As the scheduler has it."""
         return Ring(self.pipeline, self.epoch, len(self.stages), self.num_microbatches, self.groups, self.page_size)
 
+    def stage_of(self, worker: WorkerId) -> StagePlan | None:
+        """What a worker holds; None: a spare, or a stranger."""
+        return next((stage for stage in self.stages if stage.worker == worker), None)
+
     @property
     def num_tokens(self) -> int:
         """As :attr:`Ring.num_tokens`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ from bloombee.types import HEAD, Dtype, WorkerId
 LEAST_LINK_RATE, MOST_LINK_RATE = 125.0, 12.5e9
 LEAST_RATE, MOST_RATE = 1.0, 1e15
 LEAST_MEMORY = 1 << 20
+GUESSED = "how fast it is is a guess"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,23 +191,33 @@ def _space(part: SpacePart, names: Mapping[str, WorkerId]) -> Space:
 # -- to a document -----------------------------------------------------------------------------
 
 
-def document_of(problem: Problem, *, model: str | None = None, about: str | None = None) -> Document:
+def document_of(
+    problem: Problem,
+    *,
+    model: str | None = None,
+    about: str | None = None,
+    guessed: Collection[WorkerId] = (),
+    estimated: Collection[tuple[WorkerId, WorkerId]] = (),
+) -> Document:
     """What :func:`problem_of` makes ``problem`` of again, all its links listed.
 
     Workers are numbered anew, names that stand twice get a number, and rates that no file may have are the nearest that one may.
 
     Args:
         model: what the model is called.
+        guessed: workers of whose speed nothing is known. estimated: links that nobody has measured.
     """
     topology = problem.topology
     names = _node_names(topology)
     nodes = {name: _node_part(worker, names, topology) for worker, name in names.items()}
+    nodes |= {names[worker]: msgspec.structs.replace(nodes[names[worker]], about=GUESSED) for worker in guessed}
     links = tuple(
         LinkPart(
             source=names[source],
             target=names[target],
             bandwidth_bytes_per_s=_bounded(link.bandwidth_bytes_per_s, LEAST_LINK_RATE, MOST_LINK_RATE),
             delay_s=link.latency_s or ZERO,
+            estimated=(source, target) in estimated,
         )
         for (source, target), link in topology.links.items()
         if source != target

@@ -67,8 +67,8 @@ def _stage_cells(stage: StageAccount) -> Sequence[str]:
         f"{start}-{stop - 1} ({stop - start})",
         milliseconds(stage.compute_s),
         milliseconds(stage.stream_s) if stage.stream_s else "",
-        _size(stage.memory_bytes),
-        "" if stage.memory_limit_bytes is None else _size(stage.memory_limit_bytes),
+        size(stage.memory_bytes),
+        "" if stage.memory_limit_bytes is None else size(stage.memory_limit_bytes),
         f"{stage.busy:.0%}",
     )
 
@@ -91,7 +91,7 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if seconds < 0.1 else f"{seconds * 1e3:.0f} ms"
 
 
-def _size(num_bytes: float) -> str:
+def size(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.2f} MB"
 
 

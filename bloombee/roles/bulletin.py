@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from bloombee.control.events import Decision
+from bloombee.errors import BloomBeeError
 from bloombee.types import SwarmEvent, SwarmEventKind, WorkerId
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,14 @@ class Bulletin:
         self._tell(SwarmEvent(SwarmEventKind.LOST, time.monotonic(), 0, worker, name, reason, stage=stage))
         if stage is None and self._has_run:
             log.warning("worker %s, a spare, is lost (%s)", name, reason)
+
+    def dismissed(self, worker: WorkerId, name: str, stage: int | None, error: BloomBeeError | None) -> None:
+        """The head hangs up on a worker, for an error of its or since it was to leave."""
+        if error is not None:
+            self.lost(worker, name, stage, error.message)
+            return
+        log.warning("worker %s leaves, and nothing is missing", name)
+        self.tell(SwarmEventKind.LEFT, worker=worker, name=name)
 
     def decided(self, decision: Decision, line: str) -> None:
         """Something was chosen, and ``line`` of the log says so."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from bloombee.errors import BloomBeeError, ConfigError, Infeasible, RuntimeClosed
 from bloombee.kv.pool import most_pages
 from bloombee.models.card import ModelCard
 from bloombee.pipeline.commands import Command
 from bloombee.pipeline.events import CancelRequest, Emitted, Ended, SchedulerBegan, SchedulerSaid, Submit, SwarmLost
-from bloombee.pipeline.requests import RequestCore
+from bloombee.pipeline.requests import Request, RequestCore
 from bloombee.plan.plan import Plan
 from bloombee.roles.asked import ask
 from bloombee.roles.prompts import Prompt, PromptIds, Prompts
@@ -69,6 +69,11 @@ class Desk:
     def __len__(self) -> int:
         """Requests that are waiting or running."""
         return len(self._requests)
+
+    @property
+    def running(self) -> Iterator[tuple[int, Request]]:
+        """Requests that are waiting or running, by number."""
+        return self._core.running
 
     async def submit(
         self, number: int, prompt: Prompt, params: SamplingParams, sink: Sink, *, client: str = "", priority: int = 0

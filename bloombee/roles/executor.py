@@ -31,6 +31,8 @@ from bloombee.types import Dtype, Phase
 from bloombee.wire.messages import Load, Tally
 
 log = logging.getLogger(__name__)
+BRIEF_NS = 3_000_000
+"""For so long the event loop may stand still for a forward."""
 
 
 @dataclass(slots=True)
@@ -65,6 +67,8 @@ class SpanExecutor:
         self._clock: Any = None
         """An engine.device_clock.DeviceClock, once something is loaded."""
         self._pace: Pace | None = None
+        self._is_processor = False
+        """Whether this machine's processor is the device, not another that the thread waits for."""
         self._dtype = Dtype.FLOAT32
         self.sender: Sender | None = None
         self.receiver: Receiver | None = None
@@ -75,6 +79,8 @@ class SpanExecutor:
         self._profiling: Iterator[Profile | None] = iter(())
         self._results: WorkThread | None = None
         """Waits for what the device works on, and alone uses the sender then; None: the device is done when it has been asked."""
+        self._last_decode = (0, 0, 0)
+        """Of the last work of decode that this processor did itself: rows, nanoseconds, and when it was done."""
 
     def tally(self, phase: Phase) -> Tally:
         """Forwards of ``phase`` since the start."""
@@ -135,7 +141,15 @@ class SpanExecutor:
 
     def run(self, work: Work, *, on_done: Callable[[Outcome], None], on_error: Callable[[BloomBeeError], None]) -> None:
         """Run ``work`` after everything asked before."""
-        self._queue.put(lambda: self._run(work, on_done, on_error))
+        put = self._queue.put_brief if self._is_brief(work) else self._queue.put
+        put(lambda: self._run(work, on_done, on_error))
+
+    def _is_brief(self, work: Work) -> bool:
+        """Whether a forward takes no longer, going by the last, than the event loop may stand still, on a device that idles more
+        than it works: one with much to do has it beside what the loop does for the works to come."""
+        rows, spent_ns, ended_ns = self._last_decode
+        idle_ns = time.monotonic_ns() - ended_ns
+        return work.computes is Phase.DECODE and work.num_rows <= rows and spent_ns < min(BRIEF_NS, idle_ns)
 
     def gather(
         self, pieces: Sequence[Piece], *, on_done: Callable[[Payload], None], on_error: Callable[[BloomBeeError], None]
@@ -185,13 +199,15 @@ class SpanExecutor:
 
         self._buffers, self._dtype, self._pace = buffers, span.dtype, span.pace
         self._clock = HostClock() if span.pace is not None else clock_of(span.model.device)
+        self._is_processor = span.pace is None and span.model.device.type == "cpu"
         if load.start > 0:
             self.receiver = Receiver(span.dtype, span.model.hidden_size)
         if load.stop < load.num_layers:
             self.sender = Sender(span.dtype, span.model.hidden_size, CodecMode(load.codec), ship)
         self._profiling = self._profiler(span, load)
         # OpenMP knows a number of threads for each thread that asks it: that of loading is to be the device's too.
-        self._queue.put(partial(torch.set_num_threads, torch.get_num_threads()))
+        for hand in (self._queue.put, self._queue.post):
+            hand(partial(torch.set_num_threads, torch.get_num_threads()))
         if span.pace is not None:
             self._queue.put(wake_exactly)
         elif span.model.device.type != "cpu":
@@ -255,6 +271,9 @@ class SpanExecutor:
             if run.error is not None:
                 raise run.error
             outcome = self._outcome(work, run.result()) if run.result is not None else Outcome(work.number)
+            if self._is_processor and work.computes is Phase.DECODE:
+                done = time.monotonic_ns()
+                self._last_decode = (work.num_rows, done - run.began_ns, done)
             if self.trace is not None:
                 self.trace.computed(work.microbatch, run.began_ns, run.start_ns, run.stop_ns)
             self._queue.post(on_done, outcome)

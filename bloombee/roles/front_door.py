@@ -6,7 +6,7 @@ import secrets
 
 from bloombee.address import Address, loopback_of, reachable_at, read_listen, read_told
 from bloombee.config import RuntimeConfig
-from bloombee.errors import ConfigError
+from bloombee.errors import ConfigError, RuntimeClosed
 from bloombee.transport.interfaces import own_addresses
 from bloombee.wire.join import Door
 from bloombee.wire.token import MAX_ENDPOINTS, JoinToken, encode_token
@@ -36,7 +36,12 @@ class FrontDoor:
 
         Args:
             own_endpoint: how this worker reaches the head, if not at the head's own addresses.
+
+        Raises:
+            RuntimeClosed: the swarm has ended, and lets nobody in.
         """
+        if self._door.is_shut:
+            raise RuntimeClosed("the swarm has ended and lets nobody in: start its head again")
         secret = secrets.token_bytes(SECRET_BYTES)
         self._door.issue(secret)
         endpoints = self._endpoints if own_endpoint is None else (own_endpoint,)

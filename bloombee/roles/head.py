@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from bloombee.config import LocalWorker, RuntimeConfig
-from bloombee.control.events import CodecSeen, PlanEnded, StageBack, StageMeasured
+from bloombee.control.events import CodecSeen, PlanEnded, StageBack
 from bloombee.control.seen import stage_measured
 from bloombee.errors import (
     BloomBeeError,
@@ -39,6 +39,7 @@ from bloombee.pipeline.commands import (
     PipelineUp,
     PlanMade,
     ReportLeft,
+    ReportMeasured,
     ReportProgress,
     Send,
     StageLoaded,
@@ -57,7 +58,7 @@ from bloombee.pipeline.events import (
     WorkerSaid,
     WorkersEnded,
 )
-from bloombee.pipeline.swarm import SwarmCore, SwarmLimits
+from bloombee.pipeline.swarm import Drains, SwarmCore, SwarmLimits, may_be_silent
 from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
 from bloombee.roles.bulletin import Bulletin
@@ -80,6 +81,7 @@ from bloombee.wire.envelope import Envelope
 from bloombee.wire.join import Admitted, Door
 from bloombee.wire.messages import (
     AnyMessage,
+    Drain,
     Goodbye,
     Join,
     Leave,
@@ -104,7 +106,8 @@ class HeadRole:
         on_progress: Callable[[LoadProgress], None] | None = None,
     ) -> None:
         self.config = config
-        self.local = LocalSwarm(config, local_workers, on_end=self._process_ended, on_failed=self._no_workers)
+        self.bulletin = Bulletin()
+        self.local = LocalSwarm(config, local_workers, self.bulletin, on_end=self._process_ended, on_failed=self._no_workers)
         self.card: ModelCard
         self.plan: Plan | None = None
         self.front_door: FrontDoor
@@ -113,9 +116,8 @@ class HeadRole:
         self.profile: Profile | None = None
         self.desk = Desk(config.max_waiting, self._do)
         self.observatory = Observatory()
-        self.bulletin = Bulletin()
         self.helm = Helm(config, ask=self._ask, tune=lambda tune: self.dispatch.handle(tune), decided=self.bulletin.decided)
-        self._progress = Progress(on_progress)
+        self._progress = Progress(on_progress, self.bulletin)
         self._keys = generate()
         self._endpoint = Endpoint(
             self._keys,
@@ -153,8 +155,7 @@ class HeadRole:
             self._endpoint.stamps = True
         bound = await self._endpoint.bind(config.listen)
         self.local.start()
-        key = self._keys.public if config.curve else bytes(32)
-        self.front_door = FrontDoor(self._door, config, key=key, bound=bound)
+        self.front_door = FrontDoor(self._door, config, key=self._keys.public if config.curve else bytes(32), bound=bound)
         self.join_tokens = tuple(self.front_door.issue(self.local.head_endpoint(i)) for i in range(config.num_workers))
         loop.set_exception_handler(self._bug)
 
@@ -177,13 +178,15 @@ class HeadRole:
             desk=self.desk,
         )
         links, figures = iter(partial(secrets.token_bytes, 16), b""), self.observatory.remember(request)
-        self._core = SwarmCore(request, SwarmLimits(config.load_deadline_s), links, figures=figures)
+        self._core = self.observatory.core = SwarmCore(request, SwarmLimits(config.load_deadline_s), links, figures=figures)
+        self.drains = Drains(self._core)
         acts = [
             lambda now: self._do(self._core.handle(Tick(now))),
+            lambda now: self._do(self.drains.step(now)),
             lambda now: self.dispatch.handle(Tick(now)),
             lambda now: self.helm.look(self.dispatch.scheduler, self.observatory.links_seen, now),
         ]
-        self.members.watch(self._core.is_loading)
+        self.members.watch(partial(may_be_silent, self._core))
         self._ticker = Ticker(acts, on_error=self._failed)
 
     async def start_workers(self) -> None:
@@ -198,6 +201,11 @@ class HeadRole:
                 self._core.request = self._core.request.measured(self.profile)
             await self.local.spawn(self.join_tokens)
         self.plan = await asyncio.shield(self._up)
+
+    @property
+    def core(self) -> SwarmCore:
+        """Once the model has been looked at."""
+        return self._core
 
     async def close(self) -> None:
         """End the swarm: requests fail with RuntimeClosed, workers and spawner are gone when this returns."""
@@ -218,17 +226,6 @@ class HeadRole:
         if self._trace is not None:
             self._trace.tracer.close()
 
-    async def measure(self) -> tuple[StageMeasured, ...]:
-        """How every stage stands, asked now.
-
-        Raises:
-            RuntimeClosed: the pipeline is not up, or was closed meanwhile.
-            BloomBeeError: whatever took it down meanwhile.
-        """
-        if self.plan is None or self._closed or not self._core.is_up:
-            raise RuntimeClosed("the pipeline is not up")
-        return await self.helm.measure()
-
     # -- the network -----------------------------------------------------------------------
 
     def _received(self, link: bytes, lane: Lane, envelope: Envelope, _: list[memoryview]) -> None:
@@ -240,8 +237,7 @@ class HeadRole:
             if isinstance(message, Refused):
                 why = message.fields.get("message")
                 log.warning("worker %s refused a message: %s %s", self.members.name(worker), message.code, why)
-            else:
-                self._from_worker(worker, message)
+            self._from_worker(worker, message)
         except (ProtocolError, StalePlan) as error:
             log.debug("refused %s: %s", type(message).__name__, error)
             self.members.wrong(link, error)
@@ -255,7 +251,6 @@ class HeadRole:
         event = WorkerJoined(admitted.worker, join.name, join.endpoint, admitted.key, join.memory_bytes, time.monotonic())
         self.local.joined(join.name)
         self._progress.joined(admitted, max(0, self._core.num_missing - 1))
-        self.bulletin.tell(SwarmEventKind.JOINED, worker=admitted.worker, name=join.name)
         self._do(self._core.handle(event))
 
     def _from_worker(self, worker: WorkerId, message: AnyMessage) -> None:
@@ -271,6 +266,8 @@ class HeadRole:
         elif isinstance(message, Leave):
             self.members.send(worker, Lane.CONTROL, Goodbye(reason="as it wished"))
             self._gone(worker, f"it leaves: {message.reason}")
+        elif isinstance(message, Drain):
+            self.drains.said(worker, message)
         else:
             if (seen := self.observatory.heard(worker, message, self.card.config_digest)) is not None:
                 if isinstance(seen, CodecSeen):
@@ -297,10 +294,11 @@ class HeadRole:
         self.dispatch.handle(StageRestored(stage, now))
         self.helm.tell(StageBack(stage, now))
 
-    def _process_ended(self, name: str, reason: str) -> None:
+    def _process_ended(self, name: str, reason: str) -> bool:
         worker = self.members.named(name)
         if worker is not None and not self._closed:  # else it has been found lost already
             self._gone(worker, reason)
+        return self._core.error is None
 
     def _no_workers(self, error: BloomBeeError) -> None:
         if not self._closed and hasattr(self, "_core"):
@@ -348,12 +346,14 @@ class HeadRole:
                 self.desk.lost(error)
                 self._fail(error)
             case Dismiss(worker=worker, stage=stage, error=error):
-                self.bulletin.lost(worker, self.members.name(worker), stage, error.message)
+                self.bulletin.dismissed(worker, self.members.name(worker), stage, error)
                 self.members.dismiss(worker)
             case ReportLeft():
                 self._progress.left(command)
             case StageLoaded(worker=worker, stage=stage):
                 self.bulletin.tell(SwarmEventKind.LOADED, worker=worker, name=self.members.name(worker), stage=stage)
+            case ReportMeasured():
+                self._progress.measuring(command, self.members.name(command.worker))
             case ReportProgress():
                 self._progress.loading(command, self.members.name(command.worker))
             case _:

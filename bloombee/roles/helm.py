@@ -12,15 +12,29 @@ from typing import BinaryIO
 
 from bloombee.config import RuntimeConfig
 from bloombee.control.core import LOOK_EVERY_S, ControlCore
-from bloombee.control.events import Answer, Asked, AskStage, Decision, Event, LinkSeen, Looked, Run, StageMeasured
+from bloombee.control.events import (
+    Answer,
+    Asked,
+    AskStage,
+    Decision,
+    Event,
+    LinkSeen,
+    Looked,
+    PlanEnded,
+    PlanRuns,
+    Run,
+    StageMeasured,
+)
 from bloombee.control.log import to_line
 from bloombee.control.seen import plan_runs
-from bloombee.errors import BloomBeeError, ConfigError, LocalProtocolError
+from bloombee.errors import BloomBeeError, ConfigError, LocalProtocolError, RuntimeClosed
 from bloombee.pipeline.events import Tune, tune_event
 from bloombee.pipeline.scheduler import SchedulerCore, SchedulerProxy
 from bloombee.pipeline.swarm import PlanRequest
 from bloombee.plan.plan import Plan
 from bloombee.roles.each import each
+from bloombee.roles.speed import Speed
+from bloombee.types import StageUse
 
 log = logging.getLogger(__name__)
 
@@ -47,17 +61,22 @@ class Helm:
         decided: Callable[[Decision, str], None],
     ) -> None:
         self.core = ControlCore()
+        self.speed = Speed()
+        self.uses: dict[int, StageUse] = {}
+        """What each stage of the plan has done, as it said last."""
         self._ask = ask
         self._tune = tune
         self._decided = decided
         self._config = config
         self._file = None if config.decisions is None else _open(config.decisions)
         self._look_at = 0.0
+        self._is_running = False
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[tuple[StageMeasured, ...]]] = {}
 
     def tell(self, event: Event) -> None:
         """Something was seen; the core chooses."""
+        self._note(event)
         self._write(event)
         try:
             commands = self.core.handle(event)
@@ -66,6 +85,16 @@ class Helm:
             self.give_up(LocalProtocolError(f"internal error, please report it: {type(error).__name__}: {error}"))
             return
         each(self._do, commands)
+
+    def _note(self, event: Event) -> None:
+        """For whoever asks how the plan is doing."""
+        match event:
+            case StageMeasured(stage=stage, use=use):
+                self.uses[stage] = use
+            case PlanRuns():
+                self._is_running, self.uses = True, {}
+            case PlanEnded():
+                self._is_running, self.uses = False, {}
 
     def runs(self, plan: Plan, request: PlanRequest) -> None:
         """``plan``, of ``request``, is wired."""
@@ -88,15 +117,18 @@ class Helm:
         self._look_at = now + LOOK_EVERY_S
         for link in links(now):
             self.tell(link)
+        self.speed.add(*scheduler.decoded)
         waiting = scheduler.num_sequences - scheduler.num_open
         self.tell(Looked(scheduler.num_open, waiting, scheduler.quickest_loop, scheduler.decoded, now))
 
     async def measure(self) -> tuple[StageMeasured, ...]:
-        """How every stage stands, asked now. A plan must run.
+        """How every stage stands, asked now.
 
         Raises:
-            BloomBeeError: as :meth:`give_up` was called with.
+            RuntimeClosed: no plan runs. BloomBeeError: as :meth:`give_up` was called with.
         """
+        if not self._is_running:
+            raise RuntimeClosed("the pipeline is not up")
         question = next(self._numbers)
         answer: asyncio.Future[tuple[StageMeasured, ...]] = asyncio.get_running_loop().create_future()
         self._asked[question] = answer
@@ -114,7 +146,8 @@ class Helm:
                 answer.set_exception(error)
 
     def close(self) -> None:
-        """Nothing is written any more."""
+        """Nothing is written or answered any more."""
+        self._is_running = False
         if self._file is not None:
             self._file.close()
             self._file = None

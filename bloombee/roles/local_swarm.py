@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 
 from bloombee.config import LocalWorker, RuntimeConfig, WorkerConfig
@@ -19,8 +20,11 @@ from bloombee.pace import Pace, parse_pace
 from bloombee.pipeline.swarm import Machine
 from bloombee.plan.profile import Profile
 from bloombee.plan.topology import Cores, Device
+from bloombee.roles.bulletin import Bulletin
+from bloombee.roles.restarts import Restarts
 from bloombee.roles.spawner_client import SpawnerClient
-from bloombee.types import Dtype, Span
+from bloombee.transport.keys import KeyPair, generate
+from bloombee.types import Dtype, Span, SwarmEventKind
 
 log = logging.getLogger(__name__)
 HOP_S = 0.00045
@@ -32,8 +36,9 @@ class LocalSwarm:
 
     Args:
         places: where each local worker stands in the network; empty: plainly on loopback.
+        bulletin: is told of workers that are started again.
         on_end: called with a worker's name and the reason when its process has ended, unless :meth:`close` ended it or it had
-            not joined yet.
+            not joined yet; returns whether the swarm goes on, so that it is of use again.
         on_failed: called with why what is started here cannot serve: a worker that a stage is meant for cannot start, or all end
             with the spawner.
 
@@ -45,8 +50,9 @@ class LocalSwarm:
         self,
         config: RuntimeConfig,
         places: Sequence[LocalWorker],
+        bulletin: Bulletin,
         *,
-        on_end: Callable[[str, str], None],
+        on_end: Callable[[str, str], bool],
         on_failed: Callable[[BloomBeeError], None],
     ) -> None:
         self._config = config
@@ -54,6 +60,11 @@ class LocalSwarm:
         self._places = tuple(places) or (LocalWorker(),) * count
         if len(self._places) != count:
             raise ConfigError(f"{len(self._places)} local_workers for {count} workers: one each", field="local_workers")
+        self._bulletin = bulletin
+        self._restarts = Restarts(config.restarts)
+        self._started: dict[str, tuple[WorkerConfig, KeyPair]] = {}
+        """How each worker was started, and is again should it die."""
+        self._starting: set[asyncio.Task[None]] = set()
         self._on_end = on_end
         self._on_failed = on_failed
         self._spawner = SpawnerClient(on_exit=self._exited, on_lost=self._lost)
@@ -135,8 +146,13 @@ class LocalSwarm:
                 trace=self._config.trace or ".",
                 log_level="warning",
             )
-            self._awaited.add(name)
-            self.processes[await self._spawner.spawn(config)] = name
+            self._started[name] = config, generate()
+            await self._start(name)
+
+    async def _start(self, name: str) -> None:
+        """Also again: under its key, and with the token that lets another in once the one before is gone."""
+        self._awaited.add(name)
+        self.processes[await self._spawner.spawn(*self._started[name])] = name
 
     def joined(self, name: str) -> None:
         """A worker that calls itself so is in the swarm."""
@@ -174,12 +190,34 @@ class LocalSwarm:
         code = os.waitstatus_to_exitcode(status)
         killed = f"its process was killed by {signal.Signals(-code).name}" if code < 0 else ""
         reason = killed or f"its process ended with status {code}"
+        goes_on = True
         if name not in self._awaited:
-            self._on_end(name, reason)
-        elif name in self.names[: self._config.num_stages]:
+            goes_on = self._on_end(name, reason)
+        elif name in self.names[: self._config.num_stages] and not self._restarts.has(name):
             self._on_failed(DeviceError(f"worker {name!r} could not start: {reason}", worker=name))
+            goes_on = False
         else:
             log.warning("worker %s, a spare, could not start: %s", name, reason)
+        if goes_on and code:  # else it has ended in order, and is not wanted any more
+            self._start_again(name, reason)
+
+    def _start_again(self, name: str, reason: str) -> None:
+        """A worker that has died, unless it did so too often."""
+        if not self._restarts.begin(name, time.monotonic()):
+            log.warning("worker %s is not started again: %d times in ten minutes are enough", name, self._restarts.most)
+            return
+        log.warning("worker %s is started again (%s)", name, reason)
+        self._bulletin.tell(SwarmEventKind.RESTARTED, name=name, reason=reason)
+        task = asyncio.get_running_loop().create_task(self._try_to_start(name))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
+    async def _try_to_start(self, name: str) -> None:
+        try:
+            await self._start(name)
+        except BloomBeeError as error:
+            if not self._closing:
+                log.warning("worker %s could not be started again: %s", name, error.message)
 
     def _lost(self) -> None:
         """The spawner ended, and its workers with it; those from elsewhere need it only until the model has been looked at."""

@@ -65,7 +65,7 @@ class Members:
         self._endpoint = endpoint
         self._door = door
         self._pulse = Pulse(self.look)
-        self._is_loading: Callable[[WorkerId], bool] = lambda _: False
+        self._may_be_silent: Callable[[WorkerId], bool] = lambda _: False
         self._on_in = on_in
         self._on_away = on_away
         self._on_gone = on_gone
@@ -86,6 +86,16 @@ class Members:
 
     def name(self, worker: WorkerId) -> str:
         return self._of[worker].name
+
+    def silent_s(self, worker: WorkerId) -> float:
+        """Since its last word; 0 of one that is not in."""
+        member = self._of.get(worker)
+        return 0.0 if member is None else member.watch.silent_s(time.monotonic())
+
+    def rtt_s(self, worker: WorkerId) -> float | None:
+        """Of the link to a worker, the least of late; None: none was measured, or it is not in."""
+        member = self._of.get(worker)
+        return None if member is None else member.watch.liveness.rtt_s
 
     def named(self, name: str) -> WorkerId | None:
         """Whoever calls itself so."""
@@ -203,9 +213,9 @@ class Members:
         """Of the time that this process was awake."""
         return self._pulse.clock
 
-    def watch(self, is_loading: Callable[[WorkerId], bool]) -> None:
-        """Look at everybody from now on; ``is_loading``: whether a worker may hold its interpreter's lock."""
-        self._is_loading = is_loading
+    def watch(self, may_be_silent: Callable[[WorkerId], bool]) -> None:
+        """Look at everybody from now on; ``may_be_silent``: whether a worker may hold its interpreter's lock."""
+        self._may_be_silent = may_be_silent
         self._pulse.start()
 
     def close(self, reason: str) -> None:
@@ -221,7 +231,7 @@ class Members:
             if not is_greeted:
                 member.watch.heard(now)
             if member.worker in self._of:  # else one looked at before has taken it along
-                patience_s = LOADING_SILENCE_S if self._is_loading(member.worker) else 0.0
+                patience_s = LOADING_SILENCE_S if self._may_be_silent(member.worker) else 0.0
                 why = look(self._endpoint, member.link, member.watch, now, asks=is_greeted, patience_s=patience_s)
                 if why is not None:
                     self._on_gone(member.worker, why)

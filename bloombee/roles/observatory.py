@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 
@@ -12,11 +13,12 @@ from bloombee.control.seen import link_seen
 from bloombee.links.estimator import LinkFacts
 from bloombee.links.frames import LinkMeter
 from bloombee.pipeline.profiles import from_message
-from bloombee.pipeline.swarm import Figures, PlanRequest
+from bloombee.pipeline.swarm import Figures, FirstPlan, PlanRequest, SwarmCore
 from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
-from bloombee.plan.topology import LOCAL, Device, Topology
+from bloombee.plan.topology import LOCAL, Device, Link, Topology
 from bloombee.roles.link_memory import figures_path, keep_figures, read_figures
+from bloombee.roles.members import Members
 from bloombee.types import HEAD, WorkerId
 from bloombee.wire.messages import AnyMessage, LinkReport, Profiled
 
@@ -27,6 +29,8 @@ class Observatory:
     """Of one head; nothing is known before a plan runs."""
 
     def __init__(self) -> None:
+        self.core: SwarmCore
+        """Who is in the swarm; once the model has been looked at."""
         self.meter = LinkMeter()
         """Of the link from the head to the first stage."""
         self.profiles: dict[WorkerId, Profile] = {}
@@ -112,6 +116,30 @@ class Observatory:
         devices = {stage.worker: self._device(stage.worker, stage.name) for stage in plan.stages}
         known = {ends: facts.as_link() for ends, facts in self.links.items()}
         return Topology(devices, {ends: known.get(ends) or LOCAL for ends in plan.hops})
+
+    def known(self, members: Members) -> tuple[Topology, frozenset[tuple[WorkerId, WorkerId]]]:
+        """All workers that are there, spares too, and their links, as they were looked at before the plan and with what they have
+        shown since; and the links whose bandwidth nobody has measured. Of the head's own the round trip is known at least."""
+        survey, ring = self.core.survey, self.topology
+        surveyed, found = (None, {}) if survey is None else (survey.topology(), survey.found)
+        base = FirstPlan(self.core.request).known(self.core.members.values(), surveyed)
+        trips = {
+            ends: Link(math.inf, rtt_s / 2)
+            for worker in base.devices
+            if (rtt_s := members.rtt_s(worker)) is not None
+            for ends in ((HEAD, worker), (worker, HEAD))
+        }
+        shown = {ends: link for ends, facts in self.links.items() if (link := facts.as_link()) is not None}
+        devices = {
+            worker: dataclasses.replace(self._device(worker, device.name), memory_bytes=device.memory_bytes)
+            if worker in self.profiles
+            else device
+            for worker, device in base.devices.items()
+        }
+        links = {**ring.links, **trips, **base.links, **shown}
+        measured = {ends for ends, figure in found.items() if figure.bandwidth_bytes_per_s is not None}
+        estimated = frozenset(() if survey is None else links.keys() - shown.keys() - measured)
+        return dataclasses.replace(base, devices=devices, links=links), estimated
 
     def _device(self, worker: WorkerId, name: str) -> Device:
         profile = self.profiles.get(worker)

@@ -1,13 +1,14 @@
-"""Telling the application how the start gets on."""
+"""Telling the application how the start gets on, and whoever listens to events the same."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 
-from bloombee.pipeline.commands import ReportLeft, ReportProgress
+from bloombee.pipeline.commands import ReportLeft, ReportMeasured, ReportProgress
 from bloombee.plan.plan import Plan
-from bloombee.types import LoadProgress
+from bloombee.roles.bulletin import Bulletin
+from bloombee.types import LoadProgress, SwarmEventKind, WorkerId
 from bloombee.wire.join import Admitted
 
 log = logging.getLogger(__name__)
@@ -16,8 +17,10 @@ log = logging.getLogger(__name__)
 class Progress:
     """The application's callback; one that raises is not called again, and costs nothing else."""
 
-    def __init__(self, tell: Callable[[LoadProgress], None] | None) -> None:
+    def __init__(self, tell: Callable[[LoadProgress], None] | None, bulletin: Bulletin) -> None:
         self._tell = tell
+        self._bulletin = bulletin
+        self._measuring: set[WorkerId] = set()
 
     def tell(self, progress: LoadProgress) -> None:
         if self._tell is None:
@@ -30,9 +33,19 @@ class Progress:
 
     def joined(self, admitted: Admitted, num_missing: int) -> None:
         self.tell(LoadProgress(admitted.worker, admitted.join.name, -1, 0, 0, "joined", num_missing))
+        self._bulletin.tell(SwarmEventKind.JOINED, worker=admitted.worker, name=admitted.join.name)
 
     def left(self, report: ReportLeft) -> None:
         self.tell(LoadProgress(report.worker, report.name, -1, 0, 0, "left", report.num_missing))
+
+    def measuring(self, report: ReportMeasured, name: str) -> None:
+        """Of which there are two events: when it begins and when all is known."""
+        kind = SwarmEventKind.MEASURED if report.is_all else SwarmEventKind.MEASURING
+        known, links = report.num_known, report.num_links
+        self.tell(LoadProgress(report.worker, name, -1, 0, 0, str(kind), num_known_links=known, num_links=links))
+        if report.is_all or report.worker not in self._measuring:
+            self._bulletin.tell(kind, worker=report.worker, name=name, reason=f"{known} of {links} links known")
+        (self._measuring.discard if report.is_all else self._measuring.add)(report.worker)
 
     def loading(self, report: ReportProgress, name: str) -> None:
         self.tell(LoadProgress(report.worker, name, report.stage, report.loaded_bytes, report.total_bytes, "loading"))

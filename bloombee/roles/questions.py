@@ -35,9 +35,12 @@ SUFFIX = ".sock"
 _NAME = re.compile(r"[0-9]{1,12}(-[0-9]{1,4})?\.sock")
 
 
-class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """``about``: what an order is about, a worker's name; empty: it needs nothing more."""
+
     version: int
     ask: Annotated[str, Meta(max_length=64)]
+    about: Annotated[str, Meta(max_length=1024)] = ""
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -59,11 +62,11 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
 # -- lines -------------------------------------------------------------------------------------
 
 
-def question_line(ask: str) -> bytes:
-    return msgspec.json.encode(Question(VERSION, ask)) + b"\n"
+def question_line(ask: str, about: str = "") -> bytes:
+    return msgspec.json.encode(Question(VERSION, ask, about)) + b"\n"
 
 
-def read_question(line: bytes) -> str:
+def read_question(line: bytes) -> Question:
     """What is asked.
 
     Raises:
@@ -75,7 +78,7 @@ def read_question(line: bytes) -> str:
         raise RemoteProtocolError(f"not a question: {str(error)[:200]}", path="question") from None
     if question.version != VERSION:
         raise VersionMismatch(f"a question of version {question.version}; this head speaks {VERSION}", version=VERSION)
-    return question.ask
+    return question
 
 
 def answer_line(answer: Any) -> bytes:

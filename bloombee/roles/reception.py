@@ -30,8 +30,9 @@ PATIENCE_S = 10.0
 """For a question once a caller is there, for the next one, and for the answer to be taken."""
 BUSY_S = 1.0
 """Before the next caller is taken when this process has no file for one."""
-Told = Callable[[], Callable[[], Any]]
-"""What the head knows now, and then, on another thread since it may take long, what JSON can hold of it. Raises BloomBeeError."""
+Told = Callable[[str], Callable[[], Any]]
+"""Given what the question is about: what the head knows now, and then, on another thread since it may take long, what JSON can
+hold of it. Raises BloomBeeError."""
 
 
 class Reception:
@@ -110,9 +111,9 @@ class Reception:
         """Raises RemoteProtocolError: who says that says nothing better next."""
         asked = read_question(line)
         try:
-            if asked not in self._told:
-                raise RemoteProtocolError(f"{asked!r} is nothing to ask; there are {', '.join(self._told)}", path="ask")
-            make = self._told[asked]()
+            if asked.ask not in self._told:
+                raise RemoteProtocolError(f"{asked.ask!r} is nothing to ask; there are {', '.join(self._told)}", path="ask")
+            make = self._told[asked.ask](asked.about)
             return await asyncio.to_thread(lambda: answer_line(make()))
         except BloomBeeError as error:
             return answer_line(error)

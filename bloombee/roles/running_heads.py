@@ -11,9 +11,21 @@ from typing import Any
 
 import msgspec
 
-from bloombee.errors import AuthenticationError, BloomBeeError, ConfigError, DeadlineExceeded, LinkDown, RemoteProtocolError
+from bloombee.config import socket_folders
+from bloombee.errors import (
+    AuthenticationError,
+    BloomBeeError,
+    ConfigError,
+    DeadlineExceeded,
+    LinkDown,
+    RemoteProtocolError,
+    VersionMismatch,
+)
 from bloombee.plan.document import Document, parse
+from bloombee.quote import quoted
 from bloombee.roles.questions import MAX_ANSWER_BYTES, SUFFIX, is_own, question_line, reachable, read_answer, sockets_in
+from bloombee.roles.status import VERSION as STATUS_VERSION
+from bloombee.roles.status import SwarmStatus
 
 STATUS_S, ANSWER_S = 2.0, 30.0
 """How long a head may take to say who it is; to answer anything else."""
@@ -37,9 +49,20 @@ class RunningHead:
     path: Path
     status: Status
 
-    def ask(self, what: str) -> Any:
+    def ask(self, what: str, about: str = "") -> Any:
         """Its answer, as JSON has it. Raises as :func:`ask`."""
-        return ask(self.path, what)
+        return ask(self.path, what, about)
+
+    def swarm(self) -> SwarmStatus:
+        """How its swarm is. Raises as :func:`ask`; VersionMismatch if it says so in words that this program does not know."""
+        answer = self.ask("swarm")
+        version = answer.get("version") if isinstance(answer, dict) else None
+        if version != STATUS_VERSION:
+            raise VersionMismatch(f"that head tells of its swarm in version {version}; this program reads {STATUS_VERSION}")
+        try:
+            return msgspec.convert(answer, SwarmStatus)
+        except msgspec.ValidationError as error:
+            raise RemoteProtocolError(f"what that head tells of its swarm cannot be read: {error}", path="swarm") from error
 
     def topology(self) -> Document:
         """What it knows of its swarm. Raises as :func:`ask`; RemoteProtocolError if that is no document."""
@@ -61,13 +84,34 @@ def running_heads(folders: Sequence[Path]) -> list[RunningHead]:
 def _running(folders: Sequence[Path]) -> Iterator[RunningHead]:
     for path in (path for folder in folders for path in sockets_in(folder)):
         try:
-            status = msgspec.convert(ask(path, "status", STATUS_S), Status)
+            status = msgspec.convert(ask(path, "status", patience_s=STATUS_S), Status)
         except (BloomBeeError, msgspec.ValidationError):
             continue  # it is ending, stands still, or is no head
         yield RunningHead(path.name.removesuffix(SUFFIX), path, status)
 
 
-def ask(path: Path, what: str, patience_s: float = ANSWER_S) -> Any:
+def running_head(name: str | None, otherwise: str = "") -> RunningHead:
+    """The head of this user that is meant; without a name the only one there is.
+
+    Args:
+        otherwise: what else to do where there is none, after "start one (bloombee head)".
+
+    Raises:
+        ConfigError: there is none of that name, none at all, or several; says which.
+    """
+    heads = running_heads(socket_folders())
+    found = [head for head in heads if name in (None, head.name)]
+    if len(found) == 1:
+        return found[0]
+    there = f"there are {', '.join(map(str, heads))}" if heads else "none of this user runs here"
+    if name is not None:
+        raise ConfigError(f"no head {quoted(name)} answers; {there}", field="head", value=quoted(name))
+    if found:
+        raise ConfigError(f"several heads run; say which with --head: {there}", field="head")
+    raise ConfigError(f"no head answers; {there}: start one (bloombee head){otherwise}", field="head")
+
+
+def ask(path: Path, what: str, about: str = "", *, patience_s: float = ANSWER_S) -> Any:
     """The answer of the head at ``path``, as JSON has it.
 
     Raises:
@@ -82,7 +126,7 @@ def ask(path: Path, what: str, patience_s: float = ANSWER_S) -> Any:
                 line.connect(name)
             if not is_own(line):
                 raise AuthenticationError(f"{path} is another user's", path=str(path))
-            line.sendall(question_line(what))
+            line.sendall(question_line(what, about))
             return read_answer(_received(line, time.monotonic() + patience_s))
         except (TimeoutError, BlockingIOError):  # the latter: too many wait to be taken
             raise DeadlineExceeded(f"the head at {path} gave no answer in {patience_s:g} s", path=str(path)) from None

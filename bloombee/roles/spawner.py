@@ -11,6 +11,7 @@ longer the parent, every worker is killed and the spawner ends. So nothing outli
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import gc
@@ -162,7 +163,7 @@ class Spawner:
             raise from_wire(*error)
         return int(offered)
 
-    def _do_spawn(self, config: dict[str, Any]) -> int:
+    def _do_spawn(self, config: dict[str, Any], keys: list[str]) -> int:
         readable, writable = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -178,7 +179,7 @@ class Spawner:
                 os.close(self._orders.fileno())
                 os.close(self._answers.fileno())
                 _die_with_parent(readable)
-                code = _worker_main(config)
+                code = _worker_main(config, keys)
             except BaseException:
                 logging.getLogger(__name__).exception("worker failed to start")
             finally:
@@ -189,14 +190,17 @@ class Spawner:
         return pid
 
 
-def _worker_main(config: dict[str, Any]) -> int:
+def _worker_main(config: dict[str, Any], keys: list[str]) -> int:
     from bloombee.config import WorkerConfig
     from bloombee.roles.worker import run
+    from bloombee.transport.keys import KeyPair
 
     try:
-        run(WorkerConfig(**config))
+        run(WorkerConfig(**config), KeyPair(*map(bytes.fromhex, keys)))
     except KeyboardInterrupt:
         return 130
+    except asyncio.CancelledError:
+        return 143
     except (ConfigError, DeviceError):
         return 1  # of its stage: the head has been told and says it
     except BloomBeeError as error:

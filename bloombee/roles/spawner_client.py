@@ -15,6 +15,7 @@ from typing import Any
 from bloombee.config import WorkerConfig
 from bloombee.errors import ConfigError, DeviceError, from_wire
 from bloombee.roles.child import start_child
+from bloombee.transport.keys import KeyPair
 
 END_S = 4.0
 
@@ -70,10 +71,11 @@ class SpawnerClient:
         finally:
             self._answers.pop(number, None)
 
-    async def spawn(self, config: WorkerConfig) -> int:
-        """Fork a worker; its process id."""
+    async def spawn(self, config: WorkerConfig, keys: KeyPair) -> int:
+        """Fork a worker that is known by ``keys``; its process id."""
         self._has_workers = True
-        return int(await self.ask("spawn", config=dataclasses.asdict(config)))
+        pair = [keys.public.hex(), keys.secret.hex()]
+        return int(await self.ask("spawn", config=dataclasses.asdict(config), keys=pair))
 
     async def close(self) -> None:
         """End every worker and the spawner; returns when they are gone."""

@@ -6,20 +6,31 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bloombee.errors import RuntimeClosed
+from bloombee.errors import ConfigError, RuntimeClosed
 from bloombee.objective import Objective
 from bloombee.pipeline.swarm.planning import FirstPlan
+from bloombee.plan.choose import with_guesses
 from bloombee.plan.document import Document
 from bloombee.plan.plan import Plan
 from bloombee.plan.problem import Problem, document_of
+from bloombee.quote import quoted
 from bloombee.roles.head import HeadRole
-from bloombee.roles.plan_wishes import plan_request
 from bloombee.roles.reception import Told
+from bloombee.roles.status import SwarmStatus
+from bloombee.roles.status_of import status_of
 
 
 def told_by(head: HeadRole) -> Mapping[str, Told]:
-    """By what is asked: who it is, who runs what, and what a planner would be asked of its swarm (docs/topology.md)."""
-    return {"status": lambda: _status(head), "plan": lambda: _plan(head), "topology": lambda: _topology(head)}
+    """By what is asked: who it is, how its swarm is, who runs what, what a planner would be asked of its swarm
+    (docs/topology.md), a token to join it with, and to let the worker go that it is about."""
+    return {
+        "status": lambda _: _status(head),
+        "swarm": lambda _: _swarm(head),
+        "plan": lambda _: _plan(head),
+        "topology": lambda _: _topology(head),
+        "token": lambda _: _token(head),
+        "drain": lambda name: _drain(head, name),
+    }
 
 
 def _status(head: HeadRole) -> Callable[[], dict[str, Any]]:
@@ -33,18 +44,44 @@ def _status(head: HeadRole) -> Callable[[], dict[str, Any]]:
     return lambda: status
 
 
+def _swarm(head: HeadRole) -> Callable[[], SwarmStatus]:
+    if not hasattr(head, "card"):
+        raise RuntimeClosed("that head still looks at its model: ask again in a moment")
+    status = status_of(head)
+    return lambda: status
+
+
+def _token(head: HeadRole) -> Callable[[], str]:
+    token = head.front_door.issue()
+    return lambda: token
+
+
+def _drain(head: HeadRole, name: str) -> Callable[[], str]:
+    """Of the worker that calls itself so, or has this number; done when it is no longer in."""
+    _swarm(head)
+    members = head.core.members
+    found = [member for member in members.values() if name in (member.name, str(member.id))]
+    if not found:
+        there = ", ".join(sorted(member.name for member in members.values())) or "none"
+        raise ConfigError(f"no worker {quoted(name)} is in the swarm; there are: {there}", field="worker", value=quoted(name))
+    head.drains.ask(found[0].id, "as was asked for at the head")
+    return lambda: found[0].name
+
+
 def _plan(head: HeadRole) -> Callable[[], dict[str, Any]]:
     return _running_plan(head).summary
 
 
 def _topology(head: HeadRole) -> Callable[[], Document]:
     """With the model, the choices and the objective of the head's own planner, and the KV memory that its plan has."""
-    plan = _running_plan(head)
-    request = plan_request(head.config, head.card, head.local.names)
+    plan, request = _running_plan(head), head.observatory.core.request
     wish, num_pages = FirstPlan(request).wish(), plan.groups[0].num_pages
     model, space = wish.shape(head.card, num_pages), wish.space(head.card, num_pages)
-    problem = Problem(head.observatory.topology, model, space, request.objective or Objective())
-    return lambda: document_of(problem, model=plan.model, about="what a head knew of its swarm")
+    known, estimated = head.observatory.known(head.members)
+    topology, guessed = with_guesses(known, model)
+    problem = Problem(topology, model, space, request.objective or Objective())
+    about = "what a head knows of its swarm"
+    return lambda: document_of(problem, model=plan.model, about=about, guessed=guessed, estimated=estimated)
 
 
 def _running_plan(head: HeadRole) -> Plan:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import time
 from typing import Any
@@ -28,6 +29,7 @@ from bloombee.pipeline.log import default_log_bytes
 from bloombee.roles.event_loop import new_event_loop
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.head_search import Found, HeadSearch
+from bloombee.roles.leaving import Leaving
 from bloombee.roles.log_file import require_directory
 from bloombee.roles.neighbours import CODECS
 from bloombee.roles.pulse import Pulse
@@ -35,7 +37,7 @@ from bloombee.roles.stages import Stages
 from bloombee.roles.tracing import StageTraces
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.interfaces import own_address_towards, own_addresses
-from bloombee.transport.keys import generate, load
+from bloombee.transport.keys import KeyPair, generate, load
 from bloombee.transport.link_events import LinkEvent, LinkEventKind
 from bloombee.types import VERSION, Lane
 from bloombee.wire.envelope import Envelope
@@ -45,6 +47,8 @@ from bloombee.wire.liveness import Liveness
 from bloombee.wire.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
+    Drain,
+    Drained,
     Goodbye,
     Heartbeat,
     Hello,
@@ -71,8 +75,11 @@ HEAD_GRACE_FACTOR = 2
 """It is for the head to say who is lost: a worker is not the first to give up."""
 
 
-def run(config: WorkerConfig) -> None:
+def run(config: WorkerConfig, keys: KeyPair | None = None) -> None:
     """Serve until the head ends the swarm. Blocks.
+
+    Args:
+        keys: by which it is known; None: as ``config`` says.
 
     Raises:
         ConfigError, AuthenticationError, TransportError: it could not join; the message says what to do.
@@ -81,14 +88,23 @@ def run(config: WorkerConfig) -> None:
     logging.getLogger("bloombee").setLevel(config.log_level.upper())
     logging.basicConfig(format=f"bloombee worker {config.name or os.getpid()}: %(message)s")
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(WorkerRole(config).serve())
+        runner.run(_serve(WorkerRole(config, keys)))
+
+
+async def _serve(role: WorkerRole) -> None:
+    """SIGTERM hands over what it serves, and a second one ends it at once."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    loop.add_signal_handler(signal.SIGTERM, lambda: role.leave("it was terminated") or task.cancel())
+    await role.serve()
 
 
 class WorkerRole:
     """All of one worker process."""
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig, keys: KeyPair | None = None) -> None:
         self._config = config
+        self._keys = keys
         self._token: JoinToken = decode_token(config.join)
         self._name = config.name or f"{socket.gethostname()}-{os.getpid()}"
         self._search: HeadSearch | None = None
@@ -105,13 +121,18 @@ class WorkerRole:
         """By the clock of the time that this process was awake."""
         self._hello_at = 0.0
         self._traces: StageTraces | None = None
+        self._leaving = Leaving(lambda drain: self._endpoint.send(self._head_link, Lane.CONTROL, drain))
+
+    def leave(self, reason: str) -> bool:
+        """Once what is served here has been taken over; False: that was asked for before, or there is no head yet."""
+        return self._joined is not None and self._leaving.ask(reason)
 
     async def serve(self) -> None:
         """As :func:`run`. Cancelled: everything is closed, the head sees the connection end."""
         loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = loop.create_future()
         loop.set_exception_handler(self._bug)
-        keys = load(self._config.key) if self._config.key else generate()
+        keys = self._keys or (load(self._config.key) if self._config.key else generate())
         if self._config.log_dir is not None:
             require_directory(self._config.log_dir)
         self._endpoint = Endpoint(
@@ -279,10 +300,15 @@ class WorkerRole:
                 errors = [stage.reporter.error for stage in self._stages or ()]
                 # A neighbour that ended sooner, perhaps on the same word of the head's, is no failure of this one.
                 failed = next((error for error in errors if error is not None and not isinstance(error, LinkDown)), None)
-                log.info("the head ends the swarm")
-                self._end(failed)
+                log.info("the head says goodbye: %s", message.reason)
+                self._end(failed if not self._leaving.is_asked else None)
+            case Drained():
+                self._end(None)
             case Refused(code=AuthenticationError.code, fields=fields):  # it has forgotten this link
-                self._end(LinkDown(f"the head has given this worker up: {fields.get('message', '')}"))
+                gone = LinkDown(f"the head has given this worker up: {fields.get('message', '')}")
+                self._end(gone if not self._leaving.is_asked else None)
+            case Refused(fields=fields) if fields.get("refused") == Drain.__name__:
+                self._leaving.refused(fields)
             case Refused(code=code, fields=fields):
                 level = logging.DEBUG if code == StalePlan.code else logging.WARNING  # of an epoch that has just ended
                 log.log(level, "the head refused a message: %s %s", code, fields.get("message", ""))
@@ -353,6 +379,7 @@ class WorkerRole:
                     self._greeter.say_again(Lane.CONTROL)
             if self._stages is not None:
                 self._stages.tick(now)
+            self._leaving.tick(now)
             self._judge_head(self._awake_s())
             await asyncio.sleep(TICK_S)
 

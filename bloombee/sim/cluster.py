@@ -145,6 +145,7 @@ class SimCluster:
             to_stage=self._of_head,
         )
         self.workers: dict[WorkerId, SimWorker] = {}
+        self.head.on_dismissed = lambda worker: self.workers[worker].end()
         self.breaks = Breaks(self.clock, self.carrier, self.head, self.workers, num_stages, self._rng)
         for worker, memory in enumerate(memory_bytes or [1 << 40] * (num_stages + num_spares), start=1):
             self._join(worker, memory)

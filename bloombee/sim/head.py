@@ -15,11 +15,13 @@ from bloombee.pipeline.commands import (
     Command,
     Conclude,
     Deliver,
+    Dismiss,
     MeasureHere,
     PipelineBroken,
     PipelineDown,
     PipelineUp,
     PlanMade,
+    ReportMeasured,
     Send,
     StageLoaded,
     TellHead,
@@ -39,13 +41,25 @@ from bloombee.pipeline.events import (
 )
 from bloombee.pipeline.requests import RequestCore
 from bloombee.pipeline.scheduler import SchedulerCore, SchedulerProxy
-from bloombee.pipeline.swarm import PlanRequest, SwarmCore, SwarmLimits
+from bloombee.pipeline.swarm import Drains, PlanRequest, SwarmCore, SwarmLimits
 from bloombee.plan.plan import Plan
 from bloombee.sim.carrier import HEAD, SCHEDULER, SimCarrier, stage_name
 from bloombee.sim.clock import VirtualClock
 from bloombee.sim.surveying import SimGauges
 from bloombee.types import FinishReason, SchedulerPlace, WorkerId
-from bloombee.wire.messages import AnyMessage, Introduce, LinkReport, Load, Measure, Measured, MeasureLink, Profile, Wire
+from bloombee.wire.messages import (
+    AnyMessage,
+    Drained,
+    Introduce,
+    LinkReport,
+    Load,
+    Measure,
+    Measured,
+    MeasureLink,
+    Profile,
+    Refused,
+    Wire,
+)
 
 
 @dataclass(slots=True)
@@ -100,6 +114,10 @@ class SimHead:
         """When another number of microbatches was chosen, and which."""
         self.control_log: list[control.Event | control.Decision] = []
         """What the control core was told, and what it decided."""
+        self.drains = Drains(self.swarm)
+        self.answers: list[tuple[WorkerId, Drained | Refused]] = []
+        """What workers that want to leave were told."""
+        self.on_dismissed: Callable[[WorkerId], None] = lambda _: None
         self._clock = clock
         self._carrier = carrier
         self._hidden = hidden
@@ -119,6 +137,7 @@ class SimHead:
         """Time goes on for the cores."""
         now = self._clock.now
         self.do(self.swarm.handle(Tick(now)))
+        self.do(self.drains.step(now))
         self.schedule(self.scheduler.handle(Tick(now)))
         self._look_at_links()
         scheduler = self.scheduler
@@ -165,8 +184,12 @@ class SimHead:
                     self._gauges.measure(order)
                 case PlanMade(plan=plan):
                     self._planned(plan)
-                case StageLoaded():
+                case StageLoaded() | ReportMeasured():
                     pass
+                case Send(to=int(worker), message=Drained() | Refused() as answer):
+                    self.answers.append((worker, answer))
+                case Dismiss(worker=worker):
+                    self.on_dismissed(worker)
                 case PipelineBroken(lost=lost):
                     self.up = False
                     self.num_recoveries += 1

@@ -301,6 +301,10 @@ class SimWorker:
             for epoch in list(self.core.seats):
                 self._do(self.core.handle(LinkRestored(epoch, port, self._now)))
 
+    def end(self) -> None:
+        """It does nothing any more."""
+        self.is_alive = False
+
     def tick(self) -> bool:
         """Whether pieces of bulk have left it since the last time, as ``roles/stage_host.py`` sees."""
         if self.core is None or not self.is_alive:

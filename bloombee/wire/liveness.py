@@ -173,6 +173,10 @@ class LinkWatch:
         """The peer said something, or is excused."""
         self._heard_at = self._clock.awake_s(now)
 
+    def silent_s(self, now: float) -> float:
+        """Since the peer said something."""
+        return self._clock.awake_s(now) - self._heard_at
+
     def is_due(self, now: float) -> bool:
         """It is time to :meth:`ask`."""
         return now - self._asked_at >= self._heartbeat_s
@@ -209,7 +213,7 @@ class LinkWatch:
         awake_s = self._clock.awake_s(now)
         if self.liveness.is_lost(awake_s):
             return f"its connection is broken and has not come back for {self.liveness.away_s(awake_s):.1f} s"
-        silent_s = awake_s - self._heard_at
+        silent_s = self.silent_s(now)
         if silent_s <= max(self._silence_s, patience_s) or not self.liveness.is_whole:
             return None
         on_way_s = self._on_way_s(bandwidth() or SLOWEST_BYTES_PER_S)

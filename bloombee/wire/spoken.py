@@ -12,8 +12,6 @@ from bloombee.wire.messages import (
     Ask,
     Commit,
     Draft,
-    Drain,
-    Drained,
     Fork,
     Have,
     Introduce,
@@ -29,7 +27,7 @@ from bloombee.wire.messages import (
     Wire,
 )
 
-UNSPOKEN = (Drain, Drained, Keep, Have, KvPages, KvHeld, Draft, Snapshot, SnapshotHeld)
+UNSPOKEN = (Keep, Have, KvPages, KvHeld, Draft, Snapshot, SnapshotHeld)
 """Whole messages."""
 _SHADOW = int(Kind.SHADOW)
 

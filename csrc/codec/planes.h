@@ -7,11 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define BLOOMBEE_HD __host__ __device__ __forceinline__
-#else
-#define BLOOMBEE_HD inline
-#endif
+#include "core/host_device.h"
 
 namespace bloombee {
 

@@ -35,6 +35,7 @@ void queue(uintptr_t source, uintptr_t out, size_t num_elements, int element_byt
 
 void bind_codec_cuda(py::module_& m);
 void bind_fused_cuda(py::module_& m);
+void bind_attention_cuda(py::module_& m);
 
 }  // namespace bloombee
 
@@ -48,4 +49,5 @@ PYBIND11_MODULE(_native_cuda, m, py::mod_gil_not_used()) {
           py::arg("element_bytes"), py::arg("stream") = 0);
     bind_codec_cuda(m);
     bind_fused_cuda(m);
+    bind_attention_cuda(m);
 }

@@ -1,4 +1,4 @@
-"""The parity of tests/integration/test_parity.py on a CUDA device: same code, batched decode."""
+"""The parity of tests/integration/test_parity.py on a CUDA device: our own attention, and torch's where that is not."""
 
 from __future__ import annotations
 
@@ -14,19 +14,24 @@ from bloombee.types import Dtype
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; torch sees none")]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "gpt_oss", "qwen3_moe"])
+FAMILIES = ["llama", "mistral", "gemma2", "gemma3_text", "gpt_oss", "qwen3_moe", "phi3", "olmo3"]
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "deepseek_v3"])
 def test_tokens_equal_transformers_on_the_cpu(family: str, tmp_path: Path) -> None:
     prompts = ragged_prompts()
     expected = reference_tokens(make_checkpoint(family, tmp_path), prompts, 16)
     stages = load_chain(tmp_path, (1, 3), device="cuda")
-    assert all(stage.batched_decode for stage in stages)
-    assert generate(stages, prompts, 16, chunk=5) == expected
+    assert all((stage.tables is not None) == (family in FAMILIES) for stage in stages)
+    for chunk in (5, 1 << 30):
+        assert generate(stages, prompts, 16, chunk=chunk) == expected
 
 
-def test_decode_in_bfloat16_never_calls_cudnns_attention(tmp_path: Path) -> None:
+def test_torchs_attention_in_bfloat16_never_calls_cudnns(tmp_path: Path) -> None:
     """It plans anew for every number of keys; which kernels ran is in the profile of some steps of growing length."""
     make_checkpoint("llama", tmp_path, sizes={"head_dim": 64, "hidden_size": 256, "max_position_embeddings": 256})
     stages = load_chain(tmp_path, (), device="cuda", dtype=Dtype.BFLOAT16)
+    stages[0].tables = None
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         generate(stages, ragged_prompts(), 8, chunk=5)
     names = {event.key for event in seen.key_averages()}

@@ -127,7 +127,7 @@ class _Turncoat(WorkerRole):
 )
 def test_a_worker_that_says_what_it_must_not_is_told_why_and_is_in_no_longer_and_the_head_lives(message: Any) -> None:
     async def use() -> None:
-        runtime = bloombee.Runtime("demo", remote_workers=1, dtype="float32", load_deadline_s=60)
+        runtime = bloombee.Runtime("demo", remote_workers=1, split=(8,), dtype="float32", load_deadline_s=60)
         await runtime.prepare()
         turncoat = _Turncoat(
             WorkerConfig(join=runtime.join_token), [message, StageFailed(1, 1, "DeviceError", {"message": "enough"})]
@@ -167,7 +167,7 @@ LIES = ("tcp://x", "inproc://x", "ipc://x", "tcp://a:99999", "tcp://0.0.0.0:5", 
 
 def test_an_endpoint_that_nobody_can_dial_is_refused_at_the_door_and_ends_no_other_worker() -> None:
     async def use() -> None:
-        runtime = bloombee.Runtime("standin:256x4", remote_workers=2)
+        runtime = bloombee.Runtime("standin:256x4", remote_workers=2, split=(2, 2))
         await runtime.prepare()
         first, second = (WorkerConfig(join=token, pace="1,0,0") for token in runtime.join_tokens)
         honest = [asyncio.ensure_future(WorkerRole(first).serve())]

@@ -22,7 +22,7 @@ from bloombee.roles.running_heads import ask, running_heads
 
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[Path]:
-    with reception([tmp_path], {**TOLD, "much": always("x" * (32 << 20)), "bug": lambda: always(1 / 0)}):
+    with reception([tmp_path], {**TOLD, "much": always("x" * (32 << 20)), "bug": lambda _: always(1 / 0)}):
         (socket_path,) = tmp_path.iterdir()
         yield socket_path
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from swarm_kit import Swarm
 
+from bloombee.config import LocalWorker, socket_folders
 from bloombee.plan.document import from_json
 from bloombee.roles.running_heads import running_heads
+from bloombee.wire.token import decode_token
 
 PACE = "2,0.01,0.1/3"
 
@@ -45,7 +50,6 @@ def test_the_plan_of_what_runs(swarm: Swarm) -> None:
     done = plan("--json", "--objective", "throughput")
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
-    assert found["proven"]
     (ring,) = found["pipelines"]
     assert [(stage["worker"], stage["layers"]) for stage in ring["stages"]] == [("local-0", [0, 3]), ("local-1", [3, 6])]
     assert ring["stages"][0]["compute_s"] == pytest.approx(2e-3 + 1e-5 * ring["sequences"])
@@ -60,11 +64,92 @@ def test_what_a_head_says_of_itself(swarm: Swarm, session: Path, tmp_path: Path)
     document = head.topology()
     assert from_json(document.to_json()) == document
     assert list(document.nodes) == ["head", "local-0", "local-1"]
-    assert {(link.source, link.target) for link in document.links} == {
+    ends = {(link.source, link.target) for link in document.links}
+    assert ends == set(itertools.permutations(document.nodes, 2))
+    assert document.cores is not None
+
+
+def test_spares_and_the_links_of_a_head_whose_scheduler_is_elsewhere_are_known(session: Path) -> None:
+    """Workers with places of their own, cut as asked: nobody looked at them before the plan."""
+    places = [LocalWorker(source="127.0.0.1")] * 3
+    far = Swarm(model="standin:1024x6", workers=2, spares=1, scheduler="stage0", local_workers=places, pace=PACE)
+    try:
+        far.generate([1, 2, 3], max_new_tokens=20)
+        (head,) = (head for head in running_heads([session]) if head.status.workers == 3)
+        document = head.topology()
+        assert set(document.nodes) == {"head", "local-0", "local-1", "local-2"}
+        ends = {(link.source, link.target) for link in document.links}
+        ring = {("local-0", "local-1"), ("local-1", "local-0")}
+        assert ends == ring | {pair for name in ("local-0", "local-1", "local-2") for pair in (("head", name), (name, "head"))}
+        done = plan("--json", "--head", head.name, "--objective", "throughput")
+        assert (done.returncode, done.stderr) == (0, "")
+        found = json.loads(done.stdout)
+        assert {stage["worker"] for ring in found["pipelines"] for stage in ring["stages"]} == {"local-0", "local-1"}
+        assert list(found["spares"]) == ["local-2"]
+    finally:
+        far.close()
+
+
+def bloombee(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "bloombee", *words], capture_output=True, text=True, timeout=120)
+
+
+def test_the_status_of_what_runs(swarm: Swarm) -> None:
+    """While a request does."""
+    first = threading.Event()
+
+    async def read() -> None:
+        async for _ in swarm.runtime.stream([1, 2, 3], max_new_tokens=1900, ignore_eos=True, client="ann"):
+            first.set()
+
+    reading = asyncio.run_coroutine_threadsafe(read(), swarm.loop)
+    try:
+        assert first.wait(60)
+        done = bloombee("status", "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        status = json.loads(done.stdout)
+        shown = bloombee("status")
+    finally:
+        reading.cancel()
+    assert (status["version"], status["state"], status["missing"], status["process"]) == (1, "up", 0, os.getpid())
+    assert [(one["name"], one["state"], one["stage"], one["layers"]) for one in status["workers"]] == [
+        ("local-0", "serving", 0, [0, 3]),
+        ("local-1", "serving", 1, [3, 6]),
+    ]
+    assert all(one["silent_s"] < 10 and one["address"].startswith("tcp://127.0.0.1:") for one in status["workers"])
+    assert status["workers"][0]["layer_s"] == pytest.approx((2e-3 + 1e-5) / 3)
+    assert [(link["source"], link["target"]) for link in status["links"]] == [
         ("head", "local-0"),
         ("local-0", "local-1"),
         ("local-1", "head"),
-    }
+    ]
+    assert status["plan"]["epoch"] == 1
+    assert status["plan"]["measured"]["microbatches"] >= 1
+    (request,) = status["requests"]
+    assert (request["client"], request["phase"], request["prompt_tokens"]) == ("ann", "decode", 3)
+    assert 1 <= request["tokens"] <= request["max_new_tokens"] == 1900
+    assert shown.returncode == 0
+    assert "local-1" in shown.stdout
+    assert "1 requests" in shown.stdout
+
+
+def test_a_token_lets_one_more_worker_in(swarm: Swarm) -> None:
+    done = bloombee("token")
+    assert done.returncode == 0
+    command, option, token = done.stdout.split()[1:]
+    assert (command, option) == ("worker", "--join")
+    assert token not in swarm.runtime.join_tokens
+    assert decode_token(token).endpoints == decode_token(swarm.runtime.join_token).endpoints
+    worker = subprocess.Popen([sys.executable, "-m", "bloombee", "worker", "--join", token, "--name", "late"])
+    try:
+        (head,) = running_heads(socket_folders())
+        while not any(one.name == "late" for one in head.swarm().workers):
+            assert worker.poll() is None
+        late = head.swarm().workers[-1]
+        assert (late.name, late.state, late.reason) == ("late", "spare", "takes the place of a worker that is lost")
+    finally:
+        worker.terminate()
+        worker.wait(30)
 
 
 def test_a_head_may_be_told_to_answer_nobody(session: Path) -> None:

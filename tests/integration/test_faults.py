@@ -154,7 +154,7 @@ def test_workers_join_from_elsewhere_and_end_with_the_head() -> None:
 
 
 async def _with_head(use: Callable[[bloombee.Runtime], Awaitable[None]]) -> None:
-    runtime = bloombee.Runtime("demo", remote_workers=1, dtype="float32")
+    runtime = bloombee.Runtime("demo", remote_workers=1, split=(8,), dtype="float32")
     await runtime.prepare()
     try:
         await use(runtime)
@@ -281,7 +281,7 @@ def test_a_worker_started_by_hand_ends_when_its_head_is_killed() -> None:
     script = (
         "import asyncio, bloombee, json, sys\n"
         "async def main():\n"
-        "    rt = bloombee.Runtime('demo', remote_workers=1)\n"
+        "    rt = bloombee.Runtime('demo', remote_workers=1, split=(8,))\n"
         "    await rt.prepare()\n"
         "    print(json.dumps(rt.join_tokens), flush=True)\n"
         "    await rt.ready()\n"

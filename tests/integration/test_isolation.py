@@ -114,7 +114,7 @@ def test_sampling_that_fails_ends_its_own_request(monkeypatch: pytest.MonkeyPatc
         return penalised(row, request)
 
     async def use() -> None:
-        runtime = bloombee.Runtime("demo", remote_workers=1, dtype="float32")
+        runtime = bloombee.Runtime("demo", remote_workers=1, split=(8,), dtype="float32")
         await runtime.prepare()
         worker = asyncio.ensure_future(WorkerRole(WorkerConfig(join=runtime.join_token, threads=1)).serve())
         try:

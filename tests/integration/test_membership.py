@@ -76,7 +76,7 @@ def test_a_second_worker_with_the_same_key_is_refused_and_nothing_else_changes(t
     save(key, generate())
 
     async def use() -> None:
-        runtime = bloombee.Runtime("demo", remote_workers=1, dtype="float32")
+        runtime = bloombee.Runtime("demo", remote_workers=1, split=(8,), dtype="float32")
         await runtime.prepare()
         config = WorkerConfig(join=runtime.join_token, key=str(key), name="the first", threads=1)
         first = asyncio.ensure_future(WorkerRole(config).serve())

@@ -9,6 +9,8 @@ import pytest
 import torch
 from engine_kit import FAMILIES, LAYERS, generate, load_chain, make_checkpoint, ragged_prompts, reference_tokens
 
+from bloombee.engine.paged import StepTables
+
 NEW_TOKENS = 16
 SPLITS = [((cut,), 1 << 30) for cut in range(1, LAYERS)] + [((1, 3), 5)]
 """(cuts, prompt tokens a pass): two stages at every boundary; three stages with prompts in chunks beside decodes."""
@@ -41,6 +43,17 @@ def test_batched_decode_gives_the_same_tokens(family: str, tmp_path: Path) -> No
     for stage in stages:
         stage.batched_decode = True
     assert generate(stages, ragged_prompts(), NEW_TOKENS, chunk=5) == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gemma3_text", "gpt_oss", "phi3", "qwen3_moe", "granite_swa"])
+def test_paged_attention_gives_the_same_tokens(family: str, tmp_path: Path) -> None:
+    """The kernels that a GPU runs, lane by lane on the CPU: windows, caps, sinks, grouped queries."""
+    prompts = ragged_prompts(5)
+    expected = reference_tokens(make_checkpoint(family, tmp_path), prompts, 4)
+    stages = load_chain(tmp_path, (2,))
+    for stage in stages:
+        stage.tables = StepTables(stage.kv)
+    assert generate(stages, prompts, 4, chunk=5) == expected
 
 
 @pytest.mark.parametrize("layer", range(LAYERS))

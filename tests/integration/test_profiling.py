@@ -109,7 +109,7 @@ def test_workers_tell_the_head_how_fast_they_are(cache: Path) -> None:
 
 def test_a_remote_worker_tells_it_too(cache: Path) -> None:
     async def use() -> None:
-        runtime = bloombee.Runtime("demo", remote_workers=1, dtype="float32")
+        runtime = bloombee.Runtime("demo", remote_workers=1, split=(8,), dtype="float32")
         await runtime.prepare()
         worker = WorkerRole(WorkerConfig(join=runtime.join_token, pace="2,1,1"))
         serving = asyncio.ensure_future(worker.serve())
@@ -133,7 +133,7 @@ def test_a_worker_is_asked_before_there_is_a_plan(cache: Path) -> None:
     """One of two has joined; the other is still awaited."""
 
     async def use() -> None:
-        runtime = bloombee.Runtime("demo", remote_workers=2, dtype="float32")
+        runtime = bloombee.Runtime("demo", remote_workers=2, split=(4, 4), dtype="float32")
         await runtime.prepare()
         worker = WorkerRole(WorkerConfig(join=runtime.join_token, threads=1, memory_bytes=10**9))
         serving = asyncio.ensure_future(worker.serve())

@@ -54,20 +54,22 @@ def test_requests_go_on_with_the_same_tokens_when_a_stage_is_killed(stage: int) 
             assert runtime.plan.epoch == 2
             assert runtime.plan.stages[stage].worker != lost.worker
             assert await runtime.pages_free() == tuple(one.num_pages for one in runtime.plan.stages)
+            await events.until(SwarmEventKind.JOINED, 5)
         await asyncio.wait_for(events.over, 10)
-        others = {SwarmEventKind.JOINED, SwarmEventKind.DECIDED}
+        others = {SwarmEventKind.JOINED, SwarmEventKind.RESTARTED, SwarmEventKind.DECIDED}
         assert [kind for kind in events.kinds if kind not in others] == [
             SwarmEventKind.PLANNED, *[SwarmEventKind.LOADED] * 3, SwarmEventKind.WIRING, SwarmEventKind.UP, SwarmEventKind.LOST,
             SwarmEventKind.PLANNED, SwarmEventKind.WIRING, SwarmEventKind.LOADED, SwarmEventKind.UP,
         ]  # fmt: skip
-        assert events.kinds.count(SwarmEventKind.JOINED) == 4
+        assert events.kinds.count(SwarmEventKind.JOINED) == 5
+        assert events.kinds.count(SwarmEventKind.RESTARTED) == 1
 
     asyncio.run(asyncio.wait_for(use(), 120))
 
 
 def test_a_lost_spare_costs_nothing_and_without_one_the_next_loss_ends_requests_typed() -> None:
     async def use() -> None:
-        async with bloombee.Runtime("demo", workers=2, spares=1, dtype="float32", threads=1) as runtime:
+        async with bloombee.Runtime("demo", workers=2, spares=1, dtype="float32", threads=1, restarts=0) as runtime:
             events = _Events(runtime)
             staged = {stage.worker for stage in runtime.plan.stages}
             await events.until(SwarmEventKind.JOINED, 3)
@@ -183,7 +185,7 @@ def test_workers_that_end_with_their_spawner_are_said_so_and_no_spare_is_tried()
 
 def test_workers_from_elsewhere_do_not_need_the_spawner_of_the_head() -> None:
     async def use() -> None:
-        runtime = bloombee.Runtime("demo", remote_workers=1, dtype="float32")
+        runtime = bloombee.Runtime("demo", remote_workers=1, split=(8,), dtype="float32")
         await runtime.prepare()
         worker = asyncio.ensure_future(WorkerRole(WorkerConfig(join=runtime.join_token, threads=1)).serve())
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import sys
 from dataclasses import replace
@@ -9,8 +10,13 @@ from pathlib import Path
 
 import pytest
 
+import bloombee
+from bloombee.config import WorkerConfig, socket_folders
 from bloombee.plan.document import parse_network
 from bloombee.roles.link_memory import figures_path
+from bloombee.roles.running_heads import running_heads
+from bloombee.roles.worker import WorkerRole
+from bloombee.types import LoadProgress
 from tests.swarm_kit import Swarm
 from tools.wan_network import Network
 
@@ -22,6 +28,7 @@ NODES = {"head": LINE, "w0": LINE, "w1": {**LINE, "up_bytes_per_s": 1.25e5}, "w2
 
 def test_links_are_known_before_the_first_plan_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     with Network(parse_network({"version": 1, "nodes": NODES})) as net:
         workers = [replace(net.local_worker(name), pace="1,0,0") for name in ("w0", "w1", "w2")]
         swarm = Swarm(model="standin:256x6", workers=3, local_workers=workers, listen=net.listen("head"), objective="balance")
@@ -38,6 +45,40 @@ def test_links_are_known_before_the_first_plan_and_remembered(tmp_path: Path, mo
                 if target != w2:
                     assert topology.link(w1, target).latency_s < topology.link(w1, w2).latency_s
             assert len(swarm.generate([1, 2, 3], max_new_tokens=4).token_ids) == 4
+            (head,) = running_heads(socket_folders())
+            document = head.topology()
+            assert {(link.source, link.target) for link in document.links} == set(itertools.permutations(document.nodes, 2))
+            assert not any(link.estimated for link in document.links)
         finally:
             swarm.close()
     assert figures_path().is_file()
+
+
+def test_workers_from_elsewhere_are_measured_and_those_that_do_not_pay_are_spares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a word of an objective: one of two is a thousand times slower."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    told: list[LoadProgress] = []
+
+    async def use() -> None:
+        runtime = bloombee.Runtime("standin:256x6", remote_workers=2, on_progress=told.append)
+        await runtime.prepare()
+        paces = zip(runtime.join_tokens, (("quick", "1,0,0/6"), ("slow", "1000,0,0/6")), strict=True)
+        configs = [WorkerConfig(join=token, name=name, pace=pace) for token, (name, pace) in paces]
+        serving = [asyncio.ensure_future(WorkerRole(config).serve()) for config in configs]
+        try:
+            await asyncio.wait_for(runtime.ready(), 60)
+            assert [stage.name for stage in runtime.plan.stages] == ["quick"]
+            prediction = runtime.plan.prediction
+            assert prediction is not None
+            assert prediction.objective == "balance"
+            assert [name for name, _ in prediction.spares] == ["slow"]
+            assert len((await runtime.generate([1, 2, 3], max_new_tokens=4)).token_ids) == 4
+        finally:
+            await runtime.close()
+            await asyncio.gather(*serving, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(use(), 120))
+    assert {progress.name for progress in told if progress.phase == "measured"} == {"quick", "slow"}
+    assert {progress.num_links for progress in told if progress.phase == "measured"} == {3}

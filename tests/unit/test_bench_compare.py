@@ -32,7 +32,8 @@ def test_what_other_benchmarks_say_is_read() -> None:
     said = "  own chunks   512 (64 beside decode)  2.000 s  1.10 x the\n  decode alone   99 tokens  p50  20.0 ms  p99  30.0 ms\n"
     assert read_prefill(said, "") == {"own chunks 0": 0.5, "decode 0": 0.05}
     lines = [{"mode": "burst", "what": "all", "numbers": {"seconds": 4.0}}, {"mode": "x", "what": "y", "numbers": {}}]
-    assert read_serving("", json.dumps({"lines": lines})) == {"burst: all": 0.25}
+    lines.append({"mode": "fairness", "what": "first token, alone", "numbers": {"alone_s": [0.5, 0.25, 2.0]}})
+    assert read_serving("", json.dumps({"lines": lines})) == {"burst: all": 0.25, "first token alone": 2.0}
 
 
 def test_medians_of_interleaved_runs_are_held_against_the_bound_of_their_line() -> None:

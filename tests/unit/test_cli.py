@@ -533,3 +533,19 @@ def test_a_worker_that_leaves_before_all_are_there_is_told_with_how_many_are_awa
         "far: joined; waiting for 1 worker",
         "near: joined",
     ]
+
+
+def test_what_is_known_of_workers_and_links_before_the_plan_is_told() -> None:
+    out, terminal = io.StringIO(), io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    plain, bars = Loading(out), Loading(terminal)
+    for known, phase in ((0, "measuring"), (1, "measuring"), (3, "measuring"), (4, "measuring"), (5, "measured")):
+        for loading in (plain, bars):
+            loading(LoadProgress(1, "far", -1, 0, 0, phase, num_known_links=known, num_links=5))
+    bars.close()
+    assert out.getvalue().splitlines() == [
+        "far: measuring, 0 of 5 links known",
+        "far: measuring, 3 of 5 links known",
+        "far: measured, 5 of 5 links known",
+    ]
+    assert "5/5 links" in terminal.getvalue()

@@ -277,14 +277,18 @@ def test_a_local_worker_may_be_slow_small_and_far() -> None:
     ("fields", "goal", "kept_s"),
     [
         ({}, "None", None),
-        ({"remote_workers": 2}, "None", None),
+        ({"workers": 2, "split": (3, 3)}, "None", None),
+        ({"remote_workers": 2}, "balance", None),
+        ({"remote_workers": 2, "target_s": 0.5}, "balance", 0.5),
         ({"remote_workers": 2, "split": (3, 3)}, "None", None),
         ({"objective": "latency"}, "latency", None),
         ({"remote_workers": 2, "objective": "throughput", "target_s": 0.5}, "throughput", 0.5),
         ({"objective": "target:0.25"}, "target:0.25", 0.25),
     ],
 )
-def test_a_planner_decides_where_it_is_asked(fields: dict[str, object], goal: str, kept_s: float | None) -> None:
+def test_a_planner_decides_where_it_is_asked_or_workers_come_from_elsewhere(
+    fields: dict[str, object], goal: str, kept_s: float | None
+) -> None:
     config = RuntimeConfig(**fields)  # type: ignore[arg-type]
     assert (str(config.goal), config.kept_s) == (goal, kept_s)
 

@@ -154,6 +154,18 @@ def test_rates_and_names_that_no_file_may_have_become_such_as_it_may() -> None:
     assert from_json(document.to_json()) == document
 
 
+def test_what_nobody_has_measured_is_marked_in_a_file() -> None:
+    devices, links = {4: Device("a"), 7: Device("b")}, {(4, 7): Link(1e9, 0.0), (7, 4): Link(1e6, 0.1)}
+    problem = Problem(Topology(devices, links), SHAPE, Space(), Objective())
+    document = document_of(problem, guessed=(7,), estimated={(7, 4)})
+    assert {name: node.about for name, node in document.nodes.items()} == {
+        "head": None,
+        "a": None,
+        "b": "how fast it is is a guess",
+    }
+    assert [link.estimated for link in document.links] == [False, True]
+
+
 def test_a_large_topology_is_planned_for_from_its_file_as_from_itself() -> None:
     topology, model = wan(3, 12, kinds=2)
     problem = Problem(topology, model, Space(ratios=(None, 0.67), context=1000), Objective.parse("throughput"))

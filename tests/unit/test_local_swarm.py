@@ -10,11 +10,16 @@ import pytest
 
 from bloombee.address import read_dialled
 from bloombee.config import LocalWorker, RuntimeConfig, WorkerConfig
+from bloombee.errors import BloomBeeError
 from bloombee.models.standin import standin_card
 from bloombee.plan.topology import RowTime
 from bloombee.roles import local_swarm
+from bloombee.roles.bulletin import Bulletin
 from bloombee.roles.local_swarm import LocalSwarm
+from bloombee.roles.restarts import WINDOW_S, Restarts
+from bloombee.transport.keys import KeyPair
 from bloombee.transport.sockets import dialled_from
+from bloombee.types import SwarmEvent
 
 CARD = standin_card("standin:64x6")
 
@@ -24,13 +29,23 @@ class Spawner:
 
     def __init__(self, **_: Any) -> None:
         self.configs: list[WorkerConfig] = []
+        self.keys: list[KeyPair] = []
+        self.news = asyncio.Event()
 
     async def ask(self, what: str) -> None:
         assert what == "warm"
 
-    async def spawn(self, config: WorkerConfig) -> int:
+    async def spawn(self, config: WorkerConfig, keys: KeyPair) -> int:
         self.configs.append(config)
+        self.keys.append(keys)
+        self.news.set()
         return len(self.configs)
+
+    async def until(self, count: int) -> None:
+        """It has been told to start so many."""
+        while len(self.configs) < count:
+            self.news.clear()
+            await self.news.wait()
 
 
 def told(monkeypatch: pytest.MonkeyPatch, config: RuntimeConfig, places: list[LocalWorker]) -> list[WorkerConfig]:
@@ -38,7 +53,7 @@ def told(monkeypatch: pytest.MonkeyPatch, config: RuntimeConfig, places: list[Lo
     monkeypatch.setattr(local_swarm, "SpawnerClient", lambda **_: spawner)
 
     async def main() -> None:
-        swarm = LocalSwarm(config, places, on_end=lambda *_: None, on_failed=lambda _: None)
+        swarm = LocalSwarm(config, places, Bulletin(), on_end=lambda *_: True, on_failed=lambda _: None)
         await swarm.spawn(["token"] * config.workers)
 
     asyncio.run(main())
@@ -79,7 +94,7 @@ def test_an_own_address_is_dialled_from_where_the_family_is_the_same(source: str
 def test_workers_that_are_plainly_here_need_no_survey(
     config: RuntimeConfig, places: list[LocalWorker], device: RowTime, computes: bool
 ) -> None:
-    swarm = LocalSwarm(config, places, on_end=lambda *_: None, on_failed=lambda _: None)
+    swarm = LocalSwarm(config, places, Bulletin(), on_end=lambda *_: True, on_failed=lambda _: None)
     machine = swarm.machine(standin_card("standin:64x6") if not computes else dataclasses.replace(CARD, model="x"))
     assert machine is not None
     assert machine.device.layer.fixed_s == pytest.approx(device.fixed_s)
@@ -94,14 +109,108 @@ def test_workers_that_are_plainly_here_need_no_survey(
     "place", [LocalWorker(source="127.77.0.2"), LocalWorker(pace="1,0,0"), LocalWorker(listen="tcp://127.0.0.1:0")]
 )
 def test_workers_behind_links_of_their_own_do(place: LocalWorker) -> None:
-    swarm = LocalSwarm(RuntimeConfig(workers=2), [place, LocalWorker()], on_end=lambda *_: None, on_failed=lambda _: None)
+    swarm = LocalSwarm(
+        RuntimeConfig(workers=2), [place, LocalWorker()], Bulletin(), on_end=lambda *_: True, on_failed=lambda _: None
+    )
     assert swarm.machine(CARD) is None
-    remote = LocalSwarm(RuntimeConfig(remote_workers=3), [], on_end=lambda *_: None, on_failed=lambda _: None)
+    remote = LocalSwarm(RuntimeConfig(remote_workers=3), [], Bulletin(), on_end=lambda *_: True, on_failed=lambda _: None)
     assert remote.machine(CARD) is None
 
 
 def test_a_stand_in_is_as_quick_here_as_its_data_sheet_says() -> None:
-    swarm = LocalSwarm(RuntimeConfig(workers=2), [], on_end=lambda *_: None, on_failed=lambda _: None)
+    swarm = LocalSwarm(RuntimeConfig(workers=2), [], Bulletin(), on_end=lambda *_: True, on_failed=lambda _: None)
     machine = swarm.machine(CARD)
     assert machine is not None
     assert machine.device.is_known
+
+
+# -- workers that die --------------------------------------------------------------------------
+
+KILLED = 9
+"""As waitpid has it."""
+
+
+class Dying:
+    """Two workers and a spare; the head takes note of who is lost, and goes on as long as ``goes_on``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, restarts: int) -> None:
+        self.spawner = Spawner()
+        monkeypatch.setattr(local_swarm, "SpawnerClient", lambda **_: self.spawner)
+        self.ended: list[str] = []
+        self.failed: list[BloomBeeError] = []
+        self.told: list[SwarmEvent] = []
+        self.goes_on = True
+        bulletin = Bulletin()
+        bulletin.listen(lambda event: self.told.append(event) if event is not None else None)
+        config = RuntimeConfig(model="standin:64x6", workers=2, spares=1, restarts=restarts)
+        self.swarm = LocalSwarm(config, [], bulletin, on_end=self._on_end, on_failed=self.failed.append)
+
+    def _on_end(self, name: str, reason: str) -> bool:
+        self.ended.append(f"{name}: {reason}")
+        return self.goes_on
+
+    async def start(self) -> None:
+        await self.swarm.spawn(["a", "b", "c"])
+        for name in self.swarm.names:
+            self.swarm.joined(name)
+
+
+def test_a_worker_that_dies_is_started_again_as_it_was_and_under_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        the = Dying(monkeypatch, restarts=2)
+        await the.start()
+        the.swarm._exited(2, KILLED)
+        await the.spawner.until(4)
+        assert the.ended == ["local-1: its process was killed by SIGKILL"]
+        assert (the.spawner.configs[3], the.spawner.keys[3]) == (the.spawner.configs[1], the.spawner.keys[1])
+        assert len({keys.public for keys in the.spawner.keys}) == 3
+        assert [(event.kind, event.name, event.reason) for event in the.told] == [
+            ("restarted", "local-1", "its process was killed by SIGKILL")
+        ]
+        assert the.swarm.processes == {1: "local-0", 3: "local-2", 4: "local-1"}
+        the.swarm._exited(4, 1 << 8)  # before it has joined: nobody has to be told
+        await the.spawner.until(5)
+        assert (len(the.ended), the.failed) == (1, [])
+        the.swarm.joined("local-1")
+        the.swarm._exited(5, KILLED)  # a third time within ten minutes
+        assert len(the.ended) == 2
+        assert len(the.told) == 2
+        assert all(task.done() for task in the.swarm._starting)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("status", "goes_on", "restarts"), [(0, True, 3), (KILLED, False, 3), (KILLED, True, 0)])
+def test_one_that_ends_in_order_or_is_of_no_use_is_not_started_again(
+    monkeypatch: pytest.MonkeyPatch, status: int, goes_on: bool, restarts: int
+) -> None:
+    async def main() -> None:
+        the = Dying(monkeypatch, restarts)
+        await the.start()
+        the.goes_on = goes_on
+        the.swarm._exited(1, status)
+        assert len(the.ended) == 1
+        assert (the.swarm._starting, the.told) == (set(), [])
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_cannot_even_start_ends_the_swarm_if_it_is_to_have_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        the = Dying(monkeypatch, restarts=3)
+        await the.swarm.spawn(["a", "b", "c"])
+        the.swarm._exited(2, 1 << 8)
+        assert [error.message for error in the.failed] == ["worker 'local-1' could not start: its process ended with status 1"]
+        assert not the.swarm._starting
+        the.swarm._exited(3, 1 << 8)
+        await the.spawner.until(4)
+        assert the.spawner.configs[3].name == "local-2"
+
+    asyncio.run(main())
+
+
+def test_deaths_that_are_long_past_count_no_more() -> None:
+    restarts = Restarts(3)
+    assert [restarts.begin("a", at) for at in (0.0, 1.0, 2.0, 3.0)] == [True, True, True, False]
+    assert restarts.begin("b", 3.0)
+    assert [restarts.begin("a", WINDOW_S + at) for at in (0.5, 0.6)] == [True, False]

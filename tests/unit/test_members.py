@@ -74,7 +74,7 @@ class _Swarm:
             on_gone=self._gone,
             on_restored=lambda worker: self.told.append(("restored", worker)),
         )
-        self.members._is_loading = lambda _: self.is_loading
+        self.members._may_be_silent = lambda _: self.is_loading
         self.clock = self.members.clock
         self.clock.tick(self.now)
         self.members.knocked(LINK, KEY, JOIN)

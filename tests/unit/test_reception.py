@@ -16,7 +16,7 @@ from bloombee.cli import main
 from bloombee.config import socket_folders
 from bloombee.errors import LinkDown, RemoteProtocolError, RuntimeClosed, VersionMismatch
 from bloombee.plan.document import from_json
-from bloombee.roles.questions import answer_line, question_line, read_answer, read_question, sockets_in
+from bloombee.roles.questions import Question, answer_line, question_line, read_answer, read_question, sockets_in
 from bloombee.roles.running_heads import ask, running_heads
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "topology.json"
@@ -29,7 +29,7 @@ def only_socket(folder: Path) -> Path:
     return path
 
 
-def closed() -> Any:
+def closed(_: str = "") -> Any:
     raise RuntimeClosed("not up yet")
 
 
@@ -43,7 +43,7 @@ def test_a_head_answers_what_is_asked_again_and_again_on_one_connection(tmp_path
 
 
 def test_an_error_comes_as_the_error_it_is(tmp_path: Path) -> None:
-    with reception([tmp_path], {**TOLD, "plan": closed, "late": lambda: closed}):
+    with reception([tmp_path], {**TOLD, "plan": closed, "late": lambda _: closed}):
         path = only_socket(tmp_path)
         for what in ("plan", "late"):
             with pytest.raises(RuntimeClosed, match="not up yet"):
@@ -126,7 +126,9 @@ def test_what_is_no_answer_is_an_error(line: bytes, error: type[Exception]) -> N
 
 
 def test_lines_are_read_as_they_were_written() -> None:
-    assert read_question(question_line("plan")) == "plan"
+    assert read_question(question_line("plan")) == Question(1, "plan")
+    assert read_question(question_line("drain", "far")).about == "far"
+    assert question_line("plan") == b'{"version":1,"ask":"plan"}\n'  # as programs that know no "about" read it
     assert read_answer(answer_line({"a": [1, None]})) == {"a": [1, None]}
     with pytest.raises(VersionMismatch, match="a question of version 2; this head speaks 1"):
         read_question(b'{"version": 2, "ask": "plan"}')

@@ -11,10 +11,10 @@ import pytest
 from bloombee.errors import ConfigError
 from bloombee.objective import Objective
 from bloombee.pace import Pace
-from bloombee.pipeline.commands import Command, MeasureHere, PlanMade, ReportLeft, Send
+from bloombee.pipeline.commands import Command, MeasureHere, PlanMade, ReportLeft, ReportMeasured, Send
 from bloombee.pipeline.events import MeasuredHere, Tick, WorkerGone, WorkerJoined, WorkerSaid
 from bloombee.pipeline.profiles import paced, to_message
-from bloombee.pipeline.swarm import Figure, Figures, PlanRequest, SwarmCore, SwarmLimits
+from bloombee.pipeline.swarm import Figure, Figures, PlanRequest, SwarmCore, SwarmLimits, may_be_silent
 from bloombee.pipeline.swarm.figures import party
 from bloombee.pipeline.swarm.lines import NEAR_S, Lines
 from bloombee.pipeline.swarm.pairing import MOST_OF_ALL
@@ -22,7 +22,7 @@ from bloombee.pipeline.swarm.survey import MEASURE_S, MEET_S, PROFILE_S, Survey
 from bloombee.plan.profile import Hardware
 from bloombee.sim.cluster import sim_card
 from bloombee.types import HEAD, Dtype, WorkerId
-from bloombee.wire.messages import Introduce, Introduced, LinkReport, MeasureLink, Profile
+from bloombee.wire.messages import Introduce, Introduced, LinkReport, MeasureLink, Profile, Refused
 
 PACE, HARDWARE = Pace(0.001, 0.0001, 0.0001), Hardware(1 << 30)
 OBJECTIVE = Objective()
@@ -189,6 +189,24 @@ def test_no_two_links_that_share_a_line_are_kept_full_at_once_and_each_is_once()
     assert sorted(world.filled) == sorted(itertools.permutations(range(9), 2))
 
 
+@pytest.mark.parametrize("without_endpoint", [(), (1, 2)], ids=["all meet", "two cannot meet"])
+def test_how_much_is_known_of_whom_is_told_until_all_is(without_endpoint: tuple[WorkerId, ...]) -> None:
+    world = _World(3, without_endpoint=without_endpoint)
+    assert world.of(ReportMeasured) == [ReportMeasured(worker, False, 0, 4) for worker in (1, 2, 3)]
+    world.answer(until=lambda: len(world.filled) - len(world.filling) >= 6)
+    world.pass_s(0.25)
+    world.answer()
+    assert world.core.plan is not None
+    told = world.of(ReportMeasured)
+    assert len(set(told)) == len(told)
+    for worker in (1, 2, 3):
+        known = [report.num_known for report in told if report.worker == worker]
+        assert known == sorted(known)
+    assert len(told) > 6  # not only when it begins and ends
+    assert all({report.worker: report for report in told}[worker].is_all for worker in (1, 2, 3))
+    assert isinstance(world.commands[world.commands.index(told[-1]) + 1], PlanMade)
+
+
 def test_widths_wait_until_every_length_is_known() -> None:
     world = _World(mute=(2,))
     world.answer()
@@ -267,6 +285,29 @@ def test_a_worker_that_answers_nothing_costs_no_more_than_its_own_figures() -> N
     assert topology.devices[3].layer.fixed_s == 0.0
     assert {(1, 2), (2, 1), (0, 1), (2, 0), (0, 3)} <= set(topology.links)
     assert (1, 3) not in topology.links
+
+
+def test_a_worker_that_cannot_measure_itself_is_not_waited_for() -> None:
+    world = _World(3, mute=(2,))
+    world.answer()
+    assert world.core.plan is None
+    world.say(2, Refused("ProtocolError", {"message": "x", "refused": "Introduce"}))
+    assert world.survey.is_measuring(2)
+    world.say(2, Refused("DeviceError", {"message": "no such device", "refused": "Profile"}))
+    world.mute = ()
+    world.pass_s(2.0)
+    assert world.core.plan is not None
+    assert 2 not in world.survey.devices
+    assert {1, 3} == set(world.survey.devices)
+
+
+def test_a_worker_may_be_silent_until_it_has_measured_itself() -> None:
+    world = _World(3)
+    assert all(may_be_silent(world.core, worker) for worker in (1, 2, 3))
+    assert not any(world.core.is_loading(worker) for worker in (1, 2, 3))
+    world.mute = (2,)
+    world.answer()
+    assert [may_be_silent(world.core, worker) for worker in (1, 2, 3)] == [False, True, False]
 
 
 @pytest.mark.parametrize("when", ["lengths", "widths"])

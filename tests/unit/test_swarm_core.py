@@ -35,7 +35,7 @@ from bloombee.pipeline.swarm import REPEAT_S, Machine, PlanRequest, SwarmCore, S
 from bloombee.plan.profile import Fit, Profile
 from bloombee.plan.topology import Cores, Device, Link, RowTime, Topology
 from bloombee.sim.cluster import sim_card
-from bloombee.types import HEAD, Dtype
+from bloombee.types import HEAD, Dtype, Span
 from bloombee.wire.messages import Heartbeat, Load, Loaded, Loading, StageFailed, Verdict, Wire, Wired
 
 LINKS = [bytes([n]) * 16 for n in range(8)]
@@ -320,6 +320,28 @@ def test_a_spare_takes_the_place_of_a_lost_worker() -> None:
     (up,) = _load_and_wire(core, 4, epoch=2)
     assert isinstance(up, PipelineUp)
     assert core.spares == ()
+
+
+def test_who_had_the_layers_before_takes_them_again() -> None:
+    """Under its key, as another worker."""
+    core = _with_spare()
+    core.handle(WorkerGone(2, "its connection is broken", 0.0))
+    _load_and_wire(core, 4, epoch=2)
+    core.handle(WorkerJoined(5, "w5", "tcp://127.0.0.1:5", b"\5" * 32, 10_000, 1.0))
+    core.handle(WorkerJoined(6, "w2", "tcp://127.0.0.1:1", b"\2" * 32, 10_000, 1.0))
+    assert core.spares == (5, 6)
+    assert core.members[6].had == Span(3, 6)
+    made = next(one for one in core.handle(WorkerGone(4, "killed", 2.0)) if isinstance(one, PlanMade))
+    assert [stage.worker for stage in made.plan.stages] == [1, 6, 3]
+
+
+def test_a_spare_whose_connection_is_broken_takes_a_stage_only_if_no_other_can() -> None:
+    core = _with_spare()
+    core.handle(WorkerJoined(5, "w5", "tcp://127.0.0.1:5", b"\5" * 32, 10_000, 0.0))
+    core.handle(WorkerAway(4, 0.0))
+    for lost, heirs in ((2, [1, 5, 3]), (1, [4, 5, 3])):
+        made = next(one for one in core.handle(WorkerGone(lost, "killed", 0.0)) if isinstance(one, PlanMade))
+        assert [stage.worker for stage in made.plan.stages] == heirs
 
 
 def test_links_are_made_while_a_spare_loads_and_it_is_up_when_both_are_done() -> None:

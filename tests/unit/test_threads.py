@@ -15,6 +15,7 @@ from bloombee.config import RuntimeConfig
 from bloombee.engine import model
 from bloombee.machine import Share
 from bloombee.roles import local_swarm
+from bloombee.roles.bulletin import Bulletin
 from bloombee.roles.local_swarm import LocalSwarm
 
 
@@ -39,7 +40,7 @@ def test_local_workers_share_the_cores_that_this_process_may_use(monkeypatch: py
     monkeypatch.setattr(local_swarm, "cores", lambda: Share(6))
 
     def threads(**settings: int) -> int:
-        swarm = LocalSwarm(RuntimeConfig(**settings), (), on_end=lambda *_: None, on_failed=lambda _: None)  # type: ignore[arg-type]
+        swarm = LocalSwarm(RuntimeConfig(**settings), (), Bulletin(), on_end=lambda *_: True, on_failed=lambda _: None)  # type: ignore[arg-type]
         return swarm._threads()
 
     assert [threads(workers=workers) for workers in (1, 3, 4, 7)] == [6, 2, 1, 1]

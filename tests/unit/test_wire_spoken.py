@@ -74,6 +74,8 @@ def test_what_is_spoken_passes() -> None:
         m.Measure(1, 1, 1),
         m.Commit(1, 1, (m.Cut(1, 1, 5, ()),)),
         m.Leave("x"),
+        m.Drain(1, "x"),
+        m.Drained(1),
         m.Unload(1, 1),
     ):
         check_spoken(message)

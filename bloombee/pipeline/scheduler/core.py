@@ -129,6 +129,9 @@ class SchedulerCore:
         """Admitted: in prefill or decoding."""
         return len(self._open)
 
+    def is_admitted(self, sequence: SequenceId) -> bool:
+        return sequence in self._open
+
     @property
     def is_idle(self) -> bool:
         epoch = self._epoch

@@ -108,6 +108,10 @@ class SchedulerProxy:
         """Admitted, when the scheduler said so last."""
         return min(self._standing.num_open, self.num_sequences)
 
+    def is_admitted(self, sequence: SequenceId) -> bool:
+        """As far as is known here: what is asked for there may wait."""
+        return sequence in self._sequences
+
     @property
     def quickest_loop(self) -> tuple[float, int] | None:
         """As of SchedulerCore."""

@@ -1,18 +1,22 @@
 """The swarm core: who is here, what each has loaded, which epoch is wired. ``core.py`` is the door."""
 
-from bloombee.pipeline.swarm.core import REPEAT_S, Event, SwarmCore, SwarmLimits
+from bloombee.pipeline.swarm.core import REPEAT_S, Event, SwarmCore, SwarmLimits, may_be_silent
+from bloombee.pipeline.swarm.drains import Drains
 from bloombee.pipeline.swarm.figures import Figure, Figures
 from bloombee.pipeline.swarm.orders import rules_message
-from bloombee.pipeline.swarm.planning import Machine, PlanRequest
+from bloombee.pipeline.swarm.planning import FirstPlan, Machine, PlanRequest
 
 __all__ = [
     "REPEAT_S",
+    "Drains",
     "Event",
     "Figure",
     "Figures",
+    "FirstPlan",
     "Machine",
     "PlanRequest",
     "SwarmCore",
     "SwarmLimits",
+    "may_be_silent",
     "rules_message",
 ]

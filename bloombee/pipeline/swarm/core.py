@@ -11,12 +11,11 @@ Load and Wire are idempotent and are said again until they have been answered.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bloombee.errors import (
     BloomBeeError,
-    DeadlineExceeded,
     DeviceError,
     LinkDown,
     LocalProtocolError,
@@ -43,6 +42,7 @@ from bloombee.pipeline.events import (
     PlanWired,
     Tick,
     WorkerAway,
+    WorkerDrains,
     WorkerGone,
     WorkerJoined,
     WorkerRestored,
@@ -54,10 +54,11 @@ from bloombee.pipeline.swarm.figures import Figures
 from bloombee.pipeline.swarm.member import Member
 from bloombee.pipeline.swarm.orders import Orders
 from bloombee.pipeline.swarm.pairs import Pairs
-from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest, fits
+from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest, heir
+from bloombee.pipeline.swarm.stuck import stuck
 from bloombee.pipeline.swarm.survey import Survey
 from bloombee.plan.plan import Plan, StagePlan
-from bloombee.types import HEAD, SchedulerPlace, WorkerId
+from bloombee.types import HEAD, SchedulerPlace, Span, WorkerId
 from bloombee.wire.messages import (
     AnyMessage,
     Introduced,
@@ -65,6 +66,7 @@ from bloombee.wire.messages import (
     Loaded,
     Loading,
     Profiled,
+    Refused,
     Retired,
     StageFailed,
     Unloaded,
@@ -76,7 +78,7 @@ REPEAT_S = 2.0
 """An order that is not answered is said again after so long."""
 STALL_S = 1.0
 """Between two ticks: time that was not this process's."""
-Event = WorkerJoined | WorkerSaid | MeasuredHere | WorkerAway | WorkerRestored | WorkerGone | WorkersEnded | Tick
+Event = WorkerJoined | WorkerSaid | MeasuredHere | WorkerAway | WorkerRestored | WorkerDrains | WorkerGone | WorkersEnded | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class SwarmLimits:
 @dataclass(slots=True)
 class SwarmCore:
     """events: see ``Event``. commands: Send (to a worker id), MeasureHere, TellScheduler, PlanMade, PipelineUp, PipelineBroken,
-    PipelineDown, Dismiss, ReportLeft, ReportProgress, StageLoaded."""
+    PipelineDown, Dismiss, ReportLeft, ReportMeasured, ReportProgress, StageLoaded."""
 
     request: PlanRequest
     limits: SwarmLimits
@@ -109,6 +111,8 @@ class SwarmCore:
     _orders: Orders = field(init=False)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     """Of orders to measure a link."""
+    _had: dict[bytes, Span] = field(default_factory=dict)
+    """Layers of workers that are gone, by key: should it come back, it is the best spare for them."""
     _loads: int = 0
     """Orders to load so far."""
     _awaited_since: float | None = None
@@ -129,6 +133,8 @@ class SwarmCore:
                 return self._found(HEAD, report, now)
             case WorkerGone(worker=worker, reason=reason, now=now):
                 return self._gone(worker, reason, now)
+            case WorkerDrains() if self.plan is not None and (stage := self.plan.stage_of(event.worker)) is not None:
+                return self._replace(self.plan, stage, self._workers[event.heir], event.reason, event.now)
             case WorkersEnded(error=error, now=now):
                 return self._down(error, now)
             case WorkerAway(worker=worker):
@@ -144,8 +150,13 @@ class SwarmCore:
     # -- what people ask -------------------------------------------------------------------
 
     def stage_of(self, worker: WorkerId) -> int | None:
-        stage = self._stage_plan(worker)
-        return None if stage is None else stage.index
+        stage = self.plan.stage_of(worker) if self.plan is not None else None
+        return stage.index if stage else None
+
+    @property
+    def members(self) -> Mapping[WorkerId, Member]:
+        """Who is in, in the order of joining."""
+        return self._workers
 
     @property
     def num_missing(self) -> int:
@@ -154,24 +165,23 @@ class SwarmCore:
 
     @property
     def spares(self) -> tuple[WorkerId, ...]:
-        """Workers without a stage, in the order in which they joined; empty before the first plan."""
-        return tuple(one for one in self._workers if self.stage_of(one) is None) if self.plan is not None else ()
+        """Workers without a stage that may get one, in the order in which they joined; empty before the first plan."""
+        if self.plan is None:
+            return ()
+        return tuple(one.id for one in self._workers.values() if self.stage_of(one.id) is None and not one.is_draining)
 
     def is_loading(self, worker_id: WorkerId) -> bool:
-        """A worker that loads may hold its interpreter's lock for long: only its progress counts then."""
+        """Only its progress counts then."""
         worker = self._workers.get(worker_id)
         return worker is not None and not worker.is_loaded and self.stage_of(worker_id) is not None
-
-    def _stage_plan(self, worker: WorkerId) -> StagePlan | None:
-        stages = self.plan.stages if self.plan is not None else ()
-        return next((stage for stage in stages if stage.worker == worker), None)
 
     # -- joining and the first plan --------------------------------------------------------
 
     def _joined(self, event: WorkerJoined) -> list[Command]:
         if event.worker in self._workers:
             raise LocalProtocolError(f"worker {event.worker} joined twice")
-        self._workers[event.worker] = Member(event.worker, event.name, event.endpoint, event.key, event.memory_bytes)
+        had = self._had.pop(event.key, None)
+        self._workers[event.worker] = Member(event.worker, event.name, event.endpoint, event.key, event.memory_bytes, had=had)
         return self._plan_if_complete(event.now)
 
     def _plan_if_complete(self, now: float) -> list[Command]:
@@ -184,8 +194,8 @@ class SwarmCore:
             return self._make_plan(workers, now)
         if self.survey is None or any(worker.id not in self.survey.workers for worker in workers):
             self.survey = Survey(self._workers, self.request, self._pairs, self.figures, self._numbers)
-            return self.survey.begin(now)
-        return self._make_plan(workers, now) if self.survey.is_over else []
+            return [*self.survey.begin(now), *self.survey.reports()]
+        return [*self.survey.reports(), *self._make_plan(workers, now)] if self.survey.is_over else []
 
     def _found(self, worker: WorkerId, message: AnyMessage, now: float) -> list[Command]:
         """Something of a worker or a link."""
@@ -220,11 +230,11 @@ class SwarmCore:
         worker = self._workers.get(worker_id)
         if worker is None:
             raise RemoteProtocolError(f"worker {worker_id} is not in the swarm")
-        plan, stage = self.plan, self._stage_plan(worker_id)
+        plan, stage = self.plan, self.plan.stage_of(worker_id) if self.plan is not None else None
         match message:
             case Retired() | Unloaded():
                 return []
-            case Profiled() | Introduced() | LinkReport():
+            case Profiled() | Introduced() | LinkReport() | Refused():
                 return self._found(worker_id, message, now)
             case Loading(loaded_bytes=loaded, total_bytes=total) if stage is not None:
                 worker.progress_at = now
@@ -270,8 +280,10 @@ class SwarmCore:
     # -- workers that go -------------------------------------------------------------------
 
     def _gone(self, worker_id: WorkerId, reason: str, now: float) -> list[Command]:
-        stage = self._stage_plan(worker_id)
+        stage = self.plan.stage_of(worker_id) if self.plan is not None else None
         worker = self._workers.pop(worker_id, None)
+        if worker is not None and (had := worker.had if stage is None else stage.span) is not None:
+            self._had[worker.key] = had
         self._pairs.forget(worker_id)
         if worker is None or self.error is not None:
             return []
@@ -281,7 +293,7 @@ class SwarmCore:
         if stage is None:
             return []  # a spare
         error = LinkDown(f"worker {worker.name!r} is gone ({reason}); restart it and the Runtime", worker=worker.name)
-        spare = next((one for one in map(self._workers.__getitem__, self.spares) if fits(stage, one)), None)
+        spare = heir(stage, map(self._workers.__getitem__, self.spares))
         if spare is None:
             return self._down(error, now)
         return self._replace(self.plan, stage, spare, reason, now)
@@ -296,7 +308,7 @@ class SwarmCore:
 
     def _restored(self, worker_id: WorkerId, now: float) -> list[Command]:
         """What was told once and may be lost is told again: a worker that has done it changes nothing."""
-        worker, stage = self._workers.get(worker_id), self._stage_plan(worker_id)
+        worker, stage = self._workers.get(worker_id), self.plan.stage_of(worker_id) if self.plan is not None else None
         if worker is None:
             return []
         worker.is_away = False
@@ -341,7 +353,7 @@ class SwarmCore:
         if self.error is None and not self.is_up:
             commands += self._look_for_stuck(now)
         if self.survey is not None and self.plan is None and self.error is None:
-            commands += [*self.survey.tick(now), *self._plan_if_complete(now)]
+            commands += [*self.survey.tick(now), *self.survey.reports(), *self._plan_if_complete(now)]
         if self.plan is not None and self.error is None and not self.is_up:
             commands += self._press(self.plan, now)
         return commands
@@ -351,19 +363,12 @@ class SwarmCore:
         limit = self.limits.load_deadline_s
         if self._awaited_since is None:
             self._awaited_since = now
-        stuck = [w.name for w in self._workers.values() if self.is_loading(w.id) and now - w.progress_at > limit]
+        names = [w.name for w in self._workers.values() if self.is_loading(w.id) and now - w.progress_at > limit]
         if self.plan is None and not self.request.takes_others and now - self._awaited_since > limit:
             here = {worker.name for worker in self._workers.values()}
-            stuck = [name for name in self.request.order if name not in here]
-        if not stuck:
-            return []
-        names = ", ".join(stuck)
-        error = DeadlineExceeded(
-            f"no progress with loading for load_deadline_s = {limit:g} s on {names}: look at its log, its disk and its"
-            " network, or allow more",
-            workers=names,
-        )
-        return self._down(error, now)
+            names = [name for name in self.request.order if name not in here]
+        error = stuck(names, limit)
+        return [] if error is None else self._down(error, now)
 
     def _press(self, plan: Plan, now: float) -> list[Command]:
         """Say again what has not been answered."""
@@ -377,3 +382,9 @@ class SwarmCore:
             if self._is_wiring and worker.wired < plan.epoch:
                 commands.append(self._orders.wire(plan, stage.index, now))
         return commands
+
+
+def may_be_silent(core: SwarmCore, worker: WorkerId) -> bool:
+    """A worker that loads, or imports what it needs to measure itself, may hold its interpreter's lock for long."""
+    is_measuring = core.plan is None and core.survey is not None and core.survey.is_measuring(worker)
+    return is_measuring or core.is_loading(worker)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bloombee.types import WorkerId
+from bloombee.types import Span, WorkerId
 
 
 @dataclass(slots=True)
@@ -18,6 +18,10 @@ class Member:
     memory_bytes: int
     is_away: bool = False
     """Its connection is broken and may come back."""
+    had: Span | None = None
+    """Layers that it had when it was here before: it may still hold them, and has their files at hand."""
+    is_draining: bool = False
+    """It is to leave, and gets no stage any more."""
     is_loaded: bool = False
     """It has the span that it was last told to load."""
     wired: int = 0

@@ -117,11 +117,18 @@ class FirstPlan:
         """
         if self.request.objective is None:
             return self.make(workers)
+        return self.chosen(self._known(workers, surveyed), workers)
+
+    def known(self, workers: Iterable[Member], surveyed: Topology | None) -> Topology:
+        """What there is to plan by: ``workers``, and of their links those that were looked at or are known from the start."""
+        workers = list(workers)
+        return _limited(self._known(workers, surveyed), workers)
+
+    def _known(self, workers: Iterable[Member], surveyed: Topology | None) -> Topology:
         machine, topology = self.request.machine, surveyed or self.request.topology
         if machine is not None:
             topology = replace(topology or machine.topology(worker.id for worker in workers), cores=machine.cores)
-        assert topology is not None  # else it was looked for
-        return self.chosen(topology, workers)
+        return topology or Topology({})
 
     def make(self, workers: Sequence[Member]) -> Plan:
         """One stage for each of ``workers``, in their order, cut as asked.
@@ -144,13 +151,7 @@ class FirstPlan:
         """
         request = self.request
         of = {worker.id: worker for worker in workers}
-        devices = {
-            worker.id: replace(
-                topology.devices.get(worker.id, Device(worker.name)), name=worker.name, memory_bytes=worker.memory_bytes
-            )
-            for worker in workers
-        }
-        chosen = choose(replace(topology, devices=devices), request.card, self.wish(), request.objective or Objective())
+        chosen = choose(_limited(topology, workers), request.card, self.wish(), request.objective or Objective())
         members = [of[worker] for worker in chosen.candidate.workers]
         spans = split_layers(request.card.num_layers, len(members), chosen.candidate.layers)
         return replace(self._plan(members, spans, chosen.prediction), scheduler=chosen.candidate.scheduler)
@@ -221,6 +222,23 @@ class FirstPlan:
         return [stage_memory(model, span.start, span.stop, slots) for span in spans]
 
 
+def _limited(topology: Topology, workers: Iterable[Member]) -> Topology:
+    """To ``workers``, each with the name and the memory that it joined with."""
+    devices = {
+        worker.id: replace(
+            topology.devices.get(worker.id, Device(worker.name)), name=worker.name, memory_bytes=worker.memory_bytes
+        )
+        for worker in workers
+    }
+    parties = {HEAD, *devices}
+    return replace(
+        topology,
+        devices=devices,
+        links={ends: link for ends, link in topology.links.items() if parties.issuperset(ends)},
+        sites={party: site for party, site in topology.sites.items() if party in parties},
+    )
+
+
 def check_fit(stage: StagePlan, worker: Member) -> None:
     """Raises Infeasible if it lacks the memory, ConfigError if the stage before it could not reach it."""
     check_memory(stage, worker.memory_bytes)
@@ -229,6 +247,18 @@ def check_fit(stage: StagePlan, worker: Member) -> None:
             f"worker {worker.name!r} cannot be reached by its predecessor: start it with --listen and --advertise",
             worker=worker.name,
         )
+
+
+def heir(stage: StagePlan, spares: Iterable[Member]) -> Member | None:
+    """Who of ``spares`` takes the place of a worker that is gone or is to go; None: nobody can.
+
+    Of those that fit, one that is there rather than one that may come back, then who has had most of these layers before."""
+    fitting = [spare for spare in spares if fits(stage, spare)]
+    return min(fitting, key=lambda spare: (spare.is_away, -_shared(spare.had, stage.span)), default=None)
+
+
+def _shared(one: Span | None, other: Span) -> int:
+    return 0 if one is None else max(0, min(one.stop, other.stop) - max(one.start, other.start))
 
 
 def fits(stage: StagePlan, worker: Member) -> bool:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from bloombee.links.gauge import LIMIT_S
-from bloombee.pipeline.commands import Command
+from bloombee.pipeline.commands import Command, ReportMeasured
 from bloombee.pipeline.profiles import from_message
 from bloombee.pipeline.swarm.estimates import Estimates
 from bloombee.pipeline.swarm.figures import Figure, Figures, party
@@ -32,7 +32,7 @@ from bloombee.pipeline.swarm.planning import PlanRequest
 from bloombee.pipeline.swarm.questions import Link, Questions, Topic
 from bloombee.plan.topology import Device, Topology
 from bloombee.types import HEAD, WorkerId
-from bloombee.wire.messages import AnyMessage, Introduce, Introduced, LinkReport, MeasureLink, Profile, Profiled
+from bloombee.wire.messages import AnyMessage, Introduce, Introduced, LinkReport, MeasureLink, Profile, Profiled, Refused
 
 PROFILE_S = 60.0
 """To import what a device needs, to read a model's configuration and to measure a layer."""
@@ -82,10 +82,15 @@ class Survey:
     _to_fill: list[Link] | None = None
     """Whose width is to be found, in order; None: not all lengths are known yet."""
     _lines: Lines = field(default_factory=lambda: Lines({}))
+    _reported: dict[WorkerId, ReportMeasured] = field(default_factory=dict)
 
     @property
     def is_over(self) -> bool:
         return self._to_fill is not None and not self._to_fill and not self._questions
+
+    def is_measuring(self, worker: WorkerId) -> bool:
+        """Whether it has been asked for its profile and has yet to answer."""
+        return (worker, worker) in self._questions.of(Topic.PROFILE)
 
     def begin(self, now: float) -> list[Command]:
         """Ask everybody everything that can be asked at once."""
@@ -112,6 +117,8 @@ class Survey:
                 commands = self._introduced(worker, message, now)
             case LinkReport():
                 self._measured(worker, message)
+            case Refused(fields={"refused": Profile.__name__}):
+                self._questions.answered(Topic.PROFILE, (worker, worker))
         return [*commands, *self._go_on(now)]
 
     def left(self, worker: WorkerId, now: float) -> list[Command]:
@@ -254,6 +261,29 @@ class Survey:
 
     # -- what is known ---------------------------------------------------------------------
 
+    def reports(self) -> list[ReportMeasured]:
+        """What has become known of workers since this was asked last."""
+        waiting = None if self._to_fill is None else {*self._to_fill, *self._questions.of(Topic.WIDTH)}
+
+        def is_known(link: Link) -> bool:
+            if waiting is not None:
+                return link not in waiting  # of two that cannot meet there is nothing to know
+            figure = self.found.get(link)
+            return figure is not None and figure.bandwidth_bytes_per_s is not None
+
+        links: dict[WorkerId, list[Link]] = {worker: [(worker, HEAD), (HEAD, worker)] for worker in self.workers}
+        for one, other in map(tuple, self._tried):
+            if one in links and other in links:
+                links[one].append((one, other))
+                links[other].append((other, one))
+        found = [
+            ReportMeasured(worker, not self.is_measuring(worker), sum(map(is_known, own)), len(own))
+            for worker, own in links.items()
+        ]
+        news = [report for report in found if report != self._reported.get(report.worker)]
+        self._reported |= {report.worker: report for report in news}
+        return news
+
     @property
     def estimates(self) -> Estimates:
         """What is known so far, and what follows from it."""
@@ -261,12 +291,13 @@ class Survey:
 
     def topology(self) -> Topology:
         """All of it, as a plan may count on it: bandwidths by their lower bound."""
-        parties = (HEAD, *self.workers)
+        workers = [worker for worker in self.workers if worker in self.members]  # others are gone since
+        parties = (HEAD, *workers)
         estimates = self.estimates
         figures = {link: estimates.figure(*link) for link in itertools.permutations(parties, 2)}
         known = {link: figure for link, figure in figures.items() if figure is not None}
         return Topology(
-            {worker: self._device(worker) for worker in self.workers},
+            {worker: self._device(worker) for worker in workers},
             {link: figure.as_link() for link, figure in known.items()},
             sites=self._lines.sites(parties, known),
         )
