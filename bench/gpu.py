@@ -1,4 +1,4 @@
-"""What a GPU makes of a stage, against what it could: python -m bench.gpu [--quick] [--json FILE]
+"""What a GPU makes of a stage, against what it could: python -m bench.gpu [--quick] [--only A,B] [--json FILE]
 
 Ceilings come first and from the same run: bytes that a large copy moves a second, operations of a large product. Then steps of
 one stage against the time that reading its weights and keys takes at that speed, what the thread that asks for them spends, how
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 import bloombee
-from bench.arguments import Parser, writable
+from bench.arguments import Parser, shown, writable
 from bench.program import BenchError, headline, program
 from bloombee.engine.checkpoint import resolve
 from bloombee.engine.device_clock import clock_of
@@ -193,7 +193,7 @@ def launch_rows(stage: Stage, name: str, rows: Sequence[int]) -> Iterator[Row]:
     yield Row(f"{name}: kernel launches beside it", kernels, "", 2)
 
 
-def bits_rows(model: str) -> Iterator[Row]:
+def rows_of_bits(model: str) -> Iterator[Row]:
     """Values of a row's activations after two layers that differ by what it is computed with."""
     stage = Stage(model, [512] * 64, layers=2)
     together = activations(stage, stage.work(range(64)))
@@ -219,7 +219,7 @@ def activations(stage: Stage, work: Work) -> torch.Tensor:
 # -- a ring ------------------------------------------------------------------------------------
 
 
-async def ring_rows(model: str, batch: int) -> list[Row]:
+async def rows_of_ring(model: str, batch: int) -> list[Row]:
     """Three workers on the GPU, one sequence and many."""
     async with bloombee.Runtime(model, workers=3, dtype="bfloat16", device="cuda") as runtime:
         prompt = [1 + i % 1000 for i in range(256)]
@@ -248,23 +248,45 @@ async def tokens_of(runtime: bloombee.Runtime, prompt: list[int], count: int) ->
 # -- all of it ---------------------------------------------------------------------------------
 
 
+def stage_rows(options: argparse.Namespace, bytes_per_s: float) -> Iterator[Row]:
+    stage = Stage(options.model, [512] * 64)
+    yield from launch_rows(stage, f"{options.model}, B = 1", [0])
+    yield from step_rows(stage, f"{options.model}, B = 1, context 512", [0], bytes_per_s, 1.6)
+    yield from step_rows(stage, f"{options.model}, B = 64, context 512", range(64), bytes_per_s, 2.0)
+    stage.model.close()
+
+
+def long_rows(options: argparse.Namespace, bytes_per_s: float) -> Iterator[Row]:
+    stage = Stage(options.model, [32768] + [100] * 31)
+    yield from step_rows(stage, f"{options.model}, 32,768 beside 31 of 100", range(32), bytes_per_s, 1.2)
+    stage.model.close()
+
+
+def bits_rows(options: argparse.Namespace, _: float) -> Iterator[Row]:
+    yield from rows_of_bits(options.model)
+
+
+def ring_rows(options: argparse.Namespace, _: float) -> Iterator[Row]:
+    yield from asyncio.run(rows_of_ring(options.ring, 128))
+
+
+PARTS = {"stage": stage_rows, "bits": bits_rows, "long": long_rows, "ring": ring_rows}
+QUICK = ("stage", "bits")
+
+
 def rows_of(options: argparse.Namespace) -> Iterator[Row]:
     bytes_per_s = memory_speed()
     yield Row("memory: a copy of 1 GiB", bytes_per_s / 1e9, "GB/s")
     yield Row("product of 8192 in bf16", product_speed() / 1e12, "TFLOPS")
-    model = options.model
-    stage = Stage(model, [512] * 64)
-    yield from launch_rows(stage, f"{model}, B = 1", [0])
-    yield from step_rows(stage, f"{model}, B = 1, context 512", [0], bytes_per_s, 1.6)
-    yield from step_rows(stage, f"{model}, B = 64, context 512", range(64), bytes_per_s, 2.0)
-    stage.model.close()
-    yield from bits_rows(model)
-    if options.quick:
-        return
-    stage = Stage(model, [32768] + [100] * 31)
-    yield from step_rows(stage, f"{model}, 32,768 beside 31 of 100", range(32), bytes_per_s, 1.2)
-    stage.model.close()
-    yield from asyncio.run(ring_rows(options.ring, 128))
+    for part in options.only or (QUICK if options.quick else PARTS):
+        yield from PARTS[part](options, bytes_per_s)
+
+
+def parts(text: str) -> list[str]:
+    names = text.split(",")
+    if not PARTS.keys() >= set(names):
+        raise argparse.ArgumentTypeError(f"{shown(text)}: there are {', '.join(PARTS)}")
+    return names
 
 
 @program("gpu")
@@ -272,7 +294,8 @@ def main() -> int:
     parser = Parser(prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="llama:4096x8", help="of the stage (default llama:4096x8)")
     parser.add_argument("--ring", default="llama:4096x16", help="of the ring (default llama:4096x16)")
-    parser.add_argument("--quick", action="store_true", help="one stage and short contexts only")
+    parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
+    parser.add_argument("--only", type=parts, metavar="A,B", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--json", type=writable, metavar="FILE", help="append a line of JSON a row, as it ends")
     options = parser.parse_args()
     pick_device("cuda")

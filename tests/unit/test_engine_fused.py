@@ -27,8 +27,8 @@ def noise(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tor
 
 
 def agrees(expected: torch.Tensor, got: torch.Tensor, *, flips: float = 1e-3, tail: float = 4e-6) -> bool:
-    """Equal up to the order of a sum: in float32 to a few bits (of what is subtracted, where that nearly cancels, as in the tail of
-    a GELU), in 16 bits but for roundings the other way."""
+    """Equal up to the order of a sum: in float32 to a few bits (of what is subtracted, where that nearly cancels, as in the tail
+    of a GELU), in 16 bits but for roundings the other way."""
     is_wide = expected.dtype == torch.float32
     rtol = 2e-6 if is_wide else 2 * torch.finfo(expected.dtype).eps
     near = torch.allclose(expected.float(), got.float(), rtol=rtol, atol=tail)
