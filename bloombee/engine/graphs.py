@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bloombee.engine.buffers import pinned
 from bloombee.engine.cache import SlotCache
 from bloombee.engine.paged import StepTables, is_narrow
 from bloombee.pipeline.work import Segment
@@ -180,9 +181,7 @@ class GraphRunner:
         size = next(size for size in self.sizes if size >= rows)
         self._fill(size, segments)
         if hidden is not None and self._hidden is not None:
-            if self._hidden.is_cuda and not hidden.is_cuda:
-                hidden = hidden.pin_memory()  # from pages that may move the copy would hold this thread
-            self._hidden[:rows].copy_(hidden, non_blocking=True)
+            self._hidden[:rows].copy_(pinned(hidden, self._cache.device), non_blocking=True)
         replay = self._recording(size, key)
         return None if replay is None else replay()[:rows]
 

@@ -12,7 +12,7 @@ import torch
 
 from bloombee.engine import fused, paged
 from bloombee.engine.attention import attend, kernels
-from bloombee.engine.buffers import TORCH_DTYPES
+from bloombee.engine.buffers import TORCH_DTYPES, to_device
 from bloombee.engine.cache import SlotCache, Step
 from bloombee.engine.checkpoint import Checkpoint
 from bloombee.engine.digest import require_same_weights
@@ -209,7 +209,7 @@ class SpanModel:
                 return Pending(torch.empty(0), lambda _: picks)
             rows = self._rows(work.segments, hidden, picked)
             if not picked:
-                return Pending(rows, lambda _: [])
+                return self._outlet.take(rows[:0], lambda _: [])  # done when they are
             return self._outlet.take(rows, lambda logits: pick(logits, picked, self._processors))
 
     def warm_up(self) -> list[Callable[[], None]]:
@@ -371,7 +371,7 @@ class SpanModel:
             return [one for part, some in zip(parts, logits, strict=True) for one in pick(some.cpu(), part, self._processors)]
 
     def _keep(self, picked: Sequence[Picked]) -> torch.Tensor:
-        return torch.tensor([one.row for one in picked], device=self.device)
+        return to_device(torch.tensor([one.row for one in picked]), self.device)
 
     def _check(self, segments: Sequence[Segment], hidden: torch.Tensor | None) -> None:
         """
@@ -391,7 +391,7 @@ class SpanModel:
     def _inputs(self, segments: Sequence[Segment], hidden: torch.Tensor | None) -> Inputs:
         lengths = lengths_of(segments) if self._skeleton.rotaries else None
         if hidden is not None:
-            hidden = None if self.is_first else hidden.to(self.device, non_blocking=True)
+            hidden = None if self.is_first else to_device(hidden, self.device)
         if self.tables is not None:
             self.tables.fill(segments)
             return self._inputs_of(self.tables, hidden, lengths)
@@ -399,7 +399,7 @@ class SpanModel:
         tokens = None
         if self.is_first:
             ids = np.frombuffer(b"".join(segment.tokens for segment in segments), dtype="<u4").astype(np.int64)
-            tokens = torch.from_numpy(ids).to(self.device, non_blocking=True)
+            tokens = to_device(torch.from_numpy(ids), self.device)
         return Inputs(step, partial(attend, step), step.position_ids[0], tokens, hidden, lengths)
 
     def _inputs_of(self, tables: paged.StepTables, hidden: torch.Tensor | None, lengths: Sequence[int] | None = None) -> Inputs:
@@ -439,4 +439,4 @@ def _chosen(rows: torch.Tensor, picked: Sequence[Picked]) -> torch.Tensor:
     """A copy of those of ``rows`` that were picked; of all if none was asked for."""
     if not picked or len(picked) == len(rows):
         return rows.clone()
-    return rows[[one.row for one in picked]]
+    return rows[to_device(torch.tensor([one.row for one in picked]), rows.device)]
