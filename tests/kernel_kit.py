@@ -19,7 +19,7 @@ from bloombee.pipeline.work import Pages, Segment, Work
 from bloombee.types import PageGroup, Phase, Span
 
 WINDOWS = (0, 6)
-NUM_PAGES = 200
+NUM_PAGES = 128
 
 
 class Recordings:
@@ -74,16 +74,16 @@ def random_steps(count: int = 60, windows: Sequence[int] = WINDOWS) -> Iterator[
             table.truncate(0)
 
     for number in range(count):
+        for sequence in [sequence for sequence, length in lengths.items() if length > 60]:
+            end(sequence)
         if len(lengths) < 6 and (not lengths or rng.random() < 0.5):
             lengths[number], tables[number] = 0, [PageTable(pool, window) for pool, window in zip(pools, windows, strict=True)]
         chosen = rng.choice(sorted(lengths))
-        if len(lengths) > 1 and (lengths[chosen] > 60 or rng.random() < 0.15):
+        if len(lengths) > 1 and rng.random() < 0.15:
             end(chosen)
-        elif lengths[chosen] and rng.random() < 0.2:
-            lengths[1000 + number], tables[1000 + number] = (
-                lengths[chosen],
-                [table.fork(lengths[chosen]) for table in tables[chosen]],
-            )
+        elif len(lengths) < 6 and lengths[chosen] and rng.random() < 0.2:
+            lengths[1000 + number] = lengths[chosen]
+            tables[1000 + number] = [table.fork(lengths[chosen]) for table in tables[chosen]]
         segments = []
         for sequence in sorted(lengths):
             position = lengths[sequence]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any
 
@@ -272,9 +272,10 @@ class SpanModel:
             groups = together if has_kernels(self.device) else ()
             fresh = self._fill(checkpoint, loading, {number: layer for number, (layer, _) in held.items()}, groups, progress)
             if has_kernels(self.device):
-                fused.install(self._skeleton.model, self.device)
-                self.tables = paged.StepTables(self.kv) if paged.covers(self.kv) else None
-                self._record(recorder_of(self.device))
+                with self._here():
+                    fused.install(self._skeleton.model, self.device)
+                    self.tables = paged.StepTables(self.kv) if paged.covers(self.kv) else None
+                    self._record(recorder_of(self.device))
             elif self.device.type == "cpu":
                 total = self.disk_bytes
                 pack_linears(self._skeleton.model, together, lambda: progress(total, total) if progress is not None else None)
@@ -340,10 +341,14 @@ class SpanModel:
     def _asked(self) -> Iterator[None]:
         """What torch says of the device in the block is a DeviceError."""
         try:
-            with torch.inference_mode():
+            with self._here(), torch.inference_mode():
                 yield
         except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
             raise DeviceError(f"{self.device}: {error}", device=str(self.device)) from error
+
+    def _here(self) -> AbstractContextManager[object]:
+        """Meanwhile this thread's GPU, which our own kernels go to, is the span's."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     @property
     def _most_picked(self) -> int:
@@ -426,7 +431,7 @@ class SpanModel:
 
     def _prepare(self, size: int) -> None:
         if self._graphs is not None:
-            with torch.inference_mode():
+            with self._here(), torch.inference_mode():
                 self._graphs.prepare(size)
 
 
