@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache, partial
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 
-from bloombee.engine import fused, paged
-from bloombee.engine.attention import attend, kernels
-from bloombee.engine.buffers import TORCH_DTYPES, to_device
-from bloombee.engine.cache import SlotCache, Step
+from bloombee.engine import fused
+from bloombee.engine.buffers import TORCH_DTYPES
+from bloombee.engine.cache import SlotCache
 from bloombee.engine.checkpoint import Checkpoint
 from bloombee.engine.digest import require_same_weights
-from bloombee.engine.forward import Inputs, SpanForward
-from bloombee.engine.graphs import CudaRecorder, GraphRunner, Recorder, Repeater
+from bloombee.engine.graphs import CudaRecorder, Recorder, Repeater
 from bloombee.engine.packed import Watch, back_by_huge_pages, empty, pack_linears
-from bloombee.engine.pending import Outlet, Pending
-from bloombee.engine.picks import Picked, pick, picked_rows
+from bloombee.engine.pending import Pending
 from bloombee.engine.processors import Processors
-from bloombee.engine.rotary import RotaryByLength, lengths_of
+from bloombee.engine.rotary import RotaryByLength
 from bloombee.engine.skeleton import Skeleton, build, rearranged, splice
 from bloombee.engine.spans import ModelKey, SpanStore, trim
+from bloombee.engine.steps import Steps, on_device
 from bloombee.engine.stored import probe
 from bloombee.engine.synthetic import fill_random
 from bloombee.engine.weights import Loading, LoadProgress, fill, materialize, plan_loading
-from bloombee.errors import ConfigError, DeviceError, RemoteProtocolError
+from bloombee.errors import ConfigError, DeviceError
 from bloombee.machine import cores
-from bloombee.pipeline.work import Segment, Work
-from bloombee.plan.scratch import LOGIT_BYTES, LOGITS
+from bloombee.pipeline.work import Work
 from bloombee.types import Dtype, PageGroup, Span
 from bloombee.wire.messages import Pick, Rules
 
@@ -72,7 +68,7 @@ class SpanModel:
     Attributes:
         span, num_layers, dtype, device, hidden_size, vocab_size: of what was loaded. ``dtype`` is that of weights
             and activations alike.
-        weight_bytes: resident, in ``dtype``. layer_bytes: of one layer, their mean.
+        steps: what its device does of them. weight_bytes: resident, in ``dtype``. layer_bytes: of one layer, their mean.
         disk_bytes, requested_bytes: the tensors that were read, in the checkpoint, and what was asked of its files for them.
     """
 
@@ -86,20 +82,12 @@ class SpanModel:
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = skeleton.model.get_input_embeddings().weight.shape[0]
         self.weight_bytes = self.layer_bytes = self.disk_bytes = self.requested_bytes = 0
-        self.batched_decode = kv.device.type != "cpu"
         self._skeleton = skeleton
         self._store, self._key = store, key
         self._reservation = 0
         self._kept: dict[int, int] = {}
         """Layers that the store counts this span as a user of, and their bytes."""
-        self._processors: Processors | None = None
-        self._places: tuple[int, ...] | None = None
-        """Of the layers that stand in for the span's; None: its own."""
-        self._forward = SpanForward(skeleton)
-        self.tables: paged.StepTables | None = None
-        """Of steps whose attention is by our own kernels; None: it is torch's."""
-        self._graphs: GraphRunner | None = None
-        self._outlet = Outlet(kv.device)
+        self.steps = Steps(skeleton, span, dtype, kv)
 
     @classmethod
     def load(
@@ -150,7 +138,7 @@ class SpanModel:
         try:
             kv = SlotCache(layers, groups, page_size, TORCH_DTYPES[dtype], torch.device(device))
             model = cls(skeleton, span, dtype, kv, store or SpanStore(), key)
-            model._processors = Processors(rules, model.vocab_size) if rules is not None and model.is_last else None
+            model.steps.processors = Processors(rules, model.vocab_size) if rules is not None and model.is_last else None
             model._load(checkpoint, weight_digests, progress, watch.groups)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise DeviceError(f"no memory on {device} for {span} of {checkpoint.ref}", device=device) from error
@@ -162,7 +150,7 @@ class SpanModel:
 
     def close(self) -> None:
         """Give back its KV memory, and the weights that no other span uses, at once. It cannot be run any more."""
-        self._graphs = self.tables = None
+        self.steps.close()
         for layer in list(self.kv.group_of):
             self.kv.drop(layer)
         base, name = self._skeleton.base, self._skeleton.layers
@@ -192,42 +180,24 @@ class SpanModel:
             LocalProtocolError: pages that do not hold the rows, or no sampling parameters for a row to be sampled.
             DeviceError: the device failed; KV of the rows may be partly written, which a repeat overwrites.
         """
-        if self.is_last:
-            return self.launch(work, hidden).result()
-        with self._asked():
-            return self._rows(work.segments, hidden, [])
+        rows: torch.Tensor | list[Pick] = self.steps.run(work.segments, hidden)
+        return rows
 
     def launch(self, work: Work, hidden: torch.Tensor | None) -> Pending[torch.Tensor] | Pending[list[Pick]]:
         """As :meth:`run`, without waiting for the device: what comes of it is taken off it meanwhile, activations too, and the
         next microbatch may be launched at once."""
-        with self._asked():
-            if not self.is_last:
-                return self._outlet.take(self._rows(work.segments, hidden, []), lambda rows: rows)
-            picked = picked_rows(work.segments)
-            if len(picked) > self._most_picked and not self._can_replay(work.segments):
-                picks = self._pick_by_parts(work.segments, hidden, picked)
-                return Pending(torch.empty(0), lambda _: picks)
-            rows = self._rows(work.segments, hidden, picked)
-            if not picked:
-                return self._outlet.take(rows[:0], lambda _: [])  # done when they are
-            return self._outlet.take(rows, lambda logits: pick(logits, picked, self._processors))
+        return self.steps.launch(work.segments, hidden)
 
     def warm_up(self) -> list[Callable[[], None]]:
         """What makes first steps as quick as later ones, in parts; each on the thread that runs it, in between if need be. None
         raises."""
-        if self._graphs is None:
-            return []
-        return [partial(self._prepare, size) for size in reversed(self._graphs.sizes)]
+        return self.steps.warm_up()
 
     @contextmanager
     def of_layers(self, places: Sequence[int]) -> Iterator[None]:
         """Meanwhile its layers are those at ``places`` of the span; one may come more than once. For measuring."""
-        self._places = None if tuple(places) == tuple(range(len(self.span))) else tuple(places)
-        try:
-            with rearranged(self._skeleton, places):
-                yield
-        finally:
-            self._places = None
+        with rearranged(self._skeleton, places), self.steps.of(places):
+            yield
 
     @property
     def kv_bytes(self) -> int:
@@ -272,10 +242,9 @@ class SpanModel:
             groups = together if has_kernels(self.device) else ()
             fresh = self._fill(checkpoint, loading, {number: layer for number, (layer, _) in held.items()}, groups, progress)
             if has_kernels(self.device):
-                with self._here():
+                with on_device(self.device):
                     fused.install(self._skeleton.model, self.device)
-                    self.tables = paged.StepTables(self.kv) if paged.covers(self.kv) else None
-                    self._record(recorder_of(self.device))
+                    self.steps.use_kernels(recorder_of(self.device))
             elif self.device.type == "cpu":
                 total = self.disk_bytes
                 pack_linears(self._skeleton.model, together, lambda: progress(total, total) if progress is not None else None)
@@ -332,116 +301,10 @@ class SpanModel:
             if number not in held
         }
         if not self.is_first:
-            self._forward.take_in_first_layer()
+            self.steps.forward.take_in_first_layer()
         return fresh
-
-    # -- running -------------------------------------------------------------------------------
-
-    @contextmanager
-    def _asked(self) -> Iterator[None]:
-        """What torch says of the device in the block is a DeviceError."""
-        try:
-            with self._here(), torch.inference_mode():
-                yield
-        except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
-            raise DeviceError(f"{self.device}: {error}", device=str(self.device)) from error
-
-    def _here(self) -> AbstractContextManager[object]:
-        """Meanwhile this thread's GPU, which our own kernels go to, is the span's."""
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-
-    @property
-    def _most_picked(self) -> int:
-        return max(1, LOGITS // self.vocab_size)
-
-    def _rows(self, segments: Sequence[Segment], hidden: torch.Tensor | None, picked: Sequence[Picked]) -> torch.Tensor:
-        """[t, d] activations on the device; or [picked, v] logits."""
-        self._check(segments, hidden)
-        self.kv.copy_shared(segments)
-        if self._graphs is not None and self._can_replay(segments):
-            rows = self._graphs.run(segments, hidden, self._places)
-            if rows is not None:
-                return _chosen(rows, picked)
-        with kernels(self.device):
-            inputs = self._inputs(segments, hidden)
-            return self._forward.logits(inputs, self._keep(picked)) if picked else self._forward.hidden(inputs)
-
-    def _pick_by_parts(self, segments: Sequence[Segment], hidden: torch.Tensor | None, picked: list[Picked]) -> list[Pick]:
-        """Where the logits of all would be too many."""
-        self._check(segments, hidden)
-        self.kv.copy_shared(segments)
-        parts = [picked[start : start + self._most_picked] for start in range(0, len(picked), self._most_picked)]
-        with kernels(self.device):
-            logits = self._forward.logits_by_parts(self._inputs(segments, hidden), [self._keep(part) for part in parts])
-            return [one for part, some in zip(parts, logits, strict=True) for one in pick(some.cpu(), part, self._processors)]
-
-    def _keep(self, picked: Sequence[Picked]) -> torch.Tensor:
-        return to_device(torch.tensor([one.row for one in picked]), self.device)
-
-    def _check(self, segments: Sequence[Segment], hidden: torch.Tensor | None) -> None:
-        """
-        Raises:
-            RemoteProtocolError: what came is nothing that this stage takes.
-        """
-        if self.is_first:
-            largest = int(np.frombuffer(b"".join(segment.tokens for segment in segments), dtype="<u4").max())
-            if largest >= self.vocab_size:
-                raise RemoteProtocolError(f"token id {largest} in a vocabulary of {self.vocab_size}", token=largest)
-            return
-        expected = (sum(segment.num_rows for segment in segments), self.hidden_size)
-        if hidden is None or tuple(hidden.shape) != expected or hidden.dtype != TORCH_DTYPES[self.dtype]:
-            got = "none" if hidden is None else f"{list(hidden.shape)} {hidden.dtype}"
-            raise RemoteProtocolError(f"activations are {got}; this stage takes {list(expected)} {self.dtype.value}")
-
-    def _inputs(self, segments: Sequence[Segment], hidden: torch.Tensor | None) -> Inputs:
-        lengths = lengths_of(segments) if self._skeleton.rotaries else None
-        if hidden is not None:
-            hidden = None if self.is_first else to_device(hidden, self.device)
-        if self.tables is not None:
-            self.tables.fill(segments)
-            return self._inputs_of(self.tables, hidden, lengths)
-        step = Step(self.kv, segments, batched=self.batched_decode)
-        tokens = None
-        if self.is_first:
-            ids = np.frombuffer(b"".join(segment.tokens for segment in segments), dtype="<u4").astype(np.int64)
-            tokens = to_device(torch.from_numpy(ids), self.device)
-        return Inputs(step, partial(attend, step), step.position_ids[0], tokens, hidden, lengths)
-
-    def _inputs_of(self, tables: paged.StepTables, hidden: torch.Tensor | None, lengths: Sequence[int] | None = None) -> Inputs:
-        step = paged.PagedStep(tables)
-        return Inputs(step, step.attend, tables.positions, tables.tokens if self.is_first else None, hidden, lengths)
-
-    # -- recorded ------------------------------------------------------------------------------
-
-    def _record(self, recorder: Recorder) -> None:
-        """Steps of a few rows a sequence are recorded from now on, where that can be."""
-        if self.tables is None or self._skeleton.rotaries:
-            return  # the latter look on the host at how long a row's sequence is
-        most_rows = LOGITS * LOGIT_BYTES // (self.vocab_size * (4 + 2 * self.dtype.num_bytes)) if self.is_last else 1 << 30
-        self._graphs = GraphRunner(
-            self.kv, None if self.is_first else self.hidden_size, self._recorded, recorder, most_rows=most_rows
-        )
-
-    def _recorded(self, tables: paged.StepTables, hidden: torch.Tensor | None) -> torch.Tensor:
-        inputs = self._inputs_of(tables, hidden)
-        return self._forward.logits(inputs, 0) if self.is_last else self._forward.hidden(inputs)
-
-    def _can_replay(self, segments: Sequence[Segment]) -> bool:
-        return self._graphs is not None and self.tables is not None and self._graphs.can_run(segments)
-
-    def _prepare(self, size: int) -> None:
-        if self._graphs is not None:
-            with self._here(), torch.inference_mode():
-                self._graphs.prepare(size)
 
 
 def _bytes_of(tensor: torch.Tensor, dtype: Dtype) -> int:
     """Of a parameter in a run of ``dtype``."""
     return int(tensor.numel()) * (dtype.num_bytes if tensor.is_floating_point() else int(tensor.element_size()))
-
-
-def _chosen(rows: torch.Tensor, picked: Sequence[Picked]) -> torch.Tensor:
-    """A copy of those of ``rows`` that were picked; of all if none was asked for."""
-    if not picked or len(picked) == len(rows):
-        return rows.clone()
-    return rows[to_device(torch.tensor([one.row for one in picked]), rows.device)]

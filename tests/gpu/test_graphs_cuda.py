@@ -28,7 +28,7 @@ def test_tokens_of_replayed_steps_are_transformers(family: str, tmp_path: Path) 
         for part in stage.warm_up():
             part()
     assert generate(stages, prompts, 16, chunk=5) == expected
-    assert [stage._graphs.failure for stage in stages] == [""] * 3
+    assert [stage.steps.graphs.failure for stage in stages] == [""] * 3
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - set(RECORDED)))
@@ -38,17 +38,17 @@ def test_all_other_families_give_the_same_tokens_recorded_or_not(family: str, tm
     stages = load_chain(tmp_path, (2,), device="cuda")
     assert generate(stages, prompts, 6, chunk=5) == expected
     for stage in stages:
-        print(family, stage.span, "not recorded" if stage._graphs is None else stage._graphs.failure or "recorded")
+        print(family, stage.span, "not recorded" if stage.steps.graphs is None else stage.steps.graphs.failure or "recorded")
 
 
 def test_sequences_come_and_go_fork_and_are_rolled_back_between_replays(tmp_path: Path) -> None:
     make_checkpoint("gemma3_text", tmp_path)
     replayed, plain = (load_windowed(tmp_path, "cuda") for _ in range(2))
-    plain._graphs = None
+    plain.steps.graphs = None
     for work in random_steps():
         assert replayed.run(work, None) == plain.run(work, None)
-    assert replayed._graphs is not None
-    assert not replayed._graphs.failure
+    assert replayed.steps.graphs is not None
+    assert not replayed.steps.graphs.failure
 
 
 def test_a_step_is_one_launch(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_sequences_come_and_go_fork_and_are_rolled_back_between_replays(tmp_path
     """On two models that hold the same; one replays, of the other the same kernels are launched one by one."""
     make_checkpoint("gemma3_text", tmp_path)
     replayed, plain = (load_windowed(tmp_path) for _ in range(2))
-    plain._graphs = None
+    plain.steps.graphs = None
     sizes = set()
     for work in random_steps():
         sizes.add(work.num_rows)
@@ -107,7 +107,7 @@ def test_a_recording_of_some_layers_is_of_no_use_for_others(tmp_path: Path, reco
     with stage.of_layers(range(4)):
         assert stage.run(step, None) == whole
     assert recordings.made == 2
-    stage._graphs = None
+    stage.steps.graphs = None
     with stage.of_layers([0, 0]):
         assert stage.run(step, None) == twice
 
