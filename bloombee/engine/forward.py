@@ -75,7 +75,7 @@ class SpanForward:
 
     def _logits(self, arguments: dict[str, Any], keep: torch.Tensor | int) -> torch.Tensor:
         logits: torch.Tensor = self._skeleton.model(**arguments, logits_to_keep=keep).logits[0]
-        return logits.float()
+        return logits.float().contiguous()
 
     @contextmanager
     def _under_way(self, inputs: Inputs) -> Iterator[dict[str, Any]]:
