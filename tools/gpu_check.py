@@ -208,7 +208,7 @@ def main(words: Sequence[str] | None = None) -> int:
             parser.error(f"--steps {name}: there are {', '.join(step.name for step in STEPS)}")
     if options.wheels is not None and not options.wheels.is_dir():
         parser.error(f"--wheels {options.wheels}: no such folder")
-    steps = [step for step in STEPS if step.name in names and (step.command[0] != SANITIZER or find_sanitizer() is not None)]
+    steps = [step for step in STEPS if step.name in names]
     device = find_device()
     if options.dry_run:
         print(f"device: {device or 'none'}")
@@ -218,6 +218,10 @@ def main(words: Sequence[str] | None = None) -> int:
     if device is None and any(step.needs_gpu for step in steps):
         print("gpu_check: torch sees no CUDA device here; --dry-run lists the steps, --steps build compiles", file=sys.stderr)
         return 2
+    if find_sanitizer() is None:
+        left_out = [step.name for step in steps if step.command[0] == SANITIZER]
+        steps = [step for step in steps if step.name not in left_out]
+        print(f"left out, as {SANITIZER} is not here: {', '.join(left_out) or 'nothing'}")
     if device is not None and (architecture := find_architecture()) is not None:
         os.environ.setdefault("BLOOMBEE_CUDA_ARCHITECTURES", architecture)
     return check(steps, device or "none", options.wheels, options.results, options.budget)
