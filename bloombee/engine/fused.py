@@ -111,12 +111,16 @@ def rotary(
 
 
 class FusedNorm:
-    """In place of a norm's forward."""
+    """In place of a norm's forward, for rows of its weight's type."""
 
-    def __init__(self, weight: torch.Tensor, epsilon: float, kind: int) -> None:
-        self._weight, self._epsilon, self._kind = weight, epsilon, kind
+    def __init__(self, module: nn.Module, epsilon: float, kind: int) -> None:
+        self._original, self._weight = module.forward, module.weight
+        self._epsilon, self._kind = epsilon, kind
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype != self._weight.dtype:
+            out: torch.Tensor = self._original(x)
+            return out
         return norm(x, self._weight, self._epsilon, self._kind)
 
 
@@ -235,7 +239,7 @@ def _replace_norm(module: nn.Module) -> bool:
     best = min(range(len(NORMS)), key=flips.__getitem__)
     if flips[best] > MOST_FLIPS:
         return False
-    module.forward = FusedNorm(weight, epsilon, best)
+    module.forward = FusedNorm(module, epsilon, best)
     return True
 
 

@@ -47,6 +47,14 @@ def test_a_norm_rounds_where_transformers_does(family: str, kind: int, width: in
         assert agrees(module(x), fused.norm(x, module.weight, 1e-5, kind))
 
 
+def test_a_norm_of_another_type_than_its_rows_is_transformers() -> None:
+    module = modelling("llama").LlamaRMSNorm(64)
+    x = noise(1, 3, 64, dtype=torch.bfloat16)
+    expected = module(x)
+    assert fused.install(torch.nn.Sequential(module), torch.device("cpu")) == 1
+    assert torch.equal(module(x), expected)
+
+
 def test_a_rows_norm_is_the_same_bits_in_any_batch() -> None:
     x, weight = noise(1, 65, 4096, dtype=torch.bfloat16), noise(4096, dtype=torch.bfloat16, seed=1)
     whole = fused.norm(x, weight, 1e-6, 0)

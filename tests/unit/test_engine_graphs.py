@@ -26,16 +26,14 @@ def recordings() -> Iterator[Recordings]:
         yield recordings
 
 
-@pytest.mark.parametrize(
-    "family", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "gpt_neox", "granite", "cohere2"]
-)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text", "phi3", "gpt_neox"])
 def test_tokens_of_replayed_steps_are_transformers(family: str, tmp_path: Path, recordings: Recordings) -> None:
-    prompts = ragged_prompts()
-    expected = reference_tokens(make_checkpoint(family, tmp_path), prompts, 12)
-    stages = load_chain(tmp_path, (1, 3))
-    assert generate(stages, prompts, 12, chunk=5) == expected
-    assert recordings.replays >= 3 * 12
-    assert 3 * 2 <= recordings.made <= 3 * len(graphs.SIZES)
+    prompts = ragged_prompts(5)
+    expected = reference_tokens(make_checkpoint(family, tmp_path), prompts, 6)
+    stages = load_chain(tmp_path, (2,))
+    assert generate(stages, prompts, 6, chunk=5) == expected
+    assert recordings.replays >= 2 * 6
+    assert 2 * 2 <= recordings.made <= 2 * len(graphs.SIZES)
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "deepseek_v3"])
