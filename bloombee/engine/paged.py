@@ -149,16 +149,17 @@ class StepTables:
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Queue the storing of the step's own keys and values, [1, k, num_rows, e] each, in their slots; attention follows."""
         held_keys, held_values = self.cache.rows(layer)
-        keys, values = _aligned(keys[0]), _aligned(values[0])
+        keys, values = (_aligned(new[0].to(self.cache.dtype)) for new in (keys, values))
         size = keys.element_size()
-        self._kernels.paged_write(
-            keys=keys.data_ptr(), key_head=keys.stride(0) * size, key_row=keys.stride(1) * size,
-            values=values.data_ptr(), value_head=values.stride(0) * size, value_row=values.stride(1) * size,
-            held_keys=held_keys.data_ptr(), held_values=held_values.data_ptr(),
-            slots=self.slots(self.cache.group_of[layer]).data_ptr(), num_slots=held_keys.shape[1], rows=self.num_rows,
-            kv_heads=held_keys.shape[0], key_bytes=held_keys.shape[2] * size, value_bytes=held_values.shape[2] * size,
-            stream=self._stream(),
-        )  # fmt: skip
+        with torch.cuda.device_of(self._device):
+            self._kernels.paged_write(
+                keys=keys.data_ptr(), key_head=keys.stride(0) * size, key_row=keys.stride(1) * size,
+                values=values.data_ptr(), value_head=values.stride(0) * size, value_row=values.stride(1) * size,
+                held_keys=held_keys.data_ptr(), held_values=held_values.data_ptr(),
+                slots=self.slots(self.cache.group_of[layer]).data_ptr(), num_slots=held_keys.shape[1], rows=self.num_rows,
+                kv_heads=held_keys.shape[0], key_bytes=held_keys.shape[2] * size, value_bytes=held_values.shape[2] * size,
+                stream=self._stream(),
+            )  # fmt: skip
 
     def attend(
         self, layer: int, query: torch.Tensor, *, scaling: float | None = None, sliding_window: int | None = None,
@@ -174,21 +175,23 @@ class StepTables:
         """
         keys, values = self.cache.rows(layer)
         group, (heads, _, key_dim) = self.cache.group_of[layer], query[0].shape
-        query, size, grouped = _aligned(query[0]), query.element_size(), heads // keys.shape[0]
+        query, grouped = _aligned(query[0].to(keys.dtype)), heads // keys.shape[0]
+        size = query.element_size()
         scale = key_dim**-0.5 if scaling is None else scaling
         sinks = None if s_aux is None else s_aux.to(query.dtype).contiguous()
         out = query.new_empty(1, self.num_rows, heads, values.shape[2])
-        self._kernels.paged_attend(
-            query=query.data_ptr(), query_head=query.stride(0) * size, query_row=query.stride(1) * size,
-            keys=keys.data_ptr(), values=values.data_ptr(), num_slots=keys.shape[1], out=out.data_ptr(),
-            sinks=0 if sinks is None else sinks.data_ptr(), tables=self._device.data_ptr(), parts=self._parts.data_ptr(),
-            arrived=self._arrived.data_ptr(), scale=scale * LOG2_E if softcap is None else scale / softcap,
-            cap=0.0 if softcap is None else softcap * LOG2_E, dtype=DTYPES[query.dtype], group=group,
-            window=sliding_window or 0, page_size=self.cache.page_size, heads=heads, kv_heads=keys.shape[0],
-            key_dim=key_dim, value_dim=values.shape[2], narrow_bands=_bands(self.tile_rows[0] * grouped),
-            wide_bands=_bands(self.tile_rows[1] * grouped), narrow_items=self._bounds[group][0],
-            wide_items=self._bounds[group][1], stream=self._stream(),
-        )  # fmt: skip
+        with torch.cuda.device_of(self._device):
+            self._kernels.paged_attend(
+                query=query.data_ptr(), query_head=query.stride(0) * size, query_row=query.stride(1) * size,
+                keys=keys.data_ptr(), values=values.data_ptr(), num_slots=keys.shape[1], out=out.data_ptr(),
+                sinks=0 if sinks is None else sinks.data_ptr(), tables=self._device.data_ptr(), parts=self._parts.data_ptr(),
+                arrived=self._arrived.data_ptr(), scale=scale * LOG2_E if softcap is None else scale / softcap,
+                cap=0.0 if softcap is None else softcap * LOG2_E, dtype=DTYPES[query.dtype], group=group,
+                window=sliding_window or 0, page_size=self.cache.page_size, heads=heads, kv_heads=keys.shape[0],
+                key_dim=key_dim, value_dim=values.shape[2], narrow_bands=_bands(self.tile_rows[0] * grouped),
+                wide_bands=_bands(self.tile_rows[1] * grouped), narrow_items=self._bounds[group][0],
+                wide_items=self._bounds[group][1], stream=self._stream(),
+            )  # fmt: skip
         return out
 
     # -- buffers ----------------------------------------------------------------------------------
@@ -201,12 +204,13 @@ class StepTables:
             have if need <= have else max(need, have * 3 // 2 + 1 & ~1)
             for need, have in ((rows + rows % 2, self._max_rows), (words, self._max_words), (items, self._max_items))
         )
-        device = self.cache.device
-        self._device = torch.zeros(self._tail_at + self._max_words, dtype=torch.int32, device=device)
-        parts = max(_part_bytes(one, self.tile_rows[0]) for one in self.cache.layers.values())
-        self._parts = torch.empty(self._max_items * parts, dtype=torch.uint8, device=device)
-        heads = max(one.keys[0] * _bands(self.tile_rows[0] * one.heads // one.keys[0]) for one in self.cache.layers.values())
-        self._arrived = torch.zeros(self._max_rows * heads, dtype=torch.int32, device=device)
+        device, layers = self.cache.device, self.cache.layers.values()
+        parts = max(_part_bytes(one, self.tile_rows[0]) for one in layers)
+        heads = max(one.keys[0] * _bands(self.tile_rows[0] * one.heads // one.keys[0]) for one in layers)
+        with torch.inference_mode(False):  # they are written to in that mode and outside of it
+            self._device = torch.zeros(self._tail_at + self._max_words, dtype=torch.int32, device=device)
+            self._parts = torch.empty(self._max_items * parts, dtype=torch.uint8, device=device)
+            self._arrived = torch.zeros(self._max_rows * heads, dtype=torch.int32, device=device)
         self.version += 1
 
     def _views(self, words: torch.Tensor) -> _Views:

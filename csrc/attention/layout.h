@@ -1,10 +1,10 @@
 // Attention over pages: what a kernel is told, and how a row's keys are cut. engine/paged.py fills what is here.
 //
 // A pair is a new row and one query head. Rows of one sequence with the query heads of one KV head are a tile, and 16 of its
-// pairs a band: the rows of a tensor core's product. Keys are cut into strips and splits, both counted from position 0. Each strip is weighed by itself, the strips
-// of a split are added up in order, then the splits. So the bits of a row's result depend on its own sequence and on
-// nothing else: a pair's arithmetic is that of its own row of each product, whatever the other rows of the band are, and
-// keys that a pair does not see have weight 0.
+// pairs a band: the rows of a tensor core's product. Keys are cut into strips and splits, both counted from position 0. Each
+// strip is weighed by itself, the strips of a split are added up in order, then the splits. So the bits of a row's result depend
+// on its own sequence and on nothing else: a pair's arithmetic is that of its own row of each product, whatever the other rows
+// of the band are, and keys that a pair does not see have weight 0.
 #pragma once
 
 #include <cstddef>

@@ -17,7 +17,7 @@ struct Width {
 template <class T, int dim>
 struct Cut {
     static constexpr int reads = dim / (4 * Width<T>::elements);
-    static constexpr int words = reads < 4 ? reads : 4;
+    static constexpr int words = dim > 128 ? 2 : reads < 4 ? reads : 4;
     static constexpr int passes = reads / words;
     static constexpr int groups = dim / (8 * Width<T>::elements);
     static constexpr int tiles = groups * Width<T>::elements;

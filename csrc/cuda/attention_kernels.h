@@ -48,7 +48,7 @@ __device__ void run_narrow(const Task& task, const NarrowBand& narrow, NarrowMem
 }
 
 template <class T, int dim>
-__global__ void __launch_bounds__(narrow_threads, dim * sizeof(T) <= 256 ? 2 : 1) narrow_kernel(const Task task) {
+__global__ void __launch_bounds__(narrow_threads, sizeof(T) == 2 || dim <= 64 ? 2 : 1) narrow_kernel(const Task task) {
     __shared__ NarrowMemory<T> memory;
     const List list = list_of(task, 0);
     const int each = task.kv_heads * task.bands[0];
