@@ -68,7 +68,8 @@ class ProcessorCoder:
 
 
 class CudaCoder:
-    """By the device's kernels, in the stream that is current; all calls in the same one.
+    """By the device's kernels: encodes in the stream that is current, decodes in one of its own, which waits for no forward. All
+    calls on one thread.
 
     Its buffers grow with the longest frame: two of its size on the device and one in page-locked memory.
     """
@@ -77,6 +78,7 @@ class CudaCoder:
 
     def __init__(self, dtype: Dtype, channels: int, device: torch.device) -> None:
         self._dtype, self._channels, self._device = dtype, channels, device
+        self._stream = torch.cuda.Stream(device)
         self._rows = 0
         self._work = self._message = self._host = torch.empty(0, dtype=torch.uint8)
         self._images: dict[bytes, torch.Tensor] = {}
@@ -107,9 +109,9 @@ class CudaCoder:
         head, size, shape = cuda.check_head(message, table), memoryview(message).nbytes, (rows, self._channels)
         if size > api.bound(rows * self._channels, self._dtype):
             raise CorruptPayload(f"codec message for {shape} {self._dtype}: too long", reason="too long")
-        with torch.cuda.device(self._device):
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             self._reserve(rows, table)
-            stream = torch.cuda.current_stream()
+            stream = self._stream
             self._host.numpy()[:size] = np.frombuffer(message, np.uint8)
             self._message[:size].copy_(self._host[:size], non_blocking=True)
             values = torch.empty(shape, dtype=TORCH_DTYPES[self._dtype], device=self._device)
@@ -122,6 +124,7 @@ class CudaCoder:
                 raise CorruptPayload(f"codec message for {shape} {self._dtype}: {error}", reason=str(error)) from error
             if self._fetch(stream, 0).error:
                 raise CorruptPayload(f"codec message for {shape} {self._dtype}: corrupt unit", reason="corrupt unit")
+        values.record_stream(torch.cuda.current_stream(self._device))  # which reads them later
         return values
 
     def _fetch(self, stream: torch.cuda.Stream, message_bytes: int) -> cuda.Result:
@@ -170,19 +173,20 @@ class DeviceRows:
 
 
 class DeviceCodec:
-    """Codes frames on the device where that is quicker. Belongs to the device's thread.
+    """Codes frames on the device where that is quicker. One thread encodes, one decodes.
 
     Args:
         near: codes on the device. far: what the frames take that are not coded there; for comparison.
-        clock: seconds.
+        clock: seconds. near_in: decodes on the device, where that is on another thread than encoding; by default ``near``.
     """
 
     def __init__(
         self, dtype: Dtype, channels: int, device: torch.device, near: Coder, far: Coder,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.perf_counter, near_in: Coder | None = None,
     ) -> None:  # fmt: skip
         self._dtype, self._channels = dtype, channels
         self._near, self._far, self._clock = near, far, clock
+        self._near_in = near_in or near
         self.num_encoded = self.num_decoded = 0
         """Frames that were coded on the device."""
         self._table = default_table(dtype, channels)
@@ -199,12 +203,17 @@ class DeviceCodec:
         }
         """By the units of the message: a GPU codes large ones for longer."""
 
+    def codes(self, rows: int) -> bool:
+        """Whether a frame of so many rows is coded on the device."""
+        num_values = rows * self._channels
+        return num_values >= LEAST_VALUES and self.encoding.on_device(num_values * self._dtype.num_bytes)
+
     def apart(self, values: torch.Tensor) -> DeviceRows:
         return DeviceRows(self, values)
 
     def encode(self, values: torch.Tensor, table: Table) -> memoryview | None:
         """The message of [rows, d] values on the device, valid until the next call; None: the processor is quicker."""
-        if values.numel() < LEAST_VALUES or not self.encoding.on_device(values.numel() * self._dtype.num_bytes):
+        if not self.codes(values.shape[0]):
             return None
         self.num_encoded += 1
         return self._near.encode(values, table)
@@ -225,7 +234,7 @@ class DeviceCodec:
             return None
         table = api.known_table(key, self._dtype, self._channels, tables)
         self.num_decoded += 1
-        return self._near.decode(message, table, rows)
+        return self._near_in.decode(message, table, rows)
 
     # -- measuring -------------------------------------------------------------------------
 
@@ -266,7 +275,8 @@ def codec_of(device: torch.device, dtype: Dtype, channels: int) -> DeviceCodec |
         return None
     try:
         cuda.native()
-        codec = DeviceCodec(dtype, channels, device, CudaCoder(dtype, channels, device), ProcessorCoder(dtype, channels, device))
+        near, near_in = CudaCoder(dtype, channels, device), CudaCoder(dtype, channels, device)
+        codec = DeviceCodec(dtype, channels, device, near, ProcessorCoder(dtype, channels, device), near_in=near_in)
     except (BloomBeeError, RuntimeError) as error:
         log.warning("activations are coded by the processor, after the copy off the device: %s", error)
         return None

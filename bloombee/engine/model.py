@@ -183,10 +183,12 @@ class SpanModel:
         rows: torch.Tensor | list[Pick] = self.steps.run(work.segments, hidden)
         return rows
 
-    def launch(self, work: Work, hidden: torch.Tensor | None) -> Pending[torch.Tensor] | Pending[list[Pick]]:
-        """As :meth:`run`, without waiting for the device: what comes of it is taken off it meanwhile, activations too, and the
-        next microbatch may be launched at once."""
-        return self.steps.launch(work.segments, hidden)
+    def launch(
+        self, work: Work, hidden: torch.Tensor | None, *, stay: bool = False
+    ) -> Pending[torch.Tensor] | Pending[list[Pick]]:
+        """As :meth:`run`, without waiting for the device: what comes of it is taken off it meanwhile, activations too (if they
+        are not to ``stay``), and the next microbatch may be launched at once."""
+        return self.steps.launch(work.segments, hidden, stay)
 
     def warm_up(self) -> list[Callable[[], None]]:
         """What makes first steps as quick as later ones, in parts; each on the thread that runs it, in between if need be. None

@@ -33,12 +33,20 @@ class Outlet:
         rows.record_stream(self._stream)
         return Pending(here, make, copied)
 
+    def leave(self, rows: torch.Tensor) -> Pending[torch.Tensor]:
+        """``rows`` where they are, once they are there."""
+        ready = None
+        if self._stream is not None:
+            ready = torch.cuda.Event()
+            ready.record()
+        return Pending(rows, lambda rows: rows, ready)
+
 
 class Pending(Generic[T]):
     """A result that is on its way."""
 
-    def __init__(self, rows: torch.Tensor, make: Callable[[torch.Tensor], T], copied: torch.cuda.Event | None = None) -> None:
-        self._rows, self._make, self._copied = rows, make, copied
+    def __init__(self, rows: torch.Tensor, make: Callable[[torch.Tensor], T], done: torch.cuda.Event | None = None) -> None:
+        self._rows, self._make, self._done = rows, make, done
 
     def result(self) -> T:
         """Waits for it, without holding up other threads. On any thread, once.
@@ -46,6 +54,6 @@ class Pending(Generic[T]):
         Raises:
             What ``make`` raises; RuntimeError: the device failed.
         """
-        if self._copied is not None:
-            self._copied.synchronize()
+        if self._done is not None:
+            self._done.synchronize()
         return self._make(self._rows)

@@ -79,11 +79,14 @@ class Steps:
         with self._asked():
             return self._rows(segments, hidden, [])
 
-    def launch(self, segments: Sequence[Segment], hidden: torch.Tensor | None) -> Pending[torch.Tensor] | Pending[list[Pick]]:
+    def launch(
+        self, segments: Sequence[Segment], hidden: torch.Tensor | None, stay: bool = False
+    ) -> Pending[torch.Tensor] | Pending[list[Pick]]:
         """As :meth:`SpanModel.launch <bloombee.engine.model.SpanModel.launch>`."""
         with self._asked():
             if not self._is_last:
-                return self._outlet.take(self._rows(segments, hidden, []), lambda rows: rows)
+                rows = self._rows(segments, hidden, [])
+                return self._outlet.leave(rows) if stay else self._outlet.take(rows, lambda rows: rows)
             picked = picked_rows(segments)
             if len(picked) > self._most_picked and not self._can_replay(segments):
                 picks = self._pick_by_parts(segments, hidden, picked)

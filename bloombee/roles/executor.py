@@ -217,9 +217,7 @@ class SpanExecutor:
         if span.pace is not None:
             self._queue.put(wake_exactly)
         elif span.model.device.type != "cpu":
-            self._results = self._queue.beside("bloombee-results")
-            for part in span.model.warm_up():
-                self._queue.put(part)
+            self._results = _results_thread(self._queue, span.model)
         self._model = span.model
         if self._stopped.is_set():
             self._queue.put(self._let_go)
@@ -263,7 +261,8 @@ class SpanExecutor:
             rows = self._model.run(work, hidden)
             run.result = lambda: rows
         else:
-            run.result = self._model.launch(work, hidden).result
+            stay = self._device_codec is not None and self._device_codec.codes(work.num_rows)
+            run.result = self._model.launch(work, hidden, stay=stay).result
         if self._pace is not None:
             sleep_until(run.start_ns + round(1e9 * self._pace.seconds(work.computes, work.num_rows, len(self._model.span))))
         run.stop_ns = time.monotonic_ns()
@@ -350,3 +349,14 @@ class SpanExecutor:
         if self._device_codec is not None and hidden.device.type != "cpu":
             return self.sender.encode_apart(self._device_codec.apart(hidden), hidden.shape[0])
         return self.sender.encode(self._buffers.to_buffer(hidden).data, hidden.shape[0])
+
+
+def _results_thread(queue: WorkThread, model: Any) -> WorkThread:
+    """For what comes of ``model`` on a GPU; what that thread asks of the device waits for no forward. Has ``queue`` warm it up."""
+    import torch
+
+    results = queue.beside("bloombee-results")
+    results.put(lambda: torch.cuda.set_stream(torch.cuda.Stream(model.device)))
+    for part in model.warm_up():
+        queue.put(part)
+    return results

@@ -34,7 +34,8 @@ class Model:
         self.all_asked = threading.Event()
         self.is_closed = threading.Event()
 
-    def launch(self, *_: Any) -> Later:
+    def launch(self, *_: Any, stay: bool) -> Later:
+        assert not stay
         self.launched.append(Later())
         if len(self.launched) == 3:
             self.all_asked.set()
