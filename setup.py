@@ -1,6 +1,7 @@
 """Builds the extension modules with CMake; everything else about the package is in pyproject.toml.
 
-Environment: BLOOMBEE_CUDA=on|off|auto (default auto) says whether ``bloombee._native_cuda`` is built.
+Environment: BLOOMBEE_CUDA=on|off|auto (default auto) says whether ``bloombee._native_cuda`` is built, and
+BLOOMBEE_CUDA_ARCHITECTURES for which GPUs, as CMake names them (80;90, native).
 """
 
 from __future__ import annotations
@@ -77,6 +78,8 @@ class CMakeBuild(build_ext):
         ]
         if NVCC:
             options.append(f"-DCMAKE_CUDA_COMPILER={NVCC}")
+        if architectures := os.environ.get("BLOOMBEE_CUDA_ARCHITECTURES"):
+            options.append(f"-DBLOOMBEE_CUDA_ARCHITECTURES={architectures}")
         return options
 
     def run_cmake(self, *arguments: str) -> None:
