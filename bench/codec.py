@@ -215,7 +215,7 @@ def device_codec(table: Table, dtype: Dtype, longest: int, channels: int) -> Cod
     shape = (longest // channels, channels)
     stream = torch.cuda.current_stream().cuda_stream
     image = torch.frombuffer(bytearray(table.native.device_image()), dtype=torch.uint8).cuda()
-    work = torch.empty(device.workspace_bytes(shape, dtype, table), dtype=torch.uint8, device="cuda")
+    work = torch.zeros(device.workspace_bytes(shape, dtype, table), dtype=torch.uint8, device="cuda")
     out = torch.empty(api.bound(longest, dtype), dtype=torch.uint8, device="cuda")
     values = torch.empty(longest * dtype.num_bytes, dtype=torch.uint8, device="cuda")
     held: dict[int, Any] = {}  # what was uploaded, by the identity of what it was on the host

@@ -33,7 +33,7 @@ def to_device(data: bytes | np.ndarray) -> object:
 def encoded_on_device(x: np.ndarray, dtype: Dtype, table: Table) -> bytes:
     values, image = to_device(x), to_device(table.native.device_image())
     out = torch.zeros(api.bound(x.size, dtype), dtype=torch.uint8, device="cuda")
-    work = torch.empty(device.workspace_bytes(x.shape, dtype, table), dtype=torch.uint8, device="cuda")
+    work = torch.zeros(device.workspace_bytes(x.shape, dtype, table), dtype=torch.uint8, device="cuda")
     device.encode(
         values.data_ptr(), shape=x.shape, dtype=dtype, table=table, image=image.data_ptr(), out=out.data_ptr(),
         workspace=work.data_ptr(), stream=torch.cuda.current_stream().cuda_stream,
@@ -47,7 +47,7 @@ def encoded_on_device(x: np.ndarray, dtype: Dtype, table: Table) -> bytes:
 def decoded_on_device(message: bytes, head: bytes, shape: tuple[int, int], dtype: Dtype, table: Table) -> np.ndarray | None:
     held, image = to_device(message), to_device(table.native.device_image())
     out = torch.zeros(shape[0] * shape[1] * dtype.num_bytes, dtype=torch.uint8, device="cuda")
-    work = torch.empty(device.workspace_bytes(shape, dtype, table), dtype=torch.uint8, device="cuda")
+    work = torch.zeros(device.workspace_bytes(shape, dtype, table), dtype=torch.uint8, device="cuda")
     device.decode(
         head, held.data_ptr(), len(message), out=out.data_ptr(), shape=shape, dtype=dtype, table=table, image=image.data_ptr(),
         workspace=work.data_ptr(), stream=torch.cuda.current_stream().cuda_stream,
@@ -81,7 +81,9 @@ def test_the_same_bytes_and_back(dtype: Dtype, shape: tuple[int, int], kind: str
         words = rng.integers(0, np.iinfo(words.dtype).max, shape, dtype=words.dtype)
     for table in (default_table(dtype, shape[1]), fit(words[:64], dtype)):
         out = bytearray(api.bound(words.size, dtype))
-        expected = bytes(out[: api.encode(words, shape=shape, dtype=dtype, table=table, out=out, unit_log2=device.UNIT_LOG2)])
+        expected = bytes(
+            out[: api.encode(words, shape=shape, dtype=dtype, table=table, out=out, unit_log2=device.unit_log2(shape))]
+        )
         assert encoded_on_device(words, dtype, table) == expected
         if expected[0] == 0x11:
             head = device.check_head(expected, table)
