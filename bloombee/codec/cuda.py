@@ -18,6 +18,8 @@ from bloombee.codec.table import DTYPE_CODES, Table
 from bloombee.errors import CodecUnavailable, CorruptPayload
 from bloombee.types import Dtype
 
+UNIT_LOG2, SMALL_UNIT_LOG2 = 12, 11
+"""See :func:`unit_log2`."""
 SMALL_VALUES = 1 << 20
 """Messages of so many values and fewer have units of half the size: their time is that of one unit."""
 RESULT_BYTES = 16
@@ -53,7 +55,7 @@ def unit_log2(shape: tuple[int, int]) -> int:
     """Of the messages that :func:`encode` makes. A unit's symbols are coded one step of 32 after the other, and there are
     warps enough for all units of a small message: those of 2048 values halve its time and cost 0.7 % in size, those of 4096
     values cost 0.4 %."""
-    return 11 if shape[0] * shape[1] <= SMALL_VALUES else 12
+    return SMALL_UNIT_LOG2 if shape[0] * shape[1] <= SMALL_VALUES else UNIT_LOG2
 
 
 def workspace_bytes(shape: tuple[int, int], dtype: Dtype, table: Table) -> int:

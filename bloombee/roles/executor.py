@@ -20,7 +20,7 @@ from bloombee.pace import Pace
 from bloombee.pipeline.profiles import paced
 from bloombee.pipeline.work import Outcome, Piece, Work
 from bloombee.plan.profile import Hardware, Profile
-from bloombee.roles.coding import Payload, Receiver, Sender
+from bloombee.roles.coding import RAW, Payload, Receiver, Sender
 from bloombee.roles.loading import LoadedSpan, Loader, say
 from bloombee.roles.precise_sleep import sleep_until, wake_exactly
 from bloombee.roles.tracing import StageTrace
@@ -50,6 +50,8 @@ class SpanExecutor:
         """The module engine.buffers, once something is loaded: importing it costs a worker torch."""
         self._clock: Any = None
         """An engine.device_clock.DeviceClock, once something is loaded."""
+        self._device_codec: Any = None
+        """An engine.device_codec.DeviceCodec where activations are on a GPU and may be coded."""
         self._pace: Pace | None = None
         self._is_processor = False
         """Whether this machine's processor is the device, not another that the thread waits for."""
@@ -170,10 +172,13 @@ class SpanExecutor:
 
         from bloombee.engine import buffers
         from bloombee.engine.device_clock import HostClock, clock_of
+        from bloombee.engine.device_codec import codec_of
 
         self._buffers, self._dtype, self._pace = buffers, span.dtype, span.pace
         self._clock = HostClock() if span.pace is not None else clock_of(span.model.device)
         self._is_processor = span.pace is None and span.model.device.type == "cpu"
+        if CodecMode(load.codec) is not CodecMode.OFF:
+            self._device_codec = codec_of(span.model.device, span.dtype, span.model.hidden_size)
         if load.start > 0:
             self.receiver = Receiver(span.dtype, span.model.hidden_size)
         if load.stop < load.num_layers:
@@ -255,11 +260,13 @@ class SpanExecutor:
         Raises:
             CorruptPayload: it does not decode.
         """
-        payload = cast(Payload, work.hidden)
-        header = payload[0]
+        header, buffer = payload = cast(Payload, work.hidden)
         assert self.receiver is not None  # a stage that holds the embedding takes none
-        buffer = self.receiver.decode(payload)
-        rows = self._buffers.from_buffer(buffer, header.shape[0], header.shape[1], self._dtype)
+        rows = None
+        if self._device_codec is not None and header.codec != RAW:
+            rows = self._device_codec.decode(buffer, header.shape[0], self.receiver.tables)
+        if rows is None:
+            rows = self._buffers.from_buffer(self.receiver.decode(payload), *header.shape, self._dtype)
         if work.num_rows != header.shape[0]:
             import torch
 
@@ -282,4 +289,6 @@ class SpanExecutor:
 
     def _encode(self, hidden: Any) -> Payload:
         assert self.sender is not None
+        if self._device_codec is not None and hidden.device.type != "cpu":
+            return self.sender.encode_apart(self._device_codec.apart(hidden), hidden.shape[0])
         return self.sender.encode(self._buffers.to_buffer(hidden).data, hidden.shape[0])
