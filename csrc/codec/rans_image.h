@@ -19,6 +19,8 @@ struct alignas(8) EncodeEntry {
 // or one of these, which alone have the high bit.
 constexpr uint32_t escape_index = 0x80, zero_index = 0xc0;
 
+static BLOOMBEE_HD uint32_t index_of(uint32_t entry) { return entry >> 16 & 0xff; }
+
 struct alignas(64) TableImage {
     uint32_t dtype, channels, row_bits, row_base, num_tables;
     uint32_t shift, inverse, channel_shift, phase, cluster;  // byte offsets of the arrays

@@ -11,6 +11,8 @@
 // so all that need not be in it is done in the other phases, and what it looks up lies in the memory of the team.
 #pragma once
 
+#include <type_traits>
+
 #include "codec/rans_image.h"
 #include "codec/rans_layout.h"
 
@@ -87,10 +89,11 @@ struct UnitState {
 // Memory that the threads of a team share, for units of at most n = 2^unit_log2 values.
 struct UnitMemory {
     uint8_t* exponents;  // encoding: [n] by gathered position; the escapes follow from its end downwards
-    uint32_t* symbols;   // [n / 4] see symbol_place; decoding: exponents without the channels' shifts
+    uint8_t* symbols;    // [n] likewise; decoding: exponents without the channels' shifts
     uint8_t* bytes;      // [words_room], and before it `guard`: seed bytes, then words; decoding: the unit
     uint32_t* groups;    // [n / 64 + 1] table | base << 8 | first gathered position in the row << 16; then 0
     uint32_t* sums;      // [n / 64 + 1] of the exponents of rows
+    uint8_t* escaped;    // encoding: [n / 32] whether a block of four steps has escapes
     UnitState* state;
 
     static constexpr uint32_t guard = 4 * 2 * max_lanes;  // decoding: what four steps may read before the words
@@ -103,7 +106,7 @@ struct UnitMemory {
     }
     BLOOMBEE_HD static uint32_t num_bytes(int unit_log2, bool encoding) {
         const uint32_t n = 1u << unit_log2;
-        const uint32_t parts = (encoding ? 2 * n : n) + guard + words_room(unit_log2) + n / group_values * 8 + 20;
+        const uint32_t parts = (encoding ? 2 * n : n) + guard + words_room(unit_log2) + n / group_values * 8 + n / 32 + 16;
         return (static_cast<uint32_t>(sizeof(UnitState)) + parts + 31) / 16 * 16;
     }
     // In [num_bytes], a multiple of 16, from `p` on, which is aligned to 16.
@@ -112,7 +115,7 @@ struct UnitMemory {
         UnitMemory m{};
         m.state = reinterpret_cast<UnitState*>(p);
         p += (sizeof(UnitState) + 15) / 16 * 16;
-        m.symbols = reinterpret_cast<uint32_t*>(p);
+        m.symbols = p;
         p += n;
         m.exponents = p;
         if (encoding) p += n;
@@ -120,6 +123,7 @@ struct UnitMemory {
         p += guard + words_room(unit_log2);
         m.groups = reinterpret_cast<uint32_t*>(p);
         m.sums = m.groups + n / group_values + 1;
+        m.escaped = reinterpret_cast<uint8_t*>(m.sums + n / group_values + 1);
         return m;
     }
 };
@@ -139,14 +143,20 @@ static BLOOMBEE_HD uint32_t add_bytes(uint32_t a, uint32_t b) {
     return ((a & 0x7f7f7f7fu) + (b & 0x7f7f7f7fu)) ^ ((a ^ b) & 0x80808080u);
 }
 
-static BLOOMBEE_HD bool has_zero_byte(uint32_t x) { return ((x - 0x01010101u) & ~x & 0x80808080u) != 0; }
+// 0xff in the bytes whose high bit is set, 0 in the others.
+static BLOOMBEE_HD uint32_t byte_mask(uint32_t x) { return (x >> 7 & 0x01010101u) * 0xffu; }
 
 static BLOOMBEE_HD int log_lanes(const Layout& a) { return a.lanes == 32 ? 5 : a.lanes == 16 ? 4 : 3; }
 
-// Symbols lie in words of four steps: a lane's of step 4q + k is byte k of word q * lanes + lane.
-static BLOOMBEE_HD uint32_t symbol_place(uint32_t i, int log_lanes) {
-    const uint32_t lane = i & ((1u << log_lanes) - 1), step = i >> log_lanes;
-    return ((step >> 2 << log_lanes) + lane) * 4 + (step & 3);
+// Calls f with log_lanes as a type, so that it is known where the code is compiled.
+template <class F>
+static BLOOMBEE_HD void with_lanes(const Layout& a, F f) {
+    if (a.lanes == 32)
+        f(std::integral_constant<int, 5>());
+    else if (a.lanes == 16)
+        f(std::integral_constant<int, 4>());
+    else
+        f(std::integral_constant<int, 3>());
 }
 
 // Blocks of four steps.
@@ -163,7 +173,8 @@ struct BlockGroups {
     uint32_t of[2];
 };
 
-static BLOOMBEE_HD BlockGroups block_groups(const UnitMemory& m, uint32_t block, int log_lanes) {
+template <int log_lanes>
+static BLOOMBEE_HD BlockGroups block_groups(const UnitMemory& m, uint32_t block) {
     const uint32_t* const groups = m.groups + (block << log_lanes >> 4);
     return {{groups[0], groups[log_lanes == 5]}};
 }
@@ -377,6 +388,7 @@ static BLOOMBEE_HD void split_unit(Team& team, const Job& job, const Unit& u, Un
     const uint32_t tasks = num_tasks(u);
     team.each([&](int rank) {
         for (uint32_t i = rank; i <= u.num_rows; i += Team::size) m.sums[i] = 0;
+        for (uint32_t i = rank; i < num_blocks(u, log_lanes(job.layout)); i += Team::size) m.escaped[i] = 0;
     });
     team.each([&](int rank) {
         for (uint32_t first = rank / max_lanes; first < tasks; first += warps * batch) {
@@ -425,45 +437,52 @@ static BLOOMBEE_HD void place_groups(Team& team, const Job& job, const Unit& u, 
     });
 }
 
+// symbol_of for four neighbours of a group; `shifted` is where their windows start, `window` as in TableImage.
+static BLOOMBEE_HD uint32_t four_symbols(uint32_t exponents, uint32_t shifted, uint32_t window) {
+    const uint32_t index = add_bytes(exponents, add_bytes(~shifted, 0x01010101u));
+    const uint32_t size = 0x80 - (window >> 8 & 0xff);  // the high bit shows what is not below the window's size
+    const uint32_t outside = byte_mask(((index & 0x7f7f7f7fu) + size * 0x01010101u) | index);
+    const uint32_t symbols = ((index & ~outside) + 0x01010101u) & ~outside;
+    if ((window >> 16 & 0xff) == 0) return symbols;
+    const uint32_t zero = byte_mask(~(((exponents & 0x7f7f7f7fu) + 0x7f7f7f7fu) | exponents));
+    return (symbols & ~zero) | (zero_symbol * 0x01010101u & zero);
+}
+
 // Exponents -> symbols, and the seed bytes to the message.
 template <class Team>
 static BLOOMBEE_HD void to_symbols(Team& team, const Job& job, const Unit& u, UnitMemory& m, const uint32_t* windows) {
     const int log = log_lanes(job.layout);
-    const uint32_t coded = u.coded(), words = num_blocks(u, log) << log, lanes = 1u << log;
-    const uint8_t* const shift = job.tables.shift + u.first_channel;
+    const uint32_t words = u.coded() / 4;
+    const uint32_t* const exponents = reinterpret_cast<const uint32_t*>(m.exponents);
+    const uint32_t* const shift = reinterpret_cast<const uint32_t*>(job.tables.shift + u.first_channel);
     team.each([&](int rank) {
-        for (uint32_t w = rank; w < words; w += Team::size) {
-            const uint32_t first = ((w >> log) * 4 << log) + (w & (lanes - 1));
-            uint32_t packed = 0;
-            BLOOMBEE_UNROLL for (int k = 0; k < 4; ++k) {
-                const uint32_t i = first + k * lanes;
-                uint32_t symbol = zero_symbol;  // after the last one: any but the escape
-                if (i < coded) {
-                    const uint32_t group = m.groups[i / group_values], window = windows[group & 0xff];
-                    const uint32_t j = (group >> 16) + i % group_values;
-                    symbol = j >= u.num_channels ? window >> 24
-                                                 : symbol_of(m.exponents[i], (group >> 8) + shift[j], window >> 8 & 0xff,
-                                                             window >> 16 & 0xff);
-                }
-                packed |= symbol << (8 * k);
+        BLOOMBEE_UNROLL_4 for (uint32_t i = rank; i < words; i += Team::size) {
+            const uint32_t group = m.groups[i / (group_values / 4)], window = windows[group & 0xff];
+            const uint32_t j = (group >> 16) + 4 * i % group_values;  // gathered position in the row
+            const uint32_t shifted = add_bytes(shift[j / 4], (group >> 8 & 0xff) * 0x01010101u);
+            uint32_t symbols = four_symbols(exponents[i], shifted, window);
+            if (j + 4 > u.num_channels) {
+                const uint32_t is_there = j >= u.num_channels ? 0 : (1u << (8 * (u.num_channels - j))) - 1;
+                symbols = (symbols & is_there) | ((window >> 24) * 0x01010101u & ~is_there);
             }
-            m.symbols[w] = packed;
+            if ((symbols - 0x01010101u) & ~symbols & 0x80808080u) m.escaped[4 * i >> (2 + log)] = 1;  // one of them is 0
+            reinterpret_cast<uint32_t*>(m.symbols)[i] = symbols;
         }
         copy_share(rank, Team::size, job.message + u.seed_plane, m.bytes + u.seeds, u.values() - u.seeds);
     });
 }
 
-// Puts the escapes of four steps before those there are; returns how many.
-template <class Warp>
-static BLOOMBEE_HD uint32_t put_escapes(Warp& warp, typename Warp::template Lanes<uint32_t>& packed, uint32_t block, int log,
-                                        uint8_t* exponents, uint8_t* escapes) {
+// Puts the escapes of a block's first `steps` steps before those there are; returns how many.
+template <int log, class Warp>
+static BLOOMBEE_HD uint32_t put_escapes(Warp& warp, const UnitMemory& m, uint32_t block, int steps, uint8_t* escapes) {
     typename Warp::template Lanes<uint32_t> exponent;
     typename Warp::template Lanes<bool> set;
     uint32_t num = 0;
-    for (int k = 3; k >= 0; --k) {
+    while (steps-- > 0) {
+        const uint32_t first = (4 * block + steps) << log;
         warp.each([&](int lane) {
-            set[lane] = (packed[lane] >> (8 * k) & 0xff) == escape_symbol;
-            if (set[lane]) exponent[lane] = exponents[((4 * block + k) << log) + lane];
+            set[lane] = lane >> log == 0 && m.symbols[first + lane] == escape_symbol;
+            exponent[lane] = set[lane] ? m.exponents[first + lane] : 0;
         });
         const uint32_t escaped = warp.ballot(set);
         num += set_bits(escaped);
@@ -475,28 +494,29 @@ static BLOOMBEE_HD uint32_t put_escapes(Warp& warp, typename Warp::template Lane
     return num;
 }
 
+// Of a lane's symbols in a block of four steps.
 struct BlockEntries {
-    uint32_t packed;  // four symbols
     EncodeEntry of[4];
 };
 
-static BLOOMBEE_HD BlockEntries block_entries(const UnitMemory& m, const EncodeEntry* tables, uint32_t block, int log, int lane) {
+template <int log>
+static BLOOMBEE_HD BlockEntries block_entries(const UnitMemory& m, const EncodeEntry* tables, uint32_t block, int lane) {
     BlockEntries b{};
-    b.packed = ~0u;
     if (lane >> log) return b;
-    const BlockGroups groups = block_groups(m, block, log);
-    b.packed = m.symbols[(block << log) + lane];
-    BLOOMBEE_UNROLL for (int k = 0; k < 4; ++k) b.of[k] = tables[(groups.of[k / 2] & 0xff) * num_symbols + byte_of(&b.packed, k)];
+    const BlockGroups groups = block_groups<log>(m, block);
+    BLOOMBEE_UNROLL for (int k = 0; k < 4; ++k) {
+        const uint32_t symbol = m.symbols[((4 * block + k) << log) + lane] % num_symbols;  // after the last one anything
+        b.of[k] = tables[(groups.of[k / 2] & 0xff) * num_symbols + symbol];
+    }
     return b;
 }
 
-// The coder: words to m.bytes, escapes to the end of m.exponents, states to m.state.
-template <class Warp>
-static BLOOMBEE_HD void encode_symbols(Warp& warp, const Layout& a, const Unit& u, UnitMemory& m, const EncodeEntry* tables) {
-    typename Warp::template Lanes<uint32_t> state, packed;
+// The coder of 2^log lanes: words to m.bytes, escapes to the end of m.exponents, states to m.state.
+template <int log, class Warp>
+static BLOOMBEE_HD void encode_symbols(Warp& warp, const Unit& u, UnitMemory& m, const EncodeEntry* tables) {
+    typename Warp::template Lanes<uint32_t> state;
     typename Warp::template Lanes<BlockEntries> now, next;
     typename Warp::template Lanes<bool> set;
-    const int log = log_lanes(a);
     uint16_t* const words = reinterpret_cast<uint16_t*>(m.bytes);
     uint16_t* end = words;
     uint32_t num_escapes = 0, block = num_blocks(u, log);
@@ -505,7 +525,7 @@ static BLOOMBEE_HD void encode_symbols(Warp& warp, const Layout& a, const Unit& 
         for (uint32_t k = 0; k < 2; ++k)
             if (lane >> log == 0 && 2 * lane + k < u.seeds)
                 state[lane] |= static_cast<uint32_t>(m.bytes[2 * lane + k]) << (8 * k);
-        next[lane] = block_entries(m, tables, block - 1, log, lane);
+        next[lane] = block_entries<log>(m, tables, block - 1, lane);
     });
     const auto step = [&](int k) {
         warp.step([&](int lane) { set[lane] = lane >> log == 0 && encode_needs_word(state[lane], now[lane].of[k].entry); });
@@ -517,23 +537,20 @@ static BLOOMBEE_HD void encode_symbols(Warp& warp, const Layout& a, const Unit& 
         });
         end += set_bits(needs);
     };
-    const auto begin_block = [&] {
+    const auto begin_block = [&](int steps) {
         block -= 1;
         warp.step([&](int lane) {
             now[lane] = next[lane];
-            next[lane] = block_entries(m, tables, block > 0 ? block - 1 : 0, log, lane);
-            set[lane] = has_zero_byte(now[lane].packed);
-            packed[lane] = now[lane].packed;
+            next[lane] = block_entries<log>(m, tables, block > 0 ? block - 1 : 0, lane);
         });
-        if (warp.ballot(set) != 0)
-            num_escapes += put_escapes(warp, packed, block, log, m.exponents, m.exponents + u.coded() - num_escapes);
+        if (m.escaped[block]) num_escapes += put_escapes<log>(warp, m, block, steps, m.exponents + u.coded() - num_escapes);
     };
     if (const int steps = steps_of_last_block(u, log); steps < 4) {
-        begin_block();
+        begin_block(steps);
         BLOOMBEE_UNROLL for (int k = 2; k >= 0; --k) if (k < steps) step(k);
     }
     while (block > 0) {
-        begin_block();
+        begin_block(4);
         BLOOMBEE_UNROLL for (int k = 3; k >= 0; --k) step(k);
     }
     warp.each([&](int lane) {
@@ -587,7 +604,7 @@ static BLOOMBEE_HD void encode_unit(Team& team, const Job& job, const Unit& u, U
     place_groups<dtype>(team, job, u, m);
     to_symbols(team, job, u, m, windows);
     team.serial([&](auto& warp) {
-        encode_symbols(warp, job.layout, u, m, tables);
+        with_lanes(job.layout, [&](auto log) { encode_symbols<decltype(log)::value>(warp, u, m, tables); });
         UnitState& s = *m.state;
         const uint32_t packed = pack_states(warp, job.layout.lanes, s);
         warp.each([&](int lane) {
@@ -667,90 +684,83 @@ struct Escapes {
     const uint8_t *next, *end;
 };
 
-// Replaces the bytes of four steps that stand for an escape or an exponent 0. False: too few escapes.
-template <class Warp>
-static BLOOMBEE_HD bool take_escapes(Warp& warp, const Job& job, const Unit& u, const UnitMemory& m, uint32_t block, int log,
-                                     typename Warp::template Lanes<uint32_t>& index,
-                                     typename Warp::template Lanes<uint32_t>& packed, Escapes& escapes) {
+// What a lane has looked up in a block of four steps.
+struct BlockSlots {
+    uint32_t of[4];
+};
+
+// Puts the exponents of a block's first `steps` steps right that were escapes or 0. False: too few escapes.
+template <int log, class Warp>
+static BLOOMBEE_HD bool take_escapes(Warp& warp, const Job& job, const Unit& u, const UnitMemory& m, uint32_t block, int steps,
+                                     typename Warp::template Lanes<BlockSlots>& slots, Escapes& escapes) {
     const uint8_t* const shift = job.tables.shift + u.first_channel;
     typename Warp::template Lanes<uint32_t> position;
     typename Warp::template Lanes<bool> set;
-    for (int k = 0; k < 4; ++k) {
-        const uint32_t first = (4 * block + k) << log;
-        if (first >= u.coded()) break;
-        const uint32_t row_start = m.groups[first / group_values] >> 16;
+    BLOOMBEE_UNROLL for (int k = 0; k < 4; ++k) {
+        if (k >= steps) break;
+        const uint32_t first = (4 * block + k) << log, row_start = m.groups[first / group_values] >> 16;
         warp.step([&](int lane) {
             position[lane] = row_start + (first + lane) % group_values;
             const bool is_there = lane >> log == 0 && position[lane] < u.num_channels;
-            set[lane] = is_there && (index[lane] >> (8 * k) & 0xff) == escape_index;
+            set[lane] = is_there && index_of(slots[lane].of[k]) == escape_index;
         });
         const uint32_t escaped = warp.ballot(set);
         if (escapes.end - escapes.next < set_bits(escaped)) return false;
         warp.step([&](int lane) {
-            const uint32_t found = index[lane] >> (8 * k) & 0xff;
-            if (!set[lane] && found != zero_index) return;
+            if (!set[lane] && (lane >> log || index_of(slots[lane].of[k]) != zero_index)) return;
             const uint32_t exponent = set[lane] ? escapes.next[set_bits(escaped & below(lane))] : 0;
-            packed[lane] = (packed[lane] & ~(0xffu << (8 * k))) | ((exponent - shift[position[lane]]) & 0xffu) << (8 * k);
+            m.symbols[first + lane] = static_cast<uint8_t>(exponent - shift[position[lane]]);
         });
         escapes.next += set_bits(escaped);
     }
     return true;
 }
 
-// The coder: exponents without the channels' shifts to m.symbols. False: the unit is corrupt.
-template <class Warp>
+// The coder of 2^log lanes: exponents without the channels' shifts to m.symbols. False: the unit is corrupt.
+template <int log, class Warp>
 static BLOOMBEE_HD bool decode_symbols(Warp& warp, const Job& job, const Unit& u, UnitMemory& m, const uint32_t* tables,
                                        typename Warp::template Lanes<uint32_t>& state, const uint16_t* words, int num_words,
                                        Escapes escapes) {
-    typename Warp::template Lanes<uint32_t> index, packed, entry;
+    typename Warp::template Lanes<BlockSlots> slots;
     typename Warp::template Lanes<bool> set;
-    const int log = log_lanes(job.layout);
     const uint16_t* end = words + num_words;  // of those not taken yet
-    const auto step = [&](int k, const uint32_t* table) {
+    uint32_t block = 0;
+    const auto step = [&](int k, uint32_t group) {
+        const uint32_t* const table = tables + (group & 0xff) * 256;
+        uint8_t* const to = m.symbols + ((4 * block + k) << log);
         warp.step([&](int lane) {
-            entry[lane] = table[state[lane] & 0xff];
-            state[lane] = (entry[lane] & 0xff) * (state[lane] >> 8) + (entry[lane] >> 24);
+            const uint32_t slot = table[state[lane] & 0xff];
+            slots[lane].of[k] = slot;
+            state[lane] = (slot & 0xff) * (state[lane] >> 8) + (slot >> 24);
             set[lane] = lane >> log == 0 && state[lane] < state_low;
         });
         const uint32_t needs = warp.ballot(set);
         warp.step([&](int lane) {
-            if (set[lane]) state[lane] = state[lane] << 16 | *(end - set_bits(needs & ~below(lane)));
-            index[lane] |= (entry[lane] >> 16 & 0xff) << (8 * k);
+            if (set[lane]) state[lane] = state[lane] << 16 | *(end - set_bits(needs >> lane));
+            if (lane >> log == 0) to[lane] = static_cast<uint8_t>(index_of(slots[lane].of[k]) + (group >> 8));
         });
         end -= set_bits(needs);
     };
-    uint32_t block = 0, base = 0;
-    BlockGroups next = block_groups(m, 0, log);
-    const auto begin_block = [&] {
-        const BlockGroups groups = next;
-        next = block_groups(m, block + 1, log);  // before it is needed; of the block after the last anything
-        base = (groups.of[0] >> 8 & 0xff) * 0x101u | (groups.of[1] >> 8 & 0xff) * 0x1010000u;
-        warp.step([&](int lane) { index[lane] = 0; });
-        return groups;
-    };
-    const auto end_block = [&] {
+    const auto end_block = [&](int steps) {
         if (end < words) return false;
         warp.step([&](int lane) {
-            packed[lane] = add_bytes(index[lane], base);
-            set[lane] = lane >> log == 0 && (index[lane] & 0x80808080u) != 0;
+            uint32_t all = 0;
+            BLOOMBEE_UNROLL for (int k = 0; k < 4; ++k) all |= k < steps ? slots[lane].of[k] : 0;
+            set[lane] = lane >> log == 0 && (index_of(all) & 0x80) != 0;
         });
-        if (warp.ballot(set) != 0 && !take_escapes(warp, job, u, m, block, log, index, packed, escapes)) return false;
-        warp.step([&](int lane) {
-            if (lane >> log == 0) m.symbols[(block << log) + lane] = packed[lane];
-        });
-        block += 1;
-        return true;
+        return warp.ballot(set) == 0 || take_escapes<log>(warp, job, u, m, block, steps, slots, escapes);
     };
     const int steps = steps_of_last_block(u, log);
-    for (const uint32_t whole = num_blocks(u, log) - (steps < 4); block < whole;) {
-        const BlockGroups groups = begin_block();
-        BLOOMBEE_UNROLL for (int k = 0; k < 4; ++k) step(k, tables + (groups.of[k / 2] & 0xff) * 256);
-        if (!end_block()) return false;
+    BlockGroups next = block_groups<log>(m, 0);
+    for (const uint32_t whole = num_blocks(u, log) - (steps < 4); block < whole; ++block) {
+        const BlockGroups groups = next;
+        next = block_groups<log>(m, block + 1);  // before it is needed; of the block after the last anything
+        BLOOMBEE_UNROLL for (int k = 0; k < 4; ++k) step(k, groups.of[k / 2]);
+        if (!end_block(4)) return false;
     }
     if (steps < 4) {
-        const BlockGroups groups = begin_block();
-        BLOOMBEE_UNROLL for (int k = 0; k < 3; ++k) if (k < steps) step(k, tables + (groups.of[k / 2] & 0xff) * 256);
-        if (!end_block()) return false;
+        BLOOMBEE_UNROLL for (int k = 0; k < 3; ++k) if (k < steps) step(k, next.of[k / 2]);
+        if (!end_block(steps)) return false;
     }
     warp.step([&](int lane) {
         set[lane] = lane >> log == 0 && state[lane] >> 16 != 1;
@@ -805,9 +815,7 @@ static BLOOMBEE_HD void add_rest(const Job& job, uint64_t row, uint64_t channel,
 template <int dtype, class Team>
 static BLOOMBEE_HD void join_unit(Team& team, const Job& job, const Unit& u, const UnitMemory& m, const uint8_t* raw,
                                   const uint8_t* first_seeds) {
-    const int log = log_lanes(job.layout);
     const bool wide = is_wide(job);
-    const uint8_t* const symbols = reinterpret_cast<const uint8_t*>(m.symbols);
     team.each([&](int rank) {
         for (uint32_t task = rank / max_lanes; task < num_tasks(u); task += Team::size / max_lanes) {
             const Task8 at = task8(u, task, rank % max_lanes);
@@ -823,7 +831,7 @@ static BLOOMBEE_HD void join_unit(Team& team, const Job& job, const Unit& u, con
                 const Bytes8 shift = *reinterpret_cast<const Bytes8*>(job.tables.channel_shift + channel);
                 const uint32_t tile = at.row * u.groups() * group_values + at.channel / tile_channels * tile_channels;
                 BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k) if (k < at.n)
-                    exponents.words[k / 4] |= static_cast<uint32_t>(symbols[symbol_place(tile + byte_of(inverse.words, k), log)])
+                    exponents.words[k / 4] |= static_cast<uint32_t>(m.symbols[tile + byte_of(inverse.words, k)])
                                               << (8 * (k % 4));
                 BLOOMBEE_UNROLL for (int k = 0; k < 2; ++k) exponents.words[k] = add_bytes(exponents.words[k], shift.words[k]);
             }
@@ -847,7 +855,12 @@ static BLOOMBEE_HD bool decode_coded(Warp& warp, const Job& job, const Unit& u, 
     const uint8_t* const escapes = packed - num_escapes;
     const int num_words = static_cast<int>((escapes - from) / 2);
     if (2 * num_words > static_cast<int>(near_bytes)) return false;  // more than the symbols can take
-    return decode_symbols(warp, job, u, m, tables, state, reinterpret_cast<const uint16_t*>(near), num_words, {escapes, packed});
+    bool ok = false;
+    with_lanes(job.layout, [&](auto log) {
+        ok = decode_symbols<decltype(log)::value>(warp, job, u, m, tables, state, reinterpret_cast<const uint16_t*>(near),
+                                                  num_words, {escapes, packed});
+    });
+    return ok;
 }
 
 // Decodes the unit of `size` bytes at `begin`, which is even, into the values. m.state->ok says afterwards whether it was
