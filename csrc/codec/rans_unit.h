@@ -143,8 +143,39 @@ static BLOOMBEE_HD uint32_t add_bytes(uint32_t a, uint32_t b) {
     return ((a & 0x7f7f7f7fu) + (b & 0x7f7f7f7fu)) ^ ((a ^ b) & 0x80808080u);
 }
 
+// Likewise differences.
+static BLOOMBEE_HD uint32_t subtract_bytes(uint32_t a, uint32_t b) {
+    return ((a | 0x80808080u) - (b & 0x7f7f7f7fu)) ^ ((a ^ ~b) & 0x80808080u);
+}
+
 // 0xff in the bytes whose high bit is set, 0 in the others.
 static BLOOMBEE_HD uint32_t byte_mask(uint32_t x) { return (x >> 7 & 0x01010101u) * 0xffu; }
+
+static BLOOMBEE_HD uint32_t sum_of_bytes(uint32_t x) {
+#if defined(__CUDA_ARCH__)
+    return __dp4a(x, 0x01010101u, 0u);
+#else
+    return (x & 0xff) + (x >> 8 & 0xff) + (x >> 16 & 0xff) + (x >> 24);
+#endif
+}
+
+// Bytes 0 and 2 of a, then of b.
+static BLOOMBEE_HD uint32_t pack_halves(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+    return __byte_perm(a, b, 0x6420);
+#else
+    return (a & 0xff) | (a >> 8 & 0xff00) | (b & 0xff) << 16 | (b << 8 & 0xff000000u);
+#endif
+}
+
+// Bytes 2i and 2i + 1 as the low bytes of two halves.
+static BLOOMBEE_HD uint32_t spread_bytes(uint32_t x, int i) {
+#if defined(__CUDA_ARCH__)
+    return __byte_perm(x, 0, i ? 0x4342 : 0x4140);
+#else
+    return (x >> (16 * i) & 0xff) | (x >> (16 * i) & 0xff00) << 8;
+#endif
+}
 
 static BLOOMBEE_HD int log_lanes(const Layout& a) { return a.lanes == 32 ? 5 : a.lanes == 16 ? 4 : 3; }
 
@@ -247,6 +278,44 @@ struct Eight {
     }
 };
 
+// Exponents of values 4i to 4i + 3, a byte each.
+template <int dtype>
+static BLOOMBEE_HD uint32_t four_exponents(const Eight<dtype>& v, int i) {
+    if constexpr (dtype == code_bf16) return pack_halves(v.words[2 * i] >> 7, v.words[2 * i + 1] >> 7);
+    if constexpr (dtype == code_fp16) return pack_halves(v.words[2 * i] >> 10, v.words[2 * i + 1] >> 10) & 0x1f1f1f1fu;
+    uint32_t four = 0;
+    BLOOMBEE_UNROLL for (int k = 0; k < 4; ++k) four |= exponent_bits<dtype>(v[4 * i + k]) << (8 * k);
+    return four;
+}
+
+// Likewise their seed bytes.
+template <int dtype>
+static BLOOMBEE_HD uint32_t four_seeds(const Eight<dtype>& v, int i) {
+    const auto bf16 = [](uint32_t x) { return (x & 0x7f7f7f7fu) | (x >> 8 & 0x80808080u); };
+    if constexpr (dtype == code_bf16) return pack_halves(bf16(v.words[2 * i]), bf16(v.words[2 * i + 1]));
+    if constexpr (dtype == code_fp16) return pack_halves(v.words[2 * i], v.words[2 * i + 1]);
+    uint32_t four = 0;
+    BLOOMBEE_UNROLL for (int k = 0; k < 4; ++k) four |= seed_byte<dtype>(v[4 * i + k]) << (8 * k);
+    return four;
+}
+
+// The part of eight values that exponents and seed bytes determine.
+template <int dtype>
+static BLOOMBEE_HD Eight<dtype> eight_of(const Bytes8& exponents, const Bytes8& seeds) {
+    Eight<dtype> v{};
+    if constexpr (dtype == code_fp32) {
+        BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k)
+            v.words[k] = value_of<dtype>(byte_of(exponents.words, k), byte_of(seeds.words, k));
+        return v;
+    }
+    BLOOMBEE_UNROLL for (int i = 0; i < 4; ++i) {
+        const uint32_t exponent = spread_bytes(exponents.words[i / 2], i % 2), seed = spread_bytes(seeds.words[i / 2], i % 2);
+        v.words[i] = dtype == code_bf16 ? exponent << 7 | (seed & 0x7f007fu) | (seed & 0x800080u) << 8
+                                        : (exponent & 0x1f001fu) << 10 | seed;
+    }
+    return v;
+}
+
 template <int dtype>
 static BLOOMBEE_HD typename WordOf<dtype>::type* values_at(const Job& job, uint64_t row, uint64_t channel) {
     using Word = typename WordOf<dtype>::type;
@@ -326,7 +395,7 @@ static BLOOMBEE_HD void sum_row(Team& team, const Job& job, uint64_t row, uint32
         uint32_t mine = 0;
         for (int c = 8 * rank; c < d; c += 8 * Team::size) {
             const Eight<dtype> v = load_eight<dtype>(values_at<dtype>(job, row, c), d - c < 8 ? d - c : 8, wide);
-            BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k) mine += exponent_bits<dtype>(v[k]);
+            mine += sum_of_bytes(four_exponents<dtype>(v, 0)) + sum_of_bytes(four_exponents<dtype>(v, 1));
         }
         team.add(sum, mine);
     });
@@ -350,13 +419,10 @@ static BLOOMBEE_HD uint32_t split_eight(const Job& job, const Unit& u, const Tas
     const uint64_t row = u.first_row + at.row, channel = uint64_t{u.first_channel} + at.channel;
     const Bytes8 inverse = *reinterpret_cast<const Bytes8*>(job.tables.inverse + channel);
     uint8_t* const exponents = m.exponents + (at.row * u.groups() * group_values + at.channel / tile_channels * tile_channels);
-    uint32_t sum = 0, seeds[2] = {0, 0};
-    BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k) {
-        const uint32_t exponent = exponent_bits<dtype>(v[k]);
-        seeds[k / 4] |= seed_byte<dtype>(v[k]) << (8 * (k % 4));
-        sum += exponent;
-        if (k < at.n) exponents[byte_of(inverse.words, k)] = static_cast<uint8_t>(exponent);
-    }
+    const uint32_t packed[2] = {four_exponents<dtype>(v, 0), four_exponents<dtype>(v, 1)};
+    const uint32_t seeds[2] = {four_seeds<dtype>(v, 0), four_seeds<dtype>(v, 1)};
+    BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k)
+        if (k < at.n) exponents[byte_of(inverse.words, k)] = static_cast<uint8_t>(byte_of(packed, k));
     uint8_t* const to = m.bytes + at.row * u.num_channels + at.channel;
     if (u.num_channels % 8 == 0)
         *reinterpret_cast<Bytes8*>(to) = {{seeds[0], seeds[1]}};
@@ -377,7 +443,7 @@ static BLOOMBEE_HD uint32_t split_eight(const Job& job, const Unit& u, const Tas
             if (a.has_plane0 && k < at.n) planes[a.plane0 + k] = static_cast<uint8_t>(v[k]);
         }
     }
-    return sum;
+    return sum_of_bytes(packed[0]) + sum_of_bytes(packed[1]);
 }
 
 template <int dtype, class Team>
@@ -437,9 +503,9 @@ static BLOOMBEE_HD void place_groups(Team& team, const Job& job, const Unit& u, 
     });
 }
 
-// symbol_of for four neighbours of a group; `shifted` is where their windows start, `window` as in TableImage.
-static BLOOMBEE_HD uint32_t four_symbols(uint32_t exponents, uint32_t shifted, uint32_t window) {
-    const uint32_t index = add_bytes(exponents, add_bytes(~shifted, 0x01010101u));
+// symbol_of for four neighbours of a group, whose windows start at `starts`; `window` as in TableImage.
+static BLOOMBEE_HD uint32_t four_symbols(uint32_t exponents, uint32_t starts, uint32_t window) {
+    const uint32_t index = subtract_bytes(exponents, starts);
     const uint32_t size = 0x80 - (window >> 8 & 0xff);  // the high bit shows what is not below the window's size
     const uint32_t outside = byte_mask(((index & 0x7f7f7f7fu) + size * 0x01010101u) | index);
     const uint32_t symbols = ((index & ~outside) + 0x01010101u) & ~outside;
@@ -448,25 +514,33 @@ static BLOOMBEE_HD uint32_t four_symbols(uint32_t exponents, uint32_t shifted, u
     return (symbols & ~zero) | (zero_symbol * 0x01010101u & zero);
 }
 
+// Four symbols from gathered position j on, of which those from num_channels on are padding.
+static BLOOMBEE_HD uint32_t with_fill(uint32_t symbols, uint32_t num_channels, uint32_t j, uint32_t fill) {
+    if (j + 4 <= num_channels) return symbols;
+    const uint32_t is_there = j >= num_channels ? 0 : (1u << (8 * (num_channels - j))) - 1;
+    return (symbols & is_there) | (fill * 0x01010101u & ~is_there);
+}
+
 // Exponents -> symbols, and the seed bytes to the message.
 template <class Team>
 static BLOOMBEE_HD void to_symbols(Team& team, const Job& job, const Unit& u, UnitMemory& m, const uint32_t* windows) {
     const int log = log_lanes(job.layout);
-    const uint32_t words = u.coded() / 4;
-    const uint32_t* const exponents = reinterpret_cast<const uint32_t*>(m.exponents);
-    const uint32_t* const shift = reinterpret_cast<const uint32_t*>(job.tables.shift + u.first_channel);
+    const Bytes16* const exponents = reinterpret_cast<const Bytes16*>(m.exponents);
+    const Bytes16* const shifts = reinterpret_cast<const Bytes16*>(job.tables.shift + u.first_channel);
     team.each([&](int rank) {
-        BLOOMBEE_UNROLL_4 for (uint32_t i = rank; i < words; i += Team::size) {
-            const uint32_t group = m.groups[i / (group_values / 4)], window = windows[group & 0xff];
-            const uint32_t j = (group >> 16) + 4 * i % group_values;  // gathered position in the row
-            const uint32_t shifted = add_bytes(shift[j / 4], (group >> 8 & 0xff) * 0x01010101u);
-            uint32_t symbols = four_symbols(exponents[i], shifted, window);
-            if (j + 4 > u.num_channels) {
-                const uint32_t is_there = j >= u.num_channels ? 0 : (1u << (8 * (u.num_channels - j))) - 1;
-                symbols = (symbols & is_there) | ((window >> 24) * 0x01010101u & ~is_there);
+        for (uint32_t i = rank; i < u.coded() / 16; i += Team::size) {
+            const uint32_t group = m.groups[i / (group_values / 16)], window = windows[group & 0xff];
+            const uint32_t j = (group >> 16) + 16 * i % group_values, base = (group >> 8 & 0xff) * 0x01010101u;
+            const Bytes16 exponent = exponents[i], shift = shifts[j / 16];  // j: gathered position in the row
+            Bytes16 symbols;
+            uint32_t escaped = 0;
+            BLOOMBEE_UNROLL for (int k = 0; k < 4; ++k) {
+                symbols.words[k] = four_symbols(exponent.words[k], add_bytes(shift.words[k], base), window);
+                if (j + 16 > u.num_channels) symbols.words[k] = with_fill(symbols.words[k], u.num_channels, j + 4 * k, window >> 24);
+                escaped |= (symbols.words[k] - 0x01010101u) & ~symbols.words[k];  // the high bit of one shows a byte that is 0
             }
-            if ((symbols - 0x01010101u) & ~symbols & 0x80808080u) m.escaped[4 * i >> (2 + log)] = 1;  // one of them is 0
-            reinterpret_cast<uint32_t*>(m.symbols)[i] = symbols;
+            if (escaped & 0x80808080u) m.escaped[16 * i >> (2 + log)] = 1;
+            reinterpret_cast<Bytes16*>(m.symbols)[i] = symbols;
         }
         copy_share(rank, Team::size, job.message + u.seed_plane, m.bytes + u.seeds, u.values() - u.seeds);
     });
@@ -835,8 +909,7 @@ static BLOOMBEE_HD void join_unit(Team& team, const Job& job, const Unit& u, con
                                               << (8 * (k % 4));
                 BLOOMBEE_UNROLL for (int k = 0; k < 2; ++k) exponents.words[k] = add_bytes(exponents.words[k], shift.words[k]);
             }
-            Eight<dtype> v{};
-            BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k) v.set(k, value_of<dtype>(byte_of(exponents.words, k), byte_of(seeds.words, k)));
+            Eight<dtype> v = eight_of<dtype>(exponents, seeds);
             add_rest<dtype>(job, row, channel, at.n, v);
             store_eight<dtype>(values_at<dtype>(job, row, channel), v, at.n, wide);
         }
