@@ -21,7 +21,7 @@ from bloombee.codec import api, cuda
 from bloombee.codec.choice import PlaceChoice, Timings
 from bloombee.codec.table import Table, default_table
 from bloombee.engine.buffers import TORCH_DTYPES, from_buffer, to_buffer
-from bloombee.errors import CodecUnavailable, CorruptPayload
+from bloombee.errors import BloomBeeError, CorruptPayload
 from bloombee.types import Dtype
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,8 @@ LEAST_VALUES = 128
 """Of a coded message."""
 AT_ONCE_BYTES = 64 << 10
 """A message that may be so long is copied whole before its length is known: to wait for that costs more."""
-MEASURED_BYTES = (1, 256 << 10, 4 << 20)
-"""Sizes of frames that are measured, in whole rows."""
+MEASURED_BYTES = (8 << 10, 256 << 10, 4 << 20)
+"""Sizes of frames that are measured, at least; in whole rows. All can be coded."""
 REPEATS = 5
 
 
@@ -136,7 +136,7 @@ class CudaCoder:
     def _reserve(self, rows: int, table: Table) -> None:
         if rows <= self._rows:
             return
-        self._rows = max(rows, 2 * self._rows)
+        self._rows = max(rows, self._rows * 5 // 4)  # page-locking memory takes long
         bound = api.bound(self._rows * self._channels, self._dtype)
         # Row offsets take no part in the size of the workspace, so that any table of this boundary may be meant.
         size = cuda.workspace_bytes((self._rows, self._channels), self._dtype, table)
@@ -187,8 +187,9 @@ class DeviceCodec:
         """Frames that were coded on the device."""
         self._table = default_table(dtype, channels)
         row_bytes = channels * dtype.num_bytes
+        noise = torch.Generator().manual_seed(0)
         samples = [
-            torch.randn(rows, channels).to(TORCH_DTYPES[dtype]).to(device)
+            torch.randn(rows, channels, generator=noise).to(TORCH_DTYPES[dtype]).to(device)
             for rows in sorted({-(-size // row_bytes) for size in MEASURED_BYTES} | {2})
         ]
         self.encoding = PlaceChoice(*(self._timed(samples, self._encodes, coder) for coder in (near, far)))
@@ -246,7 +247,7 @@ class DeviceCodec:
     def _timed(
         self, samples: list[torch.Tensor], make: Callable[[torch.Tensor, Coder], Callable[[], Any]], coder: Coder
     ) -> Timings:
-        """The best of a few runs for each sample that can be coded."""
+        """The best of a few runs for each sample."""
         points = []
         for values in samples:
             run = make(values, coder)
@@ -261,12 +262,12 @@ class DeviceCodec:
 
 def codec_of(device: torch.device, dtype: Dtype, channels: int) -> DeviceCodec | None:
     """For activations on ``device``; None where it cannot code them, which the log says of a GPU. Takes some 50 ms."""
-    if device.type != "cuda" or channels < LEAST_VALUES:
+    if device.type != "cuda":
         return None
     try:
         cuda.native()
         codec = DeviceCodec(dtype, channels, device, CudaCoder(dtype, channels, device), ProcessorCoder(dtype, channels, device))
-    except (CodecUnavailable, RuntimeError) as error:
+    except (BloomBeeError, RuntimeError) as error:
         log.warning("activations are coded by the processor, after the copy off the device: %s", error)
         return None
     log.info("coding on the device/by the processor: encode %s", codec.encoding.explain())

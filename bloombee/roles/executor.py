@@ -177,7 +177,8 @@ class SpanExecutor:
         self._buffers, self._dtype, self._pace = buffers, span.dtype, span.pace
         self._clock = HostClock() if span.pace is not None else clock_of(span.model.device)
         self._is_processor = span.pace is None and span.model.device.type == "cpu"
-        if CodecMode(load.codec) is not CodecMode.OFF:
+        has_boundary = load.start > 0 or load.stop < load.num_layers
+        if has_boundary and span.pace is None and CodecMode(load.codec) is not CodecMode.OFF:
             self._device_codec = codec_of(span.model.device, span.dtype, span.model.hidden_size)
         if load.start > 0:
             self.receiver = Receiver(span.dtype, span.model.hidden_size)
