@@ -18,7 +18,7 @@ from bloombee.errors import PlanError
 from bloombee.plan.report import milliseconds, size
 from bloombee.roles.running_heads import running_head
 from bloombee.roles.status import Figures, LinkStatus, PlanStatus, RequestStatus, SwarmStatus, WorkerStatus
-from bloombee.terminal import joining_command, plain, say, where_to_join, write, write_line_of_json
+from bloombee.terminal import count, joining_command, plain, say, where_to_join, write, write_line_of_json
 
 WATCH_EVERY_S = 1.0
 DRAIN_LOOK_S = 0.1
@@ -110,11 +110,11 @@ def shown(swarm: SwarmStatus) -> Group:
 
 
 def _headline(swarm: SwarmStatus) -> str:
-    what = f"waiting for {swarm.missing} workers" if swarm.state == "waiting" else swarm.state
+    what = f"waiting for {count(swarm.missing, 'worker')}" if swarm.state == "waiting" else swarm.state
     lines = [f"head {swarm.process} serves {plain(swarm.model)}: {what}{f' ({swarm.reason})' if swarm.reason else ''}"]
     if swarm.plan is not None:
         lines += _plan_lines(swarm.plan)
-    lines.append(f"{len(swarm.requests)} requests" if swarm.requests else "no requests")
+    lines.append(count(len(swarm.requests), "request"))
     return "\n".join(lines)
 
 

@@ -188,9 +188,9 @@ class Loading:
         elif self._said.get(progress.worker) != (news := _news(progress)):
             self._said[progress.worker] = news
             what = "in memory" if progress.phase == "ready" else "to read"
-            waits = f"; waiting for {_count(progress.num_missing, 'worker')}" if progress.num_missing else ""
+            waits = f"; waiting for {count(progress.num_missing, 'worker')}" if progress.num_missing else ""
             size = f", {progress.total_bytes / 1e6:.1f} MB {what}" if progress.total_bytes else ""
-            links = f", {progress.num_known_links} of {_count(progress.num_links, 'link')} known" if progress.num_links else ""
+            links = f", {progress.num_known_links} of {count(progress.num_links, 'link')} known" if progress.num_links else ""
             with contextlib.suppress(OSError, ValueError):
                 print(f"{_label(progress)}: {progress.phase}{size}{links}{waits}", file=self._out, flush=True)
 
@@ -199,7 +199,7 @@ class Loading:
             if progress.worker in self._tasks:
                 bars.remove_task(self._tasks.pop(progress.worker))
             bars.console.print(
-                f"{_label(progress)} left; waiting for {_count(progress.num_missing, 'worker')}", markup=False, highlight=False
+                f"{_label(progress)} left; waiting for {count(progress.num_missing, 'worker')}", markup=False, highlight=False
             )
             return
         if progress.worker not in self._tasks:
@@ -207,7 +207,7 @@ class Loading:
         done, total, amount = progress.loaded_bytes, progress.total_bytes, _megabytes(progress)
         if progress.num_links:
             done, total = progress.num_known_links, progress.num_links
-            amount = f"{done}/{_count(total, 'link')}"
+            amount = f"{done}/{count(total, 'link')}"
         bars.update(
             self._tasks[progress.worker],
             description=_label(progress),
@@ -238,7 +238,8 @@ def _megabytes(progress: LoadProgress) -> str:
     return f"{progress.loaded_bytes / 1e6:.1f}/{progress.total_bytes / 1e6:.1f} MB" if progress.total_bytes else ""
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """As ``1 worker``, ``2 workers``."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
 

@@ -146,6 +146,8 @@ class Stages:
         if known is not None:
             known.reporter.say_loaded()
             return
+        if hosts and load.number < hosts[-1].load.number:
+            return  # it was given before, and came late
         if hosts and not hosts[-1].seatings:
             hosts.pop().close()  # nobody waits for it any more
         self._measuring.give_up()

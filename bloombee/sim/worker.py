@@ -250,6 +250,8 @@ class SimWorker:
     def _load(self, load: Load) -> None:
         """As ``roles/stages.py`` does."""
         known = self.core_of(load.number) is not None
+        if not known and self.spans and load.number < self.spans[-1].load.number:
+            return
         if not known:
             if self.spans and not self.spans[-1].core.seats:
                 self.spans.pop()

@@ -9,6 +9,7 @@ import pytest
 from bloombee.errors import Infeasible, PlanError
 from bloombee.pipeline.events import WorkerGone
 from bloombee.sim.cluster import SimCluster, sim_card
+from bloombee.sim.moving import MovingCluster
 from bloombee.sim.network import Faults
 from bloombee.types import SchedulerPlace, WorkerId
 from bloombee.wire.messages import Drain, Drained, Refused
@@ -17,24 +18,30 @@ from tests.sim_kit import assert_right
 HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
 
 
-def cluster_of(seed: int, num_stages: int, num_spares: int, faults: Faults | None = None, **more: object) -> SimCluster:
+def cluster_of(seed: int, num_stages: int, num_spares: int, faults: Faults | None = None) -> SimCluster:
     """With sixteen requests, of which some are cancelled."""
     rng = random.Random(seed)
-    cluster = SimCluster(
-        seed=seed, num_stages=num_stages, num_spares=num_spares, num_microbatches=rng.choice([1, 3]), faults=faults,
-        lossy_orders=faults is not None, **more,  # type: ignore[arg-type]
+    cluster = MovingCluster(
+        seed=seed, card=sim_card((0,) * num_stages), num_stages=num_stages, num_workers=num_stages + num_spares,
+        num_microbatches=rng.choice([1, 3]), faults=faults, lossy_orders=faults is not None, layer_load_s=0.05,
     )  # fmt: skip
+    submit(cluster, rng)
+    return cluster
+
+
+def submit(cluster: SimCluster, rng: random.Random) -> None:
     for number in range(16):
         prompt = [rng.randrange(50_000) for _ in range(rng.randint(1, 60))]
         cluster.submit(prompt, max_new_tokens=rng.randint(1, 40), seed=rng.randrange(2**64), at=rng.uniform(0, 1))
         if rng.random() < 0.1:
             cluster.cancel(number, at=rng.uniform(0, 2))
-    return cluster
 
 
-def changes(cluster: SimCluster) -> int:
-    """Of the ring: those that were taken over beside it, and those as after a loss."""
-    return cluster.head.num_recoveries + sum(ended.error is None for ended in cluster.head.handovers)
+def left(cluster: SimCluster, *workers: WorkerId) -> bool:
+    """Whether they end, soon."""
+    return cluster.clock.run(
+        lambda: not any(cluster.workers[worker].is_alive for worker in workers), deadline_s=cluster.clock.now + 10
+    )
 
 
 def drain(cluster: SimCluster, worker: WorkerId, at: float, *, asks_itself: bool = False) -> None:
@@ -57,9 +64,10 @@ def test_any_worker_may_leave(num_stages: int, faults: Faults | None, seed: int)
     drain(cluster, leaver, rng.uniform(0.0, 0.9), asks_itself=seed % 2 == 0)
     assert cluster.run()
     assert_right(cluster, num_stages)
-    assert not cluster.workers[leaver].is_alive
+    assert left(cluster, leaver)
     assert leaver not in cluster.head.swarm.members
-    assert changes(cluster) == (leaver <= num_stages)
+    assert [ended.error for ended in cluster.head.handovers] == [None] * (leaver <= num_stages)
+    assert cluster.head.num_recoveries == 0
     assert cluster.head.answers == ([(leaver, Drained(7))] if seed % 2 == 0 else [])
 
 
@@ -76,32 +84,34 @@ def test_several_leave_one_after_the_other_and_others_die_meanwhile(faults: Faul
     assert cluster.run()
     assert cluster.head.down is None
     assert_right(cluster, 3)
-    have_left = cluster.clock.run(
-        lambda: not any(cluster.workers[leaver].is_alive for leaver in (first, second)), deadline_s=cluster.clock.now + 10
-    )
-    assert have_left
+    assert left(cluster, first, second)
 
 
 @pytest.mark.parametrize("lost", [1, 2, 3])
 def test_layers_with_windows_are_filled_again(lost: int) -> None:
-    windows = ((0, 6), (6,), (0,))
-    cluster = SimCluster(seed=lost, num_stages=3, num_spares=1, card=sim_card((0, 6, 6, 6, 0, 0)), num_pages=256, max_rows=16)
+    windows = (0, 6, 6, 6, 0, 0)
+    cluster = MovingCluster(
+        seed=lost, num_stages=3, num_workers=4, card=sim_card(windows), num_pages=256, max_rows=16, layer_load_s=0.05
+    )
     rng = random.Random(lost)
     for _ in range(12):
         prompt = [rng.randrange(50_000) for _ in range(rng.randint(1, 250))]
         cluster.submit(prompt, max_new_tokens=rng.randint(1, 60), seed=rng.randrange(2**64), at=rng.uniform(0, 1))
     drain(cluster, lost, 0.7)
     assert cluster.run()
-    assert changes(cluster) == 1
-    assert cluster.head.num_recoveries == 0, "what is filled beside the ring that runs breaks nothing"
-    assert_right(cluster, 3, windows)
+    assert left(cluster, lost)
+    assert [ended.error for ended in cluster.head.handovers] == [None]
+    assert_right(cluster, 6, [(window,) for window in windows])
 
 
 @pytest.mark.parametrize("leaver", [1, 2, 3])
 def test_with_the_scheduler_beside_the_first_stage(leaver: int) -> None:
-    cluster = cluster_of(leaver, 3, 1, scheduler=SchedulerPlace.STAGE0)
+    """Which no hand-over can follow: the spare takes over as after a loss."""
+    cluster = SimCluster(seed=leaver, num_stages=3, num_spares=1, scheduler=SchedulerPlace.STAGE0)
+    submit(cluster, random.Random(leaver))
     drain(cluster, leaver, 0.4)
     assert cluster.run()
+    assert left(cluster, leaver)
     assert cluster.head.num_recoveries == 1
     assert_right(cluster, 3)
 

@@ -181,9 +181,8 @@ class SwarmCore:
     @property
     def spares(self) -> tuple[WorkerId, ...]:
         """Workers without a stage that may get one, in the order in which they joined; empty before the first plan."""
-        if self.plan is None:
-            return ()
-        return tuple(one.id for one in self._workers.values() if self.stage_of(one.id) is None and not one.is_draining)
+        there = self._workers.values() if self.plan is not None else ()
+        return tuple(one.id for one in there if self.stage_of(one.id) is None and not one.is_draining)
 
     # -- joining and the first plan --------------------------------------------------------
 
@@ -383,8 +382,7 @@ class SwarmCore:
     def _look_for_stuck(self, now: float) -> list[Command]:
         """Loading may take any time while every worker gets on with it. Workers from elsewhere are awaited for ever."""
         limit = self.limits.load_deadline_s
-        if self._awaited_since is None:
-            self._awaited_since = now
+        self._awaited_since = now if self._awaited_since is None else self._awaited_since
         names = [w.name for w in self._workers.values() if is_loading(self, w.id) and now - w.progress_at > limit]
         if self.plan is None and not self.request.takes_others and now - self._awaited_since > limit:
             here = {worker.name for worker in self._workers.values()}

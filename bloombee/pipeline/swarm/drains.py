@@ -1,8 +1,8 @@
 """Workers that are to leave: each serves on until another has what it served. Pure.
 
-Asked by a person at the head or by the worker itself (Drain). A spare takes the worker's stage; what its sequences have is made
-again from what the other stages hold, as after a loss, and no token is lost. Then it is told that it may go. Where nobody can
-take its stage nothing changes, and who asked is told so.
+Asked by a person at the head or by the worker itself (Drain). A spare takes the worker's stage by a hand-over, or where none can
+be as after a loss, and no token is lost. Then it is told that it may go. Where nobody can take its stage nothing changes, and who
+asked is told so.
 """
 
 from __future__ import annotations
