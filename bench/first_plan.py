@@ -26,7 +26,7 @@ import random
 import statistics
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ from bloombee.plan.problem import problem_of
 from bloombee.plan.solve import alone
 from bloombee.plan.topology import Topology
 from bloombee.roles.spawner_client import SpawnerClient
-from bloombee.transport.keys import generate, load, save
+from bloombee.transport.keys import KeyPair, generate
 from bloombee.types import HEAD, SwarmEvent, SwarmEventKind, WorkerId
 from tools.wan_network import Network
 
@@ -163,8 +163,8 @@ async def workers() -> AsyncIterator[SpawnerClient]:
         await spawner.close()
 
 
-async def start(world: World, net: Network, keys: Path) -> Start:
-    """All join a new head, and leave it when it runs.
+async def start(world: World, net: Network, keys: Mapping[str, KeyPair]) -> Start:
+    """All join a new head, each with the key that it always has, and leave it when it runs.
 
     Raises:
         BenchError: it does not come up; BloomBeeError: why.
@@ -176,8 +176,7 @@ async def start(world: World, net: Network, keys: Path) -> Start:
         await runtime.prepare()
         try:
             for token, name in zip(runtime.join_tokens, world.order, strict=True):
-                config = worker(world, net, keys, name, token)
-                await spawner.spawn(config, load(str(keys / name)))
+                await spawner.spawn(worker(world, net, name, token), keys[name])
             async with asyncio.timeout(PATIENCE_S):
                 await runtime.ready()
             return await taken(runtime)
@@ -187,18 +186,14 @@ async def start(world: World, net: Network, keys: Path) -> Start:
             await runtime.close()
 
 
-def worker(world: World, net: Network, keys: Path, name: str, token: str) -> WorkerConfig:
-    """At its place in the network, with the key that it always has."""
-    key = keys / name
-    if not key.exists():
-        save(str(key), generate())
+def worker(world: World, net: Network, name: str, token: str) -> WorkerConfig:
+    """At its place in the network."""
     return WorkerConfig(
         join=token,
         name=name,
         listen=net.listen(name),
         advertise=net.endpoint(name),
         source=net.source(name),
-        key=str(key),
         pace=SLOW if name == world.slow else PACE,
         memory_bytes=MEMORY_BYTES,
         device="cpu",
@@ -300,9 +295,10 @@ def table(checks: Sequence[Check]) -> Table:
     return shown
 
 
-async def measure(world: World, folder: Path) -> tuple[Start, Start]:
+async def measure(world: World) -> tuple[Start, Start]:
+    keys = {name: generate() for name in world.order}
     with await asyncio.to_thread(world.network().__enter__) as net:
-        return await start(world, net, folder), await start(world, net, folder)
+        return await start(world, net, keys), await start(world, net, keys)
 
 
 @program("first_plan")
@@ -317,7 +313,7 @@ def main() -> int:
     print(headline())
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder  # so that the first start remembers nothing, and the second what the first found
-        first, again = asyncio.run(measure(world, Path(folder)))
+        first, again = asyncio.run(measure(world))
     checks = list(judged(world, first, again))
     Console(width=110).print(table(checks))
     print(f"{first.plan.prediction}")
