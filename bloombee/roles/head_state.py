@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 
 from bloombee.config import RuntimeConfig
-from bloombee.errors import ConfigError
+from bloombee.errors import BloomBeeError, ConfigError
+from bloombee.models.card import ModelCard
 from bloombee.pipeline.journal import Issued, Journal, Listened, Noted, Planned, Record, Served
 from bloombee.pipeline.swarm.planning import PlanRequest, wishes
 from bloombee.plan.plan import Plan
@@ -38,6 +40,7 @@ class HeadState:
         self.notes = dict(self.journal.notes)
         """The application's, as they are now."""
         self._secrets = iter(self.journal.secrets)
+        self._looking: asyncio.Task[None] | None = None
 
     @property
     def returns(self) -> bool:
@@ -49,10 +52,12 @@ class HeadState:
         if self._directory is not None:
             self._directory.put(record)
 
-    def close(self) -> None:
-        """Write what was put. Blocks."""
+    async def close(self) -> None:
+        """Write what was put, and look at nothing any more."""
+        if self._looking is not None:
+            self._looking.cancel()
         if self._directory is not None:
-            self._directory.close()
+            await asyncio.to_thread(self._directory.close)
 
     # -- who and where the head is ---------------------------------------------------------
 
@@ -82,23 +87,57 @@ class HeadState:
 
     # -- what it serves --------------------------------------------------------------------
 
+    async def describe(self, look: Callable[[], Awaitable[ModelCard]], failed: Callable[[BloomBeeError], None]) -> ModelCard:
+        """The model: as the head before had it, where its workers may be waiting already, and looked at meanwhile.
+
+        Args:
+            look: takes seconds. failed: told if the model is another by now.
+        """
+        before = self._card_before()
+        if before is None or before.model != self._config.model or not self._config.remote_workers:
+            return await look()
+        self._looking = asyncio.create_task(self._look(look, before, failed))
+        return before
+
+    def _card_before(self) -> ModelCard | None:
+        """None: there was no head before, or it was of a release with other cards."""
+        served = self.journal.served
+        try:
+            return None if served is None else ModelCard.from_json(json.loads(served.card))
+        except (TypeError, KeyError, ValueError):
+            return None
+
+    async def _look(
+        self, look: Callable[[], Awaitable[ModelCard]], before: ModelCard, failed: Callable[[BloomBeeError], None]
+    ) -> None:
+        try:
+            self._check(await look(), before.config_digest, before.weight_digests, before.model)
+        except ConfigError as error:
+            failed(error)
+        except BloomBeeError as error:  # workers have the model, and this process has its card
+            log.warning("%s could not be looked at again: %s", before.model, error.message)
+
+    def _check(self, card: ModelCard, digest: str, weights: Sequence[str], model: str) -> None:
+        if (card.config_digest, tuple(card.weight_digests)) != (digest, tuple(weights)):
+            raise ConfigError(
+                f"state: {self._config.state} is of a head of another model than {card.model} is now: it had {model}; give that"
+                " one, or name another directory",
+                field="state",
+            )
+
     def serves(self, request: PlanRequest) -> PlanRequest:
         """A plan is to be made: with that of the head before, if it was for the same.
 
         Raises:
             ConfigError: the model is another than that of the head before.
         """
-        card = request.card
-        before = self.journal.served
-        if before is not None and before.digest != card.config_digest:
-            model = json.loads(before.card)["model"]
-            raise ConfigError(
-                f"state: {self._config.state} is of a head of another model than {card.model}: it had {model}; give that one, or"
-                " name another directory",
-                field="state",
-            )
-        if before is None:
-            self.put(Served(card.config_digest, json.dumps(card.to_json()).encode()))
+        card, before = request.card, self.journal.served
+        if before is not None:
+            known = json.loads(before.card)
+            self._check(card, before.digest, known["weight_digests"], known["model"])
+        now = Served(card.config_digest, json.dumps(card.to_json()).encode())
+        if now != before:
+            self.put(now)
         planned = self.journal.planned
         is_same = request.takes_others and planned is not None and planned.asked == wishes(request)
         return replace(request, before=planned if is_same else None)

@@ -108,7 +108,7 @@ def test_another_model_is_refused_by_name_and_the_state_is_as_it_was(tmp_path: P
         state = str(tmp_path / "state")
         async with bloombee.Runtime("demo", workers=1, state=state):
             pass
-        with pytest.raises(ConfigError, match=r"state: .* is of a head of another model than standin:.*: it had demo"):
+        with pytest.raises(ConfigError, match=r"state: .* is of a head of another model than standin:.* is now: it had demo"):
             await bloombee.Runtime("standin:512x4", workers=1, state=state).prepare()
         async with bloombee.Runtime("demo", workers=1, state=state) as runtime:
             with pytest.raises(ConfigError, match="another head, process"):
@@ -119,25 +119,27 @@ def test_another_model_is_refused_by_name_and_the_state_is_as_it_was(tmp_path: P
 
 
 def test_requests_that_a_close_cut_short_go_on_and_can_be_read_from_any_token(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"workers": 1, "dtype": "float32", "state": str(tmp_path)}
+    params: dict[str, Any] = {"max_new_tokens": 40, "temperature": 0.8, "seed": 3, "ignore_eos": True}
+    first: list[int] = []
+
     async def use() -> None:
-        settings: dict[str, Any] = {"workers": 1, "dtype": "float32", "state": str(tmp_path)}
-        first: list[int] = []
         async with bloombee.Runtime("demo", **settings) as runtime:
-            stream = runtime.stream("import ", max_new_tokens=40, temperature=0.8, seed=3, ignore_eos=True)
-            first += [(await anext(stream)).token_id for _ in range(3)]
+            stream = runtime.stream("import ", **params)
+            first.extend([(await anext(stream)).token_id for _ in range(3)])
             await runtime.close()  # while the stream is open
-        async with bloombee.Runtime("demo", **settings) as runtime:
-            (one,) = runtime.running
-            with pytest.raises(ConfigError, match="from_token = -1"):
-                await anext(runtime.resume(one.id, from_token=-1))
-            rest = [token.token_id async for token in runtime.resume(one.id, from_token=3)]
-            whole = await runtime.generate("import ", max_new_tokens=40, temperature=0.8, seed=3, ignore_eos=True)
-            assert first + rest == list(whole.token_ids)
             assert runtime.running == ()
-            with pytest.raises(ConfigError, match=f"request {one.id} does not go on"):
-                await anext(runtime.resume(one.id))
 
     _once(use)
+    with bloombee.Runtime.sync("demo", **settings) as runtime:
+        (one,) = runtime.running
+        with pytest.raises(ConfigError, match="from_token = -1"):
+            next(runtime.resume(one.id, from_token=-1))
+        rest = [token.token_id for token in runtime.resume(one.id, from_token=3)]
+        assert first + rest == list(runtime.generate("import ", **params).token_ids)
+        assert runtime.running == ()
+        with pytest.raises(ConfigError, match=f"request {one.id} does not go on"):
+            next(runtime.resume(one.id))
 
 
 def test_a_worker_ends_with_a_head_that_keeps_no_state_and_else_when_none_comes_in_its_place(tmp_path: Path) -> None:
