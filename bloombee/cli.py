@@ -52,10 +52,19 @@ SWARM = (
     "curve",
     "trace",
     "decisions",
-    "state",
     "control_socket",
 )
-HEAD_ONLY = ("listen", "advertise", "page_size", "max_waiting", "heartbeat_s", "silence_s", "step_deadline_s", "load_deadline_s")
+HEAD_ONLY = (
+    "listen",
+    "advertise",
+    "state",
+    "page_size",
+    "max_waiting",
+    "heartbeat_s",
+    "silence_s",
+    "step_deadline_s",
+    "load_deadline_s",
+)
 SAMPLING = Options(
     SamplingParams,
     "Sampling",

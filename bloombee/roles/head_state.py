@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from bloombee.config import RuntimeConfig
 from bloombee.errors import BloomBeeError, ConfigError
 from bloombee.models.card import ModelCard
-from bloombee.pipeline.journal import Issued, Journal, Listened, Noted, Planned, Record, Served
+from bloombee.pipeline.journal import Journal, Listened, Noted, Planned, Record, Served
 from bloombee.pipeline.swarm.planning import PlanRequest, wishes
 from bloombee.plan.plan import Plan
 from bloombee.roles.state_dir import StateDir
@@ -39,7 +39,6 @@ class HeadState:
         self.keys = generate() if self._directory is None else self._directory.keys
         self.notes = dict(self.journal.notes)
         """The application's, as they are now."""
-        self._secrets = iter(self.journal.secrets)
         self._looking: asyncio.Task[None] | None = None
 
     @property
@@ -76,14 +75,6 @@ class HeadState:
                     f"{self._directory.path}: the last {num_cut} bytes of the journal were not written to their end, and are cut"
                 )
         self.put(Listened(self._config.listen, bound))
-
-    def secrets(self, new: Callable[[], bytes]) -> Iterator[bytes]:
-        """Of join tokens: those of the heads before, then ``new`` ones."""
-        yield from self._secrets
-        while True:
-            secret = new()
-            self.put(Issued(secret))
-            yield secret
 
     # -- what it serves --------------------------------------------------------------------
 
@@ -143,8 +134,9 @@ class HeadState:
         return replace(request, before=planned if is_same else None)
 
     def planned(self, plan: Plan, keys: dict[WorkerId, bytes], request: PlanRequest) -> None:
-        """Who runs what from now on."""
-        self.put(Planned.of(plan, keys, wishes(request)))
+        """Who runs what from now on; of workers that are not all in there is nothing to come back to."""
+        if all(stage.worker in keys for stage in plan.stages):
+            self.put(Planned.of(plan, keys, wishes(request)))
 
     def note(self, name: str, value: bytes | None) -> None:
         """Keep something of the application's under ``name``; None: no longer."""

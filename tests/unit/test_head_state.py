@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,13 @@ from bloombee.errors import BloomBeeError, ConfigError, DeviceError
 from bloombee.models.card import ModelCard
 from bloombee.pipeline.swarm.member import Member
 from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest
+from bloombee.roles.front_door import FrontDoor
 from bloombee.roles.head_state import HeadState
 from bloombee.sim.cluster import sim_card
 from bloombee.types import Dtype
+from bloombee.wire.join import Admitted, Door
+from bloombee.wire.messages import PROTOCOL_VERSION, Join
+from bloombee.wire.token import decode_token
 
 CARD = dataclasses.replace(sim_card((0,) * 4), model="./m", config_digest="ab" * 16, weight_digests=("01" * 8,) * 6)
 OTHERS = (
@@ -57,9 +60,20 @@ def _run(config: RuntimeConfig, use: Callable[[HeadState], Any]) -> Any:
     return asyncio.run(main())
 
 
-def _secrets(state: HeadState, count: int) -> list[bytes]:
-    fresh = itertools.count()
-    return list(itertools.islice(state.secrets(lambda: b"%024d" % next(fresh)), count))
+def _issued(config: RuntimeConfig, count: int) -> tuple[list[str], Door]:
+    """Tokens that a head of ``config`` issues, and its door."""
+    door = Door(1, 0.1, 1.0)
+
+    def use(state: HeadState) -> list[str]:
+        front_door = FrontDoor(door, config, state, bound="tcp://127.0.0.1:7123")
+        return [front_door.issue() for _ in range(count)]
+
+    return _run(config, use), door
+
+
+def _lets_in(door: Door, token: str, key: bytes) -> bool:
+    join = Join(PROTOCOL_VERSION, decode_token(token).secret, "w", "1", "", "cpu", 1, ())
+    return isinstance(door.knock(key, key[:16], join), Admitted)
 
 
 def test_without_a_directory_nothing_is_kept_and_everything_works() -> None:
@@ -67,7 +81,6 @@ def test_without_a_directory_nothing_is_kept_and_everything_works() -> None:
         state.listens("tcp://127.0.0.1:9", print)
         state.note("a", b"b")
         assert (state.returns, state.listen, state.notes) == (False, "tcp://127.0.0.1:0", {"a": b"b"})
-        assert len(set(_secrets(state, 3))) == 3
         assert state.serves(_request()).before is None
 
     _run(_config(None), use)
@@ -85,11 +98,14 @@ def test_the_address_is_the_one_before_unless_another_is_asked_for(tmp_path: Pat
     assert said == [f"{tmp_path}: the last 4 bytes of the journal were not written to their end, and are cut"]
 
 
-def test_tokens_before_let_in_and_new_ones_come_after_them(tmp_path: Path) -> None:
-    first = _run(_config(tmp_path), lambda state: _secrets(state, 2))
-    again = _run(_config(tmp_path), lambda state: _secrets(state, 3))
-    assert again[:2] == first
-    assert _run(_config(tmp_path), lambda state: _secrets(state, 3)) == again
+def test_tokens_of_heads_before_let_in_and_those_of_the_start_are_the_same_again(tmp_path: Path) -> None:
+    first, _ = _issued(_config(tmp_path), 3)  # for two workers, and for one that is to come besides
+    again, door = _issued(_config(tmp_path), 3)
+    assert again[:2] == first[:2]
+    assert again[2] not in first
+    for number, token in enumerate((*first, again[2])):
+        assert _lets_in(door, token, bytes([number]) * 32)
+        assert not _lets_in(door, token, bytes([100 + number]) * 32)
 
 
 def test_a_plan_is_made_again_for_the_same_wishes_only(tmp_path: Path) -> None:
