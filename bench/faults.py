@@ -6,6 +6,7 @@
     python bench/faults.py --recovery 3
     python bench/faults.py --stalls 1
     python bench/faults.py --log-cost 20
+    python bench/faults.py --kill-head 10
 
 --kills: a Runtime of three workers of the demo model (fp32) behind emulated links, with spares, answers 16 requests at once;
 a worker with a stage is ended by SIGKILL while prompts are read, while all decode, or while its successor loads. Every answer
@@ -13,7 +14,8 @@ is compared with the undisturbed run's (bench/same.py has the rule, and how many
 cores under a virtual clock, with frames and orders lost, doubled and late; tokens must be the oracle's. --recovery: the parts
 of a recovery against their bounds (bench/recovery.py). --stalls: what must cost nothing, and a hop that stays dark, which
 must be found (bench/stalls.py). --log-cost: throughput and memory with the log of activations and without
-(bench/log_cost.py).
+(bench/log_cost.py). --kill-head: the head is ended by SIGKILL while prompts are read or all decode, and another is started with
+its state; workers are from elsewhere (bench/heads.py).
 
 Exit status 1: something is beyond its bound, could not be measured, or is not done yet.
 """
@@ -39,6 +41,8 @@ if __name__ == "__main__":
 from bench.arguments import OptionError, Parser, check_file, seconds, whole
 from bench.churn import simulate
 from bench.exact import Reference
+from bench.heads import HeadKill, HeadKiller, heads_table
+from bench.kills import MODEL as KILLED_MODEL
 from bench.kills import MOST_TOKENS, Kill, Killer, KillLog, Series, kills_table, tokens_for
 from bench.log_cost import LEAST_RATIO, MODEL, PACE, measure_log
 from bench.mesh import require_steady
@@ -186,6 +190,27 @@ def run_log_cost(pairs: int, keep: Keep, progress: Progress, console: Console) -
     return cost.is_good
 
 
+def run_head_kills(series: Series, keep: Keep, progress: Progress, console: Console) -> bool:
+    """As :func:`run_kills`."""
+    task = progress.add_task("heads", total=series.count)
+    kills: list[HeadKill] = []
+
+    def say(kill: HeadKill) -> None:
+        progress.advance(task)
+        kills.append(kill)
+        keep({"mode": "kill-head", **series.to_json(), **kill.to_json()})
+        for reason in dict.fromkeys(kill.reasons):
+            console.print(f"head {kill.number}, {kill.moment}: {reason}")
+
+    try:
+        with Reference(KILLED_MODEL, Dtype.FLOAT32) as reference:
+            HeadKiller(series, say).run(reference)
+    except FAILURES as error:
+        console.print(f"heads: {error}")
+    console.print(heads_table(kills))
+    return len(kills) == series.count and all(kill.is_good for kill in kills)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -199,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PAIRS",
         help=f"of runs with the log and without; {PAIRS}, the least for a claim",
     )
+    add("--kill-head", type=whole(0, 1000), metavar="N", help="times that the head is killed; by itself")
     add("--seed", type=whole(0, 2**31), default=0)
     add("--tokens", type=whole(8, MOST_TOKENS), help="of each answer beside a kill; default: so many that the kills make a claim")
     add("--links", default="500M-10ms", metavar="BANDWIDTH-RTT", help="between any two, of --kills; default 500M-10ms")
@@ -217,13 +243,14 @@ def _parser() -> argparse.ArgumentParser:
 def _parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Raises OptionError, ConfigError or WanError for what cannot be run."""
     options = _parser().parse_args(words)
-    modes = ("kills", "simulate", "recovery", "stalls", "log_cost")
+    modes = ("kills", "simulate", "recovery", "stalls", "log_cost", "kill_head")
     options.is_bare = all(getattr(options, mode) is None for mode in modes)
-    for mode, count in zip(modes, (KILLS, SIMULATED, RECOVERIES, STALLS, PAIRS), strict=True):
+    for mode, count in zip(modes, (KILLS, SIMULATED, RECOVERIES, STALLS, PAIRS, 0), strict=True):
         if getattr(options, mode) is None:
             setattr(options, mode, count if options.is_bare else 0)
     if not any(getattr(options, mode) for mode in modes):
-        raise OptionError("nothing is asked for: --kills, --simulate, --recovery, --stalls or --log-cost with a number above 0")
+        asked = "--kills, --simulate, --recovery, --stalls, --log-cost or --kill-head"
+        raise OptionError(f"nothing is asked for: {asked} with a number above 0")
     for links in (options.links, options.recovery_links):
         require_steady(load_profile(links))
     RuntimeConfig(device=options.device)
@@ -260,6 +287,10 @@ def main() -> int:
             verdicts.append(run_stalls(options.stalls, options.seed, keep, progress, console))
         if options.log_cost:
             verdicts.append(run_log_cost(options.log_cost, keep, progress, console))
+        if options.kill_head:
+            new = options.tokens or tokens_for(options.kill_head, TOKENS_A_FLIP)
+            heads = Series(options.seed, options.kill_head, new, load_profile(options.links), options.device)
+            verdicts.append(run_head_kills(heads, keep, progress, console))
     return int(not all(verdicts))
 
 

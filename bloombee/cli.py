@@ -15,9 +15,8 @@ import io
 import os
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
@@ -31,6 +30,7 @@ from bloombee.types import SamplingParams, SwarmEventKind
 from bloombee.utf8 import surrogate_at
 
 if TYPE_CHECKING:
+    from bloombee.lines import Line
     from bloombee.runtime import Runtime
 
 SWARM = (
@@ -52,10 +52,19 @@ SWARM = (
     "curve",
     "trace",
     "decisions",
-    "state",
     "control_socket",
 )
-HEAD_ONLY = ("listen", "advertise", "page_size", "max_waiting", "heartbeat_s", "silence_s", "step_deadline_s", "load_deadline_s")
+HEAD_ONLY = (
+    "listen",
+    "advertise",
+    "state",
+    "page_size",
+    "max_waiting",
+    "heartbeat_s",
+    "silence_s",
+    "step_deadline_s",
+    "load_deadline_s",
+)
 SAMPLING = Options(
     SamplingParams,
     "Sampling",
@@ -421,13 +430,21 @@ async def _answer_once(config: RuntimeConfig, prompt: Any, params: SamplingParam
         await _answer(runtime, prompt, params, json=json)
 
 
-async def _answer(runtime: Runtime, prompt: Any, params: SamplingParams, *, json: bool) -> None:
+async def _answer(runtime: Runtime, prompt: Any, params: SamplingParams, *, json: bool, line: Line | None = None) -> None:
+    """From the first token on, also where the request of ``line`` goes on from a head before this one."""
     from bloombee.terminal import say, stream, write, write_json
 
+    client = "" if line is None else line.name
+    goes_on = None if line is None else line.request
     if json:
-        write_json(await runtime.generate(prompt, params), runtime.plan.summary())
+        if goes_on is None:
+            answer = await runtime.generate(prompt, params, client=client)
+        else:
+            answer = await runtime.rest(goes_on, params)
+        write_json(answer, runtime.plan.summary(), line)
         return
-    tally = await stream(runtime.stream(prompt, params))
+    tokens = runtime.stream(prompt, params, client=client) if goes_on is None else runtime.resume(goes_on)
+    tally = await stream(tokens)
     write("\n")
     say(str(tally))
 
@@ -457,14 +474,18 @@ async def _answer_lines(config: RuntimeConfig, params: SamplingParams, *, chat: 
 
 
 async def _answer_each(runtime: Runtime, params: SamplingParams, *, chat: bool, json: bool) -> None:
-    """Every line of stdin, until that ends."""
+    """Every line of stdin, until that ends; before them those that a head before this one had read."""
+    from bloombee.lines import Lines
     from bloombee.terminal import say
 
-    async for line in _lines():
+    lines, keeps = Lines(runtime), runtime.config.state is not None
+    async for line in lines:
         try:
-            await _answer(runtime, _conversation(_decoded(line, "a line"), chat), params, json=json)
+            prompt = _conversation(_decoded(line.text, "a line"), chat)
+            await _answer(runtime, prompt, params, json=json, line=line if keeps else None)
         except (ConfigError, Infeasible, CapacityError) as error:  # of this line alone: the next may be better
             say(f"bloombee: {error.message}")
+        lines.answered(line)
 
 
 async def _tell_of_losses(runtime: Runtime) -> None:
@@ -483,28 +504,3 @@ async def _tell_of_losses(runtime: Runtime) -> None:
         if has_recovered or (is_up and event.kind is SwarmEventKind.LOST and event.stage is None):
             say(f"another worker may join as a spare:\n\n    {joining_command(await runtime.issue_token())}\n")
         is_up = is_up or event.kind is SwarmEventKind.UP
-
-
-async def _lines() -> AsyncIterator[bytes]:
-    """Lines of stdin without their ends, blank ones left out; asks for each on a terminal.
-
-    A daemon thread reads, with a file object of its own: a read that nobody ends must hold up neither the loop nor
-    the interpreter's exit, which takes the lock of sys.stdin.
-    """
-    loop, queue = asyncio.get_running_loop(), asyncio.Queue[bytes | None]()
-
-    def read() -> None:
-        with open(sys.stdin.fileno(), "rb", closefd=False) as source, contextlib.suppress(RuntimeError):  # the loop has ended
-            for line in source:
-                loop.call_soon_threadsafe(queue.put_nowait, line.rstrip(b"\r\n"))
-            loop.call_soon_threadsafe(queue.put_nowait, None)
-
-    threading.Thread(target=read, name="stdin", daemon=True).start()
-    while True:
-        if sys.stdin.isatty():
-            print("> ", end="", file=sys.stderr, flush=True)
-        line = await queue.get()
-        if line is None:
-            return
-        if line.strip():
-            yield line

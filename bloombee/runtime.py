@@ -261,10 +261,12 @@ class Runtime(Facts):
     async def resume(self, id: int, *, from_token: int = 0) -> AsyncGenerator[Token, None]:
         """Tokens of one of :attr:`running` from a token on, those that are there at once and the others as they come.
 
+        It may have fewer tokens than the head before gave out in its last moments: those come again, the same.
+
         Cancelled, or the iteration left early: as of :meth:`stream`, the request ends.
 
         Raises:
-            ConfigError: no such request, one that is read already, or a token that it does not have yet.
+            ConfigError: no such request, one that is read already, or one that has ended with fewer tokens.
             BloomBeeError: as :meth:`generate`.
         """
         if type(from_token) is not int:
@@ -276,6 +278,27 @@ class Runtime(Facts):
         async with contextlib.aclosing(self._channel(id, begin)) as tokens:
             async for token in tokens:
                 yield token
+
+    async def rest(self, id: int, params: SamplingParams) -> Generation:
+        """All of one of :attr:`running` once it has ended, as of :meth:`generate`; ``params`` say whether log-probabilities are
+        wanted. Raises and cancelled as :meth:`resume`."""
+        asked = next((one for one in self.running if one.id == id), None)
+        collected = _Collected()
+        collected.opened(() if asked is None else asked.prompt_token_ids)
+        async with contextlib.aclosing(self.resume(id)) as tokens:
+            async for token in tokens:
+                collected.add(token)
+        return collected.generation(params)
+
+    @property
+    def notes(self) -> dict[str, bytes]:
+        """What was noted and is still to be known, by heads before this one too (``state``)."""
+        return dict(self._started().state.notes)
+
+    def note(self, name: str, value: bytes | None) -> None:
+        """Keep something of the application's own beside its requests; None: no longer. In the order of calls; does not wait."""
+        if self._home is not None:
+            self._home.soon(self._started().state.note, name, value)
 
     async def _tokens(
         self, prompt: Prompt, params: SamplingParams, client: str, priority: int, opened: Callable[[tuple[int, ...]], None]

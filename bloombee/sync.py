@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bloombee.errors import RuntimeClosed
 from bloombee.loop_thread import LoopThread
 from bloombee.transport.descriptors import require_descriptors
-from bloombee.types import Generation, SamplingParams, Token
+from bloombee.types import Generation, RunningRequest, SamplingParams, Token
 
 if TYPE_CHECKING:
     from bloombee.models.card import ModelCard
@@ -78,6 +78,15 @@ class SyncRuntime:
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **fields: Any) -> SyncStream:
         """As :meth:`Runtime.stream`."""
         return SyncStream(self._runtime.stream(prompt, params, **fields), self._started().run)
+
+    @property
+    def running(self) -> tuple[RunningRequest, ...]:
+        """As :attr:`Runtime.running`."""
+        return self._runtime.running
+
+    def resume(self, id: int, *, from_token: int = 0) -> SyncStream:
+        """As :meth:`Runtime.resume`."""
+        return SyncStream(self._runtime.resume(id, from_token=from_token), self._started().run)
 
     def _started(self) -> LoopThread:
         if self._thread is None:

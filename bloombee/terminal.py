@@ -23,6 +23,7 @@ from bloombee.wire.token import decode_token
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from bloombee.lines import Line
     from bloombee.runtime import Runtime
 
 _CONTROLS = {code: "\ufffd" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
@@ -61,9 +62,14 @@ def write_line_of_json(value: Any) -> None:
     sys.stdout.flush()
 
 
-def write_json(answer: Generation, plan: dict[str, object]) -> None:
-    """One line: the answer and the plan that gave it. Numbers that JSON lacks (a log-probability of -inf) are null."""
+def write_json(answer: Generation, plan: dict[str, object], line: Line | None = None) -> None:
+    """One line: the answer and the plan that gave it. Numbers that JSON lacks (a log-probability of -inf) are null.
+
+    Args:
+        line: that it answers, where lines may be answered by another head than the one that has read them.
+    """
     fields: dict[str, Any] = {
+        **({} if line is None else {"id": line.id, "position": line.position}),
         "text": answer.text,
         "token_ids": list(answer.token_ids),
         "prompt_token_ids": list(answer.prompt_token_ids),

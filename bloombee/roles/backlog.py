@@ -23,11 +23,12 @@ class Backlog:
         self._is_over = False
         self._error: BloomBeeError | None = None
         self._reader: Sink | None = None
+        self._from_token = 0
 
     def token(self, token: Token) -> None:
         """The next one."""
         self._tokens.append(token)
-        if self._reader is not None:
+        if self._reader is not None and len(self._tokens) > self._from_token:
             self._reader.token(token)
 
     def end(self, error: BloomBeeError | None) -> None:
@@ -39,18 +40,21 @@ class Backlog:
     def read(self, sink: Sink, from_token: int) -> None:
         """What is there from a token on, and all that comes, goes to ``sink``.
 
+        A head that was killed may have given more tokens than it had time to write down: a token that is not there yet is
+        waited for.
+
         Raises:
-            ConfigError: it has fewer tokens, or somebody reads it already.
+            ConfigError: it has ended with fewer tokens, or somebody reads it already.
         """
-        if not 0 <= from_token <= len(self._tokens):
+        if from_token < 0 or (self._is_over and from_token > len(self._tokens)):
             raise ConfigError(
-                f"from_token = {from_token}: request {self.asked.request} has {len(self._tokens)} tokens so far, so give 0 to"
-                f" {len(self._tokens)}",
+                f"from_token = {from_token}: must be a whole number from 0; request {self.asked.request} has"
+                f" {len(self._tokens)} tokens",
                 field="from_token",
             )
         if self._reader is not None:
             raise ConfigError(f"request {self.asked.request} is being read already", field="id")
-        self._reader = sink
+        self._reader, self._from_token = sink, from_token
         for token in self._tokens[from_token:]:
             sink.token(token)
         if self._is_over:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from functools import partial
 
 from bloombee.address import Address, loopback_of, reachable_at, read_listen, read_told
 from bloombee.config import RuntimeConfig
 from bloombee.errors import ConfigError, RuntimeClosed
+from bloombee.pipeline.journal import Issued
 from bloombee.roles.head_state import HeadState
 from bloombee.transport.interfaces import own_addresses
 from bloombee.wire.join import Door
@@ -21,7 +21,8 @@ class FrontDoor:
 
     Args:
         door: which lets those in who know a secret.
-        state: the head's key, and secrets of tokens that heads before it have issued: those are issued again first.
+        state: the head's key, and secrets of tokens that heads before it have issued: whoever has one of those is let in, and the
+            first tokens are the same again.
         bound: what the head listens on.
 
     Raises:
@@ -31,7 +32,10 @@ class FrontDoor:
     def __init__(self, door: Door, config: RuntimeConfig, state: HeadState, *, bound: str) -> None:
         self._door = door
         self._key = state.keys.public if config.curve else bytes(32)
-        self._secrets = state.secrets(partial(secrets.token_bytes, SECRET_BYTES))
+        self._state = state
+        for secret in state.journal.secrets:
+            door.issue(secret)
+        self._again = iter(state.journal.secrets[: config.num_workers])
         self._endpoints = told(config, read_listen(bound))
 
     def issue(self, own_endpoint: str | None = None) -> str:
@@ -45,10 +49,15 @@ class FrontDoor:
         """
         if self._door.is_shut:
             raise RuntimeClosed("the swarm has ended and lets nobody in: start its head again")
-        secret = next(self._secrets)
-        self._door.issue(secret)
+        secret = next(self._again, None) or self._new()
         endpoints = self._endpoints if own_endpoint is None else (own_endpoint,)
         return encode_token(JoinToken(key=self._key, secret=secret, endpoints=endpoints))
+
+    def _new(self) -> bytes:
+        secret = secrets.token_bytes(SECRET_BYTES)
+        self._state.put(Issued(secret))
+        self._door.issue(secret)
+        return secret
 
 
 def told(config: RuntimeConfig, bound: Address) -> tuple[str, ...]:

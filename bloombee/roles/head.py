@@ -169,7 +169,7 @@ class HeadRole:
             ConfigError, ModelUnsupported: it cannot be served.
         """
         config = self.config
-        self.card = await self.local.describe()
+        self.card = await self.state.describe(self.local.describe, self._no_workers)
         request = plan_request(config, self.card, self.local.names[: config.num_stages], self.local.machine(self.card))
         request = self.state.serves(request)
         self.desk.open(self.card, request.max_rows)
@@ -225,11 +225,11 @@ class HeadRole:
             await self._ticker.stop()
         self.members.close("the head closes")
         await self._endpoint.close(linger_s=0.5)
+        await self.state.close()
         # Workers that are killed before they have written their traces lose what is missing.
         await self.local.close(wait_s=TRACE_END_S if self._trace is not None else 0.0)
         if self._trace is not None:
             self._trace.tracer.close()
-        await asyncio.to_thread(self.state.close)
 
     # -- the network -----------------------------------------------------------------------
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from bloombee.config import RuntimeConfig
-from bloombee.errors import ConfigError
-from bloombee.pipeline.journal import Issued, Journal, Listened, Noted, Planned, Record, Served
+from bloombee.errors import BloomBeeError, ConfigError
+from bloombee.models.card import ModelCard
+from bloombee.pipeline.journal import Journal, Listened, Noted, Planned, Record, Served
 from bloombee.pipeline.swarm.planning import PlanRequest, wishes
 from bloombee.plan.plan import Plan
 from bloombee.roles.state_dir import StateDir
@@ -37,7 +39,7 @@ class HeadState:
         self.keys = generate() if self._directory is None else self._directory.keys
         self.notes = dict(self.journal.notes)
         """The application's, as they are now."""
-        self._secrets = iter(self.journal.secrets)
+        self._looking: asyncio.Task[None] | None = None
 
     @property
     def returns(self) -> bool:
@@ -49,10 +51,12 @@ class HeadState:
         if self._directory is not None:
             self._directory.put(record)
 
-    def close(self) -> None:
-        """Write what was put. Blocks."""
+    async def close(self) -> None:
+        """Write what was put, and look at nothing any more."""
+        if self._looking is not None:
+            self._looking.cancel()
         if self._directory is not None:
-            self._directory.close()
+            await asyncio.to_thread(self._directory.close)
 
     # -- who and where the head is ---------------------------------------------------------
 
@@ -72,15 +76,45 @@ class HeadState:
                 )
         self.put(Listened(self._config.listen, bound))
 
-    def secrets(self, new: Callable[[], bytes]) -> Iterator[bytes]:
-        """Of join tokens: those of the heads before, then ``new`` ones."""
-        yield from self._secrets
-        while True:
-            secret = new()
-            self.put(Issued(secret))
-            yield secret
-
     # -- what it serves --------------------------------------------------------------------
+
+    async def describe(self, look: Callable[[], Awaitable[ModelCard]], failed: Callable[[BloomBeeError], None]) -> ModelCard:
+        """The model: as the head before had it, where its workers may be waiting already, and looked at meanwhile.
+
+        Args:
+            look: takes seconds. failed: told if the model is another by now.
+        """
+        before = self._card_before()
+        if before is None or before.model != self._config.model or not self._config.remote_workers:
+            return await look()
+        self._looking = asyncio.create_task(self._look(look, before, failed))
+        return before
+
+    def _card_before(self) -> ModelCard | None:
+        """None: there was no head before, or it was of a release with other cards."""
+        served = self.journal.served
+        try:
+            return None if served is None else ModelCard.from_json(json.loads(served.card))
+        except (TypeError, KeyError, ValueError):
+            return None
+
+    async def _look(
+        self, look: Callable[[], Awaitable[ModelCard]], before: ModelCard, failed: Callable[[BloomBeeError], None]
+    ) -> None:
+        try:
+            self._check(await look(), before.config_digest, before.weight_digests, before.model)
+        except ConfigError as error:
+            failed(error)
+        except BloomBeeError as error:  # workers have the model, and this process has its card
+            log.warning("%s could not be looked at again: %s", before.model, error.message)
+
+    def _check(self, card: ModelCard, digest: str, weights: Sequence[str], model: str) -> None:
+        if (card.config_digest, tuple(card.weight_digests)) != (digest, tuple(weights)):
+            raise ConfigError(
+                f"state: {self._config.state} is of a head of another model than {card.model} is now: it had {model}; give that"
+                " one, or name another directory",
+                field="state",
+            )
 
     def serves(self, request: PlanRequest) -> PlanRequest:
         """A plan is to be made: with that of the head before, if it was for the same.
@@ -88,24 +122,21 @@ class HeadState:
         Raises:
             ConfigError: the model is another than that of the head before.
         """
-        card = request.card
-        before = self.journal.served
-        if before is not None and before.digest != card.config_digest:
-            model = json.loads(before.card)["model"]
-            raise ConfigError(
-                f"state: {self._config.state} is of a head of another model than {card.model}: it had {model}; give that one, or"
-                " name another directory",
-                field="state",
-            )
-        if before is None:
-            self.put(Served(card.config_digest, json.dumps(card.to_json()).encode()))
+        card, before = request.card, self.journal.served
+        if before is not None:
+            known = json.loads(before.card)
+            self._check(card, before.digest, known["weight_digests"], known["model"])
+        now = Served(card.config_digest, json.dumps(card.to_json()).encode())
+        if now != before:
+            self.put(now)
         planned = self.journal.planned
         is_same = request.takes_others and planned is not None and planned.asked == wishes(request)
         return replace(request, before=planned if is_same else None)
 
     def planned(self, plan: Plan, keys: dict[WorkerId, bytes], request: PlanRequest) -> None:
-        """Who runs what from now on."""
-        self.put(Planned.of(plan, keys, wishes(request)))
+        """Who runs what from now on; of workers that are not all in there is nothing to come back to."""
+        if all(stage.worker in keys for stage in plan.stages):
+            self.put(Planned.of(plan, keys, wishes(request)))
 
     def note(self, name: str, value: bytes | None) -> None:
         """Keep something of the application's under ``name``; None: no longer."""

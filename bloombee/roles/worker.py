@@ -68,6 +68,8 @@ HELLO_EVERY_S = 0.5
 """The head's answer tells the round trip and how its clock stands."""
 HEAD_SILENCE_S = 20.0
 """The head lives inside an application that may hold the interpreter's lock or stand still: it gets more patience than it has."""
+LEAST_TRY_S = 1.0
+"""To find a head that has come in another's place, before it is dialled anew: ZeroMQ waits ever longer between its tries."""
 HEAD_GRACE_FACTOR = 2
 """It is for the head to say who is lost: a worker is not the first to give up."""
 
@@ -189,14 +191,14 @@ class WorkerRole:
             LinkDown: none has in time. AuthenticationError: it does not.
         """
         until = time.monotonic() + self._returning.wait_s
-        self._joined = None
+        self._joined, try_s = None, max(LEAST_TRY_S, HEAD_GRACE_FACTOR * self._head_liveness.grace_s)
         await self._joined_stages().let_go()
         while (left_s := until - time.monotonic()) > 0:
             self._endpoint.hang_up(self._head_link)
             self._greeter, self._head_liveness = None, Liveness()
             self._over = asyncio.get_running_loop().create_future()
             try:
-                await self._join(await self._find_head(left_s))
+                await self._join(await self._find_head(min(left_s, try_s)))
             except (LinkDown, DeadlineExceeded) as error:
                 log.debug("not let in again yet: %s", error)
                 await asyncio.sleep(TICK_S)

@@ -26,6 +26,7 @@ from bloombee.types import (
     Generation,
     LoadProgress,
     PageGroup,
+    RunningRequest,
     SamplingParams,
     Span,
     SwarmEvent,
@@ -48,10 +49,13 @@ class FakeRuntime:
     failure: ClassVar[BaseException | None] = None
     fail_on_open: ClassVar[bool] = False
     happens: ClassVar[tuple[SwarmEvent, ...]] = ()
+    notes: ClassVar[dict[str, bytes]] = {}
+    running: ClassVar[tuple[RunningRequest, ...]] = ()
 
     def __init__(self, *, config: RuntimeConfig, on_progress: Callable[[LoadProgress], None]) -> None:
         self.config, self._on_progress = config, on_progress
         self.asked: list[tuple[Any, SamplingParams]] = []
+        self.noted: list[tuple[str, bytes | None]] = []
         self.join_tokens = tuple(join_token(i, config.listen) for i in range(config.num_stages))
         self.closed = False
         FakeRuntime.made.append(self)
@@ -84,13 +88,19 @@ class FakeRuntime:
         stages = tuple(StagePlan(i, i + 1, f"w{i}", span, 4_000_000, 1, groups) for i, span in enumerate(spans))
         return Plan(0, 0, self.config.model, Dtype.FLOAT32, 8, groups, 16, 2, stages)
 
-    async def generate(self, prompt: Any, params: SamplingParams) -> Generation:
+    def note(self, name: str, value: bytes | None) -> None:
+        self.noted.append((name, value))
+
+    async def rest(self, id: int, params: SamplingParams) -> Generation:
+        return Generation("rest", (id,), (9,), FinishReason.STOP, None, None, 0.5, 10.0)
+
+    async def generate(self, prompt: Any, params: SamplingParams, *, client: str = "") -> Generation:
         self.asked.append((prompt, params))
         if self.failure is not None:
             raise self.failure
         return Generation("".join(TEXT), (1, 2, 3, 4), (9,), FinishReason.STOP, None, None, 0.5, 10.0)
 
-    async def stream(self, prompt: Any, params: SamplingParams) -> AsyncIterator[Token]:
+    async def stream(self, prompt: Any, params: SamplingParams, *, client: str = "") -> AsyncIterator[Token]:
         self.asked.append((prompt, params))
         for i, text in enumerate(TEXT):
             if self.failure is not None and i == 2:
@@ -424,6 +434,29 @@ def test_head_goes_on_after_a_line_it_cannot_answer(
         monkeypatch.setattr(sys, "stdin", stdin)
         assert main(["head", "--workers", "2", "--json"]) == 0
     assert capsys.readouterr().err.count("the prompt is too long") == 2
+
+
+def test_head_finishes_the_lines_of_the_head_before_and_notes_its_own(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fake: type[FakeRuntime]
+) -> None:
+    notes = {"line 3": b"7 goes on", "line 10": b"9 is to begin", "lines": b"10", "other": b"x"}
+    monkeypatch.setattr(fake, "notes", notes)
+    monkeypatch.setattr(fake, "running", (RunningRequest(5, (9,), "line 3", 2, False), RunningRequest(6, (9,), "", 2, False)))
+    lines = tmp_path / "lines"
+    lines.write_bytes(b"\nnew\n")
+    with lines.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main(["head", "--workers", "1", "--json", "--state", str(tmp_path)]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(answer["id"], answer["position"], answer["text"]) for answer in answers] == [
+        (3, 7, "rest"),
+        (10, 9, "".join(TEXT)),
+        (11, 2, "".join(TEXT)),
+    ]
+    (runtime,) = fake.made
+    assert [prompt for prompt, _ in runtime.asked] == ["is to begin", "new"]
+    assert [name for name, value in runtime.noted if value is None] == ["line 3", "line 10", "line 11"]
+    assert [noted for noted in runtime.noted if noted[1]] == [("line 11", b"2 new"), ("lines", b"11")]
 
 
 def test_head_goes_on_after_a_line_that_is_not_utf_8(

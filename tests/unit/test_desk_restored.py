@@ -118,9 +118,8 @@ def test_a_reader_may_begin_at_any_token_that_is_there() -> None:
     async def use(head: Head) -> None:
         await _asked(head)
         after = await head.next()
-        for wrong in (-1, 3):
-            with pytest.raises(ConfigError, match=r"request 7 has 2 tokens so far, so give 0 to 2"):
-                after.desk.read(7, Reader(), wrong)
+        with pytest.raises(ConfigError, match=r"from_token = -1: must be a whole number from 0; request 7 has 2 tokens"):
+            after.desk.read(7, Reader(), -1)
         reader, late = Reader(), Reader()
         after.desk.read(7, reader, 2)
         with pytest.raises(ConfigError, match="request 7 is being read already"):
@@ -130,6 +129,22 @@ def test_a_reader_may_begin_at_any_token_that_is_there() -> None:
         assert reader.ids == [13]
         with pytest.raises(ConfigError, match=r"request 8 does not go on .*: 7"):
             after.desk.read(8, late, 0)
+
+    _run(use)
+
+
+def test_what_was_given_and_not_written_down_comes_again_and_is_passed_over() -> None:
+    async def use(head: Head) -> None:
+        await _asked(head)
+        after = await head.next()
+        reader = Reader()
+        after.desk.read(7, reader, 3)
+        after.picks(13, 4)
+        assert reader.ids == []
+        after.picks(14, 5, FinishReason.LENGTH)
+        assert (reader.ids, reader.ends) == ([14], [None])
+        with pytest.raises(ConfigError, match=r"from_token = 5: .* request 7 has 4 tokens"):
+            (await after.next()).desk.read(7, Reader(), 5)
 
     _run(use)
 
