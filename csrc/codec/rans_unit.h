@@ -306,12 +306,13 @@ static BLOOMBEE_HD Eight<dtype> eight_of(const Bytes8& exponents, const Bytes8& 
     if constexpr (dtype == code_fp32) {
         BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k)
             v.words[k] = value_of<dtype>(byte_of(exponents.words, k), byte_of(seeds.words, k));
-        return v;
-    }
-    BLOOMBEE_UNROLL for (int i = 0; i < 4; ++i) {
-        const uint32_t exponent = spread_bytes(exponents.words[i / 2], i % 2), seed = spread_bytes(seeds.words[i / 2], i % 2);
-        v.words[i] = dtype == code_bf16 ? exponent << 7 | (seed & 0x7f007fu) | (seed & 0x800080u) << 8
-                                        : (exponent & 0x1f001fu) << 10 | seed;
+    } else {
+        BLOOMBEE_UNROLL for (int i = 0; i < 4; ++i) {
+            const uint32_t exponent = spread_bytes(exponents.words[i / 2], i % 2);
+            const uint32_t seed = spread_bytes(seeds.words[i / 2], i % 2);
+            v.words[i] = dtype == code_bf16 ? exponent << 7 | (seed & 0x7f007fu) | (seed & 0x800080u) << 8
+                                            : (exponent & 0x1f001fu) << 10 | seed;
+        }
     }
     return v;
 }
@@ -414,11 +415,13 @@ static BLOOMBEE_HD uint32_t group_place(const UnitTables& t, const Unit& u, uint
 
 // Takes eight values apart: exponents and seed bytes to the team's memory, what else there is to the message.
 template <int dtype>
-static BLOOMBEE_HD uint32_t split_eight(const Job& job, const Unit& u, const Task8& at, const Eight<dtype>& v, UnitMemory& m) {
+static BLOOMBEE_HD uint32_t split_eight(const Job& job, const Unit& u, const Task8& at, const Eight<dtype>& v,
+                                        UnitMemory& m) {
     const Layout& a = job.layout;
     const uint64_t row = u.first_row + at.row, channel = uint64_t{u.first_channel} + at.channel;
     const Bytes8 inverse = *reinterpret_cast<const Bytes8*>(job.tables.inverse + channel);
-    uint8_t* const exponents = m.exponents + (at.row * u.groups() * group_values + at.channel / tile_channels * tile_channels);
+    const uint32_t tile = at.channel / tile_channels * tile_channels;
+    uint8_t* const exponents = m.exponents + (at.row * u.groups() * group_values + tile);
     const uint32_t packed[2] = {four_exponents<dtype>(v, 0), four_exponents<dtype>(v, 1)};
     const uint32_t seeds[2] = {four_seeds<dtype>(v, 0), four_seeds<dtype>(v, 1)};
     BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k)
@@ -462,7 +465,8 @@ static BLOOMBEE_HD void split_unit(Team& team, const Job& job, const Unit& u, Un
             BLOOMBEE_UNROLL for (int b = 0; b < batch; ++b) {
                 const Task8 at = task8(u, first + b * warps, rank % max_lanes);
                 if (first + b * warps < tasks)
-                    v[b] = load_eight<dtype>(values_at<dtype>(job, u.first_row + at.row, u.first_channel + at.channel), at.n, wide);
+                    v[b] = load_eight<dtype>(values_at<dtype>(job, u.first_row + at.row, u.first_channel + at.channel),
+                                             at.n, wide);
             }
             BLOOMBEE_UNROLL for (int b = 0; b < batch; ++b) {
                 if (first + b * warps >= tasks) break;
@@ -535,9 +539,10 @@ static BLOOMBEE_HD void to_symbols(Team& team, const Job& job, const Unit& u, Un
             Bytes16 symbols;
             uint32_t escaped = 0;
             BLOOMBEE_UNROLL for (int k = 0; k < 4; ++k) {
-                symbols.words[k] = four_symbols(exponent.words[k], add_bytes(shift.words[k], base), window);
-                if (j + 16 > u.num_channels) symbols.words[k] = with_fill(symbols.words[k], u.num_channels, j + 4 * k, window >> 24);
-                escaped |= (symbols.words[k] - 0x01010101u) & ~symbols.words[k];  // the high bit of one shows a byte that is 0
+                uint32_t four = four_symbols(exponent.words[k], add_bytes(shift.words[k], base), window);
+                if (j + 16 > u.num_channels) four = with_fill(four, u.num_channels, j + 4 * k, window >> 24);
+                escaped |= (four - 0x01010101u) & ~four;  // a high bit shows that a byte is 0
+                symbols.words[k] = four;
             }
             if (escaped & 0x80808080u) m.escaped[16 * i >> (2 + log)] = 1;
             reinterpret_cast<Bytes16*>(m.symbols)[i] = symbols;
@@ -701,7 +706,8 @@ static BLOOMBEE_HD void place_unit(Team& team, const Job& job, const Unit& u, co
     if (s.num_escapes == raw_unit) {
         team.each([&](int rank) {
             for (uint32_t i = rank; i < u.values(); i += Team::size) {
-                const uint32_t value = *values_at<dtype>(job, u.first_row + i / u.num_channels, u.first_channel + i % u.num_channels);
+                const uint32_t row = i / u.num_channels, channel = i % u.num_channels;
+                const uint32_t value = *values_at<dtype>(job, u.first_row + row, u.first_channel + channel);
                 if (i < u.seeds) to[i] = static_cast<uint8_t>(seed_byte<dtype>(value));
                 to[u.seeds + i] = static_cast<uint8_t>(exponent_bits<dtype>(value));
             }
@@ -765,8 +771,8 @@ struct BlockSlots {
 
 // Puts the exponents of a block's first `steps` steps right that were escapes or 0. False: too few escapes.
 template <int log, class Warp>
-static BLOOMBEE_HD bool take_escapes(Warp& warp, const Job& job, const Unit& u, const UnitMemory& m, uint32_t block, int steps,
-                                     typename Warp::template Lanes<BlockSlots>& slots, Escapes& escapes) {
+static BLOOMBEE_HD bool take_escapes(Warp& warp, const Job& job, const Unit& u, const UnitMemory& m, uint32_t block,
+                                     int steps, typename Warp::template Lanes<BlockSlots>& slots, Escapes& escapes) {
     const uint8_t* const shift = job.tables.shift + u.first_channel;
     typename Warp::template Lanes<uint32_t> position;
     typename Warp::template Lanes<bool> set;
@@ -793,8 +799,8 @@ static BLOOMBEE_HD bool take_escapes(Warp& warp, const Job& job, const Unit& u, 
 // The coder of 2^log lanes: exponents without the channels' shifts to m.symbols. False: the unit is corrupt.
 template <int log, class Warp>
 static BLOOMBEE_HD bool decode_symbols(Warp& warp, const Job& job, const Unit& u, UnitMemory& m, const uint32_t* tables,
-                                       typename Warp::template Lanes<uint32_t>& state, const uint16_t* words, int num_words,
-                                       Escapes escapes) {
+                                       typename Warp::template Lanes<uint32_t>& state, const uint16_t* words,
+                                       int num_words, Escapes escapes) {
     typename Warp::template Lanes<BlockSlots> slots;
     typename Warp::template Lanes<bool> set;
     const uint16_t* end = words + num_words;  // of those not taken yet
@@ -851,7 +857,8 @@ static BLOOMBEE_HD bool decode_symbols(Warp& warp, const Job& job, const Unit& u
 static BLOOMBEE_HD Bytes8 message_bytes(const uint8_t* from, int n) {
     if (n == 8) return {{word_at(from), word_at(from + 4)}};
     Bytes8 b{};
-    BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k) if (k < n) b.words[k / 4] |= static_cast<uint32_t>(from[k]) << (8 * (k % 4));
+    BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k)
+        if (k < n) b.words[k / 4] |= static_cast<uint32_t>(from[k]) << (8 * (k % 4));
     return b;
 }
 
@@ -907,7 +914,8 @@ static BLOOMBEE_HD void join_unit(Team& team, const Job& job, const Unit& u, con
                 BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k) if (k < at.n)
                     exponents.words[k / 4] |= static_cast<uint32_t>(m.symbols[tile + byte_of(inverse.words, k)])
                                               << (8 * (k % 4));
-                BLOOMBEE_UNROLL for (int k = 0; k < 2; ++k) exponents.words[k] = add_bytes(exponents.words[k], shift.words[k]);
+                BLOOMBEE_UNROLL for (int k = 0; k < 2; ++k)
+                    exponents.words[k] = add_bytes(exponents.words[k], shift.words[k]);
             }
             Eight<dtype> v = eight_of<dtype>(exponents, seeds);
             add_rest<dtype>(job, row, channel, at.n, v);

@@ -362,7 +362,8 @@ __global__ void __launch_bounds__(most_threads, 2) decode_kernel(Task task) {
     __syncthreads();
     Team team;
     UnitMemory m = memory_of_team<Team>(decode_tables_bytes, task.unit_log2, false);
-    const uint64_t num_units = task.layout.num_units, end = task.size - task.trailer(), all = uint64_t{gridDim.x} * Team::num();
+    const uint64_t num_units = task.layout.num_units, end = task.size - task.trailer();
+    const uint64_t all = uint64_t{gridDim.x} * Team::num();
     for (uint64_t index = uint64_t{blockIdx.x} * Team::num() + Team::index(); index < num_units; index += all) {
         const uint32_t entry = num_units == 1 ? 0 : directory_entry(task, index);
         const uint64_t at = unit_offset(team, task, index, &m.state->sum);
