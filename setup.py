@@ -53,7 +53,7 @@ class CMakeBuild(build_ext):
         tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         self.cmake_dir = ROOT / "build" / f"native-{tag}"
         self.cmake_dir.mkdir(parents=True, exist_ok=True)
-        self.run_cmake("-S", str(ROOT), "-B", str(self.cmake_dir), "-G", "Ninja", *self.options())
+        self.run_cmake("--log-level=NOTICE", "-S", str(ROOT), "-B", str(self.cmake_dir), "-G", "Ninja", *self.options())
         targets = [extension.name.rpartition(".")[2] for extension in self.extensions]
         jobs = str(self.parallel or os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or min(os.cpu_count() or 1, 8))
         self.run_cmake("--build", str(self.cmake_dir), "--parallel", jobs, "--target", *targets)

@@ -234,8 +234,9 @@ class Step:
     The methods that attention calls speak of the group of ``layer``, the one whose attention is being computed.
 
     Args:
-        batched: attend all one-row segments in one padded call, whatever they hold. Fewer kernels, more arithmetic and
-            a copy of every key: right for a GPU. Otherwise only sequences of few keys are, see :meth:`grouped`.
+        batched: attend all one-row segments in one padded call, whatever they hold. Fewer kernels, more arithmetic and a copy of
+            every key: right for a GPU, where our own kernels do not attend. Otherwise only sequences of few keys are, see
+            :meth:`grouped`.
     """
 
     def __init__(self, cache: SlotCache, segments: Sequence[Segment], *, batched: bool) -> None:

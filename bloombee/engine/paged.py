@@ -14,37 +14,23 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from bloombee import _native
-from bloombee.engine.cache import LayerCache, SlotCache, held_pages, require_held, require_stored
+from bloombee.engine.cache import LayerCache, SlotCache, require_stored
+from bloombee.engine.paged_items import HEADER, NARROW_ROWS, Known, StepItems, Views
 from bloombee.errors import ModelUnsupported
 from bloombee.pipeline.work import Segment
 
-SPLIT = 512
-"""Keys that one block of the kernel takes for a narrow tile. This and what follows is as in ``csrc/attention/layout.h``."""
 TILE = 16
-"""Pairs of a row and a query head that one warp takes together: the rows of a tensor core's product."""
+"""Pairs of a row and a query head that one warp takes together: the rows of a tensor core's product. This and what follows is as
+in ``csrc/attention/layout.h``."""
 WIDE_TILE = 4 * TILE
 MOST_DIM = 256
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 LOG2_E = 1.4426950408889634
-
-NARROW_ROWS = 16
-"""Most new rows of a sequence whose splits are worked on side by side. Of more there are tiles enough, which take their keys from
-first to last and need no memory for parts of sums."""
-
-MOST_KNOWN = 1 << 14
-"""Page tables that are remembered as numbers."""
-
-HEADER, ITEM = 64, 8
-"""Words (int32) of the buffer's head, which says where the lists of items are, and of one item."""
-
-Words = np.ndarray[Any, np.dtype[np.int32]]
 
 
 def kernels_of(device: torch.device) -> Any | None:
@@ -101,10 +87,9 @@ class StepTables:
         self.num_rows = 0
         self._kernels: Any = kernels_of(cache.device)
         grouped = max(one.heads // one.keys[0] for one in cache.layers.values())
-        self.tile_rows = (max(1, TILE // grouped), max(1, WIDE_TILE // grouped))
+        self._tile_rows = (max(1, TILE // grouped), max(1, WIDE_TILE // grouped))
         """Of a narrow and a wide tile."""
-        self.known: dict[tuple[int, int], tuple[tuple[int, ...], Words]] = {}
-        """Pages of (sequence, group) as numbers, by the tuple that they came in: most tokens that decode change none."""
+        self._known: Known = {}
         self._max_rows = self._max_words = self._max_items = 0
         self._bounds: list[tuple[int, int]] = []
         """Of each group: narrow and wide items, as far as launches go."""
@@ -138,7 +123,7 @@ class StepTables:
             LocalProtocolError: pages that do not hold the rows.
         """
         assert not captured or is_narrow(segments)
-        step = _Step(self, segments, num_rows)
+        step = StepItems(self.cache, segments, num_rows, self._tile_rows, self._known)
         self._allocate(step.num_rows, step.num_words, step.num_items)
         self.num_rows = step.num_rows
         self._bounds = [(self._max_items, 0) if captured else bounds for bounds in step.bounds]
@@ -188,8 +173,8 @@ class StepTables:
                 arrived=self._arrived.data_ptr(), scale=scale * LOG2_E if softcap is None else scale / softcap,
                 cap=0.0 if softcap is None else softcap * LOG2_E, dtype=DTYPES[query.dtype], group=group,
                 window=sliding_window or 0, page_size=self.cache.page_size, heads=heads, kv_heads=keys.shape[0],
-                key_dim=key_dim, value_dim=values.shape[2], narrow_bands=_bands(self.tile_rows[0] * grouped),
-                wide_bands=_bands(self.tile_rows[1] * grouped), narrow_items=self._bounds[group][0],
+                key_dim=key_dim, value_dim=values.shape[2], narrow_bands=_bands(self._tile_rows[0] * grouped),
+                wide_bands=_bands(self._tile_rows[1] * grouped), narrow_items=self._bounds[group][0],
                 wide_items=self._bounds[group][1], stream=self._stream(),
             )  # fmt: skip
         return out
@@ -205,22 +190,22 @@ class StepTables:
             for need, have in ((rows + rows % 2, self._max_rows), (words, self._max_words), (items, self._max_items))
         )
         device, layers = self.cache.device, self.cache.layers.values()
-        parts = max(_part_bytes(one, self.tile_rows[0]) for one in layers)
-        heads = max(one.keys[0] * _bands(self.tile_rows[0] * one.heads // one.keys[0]) for one in layers)
+        parts = max(part_bytes(one, self._tile_rows[0]) for one in layers)
+        heads = max(one.keys[0] * _bands(self._tile_rows[0] * one.heads // one.keys[0]) for one in layers)
         with torch.inference_mode(False):  # they are written to in that mode and outside of it
             self._device = torch.zeros(self._tail_at + self._max_words, dtype=torch.int32, device=device)
             self._parts = torch.empty(self._max_items * parts, dtype=torch.uint8, device=device)
             self._arrived = torch.zeros(self._max_rows * heads, dtype=torch.int32, device=device)
         self.version += 1
 
-    def _views(self, words: torch.Tensor) -> _Views:
+    def _views(self, words: torch.Tensor) -> Views:
         """The parts of the buffer, or of its image on the host, that have a fixed place."""
         rows = self._max_rows
         head, positions, tokens, slots = words[: self._tail_at].split(
             [HEADER, 2 * rows, 2 * rows, self._tail_at - HEADER - 4 * rows]
         )
         slots = slots[: rows * len(self.cache.groups)].view(-1, rows)
-        return _Views(head.view(-1, 2), positions.view(torch.int64), tokens.view(torch.int64), slots)
+        return Views(head.view(-1, 2), positions.view(torch.int64), tokens.view(torch.int64), slots)
 
     @property
     def _tail_at(self) -> int:
@@ -229,125 +214,6 @@ class StepTables:
 
     def _stream(self) -> int:
         return int(torch.cuda.current_stream(self.cache.device).cuda_stream) if self.cache.device.type == "cuda" else 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Views:
-    """Args:
-    head: [lists, 2] where a list begins and how many items it has: narrow and wide ones of each group in turn.
-    positions, tokens: [max_rows] int64.
-    slots: [groups, max_rows].
-    """
-
-    head: torch.Tensor
-    positions: torch.Tensor
-    tokens: torch.Tensor
-    slots: torch.Tensor
-
-
-class _Step:
-    """One step as arrays: its lists of items, by groups, and the pages of its sequences.
-
-    Args:
-        num_rows: padding included; None: without.
-    """
-
-    def __init__(self, tables: StepTables, segments: Sequence[Segment], num_rows: int | None) -> None:
-        self._tables, self._cache, self._segments = tables, tables.cache, segments
-        self._counts = np.array([segment.num_rows for segment in segments], dtype=np.int64)
-        self._positions = np.array([segment.position for segment in segments], dtype=np.int64)
-        self._firsts = np.cumsum(self._counts) - self._counts
-        self._total = int(self._counts.sum())
-        self.num_rows = self._total if num_rows is None else num_rows
-        self._pages = [[self._known(segment, group) for segment in segments] for group in range(len(self._cache.groups))]
-        is_narrow = self._counts <= NARROW_ROWS
-        self._tiles = (self._cut(is_narrow, tables.tile_rows[0]), self._cut(~is_narrow, tables.tile_rows[1]))
-        self._narrow = np.concatenate([self._tiles[0], self._padding(tables.tile_rows[0])])
-        self._lists = [(self._split(group), self._items(group, self._tiles[1])) for group in range(len(self._cache.groups))]
-        self.bounds = [(len(narrow), len(wide)) for narrow, wide in self._lists]
-        self.num_items = max(narrow for narrow, _ in self.bounds)
-        self.num_words = sum(ITEM * sum(bounds) for bounds in self.bounds) + sum(len(ids) for held in self._pages for ids in held)
-
-    def write(self, words: Words, views: _Views, tail_at: int) -> None:
-        """Into a buffer whose parts of variable length begin at word ``tail_at``."""
-        words[:tail_at] = 0
-        rows = np.arange(self._total) - np.repeat(self._firsts, self._counts) + np.repeat(self._positions, self._counts)
-        views.positions.numpy()[: self._total] = rows
-        views.tokens.numpy()[: self._total] = np.frombuffer(b"".join(one.tokens for one in self._segments), dtype="<u4")
-        for group, held in enumerate(self._pages):
-            slots = views.slots.numpy()[group]
-            slots[self._total : self.num_rows] = -1
-            slots[: self._total] = self._slots(group, held, rows)
-        at = tail_at + sum(ITEM * sum(bounds) for bounds in self.bounds)
-        heads, item_at = views.head.numpy(), tail_at
-        for group, held in enumerate(self._pages):
-            lengths = [len(ids) for ids in held]
-            pages_at = np.cumsum([at, *lengths])
-            words[at : pages_at[-1]] = _joined(held)
-            for which, items in enumerate(self._lists[group]):
-                owners = items[:, 4]
-                items[:, 4] = np.where(owners < 0, -1, pages_at[owners])
-                heads[2 * group + which] = (item_at, len(items))
-                words[item_at : item_at + items.size] = items.reshape(-1)
-                item_at += items.size
-            at = int(pages_at[-1])
-
-    def _known(self, segment: Segment, group: int) -> Words:
-        ids = segment.pages[group].ids if group < len(segment.pages) else ()
-        known = self._tables.known.get((segment.sequence, group))
-        if known is not None and known[0] is ids:
-            require_held(segment, self._cache, group)
-            return known[1]
-        pages = held_pages(segment, self._cache, group).astype(np.int32)
-        if len(self._tables.known) >= MOST_KNOWN:
-            self._tables.known.clear()
-        self._tables.known[segment.sequence, group] = (ids, pages)
-        return pages
-
-    def _slots(self, group: int, held: list[Words], rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Of each row."""
-        size = self._cache.page_size
-        starts = np.array([segment.pages[group].start for segment in self._segments], dtype=np.int64)
-        lengths = np.array([len(ids) for ids in held], dtype=np.int64)
-        flat = (rows - np.repeat(starts, self._counts)) // size + np.repeat(np.cumsum(lengths) - lengths, self._counts)
-        slots: np.ndarray[Any, Any] = _joined(held)[flat] * size + rows % size
-        return slots
-
-    def _cut(self, chosen: np.ndarray[Any, np.dtype[np.bool_]], size: int) -> np.ndarray[Any, Any]:
-        """The segments that are ``chosen`` in tiles of ``size`` rows: [tiles, 4] first row, rows, its position, segment."""
-        owners = np.flatnonzero(chosen)
-        tiles = -(-self._counts[owners] // size)
-        within = np.arange(tiles.sum()) - np.repeat(np.cumsum(tiles) - tiles, tiles)
-        owners, first = np.repeat(owners, tiles), within * size
-        rows = np.minimum(size, self._counts[owners] - first)
-        return np.stack([self._firsts[owners] + first, rows, self._positions[owners] + first, owners], axis=1)
-
-    def _padding(self, size: int) -> np.ndarray[Any, Any]:
-        """Rows that belong to nobody, as tiles."""
-        first = np.arange(self._total, self.num_rows, size)
-        rows = np.minimum(size, self.num_rows - first)
-        return np.stack([first, rows, np.zeros_like(first), np.full_like(first, -1)], axis=1)
-
-    def _split(self, group: int) -> Words:
-        """Items of the narrow tiles: one for each split of the keys that layers of ``group`` see."""
-        window, (_, rows, positions, owners) = self._cache.groups[group].window, self._narrow.T
-        oldest = np.maximum(0, positions + 1 - window) // SPLIT if window else np.zeros_like(positions)
-        counts = np.where(owners < 0, 1, (positions + rows - 1) // SPLIT - oldest + 1)
-        items = self._items(group, np.repeat(self._narrow, counts, axis=0))
-        items[:, 3] = np.arange(len(items)) - np.repeat(np.cumsum(counts) - counts - oldest, counts)
-        items[:, 6] = np.repeat(np.arange(len(counts)), counts)
-        return items
-
-    def _items(self, group: int, tiles: np.ndarray[Any, Any]) -> Words:
-        """[tiles, ITEM], with the number of the segment where the place of its pages will be."""
-        starts = np.array([segment.pages[group].start for segment in self._segments] + [0], dtype=np.int64)
-        items = np.zeros((len(tiles), ITEM), dtype=np.int32)
-        items[:, :3], items[:, 4], items[:, 5] = tiles[:, :3], tiles[:, 3], starts[tiles[:, 3]]
-        return items
-
-
-def _joined(parts: list[Words]) -> Words:
-    return np.concatenate([*parts, np.empty(0, dtype=np.int32)])
 
 
 def _aligned(x: torch.Tensor) -> torch.Tensor:
@@ -360,7 +226,7 @@ def _bands(pairs: int) -> int:
     return -(-pairs // TILE)
 
 
-def _part_bytes(one: LayerCache, rows: int) -> int:
+def part_bytes(one: LayerCache, rows: int) -> int:
     """Of what is kept of one split of a narrow tile in a layer: for each lane, what it has of 8 columns and their share."""
     dim = next(dim for dim in (64, 128, MOST_DIM) if max(one.keys[1], one.values[1]) <= dim)
     return one.keys[0] * _bands(rows * one.heads // one.keys[0]) * (1 + dim // 8) * 32 * 16

@@ -18,6 +18,8 @@ MASKED = 1 << 23
 """Entries (rows x keys) of a mask that torch's kernel gets at once; it widens them to the type of the queries."""
 COPIED_BYTES = 64 << 20
 """Of keys and values that are copied side by side, of several sequences; those of one sequence at least."""
+SPLIT_SHARE = 8
+"""Of the elements that attention takes of all tokens, a GPU keeps at most a byte for so many: sums of parts of the keys."""
 LOGITS = 1 << 22
 """Rows x vocabulary that are made and sampled at once; those of one row at least."""
 LOGIT_BYTES = 16
@@ -40,5 +42,6 @@ def forward_bytes(card: ModelCard, dtype: Dtype, *, rows: int, tokens: int, is_l
     copies = min(card.attended_elements * tokens * wide, max(COPIED_BYTES, card.attended_elements * length * wide))
     if card.is_latent:  # computed anew from all that the rows' sequences hold, rotated and put together
         copies = 2 * card.attended_elements * tokens * wide
+    sums = card.attended_elements * tokens // SPLIT_SHARE
     logits = min(rows * card.vocab_size, max(LOGITS, card.vocab_size)) * LOGIT_BYTES * is_last
-    return rows * card.row_elements * wide + max(scores + masks + copies, logits)
+    return rows * card.row_elements * wide + max(scores + masks + copies, sums, logits)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from paged_kit import Case, Shape, require_close
 
-from bloombee.engine.paged import NARROW_ROWS, SPLIT, kernels_of
+from bloombee.engine.paged import kernels_of
+from bloombee.engine.paged_items import NARROW_ROWS, SPLIT
 
 REASON = "" if torch.cuda.is_available() else "needs a CUDA device; torch sees none"
 REASON = REASON or ("" if kernels_of(torch.device("cuda")) else "built without CUDA")

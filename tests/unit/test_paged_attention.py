@@ -6,7 +6,7 @@ import pytest
 import torch
 from paged_kit import LAYER, Case, Shape, require_close
 
-from bloombee.engine.paged import NARROW_ROWS, SPLIT
+from bloombee.engine.paged_items import NARROW_ROWS, SPLIT
 
 SHAPES = {
     "plain": Shape(),

@@ -16,6 +16,8 @@ from bloombee.engine import attention, model
 from bloombee.engine.attention import attend
 from bloombee.engine.cache import LayerCache, SlotCache, Step
 from bloombee.engine.describe import describe
+from bloombee.engine.paged import TILE, part_bytes
+from bloombee.engine.paged_items import SPLIT
 from bloombee.errors import Infeasible
 from bloombee.models.card import ModelCard
 from bloombee.pipeline.work import Pages, Segment
@@ -115,6 +117,14 @@ def test_what_attention_computes_from_latents_is_counted(tmp_path: Path) -> None
     assert latent.attended_elements > max(latent.layer_kv_elements)
     one, two = (scratch_bytes(latent, Span(0, 1), rows=1, tokens=tokens) for tokens in (10**6, 2 * 10**6))
     assert two - one >= 10**6 * latent.attended_elements * 4
+
+
+@pytest.mark.parametrize("dim", [64, 80, 96, 128, 192, 256])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(32, 32), (32, 8), (8, 1)])
+def test_what_a_gpu_keeps_of_parts_of_keys_is_counted(heads: int, kv_heads: int, dim: int) -> None:
+    layer = LayerCache(0, (kv_heads, dim), (kv_heads, dim), heads=heads)
+    rows_of_a_tile = max(1, TILE // (heads // kv_heads))
+    assert part_bytes(layer, rows_of_a_tile) <= SPLIT * layer.elements // scratch.SPLIT_SHARE
 
 
 def test_only_the_last_stage_counts_logits(tmp_path: Path) -> None:
