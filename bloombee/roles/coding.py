@@ -56,7 +56,8 @@ class Apart(Protocol):
 
 
 class Sender:
-    """Encodes what leaves a stage. ``encode`` and ``encode_apart`` belong to the device thread, all else to the event loop.
+    """Encodes what leaves a stage. ``encode`` and ``encode_apart`` belong to one thread, of results or the device; all else to
+    the event loop.
 
     Args:
         ship: called on the fitting thread with a table to send to the receiver.

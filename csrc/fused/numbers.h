@@ -4,7 +4,7 @@
 #include <bit>
 #include <cstdint>
 
-#include "codec/planes.h"
+#include "core/host_device.h"
 #if defined(__CUDACC__)
 #include <cuda_fp16.h>
 #endif
