@@ -132,8 +132,8 @@ class StepItems:
         return np.stack([first, rows, np.zeros_like(first), np.full_like(first, -1)], axis=1)
 
     def _split(self, group: int) -> Words:
-        """Items of the narrow tiles: one for each split of the keys that layers of ``group`` see. Tiles of many splits come first:
-        short ones fill the gaps in the end, and sums of splits are kept of the first items only."""
+        """Items of the narrow tiles: one for each split of the keys that layers of ``group`` see. Tiles of many splits come
+        first: short ones fill the gaps in the end, and sums of splits are kept of the first items only."""
         window, (_, rows, positions, owners) = self._cache.groups[group].window, self._narrow.T
         oldest = np.maximum(0, positions + 1 - window) // SPLIT if window else np.zeros_like(positions)
         counts = np.where(owners < 0, 1, (positions + rows - 1) // SPLIT - oldest + 1)
