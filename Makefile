@@ -67,6 +67,8 @@ $(VENV)/.installed: $(VENV)/.made constraints.txt
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.installed pyproject.toml $(NATIVE)
-	@echo "setup 4/4: bloombee, its native extension and the other dependencies"
+	@echo "setup 4/4: the native extension, file by file (minutes the first time, most of all with CUDA)"
+	@$(BIN)/python setup.py -q build_ext --inplace
+	@echo "setup 4/4: bloombee and the other dependencies (a minute or two, nothing is said meanwhile)"
 	@$(PIP) --no-build-isolation --editable '.[dev,bench]'
 	@touch $@

@@ -1,6 +1,7 @@
 """Builds the extension modules with CMake; everything else about the package is in pyproject.toml.
 
-Environment: BLOOMBEE_CUDA=on|off|auto (default auto) says whether ``bloombee._native_cuda`` is built.
+Environment: BLOOMBEE_CUDA=on|off|auto (default auto) says whether ``bloombee._native_cuda`` is built, and
+BLOOMBEE_CUDA_ARCHITECTURES for which GPUs, as CMake names them (80;90, native).
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class CMakeBuild(build_ext):
         tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         self.cmake_dir = ROOT / "build" / f"native-{tag}"
         self.cmake_dir.mkdir(parents=True, exist_ok=True)
-        self.run_cmake("-S", str(ROOT), "-B", str(self.cmake_dir), "-G", "Ninja", *self.options())
+        self.run_cmake("--log-level=NOTICE", "-S", str(ROOT), "-B", str(self.cmake_dir), "-G", "Ninja", *self.options())
         targets = [extension.name.rpartition(".")[2] for extension in self.extensions]
         jobs = str(self.parallel or os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or min(os.cpu_count() or 1, 8))
         self.run_cmake("--build", str(self.cmake_dir), "--parallel", jobs, "--target", *targets)
@@ -77,6 +78,8 @@ class CMakeBuild(build_ext):
         ]
         if NVCC:
             options.append(f"-DCMAKE_CUDA_COMPILER={NVCC}")
+        if architectures := os.environ.get("BLOOMBEE_CUDA_ARCHITECTURES"):
+            options.append(f"-DBLOOMBEE_CUDA_ARCHITECTURES={architectures}")
         return options
 
     def run_cmake(self, *arguments: str) -> None:

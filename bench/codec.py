@@ -6,7 +6,9 @@
 Every tensor is taken as [rows, d]. The table is fitted to the first half of its rows; what is scored is the second
 half: whole, and cut into messages of whole rows of about 512 B, 8 KB and 16 KB. ``ratio`` = bytes of the second half /
 (all messages + the table, sent once). GB/s are raw bytes over the fastest run of one thread, through Python; times of
-messages are medians. ``--larger`` repeats rows up to messages that fill a GPU, whose time is that of events in its stream.
+messages are medians. ``--larger`` repeats rows up to messages that fill a GPU.
+``--device cuda`` times the kernels by events in their stream, from the call on and ("queued") without what the call takes, and
+("ring") the whole way from values on the device to a message here and back, by the device's codec and by the processor's.
 ``--peers`` adds those of zstandard, blosc2, zipnn, lz4 and pcodec that can be imported.
 Tensors come from tools/dump_activations.py; without --input they are those of the demo model that stand-ins send.
 
@@ -204,8 +206,27 @@ def _pcodec(pcodec: Any, dtype: Dtype, word: np.dtype) -> Iterator[Codec]:
     )
 
 
-def device_codec(table: Table, dtype: Dtype, longest: int, channels: int) -> Codec:
-    """On the GPU, values and messages both there; timed by events in its stream."""
+def on_device(data: bytes) -> Any:
+    """The same bytes on the GPU."""
+    import torch
+
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).cuda()
+
+
+class Uploaded:
+    """What was last put on the GPU, by the identity of what it was here."""
+
+    def __init__(self) -> None:
+        self._held: tuple[Any, Any] = (None, None)
+
+    def __call__(self, x: Any) -> Any:
+        if self._held[0] is not x:
+            self._held = (x, on_device(as_bytes(x)))
+        return self._held[1]
+
+
+def device_codecs(table: Table, dtype: Dtype, longest: int, channels: int) -> Iterator[Codec]:
+    """On the GPU, values and messages both there; timed by events in its stream, from the call and as part of a full queue."""
     import torch
 
     from bloombee.codec import cuda as device
@@ -214,17 +235,11 @@ def device_codec(table: Table, dtype: Dtype, longest: int, channels: int) -> Cod
     device.native()
     shape = (longest // channels, channels)
     stream = torch.cuda.current_stream().cuda_stream
-    image = torch.frombuffer(bytearray(table.native.device_image()), dtype=torch.uint8).cuda()
-    work = torch.empty(device.workspace_bytes(shape, dtype, table), dtype=torch.uint8, device="cuda")
+    image = on_device(table.native.device_image())
+    work = torch.zeros(device.workspace_bytes(shape, dtype, table), dtype=torch.uint8, device="cuda")
     out = torch.empty(api.bound(longest, dtype), dtype=torch.uint8, device="cuda")
     values = torch.empty(longest * dtype.num_bytes, dtype=torch.uint8, device="cuda")
-    held: dict[int, Any] = {}  # what was uploaded, by the identity of what it was on the host
-
-    def uploaded(x: Any) -> Any:
-        if id(x) not in held:
-            held.clear()
-            held[id(x)] = (x, torch.frombuffer(bytearray(as_bytes(x)), dtype=torch.uint8).cuda())
-        return held[id(x)][1]
+    uploaded = Uploaded()
 
     def result() -> device.Result:
         return device.read_result(work[: device.RESULT_BYTES].cpu().numpy().tobytes())
@@ -237,19 +252,49 @@ def device_codec(table: Table, dtype: Dtype, longest: int, channels: int) -> Cod
         return LazyMessage(lambda: out[: result().size].cpu().numpy().tobytes())
 
     def decode(message: Any, into: np.ndarray) -> Any:
-        data = as_bytes(message)
         source = uploaded(message)
         device.decode(
-            data[:12], source.data_ptr(), len(data), out=values.data_ptr(), shape=into.shape, dtype=dtype, table=table,
+            message[:12], source.data_ptr(), len(message), out=values.data_ptr(), shape=into.shape, dtype=dtype, table=table,
             image=image.data_ptr(), workspace=work.data_ptr(), stream=stream,
         )  # fmt: skip
         return LazyMessage(lambda: values[: into.nbytes].cpu().numpy().tobytes())
 
-    def spent(run: Callable[[], Any]) -> float:
+    def alone(run: Callable[[], Any]) -> float:
         return seconds_of(clock, run, lambda _: torch.cuda.synchronize())
 
+    def queued(run: Callable[[], Any]) -> float:
+        torch.cuda._sleep(200_000)  # some 0.1 ms, in which the call returns
+        return alone(run)
+
     clock = clock_of(torch.device("cuda"))
-    return Codec("bloombee", "cuda", encode, decode, len(table.to_bytes()), spent)
+    yield Codec("bloombee", "cuda", encode, decode, len(table.to_bytes()), alone)
+    yield Codec("bloombee, queued", "cuda", encode, decode, len(table.to_bytes()), queued)
+
+
+def ring_codecs(table: Table, dtype: Dtype, channels: int) -> Iterator[Codec]:
+    """From values on the GPU to a message here and back, by either way that a worker has; copies included."""
+    import torch
+
+    from bloombee.engine.buffers import TORCH_DTYPES
+    from bloombee.engine.device_codec import Coder, CudaCoder, ProcessorCoder
+
+    uploaded = Uploaded()
+
+    def encode(coder: Coder, x: np.ndarray) -> memoryview:
+        return coder.encode(uploaded(x).view(TORCH_DTYPES[dtype]).view(x.shape), table)
+
+    def decode(coder: Coder, message: Any, into: np.ndarray) -> LazyMessage:
+        rows = coder.decode(memoryview(message), table, into.shape[0])
+        return LazyMessage(lambda: rows.view(torch.uint8).cpu().numpy().tobytes())
+
+    def spent(run: Callable[[], Any]) -> float:
+        return wall_s(lambda: (run(), torch.cuda.synchronize()))
+
+    for name, coder in (
+        ("ring, device", CudaCoder(dtype, channels, torch.device("cuda"))),
+        ("ring, processor", ProcessorCoder(dtype, channels, torch.device("cuda"))),
+    ):
+        yield Codec(name, "cuda", partial(encode, coder), partial(decode, coder), len(table.to_bytes()), spent)
 
 
 class LazyMessage:
@@ -345,7 +390,8 @@ def rows_of(name: str, x: np.ndarray, dtype: Dtype, args: argparse.Namespace) ->
 
 def codecs_for(table: Table, dtype: Dtype, longest: int, channels: int, args: argparse.Namespace) -> Iterator[Codec]:
     if args.device == "cuda":
-        yield device_codec(table, dtype, longest, channels)
+        yield from device_codecs(table, dtype, longest, channels)
+        yield from ring_codecs(table, dtype, channels)
         return
     isas = _native.available_isas()
     for isa in isas if args.isa == "all" else isas[-1:]:

@@ -158,3 +158,15 @@ class PlanSolver:
     @property
     def left(self) -> float:
         """The part of the budget that is left, of time or of steps."""
+
+# -- csrc/fused/lanes.h
+
+def fused_norm_by_lanes(
+    shape: tuple[int, int, int, int, int, int], epsilon: float, dtype: int, x: int, weight: int, out: int
+) -> None:
+    """What the CUDA kernel does, on the host; see bloombee.engine.fused. For tests; the caller answers for the addresses."""
+
+def fused_gate_by_lanes(shape: tuple[int, int, int, int], dtype: int, gate: int, up: int, out: int) -> None: ...
+def fused_rotary_by_lanes(
+    shape: tuple[int, int, int, int, int, int, int], dtype: int, x: int, cosines: int, sines: int, out: int
+) -> None: ...

@@ -44,6 +44,25 @@ def codec_decode(
     stream: int = 0,
 ) -> None: ...
 
+# -- csrc/cuda/fused.h; see bloombee.engine.fused
+
+def fused_norm(
+    shape: tuple[int, int, int, int, int, int], epsilon: float, dtype: int, x: int, weight: int, out: int, stream: int = 0
+) -> None: ...
+def fused_gate(shape: tuple[int, int, int, int], dtype: int, gate: int, up: int, out: int, stream: int = 0) -> None: ...
+def fused_rotary(
+    queries: tuple[int, int, int, int, int, int, int],
+    keys: tuple[int, int, int, int, int, int, int],
+    dtype: int,
+    q: int,
+    k: int,
+    cosines: int,
+    sines: int,
+    q_out: int,
+    k_out: int,
+    stream: int = 0,
+) -> None: ...
+
 # -- csrc/cuda/attention.h; see bloombee.engine.paged
 
 def paged_attend(**task: int | float) -> None: ...

@@ -26,7 +26,7 @@ from bloombee import __version__
 from bloombee.config import Config, Environment, RuntimeConfig, WorkerConfig, load_config, merge
 from bloombee.errors import BloomBeeError, CapacityError, ConfigError, Infeasible
 from bloombee.options import Given, Options, command, whole_number
-from bloombee.quote import quoted
+from bloombee.quote import printable, quoted
 from bloombee.types import SamplingParams, SwarmEventKind
 from bloombee.utf8 import surrogate_at
 
@@ -52,6 +52,7 @@ SWARM = (
     "curve",
     "trace",
     "decisions",
+    "state",
     "control_socket",
 )
 HEAD_ONLY = ("listen", "advertise", "page_size", "max_waiting", "heartbeat_s", "silence_s", "step_deadline_s", "load_deadline_s")
@@ -356,7 +357,7 @@ def _fail(error: Exception, code: int, debug: bool) -> int:
     else:
         text = f"{type(error).__name__}: {error}" + ("" if debug else " (--debug shows where)")
     with contextlib.suppress(OSError):
-        print(f"bloombee: {text}", file=sys.stderr, flush=True)
+        print(f"bloombee: {printable(text)}", file=sys.stderr, flush=True)
     return code
 
 

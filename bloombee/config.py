@@ -114,6 +114,11 @@ class RuntimeConfig:
     profile: bool = option(False, "Measure this machine's device before the start (some seconds; kept for the next time).")
     trace: str | None = option(None, "A directory for traces of every step, one file a process; see bloombee trace.")
     decisions: str | None = option(None, "A file for what was chosen while it ran, why and from which figures; lines of JSON.")
+    state: str | None = option(
+        None,
+        "A directory for what a head must know to go on where one before it has ended: its key and address, join tokens, the"
+        " plan, requests and their tokens so far. One head at a time; default: nothing is kept.",
+    )
     control_socket: bool = option(True, "Answer this user's other programs, as bloombee plan, on a Unix socket.")
 
     def __post_init__(self) -> None:
@@ -160,6 +165,7 @@ class RuntimeConfig:
         _check_pace(self)
         _check(self, "profile", isinstance(self.profile, bool), "true or false")
         _check(self, "trace", self.trace is None or _text(self.trace), "a directory")
+        _check(self, "state", self.state is None or _text(self.state), "a directory")
         _check(self, "decisions", self.decisions is None or _text(self.decisions), "a file name")
         _check(
             self,
@@ -225,6 +231,12 @@ class WorkerConfig:
     model: str | None = option(None, "Where the checkpoint is on this machine, if not where the head says.")
     threads: int | None = option(None, "Compute threads; default: one a core.")
     join_deadline_s: float = option(60.0, "Seconds in which the head must be reached, and then answer.")
+    head_wait_s: float = option(
+        60.0,
+        "Seconds to keep what is loaded while the head cannot be reached, or one that keeps its state has ended, until it or"
+        " another in its place lets this worker in again; 0: none.",
+        name="head-wait",
+    )
     pace: str | None = option(
         None, "An emulated device: milliseconds F,R,P of a forward, or F,R,P/LAYERS of so many layers; default: the real one."
     )
@@ -251,8 +263,8 @@ class WorkerConfig:
         _check(
             self,
             "name",
-            _is_one_of(self.name, ("",)) or (_text(self.name) and len(self.name) <= 256),
-            "at most 256 characters of text",
+            _is_one_of(self.name, ("",)) or (_text(self.name) and len(self.name) <= 256 and self.name.isprintable()),
+            "at most 256 printable characters",
         )
         _check(self, "device", _text(self.device) and bool(_DEVICE.fullmatch(self.device)), "auto, cpu, cuda or cuda:N")
         _check_memory(self)
@@ -261,6 +273,7 @@ class WorkerConfig:
         _check(self, "model", self.model is None or _text(self.model), "a directory or a hub id")
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")
         _check(self, "join_deadline_s", _seconds(self.join_deadline_s), "seconds > 0")
+        _check(self, "head_wait_s", self.head_wait_s == 0 or _seconds(self.head_wait_s), "seconds, 0 for none")
         _check_pace(self)
         _check_rate(self, "load_bytes_per_s")
         _check_source(self)

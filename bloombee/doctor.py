@@ -88,7 +88,9 @@ def check_cuda_extension() -> Finding:
         return Finding(
             "CUDA extension", "optional", cuda, "only of use with an NVIDIA GPU: install again where nvcc is on the path"
         )
-    return Finding("CUDA extension", "ok", "built")
+    if not cuda.device_count():
+        return Finding("CUDA extension", "ok", "built; no device to use it on")
+    return Finding("CUDA extension", "ok", "built; a step is one launch, save of models of which a worker's log says why not")
 
 
 def check_torch() -> Finding:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bloombee.errors import BloomBeeError, ConfigError
-from bloombee.plan.account import Account, StageAccount, end_name
+from bloombee.plan.account import Account, StageAccount
 from bloombee.plan.network import HEAD_NODE
 from bloombee.plan.problem import Problem
 from bloombee.plan.report import headline
@@ -29,15 +29,25 @@ WIDEST, NARROWEST, HEIGHT = 0.28, 0.02, 0.035
 """Of a stage with all layers, with none, and of any: parts of the picture, which is 1 wide."""
 PALEST = 0.12
 """As busy as a link looks at least: paler ones are not seen."""
-APART = 0.11
-"""No two workers are drawn closer."""
-ROUNDS = 200
-MOST_SIGNS = 40
+INCHES, MOST_INCHES = 7.0, 60.0
+"""A picture that is 1 wide; at most, of all."""
+SIGN, LINE = 0.0125, 0.025
+"""As wide and as high as a sign of a label is, about."""
+TALL = HEIGHT + 2 * LINE + 0.02
+"""A worker with its label of two lines."""
+ROUNDS, MARGIN = 400, 0.02
+MOST_SIGNS = 24
 """Of a name."""
+ALONG = (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8)
+"""Where on a link its share may stand, the best first."""
 IDLE, INK = "#9a9a9a", "#222222"
 PAPER = {"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
 """Behind what is written."""
+BEND = 0.12
+"""Of a link, as a part of its length."""
 Points = NDArray[np.float64]
+Box = tuple[float, float, float, float]
+"""Left, bottom, right, top."""
 
 
 def check_picture(path: str) -> None:
@@ -58,9 +68,10 @@ def drawn(found: Account, problem: Problem, kind: str) -> bytes:
     from matplotlib.figure import Figure
 
     with rc_context({"svg.hashsalt": "bloombee", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(11, 8), layout="constrained")
+        where = places(found, problem.topology)
+        figure = Figure(figsize=_size(where), layout="constrained")
         axes = figure.add_subplot()
-        _draw(axes, found, places(found, problem.topology))
+        _draw(axes, found, where)
         axes.set_title(headline(found), fontsize=11)
         file = io.BytesIO()
         figure.savefig(
@@ -73,15 +84,16 @@ def drawn(found: Account, problem: Problem, kind: str) -> bytes:
 
 
 def places(found: Account, topology: Topology) -> dict[str, tuple[float, float]]:
-    """Of the head and each worker, in a square of side 1: by their delays if those tell them apart, else in ring order."""
+    """Of the head and each worker, about in a square of side 1: by their delays if those tell them apart, else in ring order;
+    neither they nor their labels lie on each other."""
     ends = [HEAD, *topology.devices]
-    names = [end_name(topology, end) for end in ends]
+    names = [topology.name(end) for end in ends]
     points = _by_delay(topology, ends)
     if points is None:
         order = [HEAD_NODE, *(stage.worker for ring in found.pipelines for stage in ring.stages), *found.spares]
         angles = [2 * math.pi * order.index(name) / len(order) for name in names]
         points = np.array([(math.sin(angle), math.cos(angle)) for angle in angles])
-    points = _pushed_apart(_in_square(points))
+    points = _pushed_apart(_in_square(points), np.array([_width(found, name) for name in names]))
     return {name: (float(x), float(y)) for name, (x, y) in zip(names, points, strict=True)}
 
 
@@ -115,19 +127,59 @@ def _in_square(points: Points) -> Points:
     return np.asarray(0.5 + 0.8 * (points - (low + high) / 2) / sides)
 
 
-def _pushed_apart(points: Points) -> Points:
-    """Whoever is too close to another is moved away from it, a little at a time."""
+def _pushed_apart(points: Points, widths: Points) -> Points:
+    """Whoever lies on another is moved away from it, a little at a time, the way that it lies."""
     count = len(points)
     spread = np.array([(math.cos(2.4 * index), math.sin(2.4 * index)) for index in range(count)])
     points = points + 1e-3 * spread  # none on top of another
+    room = np.stack([(widths[:, None] + widths[None]) / 2 + SIGN, np.full((count, count), TALL)], axis=2)
     for _ in range(ROUNDS):
         way = points[:, None] - points[None]
-        distance = np.sqrt((way**2).sum(axis=2)) + np.eye(count)
-        short = np.maximum(APART - distance, 0.0) * (1 - np.eye(count))
-        if not short.any():
+        apart = (np.abs(way) / room).max(axis=2) + np.eye(count)  # 1: side by side
+        if (apart >= 1).all():
             break
-        points = points + 0.25 * (way / distance[..., None] * short[..., None]).sum(axis=1)
-    return points
+        push = np.where(apart < 1, (1 + MARGIN) / np.maximum(apart, 1e-6) - 1, 0.0)
+        points = points + 0.3 * (way * push[..., None]).sum(axis=1)
+    return np.asarray(points)
+
+
+def _width(found: Account, name: str) -> float:
+    """Of what is drawn of a worker, or of the head."""
+    stages = {stage.worker: stage for ring in found.pipelines for stage in ring.stages}
+    text = max(map(len, _label(name, stages.get(name)).split("\n")))
+    return max(SIGN * text, _bar(stages[name], _num_layers(found)) if name in stages else 0.0)
+
+
+def _bar(stage: StageAccount, num_layers: int) -> float:
+    start, stop = stage.layers
+    return NARROWEST + WIDEST * (stop - start) / num_layers
+
+
+def _num_layers(found: Account) -> int:
+    return max(stage.layers[1] for ring in found.pipelines for stage in ring.stages)
+
+
+def _label(name: str, stage: StageAccount | None) -> str:
+    shown = "".join(sign if sign.isprintable() else "?" for sign in name)
+    if len(shown) > MOST_SIGNS:
+        shown = f"{shown[: MOST_SIGNS // 2]}\u2026{shown[1 - MOST_SIGNS // 2 :]}"
+    if stage is not None:
+        return f"{shown}\n{stage.layers[0]}-{stage.layers[1] - 1}, {stage.busy:.0%}"
+    return shown if name == HEAD_NODE else f"{shown}\nspare"
+
+
+def _size(where: dict[str, tuple[float, float]]) -> tuple[float, float]:
+    """In inches: labels are as large however far the picture reaches."""
+    (left, bottom), (right, top) = _extent(where)
+    scale = min(INCHES, MOST_INCHES / max(right - left, top - bottom))
+    return scale * (right - left) + 1.5, scale * (top - bottom) + 0.5
+
+
+def _extent(where: dict[str, tuple[float, float]]) -> tuple[Points, Points]:
+    """Lower left, upper right."""
+    points = np.array(list(where.values()))
+    margin = np.array((0.2, 0.15))
+    return points.min(axis=0) - margin, points.max(axis=0) + margin
 
 
 # -- what --------------------------------------------------------------------------------------
@@ -140,18 +192,25 @@ def _draw(axes: Axes, found: Account, where: dict[str, tuple[float, float]]) -> 
 
     scale = ScalarMappable(Normalize(0, 1), colormaps["YlOrRd"])
     stages = {stage.worker: stage for ring in found.pipelines for stage in ring.stages}
-    num_layers = max(stage.layers[1] for stage in stages.values())
+    num_layers = _num_layers(found)
     shapes = {name: _draw_end(axes, place, name, stages.get(name), num_layers, scale) for name, place in where.items()}
+    taken = [_box(found, name, place) for name, place in where.items()]
     for ring in found.pipelines:
         for link in ring.links:
             ends = (shapes[link.source], shapes[link.target])
-            _draw_link(axes, where[link.source], where[link.target], ends, link.busy, scale)
-    (left, bottom), (right, top) = (np.array(list(where.values())).min(axis=0), np.array(list(where.values())).max(axis=0))
-    axes.set(xlim=(left - 0.2, right + 0.2), ylim=(bottom - 0.12, top + 0.12), aspect="equal")
+            _draw_link(axes, where[link.source], where[link.target], ends, link.busy, scale, taken)
+    (left, bottom), (right, top) = _extent(where)
+    axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     axes.axis("off")
     figure = axes.get_figure()
     assert figure is not None
     figure.colorbar(scale, ax=axes, shrink=0.5, label="busy: share of a step")
+
+
+def _box(found: Account, name: str, place: tuple[float, float]) -> Box:
+    """Of a worker with its label."""
+    (x, y), width = place, _width(found, name)
+    return x - width / 2, y - HEIGHT / 2, x + width / 2, y - HEIGHT / 2 + TALL
 
 
 def _draw_end(
@@ -162,27 +221,22 @@ def _draw_end(
 
     x, y = place
     shape: Patch
-    shown = "".join(sign if sign.isprintable() else "?" for sign in name[:MOST_SIGNS])
-    label, ink = shown, INK
     if stage is not None:
-        start, stop = stage.layers
-        width = NARROWEST + WIDEST * (stop - start) / num_layers
-        colour = scale.to_rgba(np.array(min(1.0, stage.busy)))
+        width, colour = _bar(stage, num_layers), scale.to_rgba(np.array(min(1.0, stage.busy)))
         shape = Rectangle((x - width / 2, y - HEIGHT / 2), width, HEIGHT, facecolor=colour, edgecolor=INK, zorder=3)
-        label = f"{shown}: {start}-{stop - 1}, {stage.busy:.0%}"
     elif name == HEAD_NODE:
         shape = Circle(place, 0.4 * HEIGHT, facecolor=INK, zorder=3)
     else:
-        side, ink, label = HEIGHT / 2, IDLE, f"{shown}: spare"
+        side = HEIGHT / 2
         shape = Rectangle((x - side / 2, y - side / 2), side, side, facecolor=IDLE, zorder=3)
     axes.add_patch(shape)
     axes.annotate(
-        label,
+        _label(name, stage),
         (x, y + HEIGHT / 2),
         (0, 4),
         textcoords="offset points",
         ha="center",
-        color=ink,
+        color=INK if stage is not None or name == HEAD_NODE else IDLE,
         zorder=4,
         bbox=PAPER,
         parse_math=False,
@@ -197,11 +251,11 @@ def _draw_link(
     ends: tuple[Patch, Patch],
     busy: float,
     scale: ScalarMappable,
+    taken: list[Box],
 ) -> None:
-    """An arrow from edge to edge, bent so that a way back does not hide it."""
+    """An arrow from edge to edge, bent so that a way back does not hide it; its share, where it has one, on what is not taken."""
     from matplotlib.patches import FancyArrowPatch
 
-    bend = 0.12
     arrow = FancyArrowPatch(
         source,
         target,
@@ -209,12 +263,33 @@ def _draw_link(
         patchB=ends[1],
         arrowstyle="-|>",
         mutation_scale=14,
-        connectionstyle=f"arc3,rad={bend}",
+        connectionstyle=f"arc3,rad={BEND}",
         color=scale.to_rgba(np.array(min(1.0, max(PALEST, busy)))),
         linewidth=2.2,
         zorder=2,
     )
     axes.add_patch(arrow)
-    (x, y), (u, v) = source, target
-    middle = ((x + u) / 2 + bend / 2 * (v - y), (y + v) / 2 - bend / 2 * (u - x))
-    axes.annotate(f"{busy:.0%}", middle, fontsize=8, ha="center", va="center", color=INK, zorder=4, bbox=PAPER)
+    text = f"{busy:.0%}"
+    box = _free(_along(source, target), len(text), taken) if text != "0%" else None
+    if box is not None:
+        taken.append(box)
+        middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        axes.annotate(text, middle, fontsize=8, ha="center", va="center", color=INK, zorder=4, bbox=PAPER)
+
+
+def _along(source: tuple[float, float], target: tuple[float, float]) -> Points:
+    """Places on the arrow, the best first: of the quadratic curve that it is."""
+    one, other = np.array(source), np.array(target)
+    control = (one + other) / 2 + BEND * (other - one)[::-1] * (1, -1)
+    part = np.array(ALONG)[:, None]
+    return np.asarray((1 - part) ** 2 * one + 2 * part * (1 - part) * control + part**2 * other)
+
+
+def _free(places: Points, num_signs: int, taken: list[Box]) -> Box | None:
+    """Room for so many signs at the first of ``places`` where nothing stands yet."""
+    width, height = SIGN * num_signs, LINE
+    for x, y in places:
+        box = (float(x - width / 2), float(y - height / 2), float(x + width / 2), float(y + height / 2))
+        if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+            return box
+    return None

@@ -21,7 +21,7 @@ from bloombee.picture import check_picture, drawn
 from bloombee.plan.account import Account, account
 from bloombee.plan.cost import evaluate
 from bloombee.plan.document import Document, read
-from bloombee.plan.problem import Problem, named_model, problem_of
+from bloombee.plan.problem import Problem, named_model, problem_of, readable
 from bloombee.plan.report import Outcome, helps, outcomes, ratio, text
 from bloombee.plan.solve import Solution, solve
 from bloombee.plan.whatif import Scenario, improvements, parse_scenario
@@ -77,7 +77,9 @@ def plan(
     document = read(file) if file is not None else running_head(head, GIVE_A_FILE).topology()
     if save is not None:
         write_file(save, document.to_json().encode())
-    problem = _asked(load(document), objective, pipelines, context)
+    problem = _asked(load(document, file), objective, pipelines, context)
+    if not json:
+        problem = readable(problem)
     search = Search(problem, time)
     changes = [search.outcome(scenario) for scenario in scenarios]
     improvements = search.improvements() if explain else []
@@ -144,10 +146,22 @@ class Search:
         return "\n\n".join(parts)
 
 
-def load(document: Document) -> Problem:
-    """What a document asks. Raises ConfigError: it is no problem, or its model cannot be read."""
-    name = named_model(document)
-    return problem_of(document, None if name is None else card_of(name))
+def load(document: Document, file: str | None = None) -> Problem:
+    """What a document asks.
+
+    Args:
+        file: where it is from; None: from no file.
+
+    Raises:
+        ConfigError: it is no problem, or its model cannot be read; the message starts with the file's name.
+    """
+    try:
+        name = named_model(document)
+        return problem_of(document, None if name is None else card_of(name))
+    except ConfigError as error:
+        if file is None:
+            raise
+        raise type(error)(f"{file}: {error.message}", **{**error.fields, "path": file}) from error
 
 
 def card_of(model: str) -> ModelCard:

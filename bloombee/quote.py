@@ -6,6 +6,13 @@ MOST_CHARS = 200
 """Enough for any value that was meant."""
 
 
+def printable(text: str) -> str:
+    """``text`` on one line and without signs that move a cursor or turn text round: they are written as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
 def quoted(value: object) -> str:
     """What ``value`` looks like, in at most 200 characters and whatever its own ``repr`` does."""
     try:

@@ -15,13 +15,14 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from bloombee.config import LocalWorker, RuntimeConfig, merge, socket_folders
 from bloombee.errors import BloomBeeError, ConfigError
 from bloombee.facts import Facts
 from bloombee.loop_thread import LoopThread
+from bloombee.plan.plan import Plan
 from bloombee.quote import quoted
 from bloombee.roles.head import HeadRole
 from bloombee.roles.prompts import Prompt
@@ -29,10 +30,11 @@ from bloombee.roles.reception import Reception
 from bloombee.roles.told import told_by
 from bloombee.sync import SyncRuntime
 from bloombee.transport.descriptors import require_descriptors
-from bloombee.types import FinishReason, Generation, LoadProgress, SamplingParams, Token
+from bloombee.types import FinishReason, Generation, LoadProgress, RunningRequest, SamplingParams, Token
 from bloombee.utf8 import surrogate_at
 
 _END = object()
+T = TypeVar("T")
 
 
 class _Channel:
@@ -169,6 +171,19 @@ class Runtime(Facts):
     async def _issue(self) -> str:
         return self._head.front_door.issue()
 
+    async def replan(self, workers: Collection[int] | None = None, *, reason: str = "asked for") -> Plan:
+        """Have the best plan of ``workers`` (by their ids; None: of all that are in) run, while requests go on: workers load what
+        they lack, get what sequences hold, and take over when they have it. Returns the plan that runs when nothing of the one
+        before is left; where that is the best there is, at once.
+
+        Cancelled: what has begun goes on.
+
+        Raises:
+            PlanError, Infeasible: there is no such plan, or it cannot be taken over now.
+            BloomBeeError: what kept it from being taken over; requests go on as before.
+        """
+        return await self._there(self._started().replanner.replan(workers, reason))
+
     async def close(self) -> None:
         """End the swarm; running requests fail with RuntimeClosed. Closing twice changes nothing.
 
@@ -188,6 +203,7 @@ class Runtime(Facts):
     async def _listen(self) -> None:
         self._head = HeadRole(self.config, local_workers=self._local_workers, on_progress=self._on_progress)
         self._reception = Reception(told_by(self._head))
+        self._numbers = itertools.count(self._head.state.journal.next_request)
         await self._head.listen()
         if self.config.control_socket:
             self._reception.open(socket_folders())
@@ -234,10 +250,54 @@ class Runtime(Facts):
             async for token in tokens:
                 yield token
 
+    @property
+    def running(self) -> tuple[RunningRequest, ...]:
+        """Requests of the head before this one, with which this one goes on (``state``), in the order in which they were made.
+
+        Each until :meth:`resume` has come to its end.
+        """
+        return tuple(backlog.told() for backlog in list(self._started().desk.restored.values()))
+
+    async def resume(self, id: int, *, from_token: int = 0) -> AsyncGenerator[Token, None]:
+        """Tokens of one of :attr:`running` from a token on, those that are there at once and the others as they come.
+
+        Cancelled, or the iteration left early: as of :meth:`stream`, the request ends.
+
+        Raises:
+            ConfigError: no such request, one that is read already, or a token that it does not have yet.
+            BloomBeeError: as :meth:`generate`.
+        """
+        if type(from_token) is not int:
+            raise ConfigError(f"from_token = {quoted(from_token)}: must be a whole number from 0", field="from_token")
+
+        async def begin(head: HeadRole, number: int, channel: _Channel) -> None:
+            head.desk.read(number, channel, from_token)
+
+        async with contextlib.aclosing(self._channel(id, begin)) as tokens:
+            async for token in tokens:
+                yield token
+
     async def _tokens(
         self, prompt: Prompt, params: SamplingParams, client: str, priority: int, opened: Callable[[tuple[int, ...]], None]
     ) -> AsyncGenerator[Token, None]:
         """``opened`` is called with the token ids of ``prompt`` before the first token comes."""
+
+        async def begin(head: HeadRole, number: int, channel: _Channel) -> tuple[int, ...]:
+            return await head.desk.submit(number, prompt, params, channel, client=client, priority=priority)
+
+        _check_sender(client, priority)
+        self._started()
+        async with contextlib.aclosing(self._channel(next(self._numbers), begin, opened)) as tokens:
+            async for token in tokens:
+                yield token
+
+    async def _channel(
+        self,
+        number: int,
+        begin: Callable[[HeadRole, int, _Channel], Coroutine[Any, Any, T]],
+        begun: Callable[[T], None] = lambda begun: None,
+    ) -> AsyncGenerator[Token, None]:
+        """What comes of request ``number``; ``begin`` it on the head's loop."""
         caller = asyncio.get_running_loop()
         arrived = asyncio.Event()
 
@@ -245,11 +305,9 @@ class Runtime(Facts):
             with contextlib.suppress(RuntimeError):  # the caller's loop has ended
                 caller.call_soon_threadsafe(arrived.set)
 
-        _check_sender(client, priority)
-        head, channel, number = self._started(), _Channel(notify), next(self._numbers)
-        ended = False
+        head, channel = self._started(), _Channel(notify)
         try:
-            opened(await self._there(head.desk.submit(number, prompt, params, channel, client=client, priority=priority)))
+            begun(await self._there(begin(head, number, channel)))
             while True:
                 item = channel.take()
                 if item is None:
@@ -257,14 +315,13 @@ class Runtime(Facts):
                     arrived.clear()
                 elif isinstance(item, Token):
                     yield item
+                elif isinstance(item, BloomBeeError):
+                    raise item
                 else:
-                    ended = True
-                    if isinstance(item, BloomBeeError):
-                        raise item
                     return
         finally:
-            if not ended and self._home is not None:
-                self._home.soon(head.desk.cancel, number)
+            if self._home is not None:
+                self._home.soon(head.desk.cancel, number, channel)
 
     # -- the synchronous face --------------------------------------------------------------
 

@@ -349,6 +349,24 @@ class LoadProgress:
     num_links: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class RunningRequest:
+    """A request of a head that has ended, with which this one goes on.
+
+    Args:
+        id: for ``Runtime.resume``.
+        client: whose it is, as was said when it was made.
+        num_tokens: that it has so far.
+        has_ended: nothing more comes; its tokens are there until they have been read.
+    """
+
+    id: int
+    prompt_token_ids: tuple[int, ...]
+    client: str
+    num_tokens: int
+    has_ended: bool
+
+
 class SwarmEventKind(enum.StrEnum):
     """What may happen in a swarm."""
 
@@ -365,7 +383,11 @@ class SwarmEventKind(enum.StrEnum):
     WIRING = "wiring"
     """Each is told its neighbours: when all have loaded, and where one takes another's place while it loads."""
     UP = "up"
-    """The epoch runs: after the start, and after each recovery."""
+    """The epoch runs: after the start, after each recovery, and when requests have moved over to another plan."""
+    REPLANNING = "replanning"
+    """Another plan is made ready beside the one that runs: its epoch, and why."""
+    REPLANNED = "replanned"
+    """Nothing is left of the plan before; or, with a reason, the other one could not be taken over."""
     LOST = "lost"
     """A worker is gone."""
     LEFT = "left"
@@ -376,6 +398,8 @@ class SwarmEventKind(enum.StrEnum):
     """Nothing runs any more."""
     DECIDED = "decided"
     """It was chosen how the epoch is run from now on."""
+    STATE = "state"
+    """What the head must know to go on after its end is kept no longer, or again; or what was kept was not whole."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,24 +76,19 @@ class Ring:
 
     def __init__(self, card: ModelCard, num_workers: int, **config: Any) -> None:
         self.card = card
-        self.stages = {
-            worker: Stages(
-                WorkerConfig(threads=1, **config),
-                joined=Joined(worker, 1, 0.5, 100.0),
-                endpoint=_Endpoint(self, worker),  # type: ignore[arg-type]
-                head_link=HEAD,
-                clock=LoopClock(1.0),
-                memory_bytes=1 << 30,
-                log_bytes=config.get("log_memory_bytes", 1 << 20),
-                open_trace=lambda *_: None,
-            )
-            for worker in range(1, num_workers + 1)
-        }
+        settings = WorkerConfig(threads=1, **{"log_memory_bytes": 1 << 20, **config})
+        self.stages = dict[int, Stages]()
+        for worker in range(1, num_workers + 1):
+            endpoint: Any = _Endpoint(self, worker)
+            self.stages[worker] = Stages(settings, endpoint, clock=LoopClock(1.0), memory_bytes=1 << 30)
+            self.stages[worker].joined(Joined(worker, 1, 0.5, 100.0, False), HEAD, lambda *_: None)
         self.tokens: dict[int, list[int]] = {}
         """Of each sequence, the prompt's and those picked."""
         self.errors: list[Exception] = []
         self._prompts: dict[int, int] = {}
         self._ends: dict[bytes, tuple[int, int]] = {}
+        self._orders: dict[int, int] = {}
+        """To load: the newest of each worker."""
         self.said: list[tuple[int, Any]] = []
         """To the head, with who said it."""
         self._news = asyncio.Condition()
@@ -153,14 +148,17 @@ class Ring:
     # -- the head --------------------------------------------------------------------------
 
     def order(self, start: int, stop: int) -> Load:
-        """Of the layers [start, stop)."""
+        """Of the layers [start, stop), which tell its number."""
         digest = bytes.fromhex(self.card.config_digest)
         last, group = self.card.num_layers, Group(0, 64)
-        return Load(1, 1, start, stop, last, self.card.model, digest, (), "float32", (group,), 16, 0, None, (), ())
+        return Load(
+            1000 * start + stop, 1, start, stop, last, self.card.model, digest, (), "float32", (group,), 16, 0, None, (), ()
+        )
 
     async def load(self, worker: int, start: int, stop: int) -> None:
-        since = len(self.said)
-        self.stages[worker].load(self.order(start, stop))
+        since, order = len(self.said), self.order(start, stop)
+        self._orders[worker] = order.number
+        self.stages[worker].load(order)
         await self.until(lambda: any(who == worker and isinstance(said, Loaded) for who, said in self.said[since:]))
 
     async def wire(self, epoch: int, oldest: int, *workers: int) -> None:
@@ -176,7 +174,9 @@ class Ring:
                 else None
             )
             self.stages[worker].wire(
-                Wire(1, epoch, oldest, stage, len(workers), CREDIT, 64, before, after, None, (), None, False)
+                Wire(
+                    1, epoch, oldest, stage, len(workers), CREDIT, 64, before, after, None, (), None, False, self._orders[worker]
+                )
             )
         await self.until(lambda: all(self.has_said(worker, Wired(1, epoch)) for worker in workers))
         known = tuple([Holding(sequence, 0, len(tokens)) for sequence, tokens in self.tokens.items()])

@@ -31,7 +31,7 @@ ROWS = b"\x01\x00\x00\x00\xff\xff\x00\x00\x00\x00\x01\x00"
 
 MESSAGES: list[list[Any]] = [
     [1, 2, b"0123456789abcdef", "box", "bloombee 0.1.0", "tcp://10.0.0.7:4100", "cuda:0", 24 * 2**30, [0, 1]],
-    [2, 7, SWARM, 0.5, 3.0],
+    [2, 7, SWARM, 0.5, 3.0, True],
     [3, "QueueFull", {"message": "too many", "limit": 1024, "share": 0.5, "hard": True, "who": None}],
     [4, 2, SWARM, 7, "bloombee 0.1.0", [0, 1], 123456789],
     [5, 2, [0], 123456789, 2**40, 2**40 + 5],
@@ -53,9 +53,9 @@ MESSAGES: list[list[Any]] = [
     [18, 5, 0, [2**33], [2**32]],
     [19, 7, 0],
     [20, 7, 0],
-    [21, 0, 3, 2, 1, 3, 2, 512, DIALLING, PEER, None, [], None, True],
-    [21, 0, 3, 2, 1, 2, 2, 512, DIALLING, None, PEER, [PEER, DIALLING], None, False],
-    [21, 0, 3, 2, 0, 3, 2, 512, None, PEER, None, [], [2, [[0, 1000], [512, 70]], 16, 600.0, [PEER, DIALLING]], False],
+    [21, 0, 3, 2, 1, 3, 2, 512, DIALLING, PEER, None, [], None, True, 5],
+    [21, 0, 3, 2, 1, 2, 2, 512, DIALLING, None, PEER, [PEER, DIALLING], None, False, 70000],
+    [21, 0, 3, 2, 0, 3, 2, 512, None, PEER, None, [], [2, [[0, 1000], [512, 70]], 16, 600.0, [PEER, DIALLING]], False, 1],
     [22, 0, 3],
     [23, 0, 1],
     [24, 0, 1],

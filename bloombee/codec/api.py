@@ -38,7 +38,7 @@ def encode(data: Any, *, shape: tuple[int, int], dtype: Dtype, table: Table | No
         shape: (rows, d).
         table: fitted to this boundary, or :func:`default_table`; None: raw (8 bytes of header, no compression).
         out: writable contiguous buffer of at least :func:`bound` bytes.
-        unit_log2: 8 to 14; 12 for a receiver that decodes on a GPU (``device.UNIT_LOG2``).
+        unit_log2: 8 to 14; a GPU makes messages of smaller units (``codec.cuda.unit_log2``) and decodes those in less time.
 
     Raises:
         ValueError: sizes that disagree, or a table for another dtype or width.
@@ -63,17 +63,25 @@ def decode(encoded: Any, out: Any, *, shape: tuple[int, int], dtype: Dtype, tabl
         CodecUnavailable: it needs a table that is not in ``tables``; field ``table`` has the key in hex.
         ValueError: ``out`` does not fit ``shape``.
     """
-    table = None
     key = table_key(encoded)
-    if key is not None:
-        table = tables.get(key) if tables is not None else None
-        if table is None:
-            table = default_table(dtype, shape[1]) if shape[1] > 0 else None
-            if table is None or table.key != key:
-                raise CodecUnavailable(f"codec table {key.hex()} is not known here", table=key.hex())
+    table = None if key is None else known_table(key, dtype, shape[1], tables)
     reason = _native.codec_decode(encoded, out, shape[0], shape[1], DTYPE_CODES[dtype], None if table is None else table.native)
     if reason is not None:
         raise CorruptPayload(f"codec message for {shape} {dtype}: {reason}", reason=reason)
+
+
+def known_table(key: Key, dtype: Dtype, channels: int, tables: Mapping[Key, Table] | None = None) -> Table:
+    """That of ``tables`` or the default.
+
+    Raises:
+        CodecUnavailable: it is neither; field ``table`` has the key in hex.
+    """
+    table = tables.get(key) if tables is not None else None
+    if table is None and channels > 0:
+        table = default_table(dtype, channels)
+    if table is None or table.key != key:
+        raise CodecUnavailable(f"codec table {key.hex()} is not known here", table=key.hex())
+    return table
 
 
 def table_key(encoded: Any) -> Key | None:

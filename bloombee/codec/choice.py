@@ -1,4 +1,4 @@
-"""When compressing a link's activations pays. Pure arithmetic; source: docs/codec.md, "When".
+"""When compressing a link's activations pays, and where it is done. Pure arithmetic; source: docs/codec.md, "When".
 
 A frame of S bytes that is encoded, sent and decoded one after the other is home sooner iff the bytes saved take longer on
 the wire than coding takes::
@@ -9,6 +9,7 @@ the wire than coding takes::
 from __future__ import annotations
 
 import enum
+from bisect import bisect_right
 from dataclasses import dataclass
 
 SHORT_RTT_S = 0.001
@@ -71,4 +72,35 @@ class LinkChoice:
         return (
             f"{verdict}: {8e-6 * self.bandwidth_bytes_per_s:.0f} Mbit/s against a break-even of {8e-6 * limit:.0f} Mbit/s"
             f" for frames of {num_bytes} bytes at a ratio of {self.ratio:.2f}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """How long frames of a few sizes took: (bytes, seconds), two at least, by size. Others lie on the lines through them."""
+
+    points: tuple[tuple[int, float], ...]
+
+    def seconds(self, num_bytes: int) -> float:
+        after = bisect_right(self.points, num_bytes, key=lambda point: point[0])
+        after = min(max(after, 1), len(self.points) - 1)
+        (size0, spent0), (size1, spent1) = self.points[after - 1 : after + 1]
+        return max(0.0, spent0 + (spent1 - spent0) * (num_bytes - size0) / (size1 - size0))
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceChoice:
+    """Where a frame is coded, of values that are on a device: there, or by the processor; copies between the two included."""
+
+    device: Timings
+    processor: Timings
+
+    def on_device(self, num_bytes: int) -> bool:
+        return self.device.seconds(num_bytes) < self.processor.seconds(num_bytes)
+
+    def explain(self) -> str:
+        """What was measured, for people: size, device, processor."""
+        return ", ".join(
+            f"{size} B {1e6 * there:.0f}/{1e6 * here:.0f} us"
+            for (size, there), (_, here) in zip(self.device.points, self.processor.points, strict=True)
         )

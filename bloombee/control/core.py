@@ -108,9 +108,12 @@ class ControlCore:
     # -- plans -----------------------------------------------------------------------------
 
     def _start(self, plan: PlanRuns) -> list[Command]:
+        self._keep_shown()
         self._plan, self._last, self._look_at, self._ran = plan, None, plan.now, 0
+        open_questions = [Asked(question, plan.now) for question in self._askers.values()]
         self._forget_questions()
         told: list[Command] = [] if plan.prediction is None else [_planned(plan, plan.prediction)]
+        told += [ask for question in open_questions for ask in self._ask(question)]
         told.append(Decision(plan.now, plan.epoch, "codec", plan.codec, "as asked for"))
         if plan.microbatches is not None:
             self._steering = None
@@ -127,14 +130,18 @@ class ControlCore:
 
     def _end(self, ended: PlanEnded) -> None:
         """What was seen of the ring that had the worker is of no use."""
-        if self._plan is not None and self._steering is not None:
-            self._shown |= zip(self._plan.workers, self._steering.shown(), strict=False)
+        self._keep_shown()
         self._plan = self._steering = None
         self._forget_questions()
         self._shown = {worker: shown for worker, shown in self._shown.items() if worker != ended.worker}
         self._devices = {worker: seen for worker, seen in self._devices.items() if worker != ended.worker}
         self._links = {ends: link for ends, link in self._links.items() if ended.worker not in ends}
         self._codecs = {ends: choice for ends, choice in self._codecs.items() if ended.worker not in ends}
+
+    def _keep_shown(self) -> None:
+        """What workers have shown in the plan that ran."""
+        if self._plan is not None and self._steering is not None:
+            self._shown |= zip(self._plan.workers, self._steering.shown(), strict=False)
 
     def _forget_questions(self) -> None:
         self._survey.forget()

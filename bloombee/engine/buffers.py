@@ -34,6 +34,17 @@ def to_buffer(hidden: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return array.reshape(-1)
 
 
+def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``tensor`` in memory from which a copy to ``device`` is only queued: from pages that may move it would hold this thread
+    until all that was asked of a GPU before is done."""
+    return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``tensor`` on ``device``, queued in its order of work."""
+    return pinned(tensor, device).to(device, non_blocking=True)
+
+
 def from_buffer(buffer: Any, rows: int, d: int, dtype: Dtype) -> torch.Tensor:
     """The inverse of :func:`to_buffer`: a tensor over ``buffer``'s own memory.
 

@@ -6,6 +6,7 @@ device's own order of work tell the truth, once the second has come to pass; unt
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -32,7 +33,7 @@ class Event(Protocol):
 
 
 class DeviceClock(Protocol):
-    """Of one device, for one thread."""
+    """Of one device."""
 
     def begin(self) -> Any:
         """A mark: what is asked of the device from now on."""
@@ -61,7 +62,7 @@ class HostClock:
 
 
 class EventClock:
-    """Of a device that works on after the call has returned.
+    """Of a device that works on after the call has returned. One thread begins and ends, one settles.
 
     Args:
         new_event: makes an event that keeps time. stream: in whose order they are recorded.
@@ -71,16 +72,20 @@ class EventClock:
         self._new_event = new_event
         self._stream = stream
         self._open: list[tuple[Event, Event, Report]] = []
+        self._lock = threading.Lock()
 
     def begin(self) -> Event:
         return self._record()
 
     def end(self, mark: Event, report: Report) -> None:
-        self._open.append((mark, self._record(), report))
+        stop = self._record()
+        with self._lock:
+            self._open.append((mark, stop, report))
 
     def settle(self) -> None:
-        done = [one for one in self._open if one[1].query()]
-        self._open = [one for one in self._open if one not in done]
+        with self._lock:
+            done = [one for one in self._open if one[1].query()]
+            self._open = [one for one in self._open if one not in done]
         for start, stop, report in done:
             report(round(1e6 * start.elapsed_time(stop)))
 

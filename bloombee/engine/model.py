@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 
-from bloombee.engine.attention import ATTENDER, attend, kernels
+from bloombee.engine import fused
 from bloombee.engine.buffers import TORCH_DTYPES
-from bloombee.engine.cache import SlotCache, Step
+from bloombee.engine.cache import SlotCache
 from bloombee.engine.checkpoint import Checkpoint
 from bloombee.engine.digest import require_same_weights
+from bloombee.engine.graphs import CudaRecorder, Recorder, Repeater
 from bloombee.engine.packed import Watch, back_by_huge_pages, empty, pack_linears
-from bloombee.engine.paged import PagedStep, StepTables, covers
+from bloombee.engine.pending import Pending
 from bloombee.engine.processors import Processors
-from bloombee.engine.rotary import RotaryByLength, lengths_of
-from bloombee.engine.sampler import SamplerRow, sample
+from bloombee.engine.rotary import RotaryByLength
 from bloombee.engine.skeleton import Skeleton, build, rearranged, splice
 from bloombee.engine.spans import ModelKey, SpanStore, trim
+from bloombee.engine.steps import Steps, on_device
 from bloombee.engine.stored import probe
 from bloombee.engine.synthetic import fill_random
 from bloombee.engine.weights import Loading, LoadProgress, fill, materialize, plan_loading
-from bloombee.errors import ConfigError, DeviceError, LocalProtocolError, RemoteProtocolError
+from bloombee.errors import ConfigError, DeviceError
 from bloombee.machine import cores
-from bloombee.pipeline.work import Segment, Work
-from bloombee.plan.scratch import LOGITS
+from bloombee.pipeline.work import Work
 from bloombee.types import Dtype, PageGroup, Span
-from bloombee.wire.messages import NO_TOKEN, Pick, Rules
+from bloombee.wire.messages import Pick, Rules
 
 
 def pick_device(name: str) -> str:
@@ -47,6 +43,15 @@ def pick_device(name: str) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device = {name!r}: torch sees no CUDA device here; use --device cpu", device=name)
     return name
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether spans on ``device`` run by our own kernels: on a GPU, where the extension was built for it."""
+    return device.type == "cuda" and fused.cuda_kernels() is not None
+
+
+def recorder_of(device: torch.device) -> Recorder:
+    return CudaRecorder(device) if device.type == "cuda" else Repeater()
 
 
 def set_threads(count: int | None) -> None:
@@ -63,7 +68,7 @@ class SpanModel:
     Attributes:
         span, num_layers, dtype, device, hidden_size, vocab_size: of what was loaded. ``dtype`` is that of weights
             and activations alike.
-        weight_bytes: resident, in ``dtype``. layer_bytes: of one layer, their mean.
+        steps: what its device does of them. weight_bytes: resident, in ``dtype``. layer_bytes: of one layer, their mean.
         disk_bytes, requested_bytes: the tensors that were read, in the checkpoint, and what was asked of its files for them.
     """
 
@@ -77,16 +82,12 @@ class SpanModel:
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = skeleton.model.get_input_embeddings().weight.shape[0]
         self.weight_bytes = self.layer_bytes = self.disk_bytes = self.requested_bytes = 0
-        self.batched_decode = kv.device.type != "cpu"
-        self.tables = StepTables(kv) if kv.device.type == "cuda" and covers(kv) else None
-        """Of steps whose attention is by our own kernels; None: it is torch's."""
         self._skeleton = skeleton
         self._store, self._key = store, key
         self._reservation = 0
         self._kept: dict[int, int] = {}
         """Layers that the store counts this span as a user of, and their bytes."""
-        self._processors: Processors | None = None
-        self._arrived: torch.Tensor | None = None
+        self.steps = Steps(skeleton, span, dtype, kv)
 
     @classmethod
     def load(
@@ -137,7 +138,7 @@ class SpanModel:
         try:
             kv = SlotCache(layers, groups, page_size, TORCH_DTYPES[dtype], torch.device(device))
             model = cls(skeleton, span, dtype, kv, store or SpanStore(), key)
-            model._processors = Processors(rules, model.vocab_size) if rules is not None and model.is_last else None
+            model.steps.processors = Processors(rules, model.vocab_size) if rules is not None and model.is_last else None
             model._load(checkpoint, weight_digests, progress, watch.groups)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise DeviceError(f"no memory on {device} for {span} of {checkpoint.ref}", device=device) from error
@@ -149,6 +150,7 @@ class SpanModel:
 
     def close(self) -> None:
         """Give back its KV memory, and the weights that no other span uses, at once. It cannot be run any more."""
+        self.steps.close()
         for layer in list(self.kv.group_of):
             self.kv.drop(layer)
         base, name = self._skeleton.base, self._skeleton.layers
@@ -178,17 +180,25 @@ class SpanModel:
             LocalProtocolError: pages that do not hold the rows, or no sampling parameters for a row to be sampled.
             DeviceError: the device failed; KV of the rows may be partly written, which a repeat overwrites.
         """
-        try:
-            with torch.inference_mode(), kernels(self.device):
-                self.kv.copy_shared(work.segments)
-                return self._forward(_step_of(self, work.segments), work.segments, hidden)
-        except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
-            raise DeviceError(f"{self.device}: {error}", device=str(self.device)) from error
+        rows: torch.Tensor | list[Pick] = self.steps.run(work.segments, hidden)
+        return rows
+
+    def launch(
+        self, work: Work, hidden: torch.Tensor | None, *, stay: bool = False
+    ) -> Pending[torch.Tensor] | Pending[list[Pick]]:
+        """As :meth:`run`, without waiting for the device: what comes of it is taken off it meanwhile, activations too (if they
+        are not to ``stay``), and the next microbatch may be launched at once."""
+        return self.steps.launch(work.segments, hidden, stay)
+
+    def warm_up(self) -> list[Callable[[], None]]:
+        """What makes first steps as quick as later ones, in parts; each on the thread that runs it, in between if need be. None
+        raises."""
+        return self.steps.warm_up()
 
     @contextmanager
     def of_layers(self, places: Sequence[int]) -> Iterator[None]:
         """Meanwhile its layers are those at ``places`` of the span; one may come more than once. For measuring."""
-        with rearranged(self._skeleton, places):
+        with rearranged(self._skeleton, places), self.steps.of(places):
             yield
 
     @property
@@ -231,8 +241,13 @@ class SpanModel:
             self._reservation = self._store.reserve(self.span, weight_bytes, self.kv.num_bytes)
             if not can_share:
                 self._key += (str(self._reservation),)
-            fresh = self._fill(checkpoint, loading, {number: layer for number, (layer, _) in held.items()}, progress)
-            if self.device.type == "cpu":
+            groups = together if has_kernels(self.device) else ()
+            fresh = self._fill(checkpoint, loading, {number: layer for number, (layer, _) in held.items()}, groups, progress)
+            if has_kernels(self.device):
+                with on_device(self.device):
+                    fused.install(self._skeleton.model, self.device)
+                    self.steps.use_kernels(recorder_of(self.device))
+            elif self.device.type == "cpu":
                 total = self.disk_bytes
                 pack_linears(self._skeleton.model, together, lambda: progress(total, total) if progress is not None else None)
             self._store.keep(self._key, fresh, self._reservation)
@@ -260,12 +275,17 @@ class SpanModel:
         return loading.without({name for name in loading.stored if skeleton.home(name) in self._kept})
 
     def _fill(
-        self, checkpoint: Checkpoint, loading: Loading, held: dict[int, torch.nn.Module], progress: LoadProgress | None
+        self,
+        checkpoint: Checkpoint,
+        loading: Loading,
+        held: dict[int, torch.nn.Module],
+        together: Sequence[tuple[torch.nn.Linear, ...]],
+        progress: LoadProgress | None,
     ) -> dict[int, tuple[torch.nn.Module, int]]:
         """The layers that were loaded, and their bytes, beside those that were ``held``."""
         skeleton = self._skeleton
         splice(skeleton, self.span)
-        memory = materialize(skeleton, loading.stored, self.dtype, self.device)
+        memory = materialize(skeleton, loading.stored, self.dtype, self.device, together)
         layers = getattr(skeleton.base, skeleton.layers)
         for number, layer in held.items():
             layers[number - self.span.start] = layer
@@ -283,147 +303,10 @@ class SpanModel:
             if number not in held
         }
         if not self.is_first:
-            layers[0] = _twin(layers[0])
-            layers[0].register_forward_pre_hook(self._substitute, with_kwargs=True)
+            self.steps.forward.take_in_first_layer()
         return fresh
-
-    def _substitute(
-        self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Hand the first layer what arrived, whatever the base model made of it: some scale their input embeddings
-        or add positions to them, which the first stage has done already."""
-        assert self._arrived is not None
-        if args:
-            return (self._arrived, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": self._arrived}
-
-    # -- running -------------------------------------------------------------------------------
-
-    def _forward(
-        self, step: Step | PagedStep, segments: Sequence[Segment], hidden: torch.Tensor | None
-    ) -> torch.Tensor | list[Pick]:
-        inputs = self._inputs(step, segments, hidden)
-        picked = _picked_rows(segments) if self.is_last else []
-        for rotary in self._skeleton.rotaries:
-            rotary.lengths = lengths_of(segments)
-        token = ATTENDER.set(step.attend if isinstance(step, PagedStep) else partial(attend, step))
-        try:
-            if not picked:
-                rows = self._skeleton.base(**inputs).last_hidden_state[0]
-                return [] if self.is_last else rows
-            size = max(1, LOGITS // self.vocab_size)
-            if len(picked) <= size:
-                return _sample(self._logits(inputs, picked), picked, self._processors)
-            given = _Given(self._skeleton.base(**inputs))
-            with self._replaced_base(given):
-                parts = [picked[start : start + size] for start in range(0, len(picked), size)]
-                return [pick for part in parts for pick in _sample(self._logits(inputs, part), part, self._processors)]
-        finally:
-            ATTENDER.reset(token)
-            self._arrived = None
-
-    def _logits(self, inputs: dict[str, Any], picked: list[_Picked]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """[picked, v]."""
-        keep = torch.tensor([one.row for one in picked], device=self.device)
-        logits = self._skeleton.model(**inputs, logits_to_keep=keep).logits[0]
-        return np.ascontiguousarray(logits.float().cpu().numpy())
-
-    @contextmanager
-    def _replaced_base(self, other: torch.nn.Module) -> Iterator[None]:
-        """Meanwhile the base model is ``other``: what a family does between its last layer and the logits stays its own."""
-        owner, _, name = self._skeleton.prefix.removesuffix(".").rpartition(".")
-        parent = self._skeleton.model.get_submodule(owner)
-        try:
-            setattr(parent, name, other)
-            yield
-        finally:
-            setattr(parent, name, self._skeleton.base)
-
-    def _inputs(self, step: Step | PagedStep, segments: Sequence[Segment], hidden: torch.Tensor | None) -> dict[str, Any]:
-        inputs: dict[str, Any] = {"position_ids": step.position_ids, self._skeleton.cache_argument: step, "use_cache": True}
-        if self.is_first:
-            tokens = np.frombuffer(b"".join(segment.tokens for segment in segments), dtype="<u4")
-            if int(tokens.max()) >= self.vocab_size:
-                raise RemoteProtocolError(
-                    f"token id {tokens.max()} in a vocabulary of {self.vocab_size}", token=int(tokens.max())
-                )
-            return inputs | {"input_ids": torch.from_numpy(tokens.astype(np.int64)).to(self.device, non_blocking=True)[None]}
-        expected = (step.num_rows, self.hidden_size)
-        if hidden is None or tuple(hidden.shape) != expected or hidden.dtype != TORCH_DTYPES[self.dtype]:
-            got = "none" if hidden is None else f"{list(hidden.shape)} {hidden.dtype}"
-            raise RemoteProtocolError(f"activations are {got}; this stage takes {list(expected)} {self.dtype.value}")
-        self._arrived = hidden.to(self.device, non_blocking=True)[None]
-        return inputs | {"inputs_embeds": self._arrived}
-
-
-def _step_of(model: SpanModel, segments: Sequence[Segment]) -> Step | PagedStep:
-    if model.tables is None:
-        return Step(model.kv, segments, batched=model.batched_decode)
-    model.tables.fill(segments)
-    return PagedStep(model.tables)
 
 
 def _bytes_of(tensor: torch.Tensor, dtype: Dtype) -> int:
     """Of a parameter in a run of ``dtype``."""
     return int(tensor.numel()) * (dtype.num_bytes if tensor.is_floating_point() else int(tensor.element_size()))
-
-
-def _twin(layer: torch.nn.Module) -> torch.nn.Module:
-    """The same layer, with the same weights, and hooks of its own: others may have it in the middle of their span."""
-    twin = copy(layer)
-    twin._forward_pre_hooks, twin._forward_pre_hooks_with_kwargs = OrderedDict(), OrderedDict()
-    return twin
-
-
-class _Given(torch.nn.Module):  # type: ignore[misc]
-    """A base model whose output is known."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self._output = output
-
-    def forward(self, *_: Any, **__: Any) -> Any:
-        return self._output
-
-
-@dataclass(frozen=True, slots=True)
-class _Picked:
-    """A row that gets a token: row ``row`` of the batch, which takes absolute position ``position``."""
-
-    segment: Segment
-    row: int
-    position: int
-
-
-def _picked_rows(segments: Sequence[Segment]) -> list[_Picked]:
-    found, stop = [], 0
-    for segment in segments:
-        start, stop = stop, stop + segment.num_rows
-        if segment.num_picks and segment.sampling is None:
-            raise LocalProtocolError(
-                f"sequence {segment.sequence}: rows to sample and no sampling parameters", sequence=segment.sequence
-            )
-        first = stop - min(segment.num_picks, segment.num_rows)
-        found += [_Picked(segment, row, segment.position + row - start + 1) for row in range(first, stop)]
-    return found
-
-
-def _sample(logits: np.ndarray[Any, np.dtype[np.float32]], picked: list[_Picked], processors: Processors | None) -> list[Pick]:
-    rows = [
-        SamplerRow(
-            sampling=one.segment.sampling,
-            position=one.position,
-            history=np.frombuffer(one.segment.history, dtype="<u4")[: one.position],
-            num_prompt_tokens=one.segment.num_prompt_tokens,
-            max_new_tokens=one.segment.max_new_tokens,
-            end_tokens=one.segment.end_tokens,
-        )
-        for one in picked
-        if one.segment.sampling is not None
-    ]
-    return [
-        Pick(one.segment.sequence, one.segment.generation, one.position, got.token, got.logprob, got.top)
-        if got.is_finite
-        else Pick(one.segment.sequence, one.segment.generation, one.position, NO_TOKEN, None, ())
-        for one, got in zip(picked, sample(logits, rows, processors), strict=True)
-    ]

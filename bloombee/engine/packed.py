@@ -221,6 +221,7 @@ def empty(module: nn.Module) -> None:
             one._product.packed.parts, one._product.packed.weight = [], None
         if isinstance(one, PackedLinear | PackedPart):
             one.parts, one.weight = [], None
+        vars(one).pop("forward", None)  # one of ours, which has weights too
         for tensors in (one._parameters, one._buffers):
             for tensor in tensors.values():
                 if tensor is not None:

@@ -85,6 +85,15 @@ class SpanStore:
                 self._layers[model, number] = _Layer(weights, num_bytes)
                 self._reserved[reservation] -= num_bytes
 
+    def hold(self) -> dict[ModelKey, list[int]]:
+        """Every layer has one user more, whoever else lets go of it, until :meth:`give` for each model."""
+        held: dict[ModelKey, list[int]] = {}
+        with self._lock:
+            for (model, number), layer in self._layers.items():
+                layer.num_users += 1
+                held.setdefault(model, []).append(number)
+        return held
+
     def give(self, model: ModelKey, numbers: Iterable[int]) -> list[Any]:
         """One user less of each; the weights of those that have none any more, which are held no longer."""
         gone = []

@@ -8,7 +8,8 @@ combines are handed to the conversion, save for the commonest (stacking experts)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.checkpoint import Checkpoint
+from bloombee.engine.joined import side_by_side
 from bloombee.engine.reader import Entry, Progress, ShardReader
 from bloombee.engine.skeleton import Skeleton
 from bloombee.errors import ConfigError
@@ -132,25 +134,36 @@ def plan_loading(skeleton: Skeleton, checkpoint: Checkpoint, span: Span) -> Load
     return Loading(list(chosen.values()), stored)
 
 
-def materialize(skeleton: Skeleton, stored: dict[str, str], dtype: Dtype, device: torch.device) -> dict[str, torch.Tensor]:
+def materialize(
+    skeleton: Skeleton,
+    stored: dict[str, str],
+    dtype: Dtype,
+    device: torch.device,
+    together: Sequence[tuple[nn.Linear, ...]] = (),
+) -> dict[str, torch.Tensor]:
     """Give a span's parameters memory; parameters stored under one name share it.
 
     Args:
         skeleton: spliced to the span.
         stored: as in :class:`Loading`.
+        together: layers that are to be multiplied as one (``joined.py``).
 
     Returns:
         Stored name -> tensor to fill. Buffers that no checkpoint stores are computed already.
     """
     wide = skeleton.model._get_dtype_plan(TORCH_DTYPES[dtype])
     keep_wide = build_glob_alternation(list(wide))[0].search if wide else lambda _: None
+    times = Counter(stored.values())
+    own = {skeleton.parameters[name][0] for name, source in stored.items() if times[source] == 1 and not keep_wide(source)}
+    places = side_by_side(together, own, TORCH_DTYPES[dtype], device)
     memory: dict[str, torch.Tensor] = {}
     for name, source in stored.items():
         owner, leaf = skeleton.parameters[name]
         old = getattr(owner, leaf)
         if source not in memory:
             kind = torch.float32 if old.is_floating_point() and keep_wide(source) else old.dtype
-            memory[source] = torch.empty(old.shape, dtype=kind, device=device)
+            place = places.get((owner, leaf))
+            memory[source] = torch.empty(old.shape, dtype=kind, device=device) if place is None else place
         if isinstance(old, nn.Parameter):
             owner._parameters[leaf] = nn.Parameter(memory[source], requires_grad=False)
         else:

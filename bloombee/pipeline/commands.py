@@ -9,9 +9,13 @@ from bloombee.pipeline.events import (
     Cancel,
     Emitted,
     Ended,
+    EpochBegan,
+    EpochOver,
     Open,
     PipelineLost,
+    PlanBeside,
     PlanBroken,
+    PlanDropped,
     PlanWired,
     Port,
     StageRestored,
@@ -64,8 +68,14 @@ class TellHead(Struct, frozen=True, gc=False):
     message: Emitted | Ended
 
 
+class TellSwarm(Struct, frozen=True, gc=False):
+    """Of the scheduler."""
+
+    message: EpochBegan | EpochOver
+
+
 class TellScheduler(Struct, frozen=True, gc=False):
-    message: Open | Cancel | PlanWired | PlanBroken | PipelineLost | StageRestored
+    message: Open | Cancel | PlanWired | PlanBroken | PlanBeside | PlanDropped | PipelineLost | StageRestored
 
 
 class PlanMade(Struct, frozen=True, gc=False):
@@ -87,6 +97,20 @@ class PipelineBroken(Struct, frozen=True, gc=False):
     lost_name: str
     name: str
     reason: str
+
+
+class HandoverBegan(Struct, frozen=True, gc=False):
+    """Another plan is made ready beside the one that runs; ``PlanMade`` and ``PipelineUp`` follow when it runs."""
+
+    plan: Plan
+    reason: str
+
+
+class HandoverEnded(Struct, frozen=True, gc=False):
+    """The plan runs, and nothing of the one before is left (no error); or it will not run."""
+
+    plan: Plan
+    error: BloomBeeError | None
 
 
 class PipelineDown(Struct, frozen=True, gc=False):
@@ -161,10 +185,13 @@ Command = (
     | Spill
     | MeasureHere
     | TellHead
+    | TellSwarm
     | TellScheduler
     | PlanMade
     | PipelineUp
     | PipelineBroken
+    | HandoverBegan
+    | HandoverEnded
     | PipelineDown
     | Dismiss
     | Deliver

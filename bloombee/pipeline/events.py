@@ -10,8 +10,8 @@ from bloombee.control.chunks import Chunks
 from bloombee.control.events import Run
 from bloombee.errors import BloomBeeError
 from bloombee.pipeline.work import Outcome
-from bloombee.plan.plan import Ring
-from bloombee.types import FinishReason, Lane, SequenceId, WorkerId
+from bloombee.plan.plan import Plan, Ring
+from bloombee.types import Epoch, FinishReason, Lane, SequenceId, WorkerId
 from bloombee.wire.messages import AnyMessage, LinkReport, Pick, Sampling
 
 
@@ -130,6 +130,26 @@ class PlanBroken(Struct, frozen=True, gc=False):
     now: float
 
 
+class PlanBeside(Struct, frozen=True, gc=False):
+    """The stages of another plan, with as much KV memory, are told their neighbours while the epoch that runs goes on: what is
+    open moves over when they have all that the stages of that one hold.
+
+    Args:
+        feeds: its first stage begins with nothing, and gets all rows from here.
+    """
+
+    ring: Ring
+    feeds: bool
+    now: float
+
+
+class PlanDropped(Struct, frozen=True, gc=False):
+    """An epoch beside the one that runs, before it or after it, is over as it stands."""
+
+    epoch: Epoch
+    now: float
+
+
 class Open(Struct, frozen=True, gc=False):
     """A new sequence. ``prompt``: [n] little-endian uint32, n >= 1."""
 
@@ -193,10 +213,11 @@ class HeadRestored(Struct, frozen=True, gc=False):
 
 
 class StageRestored(Struct, frozen=True, gc=False):
-    """The connection to the worker at ``stage`` came back."""
+    """The connection to the worker at ``stage`` of an epoch (0: of the one that runs) came back."""
 
     stage: int
     now: float
+    epoch: Epoch = 0
 
 
 class PipelineLost(Struct, frozen=True, gc=False):
@@ -221,6 +242,20 @@ class Ended(Struct, frozen=True, gc=False):
 
     sequence: SequenceId
     error: BloomBeeError | None
+
+
+class EpochBegan(Struct, frozen=True, gc=False):
+    """All that is sent from now on goes over this epoch, which had been beside the one that ran."""
+
+    epoch: Epoch
+    now: float
+
+
+class EpochOver(Struct, frozen=True, gc=False):
+    """Nothing of an earlier epoch counts any more: it can be retired."""
+
+    epoch: Epoch
+    now: float
 
 
 # -- head --------------------------------------------------------------------------------------
@@ -288,6 +323,15 @@ class WorkersEnded(Struct, frozen=True, gc=False):
     now: float
 
 
+class HandOver(Struct, frozen=True, gc=False):
+    """Run ``plan`` instead, made for workers that are in, with as much KV memory as the one that runs; its epoch and orders are
+    given here."""
+
+    plan: Plan
+    reason: str
+    now: float
+
+
 class SwarmLost(Struct, frozen=True, gc=False):
     """No pipeline will run any more."""
 
@@ -306,6 +350,8 @@ class Submit(Struct, frozen=True, gc=False):
     client: str = ""
     priority: int = 0
     max_time_s: float | None = None
+    output: bytes | None = None
+    """As ``prompt``: what it was given by a head before this one, fewer than ``max_new_tokens``; None: it begins."""
 
 
 class CancelRequest(Struct, frozen=True, gc=False):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from msgspec import structs
 
 from bloombee.pace import Pace
 from bloombee.plan.profile import Fit, Hardware, KindTime, Profile
-from bloombee.plan.topology import RowTime
+from bloombee.plan.topology import Cores, RowTime
 from bloombee.wire import messages as m
 
 
@@ -16,6 +17,22 @@ def paced(pace: Pace, digest: str, dtype: str, hardware: Hardware, output: RowTi
     """Of a device that is emulated: known without measuring, of the stage as a whole or of each layer, as the pace is."""
     stage, layer = RowTime.paced(pace)
     return Profile(digest, f"paced {pace}", dtype, 1, Fit(stage, layer, 0.0, 0.0), output or RowTime(), 0, 0, hardware)
+
+
+def shared_cores(profiles: Sequence[Profile | None]) -> Cores | None:
+    """Those that several workers take turns on, if all of them are one machine's; who has not said (None) may be anywhere.
+
+    Those of some of them only, beside others' machines, are not told apart: each counts as a machine then.
+    """
+    known = [profile for profile in profiles if profile is not None and profile.hardware.machine and profile.hardware.cores]
+    if len(known) < max(2, len(profiles)) or len({profile.hardware.machine for profile in known}) > 1:
+        return None
+    hop_s = max((1 / rate for profile in known if (rate := profile.hardware.frames_per_s)), default=0.0)
+    return Cores(
+        max(profile.hardware.cores for profile in known),
+        hop_cpu_s=hop_s,
+        is_computing=all(profile.device.startswith("cpu") for profile in known),
+    )
 
 
 def to_message(profile: Profile) -> m.Profiled:

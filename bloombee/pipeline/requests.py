@@ -111,13 +111,13 @@ class RequestCore:
     def _submit(self, event: Submit) -> list[Command]:
         if self.error is not None:
             return [Conclude(event.request, self.error)]
-        if len(self._requests) >= self.max_waiting:
+        if event.output is None and len(self._requests) >= self.max_waiting:
             error = QueueFull(
                 f"{len(self._requests)} requests are open or waiting (max_waiting = {self.max_waiting}): try again later",
                 waiting=len(self._requests),
             )
             return [Conclude(event.request, error)]
-        self._requests[event.request] = request = Request(event, self._number(event.request), bytearray())
+        self._requests[event.request] = request = Request(event, self._number(event.request), bytearray(event.output or b""))
         return [TellScheduler(request.opened(event.now))]
 
     def _number(self, request: int) -> SequenceId:

@@ -7,7 +7,7 @@ taking a lost neighbour's place, waking a new one and going on after a pause are
 What is still to be said of a sequence (``telling.py``) goes in frames of their own on the bulk lane, gathered from the log by the
 device, a few hundred rows each. As long as one is under way nothing of that sequence may overtake it, so what its works give
 meanwhile takes the same way; the frame of such a work goes on without rows, for a microbatch must come home whatever became of
-it.
+it. A mark is a frame without rows that waits until nothing is left to be said: when it comes home, all stages have been told all.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from bloombee.pipeline.telling import Telling
 from bloombee.pipeline.work import Outcome, Work
 from bloombee.types import Lane, Priority, SequenceId
 from bloombee.wire.messages import (
+    MARK,
     MAX_ITEMS,
     REPLAY,
     Ack,
@@ -63,6 +64,8 @@ class Seat:
         self._asked_at: float | None = None
         """When Resume was last said to the stage before; None: not yet, or it has been answered."""
         self._gathering: dict[int, tuple[Item, ...]] = {}
+        self._num_marks = 0
+        """That wait until there is nothing to be said again."""
         self._lost: dict[SequenceId, Holding] = {}
         """Reported as lost, until they come as another generation."""
         self._unsendable: dict[SequenceId, Holding] = {}
@@ -74,7 +77,13 @@ class Seat:
     @property
     def is_idle(self) -> bool:
         """Nothing to say again, held back or unacknowledged."""
-        return not (self.telling.is_behind or self._gathering or self.downstream.num_backlog or self.downstream.num_kept)
+        return not (
+            self.telling.is_behind
+            or self._gathering
+            or self._num_marks
+            or self.downstream.num_backlog
+            or self.downstream.num_kept
+        )
 
     def lane_out(self, work: Work) -> Lane:
         return Lane.CONTROL if self.is_last else lane_of(work.phase)
@@ -105,12 +114,12 @@ class Seat:
         self.is_open = True
         if self.is_last:
             self.wanted = {holding.sequence: holding.have for holding in message.holdings}
-            return [answer, *self._pick_again(now)]
+            return [answer, *self.pick_again(now)]
         self.telling.begin({holding.sequence: holding for holding in message.holdings})
         return [answer]
 
-    def _pick_again(self, now: float) -> list[Command]:
-        """What the scheduler lacks of the newest picks."""
+    def pick_again(self, now: float) -> list[Command]:
+        """What the scheduler lacks of the newest picks, or may lack: those said over a seat that is retired may be lost."""
         wanted = [(held.picks, self.wanted.get(sequence, 0)) for sequence, held in self._store]
         picks = tuple([pick for newest, have in wanted for pick in newest if pick.position >= have])
         head = {"pipeline": self.wire.pipeline, "epoch": self.wire.epoch, "microbatch": REPLAY}
@@ -144,6 +153,9 @@ class Seat:
             return self._push(
                 Lane.CONTROL, lambda number: Verdict(frame=number, picks=outcome.picks, nodes=None, **head), None, now
             )
+        if work.microbatch == MARK:
+            self._num_marks += 1
+            return self._pass_marks(now)
         said = items if fresh and self.telling.in_turn(fresh, dead) else ()
         if not said:
             for item in fresh:
@@ -176,7 +188,20 @@ class Seat:
                 self._gathering[number] = items
                 commands.append(Gather(number, tuple(pieces), sum(item.num_rows for item in items)))
                 number += 1
+        commands += self._pass_marks(now)
         return [*commands, *self.report_lost(lost, now)] if lost else commands
+
+    def _pass_marks(self, now: float) -> list[Command]:
+        """Once nothing is left to be said: what was said goes before them, on the same lane."""
+        if self.telling.is_behind or self._gathering:
+            return []
+        count, self._num_marks = self._num_marks, 0
+        wire = self.wire
+
+        def make(frame: int) -> Forward:
+            return Forward(wire.pipeline, wire.epoch, frame, MARK, Lane.BULK, Priority.REPLAY, ())
+
+        return [command for _ in range(count) for command in self._push(Lane.BULK, make, None, now)]
 
     def report_lost(self, lost: Sequence[Holding], now: float) -> list[Command]:
         """To the scheduler, until these sequences come as another generation."""

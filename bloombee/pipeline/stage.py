@@ -161,7 +161,7 @@ class StageCore:
                 return commit(self.store, self.log, [*self.seats.values()], self._device.jobs, message, now)
             case Close():
                 return self._close(message)
-        return [*self._retire([message.epoch]), Send(Port.HEAD, Lane.CONTROL, Retired(message.pipeline, message.epoch))]
+        return [*self._retire([message.epoch], now), Send(Port.HEAD, Lane.CONTROL, Retired(message.pipeline, message.epoch))]
 
     # -- what people ask -------------------------------------------------------------------
 
@@ -193,9 +193,11 @@ class StageCore:
         return seat
 
     def _is_retired(self, retire: Retire) -> bool:
-        """The order came again."""
-        is_over = retire.epoch not in self.seats and retire.epoch <= self._newest_epoch
-        return retire.pipeline == self.load.pipeline and is_over
+        """The order came again, or its epoch was never wired here: it will not be."""
+        if retire.pipeline != self.load.pipeline or retire.epoch in self.seats:
+            return False
+        self._newest_epoch = max(self._newest_epoch, retire.epoch)
+        return True
 
     def _wire(self, wire: Wire, now: float) -> list[Command]:
         """A seat beside those that there are. Said again it changes nothing."""
@@ -208,7 +210,7 @@ class StageCore:
         if wire.epoch not in self.seats:
             self._newest_epoch = wire.epoch
             self.seats[wire.epoch] = Seat(wire, self.store, self.log, resend_after_s=self._resend_after_s)
-        commands = self._retire([epoch for epoch in self.seats if epoch < wire.oldest])
+        commands = self._retire([epoch for epoch in self.seats if epoch < wire.oldest], now)
         if self._early is not None and self._early.epoch == wire.epoch:
             commands += self._resume(self.seats[wire.epoch], self._early, now)
             self._early = None
@@ -218,10 +220,13 @@ class StageCore:
         commands = seat.resume(message, now)
         return [*commands, *self._pump(seat, now), *self._start()]
 
-    def _retire(self, epochs: list[Epoch]) -> list[Command]:
-        for epoch in epochs:
-            self.seats.pop(epoch).retired = True
-        return self._start()  # what they had taken waits for no credit any more
+    def _retire(self, epochs: list[Epoch], now: float) -> list[Command]:
+        gone = [self.seats.pop(epoch) for epoch in epochs]
+        for seat in gone:
+            seat.retired = True
+        heirs = [seat for seat in self.seats.values() if seat.is_open]
+        picks = heirs[-1].pick_again(now) if heirs and any(seat.is_last for seat in gone) else []
+        return [*picks, *self._start()]  # what they had taken waits for no credit any more
 
     # -- rows in ---------------------------------------------------------------------------
 

@@ -10,11 +10,9 @@ import msgspec
 from bloombee.models.shape import ModelShape
 from bloombee.plan.cost import Cost, LinkCost, StageCost
 from bloombee.plan.explain import spare_reasons
-from bloombee.plan.network import HEAD_NODE
 from bloombee.plan.problem import Problem
 from bloombee.plan.solve import Solution
 from bloombee.plan.topology import Topology
-from bloombee.types import HEAD, WorkerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +121,8 @@ def account(solution: Solution, problem: Problem, plan_s: float = 0.0) -> Accoun
         steps=solution.steps,
         plan_s=plan_s,
         pipelines=tuple(_pipeline(cost, problem) for cost in solution.pipelines),
-        spares={end_name(topology, worker): why for worker, why in reasons.items()},
+        spares={topology.name(worker): why for worker, why in reasons.items()},
     )
-
-
-def end_name(topology: Topology, worker: WorkerId) -> str:
-    """What a document calls that end of a link."""
-    return HEAD_NODE if worker == HEAD else topology.device(worker).name
 
 
 def is_bound_by_bottleneck(cost: Cost) -> bool:
@@ -139,7 +132,6 @@ def is_bound_by_bottleneck(cost: Cost) -> bool:
 
 def _pipeline(cost: Cost, problem: Problem) -> PipelineAccount:
     candidate = cost.candidate
-    bottleneck = bottleneck_name(cost, problem.topology)
     return PipelineAccount(
         sequences=candidate.microbatch_sequences,
         microbatches=candidate.num_microbatches,
@@ -148,19 +140,11 @@ def _pipeline(cost: Cost, problem: Problem) -> PipelineAccount:
         step_s=cost.step_s,
         loop_s=cost.loop_s,
         bottleneck_s=cost.bottleneck_s,
-        bottleneck=bottleneck,
-        set_by=f"{candidate.num_microbatches} x {bottleneck}" if is_bound_by_bottleneck(cost) else "the loop",
+        bottleneck=cost.bottleneck,
+        set_by=f"{candidate.num_microbatches} x {cost.bottleneck}" if is_bound_by_bottleneck(cost) else "the loop",
         stages=tuple(_stage(cost, problem, index) for index in range(len(cost.stages))),
         links=tuple(_link(cost, problem.topology, index) for index in range(len(cost.links))),
     )
-
-
-def bottleneck_name(cost: Cost, topology: Topology) -> str:
-    """What is busy for the longest, called as the document calls it."""
-    for link in cost.links:
-        if _is_bottleneck(cost, link):
-            return f"link {end_name(topology, link.source)} -> {end_name(topology, link.target)}"
-    return cost.bottleneck
 
 
 def _is_bottleneck(cost: Cost, part: StageCost | LinkCost) -> bool:
@@ -201,8 +185,8 @@ def _link(cost: Cost, topology: Topology, index: int) -> LinkAccount:
     rates = [topology.link(link.source, link.target).bandwidth_bytes_per_s]
     rates += [rate for _, rate in topology.lines(link.source, link.target)]
     return LinkAccount(
-        source=end_name(topology, link.source),
-        target=end_name(topology, link.target),
+        source=topology.name(link.source),
+        target=topology.name(link.target),
         ratio=ratios[index - 1] if ratios and carries_activations else None,
         bytes_per_token=cost.bytes_per_token[index],
         bandwidth_bytes_per_s=min(rates) if min(rates) < float("inf") else None,

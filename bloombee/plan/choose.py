@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from bloombee.codec.choice import CodecMode
-from bloombee.errors import Infeasible
+from bloombee.errors import PlanError
 from bloombee.models.card import ModelCard
 from bloombee.models.shape import ModelShape
 from bloombee.objective import Goal, Objective
@@ -115,10 +115,10 @@ def choose(topology: Topology, card: ModelCard, wish: Wish, objective: Objective
         bottleneck=cost.bottleneck,
         gap=solution.gap,
         spares=tuple(
-            (topology.device(worker).name, f"{why}, if a guess of its speed is right" if worker in guessed else why)
+            (topology.name(worker), f"{why}, if a guess of its speed is right" if worker in guessed else why)
             for worker, why in reasons.items()
         ),
-        guessed=tuple(topology.device(worker).name for worker in cost.candidate.workers if worker in guessed),
+        guessed=tuple(topology.name(worker) for worker in cost.candidate.workers if worker in guessed),
     )
     return Chosen(cost.candidate, prediction)
 
@@ -131,7 +131,7 @@ def _most_pages(topology: Topology, card: ModelCard, wish: Wish, objective: Obje
         model, space = wish.shape(card, num_pages), wish.space(card, num_pages)
         try:
             return _solve(topology, model, space, objective, wish.scheduler, steps), num_pages
-        except Infeasible:
+        except PlanError:  # where memory is tight a search may end with nothing, and it is as good as none
             if wish.pages_fixed or num_pages == 1:
                 raise
             num_pages //= 2

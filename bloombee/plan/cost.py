@@ -29,7 +29,7 @@ from bloombee.models.shape import ModelShape
 from bloombee.plan.candidate import Candidate
 from bloombee.plan.memory import kv_slots, stage_memory
 from bloombee.plan.topology import Cores, Device, Topology
-from bloombee.types import HEAD, WorkerId
+from bloombee.types import WorkerId
 
 __all__ = [
     "Candidate",
@@ -87,8 +87,10 @@ class LinkCost:
     frame_bytes: float
     wire_s: float
     latency_s: float
-    encode_s: float = 0.0
-    decode_s: float = 0.0
+    encode_s: float
+    decode_s: float
+    name: str
+    """From whom to whom."""
 
     @property
     def busy_s(self) -> float:
@@ -117,7 +119,7 @@ class Cost:
 
     def __post_init__(self) -> None:
         busy = [(stage.busy_s, f"worker {stage.name}") for stage in self.stages]
-        busy += [(link.busy_s, f"link {_end(link.source)} -> {_end(link.target)}") for link in self.links]
+        busy += [(link.busy_s, f"link {link.name}") for link in self.links]
         busy += [(busy_s, f"line {name}") for name, busy_s in self.lines]
         longest, name = max(busy, key=lambda item: item[0])
         object.__setattr__(self, "loop_s", sum(stage.busy_s for stage in self.stages) + sum(link.pass_s for link in self.links))
@@ -397,7 +399,8 @@ def _link(
 ) -> LinkCost:
     link = topology.link(source, target)
     wire_s = max([link.wire_s(frame), *(frame / rate for _, rate in topology.lines(source, target))])
-    return LinkCost(source, target, raw, frame, wire_s, link.latency_s, encode_s, decode_s)
+    name = f"{topology.name(source)} -> {topology.name(target)}"
+    return LinkCost(source, target, raw, frame, wire_s, link.latency_s, encode_s, decode_s, name)
 
 
 def _lines(links: tuple[LinkCost, ...], topology: Topology) -> tuple[tuple[str, float], ...]:
@@ -409,25 +412,21 @@ def _lines(links: tuple[LinkCost, ...], topology: Topology) -> tuple[tuple[str, 
     return tuple((name, sum(times)) for name, times in busy.items() if len(times) > 1)
 
 
-def _end(worker: WorkerId) -> str:
-    return "head" if worker == HEAD else str(worker)
-
-
 def _explain(cost: Cost) -> str:
     candidate = cost.candidate
     busy = candidate.num_microbatches / cost.step_s if cost.step_s > 0 else 0.0
-    lines = [f"{'':<14}{'layers':>7}{'compute':>11}{'stream':>11}{'memory':>11}{'busy':>7}"]
+    width = max(14, *(2 + len(stage.name) for stage in cost.stages), *(2 + len(link.name) for link in cost.links))
+    lines = [f"{'':<{width}}{'layers':>7}{'compute':>11}{'stream':>11}{'memory':>11}{'busy':>7}"]
     for stage in cost.stages:
         memory = f"{stage.memory_bytes / 1e9:.2f} GB"
         lines.append(
-            f"{f'{stage.worker} {stage.name}'[:14]:<14}{stage.layers:>7}{_ms(stage.compute_s):>11}{_ms(stage.stream_s):>11}"
+            f"{stage.name:<{width}}{stage.layers:>7}{_ms(stage.compute_s):>11}{_ms(stage.stream_s):>11}"
             f"{memory:>11}{stage.busy_s * busy:>7.0%}"
         )
-    lines.append(f"{'':<14}{'bytes/token':>12}{'wire':>11}{'latency':>11}{'codec':>11}{'busy':>7}")
+    lines.append(f"{'':<{width}}{'bytes/token':>12}{'wire':>11}{'latency':>11}{'codec':>11}{'busy':>7}")
     for link, per_token in zip(cost.links, cost.bytes_per_token, strict=True):
-        name = f"{_end(link.source)} -> {_end(link.target)}"
         lines.append(
-            f"{name:<14}{per_token:>12.0f}{_ms(link.wire_s):>11}{_ms(link.latency_s):>11}"
+            f"{link.name:<{width}}{per_token:>12.0f}{_ms(link.wire_s):>11}{_ms(link.latency_s):>11}"
             f"{_ms(link.encode_s + link.decode_s):>11}{link.busy_s * busy:>7.0%}"
         )
     parts = f"compute {_ms(cost.compute_s)} + wire {_ms(cost.wire_s)} + latency {_ms(cost.delay_s)} + codec {_ms(cost.codec_s)}"

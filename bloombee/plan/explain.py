@@ -22,7 +22,7 @@ def explain(solution: Solution, topology: Topology, model: ModelShape) -> str:
     spares = spare_reasons(solution, topology, model)
     if spares:
         lines += ["", "left as spares:"]
-        lines += [f"  {topology.device(worker).name}: {why}" for worker, why in spares.items()]
+        lines += [f"  {topology.name(worker)}: {why}" for worker, why in spares.items()]
     return "\n".join(lines)
 
 
@@ -47,6 +47,9 @@ def _why_spare(solution: Solution, topology: Topology, model: ModelShape, worker
     if not fitting:
         short = min(stage.short_bytes for _, other in tries for stage in other.stages if stage.worker == worker)
         return f"it has no room for a layer, short by {short / 1e9:.2f} GB"
+    if solution.objective.goal is Goal.LATENCY:
+        longer_s = min(after.loop_s - before.loop_s for before, after in fitting)
+        return f"with one layer on it a token would take {longer_s * 1e3:.1f} ms longer" if longer_s > 0 else "no gain"
     before, after = min(fitting, key=lambda pair: pair[1].step_s - pair[0].step_s)
     longer_s, loop_s = after.step_s - before.step_s, after.loop_s - before.loop_s
     if longer_s > 0:

@@ -25,6 +25,8 @@ class StagePlan:
     """Those of the plan's that have layers here."""
     scratch_bytes: int = 0
     """What a forward may need besides."""
+    load: int = 0
+    """The order to load it, which counts all that the head gives; 0: none has been given."""
 
     @property
     def num_pages(self) -> int:

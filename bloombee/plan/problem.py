@@ -34,6 +34,7 @@ from bloombee.plan.memory import model_shape
 from bloombee.plan.network import HEAD_NODE, Network
 from bloombee.plan.solve import Space
 from bloombee.plan.topology import Cores, Device, Link, RowTime, Site, Topology
+from bloombee.quote import printable
 from bloombee.types import HEAD, Dtype, WorkerId
 
 LEAST_LINK_RATE, MOST_LINK_RATE = 125.0, 12.5e9
@@ -50,6 +51,14 @@ class Problem:
     model: ModelShape
     space: Space
     objective: Objective
+
+
+def readable(problem: Problem) -> Problem:
+    """The same, all names such as can be shown to people."""
+    topology = problem.topology
+    devices = {worker: dataclasses.replace(device, name=printable(device.name)) for worker, device in topology.devices.items()}
+    sites = {party: dataclasses.replace(site, name=printable(site.name)) for party, site in topology.sites.items()}
+    return dataclasses.replace(problem, topology=dataclasses.replace(topology, devices=devices, sites=sites))
 
 
 def named_model(document: Document) -> str | None:

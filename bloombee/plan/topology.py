@@ -225,12 +225,20 @@ class Topology:
         }
         return cls(dict(zip(workers, devices, strict=True)), {(HEAD, 1): first, **hops}, cores)
 
+    def name(self, party: WorkerId) -> str:
+        """What people call a worker, or the head."""
+        if party == HEAD:
+            return "head"
+        device = self.devices.get(party)
+        return device.name if device is not None and device.name else f"worker {party}"
+
     def device(self, worker: WorkerId) -> Device:
         """Raises PlanError if there is no such worker."""
         try:
             return self.devices[worker]
         except KeyError:
-            raise PlanError(f"no worker {worker}; there are {sorted(self.devices)}", worker=worker) from None
+            names = ", ".join(map(self.name, list(self.devices)[:20]))
+            raise PlanError(f"no worker {worker}; there are {names}", worker=worker) from None
 
     def link(self, source: WorkerId, target: WorkerId) -> Link:
         """Raises PlanError if ``source`` cannot reach ``target``. A worker reaches itself for nothing."""
@@ -239,7 +247,8 @@ class Topology:
         try:
             return self.links[source, target]
         except KeyError:
-            raise PlanError(f"no link from worker {source} to worker {target}", source=source, target=target) from None
+            said = f"no link from {self.name(source)!r} to {self.name(target)!r}"
+            raise PlanError(said, source=source, target=target) from None
 
     def lines(self, source: WorkerId, target: WorkerId) -> tuple[tuple[str, float], ...]:
         """(name, bytes per second) of the access lines between the two, out of one and into the other."""

@@ -16,21 +16,23 @@ from dataclasses import dataclass
 
 from bloombee.config import parse_size
 from bloombee.errors import ConfigError
-from bloombee.plan.account import end_name, is_full
+from bloombee.plan.account import is_full
 from bloombee.plan.cost import Cost, LinkCost
 from bloombee.plan.problem import Problem
 from bloombee.plan.topology import LOCAL, Device, Link, Site, Topology
-from bloombee.quote import quoted
+from bloombee.quote import printable, quoted
 from bloombee.types import HEAD, WorkerId
+from bloombee.utf8 import surrogate_at
 
 Change = Callable[[Problem], Problem]
 RULE = (
     "-NAME, +NEW=LIKE, A->B bandwidth=0.1x, A<->B rtt=80ms, NAME speed=2x, NAME memory=24GB, NAME up=0.5x or NAME down=5MB/s,"
     " several with commas between them"
 )
-_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]?)(bit|B)(?:/s)?")
-_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s)")
-_FACTOR = re.compile(r"(\d+(?:\.\d+)?)x")
+_NUMBER = r"(\d{1,20}(?:\.\d{1,20})?)"
+_RATE = re.compile(_NUMBER + r"\s*([kMG]?)(bit|B)(?:/s)?")
+_TIME = re.compile(_NUMBER + r"\s*(ms|s)")
+_FACTOR = re.compile(_NUMBER + "x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,9 @@ class Scenario:
 
 def parse_scenario(text: str) -> Scenario:
     """Raises ConfigError: it is none; says what is allowed."""
-    return Scenario(text.strip(), tuple(_change(part.strip(), text) for part in text.split(",")))
+    if surrogate_at(text) is not None:
+        raise _not_understood(text)
+    return Scenario(printable(text.strip()), tuple(_change(part.strip(), text) for part in text.split(",")))
 
 
 def _change(part: str, text: str) -> Change:
@@ -98,16 +102,16 @@ def _figure(name: str, value: str, text: str) -> Figure:
 
 def _worker(problem: Problem, name: str) -> WorkerId:
     for worker, device in problem.topology.devices.items():
-        if device.name == name:
+        if printable(device.name) == printable(name):
             return worker
-    names = ", ".join(device.name for device in list(problem.topology.devices.values())[:20])
+    names = ", ".join(printable(device.name) for device in list(problem.topology.devices.values())[:20])
     raise ConfigError(f"what-if: no worker {quoted(name)}; there are {names}", field="what-if", worker=name)
 
 
 def _ends(problem: Problem, name: str) -> set[WorkerId]:
     if name == "*":
         return {HEAD, *problem.topology.devices}
-    return {HEAD} if name == end_name(problem.topology, HEAD) else {_worker(problem, name)}
+    return {HEAD} if name == problem.topology.name(HEAD) else {_worker(problem, name)}
 
 
 def _without(problem: Problem, name: str) -> Problem:
@@ -129,7 +133,7 @@ def _without(problem: Problem, name: str) -> Problem:
 def _another(problem: Problem, name: str, like: str) -> Problem:
     """Beside ``like``: it has the same links, shares its line if that is known, and nothing lies between the two."""
     topology, other = problem.topology, _worker(problem, like)
-    if any(device.name == name for device in topology.devices.values()) or name == end_name(topology, HEAD):
+    if any(device.name == name for device in topology.devices.values()) or name == topology.name(HEAD):
         raise ConfigError(f"what-if: there is a {name!r} already", field="what-if", worker=name)
     new = max(topology.devices) + 1
     links = dict(topology.links) | {(new, other): LOCAL, (other, new): LOCAL}
@@ -169,7 +173,7 @@ def _changed_link(topology: Topology, ends: tuple[WorkerId, WorkerId], name: str
     gets = min([link.bandwidth_bytes_per_s, *(rate for _, rate in topology.lines(*ends))])
     after = figure(gets)
     if math.isinf(after):
-        what = f"{end_name(topology, ends[0])} -> {end_name(topology, ends[1])}"
+        what = f"{topology.name(ends[0])} -> {topology.name(ends[1])}"
         raise ConfigError(f"what-if: {what} has no limit of which that could be a part: say how wide it is", field="what-if")
     return Link(after, link.latency_s)
 
@@ -234,7 +238,7 @@ def _twice(name: str, what: str) -> dict[str, Scenario]:
 
 
 def _better_link(topology: Topology, link: LinkCost) -> dict[str, Scenario]:
-    source, target = (end_name(topology, end) for end in (link.source, link.target))
+    source, target = (topology.name(end) for end in (link.source, link.target))
     found = {}
     if link.latency_s > 0:
         text = f"{source}<->{target} rtt=0.5x"

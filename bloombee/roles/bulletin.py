@@ -57,6 +57,11 @@ class Bulletin:
         """Something was chosen, and ``line`` of the log says so."""
         self._tell(SwarmEvent(SwarmEventKind.DECIDED, decision.at_s, decision.epoch, reason=decision.why, decision=line))
 
+    def state(self, what: str) -> None:
+        """Something was not kept for a head after this one, or everything is again."""
+        log.warning("%s", what)
+        self.tell(SwarmEventKind.STATE, reason=what)
+
     def _tell(self, event: SwarmEvent) -> None:
         self._kept.append(event)
         for listener in list(self._listeners):

@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -43,8 +43,20 @@ MAX_TABLES = 64
 """That a receiver keeps of one boundary; the oldest goes first."""
 
 
+class Apart(Protocol):
+    """[rows, d] values that are on a device."""
+
+    def raw(self) -> memoryview:
+        """A copy of them here, as bytes."""
+        ...
+
+    def encoded(self, table: Table) -> memoryview | None:
+        """A message with them, made there, valid until the next; None: the processor is to make it from :meth:`raw`."""
+        ...
+
+
 class Sender:
-    """Encodes what leaves a stage. :meth:`encode` belongs to the device thread, everything else to the event loop.
+    """Encodes what leaves a stage. ``encode`` and ``encode_apart`` belong to the device thread, all else to the event loop.
 
     Args:
         ship: called on the fitting thread with a table to send to the receiver.
@@ -101,6 +113,19 @@ class Sender:
         self._learn(raw, rows, payload[0].encoded_bytes)
         return payload
 
+    def encode_apart(self, values: Apart, rows: int) -> Payload:
+        """As :meth:`encode`, of values on a device: coded there where that is quicker and no rows of them are collected."""
+        raw_bytes = rows * self._channels * self._dtype.num_bytes
+        pays = self.choice.pays(raw_bytes) and not self._collects()
+        message = values.encoded(self._table) if pays else None
+        if message is None:
+            return self.encode(values.raw(), rows)
+        self.num_encoded += 1
+        self.raw_bytes += raw_bytes
+        self.sent_bytes += message.nbytes
+        self._follow(raw_bytes / message.nbytes)
+        return self._payload(api.CODEC_ID, kept(message), raw_bytes, rows)
+
     def held(self, key: bytes) -> None:
         """The receiver holds the table: use it."""
         table = self._made.get(key)
@@ -147,12 +172,8 @@ class Sender:
     # -- learning --------------------------------------------------------------------------
 
     def _learn(self, raw: memoryview, rows: int, sent: int) -> None:
-        ratio = raw.nbytes / sent
-        self._ratio = ratio if self._ratio is None else 0.98 * self._ratio + 0.02 * ratio
-        self._frames_since_fit += 1
-        if self._first_ratio is None and self._frames_since_fit >= 16:
-            self._first_ratio = self._ratio
-        if self._is_fitting or not self._wants_fit():
+        self._follow(raw.nbytes / sent)
+        if not self._collects():
             return
         self._samples.append(bytes(raw))
         self._sample_rows += rows
@@ -160,6 +181,17 @@ class Sender:
             samples, self._samples, self._sample_rows = b"".join(self._samples), [], 0
             self._is_fitting = True
             threading.Thread(target=self._fit, args=(samples,), name="bloombee-codec-fit", daemon=True).start()
+
+    def _follow(self, ratio: float) -> None:
+        """What a frame came to."""
+        self._ratio = ratio if self._ratio is None else 0.98 * self._ratio + 0.02 * ratio
+        self._frames_since_fit += 1
+        if self._first_ratio is None and self._frames_since_fit >= 16:
+            self._first_ratio = self._ratio
+
+    def _collects(self) -> bool:
+        """Whether rows are wanted to fit a table to."""
+        return not self._is_fitting and self._wants_fit()
 
     def _wants_fit(self) -> bool:
         if self._needs_fit:
@@ -191,6 +223,11 @@ class Receiver:
         self._channels = channels
         self._default = default_table(dtype, channels)
         self._tables: dict[bytes, Table] = {}
+
+    @property
+    def tables(self) -> Mapping[bytes, Table]:
+        """Those held, by key."""
+        return self._tables
 
     def take(self, body: bytes) -> bytes:
         """Hold a table; its key. Raises CorruptPayload if it is none, RemoteProtocolError if it is another boundary's."""

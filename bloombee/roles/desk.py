@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from bloombee.errors import BloomBeeError, ConfigError, Infeasible, RuntimeClosed
 from bloombee.kv.pool import most_pages
 from bloombee.models.card import ModelCard
 from bloombee.pipeline.commands import Command
 from bloombee.pipeline.events import CancelRequest, Emitted, Ended, SchedulerBegan, SchedulerSaid, Submit, SwarmLost
+from bloombee.pipeline.journal import Asked, Kept, Record, Taken
 from bloombee.pipeline.requests import Request, RequestCore
 from bloombee.plan.plan import Plan
 from bloombee.roles.asked import ask
+from bloombee.roles.backlog import Backlog, unpacked
 from bloombee.roles.prompts import Prompt, PromptIds, Prompts
-from bloombee.roles.requests import Requests, Sink, typed
+from bloombee.roles.requests import Requests, Sink, shown, typed
 from bloombee.roles.text import TextCodec
 from bloombee.types import FinishReason, SamplingParams
 from bloombee.wire.messages import Pick
@@ -30,12 +33,18 @@ class Desk:
     Args:
         max_waiting: requests that may be open or waiting at once.
         do: acts on what the requests' core asks for.
+        keep: told what a head after this one must know of them.
     """
 
-    def __init__(self, max_waiting: int, do: Callable[[list[Command]], None]) -> None:
+    def __init__(
+        self, max_waiting: int, do: Callable[[list[Command]], None], keep: Callable[[Record], None] = lambda record: None
+    ) -> None:
         self._core = RequestCore(max_waiting)
         self._do = do
-        self._requests = Requests(self._free)
+        self._keep = keep
+        self._requests = Requests(self._free, keep)
+        self.restored: dict[int, Backlog] = {}
+        """Requests of heads before this one, until their end is taken."""
         self._is_closed = False
         self._prompts: Prompts | None = None
         self._card: ModelCard
@@ -99,7 +108,7 @@ class Desk:
             with typed():
                 self._begin(number, read, params, sink, client, priority)
         except BloomBeeError:
-            self.cancel(number)
+            self.cancel(number, sink)
             raise
         return read.ids
 
@@ -107,6 +116,20 @@ class Desk:
         self._check_length(params, len(prompt.ids), False)
         asked = ask(params, self._card, len(prompt.ids))
         self._requests.add(number, sink, self._text.stream(asked.stop, prompt.ids))
+        self._keep(
+            Asked(
+                number,
+                prompt.packed,
+                asked.sampling,
+                asked.max_new_tokens,
+                tuple(asked.end_tokens),
+                asked.stop,
+                client,
+                priority,
+                asked.max_time_s,
+                time.time(),
+            )
+        )
         event = Submit(
             number,
             prompt.packed,
@@ -120,9 +143,68 @@ class Desk:
         )
         self._do(self._core.handle(event))
 
-    def cancel(self, number: int) -> None:
-        """End a request and free its KV on every stage; nothing more goes to its sink."""
+    def cancel(self, number: int, sink: Sink) -> None:
+        """End a request and free its KV on every stage; nothing more goes to its sink. One that has ended is forgotten.
+
+        One that somebody else reads goes on.
+        """
+        if number in self.restored and not self.restored[number].is_read_by(sink):
+            return
         self._requests.cancel(number)
+        if not self._is_closed:  # else whoever asked was not told its end, and the head after this one goes on with it
+            self.restored.pop(number, None)
+            self._keep(Taken(number))
+
+    async def restore(self, requests: Mapping[int, Kept]) -> None:
+        """Go on with requests of the head before, whose tokens wait for whoever comes to :meth:`read` them."""
+        for number, kept in requests.items():
+            self.restored[number] = backlog = Backlog(kept.asked)
+            try:
+                with typed():
+                    self._restore(number, kept, backlog)
+            except BloomBeeError as error:
+                backlog.end(error)
+            await asyncio.sleep(0)
+
+    def _restore(self, number: int, kept: Kept, backlog: Backlog) -> None:
+        asked, now = kept.asked, time.monotonic()
+        text = self._text.stream(asked.stop, unpacked(asked.prompt))
+        for given in kept.given:
+            backlog.token(shown(text, given, FinishReason(given.finish) if given.finish else None))
+        if kept.finish is not None:
+            backlog.end(None)
+            return
+        self._requests.add(number, backlog, text)
+        left_s = kept.time_left_s(time.time())
+        event = Submit(
+            number,
+            asked.prompt,
+            asked.sampling,
+            asked.max_new_tokens,
+            frozenset(asked.end_tokens),
+            now,
+            asked.client,
+            asked.priority,
+            left_s,
+            kept.output,
+        )
+        self._do(self._core.handle(event))
+
+    def read(self, number: int, sink: Sink, from_token: int) -> tuple[int, ...]:
+        """Everything of a restored request from a token on goes to ``sink``, what is there already at once.
+
+        Returns:
+            The token ids of its prompt.
+
+        Raises:
+            ConfigError: there is no such request, it has fewer tokens, or it is being read.
+        """
+        backlog = self.restored.get(number)
+        if backlog is None:
+            known = ", ".join(map(str, self.restored)) or "none"
+            raise ConfigError(f"request {number} does not go on from a head before this one; those that do: {known}", field="id")
+        backlog.read(sink, from_token)
+        return unpacked(backlog.asked.prompt)
 
     def _free(self, number: int) -> None:
         """A request's KV on every stage, where there still is a pipeline."""

@@ -6,17 +6,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from bloombee.errors import RemoteProtocolError
 from bloombee.links.frames import LinkMeter
-from bloombee.pipeline.commands import Command, Send, TellHead
+from bloombee.pipeline.commands import Command, Send, TellHead, TellSwarm
 from bloombee.pipeline.events import FromStage
 from bloombee.pipeline.scheduler import Event, SchedulerCore, SchedulerProxy
+from bloombee.pipeline.swarm import PlanRequest
 from bloombee.plan.plan import Plan
 from bloombee.roles.desk import Desk
 from bloombee.roles.each import each
+from bloombee.roles.replanner import Replanner
 from bloombee.roles.stage_host import RESEND_AFTER_S
 from bloombee.roles.tracing import HeadTrace
 from bloombee.types import Lane, SchedulerPlace, WorkerId
 from bloombee.wire.messages import (
+    NO_TOKEN,
     Ack,
     AnyMessage,
     Closed,
@@ -38,24 +42,25 @@ class Dispatch:
     """Belongs to one event loop.
 
     Args:
-        max_rows, step_deadline_s: as of SchedulerCore.
+        request: what plans are asked for; of its model, beyond whose vocabulary there is no token.
         meter: of the link to the first stage. trace: None where nothing is traced.
         send: a message to a worker; its bytes, 0 if the worker is not in.
         desk: gets what the scheduler tells the head, and has the requests that another one is told of.
+        replanner: knows the plan of each epoch that is wired, and is told when the scheduler moves over to another one.
     """
 
     def __init__(
         self,
+        request: PlanRequest,
         *,
-        max_rows: int,
-        step_deadline_s: float,
         meter: LinkMeter,
         trace: HeadTrace | None,
         send: Callable[[WorkerId, Lane, AnyMessage], int],
         desk: Desk,
+        replanner: Replanner,
     ) -> None:
         self.scheduler: SchedulerCore | SchedulerProxy = SchedulerCore(
-            max_rows=max_rows, resend_after_s=RESEND_AFTER_S, step_deadline_s=step_deadline_s
+            max_rows=request.max_rows, resend_after_s=RESEND_AFTER_S, step_deadline_s=request.step_deadline_s
         )
         self._plan: Plan | None = None
         """Whose stages are meant."""
@@ -64,10 +69,13 @@ class Dispatch:
         self._trace = trace
         self._send = send
         self._desk = desk
+        self._replanner = replanner
+        self._vocab_size = request.card.vocab_size
 
     def planned(self, plan: Plan) -> None:
         """Stages are those of ``plan`` from now on, and the scheduler is where it says: another one begins with every request."""
         self._plan = plan
+        self._meter.restart()
         place = plan.scheduler, plan.scheduler_since
         if place != self._place:
             self._place = place
@@ -79,10 +87,15 @@ class Dispatch:
         each(self._do, self.scheduler.handle(event))
 
     def heard(self, stage: int, message: OfTheRing, taken_ns: int, now: float) -> None:
-        """A stage says something; ``taken_ns``: when the transport took it in, where that is traced. Raises as the core does."""
+        """A stage says something; ``taken_ns``: when the transport took it in, where that is traced.
+
+        Raises:
+            RemoteProtocolError: a token that the model does not have, and as the core does; StalePlan: likewise.
+        """
+        _check_tokens(message, self._vocab_size)
         took = self._trace.now() if self._trace is not None else 0
         each(self._do, self.scheduler.handle(FromStage(stage, message, now)))
-        if isinstance(message, Ack):
+        if isinstance(message, Ack) and self._plan is not None and message.epoch == self._plan.epoch:
             self._meter.acked(message, now)
         elif self._trace is not None and isinstance(message, Verdict):
             self._trace.came_home(message.microbatch, taken_ns, took)
@@ -90,14 +103,17 @@ class Dispatch:
     def _do(self, command: Command) -> None:
         match command:
             case Send(to=int(stage), lane=lane, message=message) if self._plan is not None:
-                self._send_to(self._plan.stages[stage].worker, lane, message)
+                plan = self._replanner.plan_of(message.epoch) or self._plan  # type: ignore[union-attr]
+                self._send_to(plan.stages[stage].worker, lane, message)
             case TellHead(message=told):
                 self._desk.told(told)
+            case TellSwarm(message=moved):
+                self._replanner.moved(moved)
             case _:
                 raise AssertionError(f"the scheduler asks for {command!r}")
 
     def _send_to(self, worker: WorkerId, lane: Lane, message: AnyMessage) -> None:
-        if not isinstance(message, Forward):
+        if not isinstance(message, Forward) or self._plan is None or message.epoch != self._plan.epoch:
             self._send(worker, lane, message)
             return
         now = time.monotonic()
@@ -107,3 +123,18 @@ class Dispatch:
             self._meter.sent(lane, message.frame, num_bytes, 1, now)
             if self._trace is not None:
                 self._trace.sent(message, sending)
+
+
+def _check_tokens(message: OfTheRing, vocab_size: int) -> None:
+    """Who picks, or passes a pick on, may be another program: what comes of a wrong token would be somebody else's error."""
+    match message:
+        case Verdict(picks=picks):
+            path = "Verdict.picks"
+        case Told(given=given):
+            path, picks = "Told.given", tuple(one.pick for one in given)
+        case _:
+            return
+    for pick in picks:
+        wrong = [token for token in (pick.token, *(token for token, _ in pick.top)) if token >= vocab_size]
+        if wrong and (wrong[0] != NO_TOKEN or path != "Verdict.picks"):
+            raise RemoteProtocolError(f"token {wrong[0]} of a model that has {vocab_size}", path=path)

@@ -1,6 +1,7 @@
 """A span on the device: its forwards, and what they say over its boundaries. Never touches a socket or a core.
 
-Everything slow is put in the device's queue (``work_thread.py``), and what came of it comes back to the event loop.
+Everything slow is put in the device's queue (``work_thread.py``), and what came of it comes back to the event loop. A device that
+works on after it was asked is asked for the next work at once: another thread waits for what comes of each, encodes and tells it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -20,7 +22,7 @@ from bloombee.pace import Pace
 from bloombee.pipeline.profiles import paced
 from bloombee.pipeline.work import Outcome, Piece, Work
 from bloombee.plan.profile import Hardware, Profile
-from bloombee.roles.coding import Payload, Receiver, Sender
+from bloombee.roles.coding import RAW, Payload, Receiver, Sender
 from bloombee.roles.loading import LoadedSpan, Loader, say
 from bloombee.roles.precise_sleep import sleep_until, wake_exactly
 from bloombee.roles.tracing import StageTrace
@@ -31,6 +33,20 @@ from bloombee.wire.messages import Load, Tally
 log = logging.getLogger(__name__)
 BRIEF_NS = 3_000_000
 """For so long the event loop may stand still for a forward."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """A forward that the device was asked for."""
+
+    work: Work
+    began_ns: int
+    start_ns: int = 0
+    """When the device was asked; ``stop_ns``: when it was done, as far as that is known."""
+    stop_ns: int = 0
+    result: Callable[[], Any] | None = None
+    """Waits for the rows or picks; None: there was nothing to run."""
+    error: Exception | None = None
 
 
 class SpanExecutor:
@@ -50,6 +66,8 @@ class SpanExecutor:
         """The module engine.buffers, once something is loaded: importing it costs a worker torch."""
         self._clock: Any = None
         """An engine.device_clock.DeviceClock, once something is loaded."""
+        self._device_codec: Any = None
+        """An engine.device_codec.DeviceCodec where activations are on a GPU and may be coded."""
         self._pace: Pace | None = None
         self._is_processor = False
         """Whether this machine's processor is the device, not another that the thread waits for."""
@@ -61,8 +79,8 @@ class SpanExecutor:
         """As wire.messages.Tally, of forwards since the start."""
         self.trace: StageTrace | None = None
         self._profiling: Iterator[Profile | None] = iter(())
-        self._forward_ns = (0, 0)
-        """When the last forward began and ended."""
+        self._results: WorkThread | None = None
+        """Waits for what the device works on, and alone uses the sender then; None: the device is done when it has been asked."""
         self._last_decode = (0, 0, 0)
         """Of the last work of decode that this processor did itself: rows, nanoseconds, and when it was done."""
 
@@ -115,7 +133,7 @@ class SpanExecutor:
         """The same frame coded with the default table."""
         sender = self.sender
         assert sender is not None
-        self._queue.ask(lambda: sender.recode(payload), on_done, on_error)
+        self._ask_after_runs(lambda: sender.recode(payload), on_done, on_error)
 
     def unpack(self, body: bytes, *, on_done: Callable[[bytes], None], on_error: Callable[[BloomBeeError], None]) -> None:
         """Hold the table that came for the boundary before this stage; ``on_done`` gets its key."""
@@ -139,7 +157,7 @@ class SpanExecutor:
         self, pieces: Sequence[Piece], *, on_done: Callable[[Payload], None], on_error: Callable[[BloomBeeError], None]
     ) -> None:
         """Put rows that have left the span together again, as one frame for the next stage, after everything asked before."""
-        self._queue.ask(lambda: self._gather(pieces), on_done, on_error)
+        self._ask_after_runs(lambda: self._gather(pieces), on_done, on_error)
 
     def profile(self, on_step: Callable[[Profile | None, bool], None]) -> None:
         """One step of measuring the loaded span, at most one pass long: ``on_step(profile or None, whether that was all)`` on
@@ -163,6 +181,16 @@ class SpanExecutor:
         self._stopped.set()
         self._queue.put(self._let_go)
 
+    def _ask_after_runs(
+        self, make: Callable[[], Payload], on_done: Callable[[Payload], None], on_error: Callable[[BloomBeeError], None]
+    ) -> None:
+        """``make`` uses what came of the works that were asked for before."""
+        results = self._results
+        if results is None:
+            self._queue.ask(make, on_done, on_error)
+        else:
+            self._queue.put(lambda: results.ask(make, on_done, on_error))
+
     # -- while it is loaded, and let go ----------------------------------------------------
 
     def _take(self, span: LoadedSpan, load: Load, ship: Callable[[Table], None]) -> None:
@@ -170,10 +198,14 @@ class SpanExecutor:
 
         from bloombee.engine import buffers
         from bloombee.engine.device_clock import HostClock, clock_of
+        from bloombee.engine.device_codec import codec_of
 
         self._buffers, self._dtype, self._pace = buffers, span.dtype, span.pace
         self._clock = HostClock() if span.pace is not None else clock_of(span.model.device)
         self._is_processor = span.pace is None and span.model.device.type == "cpu"
+        has_boundary = load.start > 0 or load.stop < load.num_layers
+        if has_boundary and span.pace is None and CodecMode(load.codec) is not CodecMode.OFF:
+            self._device_codec = codec_of(span.model.device, span.dtype, span.model.hidden_size)
         if load.start > 0:
             self.receiver = Receiver(span.dtype, span.model.hidden_size)
         if load.stop < load.num_layers:
@@ -184,6 +216,8 @@ class SpanExecutor:
             hand(partial(torch.set_num_threads, torch.get_num_threads()))
         if span.pace is not None:
             self._queue.put(wake_exactly)
+        elif span.model.device.type != "cpu":
+            self._results = _results_thread(self._queue, span.model)
         self._model = span.model
         if self._stopped.is_set():
             self._queue.put(self._let_go)
@@ -200,19 +234,53 @@ class SpanExecutor:
         model, self._model, self._profiling = self._model, None, iter(())
         if model is not None:
             model.close()
+        if self._results is not None:
+            self._results.stop()
 
     # -- on the device's thread ------------------------------------------------------------
 
     def _run(self, work: Work, on_done: Callable[[Outcome], None], on_error: Callable[[BloomBeeError], None]) -> None:
-        began = time.monotonic_ns()
-        self._forward_ns = (began, began)
+        now = time.monotonic_ns()
+        run = _Run(work, now, now, now)
         try:
-            outcome = self._forward(work) if work.segments else Outcome(work.number)
+            if work.segments:
+                self._launch(run)
+        except Exception as error:
+            run.error = error  # told in its turn
+        if self._results is None:
+            self._finish(run, on_done, on_error)
+        else:
+            self._results.put(lambda: self._finish(run, on_done, on_error))
+
+    def _launch(self, run: _Run) -> None:
+        work = run.work
+        hidden = self._decode(work) if work.hidden is not None else None
+        run.start_ns = time.monotonic_ns()
+        mark = self._clock.begin()
+        if self._results is None:
+            rows = self._model.run(work, hidden)
+            run.result = lambda: rows
+        else:
+            stay = self._device_codec is not None and self._device_codec.codes(work.num_rows)
+            run.result = self._model.launch(work, hidden, stay=stay).result
+        if self._pace is not None:
+            sleep_until(run.start_ns + round(1e9 * self._pace.seconds(work.computes, work.num_rows, len(self._model.span))))
+        run.stop_ns = time.monotonic_ns()
+        self._clock.end(mark, partial(self._computed, run))
+
+    # -- on the thread of results, or the device's -----------------------------------------
+
+    def _finish(self, run: _Run, on_done: Callable[[Outcome], None], on_error: Callable[[BloomBeeError], None]) -> None:
+        work = run.work
+        try:
+            if run.error is not None:
+                raise run.error
+            outcome = self._outcome(work, run.result()) if run.result is not None else Outcome(work.number)
             if self._is_processor and work.computes is Phase.DECODE:
                 done = time.monotonic_ns()
-                self._last_decode = (work.num_rows, done - began, done)
+                self._last_decode = (work.num_rows, done - run.began_ns, done)
             if self.trace is not None:
-                self.trace.computed(work.microbatch, began, *self._forward_ns)
+                self.trace.computed(work.microbatch, run.began_ns, run.start_ns, run.stop_ns)
             self._queue.post(on_done, outcome)
         except BloomBeeError as error:
             self._queue.post(on_error, error)
@@ -220,27 +288,19 @@ class SpanExecutor:
             log.debug("a forward failed", exc_info=True)
             self._queue.post(on_error, DeviceError(f"a forward of {work.num_rows} rows failed: {say(error)}", rows=work.num_rows))
 
-    def _forward(self, work: Work) -> Outcome:
-        hidden = self._decode(work) if work.hidden is not None else None
-        start = time.monotonic_ns()
-        mark = self._clock.begin()
-        result = self._model.run(work, hidden)
-        if self._pace is not None:
-            sleep_until(start + round(1e9 * self._pace.seconds(work.computes, work.num_rows, len(self._model.span))))
-        self._forward_ns = (start, time.monotonic_ns())
-        self._clock.end(mark, partial(self._computed, work, start))
+    def _outcome(self, work: Work, result: Any) -> Outcome:
         if isinstance(result, list):
             outcome = Outcome(work.number, picks=tuple(result))
         else:
-            payload = self._encode(result)  # takes the rows from the device: it is done then
+            payload = self._encode(result)
             outcome = Outcome(work.number, hidden=payload, num_bytes=payload[0].encoded_bytes)
         self._clock.settle()
         return outcome
 
-    def _computed(self, work: Work, start: int, spent: int) -> None:
-        """The device has been at ``work``, which it was handed at ``start``, for ``spent`` nanoseconds."""
-        if self._forward_ns[0] == start:  # not one of before, known only now
-            self._forward_ns = (start, start + spent)
+    def _computed(self, run: _Run, spent: int) -> None:
+        """The device has been at ``run`` for ``spent`` nanoseconds."""
+        run.stop_ns = run.start_ns + spent
+        work = run.work
         tally = self._tallies[work.computes]
         tally[0] += 1
         tally[1] += work.num_rows
@@ -249,17 +309,21 @@ class SpanExecutor:
         tally[4] += work.num_rows * spent
         tally[5] += work.num_attended
 
+    # -- on the device's thread ------------------------------------------------------------
+
     def _decode(self, work: Work) -> Any:
         """[rows, d] of the segments' rows from the frame that came in.
 
         Raises:
             CorruptPayload: it does not decode.
         """
-        payload = cast(Payload, work.hidden)
-        header = payload[0]
+        header, buffer = payload = cast(Payload, work.hidden)
         assert self.receiver is not None  # a stage that holds the embedding takes none
-        buffer = self.receiver.decode(payload)
-        rows = self._buffers.from_buffer(buffer, header.shape[0], header.shape[1], self._dtype)
+        rows = None
+        if self._device_codec is not None and header.codec != RAW:
+            rows = self._device_codec.decode(buffer, header.shape[0], self.receiver.tables)
+        if rows is None:
+            rows = self._buffers.from_buffer(self.receiver.decode(payload), *header.shape, self._dtype)
         if work.num_rows != header.shape[0]:
             import torch
 
@@ -282,4 +346,17 @@ class SpanExecutor:
 
     def _encode(self, hidden: Any) -> Payload:
         assert self.sender is not None
+        if self._device_codec is not None and hidden.device.type != "cpu":
+            return self.sender.encode_apart(self._device_codec.apart(hidden), hidden.shape[0])
         return self.sender.encode(self._buffers.to_buffer(hidden).data, hidden.shape[0])
+
+
+def _results_thread(queue: WorkThread, model: Any) -> WorkThread:
+    """For what comes of ``model`` on a GPU; what that thread asks of the device waits for no forward. Has ``queue`` warm it up."""
+    import torch
+
+    results = queue.beside("bloombee-results")
+    results.put(lambda: torch.cuda.set_stream(torch.cuda.Stream(model.device)))
+    for part in model.warm_up():
+        queue.put(part)
+    return results

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+from functools import partial
 
 from bloombee.address import Address, loopback_of, reachable_at, read_listen, read_told
 from bloombee.config import RuntimeConfig
 from bloombee.errors import ConfigError, RuntimeClosed
+from bloombee.roles.head_state import HeadState
 from bloombee.transport.interfaces import own_addresses
 from bloombee.wire.join import Door
 from bloombee.wire.token import MAX_ENDPOINTS, JoinToken, encode_token
@@ -19,16 +21,17 @@ class FrontDoor:
 
     Args:
         door: which lets those in who know a secret.
-        key: the head's public one; 32 zeros without encryption.
+        state: the head's key, and secrets of tokens that heads before it have issued: those are issued again first.
         bound: what the head listens on.
 
     Raises:
         ConfigError: at an address of one link, for which other machines have other names.
     """
 
-    def __init__(self, door: Door, config: RuntimeConfig, *, key: bytes, bound: str) -> None:
+    def __init__(self, door: Door, config: RuntimeConfig, state: HeadState, *, bound: str) -> None:
         self._door = door
-        self._key = key
+        self._key = state.keys.public if config.curve else bytes(32)
+        self._secrets = state.secrets(partial(secrets.token_bytes, SECRET_BYTES))
         self._endpoints = told(config, read_listen(bound))
 
     def issue(self, own_endpoint: str | None = None) -> str:
@@ -42,7 +45,7 @@ class FrontDoor:
         """
         if self._door.is_shut:
             raise RuntimeClosed("the swarm has ended and lets nobody in: start its head again")
-        secret = secrets.token_bytes(SECRET_BYTES)
+        secret = next(self._secrets)
         self._door.issue(secret)
         endpoints = self._endpoints if own_endpoint is None else (own_endpoint,)
         return encode_token(JoinToken(key=self._key, secret=secret, endpoints=endpoints))

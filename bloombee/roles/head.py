@@ -33,6 +33,8 @@ from bloombee.pipeline.commands import (
     Conclude,
     Deliver,
     Dismiss,
+    HandoverBegan,
+    HandoverEnded,
     MeasureHere,
     PipelineBroken,
     PipelineDown,
@@ -66,16 +68,17 @@ from bloombee.roles.desk import Desk
 from bloombee.roles.dispatch import Dispatch, OfTheRing
 from bloombee.roles.each import each
 from bloombee.roles.front_door import FrontDoor
+from bloombee.roles.head_state import HeadState
 from bloombee.roles.helm import Helm
 from bloombee.roles.local_swarm import LocalSwarm
 from bloombee.roles.members import Members
 from bloombee.roles.observatory import Observatory
 from bloombee.roles.plan_wishes import plan_request
 from bloombee.roles.progress import Progress
+from bloombee.roles.replanner import Replanner
 from bloombee.roles.ticker import Ticker
 from bloombee.roles.tracing import HeadTrace
 from bloombee.transport.endpoint import Endpoint
-from bloombee.transport.keys import generate
 from bloombee.types import Lane, LoadProgress, SwarmEventKind, WorkerId
 from bloombee.wire.envelope import Envelope
 from bloombee.wire.join import Admitted, Door
@@ -112,28 +115,27 @@ class HeadRole:
         self.plan: Plan | None = None
         self.front_door: FrontDoor
         self.join_tokens: tuple[str, ...] = ()
-        """One a worker that was awaited at the start."""
         self.profile: Profile | None = None
-        self.desk = Desk(config.max_waiting, self._do)
         self.observatory = Observatory()
         self.helm = Helm(config, ask=self._ask, tune=lambda tune: self.dispatch.handle(tune), decided=self.bulletin.decided)
+        self.state = HeadState(config)
+        self.desk = Desk(config.max_waiting, self._do, self.state.put)
         self._progress = Progress(on_progress, self.bulletin)
-        self._keys = generate()
+        self.replanner = Replanner(self.bulletin, lambda: self._core, lambda commands: self._do(commands))
         self._endpoint = Endpoint(
-            self._keys,
+            self.state.keys,
             swarm=int.from_bytes(secrets.token_bytes(8), "little"),
             on_message=self._received,
             on_event=lambda event: self.members.link_event(event),
             on_join=self._knocked,
             curve=config.curve,
         )
-        self._door = Door(self._endpoint.swarm, config.heartbeat_s, config.longest_silence_s)
+        self._door = Door(self._endpoint.swarm, config.heartbeat_s, config.longest_silence_s, returns=self.state.returns)
         self.members = Members(
             self._endpoint, self._door, on_in=self._worker_in, on_away=self._away, on_gone=self._gone, on_restored=self._restored
         )
         self._core: SwarmCore
         self.dispatch: Dispatch
-        """Once the model has been looked at."""
         self._ticker: Ticker | None = None
         self._trace: HeadTrace | None = None
         self._closed = False
@@ -153,9 +155,10 @@ class HeadRole:
         if config.trace is not None:
             self._trace = HeadTrace.open(config.trace, config.num_stages)
             self._endpoint.stamps = True
-        bound = await self._endpoint.bind(config.listen)
+        bound = await self._endpoint.bind(self.state.listen)
+        self.state.listens(bound, lambda what: loop.call_soon_threadsafe(self.bulletin.state, what))
         self.local.start()
-        self.front_door = FrontDoor(self._door, config, key=self._keys.public if config.curve else bytes(32), bound=bound)
+        self.front_door = FrontDoor(self._door, config, self.state, bound=bound)
         self.join_tokens = tuple(self.front_door.issue(self.local.head_endpoint(i)) for i in range(config.num_workers))
         loop.set_exception_handler(self._bug)
 
@@ -168,17 +171,18 @@ class HeadRole:
         config = self.config
         self.card = await self.local.describe()
         request = plan_request(config, self.card, self.local.names[: config.num_stages], self.local.machine(self.card))
+        request = self.state.serves(request)
         self.desk.open(self.card, request.max_rows)
         self.dispatch = Dispatch(
-            max_rows=request.max_rows,
-            step_deadline_s=config.step_deadline_s,
+            request,
             meter=self.observatory.meter,
             trace=self._trace,
             send=self.members.send,
             desk=self.desk,
+            replanner=self.replanner,
         )
         links, figures = iter(partial(secrets.token_bytes, 16), b""), self.observatory.remember(request)
-        self._core = self.observatory.core = SwarmCore(request, SwarmLimits(config.load_deadline_s), links, figures=figures)
+        self._core = SwarmCore(request, SwarmLimits(config.load_deadline_s), links, figures=figures)
         self.drains = Drains(self._core)
         acts = [
             lambda now: self._do(self._core.handle(Tick(now))),
@@ -188,6 +192,7 @@ class HeadRole:
         ]
         self.members.watch(partial(may_be_silent, self._core))
         self._ticker = Ticker(acts, on_error=self._failed)
+        await self.desk.restore(self.state.journal.requests)
 
     async def start_workers(self) -> None:
         """Start the local workers, unless remote ones are awaited, and wait until the pipeline is up.
@@ -213,10 +218,9 @@ class HeadRole:
             return
         self._closed = True
         closed = RuntimeClosed("the Runtime was closed")
-        self.helm.give_up(closed)
-        self.helm.close()
+        for part in (self.helm, self.replanner, self.desk):
+            part.close(closed)
         self.bulletin.close()
-        self.desk.close(closed)
         if self._ticker is not None:
             await self._ticker.stop()
         self.members.close("the head closes")
@@ -225,6 +229,7 @@ class HeadRole:
         await self.local.close(wait_s=TRACE_END_S if self._trace is not None else 0.0)
         if self._trace is not None:
             self._trace.tracer.close()
+        await asyncio.to_thread(self.state.close)
 
     # -- the network -----------------------------------------------------------------------
 
@@ -256,7 +261,7 @@ class HeadRole:
     def _from_worker(self, worker: WorkerId, message: AnyMessage) -> None:
         now = time.monotonic()
         if isinstance(message, OfTheRing):
-            stage = self._core.stage_of(worker)
+            stage = self._core.stage_of(worker, message.epoch)
             if stage is None:
                 raise _without_stage(message, self.plan)
             self.dispatch.heard(stage, message, self._endpoint.taken_ns, now)
@@ -331,6 +336,7 @@ class HeadRole:
                 self.members.measure(order, lambda said: self._do(self._core.handle(MeasuredHere(said, time.monotonic()))))
             case PlanMade(plan=plan):
                 self.plan = plan
+                self.state.planned(plan, self.members.keys, self._core.request)
                 self.desk.planned(plan)
                 self.observatory.planned(plan)
                 self.dispatch.planned(plan)
@@ -347,15 +353,11 @@ class HeadRole:
                 self._fail(error)
             case Dismiss(worker=worker, stage=stage, error=error):
                 self.bulletin.dismissed(worker, self.members.name(worker), stage, error)
-                self.members.dismiss(worker)
-            case ReportLeft():
-                self._progress.left(command)
-            case StageLoaded(worker=worker, stage=stage):
-                self.bulletin.tell(SwarmEventKind.LOADED, worker=worker, name=self.members.name(worker), stage=stage)
-            case ReportMeasured():
-                self._progress.measuring(command, self.members.name(command.worker))
-            case ReportProgress():
-                self._progress.loading(command, self.members.name(command.worker))
+                self.members.dismiss(worker, error)
+            case HandoverBegan() | HandoverEnded():
+                self.replanner.told(command)
+            case ReportLeft() | StageLoaded() | ReportMeasured() | ReportProgress():
+                self._progress.told(command, self.members.name)
             case _:
                 raise AssertionError(f"no core of the head asks for {command!r}")
 

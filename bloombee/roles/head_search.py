@@ -77,6 +77,11 @@ class HeadSearch:
                 await self._until(lambda: next(iter(self._tried)) in self._up)
         return self._choose()
 
+    def close(self) -> None:
+        """Hang up on all that were dialled."""
+        for link in self._tried:
+            self._endpoint.hang_up(link)
+
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             self._changed.clear()

@@ -145,9 +145,10 @@ class Helm:
             if not answer.done():
                 answer.set_exception(error)
 
-    def close(self) -> None:
-        """Nothing is written or answered any more."""
+    def close(self, error: BloomBeeError) -> None:
+        """Nothing is written or answered any more; who has asked is told ``error``."""
         self._is_running = False
+        self.give_up(error)
         if self._file is not None:
             self._file.close()
             self._file = None

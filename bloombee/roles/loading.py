@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bloombee.engine.spans import SpanStore
+from bloombee.engine.spans import ModelKey, SpanStore, trim
 from bloombee.errors import BloomBeeError, ConfigError, DeviceError
 from bloombee.models.standin import is_standin
 from bloombee.pace import Pace
@@ -73,6 +73,27 @@ class Loader:
         self.turn = threading.Lock()
         """Held by whoever loads or measures: one at a time."""
         self._override = model
+        self._held: dict[ModelKey, list[int]] = {}
+
+    def hold(self) -> None:
+        """Layers that are on the device stay there, whoever lets go of them, until the next span is loaded."""
+        held = self.store.hold()
+        self._let_go()
+        self._held = held
+
+    def _let_go(self, but: Span | None = None) -> None:
+        """Of what is held, but for the layers of a span that is to be loaded: it takes them."""
+        held, self._held = self._held, {}
+        gone: list[Any] = []
+        for model, numbers in held.items():
+            self._held[model] = [number for number in numbers if but is not None and number in but]
+            gone += self.store.give(model, [number for number in numbers if number not in self._held[model]])
+        if gone := [weights for weights in gone if weights is not None]:
+            from bloombee.engine.packed import empty
+
+            for weights in gone:
+                empty(weights)
+            trim()
 
     def load(
         self,
@@ -121,7 +142,9 @@ class Loader:
     ) -> LoadedSpan | None:
         try:
             progress(0, 0)  # it may have been stopped while it waited for its turn
+            self._let_go(Span(load.start, load.stop))  # others take room that it may need
             span = self._build_standin(load, progress) if is_standin(load.model) else self._build(load, progress)
+            self._let_go()  # what was held for it, it has
             on_done(span)
         except Stopped:
             log.debug("stopped while loading layers [%d, %d)", load.start, load.stop)

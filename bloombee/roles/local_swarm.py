@@ -145,6 +145,7 @@ class LocalSwarm:
                 memory_bytes=place.memory_bytes or shared_bytes,
                 trace=self._config.trace or ".",
                 log_level="warning",
+                head_wait_s=0.0,
             )
             self._started[name] = config, generate()
             await self._start(name)

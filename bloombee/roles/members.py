@@ -97,6 +97,11 @@ class Members:
         member = self._of.get(worker)
         return None if member is None else member.watch.liveness.rtt_s
 
+    @property
+    def keys(self) -> dict[WorkerId, bytes]:
+        """Of those that are in."""
+        return {worker: member.key for worker, member in self._of.items()}
+
     def named(self, name: str) -> WorkerId | None:
         """Whoever calls itself so."""
         return next((member.worker for member in self._of.values() if member.name == name), None)
@@ -134,9 +139,10 @@ class Members:
         """Nobody new comes in any more."""
         self._door.is_shut = True
 
-    def dismiss(self, worker: WorkerId) -> None:
-        """Tell a worker to end, and forget it."""
-        self.send(worker, Lane.CONTROL, Goodbye(reason="dismissed"))
+    def dismiss(self, worker: WorkerId, error: BloomBeeError | None) -> None:
+        """Forget a worker, and tell it to end; not if it could only not be reached: should it live, it may come back."""
+        if not isinstance(error, LinkDown):
+            self.send(worker, Lane.CONTROL, Goodbye(reason="as it wished" if error is None else "dismissed"))
         self.hang_up(worker)
 
     def hang_up(self, worker: WorkerId) -> None:

@@ -29,8 +29,6 @@ class Observatory:
     """Of one head; nothing is known before a plan runs."""
 
     def __init__(self) -> None:
-        self.core: SwarmCore
-        """Who is in the swarm; once the model has been looked at."""
         self.meter = LinkMeter()
         """Of the link from the head to the first stage."""
         self.profiles: dict[WorkerId, Profile] = {}
@@ -117,12 +115,12 @@ class Observatory:
         known = {ends: facts.as_link() for ends, facts in self.links.items()}
         return Topology(devices, {ends: known.get(ends) or LOCAL for ends in plan.hops})
 
-    def known(self, members: Members) -> tuple[Topology, frozenset[tuple[WorkerId, WorkerId]]]:
+    def known(self, core: SwarmCore, members: Members) -> tuple[Topology, frozenset[tuple[WorkerId, WorkerId]]]:
         """All workers that are there, spares too, and their links, as they were looked at before the plan and with what they have
         shown since; and the links whose bandwidth nobody has measured. Of the head's own the round trip is known at least."""
-        survey, ring = self.core.survey, self.topology
+        survey, ring = core.survey, self.topology
         surveyed, found = (None, {}) if survey is None else (survey.topology(), survey.found)
-        base = FirstPlan(self.core.request).known(self.core.members.values(), surveyed)
+        base = FirstPlan(core.request).known(core.members.values(), surveyed)
         trips = {
             ends: Link(math.inf, rtt_s / 2)
             for worker in base.devices

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from bloombee.pipeline.commands import ReportLeft, ReportMeasured, ReportProgress
+from bloombee.pipeline.commands import ReportLeft, ReportMeasured, ReportProgress, StageLoaded
 from bloombee.plan.plan import Plan
 from bloombee.roles.bulletin import Bulletin
 from bloombee.types import LoadProgress, SwarmEventKind, WorkerId
@@ -34,6 +34,20 @@ class Progress:
     def joined(self, admitted: Admitted, num_missing: int) -> None:
         self.tell(LoadProgress(admitted.worker, admitted.join.name, -1, 0, 0, "joined", num_missing))
         self._bulletin.tell(SwarmEventKind.JOINED, worker=admitted.worker, name=admitted.join.name)
+
+    def told(
+        self, report: ReportLeft | ReportMeasured | ReportProgress | StageLoaded, name_of: Callable[[WorkerId], str]
+    ) -> None:
+        """By the swarm's core."""
+        match report:
+            case ReportLeft():
+                self.left(report)
+            case ReportMeasured(worker=worker):
+                self.measuring(report, name_of(worker))
+            case ReportProgress(worker=worker):
+                self.loading(report, name_of(worker))
+            case StageLoaded(worker=worker, stage=stage):
+                self._bulletin.tell(SwarmEventKind.LOADED, worker=worker, name=name_of(worker), stage=stage)
 
     def left(self, report: ReportLeft) -> None:
         self.tell(LoadProgress(report.worker, report.name, -1, 0, 0, "left", report.num_missing))

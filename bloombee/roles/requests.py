@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from bloombee.errors import BloomBeeError, LocalProtocolError
+from bloombee.pipeline.journal import Gave, Given, given
 from bloombee.roles.text import TextStream
 from bloombee.types import FinishReason, Token
 from bloombee.wire.messages import Pick
@@ -46,10 +47,12 @@ class Requests:
 
     Args:
         free: called with the number of each request that has ended, however it did: its sequence must end, if it has not.
+        keep: told of each token.
     """
 
-    def __init__(self, free: Callable[[int], None]) -> None:
+    def __init__(self, free: Callable[[int], None], keep: Callable[[Gave], None] = lambda gave: None) -> None:
         self._free = free
+        self._keep = keep
         self._running: dict[int, tuple[Sink, TextStream]] = {}
 
     def __len__(self) -> int:
@@ -65,7 +68,8 @@ class Requests:
         sink, text = self._running[number]
         try:
             with typed():
-                token = _shown(text, pick, finish)
+                token = shown(text, pick, finish)
+                self._keep(Gave(number, (given(pick.token, pick.logprob, pick.top, token.finish_reason),)))
                 sink.token(token)
         except BloomBeeError as error:
             self.end(number, error)
@@ -103,7 +107,8 @@ class Requests:
             self._free(number)
 
 
-def _shown(text: TextStream, pick: Pick, finish: FinishReason | None) -> Token:
+def shown(text: TextStream, pick: Pick | Given, finish: FinishReason | None) -> Token:
+    """The next token of ``text``, the last one if ``finish`` says so or a stop string is met."""
     piece = text.push(pick.token)
     if text.stopped:
         finish = FinishReason.STOP

@@ -17,6 +17,7 @@ from typing import Any
 from bloombee.config import WorkerConfig
 from bloombee.errors import BloomBeeError, RemoteProtocolError, StalePlan
 from bloombee.pace import parse_pace
+from bloombee.pipeline.log import default_log_bytes
 from bloombee.plan.profile import Hardware
 from bloombee.roles.executor import SpanExecutor
 from bloombee.roles.introductions import Introductions
@@ -32,39 +33,45 @@ from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.link_events import LinkEvent
 from bloombee.types import Lane, PipelineId
 from bloombee.wire.liveness import LoopClock
-from bloombee.wire.messages import AnyMessage, Heartbeat, Introduce, Joined, Load, MeasureLink, Profile, Schedule, Wire
+from bloombee.wire.messages import (
+    AnyMessage,
+    Heartbeat,
+    Introduce,
+    Joined,
+    Load,
+    MeasureLink,
+    Profile,
+    Retire,
+    Retired,
+    Schedule,
+    Wire,
+)
 from bloombee.wire.spoken import check_spoken
 
 log = logging.getLogger(__name__)
 
 
 class Stages:
-    """Of one worker, from when it has joined. Belongs to the event loop that runs when it is made.
+    """Of one worker, once it has :meth:`joined`. Belongs to the event loop that runs when it is made.
 
     Args:
         clock: this process's.
         memory_bytes: that it has offered to the head.
-        log_bytes: of memory, for what has left a span.
     """
 
     def __init__(
         self,
         config: WorkerConfig,
-        *,
-        joined: Joined,
         endpoint: Endpoint,
-        head_link: bytes,
+        *,
         clock: LoopClock,
         memory_bytes: int,
-        log_bytes: int,
-        open_trace: Callable[[Wire, Load], StageTrace | None],
     ) -> None:
         self._config = config
         self._memory_bytes = memory_bytes
-        self._log_bytes = log_bytes
+        self._log_bytes = default_log_bytes(memory_bytes) if config.log_memory_bytes is None else config.log_memory_bytes
         self._endpoint = endpoint
-        self._head_link = head_link
-        self._open_trace = open_trace
+        self._clock = clock
         loop = asyncio.get_running_loop()
         self._device = WorkThread(loop)
         self._disk = WorkThread(loop, "bloombee-log")
@@ -76,36 +83,58 @@ class Stages:
             memory_bytes=config.memory_bytes,
             load_bytes_per_s=config.load_bytes_per_s,
         )
+        self._hosts: dict[PipelineId, list[StageHost]] = {}
+        """Of each pipeline, in the order in which they were ordered."""
+        self._schedulers: dict[PipelineId, SchedulerHost] = {}
+        """Of pipelines whose first stage is here, where it is not with the head."""
+
+    def joined(self, joined: Joined, head_link: bytes, open_trace: Callable[[Wire, Load], StageTrace | None]) -> None:
+        """A head has let this worker in: the first one, or another after :meth:`let_go`.
+
+        Args:
+            open_trace: of a stage, as the head asks.
+        """
+        endpoint = self._endpoint
+        self._head_link, self._open_trace = head_link, open_trace
         self._measuring = Measuring(self._loader, self._offers, partial(endpoint.send, head_link, Lane.CONTROL))
         self._neighbours = Neighbours(
             endpoint,
             swarm=joined.swarm,
             worker=joined.worker,
-            clock=clock,
+            clock=self._clock,
             heartbeat_s=joined.heartbeat_s,
             silence_s=joined.silence_s,
         )
         self._introductions = Introductions(
             endpoint, head_link, self._neighbours, is_serving=lambda: any(host.seatings for host in self)
         )
-        self._hosts: dict[PipelineId, list[StageHost]] = {}
-        """Of each pipeline, in the order in which they were ordered: only the last takes new seats."""
-        self._schedulers: dict[PipelineId, SchedulerHost] = {}
-        """Of pipelines whose first stage is here, where it is not with the head."""
+
+    async def let_go(self) -> None:
+        """The head is gone: let go of all but the weights, which stay until another has ordered something to be loaded.
+
+        Returns when what the device was at has ended. Cancelled: it has been told to.
+        """
+        self._loader.hold()
+        self._close_spans()
+        self._neighbours.users.clear()
+        self._neighbours.leave()
+        drained = asyncio.get_running_loop().create_future()
+        self._device.ask(lambda: None, drained.set_result, drained.set_exception)
+        await drained
 
     def __iter__(self) -> Iterator[StageHost]:
         return iter([host for hosts in self._hosts.values() for host in hosts])
 
     def close(self) -> None:
         """Let everything go; does not wait for the device."""
-        for host in self:
-            host.close()
-        for scheduler in self._schedulers.values():
-            scheduler.close()
-        self._hosts.clear()
-        self._measuring.close()
+        self._close_spans()
         self._device.stop()
         self._disk.stop()
+
+    def _close_spans(self) -> None:
+        for pipeline in list(self._hosts):
+            self.unload(pipeline)
+        self._measuring.close()
 
     # -- orders ----------------------------------------------------------------------------
 
@@ -113,11 +142,12 @@ class Stages:
         """Have another span ready beside what the pipeline is served with now. Said again it is answered again."""
         check_spoken(load)
         hosts = self._hosts.setdefault(load.pipeline, [])
-        if hosts and hosts[-1].load != load and not hosts[-1].seatings:
-            hosts.pop().close()  # nobody waits for it any more
-        if hosts and hosts[-1].load == load:
-            hosts[-1].reporter.say_loaded()
+        known = next((host for host in hosts if host.load == load), None)
+        if known is not None:
+            known.reporter.say_loaded()
             return
+        if hosts and not hosts[-1].seatings:
+            hosts.pop().close()  # nobody waits for it any more
         self._measuring.give_up()
         log.info("loading layers %d-%d of %s", load.start, load.stop - 1, load.model)
         hosts.append(self._host(load))
@@ -163,13 +193,15 @@ class Stages:
         """Take the seat of an epoch.
 
         Raises:
-            StalePlan: nothing is loaded for it, or it has been retired. NotSpoken: something that is not spoken yet.
-            RemoteProtocolError: another stage than that of the span that is loaded, or it is still being loaded.
+            StalePlan: what it is about is not loaded, nor being loaded, or it has been retired. NotSpoken: something that is not
+                spoken yet.
+            RemoteProtocolError: another stage than that of the span.
         """
         check_spoken(wire)
         hosts = self._hosts_of(wire)
-        ready = [host for host in hosts if host.reporter.is_loaded]
-        host = next((host for host in hosts if host.seatings.get(wire.epoch) is not None), (ready or hosts)[-1])
+        host = next((host for host in hosts if host.load.number == wire.load), None)
+        if host is None:
+            raise StalePlan(f"order {wire.load} to load is not known here", pipeline=wire.pipeline, epoch=wire.epoch)
         if wire.schedule is not None:
             host.schedule_with(self._scheduler(wire, wire.schedule))
         host.wire(wire)
@@ -195,13 +227,24 @@ class Stages:
         )
         return begun
 
-    def _let_go(self, pipeline: PipelineId) -> None:
-        """Spans in whose place another has come, once no epoch has them."""
+    def _let_go(self, pipeline: PipelineId, *, newer: bool = False) -> None:
+        """Spans in whose place another has come, once no epoch has them; with ``newer`` those that were to come as well."""
         hosts = self._hosts[pipeline]
-        newest = max((index for index, host in enumerate(hosts) if host.seatings), default=0)
-        for host in [host for host in hosts[:newest] if not host.seatings]:
+        newest = max((index for index, host in enumerate(hosts) if host.seatings), default=-1)
+        among = hosts if newer and newest >= 0 else hosts[: max(0, newest)]
+        for host in [host for host in among if not host.seatings]:
             hosts.remove(host)
             host.close()
+
+    def _retire(self, retire: Retire) -> None:
+        """The head's order to leave an epoch: what was loaded for it and has no other goes too, if something else is served."""
+        hosts = self._hosts.get(retire.pipeline)
+        if not hosts:
+            self._endpoint.send(self._head_link, Lane.CONTROL, Retired(retire.pipeline, retire.epoch))
+            return
+        host = next((host for host in hosts if host.seatings.get(retire.epoch) is not None), hosts[-1])
+        host.received(self._head_link, retire, None)
+        self._let_go(retire.pipeline, newer=True)
 
     # -- messages --------------------------------------------------------------------------
 
@@ -228,6 +271,9 @@ class Stages:
             return
         elif isinstance(message, MeasureLink):
             self._introductions.measure(message)
+            return
+        elif isinstance(message, Retire):
+            self._retire(message)
             return
         scheduler = self._schedulers.get(getattr(message, "pipeline", -1))
         if scheduler is not None and scheduler.hears(link, message):

@@ -40,6 +40,12 @@ class WorkThread:
         """Held by the thread that runs a task."""
         threading.Thread(target=self._main, name=name, daemon=True).start()
 
+    def beside(self, name: str) -> WorkThread:
+        """Another thread, which posts to the same event loop. From any thread."""
+        twin = WorkThread(self._loop, name)
+        twin._loop_thread = self._loop_thread
+        return twin
+
     def put(self, task: Callable[[], None]) -> None:
         """Run ``task``, which raises nothing, after all that was put before. From any thread."""
         with self._counting:

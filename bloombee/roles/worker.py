@@ -17,6 +17,7 @@ from bloombee.errors import (
     AuthenticationError,
     BloomBeeError,
     ConfigError,
+    DeadlineExceeded,
     LinkDown,
     LocalProtocolError,
     ProtocolError,
@@ -25,34 +26,30 @@ from bloombee.errors import (
     StalePlan,
     to_wire,
 )
-from bloombee.pipeline.log import default_log_bytes
 from bloombee.roles.event_loop import new_event_loop
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.head_search import Found, HeadSearch
+from bloombee.roles.joining import Joining, hello_of, join_of
 from bloombee.roles.leaving import Leaving
 from bloombee.roles.log_file import require_directory
-from bloombee.roles.neighbours import CODECS
 from bloombee.roles.pulse import Pulse
+from bloombee.roles.returning import Returning
 from bloombee.roles.stages import Stages
 from bloombee.roles.tracing import StageTraces
 from bloombee.transport.endpoint import Endpoint
 from bloombee.transport.interfaces import own_address_towards, own_addresses
 from bloombee.transport.keys import KeyPair, generate, load
 from bloombee.transport.link_events import LinkEvent, LinkEventKind
-from bloombee.types import VERSION, Lane
+from bloombee.types import Lane
 from bloombee.wire.envelope import Envelope
 from bloombee.wire.handshake import ClockEstimate, Dialler
-from bloombee.wire.join import Joiner
 from bloombee.wire.liveness import Liveness
 from bloombee.wire.messages import (
-    PROTOCOL_VERSION,
     AnyMessage,
     Drain,
     Drained,
     Goodbye,
     Heartbeat,
-    Hello,
-    Join,
     Joined,
     Leave,
     Load,
@@ -114,13 +111,18 @@ class WorkerRole:
         self._joined: Joined | None = None
         self._endpoint: Endpoint
         self._greeter: Greeter | None = None
-        self._joiner: Greeter | None = None
+        self._joining: Joining | None = None
         self._head_liveness = Liveness()
         self._pulse = Pulse(self._look)
         self._heard_at = 0.0
         """By the clock of the time that this process was awake."""
         self._hello_at = 0.0
+        self._told = ""
+        """Where others dial this worker."""
+        self._memory_bytes = config.memory_bytes
+        """That it offers."""
         self._traces: StageTraces | None = None
+        self._returning = Returning(config.head_wait_s)
         self._leaving = Leaving(lambda drain: self._endpoint.send(self._head_link, Lane.CONTROL, drain))
 
     def leave(self, reason: str) -> bool:
@@ -145,18 +147,13 @@ class WorkerRole:
         )
         try:
             bound = await self._endpoint.bind(self._config.listen) if self._config.listen else None
-            head = await self._find_head()
+            head = await self._find_head(self._config.join_deadline_s)
             bound = bound or await self._endpoint.bind(str(default_listen(head.address)))
-            told = self._config.advertise or _own_endpoint(read_listen(bound), head.address)
-            await self._join(told)
+            self._told = self._config.advertise or _own_endpoint(read_listen(bound), head.address)
+            await self._join(head)
             self._pulse.start()
-            ticker = loop.create_task(self._tick(), name="bloombee-worker-tick")
-            try:
-                await asyncio.wait([ticker, self._over], return_when=asyncio.FIRST_COMPLETED)
-                await (ticker if ticker.done() else self._over)
-            finally:
-                ticker.cancel()
-                await asyncio.gather(ticker, return_exceptions=True)
+            while (gone := await self._serve_head()) is not None:
+                await self._await_head(gone)
         except asyncio.CancelledError:
             self._leave("interrupted")
             raise
@@ -166,6 +163,48 @@ class WorkerRole:
                 self._stages.close()
             await self._endpoint.close(linger_s=0.2)
 
+    async def _serve_head(self) -> LinkDown | None:
+        """Until the head ends the swarm; or is lost, and it is worth trying to come back: why it is.
+
+        Raises:
+            BloomBeeError: why this worker can serve no longer.
+        """
+        ticker = asyncio.get_running_loop().create_task(self._tick(), name="bloombee-worker-tick")
+        try:
+            await asyncio.wait([ticker, self._over], return_when=asyncio.FIRST_COMPLETED)
+            await (ticker if ticker.done() else self._over)
+        except LinkDown as gone:
+            if self._joined is not None and self._returning.begins(gone, has_state=self._joined.returns):
+                return gone
+            raise
+        finally:
+            ticker.cancel()
+            await asyncio.gather(ticker, return_exceptions=True)
+        return None
+
+    async def _await_head(self, gone: LinkDown) -> None:
+        """Keep what is loaded until the head, or another of the same key and at the same address, has let this worker in.
+
+        Raises:
+            LinkDown: none has in time. AuthenticationError: it does not.
+        """
+        until = time.monotonic() + self._returning.wait_s
+        self._joined = None
+        await self._joined_stages().let_go()
+        while (left_s := until - time.monotonic()) > 0:
+            self._endpoint.hang_up(self._head_link)
+            self._greeter, self._head_liveness = None, Liveness()
+            self._over = asyncio.get_running_loop().create_future()
+            try:
+                await self._join(await self._find_head(left_s))
+            except (LinkDown, DeadlineExceeded) as error:
+                log.debug("not let in again yet: %s", error)
+                await asyncio.sleep(TICK_S)
+            else:
+                self._heard_at = self._awake_s()
+                return
+        raise LinkDown(f"{gone.message}, and no other has come in its place in {self._returning.wait_s:g} s")
+
     def _leave(self, reason: str) -> None:
         """The head need not find out by itself. It may be gone too."""
         if self._joined is not None:
@@ -174,74 +213,35 @@ class WorkerRole:
 
     # -- joining ---------------------------------------------------------------------------
 
-    async def _find_head(self) -> Found:
+    async def _find_head(self, deadline_s: float) -> Found:
         self._search = HeadSearch(self._endpoint, self._token)
-        found = await self._search.run(self._config.join_deadline_s)
-        self._search = None
+        try:
+            found = await self._search.run(deadline_s)
+        except BloomBeeError:
+            self._search.close()
+            raise
+        finally:
+            self._search = None
         self._head_link, self._head_endpoint = found.link, found.endpoint
         return found
 
-    async def _join(self, told: str) -> None:
-        """With ``told`` for others to dial."""
+    async def _join(self, head: Found) -> None:
         config = self._config
-        peer = self._head_endpoint
-        memory_bytes = config.memory_bytes
-        if memory_bytes is None:
-            log.info("reached the head at %s; starting torch, to see how much memory there is", peer)
-            memory_bytes = await asyncio.to_thread(_offered_bytes, config.device, config.log_memory_bytes)
-        join = Join(
-            protocol=PROTOCOL_VERSION,
-            secret=self._token.secret,
-            name=self._name,
-            software=VERSION,
-            endpoint=told,
-            device=config.device,
-            memory_bytes=memory_bytes,
-            codecs=CODECS,
-        )
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        joiner = Joiner(join, peer=peer, deadline_ns=int(config.join_deadline_s * 1e9))
-        self._joiner = Greeter(
-            self._endpoint,
-            self._head_link,
-            joiner,
-            on_open=lambda _: done.set_result(None),
-            on_error=done.set_exception,
-        )
-        while not done.done():
-            await asyncio.wait([done, self._over], timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
-            if self._over.done():
-                self._over.result()
-            self._joiner.tick()
-        done.result()
-        assert joiner.joined is not None
-        self._joined = joiner.joined
-        self._endpoint.swarm = joiner.joined.swarm
-        self._traces = StageTraces(self._endpoint, config.trace, self._name, joiner.joined.worker)
-        self._stages = Stages(
-            config,
-            joined=joiner.joined,
-            endpoint=self._endpoint,
-            head_link=self._head_link,
-            clock=self._pulse.clock,
-            memory_bytes=memory_bytes,
-            log_bytes=default_log_bytes(memory_bytes) if config.log_memory_bytes is None else config.log_memory_bytes,
-            open_trace=self._traces.open,
-        )
-        log.info("joined the head at %s as worker %d, and waits for layers", peer, joiner.joined.worker)
-        machine = Dialler(self._hello(joiner.joined), peer=f"the head at {peer}")
+        if self._memory_bytes is None:
+            log.info("reached the head at %s; starting torch, to see how much memory there is", head.endpoint)
+            self._memory_bytes = await asyncio.to_thread(_offered_bytes, config.device, config.log_memory_bytes)
+        join = join_of(config, secret=self._token.secret, name=self._name, endpoint=self._told, memory_bytes=self._memory_bytes)
+        self._joining = Joining(self._endpoint, head, join, config.join_deadline_s)
+        self._joined = joined = await self._joining.run(self._over)
+        self._endpoint.swarm = joined.swarm
+        self._traces = StageTraces(self._endpoint, config.trace, self._name, joined.worker)
+        if self._stages is None:
+            self._stages = Stages(config, self._endpoint, clock=self._pulse.clock, memory_bytes=self._memory_bytes)
+        self._stages.joined(joined, head.link, self._traces.open)
+        log.info("joined the head at %s as worker %d, and waits for layers", head.endpoint, joined.worker)
+        machine = Dialler(hello_of(joined), peer=f"the head at {head.endpoint}")
         self._greeter = Greeter(
             self._endpoint, self._head_link, machine, on_open=self._timed, on_error=self._end, on_timed=self._timed
-        )
-
-    def _hello(self, joined: Joined) -> Hello:
-        return Hello(
-            protocol=PROTOCOL_VERSION,
-            swarm=joined.swarm,
-            worker=joined.worker,
-            software=VERSION,
-            codecs=CODECS,
-            sent_ns=0,
         )
 
     def _timed(self, clock: ClockEstimate | None) -> None:
@@ -286,8 +286,8 @@ class WorkerRole:
     def _from_head(self, lane: Lane, message: AnyMessage, payload: Any) -> None:
         self._heard_at = self._awake_s()
         match message:
-            case Joined() | Refused() if self._joined is None and self._joiner is not None:
-                self._joiner.received(lane, message)
+            case Joined() | Refused() if self._joined is None and self._joining is not None:
+                self._joining.received(lane, message)
             case Refused() if self._greeter is not None and not self._greeter.is_open:
                 self._greeter.received(lane, message)
             case Welcome() if self._greeter is not None:
@@ -305,7 +305,7 @@ class WorkerRole:
             case Drained():
                 self._end(None)
             case Refused(code=AuthenticationError.code, fields=fields):  # it has forgotten this link
-                gone = LinkDown(f"the head has given this worker up: {fields.get('message', '')}")
+                gone = self._returning.given_up(fields.get("message", ""))
                 self._end(gone if not self._leaving.is_asked else None)
             case Refused(fields=fields) if fields.get("refused") == Drain.__name__:
                 self._leaving.refused(fields)
@@ -353,7 +353,7 @@ class WorkerRole:
             case LinkEventKind.DISCONNECTED:
                 self._head_liveness.broke(event.lane, self._awake_s())
             case LinkEventKind.PORT_REFUSES:
-                self._end(LinkDown(f"the head at {self._head_endpoint} has ended: nobody listens there any more"))
+                self._end(self._returning.ended(self._head_endpoint))
 
     def _bug(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Something of ours raised what it must not: the head is told, so that its requests end and do not wait."""

@@ -89,7 +89,7 @@ class Breaks:
         """At both ends of the link between the head and the worker with the scheduler."""
         self._head.stage_restored(index)
         if (worker := self._worker(index)) is not None:
-            worker.head_restored()
+            worker.scheduling.head_restored()
 
     def _ring_restored(self, one: int, other: int) -> None:
         """At both ends of a link between workers."""
@@ -98,7 +98,7 @@ class Breaks:
             self._restored(other, Port.UPSTREAM)
         if self._head.scheduler_name == stage_name(one):
             if (worker := self._worker(one)) is not None:
-                worker.stage_restored(other)
+                worker.scheduling.stage_restored(other)
             if other == self._num_stages - 1:
                 self._restored(other, Port.DOWNSTREAM)
 

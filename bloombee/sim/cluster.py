@@ -30,7 +30,7 @@ from bloombee.sim.cpu import CorePool
 from bloombee.sim.device import VOCAB, Device, SimDevice
 from bloombee.sim.head import SimHead, SimRequest
 from bloombee.sim.network import Faults, LinkShape
-from bloombee.sim.worker import Order, SimDevices, SimWorker
+from bloombee.sim.worker import Order, SimDevices, SimWorker, site_of
 from bloombee.types import Dtype, SchedulerPlace, WorkerId
 from bloombee.wire.messages import AnyMessage, Load, Sampling, Schedule, Wire
 
@@ -69,6 +69,10 @@ class SimCluster:
     """Of a planner that decides which workers have a stage; None: all have one."""
     topology: Topology | None = None
     """What is known of workers from the start; None: a planner has them and their links looked at before."""
+    moves: bool = False
+    """The ends of links are workers, whatever stage they have, and not stages, whoever has them."""
+    layer_load_s: float = 0.0
+    """That a worker takes to load a layer."""
 
     def __init__(
         self,
@@ -175,14 +179,18 @@ class SimCluster:
     @property
     def services(self) -> list[SchedulerService]:
         """Schedulers beside stages of workers that live."""
-        return [worker.service for worker in self.workers.values() if worker.service is not None and worker.is_alive]
+        return [
+            service for worker in self.workers.values() if worker.is_alive and (service := worker.scheduling.service) is not None
+        ]
 
     @property
     def stages(self) -> dict[int, StageCore]:
         """By their place in the plan; of workers that live."""
         plan = self.plan.stages if self.plan is not None else ()
-        workers = {stage.index: self.workers[stage.worker] for stage in plan}
-        return {index: worker.core for index, worker in workers.items() if worker.core is not None and worker.is_alive}
+        cores = {
+            stage.index: self.workers[stage.worker].core_of(stage.load) for stage in plan if self.workers[stage.worker].is_alive
+        }
+        return {index: core for index, core in cores.items() if core is not None}
 
     # -- what happens to it ----------------------------------------------------------------
 
@@ -274,17 +282,20 @@ class SimCluster:
         if self.plan.scheduler is SchedulerPlace.HEAD:
             self.to_stage(stage, send)
             return
-        deliver = partial(self.workers[self.plan.scheduler_worker].ask, send.message)
+        deliver = partial(self.workers[self.plan.scheduler_worker].scheduling.ask, send.message)
         self.carrier.carry(HEAD, stage_name(0), send.message, deliver, reliable=False)
 
     def to_stage(self, stage: int, send: Send) -> None:
         """Of the scheduler, wherever it is."""
-        assert self.plan is not None
-        deliver = partial(self.workers[self.plan.stages[stage].worker].receive, send.message, None)
-        if stage_name(stage) == self.head.scheduler_name:
+        plan = self.head.swarm.plan_of(send.message.epoch)  # type: ignore[union-attr]
+        if plan is None:
+            return  # it was given up
+        worker = plan.stages[stage].worker
+        deliver, there = partial(self.workers[worker].receive, send.message, None), stage_name(site_of(self, worker, stage))
+        if there == self.head.scheduler_name:
             self.clock.call_later(0.0, deliver)
         else:
-            self.carrier.carry(self.head.scheduler_name, stage_name(stage), send.message, deliver, reliable=False, lane=send.lane)
+            self.carrier.carry(self.head.scheduler_name, there, send.message, deliver, reliable=False, lane=send.lane)
 
     def _make_scheduler(self, plan: Plan | None) -> SchedulerCore | SchedulerProxy:
         if plan is not None:

@@ -16,6 +16,8 @@ from bloombee.pipeline.commands import (
     Conclude,
     Deliver,
     Dismiss,
+    HandoverBegan,
+    HandoverEnded,
     MeasureHere,
     PipelineBroken,
     PipelineDown,
@@ -26,6 +28,7 @@ from bloombee.pipeline.commands import (
     StageLoaded,
     TellHead,
     TellScheduler,
+    TellSwarm,
 )
 from bloombee.pipeline.events import (
     FromStage,
@@ -58,6 +61,7 @@ from bloombee.wire.messages import (
     MeasureLink,
     Profile,
     Refused,
+    Retire,
     Wire,
 )
 
@@ -94,7 +98,7 @@ class SimHead:
         make_scheduler: Callable[[Plan | None], SchedulerCore | SchedulerProxy],
         *,
         hidden: int,
-        order: Callable[[WorkerId, Load | Wire | Measure | Introduce | MeasureLink | Profile], None],
+        order: Callable[[WorkerId, Load | Wire | Retire | Measure | Introduce | MeasureLink | Profile], None],
         to_stage: Callable[[int, Send], None],
     ) -> None:
         limits = SwarmLimits(load_deadline_s=1e9)
@@ -108,6 +112,8 @@ class SimHead:
         self.down: BloomBeeError | None = None
         self.up = False
         self.num_recoveries = 0
+        self.handovers: list[HandoverEnded] = []
+        """As they ended."""
         self.num_stale = 0
         """Verdicts and acknowledgements that came after their epoch had ended."""
         self.tunings: list[tuple[float, int]] = []
@@ -176,7 +182,7 @@ class SimHead:
         """Of the swarm's and the requests' core."""
         for command in commands:
             match command:
-                case Send(to=int(worker), message=Load() | Wire() | Introduce() | MeasureLink() | Profile() as order):
+                case Send(to=int(worker), message=Load() | Wire() | Retire() | Introduce() | MeasureLink() | Profile() as order):
                     self._order(worker, order)
                 case TellScheduler(message=message):
                     self.schedule(self.scheduler.handle(message))
@@ -184,8 +190,10 @@ class SimHead:
                     self._gauges.measure(order)
                 case PlanMade(plan=plan):
                     self._planned(plan)
-                case StageLoaded() | ReportMeasured():
+                case StageLoaded() | ReportMeasured() | HandoverBegan():
                     pass
+                case HandoverEnded():
+                    self.handovers.append(command)
                 case Send(to=int(worker), message=Drained() | Refused() as answer):
                     self.answers.append((worker, answer))
                 case Dismiss(worker=worker):
@@ -236,6 +244,8 @@ class SimHead:
                     self._to_stage(stage, command)
                 case TellHead(message=message):
                     self.do(self.request_core.handle(SchedulerSaid(message, self._clock.now)))
+                case TellSwarm(message=moved):
+                    self.do(self.swarm.handle(moved))
                 case _:
                     raise AssertionError(f"the scheduler asks for {command!r}")
 

@@ -10,35 +10,21 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from bloombee.errors import LocalProtocolError, RemoteProtocolError, StalePlan
+from bloombee.errors import LocalProtocolError, StalePlan
 from bloombee.pace import Pace
-from bloombee.pipeline.commands import Command, Compute, Gather, Send, Spill
-from bloombee.pipeline.events import (
-    Computed,
-    FromHead,
-    FromStage,
-    Gathered,
-    Greeted,
-    HeadRestored,
-    LinkRestored,
-    Moved,
-    PlanWired,
-    Port,
-    Spilled,
-    StageReceived,
-    StageRestored,
-    Tick,
-)
+from bloombee.pipeline.commands import Command, Send
+from bloombee.pipeline.events import FromHead, FromStage, HeadRestored, Moved, PlanWired, Port, StageRestored, Tick
 from bloombee.pipeline.profiles import paced, to_message
 from bloombee.pipeline.scheduler import SchedulerService, ring_of
 from bloombee.pipeline.stage import StageCore
-from bloombee.pipeline.work import Piece, Work
+from bloombee.pipeline.work import Work
 from bloombee.plan.profile import Hardware
 from bloombee.sim.carrier import SimCarrier, stage_name
 from bloombee.sim.clock import VirtualClock
 from bloombee.sim.cpu import CorePool
 from bloombee.sim.device import Device
 from bloombee.sim.head import SimHead
+from bloombee.sim.span import SimSpan
 from bloombee.sim.surveying import SimIntroductions
 from bloombee.types import DeviceUse, Phase, StageUse, WorkerId
 from bloombee.wire.messages import (
@@ -50,15 +36,12 @@ from bloombee.wire.messages import (
     Measured,
     MeasureLink,
     Profile,
+    Retire,
+    Retired,
     Schedule,
-    StageFailed,
     Tally,
     Wire,
-    Wired,
 )
-
-DISK_S = 0.0005
-"""What frames need to get to a log's file."""
 
 
 class SimDevices:
@@ -127,6 +110,8 @@ class Surroundings(Protocol):
     devices: SimDevices
     workers: dict[WorkerId, SimWorker]
     num_stale: int
+    moves: bool
+    layer_load_s: float
 
     def make_core(self, load: Load) -> StageCore: ...
     def make_device(self, stage: int, load: Load) -> Device: ...
@@ -145,96 +130,40 @@ class Surroundings(Protocol):
         """Of the scheduler, wherever it is."""
 
 
-Order = Load | Wire | Measure | Introduce | MeasureLink | Profile
-"""What the head may say to a worker."""
+def site_of(around: Surroundings, worker: WorkerId, stage: int) -> int:
+    """What the ends of links and the device of a worker at that stage are known by."""
+    return worker - 1 if around.moves else stage
 
 
-class SimWorker:
-    """``index``: of its stage, once it has one. ``memory_bytes``: that it offers. ``introductions``: where workers are looked at
-    before the first plan."""
+class SimScheduling:
+    """The scheduler beside a worker's stage, as ``roles/scheduler_host.py`` has it."""
 
-    def __init__(self, worker: WorkerId, around: Surroundings, memory_bytes: int) -> None:
-        self.id = worker
-        self.index = 0
-        self.core: StageCore | None = None
+    def __init__(self, worker: SimWorker, around: Surroundings) -> None:
         self.service: SchedulerService | None = None
-        """The scheduler, where it is beside this worker's stage."""
-        self.is_alive = True
-        self.introductions: SimIntroductions | None = None
+        self._worker = worker
         self._around = around
-        self._memory_bytes = memory_bytes
-        self._device: Device | None = None
-        self._wires: dict[int, Wire] = {}
-        """By epoch."""
-        self._works: deque[Work] = deque()
-        """Of its device, in order; the first one runs."""
-        self._num_layers = 1
-        self._num_pieces = 0
-        """Of bulk that have left it so far."""
 
-    # -- what it is told -------------------------------------------------------------------
-
-    def order(self, order: Order) -> None:
-        """Of the head."""
-        if not self.is_alive:
-            return
-        match order:
-            case Load():
-                self._load(order)
-            case Wire():
-                self._wire(order)
-            case Measure():
-                self._measure(order)
-            case Profile():
-                self._profile(order)
-            case Introduce() | MeasureLink():
-                assert self.introductions is not None
-                self.introductions.order(order)
-
-    def _load(self, load: Load) -> None:
-        if self.core is None:
-            self.index = self._around.stage_of(load)
-            self.core = self._around.make_core(load)
-            self._num_layers = load.stop - load.start
-            self._device = self._around.make_device(self.index, load)
-        self._around.say(self, Loaded(number=load.number, pipeline=load.pipeline, weight_bytes=(0,), kv_bytes=(0,)))
-
-    def _wire(self, wire: Wire) -> None:
-        core = self.core
-        if core is None:
-            return
-        self._wires[wire.epoch] = wire
-        try:
-            commands = core.handle(StageReceived(wire, self._now))
-        except StalePlan:
-            return  # an order that was overtaken
-        self._do(commands)
-        if wire.schedule is not None:
-            self._schedule(wire, wire.schedule)
-        self._do(core.handle(Greeted(wire.epoch, self._now)))
-
-    def _schedule(self, wire: Wire, schedule: Schedule) -> None:
-        """As ``roles/scheduler_host.py`` does."""
+    def wire(self, wire: Wire, schedule: Schedule) -> None:
         if self.service is None:
             self.service = self._around.make_service(wire, schedule)
         with contextlib.suppress(LocalProtocolError):  # the order came again
-            self._serve(self.service.handle(PlanWired(ring_of(wire, schedule), self._now)))
+            self._serve(self.service.handle(PlanWired(ring_of(wire, schedule), self._worker.now)))
 
     def ask(self, message: AnyMessage) -> None:
         """Of the head, to the scheduler here."""
-        self._heard(lambda service: service.handle(FromHead(message, self._now)))
+        self._heard(lambda service: service.handle(FromHead(message, self._worker.now)))
 
     def hear_stage(self, stage: int, message: AnyMessage) -> None:
         """Of a stage, to the scheduler here."""
-        self._heard(lambda service: service.handle(FromStage(stage, message, self._now)))
+        self._heard(lambda service: service.handle(FromStage(stage, message, self._worker.now)))
 
     def _heard(self, handle: Callable[[SchedulerService], list[Command]]) -> None:
-        if self.service is None or not self.is_alive:
+        if self.service is None or not self._worker.is_alive:
             return
         try:
             commands = handle(self.service)
         except StalePlan:
-            self._around.num_stale += 1
+            self._worker.stale()
             return
         self._serve(commands)
 
@@ -251,17 +180,118 @@ class SimWorker:
 
     def stage_restored(self, stage: int) -> None:
         """The connections between the scheduler here and a stage came back."""
-        self._heard(lambda service: service.handle(StageRestored(stage, self._now)))
+        self._heard(lambda service: service.handle(StageRestored(stage, self._worker.now)))
 
     def head_restored(self) -> None:
         """Those to the head came back."""
-        self._heard(lambda service: service.handle(HeadRestored(self._now)))
+        self._heard(lambda service: service.handle(HeadRestored(self._worker.now)))
+
+    def tick(self, *, has_moved: bool) -> None:
+        """Time has passed; pieces of bulk may have left the worker meanwhile."""
+        if has_moved:
+            self._heard(lambda service: service.handle(Moved(self._worker.now)))
+        self._heard(lambda service: service.handle(Tick(self._worker.now)))
+
+
+Order = Load | Wire | Retire | Measure | Introduce | MeasureLink | Profile
+"""What the head may say to a worker."""
+
+
+class SimWorker:
+    """``index``: of its stage, once it has one. ``memory_bytes``: that it offers. ``introductions``: where workers are looked at
+    before the first plan."""
+
+    def __init__(self, worker: WorkerId, around: Surroundings, memory_bytes: int) -> None:
+        self.id = worker
+        self.index = 0
+        self.scheduling = SimScheduling(self, around)
+        """Where it is beside this worker's stage."""
+        self.is_alive = True
+        self.introductions: SimIntroductions | None = None
+        self.spans: list[SimSpan] = []
+        """In the order in which they were ordered."""
+        self._around = around
+        self._memory_bytes = memory_bytes
+        self._works: deque[tuple[SimSpan, Work]] = deque()
+        """Of its device, in order; the first one runs."""
+        self._num_pieces = 0
+        """Of bulk that have left it so far."""
+
+    @property
+    def core(self) -> StageCore | None:
+        """Of what it was told last to load."""
+        return self.spans[-1].core if self.spans else None
+
+    def core_of(self, load: int) -> StageCore | None:
+        """Of the span of that order."""
+        return next((span.core for span in self.spans if span.load.number == load), None)
+
+    # -- what it is told -------------------------------------------------------------------
+
+    def order(self, order: Order) -> None:
+        """Of the head."""
+        if not self.is_alive:
+            return
+        match order:
+            case Load():
+                self._load(order)
+            case Wire():
+                self._wire(order)
+            case Retire():
+                self._retire(order)
+            case Measure():
+                self._measure(order)
+            case Profile():
+                self._profile(order)
+            case Introduce() | MeasureLink():
+                assert self.introductions is not None
+                self.introductions.order(order)
+
+    def _load(self, load: Load) -> None:
+        """As ``roles/stages.py`` does."""
+        known = self.core_of(load.number) is not None
+        if not known:
+            if self.spans and not self.spans[-1].core.seats:
+                self.spans.pop()
+            self.index = self._around.stage_of(load)
+            core, device = self._around.make_core(load), self._around.make_device(self.index, load)
+            self.spans.append(SimSpan(load, core, device, self))
+        told = Loaded(number=load.number, pipeline=load.pipeline, weight_bytes=(0,), kv_bytes=(0,))
+        load_s = 0.0 if known else self._around.layer_load_s * (load.stop - load.start)
+        if load_s:
+            self.call_later(load_s, partial(self.to_head, told))
+        else:
+            self.to_head(told)
+
+    def _wire(self, wire: Wire) -> None:
+        span = next((span for span in self.spans if span.load.number == wire.load), None)
+        if span is None or not span.wire(wire):
+            return
+        self.index = wire.stage
+        for other in self.spans:
+            if other is not span:
+                for epoch in [epoch for epoch in other.core.seats if epoch < wire.oldest]:
+                    other.receive(Retire(wire.pipeline, epoch), None)
+        at = self.spans.index(span)
+        self.spans = [one for one in self.spans[:at] if one.core.seats] + self.spans[at:]
+        if wire.schedule is not None:
+            self.scheduling.wire(wire, wire.schedule)
+        span.greeted(wire.epoch)
+
+    def _retire(self, retire: Retire) -> None:
+        if not self.spans:
+            self.to_head(Retired(retire.pipeline, retire.epoch))
+            return
+        span = next((span for span in self.spans if retire.epoch in span.core.seats), self.spans[-1])
+        span.receive(retire, None)
+        if any(span.core.seats for span in self.spans):
+            self.spans = [span for span in self.spans if span.core.seats]
 
     def _measure(self, asked: Measure) -> None:
         """As ``roles/stage_host.py`` does."""
         if self.core is None:
             return
-        use = self._around.devices.uses[self.index]
+        use = self._around.devices.uses[self._site]
         answer = Measured(
             pipeline=asked.pipeline,
             epoch=asked.epoch,
@@ -273,33 +303,28 @@ class SimWorker:
             raw_bytes=use.raw_bytes,
             sent_bytes=use.sent_bytes,
         )
-        self._around.say(self, answer)
+        self.to_head(answer)
 
     def _profile(self, asked: Profile) -> None:
         """As ``roles/measuring.py`` does for an emulated device."""
         pace = self._around.devices.pace_of(self.id)
         found = paced(pace, asked.config_digest.hex(), asked.dtype, Hardware(self._memory_bytes))
         stage = replace(found.fit.stage, context_s=self._around.devices.context_s)
-        self._around.say(self, to_message(replace(found, fit=replace(found.fit, stage=stage))))
+        self.to_head(to_message(replace(found, fit=replace(found.fit, stage=stage))))
 
     def receive(self, message: AnyMessage, payload: object | None) -> None:
         """Of the ring."""
-        if self.core is None or not self.is_alive:
+        if not self.spans or not self.is_alive:
             return
-        try:
-            commands = self.core.handle(StageReceived(message, self._now, payload))
-        except StalePlan:
-            self._around.num_stale += 1
-            return
-        except RemoteProtocolError as error:
-            raise AssertionError(f"stage {self.index} refused {message!r}: {error}") from error
-        self._do(commands)
+        epoch = message.epoch  # type: ignore[union-attr]
+        span = next((span for span in self.spans if epoch in span.core.seats), self.spans[-1])
+        span.receive(message, payload)
 
     def link_restored(self, port: Port) -> None:
         """A connection of its stage came back."""
-        if self.core is not None and self.is_alive:
-            for epoch in list(self.core.seats):
-                self._do(self.core.handle(LinkRestored(epoch, port, self._now)))
+        if self.is_alive:
+            for span in self.spans:
+                span.restored(port)
 
     def end(self) -> None:
         """It does nothing any more."""
@@ -307,84 +332,79 @@ class SimWorker:
 
     def tick(self) -> bool:
         """Whether pieces of bulk have left it since the last time, as ``roles/stage_host.py`` sees."""
-        if self.core is None or not self.is_alive:
+        if not self.spans or not self.is_alive:
             return False
-        count = self._around.carrier.num_pieces(stage_name(self.index), stage_name(self.index + 1))
+        count = self._around.carrier.num_pieces(stage_name(self._site), stage_name(self._site_after))
         has_moved = count > self._num_pieces
-        if has_moved:
-            self._num_pieces = count
-            self._do(self.core.handle(Moved(self._now)))
-            self._heard(lambda service: service.handle(Moved(self._now)))
-        self._do(self.core.handle(Tick(self._now)))
-        self._heard(lambda service: service.handle(Tick(self._now)))
+        self._num_pieces = max(count, self._num_pieces)
+        for span in self.spans:
+            span.tick(has_moved=has_moved)
+        self.scheduling.tick(has_moved=has_moved)
         return has_moved
 
-    # -- what its core asks for ------------------------------------------------------------
+    # -- what its spans ask for ------------------------------------------------------------
 
     @property
-    def _now(self) -> float:
+    def _site(self) -> int:
+        return site_of(self._around, self.id, self.index)
+
+    @property
+    def _site_after(self) -> int:
+        """Of the next stage's worker."""
+        wire = self.spans[-1].newest if self.spans else None
+        following = wire.successor if wire is not None else None
+        return self.index + 1 if following is None else site_of(self._around, following.worker, self.index + 1)
+
+    @property
+    def now(self) -> float:
         return self._around.clock.now
 
-    def _do(self, commands: list[Command]) -> None:
-        for command in commands:
-            match command:
-                case Compute(work=work):
-                    self._works.append(work)
-                    if len(self._works) == 1:
-                        self._begin_work()
-                case Gather(number=number, pieces=pieces):
-                    self._around.clock.call_later(0.0, partial(self._gather, number, pieces))
-                case Spill(number=number, frames=frames):
-                    stored = tuple(payload for _, payload in frames)
-                    self._around.clock.call_later(DISK_S, partial(self._spilled, Spilled(number, stored)))
-                case Send(to=Port.HEAD, message=Wired() | StageFailed() as message):
-                    self._around.say(self, message)
-                case Send(to=Port() as port):
-                    self._send(port, command)
-                case _:
-                    raise AssertionError(f"stage {self.index} asks for {command!r}")
+    def call_later(self, seconds: float, then: Callable[[], None]) -> None:
+        """Unless it is dead by then."""
+        self._around.clock.call_later(seconds, lambda: then() if self.is_alive else None)
+
+    def stale(self) -> None:
+        """A message came that is of no epoch here."""
+        self._around.num_stale += 1
+
+    def to_head(self, message: AnyMessage) -> None:
+        self._around.say(self, message)
+
+    def compute(self, span: SimSpan, work: Work) -> None:
+        """On its device, after everything that was asked before."""
+        self._works.append((span, work))
+        if len(self._works) == 1:
+            self._begin_work()
 
     def _begin_work(self) -> None:
-        work = self._works[0]
-        self._around.devices.run(self.index, self._num_layers, work, partial(self._computed, work))
+        span, work = self._works[0]
+        self._around.devices.run(self._site, span.num_layers, work, self._computed)
 
-    def _computed(self, work: Work) -> None:
+    def _computed(self) -> None:
         if not self.is_alive:
             return
-        assert self.core is not None
-        assert self._device is not None
-        outcome = self._device.run(work)
-        self._do(self.core.handle(Computed(outcome, self._now)))
+        span, work = self._works[0]
+        span.computed(work)
         self._works.popleft()
         if self._works:
             self._begin_work()
 
-    def _gather(self, number: int, pieces: Sequence[Piece]) -> None:
-        if self.is_alive:
-            assert self.core is not None
-            assert self._device is not None
-            self._do(self.core.handle(Gathered(number, self._device.gather(pieces), self._now)))
-
-    def _spilled(self, event: Spilled) -> None:
-        if self.is_alive:
-            assert self.core is not None
-            self._do(self.core.handle(event))
-
-    def _send(self, port: Port, send: Send) -> None:
+    def to_peer(self, wire: Wire, port: Port, send: Send) -> None:
+        """What a span says in the epoch of ``wire``."""
         message, payload = send.message, send.payload
-        wire = self._wires[message.epoch]  # type: ignore[union-attr]
+        around, index = self._around, wire.stage
         peer = {Port.SCHEDULER: None, Port.UPSTREAM: wire.predecessor, Port.DOWNSTREAM: wire.successor}[port]
         if peer is None and wire.schedule is not None:
-            self._around.clock.call_later(0.0, partial(self.hear_stage, self.index, message))
+            around.clock.call_later(0.0, partial(self.scheduling.hear_stage, index, message))
             return
         if peer is None:
-            there = None if wire.scheduler is None else self._around.workers[wire.scheduler.worker]
-            tell = self._around.tell_scheduler if there is None else there.hear_stage
-            target, deliver = self._around.head.scheduler_name, partial(tell, self.index, message)
+            there = None if wire.scheduler is None else around.workers[wire.scheduler.worker]
+            tell = around.tell_scheduler if there is None else there.scheduling.hear_stage
+            target, deliver = around.head.scheduler_name, partial(tell, index, message)
         else:
-            target = stage_name(self.index + (1 if port is Port.DOWNSTREAM else -1))
-            deliver = partial(self._around.workers[peer.worker].receive, message, payload)
-        self._around.carrier.hop(stage_name(self.index), target, message, send.lane, deliver)
+            target = stage_name(site_of(around, peer.worker, index + (1 if port is Port.DOWNSTREAM else -1)))
+            deliver = partial(around.workers[peer.worker].receive, message, payload)
+        around.carrier.hop(stage_name(site_of(around, self.id, index)), target, message, send.lane, deliver)
 
 
 def _tally(use: DeviceUse) -> Tally:

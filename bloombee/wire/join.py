@@ -51,7 +51,7 @@ class Door:
     nothing but ``num_refused``.
 
     Args:
-        swarm, heartbeat_s, silence_s: for :class:`~bloombee.wire.messages.Joined`.
+        swarm, heartbeat_s, silence_s, returns: for :class:`~bloombee.wire.messages.Joined`.
         max_workers: how many keys may be in at once.
     """
 
@@ -59,6 +59,7 @@ class Door:
     heartbeat_s: float
     silence_s: float
     max_workers: int = 4096
+    returns: bool = False
     is_shut: bool = False
     """Nobody new comes in, whatever he knows."""
     num_refused: int = 0
@@ -110,7 +111,7 @@ class Door:
             if self._must_wait(guest, secret, in_doubt):
                 return None
             guest = self._let_in(key, link, message, guest, secret)
-        joined = Joined(worker=guest.worker, swarm=self.swarm, heartbeat_s=self.heartbeat_s, silence_s=self.silence_s)
+        joined = Joined(guest.worker, self.swarm, self.heartbeat_s, self.silence_s, self.returns)
         return Admitted(key, guest.worker, message, joined, again)
 
     def _must_wait(self, guest: _Guest | None, secret: _Secret, in_doubt: Container[WorkerId]) -> bool:

@@ -52,6 +52,8 @@ def _check_facts(path: str, facts: dict[str, Any]) -> None:
 
 def _check_join(join: m.Join) -> None:
     _check_endpoint("Join.endpoint", join.endpoint)
+    if not join.name.isprintable():
+        raise refuse("Join.name", join.name, "printable signs, for people will read it")
 
 
 def _check_joined(joined: m.Joined) -> None:

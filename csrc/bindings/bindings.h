@@ -17,6 +17,7 @@ void bind_checksum(py::module_& m);
 void bind_codec(py::module_& m);
 void bind_sampler(py::module_& m);
 void bind_plan(py::module_& m);
+void bind_fused(py::module_& m);
 void bind_attention(py::module_& m);
 
 // A C-contiguous buffer of a Python object, held until this goes away. Made and destroyed with the GIL held; its

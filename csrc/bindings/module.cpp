@@ -8,5 +8,6 @@ PYBIND11_MODULE(_native, m, pybind11::mod_gil_not_used()) {
     bloombee::bind_codec(m);
     bloombee::bind_sampler(m);
     bloombee::bind_plan(m);
+    bloombee::bind_fused(m);
     bloombee::bind_attention(m);
 }

@@ -1,12 +1,28 @@
-// One unit of a message by one warp: what the CUDA kernels run, written so that the host runs it too, lane by lane.
+// One unit of a message by a team of threads: what the CUDA kernels run, written so that the host runs it too.
 //
-// The code is parametrised by a warp. `warp.each(f)` calls f(lane) for every lane: on the device each thread calls it
-// once and the warp meets at the end, on the host it is a loop. Lane-private values are Warp::Lanes<T>: a register
-// there, an array of 32 here. So between two `each` every lane sees what all lanes wrote, and nothing else is needed
-// to make both agree. Outside `each` all variables have the same value in all lanes.
+// A unit is made in phases. In most of them every thread of the team does a share: `team.each(f)` calls f(rank) for
+// every thread and lets them meet at the end, so that the next phase sees what this one wrote; on the host it is a loop.
+// Between the two lies the coder, whose lanes must go step by step: `team.serial(f)` calls f(warp) for the team's first
+// warp. In it `warp.each(f)` calls f(lane) for every lane and lets the lanes meet, `warp.step(f)` does not let them meet
+// and is for what touches registers alone. Lane-private values are Warp::Lanes<T>: a register on the device, an array
+// of 32 on the host. Outside of `each` and `step` all variables have the same value in all threads.
+//
+// The coder is a chain of dependent instructions, some 30 cycles a step where it encodes and some 110 where it decodes,
+// so all that need not be in it is done in the other phases, and what it looks up lies in the memory of the team.
 #pragma once
 
+#include <type_traits>
+
+#include "codec/rans_image.h"
 #include "codec/rans_layout.h"
+
+#if defined(__CUDACC__)
+#define BLOOMBEE_UNROLL _Pragma("unroll")
+#define BLOOMBEE_UNROLL_4 _Pragma("unroll 4")
+#else
+#define BLOOMBEE_UNROLL
+#define BLOOMBEE_UNROLL_4
+#endif
 
 namespace bloombee::rans {
 
@@ -20,34 +36,96 @@ struct HostWarp {
     void each(F f) {
         for (int lane = 0; lane < max_lanes; ++lane) f(lane);
     }
+    template <class F>
+    void step(F f) {
+        each(f);
+    }
     uint32_t ballot(Lanes<bool>& set) {
         uint32_t mask = 0;
         for (int lane = 0; lane < max_lanes; ++lane) mask |= static_cast<uint32_t>(set[lane]) << lane;
         return mask;
     }
-    uint32_t sum(Lanes<uint32_t>& x) {
-        uint32_t total = 0;
-        for (int lane = 0; lane < max_lanes; ++lane) total += x[lane];
-        return total;
+    void put_bits(uint32_t* word, uint32_t bits) { *word |= bits; }
+};
+
+// `threads`: a multiple of 32.
+template <int threads>
+struct HostTeam {
+    static constexpr int size = threads;
+    template <class F>
+    void each(F f) {
+        for (int rank = 0; rank < size; ++rank) f(rank);
     }
+    template <class F>
+    void serial(F f) {
+        HostWarp warp;
+        f(warp);
+    }
+    void add(uint32_t* sum, uint32_t x) { *sum += x; }  // in `each`, by whole warps
 };
 
-// Memory that a warp's lanes share.
-struct WarpMemory {
-    uint8_t exponents[tile_channels];  // of one tile of one row, channel order
-    uint32_t states[max_lanes];
-    uint8_t seeds[2 * max_lanes];
-    uint8_t packed[max_lanes / 2 + (30 * max_lanes + 7) / 8 + 7];
-};
-
-// A message being made or read. Pointers are of the side that runs.
+// A message being made or read. Pointers are of the side that runs. The message is aligned to 4, values to their size.
 struct Job {
     Layout layout;
-    TableView table;
+    UnitTables tables;
     int row_base;
     uint8_t* values;
     uint64_t stride;  // bytes between rows of values
     uint8_t* message;
+};
+
+// What the parts of a unit have in common.
+struct UnitState {
+    uint32_t states[max_lanes];
+    uint32_t packed[max_lanes + 4];  // the final states as in the message
+    uint8_t seeds[2 * max_lanes];    // decoding: what the states were seeded with
+    uint32_t word_bytes, num_escapes, packed_bytes;
+    uint32_t size;  // of the coded unit in the message
+    uint32_t ok;    // decoding: it was no corrupt one
+    uint32_t sum;   // for the caller
+    uint64_t index, place;
+};
+
+// Memory that the threads of a team share, for units of at most n = 2^unit_log2 values.
+struct UnitMemory {
+    uint8_t* exponents;  // encoding: [n] by gathered position; the escapes follow from its end downwards
+    uint8_t* symbols;    // [n] likewise; decoding: exponents without the channels' shifts
+    uint8_t* bytes;      // [words_room], and before it `guard`: seed bytes, then words; decoding: the unit
+    uint32_t* groups;    // [n / 64 + 1] table | base << 8 | first gathered position in the row << 16; then 0
+    uint32_t* sums;      // [n / 64 + 1] of the exponents of rows
+    uint8_t* escaped;    // encoding: [n / 32] whether a block of four steps has escapes
+    UnitState* state;
+
+    static constexpr uint32_t guard = 4 * 2 * max_lanes;  // decoding: what four steps may read before the words
+
+    // A symbol takes 8 bits at most and less than 2^-6 of one for rounding (states are at least 2^15, so a division by
+    // 256 loses less than 2^-7 of one); a state's own bits, and bytes to align.
+    BLOOMBEE_HD static uint32_t words_room(int unit_log2) {
+        const uint32_t n = 1u << unit_log2;
+        return n + n / 64 + 4 * max_lanes + 64;
+    }
+    BLOOMBEE_HD static uint32_t num_bytes(int unit_log2, bool encoding) {
+        const uint32_t n = 1u << unit_log2;
+        const uint32_t parts = (encoding ? 2 * n : n) + guard + words_room(unit_log2) + n / group_values * 8 + n / 32 + 16;
+        return (static_cast<uint32_t>(sizeof(UnitState)) + parts + 31) / 16 * 16;
+    }
+    // In [num_bytes], a multiple of 16, from `p` on, which is aligned to 16.
+    BLOOMBEE_HD static UnitMemory at(uint8_t* p, int unit_log2, bool encoding) {
+        const uint32_t n = 1u << unit_log2;
+        UnitMemory m{};
+        m.state = reinterpret_cast<UnitState*>(p);
+        p += (sizeof(UnitState) + 15) / 16 * 16;
+        m.symbols = p;
+        p += n;
+        m.exponents = p;
+        if (encoding) p += n;
+        m.bytes = p + guard;
+        p += guard + words_room(unit_log2);
+        m.groups = reinterpret_cast<uint32_t*>(p);
+        m.sums = m.groups + n / group_values + 1;
+        m.escaped = reinterpret_cast<uint8_t*>(m.sums + n / group_values + 1);
+        return m;
+    }
 };
 
 static BLOOMBEE_HD int set_bits(uint32_t mask) {
@@ -60,6 +138,119 @@ static BLOOMBEE_HD int set_bits(uint32_t mask) {
 
 static BLOOMBEE_HD uint32_t below(int lane) { return (1u << lane) - 1; }  // mask of the lanes before one
 
+// Sums of the four bytes, each modulo 256.
+static BLOOMBEE_HD uint32_t add_bytes(uint32_t a, uint32_t b) {
+    return ((a & 0x7f7f7f7fu) + (b & 0x7f7f7f7fu)) ^ ((a ^ b) & 0x80808080u);
+}
+
+// Likewise differences.
+static BLOOMBEE_HD uint32_t subtract_bytes(uint32_t a, uint32_t b) {
+    return ((a | 0x80808080u) - (b & 0x7f7f7f7fu)) ^ ((a ^ ~b) & 0x80808080u);
+}
+
+// 0xff in the bytes whose high bit is set, 0 in the others.
+static BLOOMBEE_HD uint32_t byte_mask(uint32_t x) { return (x >> 7 & 0x01010101u) * 0xffu; }
+
+static BLOOMBEE_HD uint32_t sum_of_bytes(uint32_t x) {
+#if defined(__CUDA_ARCH__)
+    return __dp4a(x, 0x01010101u, 0u);
+#else
+    return (x & 0xff) + (x >> 8 & 0xff) + (x >> 16 & 0xff) + (x >> 24);
+#endif
+}
+
+// Bytes 0 and 2 of a, then of b.
+static BLOOMBEE_HD uint32_t pack_halves(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+    return __byte_perm(a, b, 0x6420);
+#else
+    return (a & 0xff) | (a >> 8 & 0xff00) | (b & 0xff) << 16 | (b << 8 & 0xff000000u);
+#endif
+}
+
+// Bytes 2i and 2i + 1 as the low bytes of two halves.
+static BLOOMBEE_HD uint32_t spread_bytes(uint32_t x, int i) {
+#if defined(__CUDA_ARCH__)
+    return __byte_perm(x, 0, i ? 0x4342 : 0x4140);
+#else
+    return (x >> (16 * i) & 0xff) | (x >> (16 * i) & 0xff00) << 8;
+#endif
+}
+
+static BLOOMBEE_HD int log_lanes(const Layout& a) { return a.lanes == 32 ? 5 : a.lanes == 16 ? 4 : 3; }
+
+// Calls f with log_lanes as a type, so that it is known where the code is compiled.
+template <class F>
+static BLOOMBEE_HD void with_lanes(const Layout& a, F f) {
+    if (a.lanes == 32)
+        f(std::integral_constant<int, 5>());
+    else if (a.lanes == 16)
+        f(std::integral_constant<int, 4>());
+    else
+        f(std::integral_constant<int, 3>());
+}
+
+// Blocks of four steps.
+static BLOOMBEE_HD uint32_t num_blocks(const Unit& u, int log_lanes) {
+    return (u.coded() + (4u << log_lanes) - 1) >> (2 + log_lanes);
+}
+
+static BLOOMBEE_HD int steps_of_last_block(const Unit& u, int log_lanes) {
+    return static_cast<int>(((u.coded() >> log_lanes) - 1) % 4 + 1);
+}
+
+// Of the first two steps of a block, and of the others.
+struct BlockGroups {
+    uint32_t of[2];
+};
+
+template <int log_lanes>
+static BLOOMBEE_HD BlockGroups block_groups(const UnitMemory& m, uint32_t block) {
+    const uint32_t* const groups = m.groups + (block << log_lanes >> 4);
+    return {{groups[0], groups[log_lanes == 5]}};
+}
+
+// -- bytes -------------------------------------------------------------------------------------
+
+// Four bytes from anywhere; on the device the word that they start in is read, and the next.
+static BLOOMBEE_HD uint32_t word_at(const uint8_t* p) {
+#if defined(__CUDA_ARCH__)
+    const uint32_t shift = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(p) & 3);
+    const uint32_t* const words = reinterpret_cast<const uint32_t*>(p - shift);
+    return __funnelshift_r(words[0], words[1], 8 * shift);
+#else
+    uint32_t word;
+    std::memcpy(&word, p, 4);
+    return word;
+#endif
+}
+
+// A thread's share of copying n bytes between any two places; the words of the target are written whole.
+static BLOOMBEE_HD void copy_share(int rank, int size, uint8_t* to, const uint8_t* from, uint32_t n) {
+    const uint32_t skew = static_cast<uint32_t>(-reinterpret_cast<uintptr_t>(to)) & 3, head = skew < n ? skew : n;
+    const uint32_t words = (n - head) / 4, tail = head + 4 * words, first = rank;
+    uint32_t* const target = reinterpret_cast<uint32_t*>(to + head);
+    if (((reinterpret_cast<uintptr_t>(to) ^ reinterpret_cast<uintptr_t>(from)) & 3) == 0) {
+        const uint32_t* const source = reinterpret_cast<const uint32_t*>(from + head);
+        BLOOMBEE_UNROLL_4 for (uint32_t i = first; i < words; i += size) target[i] = source[i];
+    } else {
+        BLOOMBEE_UNROLL_4 for (uint32_t i = first; i < words; i += size) target[i] = word_at(from + head + 4 * i);
+    }
+    if (first < head) to[first] = from[first];  // at most three bytes at either end
+    if (first < n - tail) to[tail + first] = from[tail + first];
+}
+
+struct alignas(8) Bytes8 {
+    uint32_t words[2];
+};
+struct alignas(16) Bytes16 {
+    uint32_t words[4];
+};
+
+static BLOOMBEE_HD uint32_t byte_of(const uint32_t* words, int k) { return words[k / 4] >> (8 * (k % 4)) & 0xffu; }
+
+// -- eight values ------------------------------------------------------------------------------
+
 template <int dtype>
 struct WordOf {
     using type = uint16_t;
@@ -69,26 +260,121 @@ struct WordOf<code_fp32> {
     using type = uint32_t;
 };
 
-// Values are aligned to their size; words of the coder lie on even addresses.
+// Values of neighbouring channels, as they lie in memory.
 template <int dtype>
-static BLOOMBEE_HD uint32_t value_at(const Job& job, uint64_t row, uint64_t channel) {
+struct Eight {
+    static constexpr int num_words = 8 * sizeof(typename WordOf<dtype>::type) / 4;
+    uint32_t words[num_words];
+
+    BLOOMBEE_HD uint32_t operator[](int k) const {
+        if constexpr (dtype == code_fp32) return words[k];
+        return words[k / 2] >> (16 * (k % 2)) & 0xffffu;
+    }
+    BLOOMBEE_HD void set(int k, uint32_t value) {  // once
+        if constexpr (dtype == code_fp32)
+            words[k] = value;
+        else
+            words[k / 2] |= value << (16 * (k % 2));
+    }
+};
+
+// Exponents of values 4i to 4i + 3, a byte each.
+template <int dtype>
+static BLOOMBEE_HD uint32_t four_exponents(const Eight<dtype>& v, int i) {
+    if constexpr (dtype == code_bf16) return pack_halves(v.words[2 * i] >> 7, v.words[2 * i + 1] >> 7);
+    if constexpr (dtype == code_fp16) return pack_halves(v.words[2 * i] >> 10, v.words[2 * i + 1] >> 10) & 0x1f1f1f1fu;
+    uint32_t four = 0;
+    BLOOMBEE_UNROLL for (int k = 0; k < 4; ++k) four |= exponent_bits<dtype>(v[4 * i + k]) << (8 * k);
+    return four;
+}
+
+// Likewise their seed bytes.
+template <int dtype>
+static BLOOMBEE_HD uint32_t four_seeds(const Eight<dtype>& v, int i) {
+    const auto bf16 = [](uint32_t x) { return (x & 0x7f7f7f7fu) | (x >> 8 & 0x80808080u); };
+    if constexpr (dtype == code_bf16) return pack_halves(bf16(v.words[2 * i]), bf16(v.words[2 * i + 1]));
+    if constexpr (dtype == code_fp16) return pack_halves(v.words[2 * i], v.words[2 * i + 1]);
+    uint32_t four = 0;
+    BLOOMBEE_UNROLL for (int k = 0; k < 4; ++k) four |= seed_byte<dtype>(v[4 * i + k]) << (8 * k);
+    return four;
+}
+
+// The part of eight values that exponents and seed bytes determine.
+template <int dtype>
+static BLOOMBEE_HD Eight<dtype> eight_of(const Bytes8& exponents, const Bytes8& seeds) {
+    Eight<dtype> v{};
+    if constexpr (dtype == code_fp32) {
+        BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k)
+            v.words[k] = value_of<dtype>(byte_of(exponents.words, k), byte_of(seeds.words, k));
+        return v;
+    }
+    BLOOMBEE_UNROLL for (int i = 0; i < 4; ++i) {
+        const uint32_t exponent = spread_bytes(exponents.words[i / 2], i % 2), seed = spread_bytes(seeds.words[i / 2], i % 2);
+        v.words[i] = dtype == code_bf16 ? exponent << 7 | (seed & 0x7f007fu) | (seed & 0x800080u) << 8
+                                        : (exponent & 0x1f001fu) << 10 | seed;
+    }
+    return v;
+}
+
+template <int dtype>
+static BLOOMBEE_HD typename WordOf<dtype>::type* values_at(const Job& job, uint64_t row, uint64_t channel) {
     using Word = typename WordOf<dtype>::type;
-    return *reinterpret_cast<const Word*>(job.values + row * job.stride + channel * sizeof(Word));
+    return reinterpret_cast<Word*>(job.values + row * job.stride) + channel;
+}
+
+// Whether eight values from a multiple of eight on can be moved in 16 bytes.
+static BLOOMBEE_HD bool is_wide(const Job& job) {
+    return ((reinterpret_cast<uintptr_t>(job.values) | job.stride) & 15) == 0;
+}
+
+// The first n of eight values; the others are 0.
+template <int dtype>
+static BLOOMBEE_HD Eight<dtype> load_eight(const typename WordOf<dtype>::type* from, int n, bool wide) {
+    Eight<dtype> v{};
+    if (wide && n == 8) {
+        BLOOMBEE_UNROLL for (int k = 0; k < Eight<dtype>::num_words; k += 4) {
+            const Bytes16 b = reinterpret_cast<const Bytes16*>(from)[k / 4];
+            BLOOMBEE_UNROLL for (int i = 0; i < 4; ++i) v.words[k + i] = b.words[i];
+        }
+        return v;
+    }
+    BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k) if (k < n) v.set(k, from[k]);
+    return v;
+}
+
+template <int dtype>
+static BLOOMBEE_HD void store_eight(typename WordOf<dtype>::type* to, const Eight<dtype>& v, int n, bool wide) {
+    if (wide && n == 8) {
+        BLOOMBEE_UNROLL for (int k = 0; k < Eight<dtype>::num_words; k += 4) reinterpret_cast<Bytes16*>(to)[k / 4] = {
+            {v.words[k], v.words[k + 1], v.words[k + 2], v.words[k + 3]}};
+        return;
+    }
+    BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k) if (k < n) to[k] = static_cast<typename WordOf<dtype>::type>(v[k]);
+}
+
+// Eight channels of a row that one thread takes; a warp takes a tile. Tasks of a unit are numbered by row, then tile.
+struct Task8 {
+    uint32_t row, channel;  // both in the unit
+    int n;                  // of the eight that are there; may be 0
+};
+
+static BLOOMBEE_HD uint32_t num_tasks(const Unit& u) {
+    return u.num_rows * ((u.num_channels + tile_channels - 1) / tile_channels);
+}
+
+static BLOOMBEE_HD Task8 task8(const Unit& u, uint32_t task, int lane) {
+    const uint32_t tiles = (u.num_channels + tile_channels - 1) / tile_channels, row = tiles == 1 ? task : task / tiles;
+    const uint32_t channel = (task - row * tiles) * tile_channels + 8 * lane;
+    const int left = static_cast<int>(u.num_channels) - static_cast<int>(channel);
+    return {row, channel, left < 0 ? 0 : left < 8 ? left : 8};
 }
 
 // -- rows --------------------------------------------------------------------------------------
 
-// Offset of a row from the mean of its exponents; all lanes get it.
-template <int dtype, class Warp>
-static BLOOMBEE_HD int measured_offset(Warp& warp, const Job& job, uint64_t row) {
+static BLOOMBEE_HD int row_offset(const Job& job, uint32_t sum) {
     const Layout& a = job.layout;
-    typename Warp::template Lanes<uint32_t> sums;
-    warp.each([&](int lane) {
-        sums[lane] = 0;
-        for (uint64_t c = lane; c < a.channels; c += max_lanes)
-            sums[lane] += exponent_bits<dtype>(value_at<dtype>(job, row, c));
-    });
-    const uint32_t d = static_cast<uint32_t>(a.channels), mean = (8 * warp.sum(sums) + d) / (2 * d);
+    if (a.row_bits == 0) return 0;
+    const uint32_t d = static_cast<uint32_t>(a.channels), mean = (8 * sum + d) / (2 * d);
     const int most = a.row_bits == 8 ? 127 : 7, offset = static_cast<int>(mean) - job.row_base;
     return offset < -most - 1 ? -most - 1 : offset > most ? most : offset;
 }
@@ -100,261 +386,339 @@ static BLOOMBEE_HD int offset_at(const Job& job, uint64_t row) {
     return 0;
 }
 
-// Writes a row's offset. Two rows share a byte at 4 bits: the even one writes it, and measures its neighbour for that
-// (which may belong to another unit) unless `next` is already known.
-template <int dtype, class Warp>
-static BLOOMBEE_HD void put_offset(Warp& warp, const Job& job, uint64_t row, int offset) {
-    uint8_t* const offsets = job.message + job.layout.row_offsets;
-    if (job.layout.row_bits == 8) {
-        warp.each([&](int lane) {
-            if (lane == 0) offsets[row] = static_cast<uint8_t>(offset + 128);
-        });
-    } else if (job.layout.row_bits == 4 && row % 2 == 0) {
-        const int next = row + 1 < job.layout.rows ? measured_offset<dtype>(warp, job, row + 1) + 8 : 0;
-        warp.each([&](int lane) {
-            if (lane == 0) offsets[row / 2] = static_cast<uint8_t>((offset + 8) | next << 4);
-        });
-    }
+// Adds the exponents of a whole row.
+template <int dtype, class Team>
+static BLOOMBEE_HD void sum_row(Team& team, const Job& job, uint64_t row, uint32_t* sum) {
+    const int d = static_cast<int>(job.layout.channels);
+    const bool wide = is_wide(job);
+    team.each([&](int rank) {
+        uint32_t mine = 0;
+        for (int c = 8 * rank; c < d; c += 8 * Team::size) {
+            const Eight<dtype> v = load_eight<dtype>(values_at<dtype>(job, row, c), d - c < 8 ? d - c : 8, wide);
+            mine += sum_of_bytes(four_exponents<dtype>(v, 0)) + sum_of_bytes(four_exponents<dtype>(v, 1));
+        }
+        team.add(sum, mine);
+    });
+}
+
+// Where a group of a row is among the tables; its base is the start of its window without the channels' shifts.
+static BLOOMBEE_HD uint32_t group_place(const UnitTables& t, const Unit& u, uint32_t group, int offset) {
+    const uint32_t whole = u.first_channel / group_values + group;
+    const int at = t.phase[whole] + offset;
+    const uint32_t table = t.cluster[whole] * 4u + (static_cast<uint32_t>(at) & 3u);
+    const uint32_t base = (static_cast<uint32_t>(at >> 2) + t.window[table]) & 0xffu;  // plus low
+    return table | base << 8 | group * group_values << 16;
 }
 
 // -- encoding ----------------------------------------------------------------------------------
 
-// Splits channels [tile, tile + n) of a row of a unit: exponents to memory, the rest to the message.
-template <int dtype, class Warp>
-static BLOOMBEE_HD void split_tile(Warp& warp, const Job& job, const Unit& u, uint32_t row, uint32_t tile, uint32_t n,
-                                   WarpMemory& m) {
+// Takes eight values apart: exponents and seed bytes to the team's memory, what else there is to the message.
+template <int dtype>
+static BLOOMBEE_HD uint32_t split_eight(const Job& job, const Unit& u, const Task8& at, const Eight<dtype>& v, UnitMemory& m) {
     const Layout& a = job.layout;
-    const uint64_t r = u.first_row + row;
-    for (uint32_t start = 0; start < n; start += max_lanes) {
-        typename Warp::template Lanes<uint32_t> value;
-        warp.each([&](int lane) {
-            const uint32_t c = start + lane, i = row * u.num_channels + tile + c;
-            value[lane] = 0;
-            if (c >= n) return;
-            value[lane] = value_at<dtype>(job, r, u.first_channel + tile + c);
-            m.exponents[c] = static_cast<uint8_t>(exponent_bits<dtype>(value[lane]));
-            const uint8_t seed = static_cast<uint8_t>(seed_byte<dtype>(value[lane]));
-            if (i < u.seeds)
-                m.seeds[i] = seed;
-            else
-                job.message[u.seed_plane + (i - u.seeds)] = seed;
-            if constexpr (dtype == code_fp32) {
-                const uint64_t at = r * a.channels + u.first_channel + tile + c;
-                if (a.has_plane1) job.message[a.plane1 + at] = static_cast<uint8_t>(value[lane] >> 8);
-                if (a.has_plane0) job.message[a.plane0 + at] = static_cast<uint8_t>(value[lane]);
-            }
-        });
-        if constexpr (dtype == code_fp16) {
-            const uint64_t bytes = Layout::bitmap_bytes(a.channels), at = (u.first_channel + tile + start) / 8;
-            const uint32_t piece = n - start < max_lanes ? (n - start + 7) / 8 : max_lanes / 8;
-            for (int k = 0; k < 3; ++k) {
-                typename Warp::template Lanes<bool> bit;
-                warp.each([&](int lane) { bit[lane] = value[lane] >> fp16_bit(k) & 1; });
-                const uint32_t map = warp.ballot(bit);
-                warp.each([&](int lane) {
-                    if (static_cast<uint32_t>(lane) < piece)
-                        job.message[a.bitmaps + (3 * r + k) * bytes + at + lane] =
-                            static_cast<uint8_t>(map >> (8 * lane));
-                });
-            }
+    const uint64_t row = u.first_row + at.row, channel = uint64_t{u.first_channel} + at.channel;
+    const Bytes8 inverse = *reinterpret_cast<const Bytes8*>(job.tables.inverse + channel);
+    uint8_t* const exponents = m.exponents + (at.row * u.groups() * group_values + at.channel / tile_channels * tile_channels);
+    const uint32_t packed[2] = {four_exponents<dtype>(v, 0), four_exponents<dtype>(v, 1)};
+    const uint32_t seeds[2] = {four_seeds<dtype>(v, 0), four_seeds<dtype>(v, 1)};
+    BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k)
+        if (k < at.n) exponents[byte_of(inverse.words, k)] = static_cast<uint8_t>(byte_of(packed, k));
+    uint8_t* const to = m.bytes + at.row * u.num_channels + at.channel;
+    if (u.num_channels % 8 == 0)
+        *reinterpret_cast<Bytes8*>(to) = {{seeds[0], seeds[1]}};
+    else
+        BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k) if (k < at.n) to[k] = static_cast<uint8_t>(byte_of(seeds, k));
+    if constexpr (dtype == code_fp16) {
+        const uint64_t bytes = Layout::bitmap_bytes(a.channels);
+        for (int map = 0; map < 3; ++map) {
+            uint32_t bits = 0;
+            BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k) bits |= (v[k] >> fp16_bit(map) & 1u) << k;
+            job.message[a.bitmaps + (3 * row + map) * bytes + channel / 8] = static_cast<uint8_t>(bits);
         }
     }
+    if constexpr (dtype == code_fp32) {
+        uint8_t* const planes = job.message + row * a.channels + channel;
+        BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k) {
+            if (a.has_plane1 && k < at.n) planes[a.plane1 + k] = static_cast<uint8_t>(v[k] >> 8);
+            if (a.has_plane0 && k < at.n) planes[a.plane0 + k] = static_cast<uint8_t>(v[k]);
+        }
+    }
+    return sum_of_bytes(packed[0]) + sum_of_bytes(packed[1]);
 }
 
-// Where a unit's parts are before they have a place in the message.
-struct CodedUnit {
-    const uint8_t* words;
-    uint32_t word_bytes;
-    const uint8_t* escapes;
-    uint32_t num_escapes;   // raw_unit: none of this counts
-    uint32_t packed_bytes;  // of the states, in WarpMemory::packed
-    uint32_t size;          // in the message
+template <int dtype, class Team>
+static BLOOMBEE_HD void split_unit(Team& team, const Job& job, const Unit& u, UnitMemory& m) {
+    constexpr int batch = dtype == code_fp32 || Team::size > max_lanes ? 2 : 4;  // loads under way
+    constexpr uint32_t warps = Team::size / max_lanes;
+    const bool wide = is_wide(job), sums = job.layout.row_bits != 0 && job.layout.segments == 1;
+    const uint32_t tasks = num_tasks(u);
+    team.each([&](int rank) {
+        for (uint32_t i = rank; i <= u.num_rows; i += Team::size) m.sums[i] = 0;
+        for (uint32_t i = rank; i < num_blocks(u, log_lanes(job.layout)); i += Team::size) m.escaped[i] = 0;
+    });
+    team.each([&](int rank) {
+        for (uint32_t first = rank / max_lanes; first < tasks; first += warps * batch) {
+            Eight<dtype> v[batch];
+            BLOOMBEE_UNROLL for (int b = 0; b < batch; ++b) {
+                const Task8 at = task8(u, first + b * warps, rank % max_lanes);
+                if (first + b * warps < tasks)
+                    v[b] = load_eight<dtype>(values_at<dtype>(job, u.first_row + at.row, u.first_channel + at.channel), at.n, wide);
+            }
+            BLOOMBEE_UNROLL for (int b = 0; b < batch; ++b) {
+                if (first + b * warps >= tasks) break;
+                const Task8 at = task8(u, first + b * warps, rank % max_lanes);
+                const uint32_t sum = at.n > 0 ? split_eight<dtype>(job, u, at, v[b], m) : 0;
+                if (sums) team.add(&m.sums[at.row], sum);
+            }
+        }
+    });
+}
+
+// Row offsets, and where each group is among the tables.
+template <int dtype, class Team>
+static BLOOMBEE_HD void place_groups(Team& team, const Job& job, const Unit& u, UnitMemory& m) {
+    const Layout& a = job.layout;
+    const uint64_t after = u.first_row + u.num_rows;
+    if (a.row_bits != 0 && a.segments > 1) sum_row<dtype>(team, job, u.first_row, m.sums);
+    // Two rows share a byte at 4 bits: the even one writes it, though its neighbour may be another unit's.
+    if (a.row_bits == 4 && u.first_channel == 0 && after % 2 == 1 && after < a.rows)
+        sum_row<dtype>(team, job, after, m.sums + u.num_rows);
+    const uint32_t groups = u.groups(), num = u.num_rows * groups;
+    team.each([&](int rank) {
+        for (uint32_t i = rank; i < num; i += Team::size) {
+            const uint32_t row = i / groups;
+            m.groups[i] = group_place(job.tables, u, i - row * groups, row_offset(job, m.sums[row]));
+        }
+        if (rank == 0) m.groups[num] = 0;
+        uint8_t* const offsets = job.message + a.row_offsets;
+        for (uint32_t i = rank; u.first_channel == 0 && i < u.num_rows; i += Team::size) {
+            const uint64_t row = u.first_row + i;
+            const int offset = row_offset(job, m.sums[i]);
+            if (a.row_bits == 8) offsets[row] = static_cast<uint8_t>(offset + 128);
+            if (a.row_bits == 4 && row % 2 == 0) {
+                const int next = row + 1 < a.rows ? row_offset(job, m.sums[i + 1]) + 8 : 0;
+                offsets[row / 2] = static_cast<uint8_t>((offset + 8) | next << 4);
+            }
+        }
+    });
+}
+
+// symbol_of for four neighbours of a group, whose windows start at `starts`; `window` as in TableImage.
+static BLOOMBEE_HD uint32_t four_symbols(uint32_t exponents, uint32_t starts, uint32_t window) {
+    const uint32_t index = subtract_bytes(exponents, starts);
+    const uint32_t size = 0x80 - (window >> 8 & 0xff);  // the high bit shows what is not below the window's size
+    const uint32_t outside = byte_mask(((index & 0x7f7f7f7fu) + size * 0x01010101u) | index);
+    const uint32_t symbols = ((index & ~outside) + 0x01010101u) & ~outside;
+    if ((window >> 16 & 0xff) == 0) return symbols;
+    const uint32_t zero = byte_mask(~(((exponents & 0x7f7f7f7fu) + 0x7f7f7f7fu) | exponents));
+    return (symbols & ~zero) | (zero_symbol * 0x01010101u & zero);
+}
+
+// Four symbols from gathered position j on, of which those from num_channels on are padding.
+static BLOOMBEE_HD uint32_t with_fill(uint32_t symbols, uint32_t num_channels, uint32_t j, uint32_t fill) {
+    if (j + 4 <= num_channels) return symbols;
+    const uint32_t is_there = j >= num_channels ? 0 : (1u << (8 * (num_channels - j))) - 1;
+    return (symbols & is_there) | (fill * 0x01010101u & ~is_there);
+}
+
+// Exponents -> symbols, and the seed bytes to the message.
+template <class Team>
+static BLOOMBEE_HD void to_symbols(Team& team, const Job& job, const Unit& u, UnitMemory& m, const uint32_t* windows) {
+    const int log = log_lanes(job.layout);
+    const Bytes16* const exponents = reinterpret_cast<const Bytes16*>(m.exponents);
+    const Bytes16* const shifts = reinterpret_cast<const Bytes16*>(job.tables.shift + u.first_channel);
+    team.each([&](int rank) {
+        for (uint32_t i = rank; i < u.coded() / 16; i += Team::size) {
+            const uint32_t group = m.groups[i / (group_values / 16)], window = windows[group & 0xff];
+            const uint32_t j = (group >> 16) + 16 * i % group_values, base = (group >> 8 & 0xff) * 0x01010101u;
+            const Bytes16 exponent = exponents[i], shift = shifts[j / 16];  // j: gathered position in the row
+            Bytes16 symbols;
+            uint32_t escaped = 0;
+            BLOOMBEE_UNROLL for (int k = 0; k < 4; ++k) {
+                symbols.words[k] = four_symbols(exponent.words[k], add_bytes(shift.words[k], base), window);
+                if (j + 16 > u.num_channels) symbols.words[k] = with_fill(symbols.words[k], u.num_channels, j + 4 * k, window >> 24);
+                escaped |= (symbols.words[k] - 0x01010101u) & ~symbols.words[k];  // the high bit of one shows a byte that is 0
+            }
+            if (escaped & 0x80808080u) m.escaped[16 * i >> (2 + log)] = 1;
+            reinterpret_cast<Bytes16*>(m.symbols)[i] = symbols;
+        }
+        copy_share(rank, Team::size, job.message + u.seed_plane, m.bytes + u.seeds, u.values() - u.seeds);
+    });
+}
+
+// Puts the escapes of a block's first `steps` steps before those there are; returns how many.
+template <int log, class Warp>
+static BLOOMBEE_HD uint32_t put_escapes(Warp& warp, const UnitMemory& m, uint32_t block, int steps, uint8_t* escapes) {
+    typename Warp::template Lanes<uint32_t> exponent;
+    typename Warp::template Lanes<bool> set;
+    uint32_t num = 0;
+    while (steps-- > 0) {
+        const uint32_t first = (4 * block + steps) << log;
+        warp.each([&](int lane) {
+            set[lane] = lane >> log == 0 && m.symbols[first + lane] == escape_symbol;
+            exponent[lane] = set[lane] ? m.exponents[first + lane] : 0;
+        });
+        const uint32_t escaped = warp.ballot(set);
+        num += set_bits(escaped);
+        // Never before a place that is yet to be read: there are at least as many positions as escapes.
+        warp.each([&](int lane) {
+            if (set[lane]) *(escapes - num + set_bits(escaped & below(lane))) = static_cast<uint8_t>(exponent[lane]);
+        });
+    }
+    return num;
+}
+
+// Of a lane's symbols in a block of four steps.
+struct BlockEntries {
+    EncodeEntry of[4];
 };
 
-// Fills m.packed from m.states; returns how many bytes. One lane does it: some 1,000 of the 30,000 cycles of a unit.
+template <int log>
+static BLOOMBEE_HD BlockEntries block_entries(const UnitMemory& m, const EncodeEntry* tables, uint32_t block, int lane) {
+    BlockEntries b{};
+    if (lane >> log) return b;
+    const BlockGroups groups = block_groups<log>(m, block);
+    BLOOMBEE_UNROLL for (int k = 0; k < 4; ++k) {
+        const uint32_t symbol = m.symbols[((4 * block + k) << log) + lane] % num_symbols;  // after the last one anything
+        b.of[k] = tables[(groups.of[k / 2] & 0xff) * num_symbols + symbol];
+    }
+    return b;
+}
+
+// The coder of 2^log lanes: words to m.bytes, escapes to the end of m.exponents, states to m.state.
+template <int log, class Warp>
+static BLOOMBEE_HD void encode_symbols(Warp& warp, const Unit& u, UnitMemory& m, const EncodeEntry* tables) {
+    typename Warp::template Lanes<uint32_t> state;
+    typename Warp::template Lanes<BlockEntries> now, next;
+    typename Warp::template Lanes<bool> set;
+    uint16_t* const words = reinterpret_cast<uint16_t*>(m.bytes);
+    uint16_t* end = words;
+    uint32_t num_escapes = 0, block = num_blocks(u, log);
+    warp.each([&](int lane) {
+        state[lane] = 1u << 16;
+        for (uint32_t k = 0; k < 2; ++k)
+            if (lane >> log == 0 && 2 * lane + k < u.seeds)
+                state[lane] |= static_cast<uint32_t>(m.bytes[2 * lane + k]) << (8 * k);
+        next[lane] = block_entries<log>(m, tables, block - 1, lane);
+    });
+    const auto step = [&](int k) {
+        warp.step([&](int lane) { set[lane] = lane >> log == 0 && encode_needs_word(state[lane], now[lane].of[k].entry); });
+        const uint32_t needs = warp.ballot(set);
+        warp.step([&](int lane) {
+            if (set[lane]) end[set_bits(needs & below(lane))] = static_cast<uint16_t>(state[lane]);
+            state[lane] = encode_step(set[lane] ? state[lane] >> 16 : state[lane], now[lane].of[k].entry,
+                                      now[lane].of[k].reciprocal);
+        });
+        end += set_bits(needs);
+    };
+    const auto begin_block = [&](int steps) {
+        block -= 1;
+        warp.step([&](int lane) {
+            now[lane] = next[lane];
+            next[lane] = block_entries<log>(m, tables, block > 0 ? block - 1 : 0, lane);
+        });
+        if (m.escaped[block]) num_escapes += put_escapes<log>(warp, m, block, steps, m.exponents + u.coded() - num_escapes);
+    };
+    if (const int steps = steps_of_last_block(u, log); steps < 4) {
+        begin_block(steps);
+        BLOOMBEE_UNROLL for (int k = 2; k >= 0; --k) if (k < steps) step(k);
+    }
+    while (block > 0) {
+        begin_block(4);
+        BLOOMBEE_UNROLL for (int k = 3; k >= 0; --k) step(k);
+    }
+    warp.each([&](int lane) {
+        m.state->states[lane] = state[lane];
+        if (lane != 0) return;
+        m.state->word_bytes = static_cast<uint32_t>(2 * (end - words));
+        m.state->num_escapes = num_escapes;
+    });
+}
+
+// Fills state.packed from state.states; returns how many bytes.
 template <class Warp>
-static BLOOMBEE_HD uint32_t pack_states(Warp& warp, int lanes, WarpMemory& m) {
-    uint32_t total = 0;
-    for (int lane = 0; lane < lanes; ++lane) total += static_cast<uint32_t>(bit_length(m.states[lane])) - 1;
-    warp.each([&](int first) {
-        if (first != 0) return;
-        uint8_t* p = m.packed;
-        uint64_t pending = 0;
-        int bits = 0;
-        for (int lane = 0; lane < lanes; ++lane) {
-            const int n = bit_length(m.states[lane]) - 1;
-            pending |= static_cast<uint64_t>(m.states[lane] & ((1u << n) - 1)) << bits;
-            for (bits += n; bits >= 8; bits -= 8, pending >>= 8) *p++ = static_cast<uint8_t>(pending);
-        }
-        if (bits > 0) *p++ = static_cast<uint8_t>(pending);
-        for (int lane = 0; lane < lanes; lane += 2)
-            *p++ = static_cast<uint8_t>((bit_length(m.states[lane]) - 16) | (bit_length(m.states[lane + 1]) - 16) << 4);
+static BLOOMBEE_HD uint32_t pack_states(Warp& warp, int lanes, UnitState& state) {
+    typename Warp::template Lanes<uint32_t> length;
+    typename Warp::template Lanes<bool> set;
+    typename Warp::template Lanes<uint32_t> at;
+    uint32_t total = 15 * lanes;
+    warp.each([&](int lane) {
+        state.packed[lane] = 0;
+        length[lane] = lane < lanes ? static_cast<uint32_t>(bit_length(state.states[lane])) - 16 : 0;
+        at[lane] = 15 * lane;
+    });
+    BLOOMBEE_UNROLL for (int bit = 0; bit < 4; ++bit) {
+        warp.step([&](int lane) { set[lane] = length[lane] >> bit & 1; });
+        const uint32_t ones = warp.ballot(set);
+        total += static_cast<uint32_t>(set_bits(ones)) << bit;
+        warp.step([&](int lane) { at[lane] += static_cast<uint32_t>(set_bits(ones & below(lane))) << bit; });
+    }
+    warp.each([&](int lane) {
+        if (lane >= lanes) return;
+        const uint32_t n = 15 + length[lane];
+        const uint64_t bits = static_cast<uint64_t>(state.states[lane] & ((1u << n) - 1)) << (at[lane] % 32);
+        warp.put_bits(&state.packed[at[lane] / 32], static_cast<uint32_t>(bits));
+        if (bits >> 32) warp.put_bits(&state.packed[at[lane] / 32 + 1], static_cast<uint32_t>(bits >> 32));
+    });
+    uint8_t* const lengths = reinterpret_cast<uint8_t*>(state.packed) + (total + 7) / 8;
+    warp.each([&](int lane) {
+        if (lane < lanes && lane % 2 == 0)
+            lengths[lane / 2] =
+                static_cast<uint8_t>(length[lane] | (static_cast<uint32_t>(bit_length(state.states[lane + 1])) - 16) << 4);
     });
     return (total + 7) / 8 + static_cast<uint32_t>(lanes) / 2;
 }
 
-constexpr size_t unit_scratch_bytes = 2 * (size_t{1} << max_unit_log2) + 4 * max_lanes;  // words up, escapes down
-
-// Codes a unit: its planes and row offsets go to the message, the rest to `scratch` [unit_scratch_bytes].
-template <int dtype, class Warp>
-static BLOOMBEE_HD CodedUnit encode_unit(Warp& warp, const Job& job, const Unit& u, WarpMemory& m, uint8_t* scratch) {
-    const Layout& a = job.layout;
-    const TableView& t = job.table;
-    typename Warp::template Lanes<uint32_t> state, symbol;
-    typename Warp::template Lanes<bool> set;
-    // Seeds first: the coder starts at the last row, and the seeds are in the first values.
-    warp.each([&](int lane) {
-        uint32_t seeds = 0;
-        for (int k = 0; k < 2; ++k) {
-            const uint32_t i = 2 * lane + k;
-            if (lane < a.lanes && i < u.seeds)
-                seeds |= seed_byte<dtype>(value_at<dtype>(job, u.first_row + i / u.num_channels,
-                                                          u.first_channel + i % u.num_channels))
-                         << (8 * k);
-        }
-        state[lane] = 1u << 16 | seeds;
-    });
-    uint8_t* words = scratch;
-    uint8_t* escapes = scratch + unit_scratch_bytes;
-    for (uint32_t row = u.num_rows; row-- > 0;) {
-        const int offset = a.row_bits ? measured_offset<dtype>(warp, job, u.first_row + row) : 0;
-        if (u.first_channel == 0) put_offset<dtype>(warp, job, u.first_row + row, offset);
-        for (uint32_t g = u.groups(); g-- > 0;) {
-            const uint32_t first = g * group_values, tile = first / tile_channels * tile_channels;
-            const uint32_t in_tile = Layout::least(tile_channels, u.num_channels - tile);
-            if (g + 1 == u.groups() || first + group_values == tile + tile_channels)
-                split_tile<dtype>(warp, job, u, row, tile, in_tile, m);
-            const Position at = position(t, u.first_channel / group_values + g, offset);
-            const SymbolTable& s = t.tables[at.table];
-            for (int step = group_values / a.lanes; step-- > 0;) {
-                warp.each([&](int lane) {
-                    const uint32_t j = first + step * a.lanes + lane, c = u.first_channel + j;
-                    set[lane] = false;
-                    if (lane >= a.lanes) return;
-                    symbol[lane] = s.fill;
-                    if (j < u.num_channels) {
-                        symbol[lane] = symbol_of(m.exponents[t.order[c]], at.base + t.shift[c], s.window, s.has_zero);
-                        set[lane] = symbol[lane] == escape_symbol;
-                    }
-                });
-                if (const uint32_t escaped = warp.ballot(set)) {
-                    escapes -= set_bits(escaped);
-                    warp.each([&](int lane) {
-                        if (escaped >> lane & 1)
-                            escapes[set_bits(escaped & below(lane))] =
-                                m.exponents[t.order[u.first_channel + first + step * a.lanes + lane]];
-                    });
-                }
-                warp.each([&](int lane) {
-                    set[lane] = lane < a.lanes && encode_needs_word(state[lane], s.encode[symbol[lane] & 31]);
-                });
-                const uint32_t needs = warp.ballot(set);
-                warp.each([&](int lane) {
-                    if (lane >= a.lanes) return;
-                    if (needs >> lane & 1) {
-                        reinterpret_cast<uint16_t*>(words)[set_bits(needs & below(lane))] =
-                            static_cast<uint16_t>(state[lane]);
-                        state[lane] >>= 16;
-                    }
-                    state[lane] = encode_step(state[lane], s.encode[symbol[lane]], s.reciprocal[symbol[lane]]);
-                });
-                words += 2 * set_bits(needs);
+// Codes a unit: its planes and row offsets go to the message, the rest stays in `m`, sizes in m.state. `windows` and
+// `tables` are those of job.tables, or copies nearer by.
+template <int dtype, class Team>
+static BLOOMBEE_HD void encode_unit(Team& team, const Job& job, const Unit& u, UnitMemory& m, const uint32_t* windows,
+                                    const EncodeEntry* tables) {
+    split_unit<dtype>(team, job, u, m);
+    place_groups<dtype>(team, job, u, m);
+    to_symbols(team, job, u, m, windows);
+    team.serial([&](auto& warp) {
+        with_lanes(job.layout, [&](auto log) { encode_symbols<decltype(log)::value>(warp, u, m, tables); });
+        UnitState& s = *m.state;
+        const uint32_t packed = pack_states(warp, job.layout.lanes, s);
+        warp.each([&](int lane) {
+            if (lane != 0) return;
+            s.packed_bytes = packed;
+            const uint32_t tail = s.num_escapes + packed, plain = u.seeds + u.values();
+            s.size = s.word_bytes + tail + (tail & 1);
+            if (s.size >= plain + (plain & 1) || s.num_escapes >= raw_unit) {
+                s.num_escapes = raw_unit;
+                s.size = plain + (plain & 1);
             }
-        }
-    }
-    warp.each([&](int lane) { m.states[lane] = state[lane]; });
-    CodedUnit coded{};
-    coded.words = scratch;
-    coded.word_bytes = static_cast<uint32_t>(words - scratch);
-    coded.escapes = escapes;
-    coded.num_escapes = static_cast<uint32_t>(scratch + unit_scratch_bytes - escapes);
-    coded.packed_bytes = pack_states(warp, a.lanes, m);
-    const uint32_t tail = coded.num_escapes + coded.packed_bytes, plain = u.seeds + u.values();
-    coded.size = coded.word_bytes + tail + (tail & 1);
-    if (coded.size >= plain + (plain & 1) || coded.num_escapes >= raw_unit) {
-        coded.num_escapes = raw_unit;
-        coded.size = plain + (plain & 1);
-    }
-    return coded;
-}
-
-template <class Warp>
-static BLOOMBEE_HD void copy_bytes(Warp& warp, uint8_t* to, const uint8_t* from, uint32_t n) {
-    warp.each([&](int lane) {
-        for (uint32_t i = lane; i < n; i += max_lanes) to[i] = from[i];
+        });
     });
 }
 
 // Puts a coded unit into its place.
-template <int dtype, class Warp>
-static BLOOMBEE_HD void place_unit(Warp& warp, const Job& job, const Unit& u, const CodedUnit& coded,
-                                   const WarpMemory& m, uint8_t* to) {
-    if (coded.num_escapes == raw_unit) {
-        warp.each([&](int lane) {
-            for (uint32_t i = lane; i < u.values(); i += max_lanes) {
-                const uint32_t value =
-                    value_at<dtype>(job, u.first_row + i / u.num_channels, u.first_channel + i % u.num_channels);
+template <int dtype, class Team>
+static BLOOMBEE_HD void place_unit(Team& team, const Job& job, const Unit& u, const UnitMemory& m, uint8_t* to) {
+    const UnitState& s = *m.state;
+    if (s.num_escapes == raw_unit) {
+        team.each([&](int rank) {
+            for (uint32_t i = rank; i < u.values(); i += Team::size) {
+                const uint32_t value = *values_at<dtype>(job, u.first_row + i / u.num_channels, u.first_channel + i % u.num_channels);
                 if (i < u.seeds) to[i] = static_cast<uint8_t>(seed_byte<dtype>(value));
                 to[u.seeds + i] = static_cast<uint8_t>(exponent_bits<dtype>(value));
             }
-            if (lane == 0 && (u.seeds + u.values()) % 2) to[coded.size - 1] = 0;
+            if (rank == 0 && (u.seeds + u.values()) % 2) to[s.size - 1] = 0;
         });
         return;
     }
-    warp.each([&](int lane) {
-        for (uint32_t i = lane; i < coded.word_bytes / 2; i += max_lanes)
-            reinterpret_cast<uint16_t*>(to)[i] = reinterpret_cast<const uint16_t*>(coded.words)[i];
+    uint8_t* const tail = to + (s.size - s.num_escapes - s.packed_bytes);
+    team.each([&](int rank) {
+        copy_share(rank, Team::size, to, m.bytes, s.word_bytes);
+        if (rank == 0 && tail > to + s.word_bytes) to[s.word_bytes] = 0;
+        copy_share(rank, Team::size, tail, m.exponents + u.coded() - s.num_escapes, s.num_escapes);
+        copy_share(rank, Team::size, tail + s.num_escapes, reinterpret_cast<const uint8_t*>(s.packed), s.packed_bytes);
     });
-    uint8_t* const tail = to + (coded.size - coded.num_escapes - coded.packed_bytes);
-    warp.each([&](int lane) {
-        if (lane == 0 && tail > to + coded.word_bytes) to[coded.word_bytes] = 0;
-    });
-    copy_bytes(warp, tail, coded.escapes, coded.num_escapes);
-    copy_bytes(warp, tail + coded.num_escapes, m.packed, coded.packed_bytes);
 }
 
 // -- decoding ----------------------------------------------------------------------------------
-
-// Writes channels [tile, tile + n) of a row from their exponents and the message.
-template <int dtype, class Warp>
-static BLOOMBEE_HD void join_tile(Warp& warp, const Job& job, const Unit& u, uint32_t row, uint32_t tile, uint32_t n,
-                                  const uint8_t* exponents) {
-    using Word = typename WordOf<dtype>::type;
-    const Layout& a = job.layout;
-    const uint64_t r = u.first_row + row;
-    warp.each([&](int lane) {
-        for (uint32_t c = lane; c < n; c += max_lanes) {
-            const uint32_t i = row * u.num_channels + tile + c;
-            const uint64_t channel = u.first_channel + tile + c;
-            const uint32_t seed = i < u.seeds ? 0 : job.message[u.seed_plane + (i - u.seeds)];
-            uint32_t value = value_of<dtype>(exponents[c], seed);
-            if constexpr (dtype == code_fp16) {
-                const uint64_t bytes = Layout::bitmap_bytes(a.channels);
-                for (int k = 0; k < 3; ++k)
-                    value |= (job.message[a.bitmaps + (3 * r + k) * bytes + channel / 8] >> (channel % 8) & 1u)
-                             << fp16_bit(k);
-            }
-            if constexpr (dtype == code_fp32) {
-                const uint64_t at = r * a.channels + channel;
-                if (a.has_plane1) value |= uint32_t{job.message[a.plane1 + at]} << 8;
-                if (a.has_plane0) value |= job.message[a.plane0 + at];
-            }
-            reinterpret_cast<Word*>(job.values + r * job.stride)[channel] = static_cast<Word>(value);
-        }
-    });
-}
-
-// ORs the seed bytes, known last, into the unit's first values.
-template <int dtype, class Warp>
-static BLOOMBEE_HD void join_seeds(Warp& warp, const Job& job, const Unit& u, const uint8_t* seeds) {
-    using Word = typename WordOf<dtype>::type;
-    warp.each([&](int lane) {
-        for (uint32_t i = lane; i < u.seeds; i += max_lanes) {
-            Word* const row = reinterpret_cast<Word*>(job.values + (u.first_row + i / u.num_channels) * job.stride);
-            row[u.first_channel + i % u.num_channels] |= static_cast<Word>(value_of<dtype>(0, seeds[i]));
-        }
-    });
-}
 
 // Reads the states from the end of a unit; returns where they start, nullptr if they do not fit.
 template <class Warp>
@@ -362,95 +726,249 @@ static BLOOMBEE_HD const uint8_t* unpack_states(Warp& warp, const uint8_t* begin
                                                 typename Warp::template Lanes<uint32_t>& state) {
     if (end - begin < lanes / 2) return nullptr;
     const uint8_t* const lengths = end - lanes / 2;
-    const auto length = [&](int lane) { return 15 + (lengths[lane / 2] >> (lane % 2 * 4) & 15); };
-    int total = 0;
-    for (int lane = 0; lane < lanes; ++lane) total += length(lane);
-    if (lengths - begin < (total + 7) / 8) return nullptr;
+    typename Warp::template Lanes<uint32_t> length, at;
+    typename Warp::template Lanes<bool> set;
+    uint32_t total = 15 * lanes;
+    warp.step([&](int lane) {
+        length[lane] = lane < lanes ? lengths[lane / 2] >> (lane % 2 * 4) & 15u : 0;
+        at[lane] = 15 * lane;
+    });
+    BLOOMBEE_UNROLL for (int bit = 0; bit < 4; ++bit) {
+        warp.step([&](int lane) { set[lane] = length[lane] >> bit & 1; });
+        const uint32_t ones = warp.ballot(set);
+        total += static_cast<uint32_t>(set_bits(ones)) << bit;
+        warp.step([&](int lane) { at[lane] += static_cast<uint32_t>(set_bits(ones & below(lane))) << bit; });
+    }
+    if (lengths - begin < static_cast<int64_t>((total + 7) / 8)) return nullptr;
     const uint8_t* const start = lengths - (total + 7) / 8;
     if (total % 8 && lengths[-1] >> (total % 8)) return nullptr;
-    warp.each([&](int lane) {
+    warp.step([&](int lane) {
         state[lane] = 0;
         if (lane >= lanes) return;
-        int at = 0;
-        for (int k = 0; k < lane; ++k) at += length(k);
-        const int n = length(lane);
+        const uint32_t n = 15 + length[lane], first = at[lane] / 8, last = (at[lane] + n - 1) / 8;
         uint64_t bits = 0;
-        for (int k = at / 8; k <= (at + n - 1) / 8; ++k) bits |= uint64_t{start[k]} << (8 * (k - at / 8));
-        state[lane] = 1u << n | (static_cast<uint32_t>(bits >> (at % 8)) & ((1u << n) - 1));
+        for (uint32_t k = first; k <= last; ++k) bits |= uint64_t{start[k]} << (8 * (k - first));
+        state[lane] = 1u << n | (static_cast<uint32_t>(bits >> (at[lane] % 8)) & ((1u << n) - 1));
     });
     return start;
 }
 
-// Decodes the unit in [begin, end) into the values. False: it is corrupt, and the values are undefined.
-template <int dtype, class Warp>
-static BLOOMBEE_HD bool decode_unit(Warp& warp, const Job& job, const Unit& u, const uint8_t* begin, const uint8_t* end,
-                                    uint32_t num_escapes, WarpMemory& m) {
-    const Layout& a = job.layout;
-    const TableView& t = job.table;
-    if (num_escapes == raw_unit) {
-        const uint32_t plain = u.seeds + u.values();
-        if (end - begin != static_cast<int64_t>(plain + (plain & 1))) return false;
-        for (uint32_t row = 0; row < u.num_rows; ++row)
-            join_tile<dtype>(warp, job, u, row, 0, u.num_channels, begin + u.seeds + uint64_t{row} * u.num_channels);
-        join_seeds<dtype>(warp, job, u, begin);
-        return true;
-    }
-    typename Warp::template Lanes<uint32_t> state, symbol;
+// What a unit's decoder takes its escapes from.
+struct Escapes {
+    const uint8_t *next, *end;
+};
+
+// What a lane has looked up in a block of four steps.
+struct BlockSlots {
+    uint32_t of[4];
+};
+
+// Puts the exponents of a block's first `steps` steps right that were escapes or 0. False: too few escapes.
+template <int log, class Warp>
+static BLOOMBEE_HD bool take_escapes(Warp& warp, const Job& job, const Unit& u, const UnitMemory& m, uint32_t block, int steps,
+                                     typename Warp::template Lanes<BlockSlots>& slots, Escapes& escapes) {
+    const uint8_t* const shift = job.tables.shift + u.first_channel;
+    typename Warp::template Lanes<uint32_t> position;
     typename Warp::template Lanes<bool> set;
-    const uint8_t* const packed = unpack_states(warp, begin, end, a.lanes, state);
-    if (!packed || packed - begin < static_cast<int64_t>(num_escapes)) return false;
-    const uint8_t* escapes = packed - num_escapes;
-    const uint8_t* words = escapes - ((escapes - begin) & 1);
-    for (uint32_t row = 0; row < u.num_rows; ++row) {
-        const int offset = offset_at(job, u.first_row + row);
-        for (uint32_t g = 0; g < u.groups(); ++g) {
-            const uint32_t first = g * group_values, tile = first / tile_channels * tile_channels;
-            const Position at = position(t, u.first_channel / group_values + g, offset);
-            const SymbolTable& s = t.tables[at.table];
-            for (int step = 0; step < group_values / a.lanes; ++step) {
-                warp.each([&](int lane) {
-                    set[lane] = false;
-                    if (lane >= a.lanes) return;
-                    symbol[lane] = s.slot[state[lane] & 0xff];
-                    state[lane] = decode_step(state[lane], s.range[symbol[lane]]);
-                    set[lane] = state[lane] < state_low;
-                });
-                const uint32_t needs = warp.ballot(set);
-                if (words - begin < 2 * set_bits(needs)) return false;
-                words -= 2 * set_bits(needs);
-                const uint32_t j0 = first + step * a.lanes;
-                warp.each([&](int lane) {
-                    if (needs >> lane & 1)
-                        state[lane] =
-                            state[lane] << 16 | reinterpret_cast<const uint16_t*>(words)[set_bits(needs & below(lane))];
-                    set[lane] = lane < a.lanes && symbol[lane] == escape_symbol && j0 + lane < u.num_channels;
-                });
-                const uint32_t escaped = warp.ballot(set);
-                if (packed - escapes < set_bits(escaped)) return false;
-                warp.each([&](int lane) {
-                    const uint32_t c = u.first_channel + j0 + lane;
-                    if (lane >= a.lanes || j0 + lane >= u.num_channels) return;
-                    const uint32_t exponent = escaped >> lane & 1 ? escapes[set_bits(escaped & below(lane))]
-                                                                  : exponent_of(symbol[lane], at.base + t.shift[c]);
-                    m.exponents[t.order[c]] = static_cast<uint8_t>(exponent);
-                });
-                escapes += set_bits(escaped);
-            }
-            if (g + 1 == u.groups() || first + group_values == tile + tile_channels)
-                join_tile<dtype>(warp, job, u, row, tile, Layout::least(tile_channels, u.num_channels - tile),
-                                 m.exponents);
-        }
+    BLOOMBEE_UNROLL for (int k = 0; k < 4; ++k) {
+        if (k >= steps) break;
+        const uint32_t first = (4 * block + k) << log, row_start = m.groups[first / group_values] >> 16;
+        warp.step([&](int lane) {
+            position[lane] = row_start + (first + lane) % group_values;
+            const bool is_there = lane >> log == 0 && position[lane] < u.num_channels;
+            set[lane] = is_there && index_of(slots[lane].of[k]) == escape_index;
+        });
+        const uint32_t escaped = warp.ballot(set);
+        if (escapes.end - escapes.next < set_bits(escaped)) return false;
+        warp.step([&](int lane) {
+            if (!set[lane] && (lane >> log || index_of(slots[lane].of[k]) != zero_index)) return;
+            const uint32_t exponent = set[lane] ? escapes.next[set_bits(escaped & below(lane))] : 0;
+            m.symbols[first + lane] = static_cast<uint8_t>(exponent - shift[position[lane]]);
+        });
+        escapes.next += set_bits(escaped);
     }
-    warp.each([&](int lane) {
-        set[lane] = lane < a.lanes && state[lane] >> 16 != 1;
-        for (int k = 0; k < 2 && lane < a.lanes; ++k) {
-            m.seeds[2 * lane + k] = static_cast<uint8_t>(state[lane] >> (8 * k));
-            set[lane] = set[lane] || (2 * lane + k >= static_cast<int>(u.seeds) && m.seeds[2 * lane + k] != 0);
+    return true;
+}
+
+// The coder of 2^log lanes: exponents without the channels' shifts to m.symbols. False: the unit is corrupt.
+template <int log, class Warp>
+static BLOOMBEE_HD bool decode_symbols(Warp& warp, const Job& job, const Unit& u, UnitMemory& m, const uint32_t* tables,
+                                       typename Warp::template Lanes<uint32_t>& state, const uint16_t* words, int num_words,
+                                       Escapes escapes) {
+    typename Warp::template Lanes<BlockSlots> slots;
+    typename Warp::template Lanes<bool> set;
+    const uint16_t* end = words + num_words;  // of those not taken yet
+    uint32_t block = 0;
+    const auto step = [&](int k, uint32_t group) {
+        const uint32_t* const table = tables + (group & 0xff) * 256;
+        uint8_t* const to = m.symbols + ((4 * block + k) << log);
+        warp.step([&](int lane) {
+            const uint32_t slot = table[state[lane] & 0xff];
+            slots[lane].of[k] = slot;
+            state[lane] = (slot & 0xff) * (state[lane] >> 8) + (slot >> 24);
+            set[lane] = lane >> log == 0 && state[lane] < state_low;
+        });
+        const uint32_t needs = warp.ballot(set);
+        warp.step([&](int lane) {
+            if (set[lane]) state[lane] = state[lane] << 16 | *(end - set_bits(needs >> lane));
+            if (lane >> log == 0) to[lane] = static_cast<uint8_t>(index_of(slots[lane].of[k]) + (group >> 8));
+        });
+        end -= set_bits(needs);
+    };
+    const auto end_block = [&](int steps) {
+        if (end < words) return false;
+        warp.step([&](int lane) {
+            uint32_t all = 0;
+            BLOOMBEE_UNROLL for (int k = 0; k < 4; ++k) all |= k < steps ? slots[lane].of[k] : 0;
+            set[lane] = lane >> log == 0 && (index_of(all) & 0x80) != 0;
+        });
+        return warp.ballot(set) == 0 || take_escapes<log>(warp, job, u, m, block, steps, slots, escapes);
+    };
+    const int steps = steps_of_last_block(u, log);
+    BlockGroups next = block_groups<log>(m, 0);
+    for (const uint32_t whole = num_blocks(u, log) - (steps < 4); block < whole; ++block) {
+        const BlockGroups groups = next;
+        next = block_groups<log>(m, block + 1);  // before it is needed; of the block after the last anything
+        BLOOMBEE_UNROLL for (int k = 0; k < 4; ++k) step(k, groups.of[k / 2]);
+        if (!end_block(4)) return false;
+    }
+    if (steps < 4) {
+        BLOOMBEE_UNROLL for (int k = 0; k < 3; ++k) if (k < steps) step(k, next.of[k / 2]);
+        if (!end_block(steps)) return false;
+    }
+    warp.step([&](int lane) {
+        set[lane] = lane >> log == 0 && state[lane] >> 16 != 1;
+        for (int k = 0; k < 2 && lane >> log == 0; ++k) {
+            const uint8_t seed = static_cast<uint8_t>(state[lane] >> (8 * k));
+            m.state->seeds[2 * lane + k] = seed;
+            set[lane] = set[lane] || (2 * lane + k >= static_cast<int>(u.seeds) && seed != 0);
         }
     });
-    if (warp.ballot(set) != 0 || words != begin || escapes != packed) return false;
-    join_seeds<dtype>(warp, job, u, m.seeds);
-    return true;
+    return warp.ballot(set) == 0 && end == words && escapes.next == escapes.end;
+}
+
+// The first n of eight bytes of the message.
+static BLOOMBEE_HD Bytes8 message_bytes(const uint8_t* from, int n) {
+    if (n == 8) return {{word_at(from), word_at(from + 4)}};
+    Bytes8 b{};
+    BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k) if (k < n) b.words[k / 4] |= static_cast<uint32_t>(from[k]) << (8 * (k % 4));
+    return b;
+}
+
+// Seed bytes of eight values, the first of which is value i of the unit.
+static BLOOMBEE_HD Bytes8 seeds_of(const Job& job, const Unit& u, const uint8_t* first_seeds, uint32_t i, int n) {
+    if (i >= u.seeds) return message_bytes(job.message + u.seed_plane + (i - u.seeds), n);
+    Bytes8 b{};
+    BLOOMBEE_UNROLL for (uint32_t k = 0; k < 8; ++k) if (static_cast<int>(k) < n)
+        b.words[k / 4] |= static_cast<uint32_t>(i + k < u.seeds ? first_seeds[i + k]
+                                                                : job.message[u.seed_plane + (i + k - u.seeds)])
+                          << (8 * (k % 4));
+    return b;
+}
+
+// Adds what exponents and seed bytes do not say.
+template <int dtype>
+static BLOOMBEE_HD void add_rest(const Job& job, uint64_t row, uint64_t channel, int n, Eight<dtype>& v) {
+    const Layout& a = job.layout;
+    if constexpr (dtype == code_fp16) {
+        const uint64_t bytes = Layout::bitmap_bytes(a.channels);
+        for (int map = 0; map < 3; ++map) {
+            const uint32_t bits = job.message[a.bitmaps + (3 * row + map) * bytes + channel / 8];
+            BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k) v.set(k, (bits >> k & 1) << fp16_bit(map));
+        }
+    }
+    if constexpr (dtype == code_fp32) {
+        const uint8_t* const planes = job.message + row * a.channels + channel;
+        const Bytes8 high = a.has_plane1 ? message_bytes(planes + a.plane1, n) : Bytes8{};
+        const Bytes8 low = a.has_plane0 ? message_bytes(planes + a.plane0, n) : Bytes8{};
+        BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k) v.words[k] |= byte_of(high.words, k) << 8 | byte_of(low.words, k);
+    }
+}
+
+// Puts the values of a unit together. `raw`: its exponents as they lie in the message; else they are m.symbols.
+template <int dtype, class Team>
+static BLOOMBEE_HD void join_unit(Team& team, const Job& job, const Unit& u, const UnitMemory& m, const uint8_t* raw,
+                                  const uint8_t* first_seeds) {
+    const bool wide = is_wide(job);
+    team.each([&](int rank) {
+        for (uint32_t task = rank / max_lanes; task < num_tasks(u); task += Team::size / max_lanes) {
+            const Task8 at = task8(u, task, rank % max_lanes);
+            if (at.n == 0) continue;
+            const uint32_t i = at.row * u.num_channels + at.channel;
+            const uint64_t row = u.first_row + at.row, channel = uint64_t{u.first_channel} + at.channel;
+            const Bytes8 seeds = seeds_of(job, u, first_seeds, i, at.n);
+            Bytes8 exponents{};
+            if (raw) {
+                exponents = message_bytes(raw + i, at.n);
+            } else {
+                const Bytes8 inverse = *reinterpret_cast<const Bytes8*>(job.tables.inverse + channel);
+                const Bytes8 shift = *reinterpret_cast<const Bytes8*>(job.tables.channel_shift + channel);
+                const uint32_t tile = at.row * u.groups() * group_values + at.channel / tile_channels * tile_channels;
+                BLOOMBEE_UNROLL for (int k = 0; k < 8; ++k) if (k < at.n)
+                    exponents.words[k / 4] |= static_cast<uint32_t>(m.symbols[tile + byte_of(inverse.words, k)])
+                                              << (8 * (k % 4));
+                BLOOMBEE_UNROLL for (int k = 0; k < 2; ++k) exponents.words[k] = add_bytes(exponents.words[k], shift.words[k]);
+            }
+            Eight<dtype> v = eight_of<dtype>(exponents, seeds);
+            add_rest<dtype>(job, row, channel, at.n, v);
+            store_eight<dtype>(values_at<dtype>(job, row, channel), v, at.n, wide);
+        }
+    });
+}
+
+// The unit in [begin, begin + size), whose first bytes lie at `near` too: `whole`, or else as many as words may have.
+template <class Warp>
+static BLOOMBEE_HD bool decode_coded(Warp& warp, const Job& job, const Unit& u, UnitMemory& m, const uint32_t* tables,
+                                     const uint8_t* begin, uint32_t size, uint32_t num_escapes, const uint8_t* near,
+                                     uint32_t near_bytes) {
+    typename Warp::template Lanes<uint32_t> state;
+    const uint8_t* const from = near_bytes == size ? near : begin;
+    const uint8_t* const packed = unpack_states(warp, from, from + size, job.layout.lanes, state);
+    if (!packed || packed - from < static_cast<int64_t>(num_escapes)) return false;
+    const uint8_t* const escapes = packed - num_escapes;
+    const int num_words = static_cast<int>((escapes - from) / 2);
+    if (2 * num_words > static_cast<int>(near_bytes)) return false;  // more than the symbols can take
+    bool ok = false;
+    with_lanes(job.layout, [&](auto log) {
+        ok = decode_symbols<decltype(log)::value>(warp, job, u, m, tables, state, reinterpret_cast<const uint16_t*>(near),
+                                                  num_words, {escapes, packed});
+    });
+    return ok;
+}
+
+// Decodes the unit of `size` bytes at `begin`, which is even, into the values. m.state->ok says afterwards whether it was
+// no corrupt one; if it was, the values are undefined. `tables` are those of job.tables, or a copy nearer by.
+template <int dtype, class Team>
+static BLOOMBEE_HD void decode_unit(Team& team, const Job& job, const Unit& u, const uint8_t* begin, uint32_t size,
+                                    uint32_t num_escapes, int unit_log2, UnitMemory& m, const uint32_t* tables) {
+    if (num_escapes == raw_unit) {
+        const uint32_t plain = u.seeds + u.values();
+        const bool ok = size == plain + (plain & 1);
+        if (ok) join_unit<dtype>(team, job, u, m, begin + u.seeds, begin);
+        team.each([&](int rank) {
+            if (rank == 0) m.state->ok = ok;
+        });
+        return;
+    }
+    const uint32_t skew = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(begin) & 3);
+    const uint32_t room = UnitMemory::words_room(unit_log2) - skew, near_bytes = size < room ? size : room;
+    uint8_t* const near = m.bytes + skew;
+    const uint32_t groups = u.groups(), num = u.num_rows * groups;
+    team.each([&](int rank) {
+        copy_share(rank, Team::size, near, begin, near_bytes);
+        for (uint32_t i = rank; i < num; i += Team::size) {
+            const uint32_t row = i / groups;
+            m.groups[i] = group_place(job.tables, u, i - row * groups, offset_at(job, u.first_row + row));
+        }
+        if (rank == 0) m.groups[num] = 0;
+    });
+    team.serial([&](auto& warp) {
+        const bool ok = decode_coded(warp, job, u, m, tables, begin, size, num_escapes, near, near_bytes);
+        warp.step([&](int lane) {
+            if (lane == 0) m.state->ok = ok;
+        });
+    });
+    if (m.state->ok) join_unit<dtype>(team, job, u, m, nullptr, m.state->seeds);
 }
 
 }  // namespace bloombee::rans

@@ -8,10 +8,11 @@ namespace {
 
 using namespace rans;
 
-constexpr int warps_per_block = 4;
-constexpr int threads = 32 * warps_per_block;
-constexpr int blocks_per_sm = 7;  // what the tables in shared memory leave room for
+constexpr int most_threads = 256;      // of a block
+constexpr uint64_t few_units = 512;    // up to so many a block takes one unit at a time, else a warp
 constexpr uint64_t aggregate = uint64_t{1} << 62, prefix = uint64_t{2} << 62, amount = aggregate - 1;
+
+// -- teams: see rans_unit.h --------------------------------------------------------------------
 
 struct DeviceWarp {
     int lane;
@@ -25,36 +26,91 @@ struct DeviceWarp {
         f(lane);
         __syncwarp();
     }
+    template <class F>
+    __device__ __forceinline__ void step(F f) {
+        f(lane);
+    }
     __device__ __forceinline__ uint32_t ballot(Lanes<bool>& set) { return __ballot_sync(~0u, set.value); }
-    __device__ __forceinline__ uint32_t sum(Lanes<uint32_t>& x) { return __reduce_add_sync(~0u, x.value); }
+    __device__ __forceinline__ void put_bits(uint32_t* word, uint32_t bits) { atomicOr(word, bits); }
+};
+
+__device__ __forceinline__ void add_of_warp(uint32_t* sum, uint32_t x) {
+    x = __reduce_add_sync(~0u, x);
+    if (threadIdx.x % max_lanes == 0) atomicAdd(sum, x);
+}
+
+struct BlockTeam {
+    static constexpr int size = most_threads;
+    static constexpr bool is_block = true;
+    __device__ __forceinline__ static int rank() { return static_cast<int>(threadIdx.x); }
+    __device__ __forceinline__ static uint32_t index() { return 0; }  // in its block
+    __device__ __forceinline__ static uint32_t num() { return 1; }    // of such teams
+    template <class F>
+    __device__ __forceinline__ void each(F f) {
+        f(rank());
+        __syncthreads();
+    }
+    template <class F>
+    __device__ __forceinline__ void serial(F f) {
+        if (rank() < max_lanes) {
+            DeviceWarp warp{rank()};
+            f(warp);
+        }
+        __syncthreads();
+    }
+    __device__ __forceinline__ void add(uint32_t* sum, uint32_t x) { add_of_warp(sum, x); }
+};
+
+struct WarpTeam {
+    static constexpr int size = max_lanes;
+    static constexpr bool is_block = false;
+    __device__ __forceinline__ static int rank() { return static_cast<int>(threadIdx.x % max_lanes); }
+    __device__ __forceinline__ static uint32_t index() { return threadIdx.x / max_lanes; }
+    __device__ __forceinline__ static uint32_t num() { return blockDim.x / max_lanes; }
+    template <class F>
+    __device__ __forceinline__ void each(F f) {
+        f(rank());
+        __syncwarp();
+    }
+    template <class F>
+    __device__ __forceinline__ void serial(F f) {
+        DeviceWarp warp{rank()};
+        f(warp);
+        __syncwarp();
+    }
+    __device__ __forceinline__ void add(uint32_t* sum, uint32_t x) { add_of_warp(sum, x); }
+};
+
+// -- what a run needs --------------------------------------------------------------------------
+
+// All 0 between runs.
+struct Counters {
+    uint64_t size;    // encoding: of the message, once it is known
+    uint32_t ticket;  // the next unit to be encoded
+    uint32_t raw, low_bits, error;
+    uint32_t done;  // blocks
+};
+
+struct UnitRecord {
+    uint64_t status;  // encoding, see find_place; 0 between runs
+    uint64_t offset;  // decoding: of the unit in the message
+    uint32_t entry;   // of the directory
 };
 
 struct Workspace {
     CodecResult* result;
-    uint64_t* status;     // [units] see find_place; decoding: offsets of the units
-    uint32_t* directory;  // [units]
-    uint8_t* scratch;     // [warps][unit_scratch_bytes]
-    size_t zeroed, bytes;
+    Counters* counters;
+    UnitRecord* units;
+    size_t bytes;
 };
 
 constexpr size_t aligned(size_t n) { return (n + 255) / 256 * 256; }
 
-Workspace layout_workspace(void* base, uint64_t num_units, uint64_t num_warps) {
-    uint8_t* p = static_cast<uint8_t*>(base);
-    Workspace w{};
-    size_t at = 0;
-    const auto take = [&](size_t bytes) {
-        uint8_t* const here = p + at;
-        at += aligned(bytes);
-        return here;
-    };
-    w.result = reinterpret_cast<CodecResult*>(take(sizeof(CodecResult)));
-    w.status = reinterpret_cast<uint64_t*>(take(num_units * sizeof(uint64_t)));
-    w.zeroed = at;
-    w.directory = reinterpret_cast<uint32_t*>(take(num_units * sizeof(uint32_t)));
-    w.scratch = take(num_warps * unit_scratch_bytes);
-    w.bytes = at;
-    return w;
+Workspace layout_workspace(void* base, uint64_t num_units) {
+    uint8_t* const p = static_cast<uint8_t*>(base);
+    const size_t counters = aligned(sizeof(CodecResult)), units = counters + aligned(sizeof(Counters));
+    return {reinterpret_cast<CodecResult*>(p), reinterpret_cast<Counters*>(p + counters),
+            reinterpret_cast<UnitRecord*>(p + units), aligned(units + num_units * sizeof(UnitRecord))};
 }
 
 struct Task {
@@ -69,33 +125,53 @@ struct Task {
     uint32_t single_escapes;
     int unit_log2;
     uint8_t key[4];
+
+    __device__ uint64_t trailer() const { return layout.num_units == 1 ? 0 : layout.num_units * directory_entry_bytes; }
 };
 
-struct BlockMemory {
-    SymbolTable tables[max_tables];
-    Job job;
-    uint32_t first_unit;  // decoding: not 0 if there is nothing to do
-    WarpMemory warps[warps_per_block];
-};
+constexpr uint32_t encode_tables_bytes = (max_tables * num_symbols + max_tables / 2) * sizeof(EncodeEntry);
+constexpr uint32_t decode_tables_bytes = max_tables * 256 * sizeof(uint32_t);
 
-// Tables and job of a block; the tables go to shared memory.
-__device__ void set_up(const Task& task, const Layout& layout, BlockMemory& m) {
-    const uint32_t words = task.table->num_tables * sizeof(SymbolTable) / 4;
-    const uint32_t* const from = reinterpret_cast<const uint32_t*>(task.table->tables);
-    for (uint32_t i = threadIdx.x; i < words; i += threads) reinterpret_cast<uint32_t*>(m.tables)[i] = from[i];
+extern __shared__ Bytes16 shared_memory[];
+
+__device__ void copy_table(uint32_t words, const uint32_t* from, uint32_t* to) {
+    for (uint32_t i = threadIdx.x; i < words / 4; i += blockDim.x)
+        reinterpret_cast<Bytes16*>(to)[i] = reinterpret_cast<const Bytes16*>(from)[i];
+}
+
+// The job of a block in its memory, for all of its threads after the next barrier.
+__device__ void set_job(const Task& task, const Layout& layout, Job& job) {
+    if (threadIdx.x == 0)
+        job = {layout,      UnitTables::of(*task.table), static_cast<int>(task.table->row_base),
+               task.values, task.stride,                 task.message};
+}
+
+template <class Team>
+__device__ UnitMemory memory_of_team(uint32_t after, int unit_log2, bool encoding) {
+    uint8_t* const first = reinterpret_cast<uint8_t*>(shared_memory) + after;
+    return UnitMemory::at(first + Team::index() * UnitMemory::num_bytes(unit_log2, encoding), unit_log2, encoding);
+}
+
+// Whether all other blocks are done and what they wrote can be read; for all threads of the block.
+__device__ bool is_last_block(Counters* counters) {
+    __shared__ uint32_t last;
+    __syncthreads();
     if (threadIdx.x == 0) {
-        m.job = {layout,      task.table->view(), static_cast<int>(task.table->row_base),
-                 task.values, task.stride,        task.message};
-        m.job.table.tables = m.tables;
+        __threadfence();
+        last = atomicInc(&counters->done, gridDim.x - 1) == gridDim.x - 1;  // and 0 again after the last
+        __threadfence();
     }
     __syncthreads();
+    return last != 0;
 }
+
+// -- encoding ----------------------------------------------------------------------------------
 
 // Layout of the message: fp32's low planes are there if any of their bits is set.
 __device__ Layout final_layout(const Task& task) {
     const Layout& a = task.layout;
     if (a.dtype != code_fp32) return a;
-    const uint32_t low = task.work.result->low_bits;
+    const uint32_t low = task.work.counters->low_bits;
     return Layout::make(a.rows, a.channels, a.dtype, a.row_bits, a.lanes, task.unit_log2, low & 0xff, low & 0xff00);
 }
 
@@ -105,23 +181,21 @@ __global__ void low_bits_kernel(Task task) {
     for (uint64_t i = uint64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += uint64_t{gridDim.x} * blockDim.x)
         bits |= *reinterpret_cast<const uint32_t*>(task.values + i / channels * task.stride + i % channels * 4);
     bits = __reduce_or_sync(~0u, bits) & 0xffff;
-    if (threadIdx.x % 32 == 0 && bits) atomicOr(&task.work.result->low_bits, bits);
+    if (threadIdx.x % 32 == 0 && bits) atomicOr(&task.work.counters->low_bits, bits);
 }
 
 // Bytes of all units before `unit`, once they are known; tells those after it. Single-pass prefix sum with decoupled
 // look-back (Merrill and Garland 2016): units are handed out in order, so every unit that is waited for is running.
-__device__ uint64_t find_place(uint64_t* status, uint64_t unit, uint64_t size, int lane) {
-    volatile uint64_t* const all = status;
-    if (lane == 0) {
-        __threadfence();
-        all[unit] = (unit == 0 ? prefix : aggregate) | size;
-    }
+// A status says all that it says in one word, so that nothing else must be in order with it.
+__device__ uint64_t find_place(UnitRecord* units, uint64_t unit, uint64_t size, int lane) {
+    const auto status = [&](uint64_t i) -> volatile uint64_t& { return units[i].status; };
+    if (lane == 0) status(unit) = (unit == 0 ? prefix : aggregate) | size;
     uint64_t before = 0;
     for (int64_t last = static_cast<int64_t>(unit) - 1; last >= 0; last -= 32) {
         const int64_t mine = last - lane;
         uint64_t s = prefix;
         do {
-            if (mine >= 0) s = all[mine];
+            if (mine >= 0) s = status(mine);
         } while (__any_sync(~0u, s == 0));
         const uint32_t complete = __ballot_sync(~0u, s >= prefix);
         uint64_t part = complete == 0 || lane <= __ffs(static_cast<int>(complete)) - 1 ? s & amount : 0;
@@ -129,100 +203,126 @@ __device__ uint64_t find_place(uint64_t* status, uint64_t unit, uint64_t size, i
         before += part;
         if (complete) break;
     }
-    if (lane == 0 && unit != 0) {
-        __threadfence();
-        all[unit] = prefix | (before + size);
-    }
+    if (lane == 0 && unit != 0) status(unit) = prefix | (before + size);
     return before;
 }
 
-template <int dtype>
-__global__ void __launch_bounds__(threads) encode_kernel(Task task) {
-    __shared__ BlockMemory m;
-    const Layout layout = final_layout(task);
-    set_up(task, layout, m);
-    const int warp_index = threadIdx.x / 32;
-    DeviceWarp warp{static_cast<int>(threadIdx.x % 32)};
-    const uint64_t num_units = layout.num_units;
-    const uint64_t trailer = num_units == 1 ? 0 : num_units * directory_entry_bytes;
-    if (layout.units < min_coded_values || layout.units + trailer > task.limit) {  // as on the CPU
-        task.work.result->raw = 1;
-        return;
-    }
-    uint8_t* const scratch =
-        task.work.scratch + (uint64_t{blockIdx.x} * warps_per_block + warp_index) * unit_scratch_bytes;
-    for (;;) {
-        if (threadIdx.x == 0) m.first_unit = atomicAdd(&task.work.result->ticket, warps_per_block);
-        __syncthreads();
-        const uint64_t index = uint64_t{m.first_unit} + warp_index;
-        __syncthreads();
-        if (index - warp_index >= num_units) return;
-        if (index >= num_units) continue;
-        const Unit u = layout.unit(index);
-        const CodedUnit coded = encode_unit<dtype>(warp, m.job, u, m.warps[warp_index], scratch);
-        const uint64_t at = layout.units + find_place(task.work.status, index, coded.size, warp.lane);
-        const bool fits = at + coded.size + trailer <= task.limit && (num_units > 1 || coded.num_escapes <= 255);
-        if (fits) place_unit<dtype>(warp, m.job, u, coded, m.warps[warp_index], task.message + at);
-        if (warp.lane == 0) {
-            task.work.directory[index] = coded.size | coded.num_escapes << 18;
-            if (!fits) task.work.result->raw = 1;
-            if (index + 1 == num_units) task.work.result->size = at + coded.size + trailer;
-        }
-    }
-}
-
-// Header and directory; or the raw message, if the coded one did not fit.
-__global__ void finish_kernel(Task task) {
-    const uint64_t first = uint64_t{blockIdx.x} * blockDim.x + threadIdx.x, stride = uint64_t{gridDim.x} * blockDim.x;
-    const Layout a = final_layout(task);
+// Header and directory; or the raw message, if the coded one did not fit. By `stride` threads, of which this is `first`.
+__device__ void finish(const Task& task, const Layout& a, bool raw, uint64_t first, uint64_t stride) {
     uint8_t* const out = task.message;
-    if (task.work.result->raw) {
+    CodecResult result{task.work.counters->size, 0, raw};
+    if (raw) {
         const uint64_t row_bytes = a.channels * element_size(a.dtype), bytes = a.rows * row_bytes;
-        for (uint64_t i = first; i < bytes; i += stride)
-            out[raw_header_bytes + i] = task.values[i / row_bytes * task.stride + i % row_bytes];
-        if (first == 0) {
-            out[0] = version << 4;
-            out[1] = static_cast<uint8_t>(a.dtype);
-            for (int i = 2; i < raw_header_bytes; ++i) out[i] = 0;
-            task.work.result->size = raw_header_bytes + bytes;
-        }
+        const bool apart = task.stride != row_bytes;
+        const uint64_t piece = apart ? row_bytes : 1u << 20;
+        for (uint64_t at = 0; at < bytes; at += piece)
+            copy_share(static_cast<int>(first), static_cast<int>(stride), out + raw_header_bytes + at,
+                       task.values + (apart ? at / row_bytes * task.stride : at), Layout::least(piece, bytes - at));
+        if (first != 0) return;
+        out[0] = version << 4;
+        out[1] = static_cast<uint8_t>(a.dtype);
+        for (int i = 2; i < raw_header_bytes; ++i) out[i] = 0;
+        result.size = raw_header_bytes + bytes;
+        *task.work.result = result;
         return;
     }
     if (a.num_units > 1) {
-        uint8_t* const directory = out + task.work.result->size - a.num_units * directory_entry_bytes;
-        for (uint64_t i = first; i < 2 * a.num_units; i += stride)  // the message's end is only even
-            reinterpret_cast<uint16_t*>(directory)[i] = reinterpret_cast<const uint16_t*>(task.work.directory)[i];
+        uint16_t* const directory = reinterpret_cast<uint16_t*>(out + result.size - task.trailer());  // only even
+        for (uint64_t i = first; i < a.num_units; i += stride) {
+            const uint32_t entry = task.work.units[i].entry;
+            directory[2 * i] = static_cast<uint16_t>(entry);
+            directory[2 * i + 1] = static_cast<uint16_t>(entry >> 16);
+        }
     }
     if (first != 0) return;
     out[0] = version << 4 | 1;
     out[1] = static_cast<uint8_t>(a.dtype | (a.lanes == 8 ? 0 : a.lanes == 16 ? 1 : 2) << 2);
     out[2] = static_cast<uint8_t>(task.unit_log2);
     if (a.dtype == code_fp32) out[2] |= static_cast<uint8_t>(!a.has_plane0 << 4 | !a.has_plane1 << 5);
-    out[3] = a.num_units == 1 ? static_cast<uint8_t>(task.work.directory[0] >> 18) : 0;
+    out[3] = a.num_units == 1 ? static_cast<uint8_t>(task.work.units[0].entry >> 18) : 0;
     for (int i = 0; i < 4; ++i) out[4 + i] = 0, out[8 + i] = task.key[i];
     const uint64_t planes_end = a.units - 1;  // the padding byte, if there is one
     const uint64_t used = a.dtype == code_fp32 ? a.plane0 + (a.has_plane0 ? a.num_values : 0) : a.plane1;
     if (used == planes_end) out[planes_end] = 0;
+    *task.work.result = result;
+}
+
+__global__ void finish_kernel(Task task) {
+    finish(task, final_layout(task), task.work.counters->raw != 0, uint64_t{blockIdx.x} * blockDim.x + threadIdx.x,
+           uint64_t{gridDim.x} * blockDim.x);
+}
+
+// What finish_kernel does, by one block, which also leaves the workspace as it was.
+__device__ void finish_here(const Task& task, const Layout& a) {
+    Counters* const counters = task.work.counters;
+    finish(task, a, counters->raw != 0, threadIdx.x, blockDim.x);
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < a.num_units; i += blockDim.x) task.work.units[i].status = 0;
+    if (threadIdx.x == 0) *counters = {};
+}
+
+template <int dtype, class Team>
+__device__ void encode_units(const Task& task, const Job& job, const uint32_t* windows, const EncodeEntry* tables) {
+    const Layout& a = job.layout;
+    Counters* const counters = task.work.counters;
+    Team team;
+    UnitMemory m = memory_of_team<Team>(encode_tables_bytes, task.unit_log2, true);
+    for (;;) {
+        team.each([&](int rank) {
+            if (rank == 0) m.state->index = atomicAdd(&counters->ticket, 1);
+        });
+        const uint64_t index = m.state->index;
+        if (index >= a.num_units) return;
+        const Unit u = a.unit(index);
+        encode_unit<dtype>(team, job, u, m, windows, tables);
+        const uint32_t size = m.state->size, num_escapes = m.state->num_escapes;
+        team.serial([&](DeviceWarp& warp) {
+            const uint64_t place = find_place(task.work.units, index, size, warp.lane);
+            if (warp.lane == 0) m.state->place = a.units + place;
+        });
+        const uint64_t at = m.state->place, end = at + size + task.trailer();
+        const bool fits = end <= task.limit && (a.num_units > 1 || num_escapes <= 255);
+        if (fits) place_unit<dtype>(team, job, u, m, task.message + at);
+        if (Team::rank() == 0) {
+            task.work.units[index].entry = size | num_escapes << 18;
+            if (!fits) counters->raw = 1;
+            if (index + 1 == a.num_units) counters->size = end;
+        }
+    }
+}
+
+template <int dtype, class Team>
+__global__ void __launch_bounds__(most_threads, 2) encode_kernel(Task task) {
+    __shared__ Job job;
+    EncodeEntry* const tables = reinterpret_cast<EncodeEntry*>(shared_memory);
+    uint32_t* const windows = reinterpret_cast<uint32_t*>(tables + max_tables * num_symbols);
+    set_job(task, final_layout(task), job);
+    copy_table(task.table->num_tables * num_symbols * 2, &task.table->encode[0][0].entry, &tables[0].entry);
+    if (threadIdx.x < max_tables) windows[threadIdx.x] = task.table->window[threadIdx.x];
+    __syncthreads();
+    const Layout& a = job.layout;
+    if (a.units >= min_coded_values && a.units + task.trailer() <= task.limit)  // as on the CPU
+        encode_units<dtype, Team>(task, job, windows, tables);
+    else
+        task.work.counters->raw = 1;
+    if constexpr (Team::is_block)
+        if (is_last_block(task.work.counters)) finish_here(task, a);
+}
+
+// -- decoding ----------------------------------------------------------------------------------
+
+__device__ uint32_t directory_entry(const Task& task, uint64_t unit) {
+    const uint16_t* const words = reinterpret_cast<const uint16_t*>(task.message + task.size - task.trailer()) + 2 * unit;
+    return words[0] | static_cast<uint32_t>(words[1]) << 16;
 }
 
 // Offsets of the units from the sizes in the directory, by one block.
 __global__ void __launch_bounds__(1024) offsets_kernel(Task task) {
     __shared__ uint64_t sums[1024];
-    const uint64_t num_units = task.layout.num_units, units = task.layout.units;
-    const uint64_t trailer = num_units == 1 ? 0 : num_units * directory_entry_bytes;
-    const uint16_t* const directory = reinterpret_cast<const uint16_t*>(task.message + task.size - trailer);
-    const auto entry = [&](uint64_t i) { return directory[2 * i] | static_cast<uint32_t>(directory[2 * i + 1]) << 16; };
-    if (num_units == 1) {
-        if (threadIdx.x == 0) {
-            task.work.status[0] = units;
-            task.work.directory[0] = static_cast<uint32_t>(task.size - units);
-        }
-        return;
-    }
-    const uint64_t share = (num_units + blockDim.x - 1) / blockDim.x, start = threadIdx.x * share;
-    const uint64_t stop = start + share < num_units ? start + share : num_units;
+    const uint64_t num_units = task.layout.num_units, share = (num_units + blockDim.x - 1) / blockDim.x;
+    const uint64_t start = threadIdx.x * share, stop = start + share < num_units ? start + share : num_units;
     uint64_t mine = 0;
-    for (uint64_t i = start; i < stop; ++i) mine += entry(i) & 0x3ffff;
+    for (uint64_t i = start; i < stop; ++i) mine += directory_entry(task, i) & 0x3ffff;
     sums[threadIdx.x] = mine;
     __syncthreads();
     for (unsigned step = 1; step < blockDim.x; step *= 2) {
@@ -231,47 +331,108 @@ __global__ void __launch_bounds__(1024) offsets_kernel(Task task) {
         sums[threadIdx.x] += other;
         __syncthreads();
     }
-    uint64_t at = units + sums[threadIdx.x] - mine;
+    uint64_t at = task.layout.units + sums[threadIdx.x] - mine;
     for (uint64_t i = start; i < stop; ++i) {
-        const uint32_t e = entry(i);
-        task.work.status[i] = at;
-        task.work.directory[i] = e;
-        at += e & 0x3ffff;
-    }
-    if (threadIdx.x == 0 && units + sums[blockDim.x - 1] != task.size - trailer) task.work.result->error = 1;
-}
-
-template <int dtype>
-__global__ void __launch_bounds__(threads) decode_kernel(Task task) {
-    __shared__ BlockMemory m;
-    // Not looked at again: a block may set it while others start.
-    if (threadIdx.x == 0) m.first_unit = task.work.result->error;
-    set_up(task, task.layout, m);
-    if (m.first_unit != 0) return;  // the offsets lead outside
-    const int warp_index = threadIdx.x / 32;
-    DeviceWarp warp{static_cast<int>(threadIdx.x % 32)};
-    const uint64_t num_units = task.layout.num_units, all_warps = uint64_t{gridDim.x} * warps_per_block;
-    for (uint64_t index = uint64_t{blockIdx.x} * warps_per_block + warp_index; index < num_units; index += all_warps) {
-        const uint8_t* const begin = task.message + task.work.status[index];
-        const uint32_t entry = task.work.directory[index];
-        const uint64_t size = num_units == 1 ? task.size - task.layout.units : entry & 0x3ffff;
-        const uint32_t escapes = num_units == 1 ? task.single_escapes : entry >> 18;
-        const bool even = task.work.status[index] % 2 == 0;  // what words need
-        if (!even || !decode_unit<dtype>(warp, m.job, task.layout.unit(index), begin, begin + size, escapes,
-                                         m.warps[warp_index]))
-            task.work.result->error = 1;
-        __syncwarp();
+        task.work.units[i].offset = at;
+        at += directory_entry(task, i) & 0x3ffff;
     }
 }
 
-cudaError_t num_blocks(uint64_t num_units, int* blocks) {
-    int device = 0, sms = 0;
+// Offset of a unit: from the sizes of all before it, or as offsets_kernel left it.
+template <class Team>
+__device__ uint64_t unit_offset(Team& team, const Task& task, uint64_t index, uint32_t* sum) {
+    if constexpr (!Team::is_block) return task.work.units[index].offset;
+    team.each([&](int rank) {
+        if (rank == 0) *sum = 0;
+    });
+    team.each([&](int rank) {
+        uint32_t mine = 0;
+        for (uint64_t i = rank; i < index; i += Team::size) mine += directory_entry(task, i) & 0x3ffff;
+        team.add(sum, mine);
+    });
+    return task.layout.units + *sum;
+}
+
+template <int dtype, class Team>
+__global__ void __launch_bounds__(most_threads, 2) decode_kernel(Task task) {
+    __shared__ Job job;
+    uint32_t* const tables = reinterpret_cast<uint32_t*>(shared_memory);
+    set_job(task, task.layout, job);
+    copy_table(task.table->num_tables * 256, task.table->decode[0], tables);
+    __syncthreads();
+    Team team;
+    UnitMemory m = memory_of_team<Team>(decode_tables_bytes, task.unit_log2, false);
+    const uint64_t num_units = task.layout.num_units, end = task.size - task.trailer(), all = uint64_t{gridDim.x} * Team::num();
+    for (uint64_t index = uint64_t{blockIdx.x} * Team::num() + Team::index(); index < num_units; index += all) {
+        const uint32_t entry = num_units == 1 ? 0 : directory_entry(task, index);
+        const uint64_t at = unit_offset(team, task, index, &m.state->sum);
+        const uint64_t size = num_units == 1 ? end - at : entry & 0x3ffff;
+        // Words need even addresses; all bytes belong to a unit.
+        bool ok = at % 2 == 0 && at + size <= end && (index + 1 < num_units || at + size == end);
+        if (ok) {
+            decode_unit<dtype>(team, job, task.layout.unit(index), task.message + at, static_cast<uint32_t>(size),
+                               num_units == 1 ? task.single_escapes : entry >> 18, task.unit_log2, m, tables);
+            ok = m.state->ok != 0;
+        }
+        if (!ok && Team::rank() == 0) task.work.counters->error = 1;
+    }
+    if (is_last_block(task.work.counters) && threadIdx.x == 0) {
+        *task.work.result = {task.size, task.work.counters->error, 0};
+        task.work.counters->error = 0;
+    }
+}
+
+// -- launches ----------------------------------------------------------------------------------
+
+// How a kernel is launched on the current device.
+struct Launch {
+    unsigned blocks, threads;
+    uint32_t shared_bytes;
+};
+
+// As many warps with a unit each as a multiprocessor has memory for, in blocks of up to eight.
+cudaError_t launch_of(uint64_t num_units, uint32_t tables_bytes, uint32_t unit_bytes, Launch* launch) {
+    if (num_units <= few_units) {
+        *launch = {static_cast<unsigned>(num_units), most_threads, tables_bytes + unit_bytes};
+        return cudaSuccess;
+    }
+    int device = 0, sms = 0, per_sm = 0, per_block = 0;
     cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
-    const uint64_t wanted = ceil_div(num_units, warps_per_block), most = static_cast<uint64_t>(sms) * blocks_per_sm;
-    *blocks = static_cast<int>(wanted < most ? wanted : most);
-    return error;
+    const auto get = [&](int* value, cudaDeviceAttr attribute) {
+        if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, device);
+    };
+    get(&sms, cudaDevAttrMultiProcessorCount);
+    get(&per_sm, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+    get(&per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    unsigned most = 0;
+    for (unsigned warps = most_threads / max_lanes; warps > 0; warps /= 2) {
+        const uint32_t bytes = tables_bytes + warps * unit_bytes;
+        const unsigned blocks = static_cast<unsigned>(per_sm) / (bytes + 2048);
+        if (bytes + 1024 > static_cast<uint32_t>(per_block) || blocks * warps <= most) continue;
+        most = blocks * warps;
+        const uint64_t wanted = ceil_div(num_units, warps), resident = static_cast<uint64_t>(sms) * blocks;
+        *launch = {static_cast<unsigned>(wanted < resident ? wanted : resident), warps * max_lanes, bytes};
+    }
+    return error == cudaSuccess && most == 0 ? cudaErrorInvalidConfiguration : error;
 }
+
+cudaError_t start(void (*kernel)(Task), const Launch& launch, const Task& task, cudaStream_t stream) {
+    if (launch.shared_bytes > (46u << 10)) {  // 48 KiB are everyone's, less what the kernels name
+        const int bytes = static_cast<int>(launch.shared_bytes);
+        if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes))
+            return error;
+    }
+    kernel<<<launch.blocks, launch.threads, launch.shared_bytes, stream>>>(task);
+    return cudaGetLastError();
+}
+
+using Kernel = void (*)(Task);
+constexpr Kernel encode_kernels[2][3] = {
+    {encode_kernel<code_bf16, WarpTeam>, encode_kernel<code_fp16, WarpTeam>, encode_kernel<code_fp32, WarpTeam>},
+    {encode_kernel<code_bf16, BlockTeam>, encode_kernel<code_fp16, BlockTeam>, encode_kernel<code_fp32, BlockTeam>}};
+constexpr Kernel decode_kernels[2][3] = {
+    {decode_kernel<code_bf16, WarpTeam>, decode_kernel<code_fp16, WarpTeam>, decode_kernel<code_fp32, WarpTeam>},
+    {decode_kernel<code_bf16, BlockTeam>, decode_kernel<code_fp16, BlockTeam>, decode_kernel<code_fp32, BlockTeam>}};
 
 // False: no coded message has this shape.
 bool make_layout(const CodecShape& s, bool plane0, bool plane1, Layout* layout) {
@@ -287,87 +448,67 @@ bool make_layout(const CodecShape& s, bool plane0, bool plane1, Layout* layout) 
     return layout->num_units < (uint64_t{1} << 31);  // the ticket counts in 32 bits
 }
 
-template <template <int> class Launch, class... Args>
-void by_dtype(int dtype, Args... args) {
-    if (dtype == code_bf16)
-        Launch<code_bf16>::run(args...);
-    else if (dtype == code_fp16)
-        Launch<code_fp16>::run(args...);
-    else
-        Launch<code_fp32>::run(args...);
-}
-
-template <int dtype>
-struct Encode {
-    static void run(const Task& task, int blocks, cudaStream_t stream) {
-        encode_kernel<dtype><<<blocks, threads, 0, stream>>>(task);
-    }
-};
-template <int dtype>
-struct Decode {
-    static void run(const Task& task, int blocks, cudaStream_t stream) {
-        decode_kernel<dtype><<<blocks, threads, 0, stream>>>(task);
-    }
-};
-
 }  // namespace
 
 cudaError_t codec_workspace_bytes(const CodecShape& shape, size_t* bytes) {
     Layout layout;
-    int blocks = 0;
     if (!make_layout(shape, true, true, &layout)) return cudaErrorInvalidValue;
-    const cudaError_t error = num_blocks(layout.num_units, &blocks);
-    *bytes = layout_workspace(nullptr, layout.num_units, static_cast<uint64_t>(blocks) * warps_per_block).bytes;
-    return error;
+    *bytes = layout_workspace(nullptr, layout.num_units).bytes;
+    return cudaSuccess;
 }
 
 cudaError_t codec_encode_cuda(const CodecShape& shape, const void* values, const void* table, const uint8_t key[4],
                               uint8_t* message, void* workspace, cudaStream_t stream) {
     Task task{};
-    int blocks = 0;
+    Launch launch{};
     if (!make_layout(shape, true, true, &task.layout)) return cudaErrorInvalidValue;
-    if (const cudaError_t error = num_blocks(task.layout.num_units, &blocks)) return error;
+    const uint64_t num_units = task.layout.num_units;
+    const uint32_t unit_bytes = UnitMemory::num_bytes(shape.unit_log2, true);
+    if (const cudaError_t error = launch_of(num_units, encode_tables_bytes, unit_bytes, &launch)) return error;
     task.table = static_cast<const TableImage*>(table);
     task.values = const_cast<uint8_t*>(static_cast<const uint8_t*>(values));
     task.stride = shape.stride;
     task.message = message;
-    task.work = layout_workspace(workspace, task.layout.num_units, static_cast<uint64_t>(blocks) * warps_per_block);
+    task.work = layout_workspace(workspace, num_units);
     task.limit = task.layout.num_values * element_size(shape.dtype) + raw_header_bytes;
     task.unit_log2 = shape.unit_log2;
     for (int i = 0; i < 4; ++i) task.key[i] = key[i];
-    if (const cudaError_t error = cudaMemsetAsync(workspace, 0, task.work.zeroed, stream)) return error;
     if (shape.dtype == code_fp32)
         low_bits_kernel<<<static_cast<unsigned>(ceil_div(task.layout.num_values, 65536)), 256, 0, stream>>>(task);
-    by_dtype<Encode>(shape.dtype, task, blocks, stream);
-    const uint64_t finish = ceil_div(task.layout.num_values, 16384);
-    finish_kernel<<<static_cast<unsigned>(finish < 1024 ? finish : 1024), 256, 0, stream>>>(task);
-    return cudaGetLastError();
+    const bool few = num_units <= few_units;
+    if (const cudaError_t error = start(encode_kernels[few][shape.dtype], launch, task, stream)) return error;
+    if (few) return cudaSuccess;
+    finish_kernel<<<static_cast<unsigned>(num_units < 4096 ? ceil_div(num_units, 4) : 1024), 256, 0, stream>>>(task);
+    if (const cudaError_t error = cudaGetLastError()) return error;
+    uint8_t* const counters = reinterpret_cast<uint8_t*>(task.work.counters);
+    const size_t before = static_cast<size_t>(counters - static_cast<uint8_t*>(workspace));
+    return cudaMemsetAsync(counters, 0, task.work.bytes - before, stream);
 }
 
 cudaError_t codec_decode_cuda(const CodecShape& shape, const uint8_t* head, const uint8_t* message, size_t size,
                               const void* table, void* values, void* workspace, cudaStream_t stream) {
     Task task{};
-    int blocks = 0;
+    Launch launch{};
     const int missing = head[2] >> 4;
     CodecShape exact = shape;
     exact.unit_log2 = head[2] & 15;
     if (!make_layout(exact, !(missing & 1), !(missing & 2), &task.layout)) return cudaErrorInvalidValue;
-    const uint64_t trailer = task.layout.num_units == 1 ? 0 : task.layout.num_units * directory_entry_bytes;
+    const uint64_t num_units = task.layout.num_units, trailer = num_units == 1 ? 0 : num_units * directory_entry_bytes;
     if (task.layout.units < min_coded_values || size < task.layout.units + trailer || size % 2 != 0)
         return cudaErrorInvalidValue;
-    if (const cudaError_t error = num_blocks(task.layout.num_units, &blocks)) return error;
+    const uint32_t unit_bytes = UnitMemory::num_bytes(exact.unit_log2, false);
+    if (const cudaError_t error = launch_of(num_units, decode_tables_bytes, unit_bytes, &launch)) return error;
     task.table = static_cast<const TableImage*>(table);
     task.values = static_cast<uint8_t*>(values);
     task.stride = shape.stride;
     task.message = const_cast<uint8_t*>(message);
-    task.work = layout_workspace(workspace, task.layout.num_units, static_cast<uint64_t>(blocks) * warps_per_block);
+    task.work = layout_workspace(workspace, num_units);
     task.size = size;
     task.single_escapes = head[3];
     task.unit_log2 = exact.unit_log2;
-    if (const cudaError_t error = cudaMemsetAsync(workspace, 0, sizeof(CodecResult), stream)) return error;
-    offsets_kernel<<<1, 1024, 0, stream>>>(task);
-    by_dtype<Decode>(shape.dtype, task, blocks, stream);
-    return cudaGetLastError();
+    const bool few = num_units <= few_units;
+    if (!few) offsets_kernel<<<1, 1024, 0, stream>>>(task);
+    return start(decode_kernels[few][shape.dtype], launch, task, stream);
 }
 
 }  // namespace bloombee

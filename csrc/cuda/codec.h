@@ -1,7 +1,7 @@
 // The activation codec on the GPU: the same messages as codec/rans.h, by the per-unit code of codec/rans_unit.h.
 // Everything is queued on `stream`; nothing is allocated and nothing waits. All pointers but `head` are the device's.
-// One warp does one unit. The checksum is left to the host (rans::seal, rans::check), which has the bytes anyway when
-// they cross a network.
+// Messages of few units have a block of eight warps for each, and are one launch; of more, a warp. The checksum is left
+// to the host (rans::seal, rans::check), which has the bytes anyway when they cross a network.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -24,10 +24,10 @@ struct CodecResult {
     uint64_t size;   // of the message that was encoded
     uint32_t error;  // 1: the message that was to be decoded is corrupt, and the values are undefined
     uint32_t raw;    // 1: the message is raw, because coding would not have made it smaller
-    uint32_t low_bits, ticket;
 };
 
-// Bytes of workspace that a run on the current device needs, aligned to 256.
+// Bytes of workspace for a shape, aligned to 256. All of it must be 0 before its first use; a run leaves it fit for the
+// next one, of any shape that it is large enough for.
 cudaError_t codec_workspace_bytes(const CodecShape& shape, size_t* bytes);
 
 // Encodes values into message [rans::bound], which is aligned to 4. `table` is a rans::TableImage aligned to 64.
@@ -35,8 +35,8 @@ cudaError_t codec_workspace_bytes(const CodecShape& shape, size_t* bytes);
 cudaError_t codec_encode_cuda(const CodecShape& shape, const void* values, const void* table, const uint8_t key[4],
                               uint8_t* message, void* workspace, cudaStream_t stream);
 
-// Decodes a coded message of `size` bytes whose first 12 are `head` (on the host; the caller has checked them and the
-// checksum). cudaErrorInvalidValue: a head that does not fit the shape.
+// Decodes a coded message of `size` bytes, aligned to 4, whose first 12 are `head` (on the host; the caller has checked
+// them and the checksum). cudaErrorInvalidValue: a head that does not fit the shape.
 cudaError_t codec_decode_cuda(const CodecShape& shape, const uint8_t* head, const uint8_t* message, size_t size,
                               const void* table, void* values, void* workspace, cudaStream_t stream);
 

@@ -34,6 +34,7 @@ void queue(uintptr_t source, uintptr_t out, size_t num_elements, int element_byt
 }  // namespace
 
 void bind_codec_cuda(py::module_& m);
+void bind_fused_cuda(py::module_& m);
 void bind_attention_cuda(py::module_& m);
 
 }  // namespace bloombee
@@ -47,5 +48,6 @@ PYBIND11_MODULE(_native_cuda, m, py::mod_gil_not_used()) {
     m.def("join_planes", &queue<join_planes_cuda>, py::arg("planes"), py::arg("out"), py::arg("num_elements"),
           py::arg("element_bytes"), py::arg("stream") = 0);
     bind_codec_cuda(m);
+    bind_fused_cuda(m);
     bind_attention_cuda(m);
 }

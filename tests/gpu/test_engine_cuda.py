@@ -22,7 +22,7 @@ def test_tokens_equal_transformers_on_the_cpu(family: str, tmp_path: Path) -> No
     prompts = ragged_prompts()
     expected = reference_tokens(make_checkpoint(family, tmp_path), prompts, 16)
     stages = load_chain(tmp_path, (1, 3), device="cuda")
-    assert all((stage.tables is not None) == (family in FAMILIES) for stage in stages)
+    assert all((stage.steps.tables is not None) == (family in FAMILIES) for stage in stages)
     for chunk in (5, 1 << 30):
         assert generate(stages, prompts, 16, chunk=chunk) == expected
 
@@ -31,7 +31,7 @@ def test_torchs_attention_in_bfloat16_never_calls_cudnns(tmp_path: Path) -> None
     """It plans anew for every number of keys; which kernels ran is in the profile of some steps of growing length."""
     make_checkpoint("llama", tmp_path, sizes={"head_dim": 64, "hidden_size": 256, "max_position_embeddings": 256})
     stages = load_chain(tmp_path, (), device="cuda", dtype=Dtype.BFLOAT16)
-    stages[0].tables = None
+    stages[0].steps.tables = None
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         generate(stages, ragged_prompts(), 8, chunk=5)
     names = {event.key for event in seen.key_averages()}

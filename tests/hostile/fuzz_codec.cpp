@@ -121,6 +121,12 @@ void round_trip(const Shape& shape, const Bytes& values, const Table* table, int
     const char* why = rans::decode(shape, message.data(), message.size(), table, out.data(), shape.row_bytes());
     check(why == nullptr, "decodes");
     check(out == values, "exact");
+    if (message[0] == 0x11) {
+        Bytes by_lanes(rans::bound(shape.num_bytes()));
+        by_lanes.resize(rans::encode_by_lanes(shape, values.data(), shape.row_bytes(), *table, unit_log2,
+                                              !(message[2] & 0x10), !(message[2] & 0x20), by_lanes.data()));
+        check(by_lanes == message, "host and device code give the same message");
+    }
     for (size_t i = 0; i + 1 < size && i < 6; i += 2) {
         Bytes bad = message;
         for (int k = 0; k <= extra[i] % 3; ++k) {

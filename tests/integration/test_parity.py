@@ -41,7 +41,7 @@ def test_batched_decode_gives_the_same_tokens(family: str, tmp_path: Path) -> No
     expected = reference_tokens(make_checkpoint(family, tmp_path), ragged_prompts(), NEW_TOKENS)
     stages = load_chain(tmp_path, (2,))
     for stage in stages:
-        stage.batched_decode = True
+        stage.steps.batched = True
     assert generate(stages, ragged_prompts(), NEW_TOKENS, chunk=5) == expected
 
 
@@ -52,7 +52,7 @@ def test_paged_attention_gives_the_same_tokens(family: str, tmp_path: Path) -> N
     expected = reference_tokens(make_checkpoint(family, tmp_path), prompts, 4)
     stages = load_chain(tmp_path, (2,))
     for stage in stages:
-        stage.tables = StepTables(stage.kv)
+        stage.steps.tables = StepTables(stage.kv)
     assert generate(stages, prompts, 4, chunk=5) == expected
 
 

@@ -125,7 +125,7 @@ def test_joining_over_an_unknown_link(curve: bool) -> None:
             assert head.joins == [(link, key, join)]
             head.endpoint.allow(link, key, 1)
             head.endpoint.allow(link, key, 1)
-            head.endpoint.send(link, Lane.CONTROL, Joined(1, SWARM, 0.5, 3.0))
+            head.endpoint.send(link, Lane.CONTROL, Joined(1, SWARM, 0.5, 3.0, False))
             await worker.until(lambda: worker.said(Joined), "the answer arrives")
             worker.endpoint.swarm = SWARM
             worker.endpoint.send(link, Lane.CONTROL, join)

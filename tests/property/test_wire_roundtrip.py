@@ -170,7 +170,7 @@ def wires(draw: st.DrawFn) -> m.Wire:
         num_microbatches=draw(st.integers(1, 2**16 - 1)), max_rows=draw(st.integers(1, m.MAX_ROWS)),
         predecessor=draw(peer) if stage else None, successor=draw(peer) if stage < num_stages - 1 else None,
         scheduler=draw(st.none() | peer) if schedule is None else None, schedule=schedule, trace=draw(st.booleans()),
-        listeners=tuple(draw(st.lists(peer, max_size=3))) if stage == num_stages - 1 else (),
+        listeners=tuple(draw(st.lists(peer, max_size=3))) if stage == num_stages - 1 else (), load=draw(u63),
     )  # fmt: skip
 
 
@@ -224,8 +224,8 @@ SPECIAL |= {
     m.KvHeld: st.builds(lambda a, n: m.KvHeld(0, 1, a, 0, a % 99, 100, n), u63, u32),
 }
 SPECIAL[m.Join] = st.builds(
-    m.Join, u16, st.binary(min_size=16, max_size=64), st.text(max_size=9), st.just("x"), endpoint, st.just("cpu"), u63,
-    st.lists(u16, max_size=4).map(tuple),
+    m.Join, u16, st.binary(min_size=16, max_size=64), st.text(max_size=9).filter(str.isprintable), st.just("x"), endpoint,
+    st.just("cpu"), u63, st.lists(u16, max_size=4).map(tuple),
 )  # fmt: skip
 SPECIAL[m.Forward] = st.builds(
     m.Forward, u32, u32, u63, u63, st.integers(0, 1), st.integers(0, 4), st.lists(items(), max_size=4).map(tuple)

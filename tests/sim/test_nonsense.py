@@ -73,7 +73,7 @@ def test_lies_of_every_worker_to_everybody_cost_no_request_a_token(seed: int) ->
                 if not isinstance(message, Resume) or message.epoch == 1:  # a Resume of an epoch to come is kept for it
                     worker = cluster.workers[stage + 1]
                     with contextlib.suppress(ProtocolError, StalePlan):
-                        worker._do(core.handle(StageReceived(message, now)))
+                        worker.spans[-1]._do(core.handle(StageReceived(message, now)))
                 if not isinstance(message, StageFailed):
                     with contextlib.suppress(ProtocolError):
                         cluster.head.do(cluster.head.swarm.handle(WorkerSaid(stage + 1, message, now)))

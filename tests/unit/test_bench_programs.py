@@ -47,6 +47,8 @@ BAD = [
     ("faults", ["--recovery", "1", "--recovery-links", "moon"], "unknown profile 'moon'"),
     ("faults", ["--kills", "1", "--device", "moon"], "auto, cpu, cuda or cuda:N"),
     ("faults", ["--json", "/nowhere/x.json"], "cannot write '/nowhere/x.json'"),
+    ("gpu", [], "torch sees no CUDA device"),
+    ("gpu", ["--only", "moon"], "'moon': there are stage"),
     ("hops", ["--workers", "-1"], "must be a whole number from 1"),
     ("hops", ["--json", str(ROOT)], "Is a directory"),
     ("hops", ["--dtype", "int8"], "dtype = 'int8'"),

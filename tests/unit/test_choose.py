@@ -54,7 +54,7 @@ def test_the_far_ones_are_left_out_for_latency_and_it_is_said_why() -> None:
     spares = dict(chosen.prediction.spares)
     assert {f"w{worker}" for worker in range(3, 9)} <= spares.keys()
     assert all("longer" in spares[f"w{worker}"] for worker in range(3, 9))
-    assert "left as spare (with one layer on it a step would take" in str(chosen.prediction)
+    assert "left as spare (with one layer on it a token would take" in str(chosen.prediction)
 
 
 def test_the_far_ones_are_used_for_throughput_where_that_pays() -> None:
@@ -130,7 +130,7 @@ def test_a_worker_that_nothing_is_known_of_counts_as_the_slowest_of_the_others()
     assert chosen.candidate.workers == (1,)
     assert chosen.prediction.guessed == ()
     spares = dict(chosen.prediction.spares)
-    assert spares["w3"].endswith("longer, worker w1 being the slowest, if a guess of its speed is right")
+    assert spares["w3"].endswith("a token would take 4.8 ms longer, if a guess of its speed is right")
     assert "guess" not in spares["w2"]
     slower = choose(Topology({1: Device("w1", None), 2: devices[2]}, topology.links), CARD, WISH, THROUGHPUT)
     assert sum(slower.candidate.layers) == CARD.num_layers

@@ -39,6 +39,16 @@ def test_every_step_is_recorded_whatever_became_of_the_one_before(tmp_path: Path
     assert check(steps[-1:], "none", None, tmp_path) == 0
 
 
+def test_what_was_found_is_kept_when_the_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step finds what those before it came to written down; without any time left one is cut off at once."""
+    monkeypatch.setattr(gpu_check, "copy_sources", lambda _: None)
+    file = tmp_path / "gpu-GPU.json"
+    look = f"import json; assert len(json.load(open({str(file)!r}))['steps']) == 1"
+    assert check([_python("first", "pass"), _python("second", look)], "GPU", None, tmp_path) == 0
+    assert check([_python("hangs", "import signal; signal.pause()")], "GPU", None, tmp_path, budget_s=0) == 1
+    assert [(step["passed"], step["status"]) for step in json.loads(file.read_text())["steps"]] == [(False, None)]
+
+
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(gpu_check, "find_device", lambda: None)
     assert main([]) == 2

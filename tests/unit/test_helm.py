@@ -11,7 +11,7 @@ import pytest
 from bloombee.config import RuntimeConfig
 from bloombee.control.events import Decision, PlanRuns, StageMeasured
 from bloombee.control.log import from_line, replay, to_line
-from bloombee.errors import ConfigError, LocalProtocolError
+from bloombee.errors import ConfigError, LocalProtocolError, RuntimeClosed
 from bloombee.pipeline.events import Tune
 from bloombee.roles.helm import Helm
 from bloombee.types import StageUse
@@ -61,7 +61,7 @@ def test_what_raises_inside_is_an_error_of_those_who_ask_and_of_nobody_else(monk
 def test_the_file_holds_what_makes_the_same_decisions_again(tmp_path: Path) -> None:
     path = tmp_path / "decisions.jsonl"
     shell = Shell(decisions=str(path))
-    shell.helm.close()
+    shell.helm.close(RuntimeClosed("closed"))
     shell.helm.tell(PLAN)  # after its end nothing is written
     records = [from_line(line) for line in path.read_bytes().splitlines()]
     assert records[0] == PLAN

@@ -163,7 +163,7 @@ def test_a_second_worker_with_its_key_is_refused_and_costs_it_nothing(swarm: _Sw
     assert "this key is in use by worker 'far'" in str(error)
     assert swarm.told == []
     swarm.members.knocked(LINK, KEY, JOIN)
-    assert swarm.endpoint.sent[-1] == (LINK, Joined(1, 9, 0.1, 0.675))
+    assert swarm.endpoint.sent[-1] == (LINK, Joined(1, 9, 0.1, 0.675, False))
 
 
 def test_who_comes_back_as_another_waits_until_the_first_is_gone(swarm: _Swarm) -> None:
@@ -173,5 +173,5 @@ def test_who_comes_back_as_another_waits_until_the_first_is_gone(swarm: _Swarm) 
     assert OTHER not in swarm.endpoint.allowed
     swarm.look(60.0)
     swarm.members.knocked(OTHER, KEY, JOIN)
-    assert swarm.endpoint.sent[-1] == (OTHER, Joined(2, 9, 0.1, 0.675))
+    assert swarm.endpoint.sent[-1] == (OTHER, Joined(2, 9, 0.1, 0.675, False))
     assert list(swarm.members) == [2]

@@ -47,7 +47,7 @@ def test_a_ring_closes_where_its_scheduler_is() -> None:
 
 def test_a_last_stage_that_does_not_reach_the_first_is_named() -> None:
     links = {ends: link for ends, link in FAR.links.items() if ends != (4, 1)}
-    with pytest.raises(PlanError, match="no link from worker 4 to worker 1"):
+    with pytest.raises(PlanError, match="no link from 'w4' to 'w1'"):
         evaluate(Candidate((1, 2, 3, 4), (2, 2, 2, 2), scheduler=STAGE0), replace(FAR, links=links), MODEL)
 
 

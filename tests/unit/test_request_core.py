@@ -92,3 +92,14 @@ def test_tokens_that_do_not_follow_are_none() -> None:
     for position in (0, 1, 3, 2**32 - 1):
         assert core.handle(SchedulerSaid(Emitted(Pick(1, 0, position, 5, None, ()), FinishReason.STOP), 0.0)) == []
     assert core.num_requests == 1
+
+
+def test_a_request_of_a_head_before_goes_on_whatever_the_queue_holds() -> None:
+    core = RequestCore(max_waiting=1)
+    core.handle(_submit(1))
+    packed = (5).to_bytes(4, "little")
+    again = Submit(7, bytes(8), SAMPLING, 4, frozenset(), 3.0, output=packed)
+    assert core.handle(again) == [TellScheduler(Open(2, bytes(8), SAMPLING, 4, frozenset(), 3.0, output=packed))]
+    assert core.handle(SchedulerSaid(Emitted(Pick(2, 0, 2, 6, None, ()), None), 4.0)) == []  # it has that position
+    pick = Pick(2, 0, 3, 6, None, ())
+    assert core.handle(SchedulerSaid(Emitted(pick, None), 4.0)) == [Deliver(7, pick, None)]

@@ -306,7 +306,7 @@ def test_far_workers_are_left_out_for_latency_and_used_for_throughput_and_that_i
     text = explain(latency, topology, MODEL)
     assert text.startswith("latency: ")
     assert "proven best" in text
-    assert "w5: with one layer on it a step would take" in text
+    assert "w5: with one layer on it a token would take" in text
     assert "left as spares" not in explain(most, topology, MODEL)
 
 

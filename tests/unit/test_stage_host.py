@@ -155,7 +155,7 @@ class _Stage:
     def __init__(self, *, is_loaded: bool = True) -> None:
         self._open(0, 1, is_loaded=is_loaded)
         peer = Peer(2, "tcp://127.0.0.1:1", bytes(32), HOP, True, None)
-        self.host.wire(Wire(1, 1, 1, 0, 2, 8, 64, None, peer, None, (), None, False))
+        self.host.wire(Wire(1, 1, 1, 0, 2, 8, 64, None, peer, None, (), None, False, 1))
         for lane in Lane:
             self.welcome(lane)
         self.said(Lane.CONTROL, Resume(1, 1, ()))
@@ -239,7 +239,7 @@ class _Last(_Stage):
     def __init__(self) -> None:
         self._open(1, 2, worker=2)
         self.device.receiver = Receiver(Dtype.FLOAT32, 1)
-        self.host.wire(Wire(1, 1, 1, 1, 2, 8, 64, Peer(1, "", bytes(32), HOP, False, None), None, None, (), None, False))
+        self.host.wire(Wire(1, 1, 1, 1, 2, 8, 64, Peer(1, "", bytes(32), HOP, False, None), None, None, (), None, False, 1))
         for lane in Lane:
             self.said(lane, Hello(PROTOCOL_VERSION, 1, 1, "s", (0,), 0))
         self.host.received(HEAD_LINK, Resume(1, 1, ()), None)
@@ -447,7 +447,7 @@ def test_an_address_that_nobody_can_dial_is_charged_to_who_told_it() -> None:
 
         stage.endpoint.dial = dial  # type: ignore[method-assign]
         stage.host.wire(
-            Wire(1, 2, 2, 0, 2, 8, 64, None, Peer(9, "tcp://x", bytes(32), b"x" * 16, True, None), None, (), None, False)
+            Wire(1, 2, 2, 0, 2, 8, 64, None, Peer(9, "tcp://x", bytes(32), b"x" * 16, True, None), None, (), None, False, 1)
         )
         (failed,) = stage.endpoint.of(StageFailed)
         assert (failed.epoch, failed.fields["peer"]) == (2, 9)
@@ -460,16 +460,8 @@ def _worker(stage: _Stage) -> WorkerRole:
     token = encode_token(JoinToken(key=bytes(32), secret=bytes(24), endpoints=("tcp://127.0.0.1:1",)))
     worker = WorkerRole(WorkerConfig(join=token))
     worker._endpoint = stage.endpoint  # type: ignore[assignment]
-    worker._stages = Stages(
-        worker._config,
-        joined=Joined(1, 1, 0.1, SILENCE_S),
-        endpoint=stage.endpoint,  # type: ignore[arg-type]
-        head_link=HEAD_LINK,
-        clock=stage.clock,
-        memory_bytes=0,
-        log_bytes=0,
-        open_trace=lambda *_: None,
-    )
+    worker._stages = Stages(worker._config, stage.endpoint, clock=stage.clock, memory_bytes=0)  # type: ignore[arg-type]
+    worker._stages.joined(Joined(1, 1, 0.1, SILENCE_S, False), HEAD_LINK, lambda *_: None)
     worker._stages._neighbours = stage.neighbours
     worker._stages._hosts[1] = [stage.host]
     return worker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -13,13 +14,15 @@ from bloombee.objective import Objective
 from bloombee.pace import Pace
 from bloombee.pipeline.commands import Command, MeasureHere, PlanMade, ReportLeft, ReportMeasured, Send
 from bloombee.pipeline.events import MeasuredHere, Tick, WorkerGone, WorkerJoined, WorkerSaid
-from bloombee.pipeline.profiles import paced, to_message
-from bloombee.pipeline.swarm import Figure, Figures, PlanRequest, SwarmCore, SwarmLimits, may_be_silent
+from bloombee.pipeline.profiles import paced, shared_cores, to_message
+from bloombee.pipeline.swarm import Figure, Figures, PlanRequest, SwarmCore, SwarmLimits, is_loading, may_be_silent
 from bloombee.pipeline.swarm.figures import party
 from bloombee.pipeline.swarm.lines import NEAR_S, Lines
 from bloombee.pipeline.swarm.pairing import MOST_OF_ALL
 from bloombee.pipeline.swarm.survey import MEASURE_S, MEET_S, PROFILE_S, Survey
 from bloombee.plan.profile import Hardware
+from bloombee.plan.profile import Profile as WorkerProfile
+from bloombee.plan.topology import Cores
 from bloombee.sim.cluster import sim_card
 from bloombee.types import HEAD, Dtype, WorkerId
 from bloombee.wire.messages import Introduce, Introduced, LinkReport, MeasureLink, Profile, Refused
@@ -297,14 +300,13 @@ def test_a_worker_that_cannot_measure_itself_is_not_waited_for() -> None:
     world.mute = ()
     world.pass_s(2.0)
     assert world.core.plan is not None
-    assert 2 not in world.survey.devices
-    assert {1, 3} == set(world.survey.devices)
+    assert set(world.survey.profiles) == {1, 3}
 
 
 def test_a_worker_may_be_silent_until_it_has_measured_itself() -> None:
     world = _World(3)
     assert all(may_be_silent(world.core, worker) for worker in (1, 2, 3))
-    assert not any(world.core.is_loading(worker) for worker in (1, 2, 3))
+    assert not any(is_loading(world.core, worker) for worker in (1, 2, 3))
     world.mute = (2,)
     world.answer()
     assert [may_be_silent(world.core, worker) for worker in (1, 2, 3)] == [False, True, False]
@@ -339,7 +341,7 @@ def test_answers_to_nothing_change_nothing(kind: str) -> None:
     world = _World(3)
     order = next(m for w, m in world.asked if isinstance(m, MeasureLink) and w == 1)
     link = next(m.peer.link for w, m in world.asked if isinstance(m, Introduce) and {w, m.peer.worker} == {1, 2})
-    before = dict(world.survey.found), dict(world.survey.devices)
+    before = dict(world.survey.found), dict(world.survey.profiles)
     match kind:
         case "report":
             world.say(2, _report(order, 1e-9, 1e18))  # of another's link
@@ -353,7 +355,7 @@ def test_answers_to_nothing_change_nothing(kind: str) -> None:
         case "profile":
             world.say(3, to_message(paced(PACE, "11" * 16, "float32", HARDWARE)))
             world.say(3, to_message(paced(PACE, "00" * 16, "bfloat16", HARDWARE)))
-    assert (world.survey.found, world.survey.devices) == before
+    assert (world.survey.found, world.survey.profiles) == before
     world.answer()
     assert world.core.plan is not None
     assert world.survey.topology().link(1, 2).bandwidth_bytes_per_s == pytest.approx(0.9 * 2e6)
@@ -401,6 +403,61 @@ def test_what_is_known_from_before_is_believed_if_the_link_is_as_long_as_it_was(
     assert moved.core.plan is not None
     assert sorted(moved.filled) == [(1, 2), (2, 1)]
     assert moved.survey.topology().link(1, 2).latency_s == pytest.approx(0.1)
+
+
+def _told(device: str = "cpu", machine: str = "a", cores: int = 4, frames_per_s: float | None = 5e3) -> WorkerProfile:
+    hardware = Hardware(1 << 30, cores=cores, machine=machine, frames_per_s=frames_per_s)
+    return dataclasses.replace(paced(PACE, "00", "float32", hardware), device=device)
+
+
+@pytest.mark.parametrize(
+    ("profiles", "cores"),
+    [
+        ([_told(), _told(cores=2, frames_per_s=2e3)], Cores(4, hop_cpu_s=5e-4)),
+        ([_told("cuda:0 H100"), _told("cuda:1 H100")], Cores(4, hop_cpu_s=2e-4, is_computing=False)),
+        ([_told(frames_per_s=None), _told(frames_per_s=None)], Cores(4)),
+        ([_told(), _told(machine="b")], None),
+        ([_told(), _told(machine="")], None),
+        ([_told(), _told(), None], None),
+        ([_told()], None),
+        ([], None),
+    ],
+)
+def test_workers_of_one_machine_take_turns_on_its_cores(profiles: list[WorkerProfile | None], cores: Cores | None) -> None:
+    assert shared_cores(profiles) == cores
+
+
+def test_a_plan_for_workers_of_one_machine_counts_its_cores() -> None:
+    world = _World(2)
+    asked = [one for one in world.asked if isinstance(one[1], Profile)]
+    world.asked = [one for one in world.asked if one not in asked]
+    for worker, message in asked:
+        world.say(worker, to_message(dataclasses.replace(_told(), model_digest=message.config_digest.hex())))
+    world.answer()
+    assert world.core.plan is not None
+    assert world.survey.topology().cores == Cores(4, hop_cpu_s=2e-4)
+
+
+def test_who_can_only_dial_out_is_remembered_and_is_not_dialled_first_again() -> None:
+    first = _World(3, deaf=(1,))
+    first.answer()
+    first.pass_s(MEET_S + 1.0)
+    assert first.core.plan is not None
+    again = _World(3, deaf=(1,), figures=Figures.from_json(first.core.figures.to_json()))
+    again.answer()
+    assert again.core.plan is not None  # nobody had to be waited for
+    open_now = _World(3, figures=again.core.figures)
+    open_now.answer()
+    assert open_now.core.plan is not None
+
+
+def test_a_party_that_was_reached_is_closed_no_more() -> None:
+    figures = Figures()
+    for in_vain in (True, False, True):
+        figures.dialled("a", in_vain=in_vain)
+        assert figures.is_closed("a") == in_vain
+        assert Figures.from_json(figures.to_json()).is_closed("a") == in_vain
+    assert not figures.is_closed("b")
 
 
 def test_of_many_workers_only_links_that_a_plan_could_use_are_measured_and_the_rest_is_marked() -> None:

@@ -31,11 +31,12 @@ from bloombee.pipeline.events import (
     WorkerRestored,
     WorkerSaid,
 )
-from bloombee.pipeline.swarm import REPEAT_S, Machine, PlanRequest, SwarmCore, SwarmLimits
+from bloombee.pipeline.journal import Planned, Seat
+from bloombee.pipeline.swarm import REPEAT_S, RETURN_S, Machine, PlanRequest, SwarmCore, SwarmLimits, is_loading
 from bloombee.plan.profile import Fit, Profile
 from bloombee.plan.topology import Cores, Device, Link, RowTime, Topology
 from bloombee.sim.cluster import sim_card
-from bloombee.types import HEAD, Dtype, Span
+from bloombee.types import HEAD, Dtype, SchedulerPlace, Span
 from bloombee.wire.messages import Heartbeat, Load, Loaded, Loading, StageFailed, Verdict, Wire, Wired
 
 LINKS = [bytes([n]) * 16 for n in range(8)]
@@ -200,7 +201,7 @@ def test_a_lost_worker_ends_the_pipeline_once() -> None:
 def test_a_worker_counts_as_loading_from_its_order_until_it_has_loaded() -> None:
     core, _ = _joined()
     core.handle(WorkerSaid(1, _loaded(1), 0.0))
-    assert [core.is_loading(worker) for worker in (1, 2, 3, 9)] == [False, True, True, False]
+    assert [is_loading(core, worker) for worker in (1, 2, 3, 9)] == [False, True, True, False]
 
 
 def test_workers_stuck_while_loading_are_named_together() -> None:
@@ -527,3 +528,51 @@ def test_a_machine_is_profiled_only_where_a_planner_needs_it() -> None:
     assert (measured.machine.device.layer, measured.wants_profile) == (RowTime(0.002), False)
     assert base.measured(profile) is base
     assert dataclasses.replace(wanting, machine=paced).measured(profile).machine is paced
+
+
+def _returning(seats: tuple[tuple[int, int, int], ...], *, join: int, **request: object) -> tuple[SwarmCore, list[Command]]:
+    """A core of a head after one in whose plan workers had these layers, and what came of ``join`` workers."""
+    before = Planned(
+        "", tuple(Seat(bytes([worker]) * 32, start, stop) for worker, start, stop in seats), SchedulerPlace.HEAD, None
+    )
+    core = _core(join=0, before=before, **request)
+    commands: list[Command] = core.handle(Tick(1.0))
+    for worker in range(1, join + 1):
+        event = WorkerJoined(worker, f"w{worker}", "tcp://127.0.0.1:1", bytes([worker]) * 32, 10_000, 1.0)
+        commands += core.handle(event)
+    return core, commands
+
+
+def _cut(commands: list[Command]) -> list[tuple[int, int, int]]:
+    made = [command for command in commands if isinstance(command, PlanMade)]
+    return [(stage.worker, stage.span.start, stage.span.stop) for command in made for stage in command.plan.stages]
+
+
+def test_where_the_same_workers_come_back_each_has_the_layers_that_it_had() -> None:
+    seats = ((3, 0, 2), (1, 2, 7), (2, 7, 8))
+    core, commands = _returning(seats, join=3)
+    assert _cut(commands) == list(seats)
+    assert _orders(commands, Load) != []
+    assert core.spares == ()
+
+
+def test_those_who_had_a_stage_are_awaited_and_for_so_long_only() -> None:
+    core, commands = _returning(((1, 0, 4), (2, 4, 6), (5, 6, 8)), join=4)
+    assert _cut(commands) == []
+    assert _cut(core.handle(Tick(1.0 + RETURN_S - 0.1))) == []
+    assert _cut(core.handle(Tick(1.0 + RETURN_S))) == [(1, 0, 3), (2, 3, 6), (3, 6, 8)]
+
+
+def test_one_that_comes_in_that_time_gets_its_stage_and_others_are_spares() -> None:
+    core, commands = _returning(((1, 0, 4), (5, 4, 8)), join=4)
+    assert _cut(commands) == []
+    late = core.handle(WorkerJoined(5, "w5", "tcp://127.0.0.1:1", b"\5" * 32, 10_000, 2.0))
+    assert _cut(late) == [(1, 0, 4), (5, 4, 8)]
+    assert core.spares == (2, 3, 4)
+
+
+def test_a_plan_that_cannot_be_any_more_is_made_anew() -> None:
+    core, commands = _returning(((1, 0, 7), (2, 7, 8)), join=3, num_pages=12)  # seven layers are too many then
+    assert _cut(commands) == []
+    assert core.error is None
+    assert _cut(core.handle(Tick(9.0))) == [(1, 0, 3), (2, 3, 6), (3, 6, 8)]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from pathlib import Path
 
 import pytest
 
-from bloombee.errors import ConfigError
+from bloombee.errors import ConfigError, PlanError
 from bloombee.models.standin import standin_card
 from bloombee.plan.cost import evaluate
 from bloombee.plan.document import read
-from bloombee.plan.problem import Problem, problem_of
+from bloombee.plan.problem import Problem, problem_of, readable
 from bloombee.plan.solve import solve
 from bloombee.plan.topology import LOCAL, Link
 from bloombee.plan.whatif import improvements, parse_scenario
@@ -120,11 +121,18 @@ def test_an_access_line_is_that_of_all_who_share_it() -> None:
         "office up=3ms",
         "office colour=2x",
         "-office,,",
+        "-off\udcffice",
+        f"office speed={'9' * 400}x",
+        f"flat<->office rtt={'9' * 400}ms",
+        f"flat->office bandwidth={'9' * 400}MB/s",
+        f"flat->office bandwidth=0.{'0' * 400}1x",
     ],
 )
 def test_what_is_no_change_is_refused_with_what_one_is(text: str) -> None:
     with pytest.raises(ConfigError, match=r"what-if .*: must be -NAME"):
         parse_scenario(text)
+    with pytest.raises(ConfigError, match="must be a size"):
+        parse_scenario(f"office memory={'9' * 400}x")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +153,25 @@ def test_what_is_no_change_is_refused_with_what_one_is(text: str) -> None:
 def test_a_change_of_what_is_not_there_is_refused_by_name(text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         after(text)
+
+
+@pytest.mark.parametrize("text", ["office speed={}x", "office memory={}x", "flat<->office rtt={}s", "flat->office bandwidth={}x"])
+@pytest.mark.parametrize("number", ["99999999999999999999", "0.00000000000000000001"])
+def test_the_longest_figures_give_a_plan_or_a_sentence(text: str, number: str) -> None:
+    changed = after(text.format(number))
+    with contextlib.suppress(ConfigError, PlanError):  # anything else is a fault
+        found = solve(changed.topology, changed.model, changed.space, changed.objective, budget_s=math.inf, max_steps=20_000)
+        assert found.tokens_per_s > 0
+
+
+def test_a_worker_is_named_as_people_see_it() -> None:
+    device = dataclasses.replace(TOPOLOGY.devices[FLAT], name="fl\nat\x1b[2J")
+    problem = dataclasses.replace(PROBLEM, topology=dataclasses.replace(TOPOLOGY, devices={**TOPOLOGY.devices, FLAT: device}))
+    shown = readable(problem)
+    assert shown.topology.devices[FLAT].name == r"fl\nat\x1b[2J"
+    for one in (problem, shown):
+        for text in (r"-fl\nat\x1b[2J", "-fl\nat\x1b[2J"):
+            assert FLAT not in after(text, one).topology.devices
 
 
 def test_memory_without_a_limit_has_no_part() -> None:

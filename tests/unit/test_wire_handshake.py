@@ -203,7 +203,7 @@ def test_a_secret_lets_one_key_in_and_answers_it_again() -> None:
     d = door()
     first = d.knock(A, L, join())
     assert isinstance(first, Admitted)
-    assert first.joined == Joined(1, 9, 0.5, 3.0)
+    assert first.joined == Joined(1, 9, 0.5, 3.0, False)
     again = d.knock(A, L, join())
     assert isinstance(again, Admitted)
     assert (again.worker, again.again) == (1, True)
@@ -275,7 +275,7 @@ def test_joiner() -> None:
     assert j.handle(Tick(50 * MS)) == []
     assert j.handle(Tick(100 * MS)) == [Say(Lane.CONTROL, join())]
     assert j.handle(Received(Lane.CONTROL, Heartbeat(1), 0)) == []
-    assert j.handle(Received(Lane.CONTROL, Joined(4, 9, 0.5, 3.0), 0)) == []
+    assert j.handle(Received(Lane.CONTROL, Joined(4, 9, 0.5, 3.0, False), 0)) == []
     assert j.joined is not None
     assert j.joined.worker == 4
     assert j.handle(Tick(900 * MS)) == []

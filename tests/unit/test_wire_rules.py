@@ -28,9 +28,9 @@ LOAD = m.Load(
     1, 0, 4, 8, 12, "demo", bytes(16), (bytes(8), b"", bytes(16), b""), "float32", (m.Group(0, 10), m.Group(512, 4)), 16, 2,
     None, (), (),
 )  # fmt: skip
-WIRE = m.Wire(0, 2, 1, 1, 3, 2, 64, PEER, PEER, None, (), None, False)
+WIRE = m.Wire(0, 2, 1, 1, 3, 2, 64, PEER, PEER, None, (), None, False, 1)
 SCHEDULE = m.Schedule(1, (m.Group(0, 8), m.Group(16, 4)), 4, 600.0, (PEER, PEER))
-FIRST_WIRE = m.Wire(0, 2, 1, 0, 3, 2, 64, None, PEER, None, (), SCHEDULE, False)
+FIRST_WIRE = m.Wire(0, 2, 1, 0, 3, 2, 64, None, PEER, None, (), SCHEDULE, False, 1)
 RULES = m.Rules((), (), 0, 0, 0, None, (), False, None, (), (), None, 1.0, 0.0, 0.0, None)
 LAST = msgspec.structs.replace(LOAD, start=8, stop=12, weight_digests=())
 MANY = tuple(range(20_000))
@@ -69,10 +69,12 @@ def with_sampling(**fields: Any) -> m.Forward:
 
 
 BROKEN: list[tuple[str, Any]] = [
+    ("Join.name", m.Join(1, bytes(16), "n\x1b[2J", "s", "", "cpu", 1, ())),
+    ("Join.name", m.Join(1, bytes(16), "two\nlines", "s", "", "cpu", 1, ())),
     *(("Join.endpoint", m.Join(1, bytes(16), "n", "s", endpoint, "cpu", 1, ())) for endpoint in UNDIALLABLE),
-    ("Joined.worker", m.Joined(0, 1, 0.5, 3.0)),
-    ("Joined.heartbeat_s", m.Joined(1, 1, 3.0, 3.0)),
-    ("Joined.heartbeat_s", m.Joined(1, 1, 0.0, 3.0)),
+    ("Joined.worker", m.Joined(0, 1, 0.5, 3.0, False)),
+    ("Joined.heartbeat_s", m.Joined(1, 1, 3.0, 3.0, False)),
+    ("Joined.heartbeat_s", m.Joined(1, 1, 0.0, 3.0, False)),
     ("Refused.fields", m.Refused("X", {"a": math.nan})),
     ("StageFailed.fields", m.StageFailed(0, 1, "X", {"a": math.inf})),
     ("Load.stop", replace(LOAD, stop=4)),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from bloombee.engine.buffers import TORCH_DTYPES, to_buffer
+from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.device_clock import clock_of, seconds_of
 from bloombee.engine.model import SpanModel
 from bloombee.pipeline.work import Pages, Segment, Work
 from bloombee.types import Phase
-from bloombee.wire.messages import Pick, Sampling
+from bloombee.wire.messages import Sampling
 
 GREEDY = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
 
@@ -54,12 +54,8 @@ def hidden_rows(model: SpanModel, rows: int) -> torch.Tensor | None:
 
 
 def pass_s(model: SpanModel, work: Work, hidden: torch.Tensor | None) -> float:
-    """How long the device takes for one pass."""
-
-    def wait(result: torch.Tensor | list[Pick]) -> None:
-        if isinstance(result, torch.Tensor):
-            to_buffer(result)
-        elif model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
-
-    return seconds_of(clock_of(model.device), lambda: model.run(work, hidden), wait)
+    """How long the device takes for one pass; on a GPU without what its processor does with the results."""
+    clock = clock_of(model.device)
+    if model.device.type == "cpu":
+        return seconds_of(clock, lambda: model.run(work, hidden), lambda _: None)
+    return seconds_of(clock, lambda: model.launch(work, hidden), lambda pending: pending.result())

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from bloombee.types import SequenceId
+from bloombee.types import Epoch, SequenceId
+
+Place = tuple[Epoch, int]
+"""A stage of an epoch."""
 
 
 @dataclass(slots=True)
 class _Ended:
     num_pages: tuple[int, ...] | None
     """None: all that there are."""
-    waiting: set[int]
+    waiting: set[Place]
     """Stages that have not confirmed."""
     asked_at: float
 
@@ -29,7 +32,7 @@ class Closings:
 
     def __init__(self, *, takes_over: bool = False) -> None:
         self._takes_over = takes_over
-        self._stages: frozenset[int] = frozenset()
+        self._stages: frozenset[Place] = frozenset()
         self._ended: dict[SequenceId, _Ended] = {}
         self._alive: OrderedDict[SequenceId, None] = OrderedDict()
         """Waiting, open or closing; in rising order, as they were opened."""
@@ -66,11 +69,11 @@ class Closings:
         """It ended before any stage knew of it."""
         del self._alive[sequence]
 
-    def begin(self, sequence: SequenceId, num_pages: tuple[int, ...] | None, stages: Iterable[int], now: float) -> None:
+    def begin(self, sequence: SequenceId, num_pages: tuple[int, ...] | None, stages: Iterable[Place], now: float) -> None:
         """Its stages are told ``now``. ``num_pages`` None: all that there are."""
         self._ended[sequence] = _Ended(num_pages, set(stages), now)
 
-    def confirm(self, stage: int, sequence: SequenceId, all_pages: tuple[int, ...]) -> tuple[int, ...] | None:
+    def confirm(self, stage: Place, sequence: SequenceId, all_pages: tuple[int, ...]) -> tuple[int, ...] | None:
         """``stage`` holds nothing of it any more; the pages that are free with that, if it was the last one to say so."""
         one = self._ended.get(sequence)
         if one is None:
@@ -82,13 +85,32 @@ class Closings:
         self.never_began(sequence)
         return all_pages if one.num_pages is None else one.num_pages
 
-    def rewire(self, stages: Iterable[int]) -> None:
+    def rewire(self, stages: Iterable[Place]) -> None:
         """Other workers may be at the stages: all have to confirm."""
         self._stages = frozenset(stages)
         for one in self._ended.values():
             one.waiting = set(self._stages)
 
-    def ask_again(self, stages: Iterable[int], now: float, *, older_than_s: float) -> list[tuple[int, tuple[SequenceId, ...]]]:
+    def join(self, stages: Iterable[Place]) -> None:
+        """These are there as well, and may get to hold what has ended."""
+        self._stages |= frozenset(stages)
+        for one in self._ended.values():
+            one.waiting |= self._stages
+
+    def leave(self, stages: Collection[Place], all_pages: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """These hold nothing that counts any more. Returns the pages that are free with that, each."""
+        self._stages -= frozenset(stages)
+        freed = []
+        for sequence, one in list(self._ended.items()):
+            for stage in stages:
+                pages = self.confirm(stage, sequence, all_pages) if stage in one.waiting else None
+                if pages is not None:
+                    freed.append(pages)
+        return freed
+
+    def ask_again(
+        self, stages: Iterable[Place], now: float, *, older_than_s: float
+    ) -> list[tuple[Place, tuple[SequenceId, ...]]]:
         """Who of ``stages`` is to be told again, and of which."""
         overdue = {number: one for number, one in self._ended.items() if now - one.asked_at >= older_than_s}
         for one in overdue.values():

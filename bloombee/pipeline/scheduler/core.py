@@ -12,9 +12,7 @@ all before it has been sent. So repeated, late, stale or made up verdicts change
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from bloombee.errors import BloomBeeError, LocalProtocolError, RemoteProtocolError, StalePlan
+from bloombee.errors import BloomBeeError, LocalProtocolError, RemoteProtocolError
 from bloombee.pipeline.commands import Command, TellHead
 from bloombee.pipeline.events import (
     Cancel,
@@ -24,23 +22,23 @@ from bloombee.pipeline.events import (
     Moved,
     Open,
     PipelineLost,
+    PlanBeside,
     PlanBroken,
+    PlanDropped,
     PlanWired,
     StageRestored,
     Tick,
     Tune,
 )
-from bloombee.pipeline.patience import Patience
 from bloombee.pipeline.scheduler.admission import Admission, Way
 from bloombee.pipeline.scheduler.batching import Batcher
 from bloombee.pipeline.scheduler.closing import Closings
 from bloombee.pipeline.scheduler.epoch import Epoch, Flight
-from bloombee.pipeline.scheduler.pages import PageLedger
 from bloombee.pipeline.scheduler.sequence import SequenceState, cannot_be_sent, not_finite, overdue, too_long
-from bloombee.plan.plan import Ring
+from bloombee.pipeline.scheduler.succession import Succession
 from bloombee.types import FinishReason, Phase, SequenceId
 from bloombee.wire.messages import (
-    MAX_ITEMS,
+    MARK,
     NO_TOKEN,
     Ack,
     Closed,
@@ -57,11 +55,24 @@ CLOSE_AGAIN_S = 2.0
 """Who has yet to be wired in the newest epoch takes no Close of it."""
 LOOP_FORGETS = 1.001
 """By how much the quickest loop is doubted with each slower one."""
-Event = Open | Cancel | Tune | PlanWired | PlanBroken | PipelineLost | FromStage | StageRestored | Moved | Tick
+Event = (
+    Open
+    | Cancel
+    | Tune
+    | PlanWired
+    | PlanBroken
+    | PlanBeside
+    | PlanDropped
+    | PipelineLost
+    | FromStage
+    | StageRestored
+    | Moved
+    | Tick
+)
 
 
 class SchedulerCore:
-    """events: see ``Event``. commands: Send (to a stage index), TellHead.
+    """events: see ``Event``. commands: Send (to a stage index of its message's epoch), TellHead, TellSwarm.
 
     Args:
         max_rows: most rows of one microbatch; longer prompts go in chunks.
@@ -74,12 +85,18 @@ class SchedulerCore:
     def __init__(self, *, max_rows: int, resend_after_s: float, step_deadline_s: float, takes_over: bool = False) -> None:
         self._max_rows = max_rows
         self._resend_after_s = resend_after_s
-        self._step_deadline_s = step_deadline_s
-        self._epoch: Epoch | None = None
         self._open: dict[SequenceId, SequenceState] = {}
         self._admission = Admission(max_rows=max_rows)
         self._batcher = Batcher(self._open, max_rows=max_rows)
         self._closings = Closings(takes_over=takes_over)
+        self._succession = Succession(
+            self._open,
+            self._closings,
+            self._batcher,
+            max_rows=max_rows,
+            resend_after_s=resend_after_s,
+            step_deadline_s=step_deadline_s,
+        )
         self._num_microbatches = 0
         self.quickest_loop: tuple[float, int] | None = None
         """Seconds and rows of the decode microbatch that came home quickest of late."""
@@ -92,11 +109,15 @@ class SchedulerCore:
             return self._from_stage(event.stage, event.message, event.now)
         match event:
             case PlanWired(ring=ring):
-                return self._start(ring, event.now)
+                return self._succession.start(ring, event.now)
             case PlanBroken():
                 if self._epoch is not None:
                     self._epoch.break_off()
                 return []
+            case PlanBeside(ring=ring):
+                return self._succession.prepare(ring, event.feeds, event.now)
+            case PlanDropped(epoch=number, now=now):
+                return [*self._succession.drop(number, now), *self._schedule(now)]
             case Open():
                 return self._admit_later(event)
             case Cancel(sequence=sequence, now=now):
@@ -105,8 +126,8 @@ class SchedulerCore:
                 self._batcher.tune(event)
                 self._admission.max_open = event.max_sequences
                 return self._schedule(event.now)
-            case StageRestored(stage=stage, now=now):
-                return self._restored(stage, now)
+            case StageRestored():
+                return self._succession.restored(event)
             case Moved(now=now):
                 if self._epoch is not None:
                     self._epoch.moved(now)
@@ -135,7 +156,13 @@ class SchedulerCore:
     @property
     def is_idle(self) -> bool:
         epoch = self._epoch
-        return not self.num_sequences and (epoch is None or (epoch.is_idle and not self._closings))
+        is_done = epoch is None or (epoch.is_idle and not self._closings and not self._succession.is_changing)
+        return not self.num_sequences and is_done
+
+    @property
+    def _epoch(self) -> Epoch | None:
+        """That runs."""
+        return self._succession.running
 
     # -- sequences -------------------------------------------------------------------------
 
@@ -179,44 +206,9 @@ class SchedulerCore:
         del self._open[sequence.id]
         self._admission.closed(sequence)
         self._batcher.remove(sequence)
-        epoch = self._epoch
-        assert epoch is not None  # else nothing is open
-        self._closings.begin(sequence.id, sequence.num_pages, epoch.stages, now)
-        return [epoch.close(stage, (sequence.id,), self._closings.floor) for stage in epoch.stages]
+        return self._succession.close(sequence, now)
 
-    def _close_again(self, epoch: Epoch, stages: Sequence[int], now: float, *, older_than_s: float) -> list[Command]:
-        asked = self._closings.ask_again(stages, now, older_than_s=older_than_s)
-        parts = [(stage, ended[at : at + MAX_ITEMS]) for stage, ended in asked for at in range(0, len(ended), MAX_ITEMS)]
-        return [epoch.close(stage, part, self._closings.floor) for stage, part in parts]
-
-    # -- epochs ----------------------------------------------------------------------------
-
-    def _start(self, ring: Ring, now: float) -> list[Command]:
-        """Take over what is open from the epoch before: what was under way is forgotten here, the stages say what they hold."""
-        old = self._epoch
-        if old is not None and ring.epoch <= old.ring.epoch:
-            raise LocalProtocolError(f"epoch {ring.epoch} after epoch {old.ring.epoch}")
-        pages = PageLedger(ring.groups, ring.page_size, max_rows=self._max_rows)
-        for need in [*(one.num_pages for one in self._open.values()), *self._closings.pages(pages.all)]:
-            pages.take(need)
-        patience = old.patience if old is not None else Patience(self._step_deadline_s)
-        self._epoch = epoch = Epoch(ring, pages, patience, max_rows=self._max_rows, resend_after_s=self._resend_after_s)
-        self._closings.rewire(epoch.stages)
-        return [epoch.say_known(self._open.values(), now), *self._close_again(epoch, epoch.stages, now, older_than_s=0.0)]
-
-    def _resume(self, epoch: Epoch, message: Resume, now: float) -> list[Command]:
-        """Stage 0 says what it holds: the rest is sent again. Said again it changes nothing."""
-        if epoch.is_open or epoch.is_broken:
-            return [epoch.resumed()]
-        epoch.open(now)
-        held = {holding.sequence: holding for holding in message.holdings}
-        for sequence in self._open.values():
-            sequence.waits_since = now
-            there = held.get(sequence.id)
-            have = there.have if there is not None and there.generation == sequence.generation else 0
-            if have < sequence.num_sent:
-                self._batcher.send_again(sequence, have)
-        return [epoch.resumed(), *self._schedule(now)]
+    # -- what epochs lack ------------------------------------------------------------------
 
     def _lost(self, lost: Lost, now: float) -> list[Command]:
         """Of those that are still of that generation: no log reaches back far enough, so they go from the start, as another
@@ -235,7 +227,7 @@ class SchedulerCore:
         self._open.clear()
         for part in (self._admission, self._batcher, self._closings):
             part.clear()
-        self._epoch = None
+        self._succession.clear()
         return [TellHead(Ended(sequence, error)) for sequence in ended]
 
     # -- to stage 0 ------------------------------------------------------------------------
@@ -248,11 +240,11 @@ class SchedulerCore:
         commands = self._admit(epoch, now)
         while batcher.may_decode(epoch):
             commands += self._send(epoch, Phase.DECODE, batcher.decode_items(epoch), Phase.DECODE, now)
-        while batcher.may_prefill(epoch, now):
+        while not self._succession.holds_prompts and batcher.may_prefill(epoch, now):
             items = batcher.prefill_items()
             commands += self._send(epoch, Phase.PREFILL, items, Phase.PREFILL, now)
-            batcher.space_chunks(items, self.quickest_loop[0] if self.quickest_loop is not None else None, now)
-        return commands
+            batcher.space_chunks(items, self._loop_s, now)
+        return [*commands, *self._succession.pump(now)] if self._succession.coming is not None else commands
 
     def _send(self, epoch: Epoch, phase: Phase, items: list[Item], travels_as: Phase, now: float) -> list[Command]:
         microbatch = self._num_microbatches
@@ -265,11 +257,9 @@ class SchedulerCore:
     # -- from the stages -------------------------------------------------------------------
 
     def _from_stage(self, stage: int, message: object, now: float) -> list[Command]:
-        epoch = self._epoch
         if not isinstance(message, Verdict | Ack | Gap | Closed | Resume | Resumed | Lost):
             raise RemoteProtocolError(f"{type(message).__name__} from stage {stage} is not expected")
-        if epoch is None or (message.pipeline, message.epoch) != (epoch.ring.pipeline, epoch.ring.epoch):
-            raise StalePlan(f"pipeline {message.pipeline} epoch {message.epoch} is not running", epoch=message.epoch)
+        epoch = self._succession.find(message.pipeline, message.epoch)
         _check_sender(type(message), stage, epoch.last)
         match message:
             case Verdict():
@@ -282,9 +272,9 @@ class SchedulerCore:
             case Closed():
                 return self._closed(epoch, stage, message, now)
             case Resume():
-                return self._resume(epoch, message, now)
+                return [*self._succession.resume(epoch, message, now), *self._schedule(now)]
             case Lost():
-                return self._lost(message, now)
+                return [] if self._succession.lost_later(epoch, message) else self._lost(message, now)
         epoch.answered()  # Resumed
         return []
 
@@ -299,7 +289,21 @@ class SchedulerCore:
         told: list[Command] = []
         for pick in verdict.picks:
             told += self._pick(pick, now)
+        if epoch is not self._epoch:
+            told += self._move_over(verdict.microbatch == MARK, now)
         return [*self._schedule(now), *told, epoch.acknowledge(now)]
+
+    def _move_over(self, is_mark: bool, now: float) -> list[Command]:
+        """Something came home over an epoch that does not run."""
+        commands = self._succession.part(now, self._loop_s)
+        if is_mark and self._succession.coming is not None:
+            moved, lost = self._succession.switch(now)
+            commands += [*moved, *(command for one in lost for command in self._lost(one, now))]
+        return commands
+
+    @property
+    def _loop_s(self) -> float | None:
+        return self.quickest_loop[0] if self.quickest_loop is not None else None
 
     def _pick(self, pick: Pick, now: float) -> list[Command]:
         sequence = self._open.get(pick.sequence)
@@ -324,29 +328,22 @@ class SchedulerCore:
 
     def _closed(self, epoch: Epoch, stage: int, message: Closed, now: float) -> list[Command]:
         for sequence_id in message.sequences:
-            freed = self._closings.confirm(stage, sequence_id, epoch.pages.all)
+            freed = self._closings.confirm((epoch.ring.epoch, stage), sequence_id, epoch.pages.all)
             if freed is not None:
                 epoch.pages.give(freed)
         return self._schedule(now)
 
     # -- time ------------------------------------------------------------------------------
 
-    def _restored(self, stage: int, now: float) -> list[Command]:
-        epoch = self._epoch
-        if epoch is None:
-            return []
-        again = epoch.sender.resend(now) if stage == 0 else []
-        return [*again, *self._close_again(epoch, [stage], now, older_than_s=0.0)]
-
     def _tick(self, now: float) -> list[Command]:
         epoch = self._epoch
         if epoch is None or epoch.is_broken:
             return []
         return [
-            *([epoch.say_known(self._open.values(), now)] if epoch.is_unanswered(now) else []),
             *self._give_up_overdue(epoch, now),
-            *epoch.sender.tick(now),
-            *self._close_again(epoch, epoch.stages, now, older_than_s=min(self._resend_after_s, CLOSE_AGAIN_S)),
+            *self._succession.tick(now),
+            *self._succession.close_again(None, now, older_than_s=min(self._resend_after_s, CLOSE_AGAIN_S)),
+            *self._succession.part(now, self._loop_s),
             *self._schedule(now),
         ]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bloombee.pipeline.commands import Send
 from bloombee.pipeline.frames import FrameReceiver, LinkSender, lane_of
 from bloombee.pipeline.patience import Patience
+from bloombee.pipeline.scheduler.closing import Place
 from bloombee.pipeline.scheduler.pages import PageLedger
 from bloombee.pipeline.scheduler.sequence import SequenceState
 from bloombee.plan.plan import Ring
@@ -30,6 +31,8 @@ class Flight:
     """Of the rows of prompts that may be under way."""
     lane: Lane
     sequences: tuple[SequenceId, ...]
+    positions: tuple[int, ...]
+    """Of the first row of each."""
     overtaken_at: float | None = None
     """When one that was sent later on the same lane had come home."""
 
@@ -54,6 +57,7 @@ class Epoch:
         self.is_broken = False
         """It has lost a stage: nothing enters it any more."""
         self.last = ring.num_stages - 1
+        self.max_rows = max_rows
         self._resend_after_s = resend_after_s
         self._receiver = FrameReceiver(window=VERDICT_WINDOW)
         self._asked_at: float | None = None
@@ -69,8 +73,17 @@ class Epoch:
         return range(self.ring.num_stages)
 
     @property
+    def places(self) -> list[Place]:
+        return [(self.ring.epoch, stage) for stage in self.stages]
+
+    @property
     def is_idle(self) -> bool:
         return not (self._flights or self.sender.num_kept)
+
+    @property
+    def has_arrived(self) -> bool:
+        """All that was sent is with stage 0."""
+        return not (self.sender.num_kept or self.sender.num_backlog)
 
     def can_send(self, phase: Phase) -> bool:
         return self.sender.lanes[lane_of(phase)].can_send()
@@ -134,6 +147,7 @@ class Epoch:
             prefill_share=prefill_share,
             lane=lane,
             sequences=tuple([item.sequence for item in items]),
+            positions=tuple([item.position for item in items]),
         )
 
         def make(number: int) -> Send:
@@ -178,6 +192,10 @@ class Epoch:
         return flight
 
     # -- what does not come ----------------------------------------------------------------
+
+    def not_home(self) -> list[tuple[SequenceId, int]]:
+        """What is under way: whose rows, from where on."""
+        return [pair for flight in self._flights.values() for pair in zip(flight.sequences, flight.positions, strict=True)]
 
     @property
     def patience_s(self) -> float | None:

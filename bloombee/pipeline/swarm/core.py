@@ -4,7 +4,7 @@ Life of a pipeline: workers join until the asked number is there; if a planner i
 (survey.py); the plan is made, each stage's worker loads its span (Load), all are told their neighbours (Wire), and when all have
 greeted them the pipeline is up. Workers beyond the plan are spares. When a stage is lost a spare takes its place: while it loads
 all are wired anew in the next epoch; what the sequences had is still with the others, and stages say again to their new neighbour
-what it lacks. Without a spare a lost worker ends the pipeline.
+what it lacks. Without a spare a lost worker ends the pipeline. Another plan is taken over beside the one that runs (handover.py).
 Load and Wire are idempotent and are said again until they have been answered.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from bloombee.errors import (
     BloomBeeError,
@@ -31,11 +31,13 @@ from bloombee.pipeline.commands import (
     PlanMade,
     ReportLeft,
     ReportProgress,
-    Send,
     StageLoaded,
     TellScheduler,
 )
 from bloombee.pipeline.events import (
+    EpochBegan,
+    EpochOver,
+    HandOver,
     MeasuredHere,
     PipelineLost,
     PlanBroken,
@@ -51,14 +53,16 @@ from bloombee.pipeline.events import (
 )
 from bloombee.pipeline.swarm.blame import blamed, told
 from bloombee.pipeline.swarm.figures import Figures
+from bloombee.pipeline.swarm.handover import Handovers, can_hand_over
 from bloombee.pipeline.swarm.member import Member
 from bloombee.pipeline.swarm.orders import Orders
 from bloombee.pipeline.swarm.pairs import Pairs
 from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest, heir
+from bloombee.pipeline.swarm.replanning import with_spare
 from bloombee.pipeline.swarm.stuck import stuck
 from bloombee.pipeline.swarm.survey import Survey
 from bloombee.plan.plan import Plan, StagePlan
-from bloombee.types import HEAD, SchedulerPlace, Span, WorkerId
+from bloombee.types import HEAD, Epoch, Span, WorkerId
 from bloombee.wire.messages import (
     AnyMessage,
     Introduced,
@@ -74,11 +78,12 @@ from bloombee.wire.messages import (
 )
 from bloombee.wire.spoken import check_spoken
 
-REPEAT_S = 2.0
-"""An order that is not answered is said again after so long."""
+RETURN_S = 5.0
+"""Workers of a head before this one are awaited so long before it is planned without them."""
 STALL_S = 1.0
 """Between two ticks: time that was not this process's."""
-Event = WorkerJoined | WorkerSaid | MeasuredHere | WorkerAway | WorkerRestored | WorkerDrains | WorkerGone | WorkersEnded | Tick
+_OfWorkers = WorkerJoined | WorkerSaid | WorkerAway | WorkerRestored | WorkerDrains | WorkerGone | WorkersEnded
+Event = _OfWorkers | MeasuredHere | Tick | HandOver | EpochBegan | EpochOver
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +94,7 @@ class SwarmLimits:
 
 @dataclass(slots=True)
 class SwarmCore:
-    """events: see ``Event``. commands: Send (to a worker id), MeasureHere, TellScheduler, PlanMade, PipelineUp, PipelineBroken,
-    PipelineDown, Dismiss, ReportLeft, ReportMeasured, ReportProgress, StageLoaded."""
+    """events: see ``Event``. commands: Send (to a worker id), and those of a swarm in :mod:`bloombee.pipeline.commands`."""
 
     request: PlanRequest
     limits: SwarmLimits
@@ -109,18 +113,17 @@ class SwarmCore:
     _workers: dict[WorkerId, Member] = field(default_factory=dict)
     _pairs: Pairs = field(init=False)
     _orders: Orders = field(init=False)
-    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    """Of orders to measure a link."""
+    _measure_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _had: dict[bytes, Span] = field(default_factory=dict)
     """Layers of workers that are gone, by key: should it come back, it is the best spare for them."""
-    _loads: int = 0
-    """Orders to load so far."""
+    handovers: Handovers = field(init=False)
     _awaited_since: float | None = None
     _ticked_at: float = 0.0
 
     def __post_init__(self) -> None:
         self._pairs = Pairs(self.links)
         self._orders = Orders(self.request, self._workers, self._pairs)
+        self.handovers = Handovers(self._workers, self._orders)
 
     def handle(self, event: Event) -> list[Command]:
         """Raises RemoteProtocolError for a message that its sender must not send; the state is as it was."""
@@ -134,7 +137,7 @@ class SwarmCore:
             case WorkerGone(worker=worker, reason=reason, now=now):
                 return self._gone(worker, reason, now)
             case WorkerDrains() if self.plan is not None and (stage := self.plan.stage_of(event.worker)) is not None:
-                return self._replace(self.plan, stage, self._workers[event.heir], event.reason, event.now)
+                return self._drain(self.plan, stage, event)
             case WorkersEnded(error=error, now=now):
                 return self._down(error, now)
             case WorkerAway(worker=worker):
@@ -145,13 +148,24 @@ class SwarmCore:
                 return self._restored(worker, now)
             case Tick(now=now):
                 return self._tick(now)
+            case HandOver(plan=plan, reason=reason, now=now):
+                return self.handovers.begin(plan, self.plan if self.is_up else None, reason, now)
+            case EpochBegan() | EpochOver():
+                return self._moved_over(event)
         raise LocalProtocolError(f"{event!r} is not an event of the swarm")
 
     # -- what people ask -------------------------------------------------------------------
 
-    def stage_of(self, worker: WorkerId) -> int | None:
-        stage = self.plan.stage_of(worker) if self.plan is not None else None
+    def stage_of(self, worker: WorkerId, epoch: Epoch | None = None) -> int | None:
+        """In an epoch, if that is wired, else in the plan that runs."""
+        plan = (self.plan_of(epoch) if epoch is not None else None) or self.plan
+        stage = plan.stage_of(worker) if plan is not None else None
         return stage.index if stage else None
+
+    def plan_of(self, epoch: Epoch) -> Plan | None:
+        """Of those that are wired, or are being."""
+        plans = (self.plan, *self.handovers.plans)
+        return next((plan for plan in plans if plan is not None and plan.epoch == epoch), None)
 
     @property
     def members(self) -> Mapping[WorkerId, Member]:
@@ -170,11 +184,6 @@ class SwarmCore:
             return ()
         return tuple(one.id for one in self._workers.values() if self.stage_of(one.id) is None and not one.is_draining)
 
-    def is_loading(self, worker_id: WorkerId) -> bool:
-        """Only its progress counts then."""
-        worker = self._workers.get(worker_id)
-        return worker is not None and not worker.is_loaded and self.stage_of(worker_id) is not None
-
     # -- joining and the first plan --------------------------------------------------------
 
     def _joined(self, event: WorkerJoined) -> list[Command]:
@@ -186,14 +195,15 @@ class SwarmCore:
 
     def _plan_if_complete(self, now: float) -> list[Command]:
         """Nobody who may not come back is planned with: until then another could take the place."""
-        workers = FirstPlan(self.request).candidates(self._workers.values())
-        is_complete = len(workers) == self.request.num_workers and not any(worker.is_away for worker in workers)
-        if not is_complete or self.plan is not None or self.error is not None:
+        first = FirstPlan(self.request)
+        awaits = now < (self._awaited_since or now) + RETURN_S
+        workers = first.complete(self._workers.values(), awaits=awaits)
+        if workers is None or self.plan is not None or self.error is not None:
             return []
-        if not self.request.wants_survey:
+        if not first.wants_survey(workers):
             return self._make_plan(workers, now)
         if self.survey is None or any(worker.id not in self.survey.workers for worker in workers):
-            self.survey = Survey(self._workers, self.request, self._pairs, self.figures, self._numbers)
+            self.survey = Survey(self._workers, self.request, self._pairs, self.figures, self._measure_numbers)
             return [*self.survey.begin(now), *self.survey.reports()]
         return [*self.survey.reports(), *self._make_plan(workers, now)] if self.survey.is_over else []
 
@@ -206,18 +216,13 @@ class SwarmCore:
     def _make_plan(self, workers: Sequence[Member], now: float) -> list[Command]:
         first = FirstPlan(self.request)
         try:
-            self.plan = first.decide(workers, None if self.survey is None else self.survey.topology())
+            plan = first.decide(workers, None if self.survey is None else self.survey.topology())
         except BloomBeeError as error:
             return self._down(error, now)
-        return [PlanMade(self.plan), *(self._first_load(self.plan, stage, now) for stage in self.plan.stages)]
+        self.plan = self._orders.numbered(plan)
+        return [PlanMade(self.plan), *(self._orders.first_load(self.plan, stage, now) for stage in self.plan.stages)]
 
     # -- orders ----------------------------------------------------------------------------
-
-    def _first_load(self, plan: Plan, stage: StagePlan, now: float) -> Send:
-        worker = self._workers[stage.worker]
-        self._loads += 1
-        worker.load, worker.progress_at = self._loads, now
-        return self._orders.load(plan, stage, now)
 
     def _wire_all(self, plan: Plan, now: float) -> list[Command]:
         self._is_wiring = True
@@ -230,6 +235,8 @@ class SwarmCore:
         worker = self._workers.get(worker_id)
         if worker is None:
             raise RemoteProtocolError(f"worker {worker_id} is not in the swarm")
+        if (answered := self.handovers.said(worker, message, now)) is not None:
+            return answered
         plan, stage = self.plan, self.plan.stage_of(worker_id) if self.plan is not None else None
         match message:
             case Retired() | Unloaded():
@@ -240,7 +247,7 @@ class SwarmCore:
                 worker.progress_at = now
                 return [ReportProgress(worker_id, stage.index, loaded, total)]
             case Loaded(number=number) if plan is not None and stage is not None:
-                if number != worker.load:
+                if number != stage.load:
                     return []  # of an order that was given before
                 told = [] if worker.is_loaded else [StageLoaded(worker_id, stage.index)]
                 worker.is_loaded = True
@@ -275,7 +282,10 @@ class SwarmCore:
         if not self._was_up:
             return self._down(error, now)
         guilty = blamed(self._workers, self.plan, worker, cause)
-        return [Dismiss(guilty.id, self.stage_of(guilty.id), error), *self._gone(guilty.id, error.message, now)]
+        commands = [Dismiss(guilty.id, self.stage_of(guilty.id), error), *self._gone(guilty.id, error.message, now)]
+        if not isinstance(cause, LinkDown):
+            self._had.pop(guilty.key, None)  # it is not the best spare for what it has failed at
+        return commands
 
     # -- workers that go -------------------------------------------------------------------
 
@@ -290,13 +300,14 @@ class SwarmCore:
         if self.plan is None:
             looks = [] if self.survey is None else self.survey.left(worker_id, now)
             return [*looks, *self._left(worker, reason, now), *self._plan_if_complete(now)]
+        parted = self.handovers.lost(worker, reason, now, ends=stage is not None)
         if stage is None:
-            return []  # a spare
+            return parted
         error = LinkDown(f"worker {worker.name!r} is gone ({reason}); restart it and the Runtime", worker=worker.name)
         spare = heir(stage, map(self._workers.__getitem__, self.spares))
         if spare is None:
-            return self._down(error, now)
-        return self._replace(self.plan, stage, spare, reason, now)
+            return [*parted, *self._down(error, now)]
+        return [*parted, *self._replace(self.plan, stage, spare, reason, now)]
 
     def _left(self, worker: Member, reason: str, now: float) -> list[Command]:
         """Before there is a plan."""
@@ -312,6 +323,7 @@ class SwarmCore:
         if worker is None:
             return []
         worker.is_away = False
+        self.handovers.restored(worker_id, now)
         if self.plan is None or self.error is not None or stage is None:
             return self._plan_if_complete(now)
         load = [] if worker.is_loaded else [self._orders.load(self.plan, stage, now)]
@@ -320,19 +332,30 @@ class SwarmCore:
 
     def _replace(self, plan: Plan, lost: StagePlan, spare: Member, reason: str, now: float) -> list[Command]:
         """Another worker takes over a stage, in the next epoch. Links are made while it loads: they take many round trips."""
-        stage = replace(lost, worker=spare.id, name=spare.name)
-        stages = tuple(stage if one.index == lost.index else one for one in plan.stages)
-        begins = plan.scheduler is SchedulerPlace.STAGE0 and lost.index == 0  # the scheduler is gone with its worker
-        since = plan.epoch + 1 if begins else plan.scheduler_since
-        self.plan = plan = replace(plan, epoch=plan.epoch + 1, stages=stages, prediction=None, scheduler_since=since)
+        plan = with_spare(plan, lost, spare, self._orders.next_epoch)
+        self.plan = plan = self._orders.numbered(plan, [one for one in plan.stages if one.worker != spare.id])
         self.is_up = False
         return [
             TellScheduler(PlanBroken(now)),
             PipelineBroken(lost.worker, lost.name, spare.name, reason),
             PlanMade(plan),
-            self._first_load(plan, stage, now),
+            self._orders.first_load(plan, plan.stages[lost.index], now),
             *self._wire_all(plan, now),
         ]
+
+    def _drain(self, plan: Plan, stage: StagePlan, event: WorkerDrains) -> list[Command]:
+        """Its heir takes over beside it, or, where that cannot be, as after a loss."""
+        heir = self._workers[event.heir]
+        other = with_spare(plan, stage, heir, self._orders.next_epoch)
+        if self.is_up and can_hand_over(other, plan, self._workers):
+            return self.handovers.begin(other, plan, event.reason, event.now)
+        return self._replace(plan, stage, heir, event.reason, event.now)
+
+    def _moved_over(self, event: EpochBegan | EpochOver) -> list[Command]:
+        """The scheduler has, or has left what it moved from."""
+        plan, commands = self.handovers.moved_over(event)
+        self.plan = plan or self.plan
+        return commands
 
     def _down(self, error: BloomBeeError, now: float) -> list[Command]:
         if self.error is not None:
@@ -352,39 +375,33 @@ class SwarmCore:
         self._ticked_at = now
         if self.error is None and not self.is_up:
             commands += self._look_for_stuck(now)
-        if self.survey is not None and self.plan is None and self.error is None:
-            commands += [*self.survey.tick(now), *self.survey.reports(), *self._plan_if_complete(now)]
+        if self.plan is None and self.error is None:
+            looks = [] if self.survey is None else [*self.survey.tick(now), *self.survey.reports()]
+            commands += [*looks, *self._plan_if_complete(now)]
         if self.plan is not None and self.error is None and not self.is_up:
-            commands += self._press(self.plan, now)
-        return commands
+            commands += self._orders.press(self.plan, now, is_wiring=self._is_wiring)
+        return [*commands, *self.handovers.tick(now, self.limits.load_deadline_s)]
 
     def _look_for_stuck(self, now: float) -> list[Command]:
         """Loading may take any time while every worker gets on with it. Workers from elsewhere are awaited for ever."""
         limit = self.limits.load_deadline_s
         if self._awaited_since is None:
             self._awaited_since = now
-        names = [w.name for w in self._workers.values() if self.is_loading(w.id) and now - w.progress_at > limit]
+        names = [w.name for w in self._workers.values() if is_loading(self, w.id) and now - w.progress_at > limit]
         if self.plan is None and not self.request.takes_others and now - self._awaited_since > limit:
             here = {worker.name for worker in self._workers.values()}
             names = [name for name in self.request.order if name not in here]
         error = stuck(names, limit)
         return [] if error is None else self._down(error, now)
 
-    def _press(self, plan: Plan, now: float) -> list[Command]:
-        """Say again what has not been answered."""
-        commands: list[Command] = []
-        for stage in plan.stages:
-            worker = self._workers[stage.worker]
-            if now - worker.asked_at < REPEAT_S:
-                continue
-            if not worker.is_loaded:
-                commands.append(self._orders.load(plan, stage, now))
-            if self._is_wiring and worker.wired < plan.epoch:
-                commands.append(self._orders.wire(plan, stage.index, now))
-        return commands
-
 
 def may_be_silent(core: SwarmCore, worker: WorkerId) -> bool:
     """A worker that loads, or imports what it needs to measure itself, may hold its interpreter's lock for long."""
     is_measuring = core.plan is None and core.survey is not None and core.survey.is_measuring(worker)
-    return is_measuring or core.is_loading(worker)
+    return is_measuring or is_loading(core, worker)
+
+
+def is_loading(core: SwarmCore, worker_id: WorkerId) -> bool:
+    """Only its progress counts then."""
+    worker = core.members.get(worker_id)
+    return worker is not None and not worker.is_loaded and core.stage_of(worker_id) is not None

@@ -68,7 +68,7 @@ class Drains:
         if member is None or core.error is not None:
             del self._leaving[worker]
             return []
-        if core.plan is not None and not core.is_up:
+        if core.plan is not None and (not core.is_up or core.handovers.plans):
             return []
         if core.stage_of(worker) is None:
             del self._leaving[worker]

@@ -1,4 +1,4 @@
-"""What has been measured of links, by who is at their ends: outlives a swarm, if its owner keeps it. Pure."""
+"""What has been found out about links, by who is at their ends: outlives a swarm, if its owner keeps it. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bloombee.pipeline.swarm.member import Member
 from bloombee.plan.topology import Link
 from bloombee.wire.messages import LinkReport
 
-FORMAT = 1
+FORMAT = 2
 MOST = 20_000
 """Links that are remembered, those that were measured last."""
 SAME_SHARE, SAME_S = 0.1, 0.002
@@ -65,9 +65,11 @@ class Figure:
 
 @dataclass(slots=True)
 class Figures:
-    """By (from, to)."""
+    """By (from, to); and who can only dial out."""
 
     _of: dict[tuple[str, str], Figure] = field(default_factory=dict)
+    _closed: dict[str, None] = field(default_factory=dict)
+    """In the order in which they were found so."""
 
     def __len__(self) -> int:
         return len(self._of)
@@ -81,9 +83,21 @@ class Figures:
         while len(self._of) > MOST:
             del self._of[next(iter(self._of))]
 
+    def is_closed(self, party: str) -> bool:
+        """Whether nobody got through to it."""
+        return party in self._closed
+
+    def dialled(self, party: str, *, in_vain: bool) -> None:
+        """By somebody who got through, or by all who tried in vain."""
+        self._closed.pop(party, None)
+        if in_vain:
+            self._closed[party] = None
+        while len(self._closed) > MOST:
+            del self._closed[next(iter(self._closed))]
+
     def to_json(self) -> str:
         links = [{"from": source, "to": target, **asdict(figure)} for (source, target), figure in self._of.items()]
-        return json.dumps({"format": FORMAT, "links": links})
+        return json.dumps({"format": FORMAT, "links": links, "closed": list(self._closed)})
 
     @classmethod
     def from_json(cls, text: str) -> Figures:
@@ -95,6 +109,8 @@ class Figures:
                 raise ValueError("another format")
             for link in record["links"]:
                 figures.put(str(link.pop("from")), str(link.pop("to")), Figure(**link))
+            for party in record["closed"]:
+                figures.dialled(str(party), in_vain=True)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(f"not figures of links: {error}") from error
         return figures

@@ -26,8 +26,6 @@ class Member:
     """It has the span that it was last told to load."""
     wired: int = 0
     """The newest epoch that it has said to be wired in."""
-    load: int = 0
-    """The number of its order to load."""
     asked_at: float = 0.0
     """When it was last told to load, or its neighbours."""
     progress_at: float = 0.0

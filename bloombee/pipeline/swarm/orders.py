@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from bloombee.models.rules import LogitsRules
-from bloombee.pipeline.commands import Send
+from bloombee.pipeline.commands import Command, Send
 from bloombee.pipeline.swarm.member import Member
 from bloombee.pipeline.swarm.pairs import Pairs
 from bloombee.pipeline.swarm.planning import PlanRequest
 from bloombee.plan.plan import Plan, StagePlan
-from bloombee.types import Lane, SchedulerPlace, WorkerId
+from bloombee.types import Epoch, Lane, SchedulerPlace, WorkerId
 from bloombee.wire.messages import Group, Load, Peer, Rules, Schedule, Watermark, Wire
+
+REPEAT_S = 2.0
+"""An order that is not answered is said again after so long."""
 
 
 class Orders:
@@ -27,11 +32,23 @@ class Orders:
         self._request = request
         self._workers = workers
         self._pairs = pairs
+        self.next_epoch: Epoch = 1
+        """Of whatever is planned next."""
+        self._numbers = itertools.count(1)
+
+    def numbered(self, plan: Plan, kept: Collection[StagePlan] = ()) -> Plan:
+        """``plan`` as the next epoch, with a new order to load for each of its stages, but for those that are among ``kept``."""
+        orders = {(one.worker, one.span): one.load for one in kept}
+        stages = [replace(one, load=orders.get((one.worker, one.span)) or next(self._numbers)) for one in plan.stages]
+        plan = replace(plan, epoch=self.next_epoch, stages=tuple(stages))
+        self.next_epoch += 1
+        return plan
 
     def load(self, plan: Plan, stage: StagePlan, now: float) -> Send:
+        """To be said once more after a while, unless it is answered."""
         self._workers[stage.worker].asked_at = now
         message = Load(
-            number=self._workers[stage.worker].load,
+            number=stage.load,
             pipeline=plan.pipeline,
             start=stage.span.start,
             stop=stage.span.stop,
@@ -49,14 +66,21 @@ class Orders:
         )
         return Send(stage.worker, Lane.CONTROL, message)
 
-    def wire(self, plan: Plan, index: int, now: float) -> Send:
+    def first_load(self, plan: Plan, stage: StagePlan, now: float) -> Send:
+        """From now on it is to get on with it."""
+        worker = self._workers[stage.worker]
+        worker.is_loaded, worker.progress_at = False, now
+        return self.load(plan, stage, now)
+
+    def wire(self, plan: Plan, index: int, now: float, *, oldest: Epoch | None = None) -> Send:
+        """``oldest``: the epoch before which all are retired; None: the plan's own."""
         stage = plan.stages[index]
         self._workers[stage.worker].asked_at = now
         is_beside = plan.scheduler is SchedulerPlace.STAGE0
         message = Wire(
             pipeline=plan.pipeline,
             epoch=plan.epoch,
-            oldest=plan.epoch,
+            oldest=plan.epoch if oldest is None else oldest,
             stage=index,
             num_stages=len(plan.stages),
             num_microbatches=plan.num_microbatches,
@@ -67,8 +91,22 @@ class Orders:
             listeners=(),
             schedule=self._schedule(plan) if is_beside and not index else None,
             trace=self._request.trace,
+            load=stage.load,
         )
         return Send(stage.worker, Lane.CONTROL, message)
+
+    def press(self, plan: Plan, now: float, *, is_wiring: bool) -> list[Command]:
+        """Say again what has not been answered."""
+        commands: list[Command] = []
+        for stage in plan.stages:
+            worker = self._workers[stage.worker]
+            if now - worker.asked_at < REPEAT_S:
+                continue
+            if not worker.is_loaded:
+                commands.append(self.load(plan, stage, now))
+            if is_wiring and worker.wired < plan.epoch:
+                commands.append(self.wire(plan, stage.index, now))
+        return commands
 
     def _schedule(self, plan: Plan) -> Schedule:
         peers = [self._peer(plan, 0, stage.index) for stage in plan.stages[1:]]

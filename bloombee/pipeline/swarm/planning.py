@@ -13,6 +13,7 @@ from bloombee.errors import BloomBeeError, ConfigError
 from bloombee.kv.pool import make_groups
 from bloombee.models.card import ModelCard
 from bloombee.objective import Objective
+from bloombee.pipeline.journal import Planned
 from bloombee.pipeline.swarm.member import Member
 from bloombee.plan.choose import Wish, choose
 from bloombee.plan.memory import StageMemory, kv_slots, stage_memory
@@ -74,6 +75,8 @@ class PlanRequest:
     """Workers come from elsewhere: one that leaves before the plan may come back, or another in its place."""
     scheduler: SchedulerPlace | None = SchedulerPlace.HEAD
     """None: where the planner says, if there is one, else with the head."""
+    before: Planned | None = None
+    """The plan of a head before this one, which is made again where its workers come back; of workers from elsewhere."""
     step_deadline_s: float = 600.0
     """As :class:`~bloombee.pipeline.scheduler.SchedulerCore` takes it."""
 
@@ -95,6 +98,11 @@ class PlanRequest:
         return replace(self, machine=replace(self.machine, device=profile.as_device("local", shape=shape)))
 
 
+def wishes(request: PlanRequest) -> str:
+    """What a plan is made for; one that was made for the same may be made again."""
+    return repr((request.num_workers, request.split, request.objective, request.scheduler))
+
+
 class FirstPlan:
     """As a request wants it."""
 
@@ -110,11 +118,13 @@ class FirstPlan:
         return sorted(named, key=lambda worker: order.index(worker.name))
 
     def decide(self, workers: Sequence[Member], surveyed: Topology | None) -> Plan:
-        """Chosen, where a planner is asked for, by what was looked at or is known; else cut as asked.
+        """As before, if it can be; else chosen, where a planner is asked for, by what was looked at or is known, or cut as asked.
 
         Raises:
             BloomBeeError: as :meth:`make` and :meth:`chosen`.
         """
+        if (before := self.as_before(workers)) is not None:
+            return before
         if self.request.objective is None:
             return self.make(workers)
         return self.chosen(self._known(workers, surveyed), workers)
@@ -130,14 +140,44 @@ class FirstPlan:
             topology = replace(topology or machine.topology(worker.id for worker in workers), cores=machine.cores)
         return topology or Topology({})
 
-    def make(self, workers: Sequence[Member]) -> Plan:
-        """One stage for each of ``workers``, in their order, cut as asked.
+    def complete(self, workers: Iterable[Member], *, awaits: bool) -> list[Member] | None:
+        """Those of ``workers`` that it is made of, in its order; None: not all are there, or one of them may not come back.
+
+        Args:
+            awaits: whoever had a stage in the plan before is waited for.
+        """
+        present = [worker for worker in workers if not worker.is_away]
+        if self.as_before(present) is not None:
+            return present
+        found = self.candidates(workers)
+        is_complete = len(found) == self.request.num_workers and not any(worker.is_away for worker in found)
+        return found if is_complete and not (awaits and self.request.before is not None) else None
+
+    def wants_survey(self, workers: Iterable[Member]) -> bool:
+        """Of these."""
+        return self.request.wants_survey and self.as_before(workers) is None
+
+    def as_before(self, workers: Iterable[Member]) -> Plan | None:
+        """The plan before, if all who have a stage in it are among ``workers`` and it can still be."""
+        before = self.request.before
+        here = {worker.key: worker for worker in workers}
+        if before is None or any(seat.key not in here for seat in before.seats):
+            return None
+        members = [here[seat.key] for seat in before.seats]
+        try:
+            plan = self._plan(members, [Span(seat.start, seat.stop) for seat in before.seats], before.prediction)
+        except BloomBeeError:
+            return None
+        return replace(plan, scheduler=before.scheduler)
+
+    def make(self, workers: Sequence[Member], layers: Sequence[int] | None = None) -> Plan:
+        """One stage for each of ``workers``, in their order, cut as asked, or with so many ``layers`` each.
 
         Raises:
             Infeasible: one of them lacks the memory.
             ConfigError: one could not be reached by the stage before it, or the split does not fit the model.
         """
-        return self._plan(workers, split_layers(self.request.card.num_layers, len(workers), self.request.split), None)
+        return self._plan(workers, split_layers(self.request.card.num_layers, len(workers), layers or self.request.split), None)
 
     def chosen(self, topology: Topology, workers: Sequence[Member]) -> Plan:
         """The best plan of some of ``workers``, by what is known of them and of their links.

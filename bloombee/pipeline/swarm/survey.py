@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 from bloombee.links.gauge import LIMIT_S
 from bloombee.pipeline.commands import Command, ReportMeasured
-from bloombee.pipeline.profiles import from_message
+from bloombee.pipeline.profiles import from_message, shared_cores
 from bloombee.pipeline.swarm.estimates import Estimates
 from bloombee.pipeline.swarm.figures import Figure, Figures, party
 from bloombee.pipeline.swarm.lines import Lines
@@ -30,9 +30,11 @@ from bloombee.pipeline.swarm.pairing import MOST_OF_ALL, first_pairs, promising
 from bloombee.pipeline.swarm.pairs import Pair, Pairs
 from bloombee.pipeline.swarm.planning import PlanRequest
 from bloombee.pipeline.swarm.questions import Link, Questions, Topic
+from bloombee.plan.profile import Profile
 from bloombee.plan.topology import Device, Topology
 from bloombee.types import HEAD, WorkerId
-from bloombee.wire.messages import AnyMessage, Introduce, Introduced, LinkReport, MeasureLink, Profile, Profiled, Refused
+from bloombee.wire import messages as m
+from bloombee.wire.messages import AnyMessage, Introduce, Introduced, LinkReport, MeasureLink, Profiled, Refused
 
 PROFILE_S = 60.0
 """To import what a device needs, to read a model's configuration and to measure a layer."""
@@ -66,7 +68,7 @@ class Survey:
     figures: Figures
     numbers: Iterator[int]
     workers: tuple[WorkerId, ...] = ()
-    devices: dict[WorkerId, Device] = field(default_factory=dict)
+    profiles: dict[WorkerId, Profile] = field(default_factory=dict)
     found: dict[Link, Figure] = field(default_factory=dict)
     _questions: Questions = field(default_factory=Questions)
     _meetings: dict[bytes, _Meeting] = field(default_factory=dict)
@@ -96,7 +98,7 @@ class Survey:
         """Ask everybody everything that can be asked at once."""
         self.workers = tuple(self.members)
         card = self.request.card
-        ask = Profile(model=card.model, config_digest=bytes.fromhex(card.config_digest), dtype=str(self.request.dtype))
+        ask = m.Profile(model=card.model, config_digest=bytes.fromhex(card.config_digest), dtype=str(self.request.dtype))
         commands: list[Command] = []
         for worker in self.workers:
             commands.append(self._questions.ask(Topic.PROFILE, (worker, worker), ask, now, patience_s=PROFILE_S))
@@ -117,14 +119,14 @@ class Survey:
                 commands = self._introduced(worker, message, now)
             case LinkReport():
                 self._measured(worker, message)
-            case Refused(fields={"refused": Profile.__name__}):
+            case Refused(fields={"refused": m.Profile.__name__}):
                 self._questions.answered(Topic.PROFILE, (worker, worker))
         return [*commands, *self._go_on(now)]
 
     def left(self, worker: WorkerId, now: float) -> list[Command]:
         """A worker is gone, and nothing more is to be found of it."""
         self.workers = tuple(one for one in self.workers if one != worker)
-        self.devices.pop(worker, None)
+        self.profiles.pop(worker, None)
         self.found = {link: figure for link, figure in self.found.items() if worker not in link}
         self._to_fill = None if self._to_fill is None else [link for link in self._to_fill if worker not in link]
         self._questions.forget(worker)
@@ -143,14 +145,15 @@ class Survey:
         wanted = self.request.card.config_digest, str(self.request.dtype)
         if member is not None and (profile.model_digest, profile.dtype) == wanted:
             self._questions.answered(Topic.PROFILE, (worker, worker))
-            self.devices[worker] = profile.as_device(member.name, member.memory_bytes)
+            self.profiles[worker] = profile
 
     # -- meetings --------------------------------------------------------------------------
 
     def _introduce(self, one: WorkerId, other: WorkerId, now: float) -> list[Command]:
-        """Whoever joined later dials, if the other has an address at all."""
+        """Whoever joined later dials, if the other has an address at all and is not one that nobody got through to before."""
         self._tried.add(frozenset((one, other)))
         ways = [(a, b) for a, b in ((other, one), (one, other)) if self.members[b].endpoint]
+        ways.sort(key=lambda way: self.figures.is_closed(party(self.members[way[1]])))
         return self._meet(self.pairs.of(*ways[0]), now, is_last=len(ways) == 1) if ways else []
 
     def _meet(self, pair: Pair, now: float, *, is_last: bool) -> list[Command]:
@@ -220,7 +223,10 @@ class Survey:
         if self._to_fill is None:
             if any(self._questions.of(Topic.MEETING, Topic.LENGTH)):
                 return []
-            self.pairs.closed = frozenset(self._closed - self._reached)
+            self.pairs.closed = self._dial_out
+            for worker in self._closed | self._reached:
+                if worker in self.members:
+                    self.figures.dialled(party(self.members[worker]), in_vain=worker in self._dial_out)
             if self._chosen is None and (commands := self._choose(now)):
                 return commands
             self._lines, self._to_fill = Lines(self.found), list(self._unknown())
@@ -287,7 +293,13 @@ class Survey:
     @property
     def estimates(self) -> Estimates:
         """What is known so far, and what follows from it."""
-        return Estimates(self.found, self._tried, self._closed - self._reached)
+        return Estimates(self.found, self._tried, self._dial_out)
+
+    @property
+    def _dial_out(self) -> frozenset[WorkerId]:
+        """Workers that nobody has got through to, now or before."""
+        before = {worker for worker in self.members if self.figures.is_closed(party(self.members[worker]))}
+        return frozenset((self._closed | before) - self._reached)
 
     def topology(self) -> Topology:
         """All of it, as a plan may count on it: bandwidths by their lower bound."""
@@ -299,9 +311,12 @@ class Survey:
         return Topology(
             {worker: self._device(worker) for worker in workers},
             {link: figure.as_link() for link, figure in known.items()},
-            sites=self._lines.sites(parties, known),
+            shared_cores([self.profiles.get(worker) for worker in workers]),
+            self._lines.sites(parties, known),
         )
 
     def _device(self, worker: WorkerId) -> Device:
-        member = self.members[worker]
-        return self.devices.get(worker) or Device(member.name, member.memory_bytes)
+        member, profile = self.members[worker], self.profiles.get(worker)
+        if profile is None:
+            return Device(member.name, member.memory_bytes)
+        return profile.as_device(member.name, member.memory_bytes, shape=self.request.card.shape(self.request.dtype))

@@ -209,7 +209,7 @@ def _links(topology: Topology, workers: Sequence[WorkerId]) -> dict[str, Any]:
             continue
         if link.latency_s > MOST_S:
             raise ConfigError(
-                f"link {source} -> {target} has a latency of {link.latency_s:g} s: no link is so long",
+                f"link {topology.name(source)} -> {topology.name(target)} has a latency of {link.latency_s:g} s: none is so long",
                 source=source,
                 target=target,
             )

@@ -24,6 +24,7 @@ Who says what to whom (docs/wire.md has the rules of each; ``wire/spoken.py`` wh
 from __future__ import annotations
 
 from bloombee.wire.messages.base import (
+    MARK,
     MAX_BIASES,
     MAX_GRAMMAR_BYTES,
     MAX_GRAMMAR_CHARS,
@@ -171,6 +172,7 @@ AnyMessage = (
 )  # fmt: skip
 
 __all__ = [
+    "MARK",
     "MAX_BIASES",
     "MAX_GRAMMAR_BYTES",
     "MAX_GRAMMAR_CHARS",

@@ -30,6 +30,8 @@ MAX_KINDS = 64
 """Most kinds of layers that differ."""
 REPLAY = 2**63 - 1
 """The microbatch of frames that are no microbatch of the scheduler's: rows that are said again."""
+MARK = REPLAY - 1
+"""The microbatch of a frame without rows that each stage passes on only once it has said all that its log has for the next."""
 NO_TOKEN = 2**32 - 1
 """A pick that could not be made: no logit of the row was finite, or picking failed. It ends the sequence with DeviceError."""
 

@@ -30,6 +30,8 @@ class Joined(Message, frozen=True, tag=2):
     heartbeat_s: Real
     silence_s: Real
     """A side that hears nothing for this long declares the other gone."""
+    returns: bool
+    """When this head's process has ended another one may go on in its place, under the same key and at the same address."""
 
 
 class Leave(Message, frozen=True, tag=11):

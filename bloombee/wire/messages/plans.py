@@ -169,6 +169,8 @@ class Wire(Message, frozen=True, tag=21):
     schedule: Schedule | None
     """The scheduler is here, on the first stage's worker."""
     trace: bool
+    load: U63
+    """The order to load whose span this is about."""
 
 
 class Wired(Message, frozen=True, tag=22):

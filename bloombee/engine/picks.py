@@ -1,0 +1,68 @@
+"""Which rows of a step get a token, and what is sampled for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bloombee.engine.processors import Processors
+from bloombee.engine.sampler import SamplerRow, sample
+from bloombee.errors import LocalProtocolError
+from bloombee.pipeline.work import Segment
+from bloombee.wire.messages import NO_TOKEN, Pick
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """A row that gets a token: row ``row`` of the batch, which takes absolute position ``position``."""
+
+    segment: Segment
+    row: int
+    position: int
+
+
+def picked_rows(segments: Sequence[Segment]) -> list[Picked]:
+    """
+    Raises:
+        LocalProtocolError: a row is to be sampled and there are no parameters for it.
+    """
+    found, start = [], 0
+    for segment in segments:
+        if segment.num_picks and segment.sampling is None:
+            raise LocalProtocolError(
+                f"sequence {segment.sequence}: rows to sample and no sampling parameters", sequence=segment.sequence
+            )
+        stop = start + segment.num_rows
+        first = stop - min(segment.num_picks, segment.num_rows)
+        found += [Picked(segment, row, segment.position + row - start + 1) for row in range(first, stop)]
+        start = stop
+    return found
+
+
+def pick(logits: torch.Tensor, picked: Sequence[Picked], processors: Processors | None) -> list[Pick]:
+    """A pick for each row of ``logits``.
+
+    Args:
+        logits: [picked, v] float32 on the CPU, contiguous.
+    """
+    rows = [
+        SamplerRow(
+            sampling=one.segment.sampling,
+            position=one.position,
+            history=np.frombuffer(one.segment.history, dtype="<u4")[: one.position],
+            num_prompt_tokens=one.segment.num_prompt_tokens,
+            max_new_tokens=one.segment.max_new_tokens,
+            end_tokens=one.segment.end_tokens,
+        )
+        for one in picked
+        if one.segment.sampling is not None
+    ]
+    return [
+        Pick(one.segment.sequence, one.segment.generation, one.position, got.token, got.logprob, got.top)
+        if got.is_finite
+        else Pick(one.segment.sequence, one.segment.generation, one.position, NO_TOKEN, None, ())
+        for one, got in zip(picked, sample(logits.numpy(), rows, processors), strict=True)
+    ]

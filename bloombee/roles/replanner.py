@@ -1,0 +1,105 @@
+"""Another plan for a swarm that runs: made on a thread of its own, taken over while requests go on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection
+
+from bloombee.errors import BloomBeeError, PlanError
+from bloombee.pipeline.commands import Command, HandoverBegan, HandoverEnded
+from bloombee.pipeline.events import EpochBegan, EpochOver, HandOver
+from bloombee.pipeline.swarm import SwarmCore
+from bloombee.pipeline.swarm.replanning import NextPlan
+from bloombee.plan.plan import Plan
+from bloombee.plan.topology import Topology
+from bloombee.roles.bulletin import Bulletin
+from bloombee.types import Epoch, SwarmEventKind, WorkerId
+
+log = logging.getLogger(__name__)
+
+
+class Replanner:
+    """Of one head; belongs to its loop.
+
+    Args:
+        core: the swarm's.
+        do: acts on what it asks for.
+    """
+
+    def __init__(self, bulletin: Bulletin, core: Callable[[], SwarmCore], do: Callable[[list[Command]], None]) -> None:
+        self._bulletin = bulletin
+        self._core = core
+        self._do = do
+        self._turn = asyncio.Lock()
+        self._ended: asyncio.Future[Plan] | None = None
+
+    async def replan(self, workers: Collection[WorkerId] | None, reason: str, topology: Topology | None = None) -> Plan:
+        """Have the best plan of ``workers`` (None: of all that are there) run. Waits for its turn, and until nothing is left of
+        the plan before.
+
+        Args:
+            topology: what is known of workers and links; None: as at the start.
+
+        Returns:
+            The plan that runs: the same as before if that is the best.
+
+        Raises:
+            PlanError, Infeasible: there is none, or it cannot be taken over now.
+            BloomBeeError: what kept it from being taken over; the plan that ran goes on, unless it lost a worker itself.
+
+        Cancelled: what has begun goes on.
+        """
+        async with self._turn:
+            core = self._core()
+            running = core.plan
+            if running is None or not core.is_up:
+                raise PlanError("no plan runs")
+            surveyed = topology or (None if core.survey is None else core.survey.topology())
+            wanted = NextPlan.of(core.request, running, core.members, workers, surveyed)
+            plan = await asyncio.get_running_loop().run_in_executor(None, wanted.best)
+            return running if is_same(plan, running) else await self.hand_over(plan, reason)
+
+    async def hand_over(self, plan: Plan, reason: str) -> Plan:
+        """Have ``plan`` run, of workers that are in; as :meth:`replan`."""
+        core = self._core()
+        if self._ended is not None:
+            raise PlanError("another plan is being taken over")
+        ended = self._ended = asyncio.get_running_loop().create_future()
+        ended.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, so that nothing warns of it
+        self._do(core.handle(HandOver(plan, reason, time.monotonic())))
+        return await asyncio.shield(ended)
+
+    def plan_of(self, epoch: Epoch) -> Plan | None:
+        """Of one that is wired, or is being."""
+        return self._core().plan_of(epoch)
+
+    def moved(self, event: EpochBegan | EpochOver) -> None:
+        """The scheduler, from one epoch to another."""
+        self._do(self._core().handle(event))
+
+    def told(self, command: HandoverBegan | HandoverEnded) -> None:
+        """By the swarm's core."""
+        if isinstance(command, HandoverBegan):
+            log.info("another plan is made ready: %s", command.reason)
+            self._bulletin.tell(SwarmEventKind.REPLANNING, epoch=command.plan.epoch, reason=command.reason)
+            return
+        error, plan = command.error, command.plan
+        if error is not None:
+            log.warning("another plan could not be taken over: %s", error.message)
+        self._bulletin.tell(SwarmEventKind.REPLANNED, epoch=plan.epoch, reason="" if error is None else error.message)
+        ended, self._ended = self._ended, None
+        if ended is not None and not ended.done():
+            ended.set_result(plan) if error is None else ended.set_exception(error)
+
+    def close(self, error: BloomBeeError) -> None:
+        """Whoever waits is told ``error``."""
+        ended, self._ended = self._ended, None
+        if ended is not None and not ended.done():
+            ended.set_exception(error)
+
+
+def is_same(plan: Plan, other: Plan) -> bool:
+    """Whether the same workers have the same layers, in the same order."""
+    return [(one.worker, one.span) for one in plan.stages] == [(one.worker, one.span) for one in other.stages]

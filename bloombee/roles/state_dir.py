@@ -1,0 +1,218 @@
+"""The directory of a head's state (``--state``): its key, its journal (``pipeline/journal.py``), and a lock: one head at a time.
+
+Records are written by a thread of their own, a batch at a time and without waiting for the disk: what a killed process had not
+written are some tokens of the last moments, which are generated again, the same (ADR 58). A disk that takes no more ends nothing:
+as soon as it takes something again the journal is written anew, whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from bloombee.errors import ConfigError
+from bloombee.pipeline.journal import Gave, Journal, Record, pack, read, should_rewrite, whole
+from bloombee.transport import keys
+from bloombee.transport.keys import KeyPair
+
+log = logging.getLogger(__name__)
+JOURNAL, KEY, LOCK, DRAFT = "journal", "head.key", "lock", "journal.draft"
+BATCH_S = 0.05
+"""Tokens wait so long for others to be written with them."""
+RETRY_S = 5.0
+"""After the disk has refused something, it is asked again so much later."""
+
+
+class StateDir:
+    """Of one head, from its making until :meth:`close`.
+
+    Args:
+        path: made, if it is not there, for this user alone.
+
+    Raises:
+        ConfigError: another head has it; it is no head's state, or another release's; it cannot be read or written.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        try:
+            self._lock = _locked(self.path)
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+        try:
+            self.keys = _key_in(self.path)
+            self.journal, self._descriptor, self._num_bytes, self.num_cut = _open_journal(self.path / JOURNAL)
+        except OSError as error:
+            os.close(self._lock)
+            raise _unusable(self.path, error) from error
+        except BaseException:
+            os.close(self._lock)
+            raise
+        written_anew = whole(self.journal)
+        self._num_whole = len(written_anew)
+        self._mirror, _ = read(written_anew, str(self.path))
+        """What was put so far; the thread's own."""
+        self._refused_at: float | None = None
+        self._records: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
+        self._trouble: Callable[[str], object] = log.warning
+        self._thread = threading.Thread(target=self._main, name="bloombee-state", daemon=True)
+        self._thread.start()
+
+    def on_trouble(self, tell: Callable[[str], object]) -> None:
+        """``tell``, from any thread, when something is not kept, and when everything is again."""
+        self._trouble = tell
+
+    def put(self, record: Record) -> None:
+        """Have it written soon. From any thread; does not wait."""
+        self._records.put(record)
+
+    def close(self) -> None:
+        """Write what was put, and let another head have the directory. Blocks."""
+        self._records.put(None)
+        self._thread.join()
+        os.close(self._descriptor)
+        os.close(self._lock)
+
+    # -- on the thread ---------------------------------------------------------------------
+
+    def _main(self) -> None:
+        is_over = False
+        while not is_over:
+            batch, is_over = self._batch()
+            for record in batch:
+                self._mirror.take(record)
+            self._write(batch, is_over)
+            if not is_over and all(isinstance(record, Gave) for record in batch):
+                time.sleep(BATCH_S)  # somebody waits for nothing of it
+
+    def _batch(self) -> tuple[list[Record], bool]:
+        """What was put, at least one; and whether that was all."""
+        batch: list[Record] = []
+        record = self._records.get()
+        while record is not None:
+            batch.append(record)
+            try:
+                record = self._records.get_nowait()
+            except queue.Empty:
+                return _merged(batch), False
+        return _merged(batch), True
+
+    def _write(self, batch: Iterable[Record], is_over: bool) -> None:
+        try:
+            if self._refused_at is not None:
+                if not is_over and time.monotonic() - self._refused_at < RETRY_S:
+                    return
+                self._rewrite()
+                self._refused_at = None
+                self._trouble("everything is kept again")
+                return
+            data = b"".join(map(pack, batch))
+            _write_all(self._descriptor, data)
+            self._num_bytes += len(data)
+            if should_rewrite(self._num_bytes, self._num_whole):
+                self._rewrite()
+        except OSError as error:
+            if self._refused_at is None:
+                why = error.strerror or error
+                self._trouble(f"nothing is kept in {self.path} for now ({why}): a head that is started again goes on from before")
+            self._refused_at = time.monotonic()
+
+    def _rewrite(self) -> None:
+        """With the fewest records, beside the old file until all of it is on the disk."""
+        data = whole(self._mirror)
+        draft = self.path / DRAFT
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        try:
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+            os.replace(draft, self.path / JOURNAL)
+        except OSError:
+            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                draft.unlink()
+            raise
+        os.close(self._descriptor)
+        self._descriptor, self._num_bytes, self._num_whole = descriptor, len(data), len(data)
+
+
+def _merged(batch: Iterable[Record]) -> list[Record]:
+    """Tokens of one request that follow each other without anything else said of it, in one record."""
+    merged: list[Record] = []
+    last: dict[int, int] = {}
+    for record in batch:
+        if isinstance(record, Gave) and record.request in last:
+            before = merged[last[record.request]]
+            assert isinstance(before, Gave)
+            merged[last[record.request]] = Gave(record.request, before.tokens + record.tokens)
+            continue
+        if isinstance(record, Gave):
+            last[record.request] = len(merged)
+        merged.append(record)
+    return merged
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Raises OSError; a part may have been written."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _locked(path: Path) -> int:
+    """The lock, held. Raises OSError; ConfigError: it is another's, or the directory something else's."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    others = sorted(set(os.listdir(path)) - {JOURNAL, KEY, LOCK, DRAFT})
+    if others and not (path / JOURNAL).exists():
+        raise ConfigError(
+            f"state: {path} holds {others[0]!r} and no state of a head: name a new directory, or an empty one",
+            field="state",
+            path=str(path),
+        )
+    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+        os.close(descriptor)
+        who = f", process {owner}," if owner else ""
+        raise ConfigError(
+            f"state: another head{who} has {path}: end that, or name another directory", field="state", path=str(path)
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
+
+
+def _key_in(path: Path) -> KeyPair:
+    """The head's key, made when it is first asked for. Raises ConfigError."""
+    file = path / KEY
+    if not file.exists():
+        keys.save(file, keys.generate())
+    return keys.load(file)
+
+
+def _open_journal(file: Path) -> tuple[Journal, int, int, int]:
+    """What it holds, where to write, how many bytes count, and how many were cut. Raises OSError, ConfigError."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        data = file.read_bytes()
+        journal, count = read(data, str(file))
+        os.ftruncate(descriptor, count)
+        if not count:
+            _write_all(descriptor, whole(journal))
+            count = os.fstat(descriptor).st_size
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return journal, descriptor, count, max(0, len(data) - count)
+
+
+def _unusable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"state: {path} cannot be used: {error.strerror or error}", field="state", path=str(path))

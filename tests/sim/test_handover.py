@@ -1,0 +1,65 @@
+"""Another plan is taken over while requests run: no token is lost, doubled or changed, and nobody waits for it."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from bloombee.sim.cluster import sim_card
+from bloombee.sim.moving import MovingCluster
+from bloombee.sim.network import Faults
+from tests.sim_kit import assert_right
+
+HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
+LAYERS = 6
+FIRST = ((1, 2, 3), (2, 2, 2))
+OTHERS = {
+    "order": ((2, 1, 3), (2, 2, 2)),
+    "spans": ((1, 2, 3), (1, 3, 2)),
+    "worker": ((1, 4, 3), (2, 2, 2)),
+    "first": ((4, 2, 3), (2, 2, 2)),
+    "last": ((1, 2, 4), (2, 2, 2)),
+    "fewer": ((1, 3), (2, 4)),
+    "more": ((1, 2, 4, 3), (2, 1, 1, 2)),
+    "all": ((4, 5), (3, 3)),
+}
+"""Workers and their layers."""
+
+
+def _cluster(seed: int, faults: Faults | None = None, **arguments: Any) -> MovingCluster:
+    return MovingCluster(
+        seed=seed, card=sim_card((0,) * LAYERS), num_stages=3, num_workers=5, num_pages=128, num_microbatches=3, faults=faults,
+        lossy_orders=faults is not None, layer_load_s=0.05, **arguments,
+    )  # fmt: skip
+
+
+def _submit(cluster: MovingCluster, rng: random.Random, count: int, until: float = 1.0) -> None:
+    for _ in range(count):
+        prompt = [rng.randrange(50_000) for _ in range(rng.randint(1, 60))]
+        number = cluster.submit(prompt, max_new_tokens=rng.randint(1, 60), seed=rng.randrange(2**64), at=rng.uniform(0, until))
+        if rng.random() < 0.1:
+            cluster.cancel(number, at=rng.uniform(0, 2 * until))
+
+
+def _handed_over(cluster: MovingCluster, count: int = 1) -> None:
+    assert [ended.error for ended in cluster.head.handovers] == [None] * count
+    assert cluster.head.num_recoveries == 0
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
+@pytest.mark.parametrize("seed", range(3))
+def test_requests_go_on_over_another_plan(other: str, faults: Faults | None, seed: int) -> None:
+    rng = random.Random(seed)
+    cluster = _cluster(seed, faults)
+    _submit(cluster, rng, 16)
+    workers, layers = OTHERS[other]
+    cluster.hand_over(workers, layers, at=rng.uniform(0.05, 0.6))
+    assert cluster.run()
+    assert cluster.plan is not None
+    assert [stage.worker for stage in cluster.plan.stages] == list(workers)
+    assert cluster.plan.epoch == 2
+    _handed_over(cluster)
+    assert_right(cluster, LAYERS)

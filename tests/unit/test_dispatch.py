@@ -1,0 +1,47 @@
+"""What stages tell the scheduler by way of the head's process."""
+
+from __future__ import annotations
+
+import pytest
+
+from bloombee.config import RuntimeConfig
+from bloombee.errors import RemoteProtocolError, StalePlan
+from bloombee.links.frames import LinkMeter
+from bloombee.models.standin import standin_card
+from bloombee.roles.desk import Desk
+from bloombee.roles.dispatch import Dispatch
+from bloombee.roles.plan_wishes import plan_request
+from bloombee.wire.messages import NO_TOKEN, Given, Pick, Told, Verdict
+
+CARD = standin_card("standin:64x4")
+MOST = CARD.vocab_size
+
+
+def _dispatch() -> Dispatch:
+    request = plan_request(RuntimeConfig(model=CARD.model), CARD, ())
+    send, desk = (lambda worker, lane, message: 0), Desk(1, lambda commands: None)
+    return Dispatch(request, meter=LinkMeter(), trace=None, send=send, desk=desk)
+
+
+def _pick(token: int, *top: int) -> Pick:
+    return Pick(1, 0, 3, token, None, tuple((one, -1.0) for one in top))
+
+
+@pytest.mark.parametrize("pick", [_pick(MOST), _pick(2**32 - 2), _pick(5, MOST - 1, MOST)], ids=["next", "huge", "likely"])
+@pytest.mark.parametrize("by", ["the last stage", "a scheduler elsewhere"])
+def test_a_token_that_the_model_does_not_have_is_refused(pick: Pick, by: str) -> None:
+    message = Verdict(1, 1, 0, 0, (pick,), None) if by == "the last stage" else Told(1, 1, 0, (Given(pick, None),), ())
+    with pytest.raises(RemoteProtocolError, match=f"of a model that has {MOST}") as caught:
+        _dispatch().heard(1, message, 0, 0.0)
+    assert caught.value.fields["path"] in ("Verdict.picks", "Told.given")
+
+
+@pytest.mark.parametrize("pick", [_pick(MOST - 1, MOST - 2, 0), _pick(NO_TOKEN)], ids=["the last one", "none"])
+def test_tokens_that_it_has_are_the_schedulers_to_judge(pick: Pick) -> None:
+    with pytest.raises(StalePlan):  # nothing runs
+        _dispatch().heard(1, Verdict(1, 1, 0, 0, (pick,), None), 0, 0.0)
+
+
+def test_a_scheduler_elsewhere_ends_a_sequence_without_a_token_by_another_word() -> None:
+    with pytest.raises(RemoteProtocolError, match=f"of a model that has {MOST}"):
+        _dispatch().heard(0, Told(1, 1, 0, (Given(_pick(NO_TOKEN), None),), ()), 0, 0.0)
