@@ -20,7 +20,7 @@ import torch
 
 from bloombee import _native
 from bloombee.engine.cache import LayerCache, SlotCache, require_stored
-from bloombee.engine.paged_items import HEADER, NARROW_ROWS, Known, StepItems, Views
+from bloombee.engine.paged_items import HEADER, ITEM, NARROW_ROWS, Known, StepItems, Views
 from bloombee.errors import ModelUnsupported
 from bloombee.pipeline.work import Segment
 
@@ -71,11 +71,11 @@ class StepTables:
         num_rows: of the step, padding included.
     """
 
-    def __init__(self, cache: SlotCache, *, max_rows: int = 64, max_words: int = 1 << 14, max_items: int = 256) -> None:
+    def __init__(self, cache: SlotCache, *, max_rows: int = 64, max_words: int = 1 << 14, max_items: int = 64) -> None:
         """
         Args:
-            max_rows: of a step. max_words: of its lists and pages. max_items: splits of narrow tiles, in one group. All grow
-                when needed.
+            max_rows: of a step. max_words: of its lists and pages. max_items: splits, in one group, of narrow tiles that have
+                several: those whose sums are kept. All grow when needed.
 
         Raises:
             ModelUnsupported: the cache's layers are not those that the kernels :func:`covers`.
@@ -124,9 +124,9 @@ class StepTables:
         """
         assert not captured or is_narrow(segments)
         step = StepItems(self.cache, segments, num_rows, self._tile_rows, self._known)
-        self._allocate(step.num_rows, step.num_words, step.num_items)
+        self._allocate(step.num_rows, step.num_words, step.num_kept)
         self.num_rows = step.num_rows
-        self._bounds = [(self._max_items, 0) if captured else bounds for bounds in step.bounds]
+        self._bounds = [(self._max_words // ITEM, 0) if captured else bounds for bounds in step.bounds]
         host = torch.empty(self._tail_at + step.num_words, dtype=torch.int32, pin_memory=self._device.is_cuda)
         step.write(host.numpy(), self._views(host), self._tail_at)
         self._device[: len(host)].copy_(host, non_blocking=True)  # torch keeps the pinned memory until it is copied

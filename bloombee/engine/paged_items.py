@@ -68,7 +68,7 @@ class StepItems:
         self._narrow = np.concatenate([self._tiles[0], self._padding(tile_rows[0])])
         self._lists = [(self._split(group), self._items(group, self._tiles[1])) for group in range(len(self._cache.groups))]
         self.bounds = [(len(narrow), len(wide)) for narrow, wide in self._lists]
-        self.num_items = max(narrow for narrow, _ in self.bounds)
+        self.num_kept = max(_num_kept(narrow) for narrow, _ in self._lists)
         self.num_words = sum(ITEM * sum(bounds) for bounds in self.bounds) + sum(len(ids) for held in self._pages for ids in held)
 
     def write(self, words: Words, views: Views, tail_at: int) -> None:
@@ -132,11 +132,14 @@ class StepItems:
         return np.stack([first, rows, np.zeros_like(first), np.full_like(first, -1)], axis=1)
 
     def _split(self, group: int) -> Words:
-        """Items of the narrow tiles: one for each split of the keys that layers of ``group`` see."""
+        """Items of the narrow tiles: one for each split of the keys that layers of ``group`` see. Tiles of many splits come
+        first: short ones fill the gaps in the end, and sums of splits are kept of the first items only."""
         window, (_, rows, positions, owners) = self._cache.groups[group].window, self._narrow.T
         oldest = np.maximum(0, positions + 1 - window) // SPLIT if window else np.zeros_like(positions)
         counts = np.where(owners < 0, 1, (positions + rows - 1) // SPLIT - oldest + 1)
-        items = self._items(group, np.repeat(self._narrow, counts, axis=0))
+        order = np.argsort(-counts, kind="stable")
+        tiles, counts, oldest = self._narrow[order], counts[order], oldest[order]
+        items = self._items(group, np.repeat(tiles, counts, axis=0))
         items[:, 3] = np.arange(len(items)) - np.repeat(np.cumsum(counts) - counts - oldest, counts)
         items[:, 6] = np.repeat(np.arange(len(counts)), counts)
         return items
@@ -147,6 +150,12 @@ class StepItems:
         items = np.zeros((len(tiles), ITEM), dtype=np.int32)
         items[:, :3], items[:, 4], items[:, 5] = tiles[:, :3], tiles[:, 3], starts[tiles[:, 3]]
         return items
+
+
+def _num_kept(items: Words) -> int:
+    """Items of tiles that have several."""
+    counts = np.bincount(items[:, 6])
+    return int(counts[counts > 1].sum())
 
 
 def _joined(parts: list[Words]) -> Words:
