@@ -8,9 +8,12 @@ from bloombee.config import RuntimeConfig
 from bloombee.errors import RemoteProtocolError, StalePlan
 from bloombee.links.frames import LinkMeter
 from bloombee.models.standin import standin_card
+from bloombee.pipeline.swarm import SwarmCore, SwarmLimits
+from bloombee.roles.bulletin import Bulletin
 from bloombee.roles.desk import Desk
 from bloombee.roles.dispatch import Dispatch
 from bloombee.roles.plan_wishes import plan_request
+from bloombee.roles.replanner import Replanner
 from bloombee.wire.messages import NO_TOKEN, Given, Pick, Told, Verdict
 
 CARD = standin_card("standin:64x4")
@@ -19,8 +22,15 @@ MOST = CARD.vocab_size
 
 def _dispatch() -> Dispatch:
     request = plan_request(RuntimeConfig(model=CARD.model), CARD, ())
-    send, desk = (lambda worker, lane, message: 0), Desk(1, lambda commands: None)
-    return Dispatch(request, meter=LinkMeter(), trace=None, send=send, desk=desk)
+    core = SwarmCore(request, SwarmLimits(60.0), iter((bytes(16),)))
+    return Dispatch(
+        request,
+        meter=LinkMeter(),
+        trace=None,
+        send=lambda worker, lane, message: 0,
+        desk=Desk(1, lambda commands: None),
+        replanner=Replanner(Bulletin(), lambda: core, lambda commands: None),
+    )
 
 
 def _pick(token: int, *top: int) -> Pick:
