@@ -17,7 +17,7 @@ import torch
 
 from bloombee.engine.hugepages import let_go
 from bloombee.errors import LocalProtocolError, ModelUnsupported
-from bloombee.pipeline.work import Segment
+from bloombee.pipeline.work import Pages, Segment
 from bloombee.plan.scratch import COPIED_BYTES
 from bloombee.types import PageGroup
 
@@ -456,3 +456,10 @@ def require_held(segment: Segment, cache: SlotCache, index: int) -> None:
             f" {segment.num_rows} new, that see back to {oldest}",
             sequence=segment.sequence,
         )
+
+
+def everywhere(cache: SlotCache, first: int, count: int, context: int) -> tuple[Pages, ...]:
+    """Pages ``first`` to ``first + count`` in every group, for a sequence of so many tokens: those that its layers still see."""
+    size = cache.page_size
+    gone = [max(0, context + 1 - group.window) // size if group.window else 0 for group in cache.groups]
+    return tuple(Pages(tuple(range(first + skipped, first + count)), skipped * size) for skipped in gone)

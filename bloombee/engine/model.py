@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -46,8 +47,9 @@ def pick_device(name: str) -> str:
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Whether spans on ``device`` run by our own kernels: on a GPU, where the extension was built for it."""
-    return device.type == "cuda" and fused.cuda_kernels() is not None
+    """Whether spans on ``device`` run by our own kernels: on a GPU, where the extension was built for it, and nobody set
+    ``BLOOMBEE_KERNELS=torch``."""
+    return device.type == "cuda" and os.environ.get("BLOOMBEE_KERNELS") != "torch" and fused.cuda_kernels() is not None
 
 
 def recorder_of(device: torch.device) -> Recorder:

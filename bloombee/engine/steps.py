@@ -24,6 +24,7 @@ from bloombee.engine.picks import Picked, pick, picked_rows
 from bloombee.engine.processors import Processors
 from bloombee.engine.rotary import lengths_of
 from bloombee.engine.skeleton import Skeleton
+from bloombee.engine.trial import try_out
 from bloombee.errors import DeviceError, RemoteProtocolError
 from bloombee.pipeline.work import Segment
 from bloombee.plan.scratch import LOGIT_BYTES, LOGITS
@@ -43,6 +44,7 @@ class Steps:
         forward: how rows go through its layers. processors: of the checkpoint's rules for logits, on a last stage.
         tables: of forwards whose attention is by our own kernels; None: it is torch's.
         graphs: the recordings; None: there are none.
+        cache, dtype, is_first, is_last, hidden_size, vocab_size: of the span.
         batched: whether torch's attention takes all sequences of one row together; see :class:`~bloombee.engine.cache.Step`.
     """
 
@@ -53,10 +55,10 @@ class Steps:
         self.graphs: GraphRunner | None = None
         self.batched = kv.device.type != "cpu"
         self._skeleton = skeleton
-        self._kv, self._device, self._dtype = kv, kv.device, dtype
-        self._is_first, self._is_last = span.start == 0, span.stop == skeleton.num_layers
-        self._hidden_size: int = skeleton.base.config.hidden_size
-        self._vocab_size: int = skeleton.model.get_input_embeddings().weight.shape[0]
+        self.cache, self._device, self.dtype = kv, kv.device, dtype
+        self.is_first, self.is_last = span.start == 0, span.stop == skeleton.num_layers
+        self.hidden_size: int = skeleton.base.config.hidden_size
+        self.vocab_size: int = skeleton.model.get_input_embeddings().weight.shape[0]
         self._num_layers = len(span)
         self._places: tuple[int, ...] | None = None
         """Of the layers that stand in for the span's; None: its own."""
@@ -64,27 +66,38 @@ class Steps:
 
     def use_kernels(self, recorder: Recorder) -> None:
         """Attend by our own kernels from now on, and record steps of a few rows a sequence, where they can do what the span
-        asks for."""
-        self.tables = paged.StepTables(self._kv) if paged.covers(self._kv) else None
-        if self.tables is None or self._skeleton.rotaries:
-            return  # the latter look on the host at how long a row's sequence is
-        most_rows = LOGITS * LOGIT_BYTES // (self._vocab_size * (4 + 2 * self._dtype.num_bytes)) if self._is_last else 1 << 30
-        hidden_size = None if self._is_first else self._hidden_size
-        self.graphs = GraphRunner(self._kv, hidden_size, self._recorded, recorder, most_rows=most_rows)
+        asks for, and do it as torch does (``trial.py``).
+
+        Raises:
+            DeviceError: the device failed.
+        """
+        if not paged.covers(self.cache):
+            return
+        self.tables = paged.StepTables(self.cache)
+        if not self._skeleton.rotaries:  # those look on the host at how long a row's sequence is
+            self.graphs = self._recordings(recorder)
+        try_out(self)
+
+    def _recordings(self, recorder: Recorder) -> GraphRunner:
+        most_rows = LOGITS * LOGIT_BYTES // (self.vocab_size * (4 + 2 * self.dtype.num_bytes)) if self.is_last else 1 << 30
+        hidden_size = None if self.is_first else self.hidden_size
+        return GraphRunner(self.cache, hidden_size, self._recorded, recorder, most_rows=most_rows)
 
     def run(self, segments: Sequence[Segment], hidden: torch.Tensor | None) -> torch.Tensor | list[Pick]:
         """As :meth:`SpanModel.run <bloombee.engine.model.SpanModel.run>`."""
-        if self._is_last:
-            return self.launch(segments, hidden).result()
+        return self.launch(segments, hidden).result() if self.is_last else self.rows(segments, hidden, [])
+
+    def rows(self, segments: Sequence[Segment], hidden: torch.Tensor | None, picked: Sequence[Picked]) -> torch.Tensor:
+        """[t, d] activations on the device; or [picked, v] logits. Raises as :meth:`run`."""
         with self._asked():
-            return self._rows(segments, hidden, [])
+            return self._rows(segments, hidden, picked)
 
     def launch(
         self, segments: Sequence[Segment], hidden: torch.Tensor | None, stay: bool = False
     ) -> Pending[torch.Tensor] | Pending[list[Pick]]:
         """As :meth:`SpanModel.launch <bloombee.engine.model.SpanModel.launch>`."""
         with self._asked():
-            if not self._is_last:
+            if not self.is_last:
                 rows = self._rows(segments, hidden, [])
                 return self._outlet.leave(rows) if stay else self._outlet.take(rows, lambda rows: rows)
             picked = picked_rows(segments)
@@ -124,12 +137,11 @@ class Steps:
 
     @property
     def _most_picked(self) -> int:
-        return max(1, LOGITS // self._vocab_size)
+        return max(1, LOGITS // self.vocab_size)
 
     def _rows(self, segments: Sequence[Segment], hidden: torch.Tensor | None, picked: Sequence[Picked]) -> torch.Tensor:
-        """[t, d] activations on the device; or [picked, v] logits."""
         self._check(segments, hidden)
-        self._kv.copy_shared(segments)
+        self.cache.copy_shared(segments)
         if self.graphs is not None and self._can_replay(segments):
             rows = self.graphs.run(segments, hidden, self._places)
             if rows is not None:
@@ -141,7 +153,7 @@ class Steps:
     def _pick_by_parts(self, segments: Sequence[Segment], hidden: torch.Tensor | None, picked: list[Picked]) -> list[Pick]:
         """Where the logits of all would be too many."""
         self._check(segments, hidden)
-        self._kv.copy_shared(segments)
+        self.cache.copy_shared(segments)
         parts = [picked[start : start + self._most_picked] for start in range(0, len(picked), self._most_picked)]
         with kernels(self._device):
             logits = self.forward.logits_by_parts(self._inputs(segments, hidden), [self._keep(part) for part in parts])
@@ -155,37 +167,37 @@ class Steps:
         Raises:
             RemoteProtocolError: what came is nothing that this stage takes.
         """
-        if self._is_first:
+        if self.is_first:
             largest = int(np.frombuffer(b"".join(segment.tokens for segment in segments), dtype="<u4").max())
-            if largest >= self._vocab_size:
-                raise RemoteProtocolError(f"token id {largest} in a vocabulary of {self._vocab_size}", token=largest)
+            if largest >= self.vocab_size:
+                raise RemoteProtocolError(f"token id {largest} in a vocabulary of {self.vocab_size}", token=largest)
             return
-        expected = (sum(segment.num_rows for segment in segments), self._hidden_size)
-        if hidden is None or tuple(hidden.shape) != expected or hidden.dtype != TORCH_DTYPES[self._dtype]:
+        expected = (sum(segment.num_rows for segment in segments), self.hidden_size)
+        if hidden is None or tuple(hidden.shape) != expected or hidden.dtype != TORCH_DTYPES[self.dtype]:
             got = "none" if hidden is None else f"{list(hidden.shape)} {hidden.dtype}"
-            raise RemoteProtocolError(f"activations are {got}; this stage takes {list(expected)} {self._dtype.value}")
+            raise RemoteProtocolError(f"activations are {got}; this stage takes {list(expected)} {self.dtype.value}")
 
     def _inputs(self, segments: Sequence[Segment], hidden: torch.Tensor | None) -> Inputs:
         lengths = lengths_of(segments) if self._skeleton.rotaries else None
         if hidden is not None:
-            hidden = None if self._is_first else to_device(hidden, self._device)
+            hidden = None if self.is_first else to_device(hidden, self._device)
         if self.tables is not None:
             self.tables.fill(segments)
             return self._inputs_of(self.tables, hidden, lengths)
-        step = Step(self._kv, segments, batched=self.batched)
+        step = Step(self.cache, segments, batched=self.batched)
         tokens = None
-        if self._is_first:
+        if self.is_first:
             ids = np.frombuffer(b"".join(segment.tokens for segment in segments), dtype="<u4").astype(np.int64)
             tokens = to_device(torch.from_numpy(ids), self._device)
         return Inputs(step, partial(attend, step), step.position_ids[0], tokens, hidden, lengths)
 
     def _inputs_of(self, tables: paged.StepTables, hidden: torch.Tensor | None, lengths: Sequence[int] | None = None) -> Inputs:
         step = paged.PagedStep(tables)
-        return Inputs(step, step.attend, tables.positions, tables.tokens if self._is_first else None, hidden, lengths)
+        return Inputs(step, step.attend, tables.positions, tables.tokens if self.is_first else None, hidden, lengths)
 
     def _recorded(self, tables: paged.StepTables, hidden: torch.Tensor | None) -> torch.Tensor:
         inputs = self._inputs_of(tables, hidden)
-        return self.forward.logits(inputs, 0) if self._is_last else self.forward.hidden(inputs)
+        return self.forward.logits(inputs, 0) if self.is_last else self.forward.hidden(inputs)
 
     def _can_replay(self, segments: Sequence[Segment]) -> bool:
         return self.graphs is not None and self.tables is not None and self.graphs.can_run(segments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from engine_kit import GREEDY, PAGE, generate, load_chain, make_checkpoint, ragg
 from kernel_kit import Recordings, load_windowed, on_kernels, random_steps
 from msgspec.structs import replace
 
-from bloombee.engine import graphs
+from bloombee.engine import graphs, paged
 from bloombee.errors import LocalProtocolError, RemoteProtocolError
 from bloombee.pipeline.work import Pages, Segment, Work
 from bloombee.types import Phase
@@ -44,12 +45,43 @@ def test_what_cannot_be_recorded_runs_as_before(
     prompts = ragged_prompts(4)
     expected = reference_tokens(make_checkpoint(family, tmp_path), prompts, 6)
     stages = load_chain(tmp_path, (2,))
+    tried = recordings.replays
     for stage in stages:
         stage.module.base_model.layers[0].register_forward_pre_hook(looks_at_rows)
     assert generate(stages, prompts, 6, chunk=5) == expected
-    assert recordings.replays == 0
+    assert recordings.replays == tried
     said = [record.message for record in caplog.records if "cannot be recorded" in record.message]
     assert said == [f"steps are launched kernel by kernel, as they cannot be recorded: {LOOKS}"] * (2 * (family == "gpt_oss"))
+
+
+def test_kernels_that_give_something_else_than_torch_are_not_used(
+    tmp_path: Path, recordings: Recordings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = ragged_prompts(4)
+    expected = reference_tokens(make_checkpoint("llama", tmp_path), prompts, 6)
+    right = paged.PagedStep.attend
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        out, *rest = right(*args, **kwargs)
+        return out.flip(1), *rest
+
+    monkeypatch.setattr(paged.PagedStep, "attend", wrong)
+    stages = load_chain(tmp_path, (2,))
+    assert [(stage.steps.tables, stage.steps.graphs) for stage in stages] == [(None, None)] * 2
+    assert generate(stages, prompts, 6, chunk=5) == expected
+    assert sum("differs from torch's" in record.message for record in caplog.records) == 2
+
+
+def test_recordings_that_give_something_else_are_not_used(
+    tmp_path: Path, recordings: Recordings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = ragged_prompts(4)
+    expected = reference_tokens(make_checkpoint("llama", tmp_path), prompts, 6)
+    monkeypatch.setattr(recordings, "record", lambda run: lambda: run() * float("nan"))
+    stages = load_chain(tmp_path, (2,))
+    assert [(stage.steps.tables is None, stage.steps.graphs) for stage in stages] == [(False, None)] * 2
+    assert generate(stages, prompts, 6, chunk=5) == expected
+    assert sum("recorded steps differ" in record.message for record in caplog.records) == 2
 
 
 @pytest.mark.parametrize(

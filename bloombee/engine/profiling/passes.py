@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from bloombee.engine.buffers import TORCH_DTYPES
+from bloombee.engine.cache import everywhere
 from bloombee.engine.device_clock import clock_of, seconds_of
 from bloombee.engine.model import SpanModel
-from bloombee.pipeline.work import Pages, Segment, Work
+from bloombee.pipeline.work import Segment, Work
 from bloombee.types import Phase
 from bloombee.wire.messages import Sampling
 
@@ -30,22 +31,15 @@ def make_work(model: SpanModel, phase: Phase, rows: int, context: int, picks: in
     size = model.kv.page_size
     pages = num_slots(size, phase, 1 if phase is Phase.DECODE else rows, context) // size
     if phase is Phase.PREFILL:
-        return Work(1, 1, 0, 0, phase, (Segment(1, 0, context, token * rows, 0, _everywhere(model, 0, pages, context)),))
+        return Work(1, 1, 0, 0, phase, (Segment(1, 0, context, token * rows, 0, everywhere(model.kv, 0, pages, context)),))
     segments = [
         Segment(
-            row, 0, context, token, int(row < picks), _everywhere(model, row * pages, pages, context),
+            row, 0, context, token, int(row < picks), everywhere(model.kv, row * pages, pages, context),
             GREEDY if picks else None, 1, token * (context + 1),
         )
         for row in range(rows)
     ]  # fmt: skip
     return Work(1, 1, 0, 0, phase, tuple(segments))
-
-
-def _everywhere(model: SpanModel, first: int, count: int, context: int) -> tuple[Pages, ...]:
-    """Pages of the same numbers in every group, those that its layers still see."""
-    size = model.kv.page_size
-    gone = [max(0, context + 1 - group.window) // size if group.window else 0 for group in model.kv.groups]
-    return tuple(Pages(tuple(range(first + skipped, first + count)), skipped * size) for skipped in gone)
 
 
 def hidden_rows(model: SpanModel, rows: int) -> torch.Tensor | None:
