@@ -75,6 +75,10 @@ class RuntimeConfig:
     )
     dtype: str = option("auto", "auto (the checkpoint's own), bfloat16, float16 or float32.")
     spares: int = option(0, "How many more workers to have: they take the place of any that is lost.")
+    share_out: bool = option(
+        False,
+        "Where no spare can take the place of a lost worker, share its layers out over those that are left, if memory allows.",
+    )
     device: str = option("auto", "auto, cpu, cuda or cuda:N; of the workers started here.")
     listen: str = option("tcp://127.0.0.1:0", "Where the head listens for workers; tcp://*:PORT: on all addresses.")
     advertise: str | None = option(None, "How workers reach that address; default: itself, or every own one for *.")
@@ -159,6 +163,7 @@ class RuntimeConfig:
         _check(self, "step_deadline_s", _seconds(self.step_deadline_s), "seconds > 0")
         _check(self, "load_deadline_s", _seconds(self.load_deadline_s), "seconds > 0")
         _check(self, "curve", isinstance(self.curve, bool), "true or false")
+        _check(self, "share_out", isinstance(self.share_out, bool), "true or false")
         _check(self, "control_socket", isinstance(self.control_socket, bool), "true or false")
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")
         _check(self, "restarts", _whole(self.restarts, 0, 1000), "a whole number from 0 to 1000")
@@ -199,7 +204,7 @@ class RuntimeConfig:
         """``silence_s`` or its default: where a loss would end every request, a worker that is merely slow gets longer."""
         if self.silence_s is not None:
             return self.silence_s
-        return SILENCE_S if self.spares else ENDING_SILENCE_S
+        return SILENCE_S if self.spares or self.share_out else ENDING_SILENCE_S
 
     @property
     def num_stages(self) -> int:

@@ -352,7 +352,7 @@ class SpanExecutor:
 
 
 def _results_thread(queue: WorkThread, model: Any) -> WorkThread:
-    """For what comes of ``model`` on a GPU; what that thread asks of the device waits for no forward. ``queue`` warms it up."""
+    """For what comes of ``model`` on a GPU; what it asks of the device waits for no forward. Has ``queue`` warm it up."""
     import torch
 
     results = queue.beside("bloombee-results")

@@ -48,6 +48,7 @@ def plan_request(config: RuntimeConfig, card: ModelCard, names: Sequence[str], m
         trace=config.trace is not None,
         takes_others=bool(config.remote_workers),
         scheduler=None if config.scheduler == "auto" else SchedulerPlace(config.scheduler),
+        shares_out=config.share_out,
         step_deadline_s=config.step_deadline_s,
     )
 

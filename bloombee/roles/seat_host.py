@@ -64,6 +64,15 @@ class Seatings:
     def newest(self) -> Seating | None:
         return next(reversed(self._by_epoch.values()), None)
 
+    def epoch_with(self, peer: object) -> Epoch:
+        """The oldest in which that worker is a neighbour: what runs, during a hand-over. 0: it is none."""
+        for epoch, seating in self._by_epoch.items():
+            wire = seating.wire
+            stages = () if wire.schedule is None else wire.schedule.stages
+            if any(one is not None and one.worker == peer for one in (wire.predecessor, wire.successor, wire.scheduler, *stages)):
+                return epoch
+        return 0
+
     @property
     def epoch(self) -> Epoch:
         """The newest; 0 before there is one."""

@@ -71,6 +71,8 @@ class SimCluster:
     """What is known of workers from the start; None: a planner has them and their links looked at before."""
     moves: bool = False
     """The ends of links are workers, whatever stage they have, and not stages, whoever has them."""
+    shares_out: bool = False
+    """As of PlanRequest."""
     layer_load_s: float = 0.0
     """That a worker takes to load a layer."""
 
@@ -352,6 +354,7 @@ def _request(
         objective=cluster.objective,
         topology=cluster.topology,
         scheduler=scheduler,
+        shares_out=cluster.shares_out,
     )
 
 

@@ -63,7 +63,7 @@ class MovingCluster(SimCluster):
 
     Args:
         num_workers: in all; the first ``num_stages`` have a stage at first. card: of the model.
-        layer_load_s: that a worker takes to load a layer.
+        layer_load_s: that a worker takes to load a layer. shares_out: as of PlanRequest.
     """
 
     moves = True
@@ -75,12 +75,14 @@ class MovingCluster(SimCluster):
         num_stages: int,
         num_workers: int,
         layer_load_s: float = 0.0,
+        shares_out: bool = False,
         pace: Pace | Sequence[Pace] = PACE,
         **arguments: Any,
     ) -> None:
         self._card = card
         self.layer_load_s = layer_load_s
         paces = [pace] * num_workers if isinstance(pace, Pace) else pace
+        self.shares_out = shares_out
         super().__init__(card=card, num_stages=num_stages, num_spares=num_workers - num_stages, pace=paces, **arguments)
 
     # -- what happens to it ----------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bloombee.errors import LinkDown
 from bloombee.sim.cluster import sim_card
 from bloombee.sim.moving import MovingCluster
 from bloombee.sim.network import Faults
@@ -63,3 +64,58 @@ def test_requests_go_on_over_another_plan(other: str, faults: Faults | None, see
     assert cluster.plan.epoch == 2
     _handed_over(cluster)
     assert_right(cluster, LAYERS)
+
+
+@pytest.mark.parametrize("other", ["order", "spans", "first", "all"])
+@pytest.mark.parametrize("dies", [1, 2, 3, 4])
+@pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
+def test_whoever_dies_in_the_middle_requests_go_on(other: str, dies: int, faults: Faults | None) -> None:
+    """A worker of the new plan alone ends the hand-over; one of the ring that runs is replaced, and that ends it too."""
+    rng = random.Random(dies)
+    cluster = _cluster(dies, faults)
+    _submit(cluster, rng, 16)
+    workers, layers = OTHERS[other]
+    cluster.hand_over(workers, layers, at=0.3)
+    began: list[float] = []
+
+    def look() -> None:
+        if cluster.head.swarm.handovers.plans:
+            began.append(cluster.clock.now)
+            cluster.kill(dies, at=cluster.clock.now + rng.choice([0.0, 0.04, 0.1, 0.15]))
+        else:
+            cluster.clock.call_later(0.001, look)
+
+    cluster.clock.call_at(0.3, look)
+    assert cluster.run()
+    assert began
+    assert cluster.head.down is None
+    assert_right(cluster, LAYERS)
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+@pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
+@pytest.mark.parametrize("seed", range(3))
+def test_without_a_spare_layers_are_shared_out_over_those_that_are_left(lost: int, faults: Faults | None, seed: int) -> None:
+    rng = random.Random(seed)
+    cluster = MovingCluster(
+        seed=seed, card=sim_card((0,) * LAYERS), num_stages=3, num_workers=3, num_pages=128, num_microbatches=3, faults=faults,
+        lossy_orders=faults is not None, layer_load_s=0.05, shares_out=True,
+    )  # fmt: skip
+    _submit(cluster, rng, 16)
+    cluster.kill(lost, at=rng.uniform(0.1, 0.9))
+    assert cluster.run()
+    assert cluster.plan is not None
+    assert [len(stage.span) for stage in cluster.plan.stages] == [3, 3]
+    assert cluster.head.num_recoveries == 1
+    assert_right(cluster, LAYERS)
+
+
+def test_without_the_memory_for_that_requests_end_typed() -> None:
+    cluster = MovingCluster(
+        seed=1, card=sim_card((0,) * LAYERS), num_stages=3, num_workers=3, num_pages=128, memory_bytes=[5000] * 3, shares_out=True
+    )
+    _submit(cluster, random.Random(1), 8, until=0.2)
+    cluster.kill(2, at=0.1)
+    cluster.run_for(2.0)
+    assert isinstance(cluster.head.down, LinkDown)
+    assert all(request.ended for request in cluster.requests.values())

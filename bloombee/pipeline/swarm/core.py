@@ -58,7 +58,7 @@ from bloombee.pipeline.swarm.member import Member
 from bloombee.pipeline.swarm.orders import Orders
 from bloombee.pipeline.swarm.pairs import Pairs
 from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest, heir
-from bloombee.pipeline.swarm.replanning import with_spare
+from bloombee.pipeline.swarm.replanning import NextPlan, with_spare
 from bloombee.pipeline.swarm.stuck import stuck
 from bloombee.pipeline.swarm.survey import Survey
 from bloombee.plan.plan import Plan, StagePlan
@@ -151,7 +151,8 @@ class SwarmCore:
             case HandOver(plan=plan, reason=reason, now=now):
                 return self.handovers.begin(plan, self.plan if self.is_up else None, reason, now)
             case EpochBegan() | EpochOver():
-                return self._moved_over(event)
+                self.plan, commands = self.handovers.moved_over(event, self.plan)
+                return commands
         raise LocalProtocolError(f"{event!r} is not an event of the swarm")
 
     # -- what people ask -------------------------------------------------------------------
@@ -299,23 +300,34 @@ class SwarmCore:
             return []
         if self.plan is None:
             looks = [] if self.survey is None else self.survey.left(worker_id, now)
-            return [*looks, *self._left(worker, reason, now), *self._plan_if_complete(now)]
+            if self.request.takes_others:
+                return [*looks, ReportLeft(worker.id, worker.name, self.num_missing), *self._plan_if_complete(now)]
+            missing = DeviceError(f"worker {worker.name!r} is gone before all were there: {reason}", worker=worker.name)
+            ends = self._down(missing, now) if worker.name in self.request.order else []  # else it is a spare
+            return [*looks, *ends, *self._plan_if_complete(now)]
         parted = self.handovers.lost(worker, reason, now, ends=stage is not None)
         if stage is None:
             return parted
         error = LinkDown(f"worker {worker.name!r} is gone ({reason}); restart it and the Runtime", worker=worker.name)
         spare = heir(stage, map(self._workers.__getitem__, self.spares))
         if spare is None:
-            return [*parted, *self._down(error, now)]
+            return [*parted, *self._share_out(self.plan, stage, error, reason, now)]
         return [*parted, *self._replace(self.plan, stage, spare, reason, now)]
 
-    def _left(self, worker: Member, reason: str, now: float) -> list[Command]:
-        """Before there is a plan."""
-        if self.request.takes_others:
-            return [ReportLeft(worker.id, worker.name, self.num_missing)]
-        if worker.name not in self.request.order:
-            return []  # a spare
-        return self._down(DeviceError(f"worker {worker.name!r} is gone before all were there: {reason}", worker=worker.name), now)
+    def _share_out(self, plan: Plan, lost: StagePlan, error: BloomBeeError, reason: str, now: float) -> list[Command]:
+        """The layers are split over all who are left, if they have the memory and that is wanted; else it is over."""
+        surveyed = None if self.survey is None else self.survey.topology()
+        other = NextPlan.of(self.request, plan, self._workers, None, surveyed).shared_out()
+        if other is None:
+            return self._down(error, now)
+        other = self._orders.numbered(other, plan.stages)
+        broken = self._broken(other, lost, "those that are left", reason, now)
+        return [*broken, *self._orders.move(other, plan, now), *self._go_on(other, now)]
+
+    def _broken(self, plan: Plan, lost: StagePlan, name: str, reason: str, now: float) -> list[Command]:
+        """By the loss of a stage: ``plan`` is to run from now on."""
+        self.plan, self.is_up, self._is_wiring = plan, False, False
+        return [TellScheduler(PlanBroken(now)), PipelineBroken(lost.worker, lost.name, name, reason), PlanMade(plan)]
 
     def _restored(self, worker_id: WorkerId, now: float) -> list[Command]:
         """What was told once and may be lost is told again: a worker that has done it changes nothing."""
@@ -326,22 +338,14 @@ class SwarmCore:
         self.handovers.restored(worker_id, now)
         if self.plan is None or self.error is not None or stage is None:
             return self._plan_if_complete(now)
-        load = [] if worker.is_loaded else [self._orders.load(self.plan, stage, now)]
-        is_unanswered = self._is_wiring and worker.wired < self.plan.epoch
-        return [*load, *([self._orders.wire(self.plan, stage.index, now)] if is_unanswered else [])]
+        return self._orders.unanswered(self.plan, stage, now, is_wiring=self._is_wiring)
 
     def _replace(self, plan: Plan, lost: StagePlan, spare: Member, reason: str, now: float) -> list[Command]:
         """Another worker takes over a stage, in the next epoch. Links are made while it loads: they take many round trips."""
         plan = with_spare(plan, lost, spare, self._orders.next_epoch)
-        self.plan = plan = self._orders.numbered(plan, [one for one in plan.stages if one.worker != spare.id])
-        self.is_up = False
-        return [
-            TellScheduler(PlanBroken(now)),
-            PipelineBroken(lost.worker, lost.name, spare.name, reason),
-            PlanMade(plan),
-            self._orders.first_load(plan, plan.stages[lost.index], now),
-            *self._wire_all(plan, now),
-        ]
+        plan = self._orders.numbered(plan, [one for one in plan.stages if one.worker != spare.id])
+        broken = self._broken(plan, lost, spare.name, reason, now)
+        return [*broken, self._orders.first_load(plan, plan.stages[lost.index], now), *self._wire_all(plan, now)]
 
     def _drain(self, plan: Plan, stage: StagePlan, event: WorkerDrains) -> list[Command]:
         """Its heir takes over beside it, or, where that cannot be, as after a loss."""
@@ -350,12 +354,6 @@ class SwarmCore:
         if self.is_up and can_hand_over(other, plan, self._workers):
             return self.handovers.begin(other, plan, event.reason, event.now)
         return self._replace(plan, stage, heir, event.reason, event.now)
-
-    def _moved_over(self, event: EpochBegan | EpochOver) -> list[Command]:
-        """The scheduler has, or has left what it moved from."""
-        plan, commands = self.handovers.moved_over(event)
-        self.plan = plan or self.plan
-        return commands
 
     def _down(self, error: BloomBeeError, now: float) -> list[Command]:
         if self.error is not None:

@@ -232,16 +232,16 @@ class Handovers:
         self._now = Handover(numbered, running, reason, self._workers, self._orders)
         return self._now.begin(now)
 
-    def moved_over(self, event: EpochBegan | EpochOver) -> tuple[Plan | None, list[Command]]:
-        """The scheduler has, or has left what it moved from. Returns the plan that runs from now on; None: as before."""
+    def moved_over(self, event: EpochBegan | EpochOver, running: Plan | None) -> tuple[Plan | None, list[Command]]:
+        """The scheduler has, or has left what it moved from. Returns the plan that runs now: the new one, or as before."""
         one = self._now
         if one is None or one.is_given_up:
-            return None, []
+            return running, []
         if isinstance(event, EpochBegan) and event.epoch == one.plan.epoch:
             return one.plan, one.switched()
         if isinstance(event, EpochOver) and event.epoch == one.old.epoch:
-            return None, self._done(one.left(event.now))
-        return None, []
+            return running, self._done(one.left(event.now))
+        return running, []
 
     def said(self, worker: Member, message: AnyMessage, now: float) -> list[Command] | None:
         """None: that is not about a hand-over."""

@@ -14,7 +14,7 @@ from bloombee.pipeline.swarm.pairs import Pairs
 from bloombee.pipeline.swarm.planning import PlanRequest
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.types import Epoch, Lane, SchedulerPlace, WorkerId
-from bloombee.wire.messages import Group, Load, Peer, Rules, Schedule, Watermark, Wire
+from bloombee.wire.messages import Group, Load, Peer, Retire, Rules, Schedule, Watermark, Wire
 
 REPEAT_S = 2.0
 """An order that is not answered is said again after so long."""
@@ -95,18 +95,24 @@ class Orders:
         )
         return Send(stage.worker, Lane.CONTROL, message)
 
+    def move(self, plan: Plan, old: Plan, now: float) -> list[Command]:
+        """From ``old``, which is broken: whoever gets other layers lets go of those that it had first, for want of memory."""
+        numbers = {stage.load for stage in old.stages}
+        moved = [stage for stage in plan.stages if stage.load not in numbers]
+        had = [stage.worker for stage in moved if old.stage_of(stage.worker) is not None]
+        retires = [Send(worker, Lane.CONTROL, Retire(plan.pipeline, old.epoch)) for worker in had]
+        return [*retires, *(self.first_load(plan, stage, now) for stage in moved)]
+
     def press(self, plan: Plan, now: float, *, is_wiring: bool) -> list[Command]:
-        """Say again what has not been answered."""
-        commands: list[Command] = []
-        for stage in plan.stages:
-            worker = self._workers[stage.worker]
-            if now - worker.asked_at < REPEAT_S:
-                continue
-            if not worker.is_loaded:
-                commands.append(self.load(plan, stage, now))
-            if is_wiring and worker.wired < plan.epoch:
-                commands.append(self.wire(plan, stage.index, now))
-        return commands
+        """Say again what has not been answered for a while."""
+        late = [stage for stage in plan.stages if now - self._workers[stage.worker].asked_at >= REPEAT_S]
+        return [command for stage in late for command in self.unanswered(plan, stage, now, is_wiring=is_wiring)]
+
+    def unanswered(self, plan: Plan, stage: StagePlan, now: float, *, is_wiring: bool) -> list[Command]:
+        """Again, of the orders to a stage."""
+        worker = self._workers[stage.worker]
+        load = [] if worker.is_loaded else [self.load(plan, stage, now)]
+        return [*load, *([self.wire(plan, stage.index, now)] if is_wiring and worker.wired < plan.epoch else [])]
 
     def _schedule(self, plan: Plan) -> Schedule:
         peers = [self._peer(plan, 0, stage.index) for stage in plan.stages[1:]]

@@ -60,6 +60,15 @@ class NextPlan:
         """
         return self._with_spares() or self._decide(self.members)
 
+    def shared_out(self) -> Plan | None:
+        """A split over all; None: that is not wanted, or they lack the memory."""
+        if not self.request.shares_out:
+            return None
+        try:
+            return self._decide(self.members)
+        except BloomBeeError:
+            return None
+
     def _with_spares(self) -> Plan | None:
         allowed = {one.id: one for one in self.members}
         spares = [one for one in self.members if all(one.id != stage.worker for stage in self.running.stages)]
