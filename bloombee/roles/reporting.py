@@ -88,7 +88,8 @@ class Reporter:
     # -- what is wrong ---------------------------------------------------------------------
 
     def complain(self, error: BloomBeeError, epoch: Epoch = 0) -> None:
-        """A neighbour of an epoch, or of the oldest that has it, is not there; this stage goes on with whoever comes in its place."""
+        """A neighbour of an epoch, or of the oldest that has it, is not there; this stage goes on with whoever comes in its
+        place."""
         epoch = epoch or self._seatings.epoch_with(error.fields.get("peer"))
         if not self.is_over and (epoch or self._seatings):
             self.error = error
