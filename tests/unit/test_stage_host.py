@@ -138,6 +138,7 @@ class _Device:
         self.loaded = on_done
 
     def forgo_codec(self) -> None: ...
+    def next_stage_changed(self) -> None: ...
     def profile(self, _: Any) -> None: ...
     def run(self, work: Work, *, on_done: Callable[[Outcome], None], on_error: Any) -> None:
         self.works.append((work, on_done))
@@ -438,6 +439,20 @@ def test_a_neighbour_that_breaks_a_rule_is_told_to_the_head_as_its_own_fault_onc
         assert stage.endpoint.of(StageFailed) == [failed, failed]  # the first may have been lost with the connection
 
     _run(use, kind)
+
+
+@pytest.mark.parametrize(("peer", "epoch"), [(2, 1), (9, 2)])
+def test_a_neighbour_is_complained_of_in_the_oldest_epoch_that_has_it(peer: int, epoch: int) -> None:
+    """Beside the epoch that runs another is made ready, in which somebody else is next."""
+
+    def use(stage: _Stage) -> None:
+        other = Peer(9, "tcp://127.0.0.1:2", bytes(32), b"x" * 16, True, None)
+        stage.host.wire(Wire(1, 2, 1, 0, 2, 8, 64, None, other, None, (), None, False, 1))
+        stage.host.complain(LinkDown("it has ended", peer=peer))
+        (failed,) = stage.endpoint.of(StageFailed)
+        assert (failed.epoch, failed.fields["peer"]) == (epoch, peer)
+
+    _run(use)
 
 
 def test_an_address_that_nobody_can_dial_is_charged_to_who_told_it() -> None:
