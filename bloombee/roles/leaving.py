@@ -31,13 +31,14 @@ class Leaving:
         if self.is_asked:
             return False
         self.is_asked = True
-        log.warning("asks the head to hand over what it serves; another SIGTERM ends it at once")
         self._drain = Drain(number=1, reason=reason)
         return True
 
     def tick(self, now: float) -> None:
         """Say it, again and again until there is an answer."""
         if self._drain is not None and now - self._said_at >= REPEAT_S:
+            if not self._said_at:  # and not before: a worker that ends with its head gets the signal too
+                log.warning("asks the head to hand over what it serves; another SIGTERM ends it at once")
             self._said_at = now
             self._say(self._drain)
 
