@@ -30,18 +30,6 @@ bool is_too_small(const PathProblem& p) {
     return fit < p.layers;
 }
 
-// The best path that visits some of `order`, in that order.
-Path along(const PathProblem& p, const std::vector<int>& order) {
-    PathProblem part = p.only(order);
-    for (int a = 0; a < part.workers; ++a)
-        for (int b = 0; b < a; ++b) part.set_hop(a, b, never);
-    Relaxation relaxation(part);
-    if (relaxation.solve() == never) return {};
-    Path path = relaxation.walk();
-    for (int& w : path.workers) w = order[w];
-    return path;
-}
-
 std::vector<int> distinct(const std::vector<int>& walk, int workers) {
     std::vector<int> order;
     std::vector<bool> seen(workers, false);
@@ -289,6 +277,17 @@ Prices Prices::scaled(double factor, double of_second) const {
 Found cheapest(const PathProblem& problem, double below, Effort effort, Budget& budget, Prices& prices, const PathProblem* second,
                double second_limit) {
     return Search(problem, below, budget, prices, second, second_limit).run(effort, prices);
+}
+
+Path along(const PathProblem& p, const std::vector<int>& order) {
+    PathProblem part = p.only(order);
+    for (int a = 0; a < part.workers; ++a)
+        for (int b = 0; b < a; ++b) part.set_hop(a, b, never);
+    Relaxation relaxation(part);
+    if (relaxation.solve() == never) return {};
+    Path path = relaxation.walk();
+    for (int& w : path.workers) w = order[w];
+    return path;
 }
 
 double relaxed(const PathProblem& problem) {

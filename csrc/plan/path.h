@@ -147,6 +147,9 @@ struct Effort {
 Found cheapest(const PathProblem& problem, double below, Effort effort, Budget& budget, Prices& prices,
                const PathProblem* second = nullptr, double second_limit = never);
 
+// The best path that visits some of `order`, in that order; no workers: there is none.
+Path along(const PathProblem& problem, const std::vector<int>& order);
+
 // Without the rule that no worker is visited twice: a bound, exact in a fixed order.
 double relaxed(const PathProblem& problem);
 

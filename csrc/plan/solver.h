@@ -51,6 +51,11 @@ class Solver {
     PathProblem problem(int point, double cap, int timed_size, const std::vector<bool>& allowed);
     Chain chain_of(int point, double cap, const Path& path);
     bool attempt(int point, double value, double step_limit, Effort effort, Budget& budget);
+    bool take(int point, double cap, const Path& path, double step_limit);
+    bool is_alike() const;
+    bool reroute(int point, double value, double step_limit, int kicks, Budget& budget);
+    void scout(int point, double step_limit, int kicks, Budget& budget);
+    void scout_all(double step_limit, Budget& budget);
     void find(int point, double step_limit, Budget& budget);
     void improve(int point, double step_limit, Effort effort, Budget& budget);
     void raise(int point, double step_limit, Effort effort, Budget& budget);
@@ -75,6 +80,7 @@ class Solver {
     std::vector<double> bounds_;  // [points] of value
     std::vector<double> lows_;    // [points] below which tries found nothing; proves nothing
     double loop_ = 0;             // of the best, over its gain
+    uint64_t seed_ = 0;           // of the next round of Routes
     std::vector<double> points_;  // [points] those of the last most_tokens()
     Solution best_, most_;        // of the search now, of the last most_tokens()
 };
