@@ -46,7 +46,7 @@ class Search {
         : below_(below), limit_(limit), budget_(budget), lagrangian_(whole, second, limit, prices, below) {}
 
     Found run(Effort effort, Prices& prices) {
-        if (is_too_small(problem())) return {{}, never, true};
+        if (is_too_small(problem())) return {{}, never, true, {}};
         const bool is_done = tighten(effort.turns);
         if (is_done || bound_ >= ceiling()) return finish(true);  // (with prices that go up and up if there is no path)
         prices = lagrangian_.prices();
@@ -237,7 +237,9 @@ class Search {
 
     Found finish(bool complete) {
         // The relaxation leaves out what cannot lead to a better path, so what it says beyond the ceiling says nothing.
-        return {best_, complete ? ceiling() : least(std::max(0.0, bound_), ceiling()), complete};
+        std::vector<int> walk;
+        for (const int w : order_) walk.push_back(ids()[w]);
+        return {best_, complete ? ceiling() : least(std::max(0.0, bound_), ceiling()), complete, walk};
     }
 
     double below_, limit_, bound_ = -never;

@@ -209,7 +209,7 @@ std::vector<int> Routes::build(int some) {
     return best;
 }
 
-// Takes some out, puts another one in, or moves some.
+// Takes some out, puts another one in, moves some, or begins with another one.
 void Routes::kick(std::vector<int>& order, uint64_t& state) const {
     const auto below = [&state](size_t count) { return size_t(draw(state) % count); };
     for (int turn = 1 + int(below(2)); turn > 0; --turn) {
@@ -217,7 +217,7 @@ void Routes::kick(std::vector<int>& order, uint64_t& state) const {
         const int w = usable_[below(usable_.size())];
         const bool is_used = std::find(order.begin(), order.end(), w) != order.end();
         const long count = long(std::min(1 + below(3), m - p));
-        switch (below(4)) {
+        switch (below(5)) {
         case 0:
             if (m > size_t(count) + 1) order.erase(order.begin() + long(p), order.begin() + long(p) + count);
             break;
@@ -226,6 +226,9 @@ void Routes::kick(std::vector<int>& order, uint64_t& state) const {
             break;
         case 2:
             if (!is_used) order.insert(order.begin() + long(p), w);
+            break;
+        case 3:
+            std::rotate(order.begin(), order.begin() + long(p), order.end());  // (a ring that begins elsewhere)
             break;
         default: {
             const std::vector<int> some(order.begin() + long(p), order.begin() + long(p) + count);
