@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "plan/draw.h"
 #include "plan/least.h"
 #include "plan/relaxation.h"
 
@@ -10,14 +11,6 @@ namespace {
 
 // Tried in each place.
 constexpr size_t most_candidates = 10;
-
-// splitmix64
-uint64_t draw(uint64_t& state) {
-    uint64_t z = (state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
 
 }  // namespace
 

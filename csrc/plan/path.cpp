@@ -30,18 +30,6 @@ bool is_too_small(const PathProblem& p) {
     return fit < p.layers;
 }
 
-// The best path that visits some of `order`, in that order.
-Path along(const PathProblem& p, const std::vector<int>& order) {
-    PathProblem part = p.only(order);
-    for (int a = 0; a < part.workers; ++a)
-        for (int b = 0; b < a; ++b) part.set_hop(a, b, never);
-    Relaxation relaxation(part);
-    if (relaxation.solve() == never) return {};
-    Path path = relaxation.walk();
-    for (int& w : path.workers) w = order[w];
-    return path;
-}
-
 std::vector<int> distinct(const std::vector<int>& walk, int workers) {
     std::vector<int> order;
     std::vector<bool> seen(workers, false);
@@ -58,7 +46,7 @@ class Search {
         : below_(below), limit_(limit), budget_(budget), lagrangian_(whole, second, limit, prices, below) {}
 
     Found run(Effort effort, Prices& prices) {
-        if (is_too_small(problem())) return {{}, never, true};
+        if (is_too_small(problem())) return {{}, never, true, {}};
         const bool is_done = tighten(effort.turns);
         if (is_done || bound_ >= ceiling()) return finish(true);  // (with prices that go up and up if there is no path)
         prices = lagrangian_.prices();
@@ -249,7 +237,9 @@ class Search {
 
     Found finish(bool complete) {
         // The relaxation leaves out what cannot lead to a better path, so what it says beyond the ceiling says nothing.
-        return {best_, complete ? ceiling() : least(std::max(0.0, bound_), ceiling()), complete};
+        std::vector<int> walk;
+        for (const int w : order_) walk.push_back(ids()[w]);
+        return {best_, complete ? ceiling() : least(std::max(0.0, bound_), ceiling()), complete, walk};
     }
 
     double below_, limit_, bound_ = -never;
@@ -289,6 +279,17 @@ Prices Prices::scaled(double factor, double of_second) const {
 Found cheapest(const PathProblem& problem, double below, Effort effort, Budget& budget, Prices& prices, const PathProblem* second,
                double second_limit) {
     return Search(problem, below, budget, prices, second, second_limit).run(effort, prices);
+}
+
+Path along(const PathProblem& p, const std::vector<int>& order) {
+    PathProblem part = p.only(order);
+    for (int a = 0; a < part.workers; ++a)
+        for (int b = 0; b < a; ++b) part.set_hop(a, b, never);
+    Relaxation relaxation(part);
+    if (relaxation.solve() == never) return {};
+    Path path = relaxation.walk();
+    for (int& w : path.workers) w = order[w];
+    return path;
 }
 
 double relaxed(const PathProblem& problem) {

@@ -123,6 +123,10 @@ struct Prices {
     // For costs of which one second is worth `factor` of one here, and second costs at a price of their own.
     Prices scaled(double factor, double of_second) const;
 
+    bool is_empty() const {
+        return sets.empty() && second == 0 && std::all_of(workers.begin(), workers.end(), [](double price) { return price == 0; });
+    }
+
     std::vector<double> workers;
     double second = 0;
     std::vector<Set> sets;
@@ -132,6 +136,7 @@ struct Found {
     Path path;       // of a cost below what was asked, if there is one
     double bound;    // no path costs less, up to what was asked
     bool complete;   // nothing was left out: `path` is the best, or there is none below what was asked
+    std::vector<int> walk;  // workers in the order of the last walk that is no path; none: there was none
 };
 
 // How far a search goes.
@@ -146,6 +151,9 @@ struct Effort {
 //   prices: to start from, and where the best ones are left.
 Found cheapest(const PathProblem& problem, double below, Effort effort, Budget& budget, Prices& prices,
                const PathProblem* second = nullptr, double second_limit = never);
+
+// The best path that visits some of `order`, in that order; no workers: there is none.
+Path along(const PathProblem& problem, const std::vector<int>& order);
 
 // Without the rule that no worker is visited twice: a bound, exact in a fixed order.
 double relaxed(const PathProblem& problem);

@@ -2,6 +2,10 @@
 
 #include <algorithm>
 #include <iterator>
+#include <numeric>
+#include <utility>
+
+#include "plan/routes.h"
 
 namespace bloombee::plan {
 namespace {
@@ -11,6 +15,13 @@ constexpr double hair = 1e-10;
 
 // A value this close is sought no further before the proof.
 constexpr double enough = 5e-3;
+
+// Between a point's bound and the best value.
+constexpr int most_aims = 5;
+
+// Rounds of Routes, at first, and how much better than the best plan one has to be that they look for.
+constexpr int first_rounds = 20;
+constexpr double least_part = 1e-3, most_part = 0.3;
 
 // What is done for a point, one after the other, as long as its bound is the least of all. The first widths are narrow: a search
 // for a plan that is better by half the gap ends early where there is none.
@@ -31,7 +42,7 @@ Effort effort_at(int level, int width) {
 Solver::Solver(Instance instance, Budget budget)
     : instance_(std::move(instance)), budget_(budget), layers_(instance_), links_(instance_.sizes.size()),
       stages_(instance_.points.size()), spans_(instance_.points.size()), alone_spans_(instance_.points.size()),
-      prices_(instance_.points.size(), Prices(instance_.workers)) {}
+      prices_(instance_.points.size(), Prices(instance_.workers)), walks_(instance_.points.size()) {}
 
 const LinkTable& Solver::links(int size) {
     if (!links_[size]) links_[size] = std::make_unique<LinkTable>(instance_, size);
@@ -93,18 +104,65 @@ bool Solver::attempt(int point, double value, double step_limit, Effort effort, 
     const Point& at = instance_.points[point];
     const double step = std::min(value * at.gain, step_limit * (1 + hair)), cap = step / at.in_flight;
     const PathProblem p = problem(point, cap, at.size, allowed_);
+    // (a point without prices does better with those of another one than with none)
+    if (priced_ >= 0 && prices_[point].is_empty()) prices_[point] = prices_[priced_];
+    priced_ = point;
     const Found found = cheapest(p, step, effort, budget, prices_[point]);
+    if (!found.walk.empty()) walks_[point] = found.walk;
     bounds_[point] = std::max(bounds_[point], found.bound >= step ? value : std::min(value, found.bound / at.gain));
-    if (found.path.workers.empty()) return false;
-    Chain chain = chain_of(point, cap, found.path);
+    return take(point, cap, found.path, step_limit);
+}
+
+// Whether the path, found under a cap, is a better plan than the best so far.
+bool Solver::take(int point, double cap, const Path& path, double step_limit) {
+    if (path.workers.empty()) return false;
+    const double gain = instance_.points[point].gain;
+    Chain chain = chain_of(point, cap, path);
     const double own = value_of(point, chain);
-    if (!(own < best_.value) || own * at.gain > step_limit * (1 + hair)) return false;
+    if (!(own < best_.value) || own * gain > step_limit * (1 + hair)) return false;
     best_.found = true;
     best_.value = own;
     best_.point = point;
     best_.chain = std::move(chain);
-    loop_ = found.path.cost / at.gain;
+    loop_ = path.cost / gain;
     return true;
+}
+
+// Workers that may stand in any order, with layers that are alike: what Routes can search.
+bool Solver::is_alike() const { return instance_.kinds == 1 && instance_.rank.empty() && instance_.layers > 1; }
+
+// Looks for a plan of this point that is better than `value`, from an order of workers. Whether a better plan than the best so far
+// was found.
+bool Solver::reroute(int point, double value, double step_limit, const std::vector<int>& start, int rounds, Budget& budget) {
+    const Point& at = instance_.points[point];
+    const double step = std::min(value * at.gain, step_limit * (1 + hair)), cap = step / at.in_flight;
+    const PathProblem p = problem(point, cap, at.size, allowed_);
+    const double worth = step < never ? step : relaxed(p);
+    if (worth == never) return false;
+    const auto judge = [&](const std::vector<int>& order) { return take(point, cap, along(p, order), step_limit); };
+    return Routes(p, worth).find(start, step, judge, rounds, seed_++, budget);
+}
+
+// Down from the best value, in steps that grow with each that comes off. Routes are quick, so this is what finds plans.
+void Solver::scout(int point, double step_limit, int rounds, Budget& budget) {
+    double part = best_.found ? 2 * least_part : most_part;
+    if (!best_.found && !reroute(point, never, step_limit, {}, rounds, budget)) return;
+    while (part >= least_part && !budget.is_spent()) {
+        const double aim = std::max(best_.value * (1 - part), bounds_[point] * (1 + hair));
+        if (!(aim < best_.value * (1 - hair))) return;
+        const std::vector<int> walk = std::exchange(walks_[point], {});
+        const bool is_better = reroute(point, aim, step_limit, walk.empty() ? best_.chain.workers : walk, rounds, budget);
+        part = is_better ? std::min(most_part, 2 * part) : part / 4;
+    }
+}
+
+// Of each point that could have the best plan.
+void Solver::scout_all(double step_limit, Budget& budget) {
+    std::vector<int> order(instance_.points.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [this](int a, int b) { return bounds_[a] < bounds_[b]; });
+    for (const int point : order)
+        if (bounds_[point] < best_.value * (1 - enough) && !budget.is_spent()) scout(point, step_limit, first_rounds, budget);
 }
 
 // A first plan: up from what the point can do at most, in few steps, as local search takes long where there is nothing to find.
@@ -132,16 +190,16 @@ void Solver::improve(int point, double step_limit, Effort effort, Budget& budget
     }
 }
 
-// Up by a part of what is open between the point's bound and the best value: half of it, less where that is too much to prove.
+// Up to the best value; where that is too much to prove, as near to it as a few halvings come.
 void Solver::raise(int point, double step_limit, Effort effort, Budget& budget) {
-    double part = 0.5;
-    for (double high = best_.value * (1 - hair); bounds_[point] < high && part > 0.1 && !budget.is_spent();) {
-        const bool is_near = bounds_[point] >= best_.value * (1 - enough);
-        const double aim = is_near ? high : bounds_[point] + part * (high - bounds_[point]), before = bounds_[point];
-        if (attempt(point, aim, step_limit, effort, budget)) high = std::min(high, best_.value * (1 - hair));
-        if (bounds_[point] >= aim) continue;
-        if (is_near) return;
-        part *= bounds_[point] > before ? 0.5 : 0.25;
+    double failed = never;
+    for (int turn = 0; turn < most_aims && !budget.is_spent(); ++turn) {
+        const double high = best_.value * (1 - hair);
+        if (bounds_[point] >= high) return;
+        const double aim = failed < never ? (bounds_[point] + std::min(failed, high)) / 2 : high;
+        attempt(point, aim, step_limit, effort, budget);
+        if (bounds_[point] < aim) failed = aim;
+        if (failed < bounds_[point] * (1 + 2e-3)) return;
     }
 }
 
@@ -253,20 +311,50 @@ Solution Solver::finish(const Budget& used) {
     return out;
 }
 
+// A solver of the allowed workers alone, where they are so few that the tables of all would take longer; null: they are not.
+Solver* Solver::part_of(const std::vector<bool>& allowed) {
+    std::vector<int> ids;
+    for (int w = 0; w < instance_.workers; ++w)
+        if (allowed[w]) ids.push_back(w);
+    if (ids.empty() || 2 * int(ids.size()) >= instance_.workers) return nullptr;
+    if (!part_ || ids != part_ids_) {
+        part_ = std::make_unique<Solver>(instance_.only(ids), budget_);
+        part_ids_ = std::move(ids);
+    }
+    return part_.get();
+}
+
+template <class Search>
+Solution Solver::in_part(Search search) {
+    part_->budget_ = budget_;
+    Solution found = search(std::vector<bool>(part_ids_.size(), true));
+    budget_ = part_->budget_;
+    for (int& w : found.chain.workers) w = part_ids_[w];
+    return found;
+}
+
 Solution Solver::most_tokens(double step_limit, const std::vector<bool>& allowed, int width, double share) {
+    if (Solver* part = part_of(allowed))
+        return in_part([&](const std::vector<bool>& all) { return part->most_tokens(step_limit, all, width, share); });
     Budget budget = budget_.share(share);
     allowed_ = allowed;
     best_ = {};
     bounds_.assign(instance_.points.size(), 0.0);
     lows_ = bounds_;
+    for (std::vector<int>& walk : walks_) walk.clear();
     for (int size = 0; size < int(instance_.sizes.size()); ++size) bound_size(size, step_limit);
+    if (is_alike()) scout_all(step_limit, budget);
     work(budget, [&](int point, int level) {
         if (!best_.found) {
             find(point, step_limit, budget);
             improve(point, step_limit, {40, instance_.workers <= few_workers ? 3 : 1, 0}, budget);
         }
         const Effort effort = effort_at(level, width);
-        if (effort.descents > 0) improve(point, step_limit, {effort.turns, effort.descents, 0}, budget);
+        if (effort.descents > 0 && is_alike()) {
+            scout(point, step_limit, first_rounds * effort.descents, budget);
+        } else if (effort.descents > 0) {
+            improve(point, step_limit, {effort.turns, effort.descents, 0}, budget);
+        }
         raise(point, step_limit, {effort.turns, 0, effort.width}, budget);
     });
     points_ = bounds_;
@@ -274,6 +362,8 @@ Solution Solver::most_tokens(double step_limit, const std::vector<bool>& allowed
 }
 
 Solution Solver::least_alone(double value, const std::vector<bool>& allowed, int width, double share) {
+    if (Solver* part = part_of(allowed))
+        return in_part([&](const std::vector<bool>& all) { return part->least_alone(value, all, width, share); });
     Budget budget = budget_.share(share);
     if (allowed != allowed_ || points_.empty()) points_.assign(instance_.points.size(), 0.0);
     best_ = {};

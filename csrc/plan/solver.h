@@ -51,6 +51,11 @@ class Solver {
     PathProblem problem(int point, double cap, int timed_size, const std::vector<bool>& allowed);
     Chain chain_of(int point, double cap, const Path& path);
     bool attempt(int point, double value, double step_limit, Effort effort, Budget& budget);
+    bool take(int point, double cap, const Path& path, double step_limit);
+    bool is_alike() const;
+    bool reroute(int point, double value, double step_limit, const std::vector<int>& start, int rounds, Budget& budget);
+    void scout(int point, double step_limit, int rounds, Budget& budget);
+    void scout_all(double step_limit, Budget& budget);
     void find(int point, double step_limit, Budget& budget);
     void improve(int point, double step_limit, Effort effort, Budget& budget);
     void raise(int point, double step_limit, Effort effort, Budget& budget);
@@ -63,18 +68,26 @@ class Solver {
     double least_bound(int size) const;
     void lift_size(int size, double step_limit);
     Solution finish(const Budget& used);
+    Solver* part_of(const std::vector<bool>& allowed);
+    template <class Search>
+    Solution in_part(Search search);
 
     Instance instance_;
     Budget budget_;
+    std::unique_ptr<Solver> part_;  // of few workers, the last that were asked for
+    std::vector<int> part_ids_;     // [workers of the part] their numbers here
     LayerTable layers_;
     std::vector<std::unique_ptr<LinkTable>> links_;
     std::vector<std::unique_ptr<StageTable>> stages_;
     std::vector<std::unique_ptr<Spans>> spans_, alone_spans_;  // [points] at their own size, at b = 1
     std::vector<Prices> prices_;  // [points] from the last search
+    std::vector<std::vector<int>> walks_;  // [points] that the last search ended with, and no plan was tried from yet
+    int priced_ = -1;             // the point whose prices are the latest
     std::vector<bool> allowed_;
     std::vector<double> bounds_;  // [points] of value
     std::vector<double> lows_;    // [points] below which tries found nothing; proves nothing
     double loop_ = 0;             // of the best, over its gain
+    uint64_t seed_ = 0;           // of the next round of Routes
     std::vector<double> points_;  // [points] those of the last most_tokens()
     Solution best_, most_;        // of the search now, of the last most_tokens()
 };

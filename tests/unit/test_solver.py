@@ -387,6 +387,37 @@ def test_many_workers_are_shared_out_and_the_gap_is_told() -> None:
     assert found.gap >= 0
 
 
+def test_few_of_many_workers_have_the_plan_that_they_have_alone() -> None:
+    topology, model = wan(3, 12, 16)
+    some = (2, 5, 7, 11)
+    alone = Topology({worker: topology.devices[worker] for worker in some}, {
+        pair: link for pair, link in topology.links.items() if set(pair) <= {HEAD, *some}
+    })  # fmt: skip
+    space = Space(sequences=(1, 8), microbatches=(1, 4), ratios=(None, 0.67), streamed=(0.0, 1.0), context=1000)
+    whole, part = make_instance(topology, model, space), make_instance(alone, model, space)
+    among = PlanSolver(whole.fields, LONG_S, 1 << 40)
+    own = PlanSolver(part.fields, LONG_S, 1 << 40)
+    allowed = bytes(worker in some for worker in whole.workers)
+    limit = math.inf
+    for search in ("most_tokens", "least_alone"):
+        found, expected = getattr(among, search)(limit, allowed, 64), getattr(own, search)(limit, bytes([1] * 4), 64)
+        assert (found["value"], found["bound"]) == (expected["value"], expected["bound"])
+        assert [whole.workers[number] for number in found["workers"]] == [part.workers[number] for number in expected["workers"]]
+        limit = 1.1 * found["value"]
+    assert among.steps == own.steps > 0
+
+
+def test_hundreds_of_workers_are_shared_out_by_neighbourhood() -> None:
+    topology, model = wan(1, 260, 8)
+    space = Space(sequences=(1, 8), microbatches=(1, 4), pipelines=12)
+    found = solve(topology, model, space, Objective(Goal.THROUGHPUT), budget_s=math.inf, max_steps=200_000)
+    workers = [worker for cost in found.pipelines for worker in cost.candidate.workers]
+    assert len(found.pipelines) == 12
+    assert len(workers) == len(set(workers))
+    assert set(workers).isdisjoint(found.spares)
+    assert found.bound >= found.value == sum(cost.tokens_per_s for cost in found.pipelines)
+
+
 def test_where_nothing_takes_time_there_is_a_plan_all_the_same() -> None:
     topology = Topology({1: Device("free")}, {(HEAD, 1): Link(math.inf, 0.0), (1, HEAD): Link(math.inf, 0.0)})
     for goal in ("latency", "throughput", "balance", "target:1"):

@@ -213,8 +213,10 @@ def _links(topology: Topology, workers: Sequence[WorkerId]) -> dict[str, Any]:
                 source=source,
                 target=target,
             )
-        rates = (rate for _, rate in topology.lines(source, target)) if topology.sites else ()
-        bandwidth[number[source], number[target]] = min([link.bandwidth_bytes_per_s, *rates])
+        rate = link.bandwidth_bytes_per_s
+        if topology.sites:
+            rate = min([rate, *(rate for _, rate in topology.lines(source, target))])
+        bandwidth[number[source], number[target]] = rate
         latency[number[source], number[target]] = link.latency_s
     return {"bandwidth": bandwidth, "latency": latency}
 

@@ -8,15 +8,16 @@ at its best.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from bloombee._native import PlanSolver
-from bloombee.plan.solve.instance import Instance
+from bloombee.plan.solve.instance import Instance, Numbers
 
 Found = dict[str, Any]
 Members = int
@@ -28,6 +29,8 @@ NARROW = 1
 """Of the widest while workers change sides."""
 FEW = 6
 """Workers that are shared out in every way."""
+MANY = 256
+"""With more workers no pipeline is sought among all of them, unless groups have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class Pipelines:
         self._num_workers = len(instance.workers)
         self._all: Members = (1 << self._num_workers) - 1
         self._most = min(most, self._num_workers)
+        self._away: Numbers = instance.fields["latency"][:-1, :-1]
         self._one_of: dict[tuple[Members, int], Share] = {}
         self._most_of: dict[tuple[int, Members], Share] = {}
 
@@ -137,20 +141,52 @@ class Pipelines:
     def _grown(self, share: float) -> Share:
         """One share for each number of pipelines, the best of them improved as far as the budget goes."""
         rates = np.array(self._solver.layer_rates())
-        one = self._one(self._all, share / 2)
-        ways = [self._groups(count, rates) for count in range(2, self._most + 1)]
-        shares = [one, *(self._together(groups) for groups in ways)]
+        at_most = float(rates.sum()) / self._instance.fields["layers"]
+        shares, ways = [], []
+        if self._num_workers <= MANY:
+            shares, ways = [self._one(self._all, share / 2)], [[self._all]]
+            at_most = min(at_most, shares[0].at_most * self._most)
+        for count in _counts(self._most):
+            groups = self._groups(count, rates)
+            shares.append(self._together(groups, share / 4))
+            ways.append(groups)
+            if self._num_workers > MANY and 0 < shares[-1].tokens_per_s < shares[0].tokens_per_s:
+                break  # (the most pipelines come first, and each can make so many tokens only)
+        if not any(some.found for some in shares):
+            shares, ways = [self._one(self._all, share)], [[self._all]]
         best = max(shares, key=lambda some: some.tokens_per_s)
-        if best is not one:
-            best = self._change_sides(ways[shares.index(best) - 1], best, until=1 - share)
-        at_most = min(float(rates.sum()) / self._instance.fields["layers"], one.at_most * self._most)
+        groups = ways[shares.index(best)]
+        if self._num_workers > MANY:
+            best = self._give_spares(groups, until=1 - share)
+        elif len(groups) > 1:
+            best = self._change_sides(groups, best, until=1 - share)
         return replace(best, at_most=at_most, proven=at_most <= best.tokens_per_s * (1 + 1e-9))
 
-    def _together(self, groups: Iterable[Members]) -> Share:
+    def _together(self, groups: Sequence[Members], share: float) -> Share:
+        """Each group for itself, all of them for ``share`` of what is left of the budget."""
         all_groups = Share()
         for members in groups:
-            all_groups = all_groups.beside(self._one(members, 0.1, NARROW))
+            all_groups = all_groups.beside(self._one(members, share / len(groups), NARROW))
         return all_groups
+
+    def _give_spares(self, groups: Sequence[Members], *, until: float) -> Share:
+        """Each group, the slowest first, tries the nearest workers that nobody has, until that part of the budget is left."""
+        shares = [self._one(members, 1.0, NARROW) for members in groups]
+        spares = self._all & ~sum(map(_used, shares))
+        for index in sorted(range(len(shares)), key=lambda number: shares[number].tokens_per_s):
+            if not spares or self._solver.left <= until:
+                break
+            own = _used(shares[index])
+            other = self._one(own | self._nearest(own or groups[index], spares), 1 / len(groups), NARROW)
+            if other.tokens_per_s > shares[index].tokens_per_s:
+                shares[index], spares = other, (spares | own) & ~_used(other)
+        return functools.reduce(Share.beside, shares, Share())
+
+    def _nearest(self, group: Members, some: Members) -> Members:
+        """Of some workers those that are nearest to a group, at most as many as the group has."""
+        numbers, free = _numbers(group), _numbers(some)
+        away = self._away[np.ix_(numbers, free)].mean(axis=0)
+        return sum(1 << free[at] for at in np.argsort(away, kind="stable")[: len(numbers)])
 
     def _change_sides(self, groups: list[Members], best: Share, *, until: float) -> Share:
         """Moves and swaps of single workers, each kept if it makes more tokens, until that part of the budget is left."""
@@ -160,28 +196,38 @@ class Pipelines:
             for other in _moves(groups):
                 if self._solver.left <= until:
                     return best
-                share = self._together(other)
+                share = self._together(other, 0.25)
                 if share.tokens_per_s > best.tokens_per_s * (1 + 1e-9):
                     groups, best, is_better = other, share, True
                     break
         return best
 
-    def _groups(self, count: int, rates: np.ndarray[Any, np.dtype[np.float64]]) -> list[Members]:
-        """Neighbours together; the slowest group takes next."""
-        away = self._instance.fields["latency"][:-1, :-1]
-        free = set(range(self._num_workers))
-        groups: list[list[int]] = []
-        for _ in range(count):
-            seeds = [group[0] for group in groups]
-            seed = max(free, key=lambda w: min((float(away[w, s]) for s in seeds), default=float(rates[w])))
-            groups.append([seed])
-            free.discard(seed)
-        while free:
-            group = min(groups, key=lambda some: float(rates[some].sum()))
-            nearest = min(free, key=lambda w: float(away[group, w].mean()))
-            group.append(nearest)
-            free.discard(nearest)
-        return [sum(1 << number for number in group) for group in groups]
+    def _groups(self, count: int, rates: Numbers) -> list[Members]:
+        """Neighbours together; the group that has least takes next: of speed, or of room for layers."""
+        point = max(range(len(self._instance.points)), key=lambda number: math.prod(self._instance.points[number]))
+        room = np.array(self._solver.room(point), dtype=float)
+        parts = np.stack([rates / rates.sum(), room / max(room.sum(), 1.0)])
+        has = np.zeros((2, count))
+        away = np.zeros((count, self._num_workers))
+        free = np.ones(self._num_workers, dtype=bool)
+        sizes = np.zeros(count)
+        groups = [0] * count
+        nearest_seed = np.full(self._num_workers, math.inf)
+        for turn in range(self._num_workers):
+            if turn < count:
+                group, score = turn, -nearest_seed if turn else -rates
+            else:
+                group = int(has.min(axis=0).argmin())
+                score = away[group] / sizes[group]
+            worker = int(np.where(free, score, math.inf).argmin())
+            if turn < count:
+                nearest_seed = np.minimum(nearest_seed, self._away[:, worker])
+            free[worker] = False
+            sizes[group] += 1
+            groups[group] |= 1 << worker
+            has[:, group] += parts[:, worker]
+            away[group] += self._away[worker]
+        return groups
 
     def _alone_beside(self, most: Share, index: int, need: float) -> Share:
         """The pipeline of that index anew, out of its own workers and those that none has."""
@@ -194,6 +240,21 @@ class Pipelines:
 def _rate(seconds: float) -> float:
     """Per second; of inf, which is no plan, none."""
     return 1 / seconds if seconds > 0 else math.inf
+
+
+def _counts(most: int) -> Iterator[int]:
+    """Numbers of pipelines to try, two or more: all of them where they are few, else fewer and fewer by a quarter."""
+    while most >= 2:
+        yield most
+        most = most - 1 if most <= 8 else most * 3 // 4
+
+
+def _used(share: Share) -> Members:
+    return sum(1 << worker for found in share.found for worker in found["workers"])
+
+
+def _numbers(members: Members) -> list[int]:
+    return [number for number in range(members.bit_length()) if members >> number & 1]
 
 
 def _with_first(members: Members) -> Iterator[Members]:
