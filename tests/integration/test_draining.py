@@ -134,7 +134,7 @@ def test_a_worker_leaves_in_the_middle_and_no_token_is_lost(
 @asynccontextmanager
 async def swarm_of(count: int, spares: int) -> AsyncIterator[tuple[bloombee.Runtime, Events, dict[str, subprocess.Popen[str]]]]:
     """Workers from elsewhere, each a process of its own."""
-    runtime = bloombee.Runtime("demo", remote_workers=count, spares=spares, dtype="float32")
+    runtime = bloombee.Runtime("demo", remote_workers=count, spares=spares, split=(4, 4), dtype="float32")
     workers: dict[str, subprocess.Popen[str]] = {}
     try:
         await runtime.prepare()
