@@ -85,7 +85,7 @@ def test_a_worker_that_was_taken_for_lost_comes_back_with_its_layers_and_gets_th
     async def use() -> None:
         port = free_port()
         runtime = bloombee.Runtime(
-            "demo", remote_workers=2, spares=2, dtype="float32", listen=f"tcp://127.0.0.1:{port}", objective=None
+            "demo", remote_workers=2, spares=2, split=(4, 4), dtype="float32", listen=f"tcp://127.0.0.1:{port}"
         )
         the = _Swarm(runtime, port)
         try:
