@@ -1,7 +1,7 @@
 """Builds the extension modules with CMake; everything else about the package is in pyproject.toml.
 
 Environment: BLOOMBEE_CUDA=on|off|auto (default auto) says whether ``bloombee._native_cuda`` is built, and
-BLOOMBEE_CUDA_ARCHITECTURES for which GPUs, as CMake names them (80;90, native).
+BLOOMBEE_CUDA_ARCHITECTURES for which GPUs, as CMake names them (80-real;90, native).
 """
 
 from __future__ import annotations
