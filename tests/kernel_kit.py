@@ -50,6 +50,11 @@ def on_kernels() -> Iterator[Recordings]:
         patch.setattr(model, "has_kernels", lambda _: True)
         patch.setattr(model, "recorder_of", lambda _: recordings)
         yield recordings
+    restore_rotary()
+
+
+def restore_rotary() -> None:
+    """Put transformers' own functions back into its files."""
     for name, module in list(sys.modules.items()):
         if name.startswith("transformers.models.") and isinstance(found := vars(module).get(fused.ROTARY), fused.FusedRotary):
             setattr(module, fused.ROTARY, found.original)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from engine_kit import FAMILIES, generate, load_chain, make_checkpoint, ragged_prompts, reference_tokens
+from kernel_kit import restore_rotary
 from transformers.activations import ACT2FN
 
 from bloombee import _native
@@ -20,6 +21,12 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 def modelling(family: str) -> Any:
     return importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+
+
+@pytest.fixture(autouse=True)
+def own_rotary() -> Iterator[None]:
+    yield
+    restore_rotary()
 
 
 def noise(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -51,7 +58,7 @@ def test_a_norm_of_another_type_than_its_rows_is_transformers() -> None:
     module = modelling("llama").LlamaRMSNorm(64)
     x = noise(1, 3, 64, dtype=torch.bfloat16)
     expected = module(x)
-    assert fused.install(torch.nn.Sequential(module), torch.device("cpu")) == 1
+    assert fused.install(torch.nn.Sequential(module), torch.device("cpu")) == 2, "the norm, and the function of its file"
     assert torch.equal(module(x), expected)
 
 

@@ -130,13 +130,14 @@ def test_recordings_are_made_ahead_where_there_is_time(tmp_path: Path, recording
 def test_a_recording_of_some_layers_is_of_no_use_for_others(tmp_path: Path, recordings: Recordings) -> None:
     make_checkpoint("llama", tmp_path)
     (stage,) = load_chain(tmp_path, ())
+    tried = recordings.made
     step = one_row(3, 5)
     whole = stage.run(step, None)
     with stage.of_layers([0, 0]):
         twice = stage.run(step, None)
     with stage.of_layers(range(4)):
         assert stage.run(step, None) == whole
-    assert recordings.made == 2
+    assert recordings.made == tried + 2
     stage.steps.graphs = None
     with stage.of_layers([0, 0]):
         assert stage.run(step, None) == twice

@@ -12,7 +12,7 @@ from engine_kit import LAYERS, PAGE, VOCABULARY, generate, load_chain, make_chec
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bloombee.engine import attention, model
+from bloombee.engine import attention, forward, steps
 from bloombee.engine.attention import attend
 from bloombee.engine.cache import LayerCache, SlotCache, Step
 from bloombee.engine.describe import describe
@@ -72,10 +72,15 @@ def test_attention_in_small_blocks_gives_the_tokens_of_transformers(
 @pytest.mark.parametrize("family", ["gemma2", "granite", "cohere2", "gpt_neox"])
 def test_logits_of_many_rows_are_made_in_parts(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a family does with its logits (caps, scales) is done to each part."""
-    monkeypatch.setattr(model, "LOGITS", 3 * VOCABULARY + 1)
+    monkeypatch.setattr(steps, "LOGITS", 3 * VOCABULARY + 1)
     made: list[int] = []
-    logits = model.SpanModel._logits
-    monkeypatch.setattr(model.SpanModel, "_logits", lambda *args: made.append(len(args[2])) or logits(*args))
+    by_parts = forward.SpanForward.logits_by_parts
+
+    def counted(*args: Any) -> Any:
+        made.extend(map(len, args[2]))
+        return by_parts(*args)
+
+    monkeypatch.setattr(forward.SpanForward, "logits_by_parts", counted)
     reference, prompts = make_checkpoint(family, tmp_path), ragged_prompts()
     assert generate(load_chain(tmp_path, (2,)), prompts, 5) == reference_tokens(reference, prompts, 5)
     assert set(made) == {3, 2}
