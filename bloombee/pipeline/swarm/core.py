@@ -239,8 +239,6 @@ class SwarmCore:
             return answered
         plan, stage = self.plan, self.plan.stage_of(worker_id) if self.plan is not None else None
         match message:
-            case Retired() | Unloaded():
-                return []
             case Profiled() | Introduced() | LinkReport() | Refused():
                 return self._found(worker_id, message, now)
             case Loading(loaded_bytes=loaded, total_bytes=total) if stage is not None:
@@ -255,6 +253,8 @@ class SwarmCore:
             case Wired(epoch=epoch) if plan is not None and epoch <= plan.epoch:
                 worker.wired = max(worker.wired, epoch)
                 return self._go_on(plan, now)
+            case Loading() | Loaded() | Wired() | Retired() | Unloaded():
+                return []  # of an order that has been taken back meanwhile
             case StageFailed():
                 return self._failed(worker, message, now)
         check_spoken(message)
@@ -359,7 +359,7 @@ class SwarmCore:
             return []
         self.error = error
         self.is_up = False
-        return [PipelineDown(error), TellScheduler(PipelineLost(error, now))]
+        return [*self.handovers.end(error), PipelineDown(error), TellScheduler(PipelineLost(error, now))]
 
     # -- time ------------------------------------------------------------------------------
 
@@ -394,7 +394,7 @@ class SwarmCore:
 def may_be_silent(core: SwarmCore, worker: WorkerId) -> bool:
     """A worker that loads, or imports what it needs to measure itself, may hold its interpreter's lock for long."""
     is_measuring = core.plan is None and core.survey is not None and core.survey.is_measuring(worker)
-    return is_measuring or is_loading(core, worker)
+    return is_measuring or is_loading(core, worker) or core.handovers.is_loading(worker)
 
 
 def is_loading(core: SwarmCore, worker_id: WorkerId) -> bool:
