@@ -319,7 +319,7 @@ class SwarmCore:
         other = NextPlan.of(self.request, plan, self._workers, None, surveyed).shared_out()
         if other is None:
             return self._down(error, now)
-        other = self._orders.numbered(other, plan.stages)
+        other = self._orders.numbered(other, plan)
         broken = self._broken(other, lost, "those that are left", reason, now)
         return [*broken, *self._orders.move(other, plan, now), *self._go_on(other, now)]
 
@@ -341,15 +341,14 @@ class SwarmCore:
 
     def _replace(self, plan: Plan, lost: StagePlan, spare: Member, reason: str, now: float) -> list[Command]:
         """Another worker takes over a stage, in the next epoch. Links are made while it loads: they take many round trips."""
-        plan = with_spare(plan, lost, spare, self._orders.next_epoch)
-        plan = self._orders.numbered(plan, [one for one in plan.stages if one.worker != spare.id])
+        plan = self._orders.numbered(with_spare(plan, lost, spare), plan)
         broken = self._broken(plan, lost, spare.name, reason, now)
         return [*broken, self._orders.first_load(plan, plan.stages[lost.index], now), *self._wire_all(plan, now)]
 
     def _drain(self, plan: Plan, stage: StagePlan, event: WorkerDrains) -> list[Command]:
         """Its heir takes over beside it, or, where that cannot be, as after a loss."""
         heir = self._workers[event.heir]
-        other = with_spare(plan, stage, heir, self._orders.next_epoch)
+        other = with_spare(plan, stage, heir)
         if self.is_up and can_hand_over(other, plan, self._workers):
             return self.handovers.begin(other, plan, event.reason, event.now)
         return self._replace(plan, stage, heir, event.reason, event.now)

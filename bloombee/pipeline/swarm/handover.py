@@ -233,7 +233,7 @@ class Handovers:
             check_handover(plan, running, self._workers)
         except BloomBeeError as error:
             return [HandoverEnded(plan, error)]
-        numbered = self._orders.numbered(plan, running.stages)
+        numbered = self._orders.numbered(plan, running)
         self._now = Handover(numbered, running, reason, self._workers, self._orders)
         return self._now.begin(now)
 

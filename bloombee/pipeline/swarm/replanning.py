@@ -11,7 +11,7 @@ from bloombee.pipeline.swarm.member import Member
 from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest, fits
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.plan.topology import LOCAL, Device, Topology
-from bloombee.types import HEAD, Epoch, SchedulerPlace, WorkerId
+from bloombee.types import HEAD, WorkerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +111,8 @@ class NextPlan:
             return planner.chosen(Topology({one.id: Device(one.name) for one in workers}, ways), workers)
 
 
-def with_spare(plan: Plan, lost: StagePlan, spare: Member, epoch: Epoch) -> Plan:
-    """``plan`` with another worker at a stage, in the next epoch; it predicts nothing any more."""
+def with_spare(plan: Plan, lost: StagePlan, spare: Member) -> Plan:
+    """``plan`` with another worker at a stage; it predicts nothing any more."""
     stage = replace(lost, worker=spare.id, name=spare.name)
     stages = tuple(stage if one.index == lost.index else one for one in plan.stages)
-    begins = plan.scheduler is SchedulerPlace.STAGE0 and lost.index == 0  # the scheduler is gone with its worker
-    since = epoch if begins else plan.scheduler_since
-    return replace(plan, epoch=epoch, stages=stages, prediction=None, scheduler_since=since)
+    return replace(plan, stages=stages, prediction=None)
