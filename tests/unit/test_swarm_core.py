@@ -39,8 +39,10 @@ from bloombee.pipeline.events import (
 )
 from bloombee.pipeline.journal import Planned, Seat
 from bloombee.pipeline.swarm import REPEAT_S, RETURN_S, Machine, PlanRequest, SwarmCore, SwarmLimits, is_loading, may_be_silent
+from bloombee.pipeline.swarm.replanning import NextPlan
 from bloombee.plan.profile import Fit, Profile
 from bloombee.plan.topology import Cores, Device, Link, RowTime, Topology
+from bloombee.roles.status_of import state_of
 from bloombee.sim.cluster import sim_card
 from bloombee.types import HEAD, Dtype, SchedulerPlace, Span
 from bloombee.wire.messages import Heartbeat, Load, Loaded, Loading, Retire, Retired, StageFailed, Verdict, Wire, Wired
@@ -641,6 +643,29 @@ def test_a_worker_may_be_silent_while_it_loads_for_a_plan_that_is_to_come() -> N
     assert [may_be_silent(core, worker) for worker in (1, 2, 3, 4)] == [False, False, False, True]
     core.handle(WorkerSaid(4, _loaded(4), 0.0))
     assert not may_be_silent(core, 4)
+
+
+def test_a_worker_that_serves_is_serving_while_the_next_epoch_is_wired_and_when_that_was_given_up() -> None:
+    core = _handing_over()
+    core.handle(WorkerSaid(4, _loaded(4), 0.0))
+    core.handle(WorkerSaid(2, Wired(1, 2), 0.0))
+    assert core.plan is not None
+    states = [state_of(core.plan, core.members[stage.worker], stage) for stage in core.plan.stages]
+    assert states == ["serving"] * 3
+    core.handle(WorkerGone(4, "killed", 0.0))
+    assert state_of(core.plan, core.members[2], core.plan.stages[1]) == "serving"
+
+
+def test_another_plan_has_spares_for_the_layers_that_they_had_before() -> None:
+    """As a lost stage has."""
+    core = _with_spare()
+    core.handle(WorkerGone(2, "its connection is broken", 0.0))
+    _load_and_wire(core, 4, epoch=2)
+    core.handle(WorkerJoined(5, "w5", "tcp://127.0.0.1:5", b"\5" * 32, 10_000, 1.0))
+    core.handle(WorkerJoined(6, "w2", "tcp://127.0.0.1:1", b"\2" * 32, 10_000, 1.0))
+    assert core.plan is not None
+    plan = NextPlan.of(core.request, core.plan, core.members, (1, 3, 5, 6)).nearest()
+    assert [stage.worker for stage in plan.stages] == [1, 6, 3]
 
 
 def test_whoever_waits_for_another_plan_is_told_that_nothing_runs_any_more() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from bloombee.errors import BloomBeeError, Infeasible
 from bloombee.pipeline.swarm.member import Member
-from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest, fits
+from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest, heir
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.plan.topology import LOCAL, Device, Topology
 from bloombee.types import HEAD, WorkerId
@@ -75,7 +75,7 @@ class NextPlan:
         stages = []
         for stage in self.running.stages:
             if stage.worker not in allowed:
-                spare = next((one for one in spares if fits(stage, one)), None)
+                spare = heir(stage, spares)
                 if spare is None:
                     return None
                 spares.remove(spare)
