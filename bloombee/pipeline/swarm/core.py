@@ -4,8 +4,9 @@ Life of a pipeline: workers join until the asked number is there; if a planner i
 (survey.py); the plan is made, each stage's worker loads its span (Load), all are told their neighbours (Wire), and when all have
 greeted them the pipeline is up. Workers beyond the plan are spares. When a stage is lost a spare takes its place: while it loads
 all are wired anew in the next epoch; what the sequences had is still with the others, and stages say again to their new neighbour
-what it lacks. Without a spare a lost worker ends the pipeline. Another plan is taken over beside the one that runs (handover.py).
-Load and Wire are idempotent and are said again until they have been answered.
+what it lacks. Without a spare the layers are split over all who are left, if that is wanted; else its loss ends the pipeline.
+Another plan is taken over beside the one that runs (handover.py). Load and Wire are idempotent and are said again until they have
+been answered.
 """
 
 from __future__ import annotations
@@ -320,7 +321,7 @@ class SwarmCore:
         if other is None:
             return self._down(error, now)
         other = self._orders.numbered(other, plan)
-        broken = self._broken(other, lost, "those that are left", reason, now)
+        broken = self._broken(other, lost, "a split over those that are left", reason, now)
         return [*broken, *self._orders.move(other, plan, now), *self._go_on(other, now)]
 
     def _broken(self, plan: Plan, lost: StagePlan, name: str, reason: str, now: float) -> list[Command]:
