@@ -638,6 +638,20 @@ def test_what_a_spare_says_of_orders_that_were_taken_back_costs_it_nothing() -> 
     assert core.is_up
 
 
+def test_a_word_of_who_was_missing_in_an_epoch_that_was_given_up_costs_nobody_a_stage() -> None:
+    core = _handing_over()
+    core.handle(WorkerSaid(4, _loaded(4), 0.0))
+    core.handle(WorkerGone(4, "killed", 0.0))
+    for worker in (2, 3):
+        core.handle(WorkerSaid(worker, Retired(1, 2), 0.0))
+    assert core.handovers.plans == ()
+    missing = StageFailed(1, 2, "LinkDown", {"message": "the link is down", "peer": 4})
+    assert core.handle(WorkerSaid(2, missing, 1.0)) == []
+    dismiss, *_ = core.handle(WorkerSaid(2, StageFailed(1, 2, "DeviceError", {"message": "it has fallen off the bus"}), 1.0))
+    assert isinstance(dismiss, Dismiss)
+    assert dismiss.worker == 2
+
+
 def test_a_worker_may_be_silent_while_it_loads_for_a_plan_that_is_to_come() -> None:
     core = _handing_over()
     assert [may_be_silent(core, worker) for worker in (1, 2, 3, 4)] == [False, False, False, True]

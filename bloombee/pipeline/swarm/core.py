@@ -278,7 +278,7 @@ class SwarmCore:
         cause = from_wire(failed.code, failed.fields)
         error = told(self._workers, worker, cause)
         plan = self.plan
-        if plan is None or self.stage_of(worker.id) is None or (failed.epoch and failed.epoch < plan.epoch):
+        if plan is None or self.stage_of(worker.id) is None or self._is_past(plan, failed):
             return []  # it has no part in this, or what it had in mind has been replaced already
         if not self._was_up:
             return self._down(error, now)
@@ -287,6 +287,11 @@ class SwarmCore:
         if not isinstance(cause, LinkDown):
             self._had.pop(guilty.key, None)  # it is not the best spare for what it has failed at
         return commands
+
+    def _is_past(self, plan: Plan, failed: StageFailed) -> bool:
+        """It is about an epoch that is over, or about a neighbour in one that was given up."""
+        epoch = failed.epoch
+        return bool(epoch) and (epoch < plan.epoch or ("peer" in failed.fields and self.plan_of(epoch) is None))
 
     # -- workers that go -------------------------------------------------------------------
 
