@@ -586,6 +586,15 @@ def test_a_plan_that_cannot_be_any_more_is_made_anew() -> None:
     assert _cut(core.handle(Tick(9.0))) == [(1, 0, 3), (2, 3, 6), (3, 6, 8)]
 
 
+def test_a_plan_that_is_asked_for_later_is_the_best_and_not_that_of_the_head_before() -> None:
+    seats = ((1, 0, 1), (2, 1, 7), (3, 7, 8))
+    core, commands = _returning(seats, join=3, objective=Objective(Goal.LATENCY), topology=NEAR, tuned=True)
+    assert _cut(commands) == list(seats)
+    assert core.plan is not None
+    plan = NextPlan.of(core.request, core.plan, core.members, None).best()
+    assert {stage.worker for stage in plan.stages} <= {2, 3}  # the first one is far
+
+
 def _handing_over() -> SwarmCore:
     """The spare is to have the first stage, in epoch 2."""
     core = _with_spare()

@@ -96,6 +96,7 @@ class NextPlan:
             split=None,
             order=(),
             scheduler=running.scheduler,
+            before=None,
         )
         plan = FirstPlan(request).decide(workers[: request.card.num_layers], self.surveyed) if request.objective else None
         return plan or self._split(FirstPlan(request), workers[: request.card.num_layers])
