@@ -36,8 +36,8 @@ class Replanner:
         self._ended: asyncio.Future[Plan] | None = None
 
     async def replan(self, workers: Collection[WorkerId] | None, reason: str, topology: Topology | None = None) -> Plan:
-        """Have the best plan of ``workers`` (None: of all that are there) run. Waits for its turn, and until nothing is left of
-        the plan before.
+        """Have the best plan of ``workers`` run (None: of all that are there and are to stay). Waits for its turn, and until
+        nothing is left of the plan before.
 
         Args:
             topology: what is known of workers and links; None: as at the start.

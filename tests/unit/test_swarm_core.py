@@ -595,6 +595,14 @@ def test_a_plan_that_is_asked_for_later_is_the_best_and_not_that_of_the_head_bef
     assert {stage.worker for stage in plan.stages} <= {2, 3}  # the first one is far
 
 
+def test_another_plan_has_no_stage_for_a_worker_that_is_to_leave() -> None:
+    core = _with_spare()
+    core.members[2].is_draining = True
+    assert core.plan is not None
+    plan = NextPlan.of(core.request, core.plan, core.members, None).best()
+    assert [stage.worker for stage in plan.stages] == [1, 4, 3]
+
+
 def _handing_over() -> SwarmCore:
     """The spare is to have the first stage, in epoch 2."""
     core = _with_spare()

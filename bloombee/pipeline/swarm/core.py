@@ -322,7 +322,7 @@ class SwarmCore:
     def _share_out(self, plan: Plan, lost: StagePlan, error: BloomBeeError, reason: str, now: float) -> list[Command]:
         """The layers are split over all who are left, if they have the memory and that is wanted; else it is over."""
         surveyed = None if self.survey is None else self.survey.topology()
-        other = NextPlan.of(self.request, plan, self._workers, None, surveyed).shared_out()
+        other = NextPlan.of(self.request, plan, self._workers, self._workers, surveyed).shared_out()
         if other is None:
             return self._down(error, now)
         other = self._orders.numbered(other, plan)

@@ -39,8 +39,9 @@ class NextPlan:
         allowed: Collection[WorkerId] | None,
         surveyed: Topology | None = None,
     ) -> NextPlan:
-        """Of those ``workers`` that are there and, unless that is None, ``allowed``."""
-        there = [one for one in workers.values() if not one.is_away and (allowed is None or one.id in allowed)]
+        """Of those ``workers`` that are there and ``allowed``; None: all but those that are to leave."""
+        may = {one.id for one in workers.values() if not one.is_draining} if allowed is None else set(allowed)
+        there = [one for one in workers.values() if not one.is_away and one.id in may]
         return cls(request, running, tuple([replace(one) for one in there]), surveyed)
 
     def best(self) -> Plan:
