@@ -87,10 +87,10 @@ def state_of(plan: Plan | None, member: Member, stage: StagePlan | None) -> str:
     """As :class:`~bloombee.roles.status.WorkerStatus` has it, of a worker with ``stage`` in ``plan``."""
     if member.is_away:
         return "away"
-    if plan is None:
-        return "joined"
     if member.is_draining:
         return "draining"
+    if plan is None:
+        return "joined"
     if stage is None:
         return "spare"
     if not member.is_loaded:

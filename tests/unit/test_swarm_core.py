@@ -38,7 +38,17 @@ from bloombee.pipeline.events import (
     WorkersEnded,
 )
 from bloombee.pipeline.journal import Planned, Seat
-from bloombee.pipeline.swarm import REPEAT_S, RETURN_S, Machine, PlanRequest, SwarmCore, SwarmLimits, is_loading, may_be_silent
+from bloombee.pipeline.swarm import (
+    REPEAT_S,
+    RETURN_S,
+    Drains,
+    Machine,
+    PlanRequest,
+    SwarmCore,
+    SwarmLimits,
+    is_loading,
+    may_be_silent,
+)
 from bloombee.pipeline.swarm.replanning import NextPlan
 from bloombee.plan.profile import Fit, Profile
 from bloombee.plan.topology import Cores, Device, Link, RowTime, Topology
@@ -593,6 +603,14 @@ def test_a_plan_that_is_asked_for_later_is_the_best_and_not_that_of_the_head_bef
     assert core.plan is not None
     plan = NextPlan.of(core.request, core.plan, core.members, None).best()
     assert {stage.worker for stage in plan.stages} <= {2, 3}  # the first one is far
+
+
+def test_a_worker_that_is_to_leave_is_draining_though_there_is_no_plan_yet() -> None:
+    """Who has asked for that looks whether it still is."""
+    core = _core(join=1)
+    assert state_of(None, core.members[1], None) == "joined"
+    Drains(core).ask(1, "as was asked for")
+    assert state_of(None, core.members[1], None) == "draining"
 
 
 def test_another_plan_has_no_stage_for_a_worker_that_is_to_leave() -> None:
