@@ -4,7 +4,7 @@ Life of a pipeline: workers join until the asked number is there; if a planner i
 (survey.py); the plan is made, each stage's worker loads its span (Load), all are told their neighbours (Wire), and when all have
 greeted them the pipeline is up. Workers beyond the plan are spares. When a stage is lost a spare takes its place: while it loads
 all are wired anew in the next epoch; what the sequences had is still with the others, and stages say again to their new neighbour
-what it lacks. Without a spare the layers are split over all who are left, if that is wanted; else its loss ends the pipeline.
+what it lacks. Without a spare the layers are split over all who are left, if that is wanted; else the loss ends the pipeline.
 Another plan is taken over beside the one that runs (handover.py). Load and Wire are idempotent and are said again until they have
 been answered.
 """
