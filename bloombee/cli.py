@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 SWARM = (
     "workers",
     "spares",
+    "share_out",
     "split",
     "objective",
     "scheduler",

@@ -101,7 +101,7 @@ class RuntimeConfig:
     silence_s: float | None = option(
         None,
         "Seconds that a link may be silent before its peer counts as gone; longer where round trips are long, this machine is"
-        f" late or much is on its way; default: {SILENCE_S:g} with spares, {ENDING_SILENCE_S:g} where nobody could take over.",
+        f" late or much is on its way; default: {SILENCE_S:g}, or {ENDING_SILENCE_S:g} where nobody could take over.",
     )
     step_deadline_s: float = option(
         600.0, "Seconds without a sign of life that a step may take, until steps have shown how long they take."

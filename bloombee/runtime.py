@@ -172,9 +172,9 @@ class Runtime(Facts):
         return self._head.front_door.issue()
 
     async def replan(self, workers: Collection[int] | None = None, *, reason: str = "asked for") -> Plan:
-        """Have the best plan of ``workers`` (by their ids; None: of all that are in) run, while requests go on: workers load what
-        they lack, get what sequences hold, and take over when they have it. Returns the plan that runs when nothing of the one
-        before is left; where that is the best there is, at once.
+        """Have the best plan of ``workers`` (by their ids; None: of all that are in and are to stay) run, while requests go on:
+        workers load what they lack, get what sequences hold, and take over when they have it. Returns the plan that runs when
+        nothing of the one before is left; where that is the best there is, at once.
 
         Cancelled: what has begun goes on.
 

@@ -91,7 +91,7 @@ class PipelineUp(Struct, frozen=True, gc=False):
 
 
 class PipelineBroken(Struct, frozen=True, gc=False):
-    """A stage is lost, another worker takes its place."""
+    """A stage is lost; ``name`` is who, or what, takes its place."""
 
     lost: WorkerId
     lost_name: str

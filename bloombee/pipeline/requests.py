@@ -44,6 +44,11 @@ class Request:
     def num_tokens(self) -> int:
         return (len(self.asked.prompt) + len(self.output)) // 4
 
+    def tokens_per_s(self, now: float) -> float | None:
+        """Since its first token, of those that no head before this one has given; None: there are not two of them."""
+        count = (len(self.output) - len(self.asked.output or b"")) // 4
+        return (count - 1) / (now - self.first_at) if self.first_at is not None and count > 1 and now > self.first_at else None
+
     def opened(self, now: float) -> Open:
         """As a scheduler is told of it."""
         asked = self.asked

@@ -205,7 +205,7 @@ class HeadRole:
                 self.profile = await self.local.profile(self._core.request.dtype)
                 self._core.request = self._core.request.measured(self.profile)
             await self.local.spawn(self.join_tokens)
-        self.plan = await asyncio.shield(self._up)
+        await asyncio.shield(self._up)
 
     @property
     def core(self) -> SwarmCore:

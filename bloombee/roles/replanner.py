@@ -13,7 +13,6 @@ from bloombee.pipeline.events import EpochBegan, EpochOver, HandOver
 from bloombee.pipeline.swarm import SwarmCore
 from bloombee.pipeline.swarm.replanning import NextPlan
 from bloombee.plan.plan import Plan
-from bloombee.plan.topology import Topology
 from bloombee.roles.bulletin import Bulletin
 from bloombee.types import Epoch, SwarmEventKind, WorkerId
 
@@ -35,12 +34,9 @@ class Replanner:
         self._turn = asyncio.Lock()
         self._ended: asyncio.Future[Plan] | None = None
 
-    async def replan(self, workers: Collection[WorkerId] | None, reason: str, topology: Topology | None = None) -> Plan:
-        """Have the best plan of ``workers`` (None: of all that are there) run. Waits for its turn, and until nothing is left of
-        the plan before.
-
-        Args:
-            topology: what is known of workers and links; None: as at the start.
+    async def replan(self, workers: Collection[WorkerId] | None, reason: str) -> Plan:
+        """Have the best plan of ``workers`` run (None: of all that are there and are to stay). Waits for its turn, and until
+        nothing is left of the plan before.
 
         Returns:
             The plan that runs: the same as before if that is the best.
@@ -56,12 +52,12 @@ class Replanner:
             running = core.plan
             if running is None or not core.is_up:
                 raise PlanError("no plan runs")
-            surveyed = topology or (None if core.survey is None else core.survey.topology())
+            surveyed = None if core.survey is None else core.survey.topology()
             wanted = NextPlan.of(core.request, running, core.members, workers, surveyed)
             plan = await asyncio.get_running_loop().run_in_executor(None, wanted.best)
-            return running if is_same(plan, running) else await self.hand_over(plan, reason)
+            return running if is_same(plan, running) else await self._hand_over(plan, reason)
 
-    async def hand_over(self, plan: Plan, reason: str) -> Plan:
+    async def _hand_over(self, plan: Plan, reason: str) -> Plan:
         """Have ``plan`` run, of workers that are in; as :meth:`replan`."""
         core = self._core()
         if self._ended is not None:

@@ -43,6 +43,8 @@ class Reporter:
     ) -> None:
         self.error: BloomBeeError | None = None
         """What the head was told when this stage could not go on."""
+        self._error_epoch: Epoch = 0
+        """In which a neighbour was not there; 0: it is the stage itself that cannot."""
         self.is_over = False
         """This stage has failed or been closed: nothing is said any more."""
         self._load = load
@@ -89,23 +91,26 @@ class Reporter:
 
     def complain(self, error: BloomBeeError, epoch: Epoch = 0) -> None:
         """A neighbour of an epoch, or of the oldest that has it, is not there; the stage goes on with whoever takes its place."""
-        epoch = epoch or self._seatings.epoch_with(error.fields.get("peer"))
-        if not self.is_over and (epoch or self._seatings):
-            self.error = error
-            self.say_failed(epoch)
+        epoch = epoch or self._seatings.epoch_with(error.fields.get("peer")) or self._seatings.epoch
+        if not self.is_over and epoch:
+            self.error, self._error_epoch = error, epoch
+            self.say_failed()
 
     def fail(self, error: BloomBeeError) -> None:
         """This stage cannot go on; said once."""
         if not self.is_over:
-            self.is_over, self.error = True, error
+            self.is_over, self.error, self._error_epoch = True, error, 0
             self.say_failed()
 
     def say_failed(self, epoch: Epoch = 0) -> None:
-        """Again, if it is so. Whoever was blamed in an earlier epoch has no stage any more, and is left alone."""
+        """Again, if it is so; of a neighbour in the epoch in which it was not there, which the head knows to be over if it is, of
+        this stage itself in ``epoch`` (0: the newest)."""
         if self.error is not None:
             log.debug("layers %d-%d failed: %s", self._load.start, self._load.stop - 1, self.error)
             code, fields = to_wire(self.error)
-            self._courier.to_head(StageFailed(self._load.pipeline, epoch or self._seatings.epoch, code, fields))
+            self._courier.to_head(
+                StageFailed(self._load.pipeline, self._error_epoch or epoch or self._seatings.epoch, code, fields)
+            )
 
     # -- measurements ----------------------------------------------------------------------
 

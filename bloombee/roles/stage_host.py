@@ -167,13 +167,13 @@ class StageHost:
             StalePlan: of an epoch that has been retired.
             RemoteProtocolError: another stage than this span's.
         """
-        if (wire.stage == 0, wire.stage == wire.num_stages - 1) != (
-            self.load.start == 0,
-            self.load.stop == self.load.num_layers,
-        ):
+        ends = self.load.start == 0, self.load.stop == self.load.num_layers
+        if (wire.stage == 0, wire.stage == wire.num_stages - 1) != ends:
             raise RemoteProtocolError(f"stage {wire.stage} of {wire.num_stages} does not hold these layers", path="Wire.stage")
-        known = self.seatings.get(wire.epoch)
-        if known is not None:
+        if self.reporter.is_over:  # what it said of that may have been taken for a word of an epoch before
+            self.reporter.say_failed(wire.epoch)
+            return
+        if (known := self.seatings.get(wire.epoch)) is not None:
             self._greeted_all(known, again=True)
             return
         if wire.trace and self._trace is None:

@@ -84,7 +84,7 @@ class RequestStatus(msgspec.Struct, frozen=True):
 
     Args:
         phase: ``waiting`` (for KV memory, or for a pipeline), ``prefill``, ``decode``.
-        tokens_per_s: since its first token; None: it has not two of them.
+        tokens_per_s: since its first token, of those that this head has given; None: there are not two of them.
         age_s: since it was made.
     """
 

@@ -40,11 +40,12 @@ def status_of(head: HeadRole) -> SwarmStatus:
 
 
 def _plan(head: HeadRole, plan: Plan) -> PlanStatus:
-    expected, run, num_open = plan.prediction, head.helm.core.running, head.dispatch.scheduler.num_open
+    goal, expected = head.config.goal, plan.prediction
+    run, num_open = head.helm.core.running, head.dispatch.scheduler.num_open
     count = plan.num_microbatches if run is None else run.num_microbatches
     return PlanStatus(
         epoch=plan.epoch,
-        objective=head.config.objective,
+        objective=None if goal is None else str(goal),
         scheduler=_names(head.core.members).get(plan.scheduler_worker, HEAD_NAME),
         predicted=None
         if expected is None
@@ -71,7 +72,7 @@ def _worker(head: HeadRole, plan: Plan | None, member: Member, stage: StagePlan 
         id=member.id,
         name=member.name,
         address=member.endpoint,
-        state=_state(plan, member, stage),
+        state=state_of(plan, member, stage),
         stage=None if stage is None else stage.index,
         layers=None if stage is None else (stage.span.start, stage.span.stop),
         memory_bytes=member.memory_bytes,
@@ -82,18 +83,19 @@ def _worker(head: HeadRole, plan: Plan | None, member: Member, stage: StagePlan 
     )
 
 
-def _state(plan: Plan | None, member: Member, stage: StagePlan | None) -> str:
+def state_of(plan: Plan | None, member: Member, stage: StagePlan | None) -> str:
+    """As :class:`~bloombee.roles.status.WorkerStatus` has it, of a worker with ``stage`` in ``plan``."""
     if member.is_away:
         return "away"
-    if plan is None:
-        return "joined"
     if member.is_draining:
         return "draining"
+    if plan is None:
+        return "joined"
     if stage is None:
         return "spare"
     if not member.is_loaded:
         return "loading"
-    return "serving" if member.wired == plan.epoch else "wiring"
+    return "serving" if member.wired >= plan.epoch else "wiring"  # a hand-over wires the next epoch beside it
 
 
 def _why_spare(plan: Plan | None, member: Member) -> str:
@@ -130,7 +132,6 @@ def _requests(head: HeadRole) -> Iterator[RequestStatus]:
     now, scheduler = time.monotonic(), head.dispatch.scheduler
     for number, request in head.desk.running:
         num_tokens, begun = len(request.output) // 4, scheduler.is_admitted(request.sequence)
-        since = request.first_at
         yield RequestStatus(
             id=number,
             client=request.asked.client,
@@ -138,6 +139,6 @@ def _requests(head: HeadRole) -> Iterator[RequestStatus]:
             prompt_tokens=len(request.asked.prompt) // 4,
             tokens=num_tokens,
             max_new_tokens=request.asked.max_new_tokens,
-            tokens_per_s=None if since is None or num_tokens < 2 else (num_tokens - 1) / (now - since),
+            tokens_per_s=request.tokens_per_s(now),
             age_s=now - request.asked.now,
         )

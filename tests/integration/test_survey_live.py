@@ -15,6 +15,7 @@ from bloombee.config import WorkerConfig, socket_folders
 from bloombee.plan.document import parse_network
 from bloombee.roles.link_memory import figures_path
 from bloombee.roles.running_heads import running_heads
+from bloombee.roles.status_of import status_of
 from bloombee.roles.worker import WorkerRole
 from bloombee.types import LoadProgress
 from tests.swarm_kit import Swarm
@@ -72,7 +73,9 @@ def test_workers_from_elsewhere_are_measured_and_those_that_do_not_pay_are_spare
             assert [stage.name for stage in runtime.plan.stages] == ["quick"]
             prediction = runtime.plan.prediction
             assert prediction is not None
-            assert prediction.objective == "balance"
+            plan_status = status_of(runtime._head).plan
+            assert plan_status is not None
+            assert prediction.objective == plan_status.objective == "balance"
             assert [name for name, _ in prediction.spares] == ["slow"]
             assert len((await runtime.generate([1, 2, 3], max_new_tokens=4)).token_ids) == 4
         finally:

@@ -11,6 +11,7 @@ from bloombee.errors import LinkDown
 from bloombee.sim.cluster import sim_card
 from bloombee.sim.moving import MovingCluster
 from bloombee.sim.network import Faults
+from bloombee.types import SchedulerPlace
 from tests.sim_kit import assert_right
 
 HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
@@ -107,6 +108,21 @@ def test_without_a_spare_layers_are_shared_out_over_those_that_are_left(lost: in
     assert cluster.plan is not None
     assert [len(stage.span) for stage in cluster.plan.stages] == [3, 3]
     assert cluster.head.num_recoveries == 1
+    assert_right(cluster, LAYERS)
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_layers_are_shared_out_where_the_scheduler_is_beside_the_first_stage_too(lost: int) -> None:
+    """It is lost with the first worker, and begins anew."""
+    cluster = MovingCluster(
+        seed=lost, card=sim_card((0,) * LAYERS), num_stages=3, num_workers=3, num_pages=128, num_microbatches=3,
+        layer_load_s=0.05, shares_out=True, scheduler=SchedulerPlace.STAGE0,
+    )  # fmt: skip
+    _submit(cluster, random.Random(lost), 6)
+    cluster.kill(lost, at=0.4)
+    assert cluster.run()
+    assert cluster.plan is not None
+    assert cluster.plan.scheduler_since == (2 if lost == 1 else 1)
     assert_right(cluster, LAYERS)
 
 

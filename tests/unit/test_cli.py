@@ -390,6 +390,11 @@ def test_head_says_how_another_worker_joins_when_a_stage_or_a_spare_is_lost(
     assert f"bloombee worker --join {join_token(99, fake.made[0].config.listen)}" in said
 
 
+def test_what_becomes_of_a_lost_layer_can_be_said(fake: type[FakeRuntime]) -> None:
+    assert main(["generate", "--prompt", "x", "--share-out"]) == 0
+    assert fake.made[0].config.share_out
+
+
 def test_head_ends_at_once_when_nothing_runs_any_more_though_nobody_asks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fake: type[FakeRuntime]
 ) -> None:

@@ -103,3 +103,14 @@ def test_a_request_of_a_head_before_goes_on_whatever_the_queue_holds() -> None:
     assert core.handle(SchedulerSaid(Emitted(Pick(2, 0, 2, 6, None, ()), None), 4.0)) == []  # it has that position
     pick = Pick(2, 0, 3, 6, None, ())
     assert core.handle(SchedulerSaid(Emitted(pick, None), 4.0)) == [Deliver(7, pick, None)]
+
+
+def test_the_speed_of_a_request_is_of_the_tokens_that_came_here() -> None:
+    core = RequestCore(max_waiting=1)
+    core.handle(Submit(7, bytes(8), SAMPLING, 400, frozenset(), 0.0, output=bytes(4 * 100)))
+    (_, request), *_ = core.running
+    speeds = []
+    for at in range(3):
+        core.handle(SchedulerSaid(Emitted(Pick(1, 0, 102 + at, 6, None, ()), None), float(at)))
+        speeds.append(request.tokens_per_s(float(at)))
+    assert speeds == [None, 1.0, 1.0]

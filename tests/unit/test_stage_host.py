@@ -19,6 +19,7 @@ from bloombee.errors import (
     BloomBeeError,
     ConfigError,
     CorruptPayload,
+    DeviceError,
     LinkDown,
     LocalProtocolError,
     NotSpoken,
@@ -451,6 +452,30 @@ def test_a_neighbour_is_complained_of_in_the_oldest_epoch_that_has_it(peer: int,
         stage.host.complain(LinkDown("it has ended", peer=peer))
         (failed,) = stage.endpoint.of(StageFailed)
         assert (failed.epoch, failed.fields["peer"]) == (epoch, peer)
+
+    _run(use)
+
+
+def test_who_was_missing_once_is_never_told_of_a_later_epoch() -> None:
+    """In which nobody knows them: it would be this stage's own fault."""
+
+    def use(stage: _Stage) -> None:
+        stage.host.complain(LinkDown("it has ended", peer=2))
+        other = Peer(9, "tcp://127.0.0.1:2", bytes(32), b"x" * 16, True, None)
+        stage.host.wire(Wire(1, 2, 2, 0, 2, 8, 64, None, other, None, (), None, False, 1))
+        stage.host.reporter.say_failed()  # the head's connection was away
+        assert [failed.epoch for failed in stage.endpoint.of(StageFailed)] == [1, 1]
+
+    _run(use)
+
+
+def test_a_stage_that_cannot_go_on_says_so_in_every_epoch_that_counts_on_it() -> None:
+    def use(stage: _Stage) -> None:
+        stage.host.fail(DeviceError("out of memory"))
+        other = Peer(9, "tcp://127.0.0.1:2", bytes(32), b"x" * 16, True, None)
+        stage.host.wire(Wire(1, 2, 2, 0, 2, 8, 64, None, other, None, (), None, False, 1))
+        assert [failed.epoch for failed in stage.endpoint.of(StageFailed)] == [1, 2]
+        assert not any(wired.epoch == 2 for wired in stage.endpoint.of(Wired))
 
     _run(use)
 

@@ -10,6 +10,7 @@ from bloombee.objective import Goal, Objective
 from bloombee.pipeline.commands import (
     Command,
     Dismiss,
+    HandoverEnded,
     PipelineBroken,
     PipelineDown,
     PipelineUp,
@@ -21,8 +22,12 @@ from bloombee.pipeline.commands import (
     TellScheduler,
 )
 from bloombee.pipeline.events import (
+    EpochBegan,
+    EpochOver,
+    HandOver,
     PipelineLost,
     PlanBroken,
+    PlanDropped,
     PlanWired,
     Tick,
     WorkerAway,
@@ -30,14 +35,27 @@ from bloombee.pipeline.events import (
     WorkerJoined,
     WorkerRestored,
     WorkerSaid,
+    WorkersEnded,
 )
 from bloombee.pipeline.journal import Planned, Seat
-from bloombee.pipeline.swarm import REPEAT_S, RETURN_S, Machine, PlanRequest, SwarmCore, SwarmLimits, is_loading
+from bloombee.pipeline.swarm import (
+    REPEAT_S,
+    RETURN_S,
+    Drains,
+    Machine,
+    PlanRequest,
+    SwarmCore,
+    SwarmLimits,
+    is_loading,
+    may_be_silent,
+)
+from bloombee.pipeline.swarm.replanning import NextPlan
 from bloombee.plan.profile import Fit, Profile
 from bloombee.plan.topology import Cores, Device, Link, RowTime, Topology
+from bloombee.roles.status_of import state_of
 from bloombee.sim.cluster import sim_card
 from bloombee.types import HEAD, Dtype, SchedulerPlace, Span
-from bloombee.wire.messages import Heartbeat, Load, Loaded, Loading, StageFailed, Verdict, Wire, Wired
+from bloombee.wire.messages import Heartbeat, Load, Loaded, Loading, Retire, Retired, StageFailed, Verdict, Wire, Wired
 
 LINKS = [bytes([n]) * 16 for n in range(8)]
 
@@ -576,3 +594,134 @@ def test_a_plan_that_cannot_be_any_more_is_made_anew() -> None:
     assert _cut(commands) == []
     assert core.error is None
     assert _cut(core.handle(Tick(9.0))) == [(1, 0, 3), (2, 3, 6), (3, 6, 8)]
+
+
+def test_a_plan_that_is_asked_for_later_is_the_best_and_not_that_of_the_head_before() -> None:
+    seats = ((1, 0, 1), (2, 1, 7), (3, 7, 8))
+    core, commands = _returning(seats, join=3, objective=Objective(Goal.LATENCY), topology=NEAR, tuned=True)
+    assert _cut(commands) == list(seats)
+    assert core.plan is not None
+    plan = NextPlan.of(core.request, core.plan, core.members, None).best()
+    assert {stage.worker for stage in plan.stages} <= {2, 3}  # the first one is far
+
+
+def test_a_worker_that_is_to_leave_is_draining_though_there_is_no_plan_yet() -> None:
+    """Who has asked for that looks whether it still is."""
+    core = _core(join=1)
+    assert state_of(None, core.members[1], None) == "joined"
+    Drains(core).ask(1, "as was asked for")
+    assert state_of(None, core.members[1], None) == "draining"
+
+
+def test_another_plan_has_no_stage_for_a_worker_that_is_to_leave() -> None:
+    core = _with_spare()
+    core.members[2].is_draining = True
+    assert core.plan is not None
+    plan = NextPlan.of(core.request, core.plan, core.members, None).best()
+    assert [stage.worker for stage in plan.stages] == [1, 4, 3]
+
+
+def _handing_over() -> SwarmCore:
+    """The spare is to have the first stage, in epoch 2."""
+    core = _with_spare()
+    assert core.plan is not None
+    first, *others = core.plan.stages
+    plan = dataclasses.replace(core.plan, stages=(dataclasses.replace(first, worker=4, name="w4"), *others))
+    core.handle(HandOver(plan, "asked", 0.0))
+    return core
+
+
+def _handed_over() -> SwarmCore:
+    """Rows go over epoch 2, and epoch 1 is not over."""
+    core = _handing_over()
+    core.handle(WorkerSaid(4, _loaded(4), 0.0))
+    for worker in (4, 2, 3):
+        core.handle(WorkerSaid(worker, Wired(1, 2), 0.0))
+    core.handle(EpochBegan(2, 0.0))
+    assert core.plan is not None
+    assert core.plan.epoch == 2
+    return core
+
+
+def _ended(commands: list[Command]) -> list[HandoverEnded]:
+    return [command for command in commands if isinstance(command, HandoverEnded)]
+
+
+def test_the_old_epoch_is_retired_by_all_though_a_worker_that_had_it_alone_is_lost_before() -> None:
+    core = _handed_over()
+    assert core.handle(WorkerGone(1, "killed", 1.0)) == [TellScheduler(PlanDropped(1, 1.0))]
+    retires = core.handle(EpochOver(1, 1.0))
+    assert _orders(retires, Retire) == [(2, Retire(1, 1)), (3, Retire(1, 1))]
+    assert core.handle(WorkerSaid(2, Retired(1, 1), 1.0)) == []
+    (over,) = _ended(core.handle(WorkerSaid(3, Retired(1, 1), 1.0)))
+    assert over.error is None
+
+
+def test_an_answer_to_an_older_order_to_retire_ends_nothing() -> None:
+    core = _handed_over()
+    assert core.handle(WorkerSaid(2, Retired(1, 0), 1.0)) == []
+    assert [to for to, _ in _orders(core.handle(EpochOver(1, 1.0)), Retire)] == [1, 2, 3]
+
+
+def test_what_a_spare_says_of_orders_that_were_taken_back_costs_it_nothing() -> None:
+    core = _handing_over()
+    core.handle(WorkerSaid(4, StageFailed(1, 0, "DeviceError", {"message": "out of memory"}), 0.0))
+    assert core.handle(WorkerSaid(4, Loading(1, 5, 10), 0.0)) == []
+    core.handle(WorkerSaid(4, Retired(1, 2), 0.0))
+    for late in (Loading(1, 5, 10), Loaded(4, 1, (0,), (0,)), Wired(1, 2)):
+        assert core.handle(WorkerSaid(4, late, 0.0)) == []
+    assert core.is_up
+
+
+def test_a_word_of_who_was_missing_in_an_epoch_that_was_given_up_costs_nobody_a_stage() -> None:
+    core = _handing_over()
+    core.handle(WorkerSaid(4, _loaded(4), 0.0))
+    core.handle(WorkerGone(4, "killed", 0.0))
+    for worker in (2, 3):
+        core.handle(WorkerSaid(worker, Retired(1, 2), 0.0))
+    assert core.handovers.plans == ()
+    missing = StageFailed(1, 2, "LinkDown", {"message": "the link is down", "peer": 4})
+    assert core.handle(WorkerSaid(2, missing, 1.0)) == []
+    dismiss, *_ = core.handle(WorkerSaid(2, StageFailed(1, 2, "DeviceError", {"message": "it has fallen off the bus"}), 1.0))
+    assert isinstance(dismiss, Dismiss)
+    assert dismiss.worker == 2
+
+
+def test_a_worker_may_be_silent_while_it_loads_for_a_plan_that_is_to_come() -> None:
+    core = _handing_over()
+    assert [may_be_silent(core, worker) for worker in (1, 2, 3, 4)] == [False, False, False, True]
+    core.handle(WorkerSaid(4, _loaded(4), 0.0))
+    assert not may_be_silent(core, 4)
+
+
+def test_a_worker_that_serves_is_serving_while_the_next_epoch_is_wired_and_when_that_was_given_up() -> None:
+    core = _handing_over()
+    core.handle(WorkerSaid(4, _loaded(4), 0.0))
+    core.handle(WorkerSaid(2, Wired(1, 2), 0.0))
+    assert core.plan is not None
+    states = [state_of(core.plan, core.members[stage.worker], stage) for stage in core.plan.stages]
+    assert states == ["serving"] * 3
+    core.handle(WorkerGone(4, "killed", 0.0))
+    assert state_of(core.plan, core.members[2], core.plan.stages[1]) == "serving"
+
+
+def test_another_plan_has_spares_for_the_layers_that_they_had_before() -> None:
+    """As a lost stage has."""
+    core = _with_spare()
+    core.handle(WorkerGone(2, "its connection is broken", 0.0))
+    _load_and_wire(core, 4, epoch=2)
+    core.handle(WorkerJoined(5, "w5", "tcp://127.0.0.1:5", b"\5" * 32, 10_000, 1.0))
+    core.handle(WorkerJoined(6, "w2", "tcp://127.0.0.1:1", b"\2" * 32, 10_000, 1.0))
+    assert core.plan is not None
+    plan = NextPlan.of(core.request, core.plan, core.members, (1, 3, 5, 6)).nearest()
+    assert [stage.worker for stage in plan.stages] == [1, 6, 3]
+
+
+def test_whoever_waits_for_another_plan_is_told_that_nothing_runs_any_more() -> None:
+    core = _handing_over()
+    error = DeviceError("all workers have ended")
+    over, down, _ = core.handle(WorkersEnded(error, 1.0))
+    assert isinstance(over, HandoverEnded)
+    assert over.error is error
+    assert down == PipelineDown(error)
+    assert core.handovers.plans == ()

@@ -4,8 +4,9 @@ Life of a pipeline: workers join until the asked number is there; if a planner i
 (survey.py); the plan is made, each stage's worker loads its span (Load), all are told their neighbours (Wire), and when all have
 greeted them the pipeline is up. Workers beyond the plan are spares. When a stage is lost a spare takes its place: while it loads
 all are wired anew in the next epoch; what the sequences had is still with the others, and stages say again to their new neighbour
-what it lacks. Without a spare a lost worker ends the pipeline. Another plan is taken over beside the one that runs (handover.py).
-Load and Wire are idempotent and are said again until they have been answered.
+what it lacks. Without a spare the layers are split over all who are left, if that is wanted; else the loss ends the pipeline.
+Another plan is taken over beside the one that runs (handover.py). Load and Wire are idempotent and are said again until they have
+been answered.
 """
 
 from __future__ import annotations
@@ -239,8 +240,6 @@ class SwarmCore:
             return answered
         plan, stage = self.plan, self.plan.stage_of(worker_id) if self.plan is not None else None
         match message:
-            case Retired() | Unloaded():
-                return []
             case Profiled() | Introduced() | LinkReport() | Refused():
                 return self._found(worker_id, message, now)
             case Loading(loaded_bytes=loaded, total_bytes=total) if stage is not None:
@@ -255,6 +254,8 @@ class SwarmCore:
             case Wired(epoch=epoch) if plan is not None and epoch <= plan.epoch:
                 worker.wired = max(worker.wired, epoch)
                 return self._go_on(plan, now)
+            case Loading() | Loaded() | Wired() | Retired() | Unloaded():
+                return []  # of an order that has been taken back meanwhile
             case StageFailed():
                 return self._failed(worker, message, now)
         check_spoken(message)
@@ -277,7 +278,7 @@ class SwarmCore:
         cause = from_wire(failed.code, failed.fields)
         error = told(self._workers, worker, cause)
         plan = self.plan
-        if plan is None or self.stage_of(worker.id) is None or (failed.epoch and failed.epoch < plan.epoch):
+        if plan is None or self.stage_of(worker.id) is None or self._is_past(plan, failed):
             return []  # it has no part in this, or what it had in mind has been replaced already
         if not self._was_up:
             return self._down(error, now)
@@ -286,6 +287,11 @@ class SwarmCore:
         if not isinstance(cause, LinkDown):
             self._had.pop(guilty.key, None)  # it is not the best spare for what it has failed at
         return commands
+
+    def _is_past(self, plan: Plan, failed: StageFailed) -> bool:
+        """It is about an epoch that is over, or about a neighbour in one that was given up."""
+        epoch = failed.epoch
+        return bool(epoch) and (epoch < plan.epoch or ("peer" in failed.fields and self.plan_of(epoch) is None))
 
     # -- workers that go -------------------------------------------------------------------
 
@@ -316,11 +322,11 @@ class SwarmCore:
     def _share_out(self, plan: Plan, lost: StagePlan, error: BloomBeeError, reason: str, now: float) -> list[Command]:
         """The layers are split over all who are left, if they have the memory and that is wanted; else it is over."""
         surveyed = None if self.survey is None else self.survey.topology()
-        other = NextPlan.of(self.request, plan, self._workers, None, surveyed).shared_out()
+        other = NextPlan.of(self.request, plan, self._workers, self._workers, surveyed).shared_out()
         if other is None:
             return self._down(error, now)
-        other = self._orders.numbered(other, plan.stages)
-        broken = self._broken(other, lost, "those that are left", reason, now)
+        other = self._orders.numbered(other, plan)
+        broken = self._broken(other, lost, "a split over those that are left", reason, now)
         return [*broken, *self._orders.move(other, plan, now), *self._go_on(other, now)]
 
     def _broken(self, plan: Plan, lost: StagePlan, name: str, reason: str, now: float) -> list[Command]:
@@ -341,15 +347,14 @@ class SwarmCore:
 
     def _replace(self, plan: Plan, lost: StagePlan, spare: Member, reason: str, now: float) -> list[Command]:
         """Another worker takes over a stage, in the next epoch. Links are made while it loads: they take many round trips."""
-        plan = with_spare(plan, lost, spare, self._orders.next_epoch)
-        plan = self._orders.numbered(plan, [one for one in plan.stages if one.worker != spare.id])
+        plan = self._orders.numbered(with_spare(plan, lost, spare), plan)
         broken = self._broken(plan, lost, spare.name, reason, now)
         return [*broken, self._orders.first_load(plan, plan.stages[lost.index], now), *self._wire_all(plan, now)]
 
     def _drain(self, plan: Plan, stage: StagePlan, event: WorkerDrains) -> list[Command]:
         """Its heir takes over beside it, or, where that cannot be, as after a loss."""
         heir = self._workers[event.heir]
-        other = with_spare(plan, stage, heir, self._orders.next_epoch)
+        other = with_spare(plan, stage, heir)
         if self.is_up and can_hand_over(other, plan, self._workers):
             return self.handovers.begin(other, plan, event.reason, event.now)
         return self._replace(plan, stage, heir, event.reason, event.now)
@@ -359,7 +364,7 @@ class SwarmCore:
             return []
         self.error = error
         self.is_up = False
-        return [PipelineDown(error), TellScheduler(PipelineLost(error, now))]
+        return [*self.handovers.end(error), PipelineDown(error), TellScheduler(PipelineLost(error, now))]
 
     # -- time ------------------------------------------------------------------------------
 
@@ -394,7 +399,7 @@ class SwarmCore:
 def may_be_silent(core: SwarmCore, worker: WorkerId) -> bool:
     """A worker that loads, or imports what it needs to measure itself, may hold its interpreter's lock for long."""
     is_measuring = core.plan is None and core.survey is not None and core.survey.is_measuring(worker)
-    return is_measuring or is_loading(core, worker)
+    return is_measuring or is_loading(core, worker) or core.handovers.is_loading(worker)
 
 
 def is_loading(core: SwarmCore, worker_id: WorkerId) -> bool:

@@ -57,6 +57,7 @@ class Handover:
     """Who has yet to say that it is wired."""
     _retires: set[tuple[WorkerId, Epoch]] = field(default_factory=set)
     """Who has yet to say that it has retired which epoch."""
+    _is_retiring: bool = False
     _error: BloomBeeError | None = None
     _said_at: float = 0.0
 
@@ -147,7 +148,7 @@ class Handover:
         return self._error is not None
 
     def _retire(self, plan: Plan, now: float) -> list[Command]:
-        self._said_at = now
+        self._said_at, self._is_retiring = now, True
         self._retires = {(stage.worker, plan.epoch) for stage in plan.stages if stage.worker in self.workers}
         return [*self._say_retire(), *self._end_if_retired()]
 
@@ -156,7 +157,7 @@ class Handover:
         return [Send(worker, Lane.CONTROL, Retire(pipeline, epoch)) for worker, epoch in sorted(self._retires)]
 
     def _end_if_retired(self) -> list[Command]:
-        if self._retires or self.is_over or not (self._error or self.has_switched):
+        if self._retires or self.is_over or not self._is_retiring:
             return []
         self.is_over = True
         return [HandoverEnded(self.plan, self._error)]
@@ -197,10 +198,14 @@ class Handover:
         plans = (self.plan, self.old) if self.has_switched else (self.plan,)
         return any(stage.worker == worker for plan in plans for stage in plan.stages)
 
-    def end(self) -> HandoverEnded:
-        """As it stands: all will be wired anew, which retires every epoch before."""
+    def is_loading(self, worker: WorkerId) -> bool:
+        """What it lacks for the new plan."""
+        return worker in self._loads
+
+    def end(self, error: BloomBeeError | None = None) -> HandoverEnded:
+        """As it stands: all will be wired anew, which retires every epoch before, or (``error``) nothing runs any more."""
         self.is_over = True
-        return HandoverEnded(self.plan, self._error)
+        return HandoverEnded(self.plan, error or self._error)
 
 
 class Handovers:
@@ -228,7 +233,7 @@ class Handovers:
             check_handover(plan, running, self._workers)
         except BloomBeeError as error:
             return [HandoverEnded(plan, error)]
-        numbered = self._orders.numbered(plan, running.stages)
+        numbered = self._orders.numbered(plan, running)
         self._now = Handover(numbered, running, reason, self._workers, self._orders)
         return self._now.begin(now)
 
@@ -262,6 +267,14 @@ class Handovers:
         """Its connection is back: what it was told last may be lost, and is said again with the next tick."""
         if self._now is not None and self._now.concerns(worker):
             self._now.say_again(now)
+
+    def is_loading(self, worker: WorkerId) -> bool:
+        """What it lacks for a plan that is to come."""
+        return self._now is not None and self._now.is_loading(worker)
+
+    def end(self, error: BloomBeeError) -> list[Command]:
+        """Nothing runs any more."""
+        return [] if self._now is None else self._done([self._now.end(error)])
 
     def tick(self, now: float, load_deadline_s: float) -> list[Command]:
         return [] if self._now is None else self._done(self._now.tick(now, load_deadline_s))

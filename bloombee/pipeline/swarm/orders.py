@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from bloombee.models.rules import LogitsRules
@@ -32,17 +32,19 @@ class Orders:
         self._request = request
         self._workers = workers
         self._pairs = pairs
-        self.next_epoch: Epoch = 1
-        """Of whatever is planned next."""
+        self._epochs = itertools.count(1)
         self._numbers = itertools.count(1)
 
-    def numbered(self, plan: Plan, kept: Collection[StagePlan] = ()) -> Plan:
-        """``plan`` as the next epoch, with a new order to load for each of its stages, but for those that are among ``kept``."""
+    def numbered(self, plan: Plan, before: Plan | None = None) -> Plan:
+        """``plan`` as the next epoch, with a new order to load for each of its stages, but for those that are as ``before``.
+
+        A scheduler that was beside another first stage than that of ``plan`` is gone with it, and begins anew."""
+        epoch, kept = next(self._epochs), () if before is None else before.stages
         orders = {(one.worker, one.span): one.load for one in kept}
         stages = [replace(one, load=orders.get((one.worker, one.span)) or next(self._numbers)) for one in plan.stages]
-        plan = replace(plan, epoch=self.next_epoch, stages=tuple(stages))
-        self.next_epoch += 1
-        return plan
+        begins = plan.scheduler is SchedulerPlace.STAGE0 and [one.worker for one in kept[:1]] != [plan.stages[0].worker]
+        since = epoch if before is None or begins else before.scheduler_since
+        return replace(plan, epoch=epoch, stages=tuple(stages), scheduler_since=since)
 
     def load(self, plan: Plan, stage: StagePlan, now: float) -> Send:
         """To be said once more after a while, unless it is answered."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 from bloombee.errors import BloomBeeError, Infeasible
 from bloombee.pipeline.swarm.member import Member
-from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest, fits
+from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest, heir
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.plan.topology import LOCAL, Device, Topology
-from bloombee.types import HEAD, Epoch, SchedulerPlace, WorkerId
+from bloombee.types import HEAD, WorkerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,9 @@ class NextPlan:
         allowed: Collection[WorkerId] | None,
         surveyed: Topology | None = None,
     ) -> NextPlan:
-        """Of those ``workers`` that are there and, unless that is None, ``allowed``."""
-        there = [one for one in workers.values() if not one.is_away and (allowed is None or one.id in allowed)]
+        """Of those ``workers`` that are there and ``allowed``; None: all but those that are to leave."""
+        may = {one.id for one in workers.values() if not one.is_draining} if allowed is None else set(allowed)
+        there = [one for one in workers.values() if not one.is_away and one.id in may]
         return cls(request, running, tuple([replace(one) for one in there]), surveyed)
 
     def best(self) -> Plan:
@@ -75,7 +76,7 @@ class NextPlan:
         stages = []
         for stage in self.running.stages:
             if stage.worker not in allowed:
-                spare = next((one for one in spares if fits(stage, one)), None)
+                spare = heir(stage, spares)
                 if spare is None:
                     return None
                 spares.remove(spare)
@@ -96,6 +97,7 @@ class NextPlan:
             split=None,
             order=(),
             scheduler=running.scheduler,
+            before=None,
         )
         plan = FirstPlan(request).decide(workers[: request.card.num_layers], self.surveyed) if request.objective else None
         return plan or self._split(FirstPlan(request), workers[: request.card.num_layers])
@@ -111,10 +113,8 @@ class NextPlan:
             return planner.chosen(Topology({one.id: Device(one.name) for one in workers}, ways), workers)
 
 
-def with_spare(plan: Plan, lost: StagePlan, spare: Member, epoch: Epoch) -> Plan:
-    """``plan`` with another worker at a stage, in the next epoch; it predicts nothing any more."""
+def with_spare(plan: Plan, lost: StagePlan, spare: Member) -> Plan:
+    """``plan`` with another worker at a stage; it predicts nothing any more."""
     stage = replace(lost, worker=spare.id, name=spare.name)
     stages = tuple(stage if one.index == lost.index else one for one in plan.stages)
-    begins = plan.scheduler is SchedulerPlace.STAGE0 and lost.index == 0  # the scheduler is gone with its worker
-    since = epoch if begins else plan.scheduler_since
-    return replace(plan, epoch=epoch, stages=stages, prediction=None, scheduler_since=since)
+    return replace(plan, stages=stages, prediction=None)
