@@ -359,7 +359,7 @@ class SwarmCore:
             return []
         self.error = error
         self.is_up = False
-        return [PipelineDown(error), TellScheduler(PipelineLost(error, now))]
+        return [*self.handovers.stop(error), PipelineDown(error), TellScheduler(PipelineLost(error, now))]
 
     # -- time ------------------------------------------------------------------------------
 

@@ -197,10 +197,10 @@ class Handover:
         plans = (self.plan, self.old) if self.has_switched else (self.plan,)
         return any(stage.worker == worker for plan in plans for stage in plan.stages)
 
-    def end(self) -> HandoverEnded:
-        """As it stands: all will be wired anew, which retires every epoch before."""
+    def end(self, error: BloomBeeError | None = None) -> HandoverEnded:
+        """As it stands: all will be wired anew, which retires every epoch before; or nothing will, for ``error``."""
         self.is_over = True
-        return HandoverEnded(self.plan, self._error)
+        return HandoverEnded(self.plan, self._error or error)
 
 
 class Handovers:
@@ -257,6 +257,10 @@ class Handovers:
         if ends and not one.is_over:
             commands = [*commands, one.end()]
         return self._done(commands)
+
+    def stop(self, error: BloomBeeError) -> list[Command]:
+        """The swarm is down, for ``error``."""
+        return [] if self._now is None else self._done([self._now.end(error)])
 
     def restored(self, worker: WorkerId, now: float) -> None:
         """Its connection is back: what it was told last may be lost, and is said again with the next tick."""
