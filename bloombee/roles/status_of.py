@@ -93,7 +93,7 @@ def _state(plan: Plan | None, member: Member, stage: StagePlan | None) -> str:
         return "spare"
     if not member.is_loaded:
         return "loading"
-    return "serving" if member.wired == plan.epoch else "wiring"
+    return "serving" if member.wired >= plan.epoch else "wiring"  # more: of a plan that is taken over, or was to be
 
 
 def _why_spare(plan: Plan | None, member: Member) -> str:
