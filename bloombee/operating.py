@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich import box
@@ -14,11 +14,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bloombee.errors import PlanError
+from bloombee.errors import ConfigError, PlanError
 from bloombee.plan.report import milliseconds, size
+from bloombee.quote import quoted
 from bloombee.roles.running_heads import running_head
 from bloombee.roles.status import Figures, LinkStatus, PlanStatus, RequestStatus, SwarmStatus, WorkerStatus
 from bloombee.terminal import count, joining_command, plain, say, where_to_join, write, write_line_of_json
+from bloombee.types import WorkerId
+from bloombee.utf8 import surrogate_at
 
 WATCH_EVERY_S = 1.0
 DRAIN_LOOK_S = 0.1
@@ -68,9 +71,10 @@ def drain(
 ) -> int:
     """Have a worker hand over what it serves, and end."""
     asked = running_head(head)
-    name: str = asked.ask("drain", worker)
+    leaver: dict[str, Any] = asked.ask("drain", _text(worker))
+    name, number = leaver["name"], leaver["id"]
     say(f"worker {plain(name)} hands over what it serves")
-    while (state := _state(asked.swarm(), name)) is not None:
+    while (state := _state(asked.swarm(), number)) is not None:
         if state not in ("draining", "away"):
             raise PlanError(f"worker {plain(name)} stays: whoever could take its stage is gone", worker=name)
         time.sleep(DRAIN_LOOK_S)
@@ -78,11 +82,18 @@ def drain(
     return 0
 
 
-def _state(swarm: SwarmStatus, name: str) -> str | None:
+def _text(worker: str) -> str:
+    """Raises ConfigError: it is none, and so no name that a worker has."""
+    if (at := surrogate_at(worker)) is not None:
+        raise ConfigError(f"worker {quoted(worker)} is not text at character {at}", field="worker")
+    return worker
+
+
+def _state(swarm: SwarmStatus, number: WorkerId) -> str | None:
     """Of a worker; None: it is not in. Raises PlanError: nothing runs any more."""
     if swarm.state == "down":
         raise PlanError(f"nothing runs any more: {swarm.reason}")
-    return next((worker.state for worker in swarm.workers if worker.name == name), None)
+    return next((worker.state for worker in swarm.workers if worker.id == number), None)
 
 
 def _moments(ask: Callable[[], SwarmStatus], watch: bool) -> Iterator[SwarmStatus]:
@@ -131,7 +142,7 @@ def _figures(figures: Figures) -> str:
     return f"M = {figures.microbatches} microbatches of b = {figures.sequences} sequences{speed}"
 
 
-WORKERS = ("worker", "state", "stage", "layers", "memory", "used", "a layer", "silent", "address", "")
+WORKERS = ("worker", "number", "state", "stage", "layers", "memory", "used", "a layer", "silent", "address", "")
 LINKS = ("from", "to", "round trip", "MB/s", "ratio", "codec")
 REQUESTS = ("request", "client", "phase", "prompt", "tokens", "of", "tokens/s", "age")
 _LEFT = {"worker", "state", "layers", "address", "", "from", "to", "codec", "client", "phase"}
@@ -141,6 +152,7 @@ def _worker_cells(worker: WorkerStatus) -> Sequence[str]:
     layers = "" if worker.layers is None else f"{worker.layers[0]}-{worker.layers[1] - 1}"
     return (
         worker.name,
+        str(worker.id),
         worker.state,
         "" if worker.stage is None else str(worker.stage),
         layers,

@@ -34,6 +34,8 @@ from bloombee.types import FinishReason, Generation, LoadProgress, RunningReques
 from bloombee.utf8 import surrogate_at
 
 _END = object()
+MOST_NOTE_BYTES = 1 << 26
+"""Of a name and its value."""
 T = TypeVar("T")
 
 
@@ -179,9 +181,10 @@ class Runtime(Facts):
         Cancelled: what has begun goes on.
 
         Raises:
-            PlanError, Infeasible: there is no such plan, or it cannot be taken over now.
+            ConfigError: ``workers`` are no ids. PlanError, Infeasible: there is no such plan, or it cannot be taken over now.
             BloomBeeError: what kept it from being taken over; requests go on as before.
         """
+        _check_wanted(workers, reason)
         return await self._there(self._started().replanner.replan(workers, reason))
 
     async def close(self) -> None:
@@ -269,8 +272,9 @@ class Runtime(Facts):
             ConfigError: no such request, one that is read already, or one that has ended with fewer tokens.
             BloomBeeError: as :meth:`generate`.
         """
-        if type(from_token) is not int:
-            raise ConfigError(f"from_token = {quoted(from_token)}: must be a whole number from 0", field="from_token")
+        for name, value in (("id", id), ("from_token", from_token)):
+            if type(value) is not int:
+                raise ConfigError(f"{name} = {quoted(value)}: must be a whole number from 0", field=name)
 
         async def begin(head: HeadRole, number: int, channel: _Channel) -> None:
             head.desk.read(number, channel, from_token)
@@ -296,7 +300,9 @@ class Runtime(Facts):
         return dict(self._started().state.notes)
 
     def note(self, name: str, value: bytes | None) -> None:
-        """Keep something of the application's own beside its requests; None: no longer. In the order of calls; does not wait."""
+        """Keep something of the application's own beside its requests; None: no longer. In the order of calls; does not wait.
+        Raises ConfigError: the name is no text, or the value neither bytes nor None, or too large to be kept."""
+        _check_note(name, value)
         if self._home is not None:
             self._home.soon(self._started().state.note, name, value)
 
@@ -329,8 +335,13 @@ class Runtime(Facts):
                 caller.call_soon_threadsafe(arrived.set)
 
         head, channel = self._started(), _Channel(notify)
+        has_begun = True
         try:
-            begun(await self._there(begin(head, number, channel)))
+            try:
+                begun(await self._there(begin(head, number, channel)))
+            except BloomBeeError:
+                has_begun = False  # it was refused: what runs under that number is somebody else's
+                raise
             while True:
                 item = channel.take()
                 if item is None:
@@ -343,7 +354,7 @@ class Runtime(Facts):
                 else:
                     return
         finally:
-            if self._home is not None:
+            if has_begun and self._home is not None:
                 self._home.soon(head.desk.cancel, number, channel)
 
     # -- the synchronous face --------------------------------------------------------------
@@ -402,6 +413,21 @@ def _check_sender(client: object, priority: object) -> None:
         raise ConfigError(f"priority = {quoted(priority)}: must be a whole number from -2**31 to 2**31", field="priority")
     if (at := surrogate_at(client)) is not None:
         raise ConfigError(f"client has a lone surrogate at character {at}: not text", field="client")
+
+
+def _check_note(name: object, value: object) -> None:
+    if not isinstance(name, str) or surrogate_at(name) is not None:
+        raise ConfigError(f"note {quoted(name)}: its name must be text", field="name")
+    if not (value is None or isinstance(value, bytes)) or len(name) + len(value or b"") > MOST_NOTE_BYTES:
+        raise ConfigError(f"note {quoted(name)}: its value must be at most {MOST_NOTE_BYTES} bytes, or None", field="value")
+
+
+def _check_wanted(workers: object, reason: object) -> None:
+    if not isinstance(reason, str):
+        raise ConfigError(f"reason = {quoted(reason)}: must be text", field="reason")
+    if workers is None or (isinstance(workers, Collection) and all(type(worker) is int for worker in workers)):
+        return
+    raise ConfigError(f"workers = {quoted(workers)}: must be the ids of workers, or None", field="workers")
 
 
 def _params(params: SamplingParams | None, fields: dict[str, Any]) -> SamplingParams:

@@ -48,6 +48,8 @@ class Replanner:
         Cancelled: what has begun goes on.
         """
         async with self._turn:
+            if self._ended is not None:  # whoever asked for that has gone
+                await asyncio.wait([self._ended])
             core = self._core()
             running = core.plan
             if running is None or not core.is_up:

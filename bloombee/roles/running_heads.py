@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from bloombee.roles.status import SwarmStatus
 
 STATUS_S, ANSWER_S = 2.0, 30.0
 """How long a head may take to say who it is; to answer anything else."""
+MOST_AT_A_TIME = 64
+"""Heads that are asked who they are."""
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -77,17 +80,18 @@ class RunningHead:
 
 
 def running_heads(folders: Sequence[Path]) -> list[RunningHead]:
-    """Those of this user that answer."""
-    return list(_running(folders))
+    """Those of this user that answer. All are asked at a time: one that stands still is waited for."""
+    paths = [path for folder in folders for path in sockets_in(folder)]
+    with ThreadPoolExecutor(MOST_AT_A_TIME) as pool:
+        return [head for head in pool.map(_head_at, paths) if head is not None]
 
 
-def _running(folders: Sequence[Path]) -> Iterator[RunningHead]:
-    for path in (path for folder in folders for path in sockets_in(folder)):
-        try:
-            status = msgspec.convert(ask(path, "status", patience_s=STATUS_S), Status)
-        except (BloomBeeError, msgspec.ValidationError):
-            continue  # it is ending, stands still, or is no head
-        yield RunningHead(path.name.removesuffix(SUFFIX), path, status)
+def _head_at(path: Path) -> RunningHead | None:
+    try:
+        status = msgspec.convert(ask(path, "status", patience_s=STATUS_S), Status)
+    except (BloomBeeError, msgspec.ValidationError):
+        return None  # it is ending, stands still, or is no head
+    return RunningHead(path.name.removesuffix(SUFFIX), path, status)
 
 
 def running_head(name: str | None, otherwise: str = "") -> RunningHead:

@@ -111,8 +111,8 @@ class SpawnerClient:
             self._loop.call_soon_threadsafe(self._lost)
 
     def _heard(self, answer: dict[str, Any]) -> None:
-        if "exited" in answer:
-            self._on_exit(answer["exited"], answer["status"])
+        if "exited" in answer:  # after whoever started it has been told its number
+            self._loop.call_soon(self._on_exit, answer["exited"], answer["status"])
             return
         waiting = self._answers.get(answer["id"])
         if waiting is None or waiting.done():

@@ -8,6 +8,7 @@ as soon as it takes something again the journal is written anew, whole.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -42,19 +43,15 @@ class StateDir:
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
-        try:
-            self._lock = _locked(self.path)
-        except OSError as error:
-            raise _unusable(self.path, error) from error
-        try:
-            self.keys = _key_in(self.path)
-            self.journal, self._descriptor, self._num_bytes, self.num_cut = _open_journal(self.path / JOURNAL)
-        except OSError as error:
-            os.close(self._lock)
-            raise _unusable(self.path, error) from error
-        except BaseException:
-            os.close(self._lock)
-            raise
+        with contextlib.ExitStack() as opened:
+            try:
+                self._lock = _locked(self.path, opened)
+                self._folder = _opened(self.path, os.O_RDONLY | os.O_DIRECTORY, opened)
+                self.journal, self._descriptor, self._num_bytes, self.num_cut = _open_journal(self.path / JOURNAL, opened)
+                self.keys = _key_in(self.path)
+            except (OSError, ValueError) as error:
+                raise _unusable(self.path, error) from error
+            opened.pop_all()
         written_anew = whole(self.journal)
         self._num_whole = len(written_anew)
         self._mirror, _ = read(written_anew, str(self.path))
@@ -77,8 +74,8 @@ class StateDir:
         """Write what was put, and let another head have the directory. Blocks."""
         self._records.put(None)
         self._thread.join()
-        os.close(self._descriptor)
-        os.close(self._lock)
+        for descriptor in (self._descriptor, self._folder, self._lock):
+            os.close(descriptor)
 
     # -- on the thread ---------------------------------------------------------------------
 
@@ -93,9 +90,12 @@ class StateDir:
                 time.sleep(BATCH_S)  # somebody waits for nothing of it
 
     def _batch(self) -> tuple[list[Record], bool]:
-        """What was put, at least one; and whether that was all."""
+        """What was put, at least one, or none while the disk is to be asked again; and whether that was all."""
         batch: list[Record] = []
-        record = self._records.get()
+        try:
+            record = self._records.get(timeout=None if self._refused_at is None else RETRY_S)
+        except queue.Empty:
+            return batch, False
         while record is not None:
             batch.append(record)
             try:
@@ -115,6 +115,8 @@ class StateDir:
                 return
             data = b"".join(map(pack, batch))
             _write_all(self._descriptor, data)
+            if not os.fstat(self._descriptor).st_nlink:
+                raise FileNotFoundError(errno.ENOENT, "the journal was removed")
             self._num_bytes += len(data)
             if should_rewrite(self._num_bytes, self._num_whole):
                 self._rewrite()
@@ -125,18 +127,20 @@ class StateDir:
             self._refused_at = time.monotonic()
 
     def _rewrite(self) -> None:
-        """With the fewest records, beside the old file until all of it is on the disk."""
-        data = whole(self._mirror)
-        draft = self.path / DRAFT
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        """With the fewest records, beside the old file until all of it is on the disk.
+
+        In the directory that is locked, whatever has come in its place: that may be another head's.
+        """
+        data, folder = whole(self._mirror), self._folder
+        descriptor = os.open(DRAFT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600, dir_fd=folder)
         try:
             _write_all(descriptor, data)
             os.fsync(descriptor)
-            os.replace(draft, self.path / JOURNAL)
+            os.replace(DRAFT, JOURNAL, src_dir_fd=folder, dst_dir_fd=folder)
         except OSError:
             os.close(descriptor)
             with contextlib.suppress(OSError):
-                draft.unlink()
+                os.unlink(DRAFT, dir_fd=folder)
             raise
         os.close(self._descriptor)
         self._descriptor, self._num_bytes, self._num_whole = descriptor, len(data), len(data)
@@ -165,7 +169,14 @@ def _write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _locked(path: Path) -> int:
+def _opened(path: Path, flags: int, opened: contextlib.ExitStack) -> int:
+    """A descriptor, which ``opened`` closes. Raises OSError."""
+    descriptor = os.open(path, flags, 0o600)
+    opened.callback(os.close, descriptor)
+    return descriptor
+
+
+def _locked(path: Path, opened: contextlib.ExitStack) -> int:
     """The lock, held. Raises OSError; ConfigError: it is another's, or the directory something else's."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     others = sorted(set(os.listdir(path)) - {JOURNAL, KEY, LOCK, DRAFT})
@@ -175,12 +186,11 @@ def _locked(path: Path) -> int:
             field="state",
             path=str(path),
         )
-    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = _opened(path / LOCK, os.O_RDWR | os.O_CREAT, opened)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-        os.close(descriptor)
         who = f", process {owner}," if owner else ""
         raise ConfigError(
             f"state: another head{who} has {path}: end that, or name another directory", field="state", path=str(path)
@@ -198,21 +208,19 @@ def _key_in(path: Path) -> KeyPair:
     return keys.load(file)
 
 
-def _open_journal(file: Path) -> tuple[Journal, int, int, int]:
+def _open_journal(file: Path, opened: contextlib.ExitStack) -> tuple[Journal, int, int, int]:
     """What it holds, where to write, how many bytes count, and how many were cut. Raises OSError, ConfigError."""
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        data = file.read_bytes()
-        journal, count = read(data, str(file))
-        os.ftruncate(descriptor, count)
-        if not count:
-            _write_all(descriptor, whole(journal))
-            count = os.fstat(descriptor).st_size
-    except BaseException:
-        os.close(descriptor)
-        raise
+    descriptor = _opened(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, opened)
+    data = file.read_bytes()
+    journal, count = read(data, str(file))
+    os.ftruncate(descriptor, count)
+    if not count:
+        _write_all(descriptor, whole(journal))
+        count = os.fstat(descriptor).st_size
     return journal, descriptor, count, max(0, len(data) - count)
 
 
-def _unusable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"state: {path} cannot be used: {error.strerror or error}", field="state", path=str(path))
+def _unusable(path: Path, error: OSError | ValueError) -> ConfigError:
+    """A ValueError: of a name that no file can have."""
+    why = getattr(error, "strerror", None) or error
+    return ConfigError(f"state: {path} cannot be used: {why}", field="state", path=str(path))

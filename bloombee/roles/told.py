@@ -56,16 +56,21 @@ def _token(head: HeadRole) -> Callable[[], str]:
     return lambda: token
 
 
-def _drain(head: HeadRole, name: str) -> Callable[[], str]:
-    """Of the worker that calls itself so, or has this number; done when it is no longer in."""
+def _drain(head: HeadRole, name: str) -> Callable[[], dict[str, Any]]:
+    """Of the worker that has this number, or calls itself so; done when it is no longer in."""
     _swarm(head)
     members = head.core.members
-    found = [member for member in members.values() if name in (member.name, str(member.id))]
+    numbered = [member for member in members.values() if str(member.id) == name]
+    found = numbered or [member for member in members.values() if member.name == name]
     if not found:
         there = ", ".join(sorted(member.name for member in members.values())) or "none"
         raise ConfigError(f"no worker {quoted(name)} is in the swarm; there are: {there}", field="worker", value=quoted(name))
-    head.drains.ask(found[0].id, "as was asked for at the head")
-    return lambda: found[0].name
+    if len(found) > 1:
+        numbers = ", ".join(str(member.id) for member in found)
+        raise ConfigError(f"several workers are called {quoted(name)}: say which by its number: {numbers}", field="worker")
+    (leaver,) = found
+    head.drains.ask(leaver.id, "as was asked for at the head")
+    return lambda: {"id": leaver.id, "name": leaver.name}
 
 
 def _plan(head: HeadRole) -> Callable[[], dict[str, Any]]:

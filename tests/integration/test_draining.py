@@ -18,6 +18,8 @@ from engine_kit import VOCABULARY, make_checkpoint
 
 import bloombee
 from bloombee import SwarmEventKind
+from bloombee.config import WorkerConfig
+from bloombee.roles.worker import WorkerRole
 from bloombee.types import SwarmEvent
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -194,5 +196,33 @@ def test_one_that_nobody_can_replace_says_so_and_serves_on_until_it_is_told_twic
             assert await asyncio.to_thread(needed.wait, 60) == 143
             with pytest.raises(bloombee.BloomBeeError, match="it leaves: interrupted"):
                 await answer(runtime, {})
+
+    asyncio.run(asyncio.wait_for(use(), 200))
+
+
+def test_of_workers_with_one_name_one_is_told_by_its_number() -> None:
+    async def use() -> None:
+        runtime = bloombee.Runtime("standin:256x4", remote_workers=2, spares=1, split=(2, 2))
+        await runtime.prepare()
+        configs = [
+            WorkerConfig(join=token, name=name, pace="1,0,0") for token, name in zip(runtime.join_tokens, "bb1", strict=True)
+        ]
+        serving = [asyncio.ensure_future(WorkerRole(config).serve()) for config in configs]
+        try:
+            await runtime.ready()
+            events = Events(runtime)
+            await events.until(lambda event: event.kind is SwarmEventKind.JOINED, 3)
+            asked = bloombee_process("drain", "b")
+            _, said = await asyncio.to_thread(asked.communicate)
+            numbers = sorted(worker.id for worker in runtime._head.core.members.values() if worker.name == "b")
+            assert (asked.returncode, len(numbers)) == (2, 2)
+            assert f"several workers are called 'b': say which by its number: {numbers[0]}, {numbers[1]}" in said
+            asked = bloombee_process("drain", str(numbers[0]))
+            _, said = await asyncio.to_thread(asked.communicate)
+            assert (asked.returncode, said.splitlines()[-1]) == (0, "worker b has left")
+            assert numbers[0] not in runtime._head.core.members
+        finally:
+            await runtime.close()
+            await asyncio.gather(*serving, return_exceptions=True)
 
     asyncio.run(asyncio.wait_for(use(), 200))

@@ -45,3 +45,26 @@ def test_the_layers_of_a_stage_are_shared_out_while_requests_run(stage: int) -> 
             assert len(runtime.plan.stages) == 2
 
     asyncio.run(asyncio.wait_for(use(), 120))
+
+
+def test_after_one_that_nobody_waits_for_any_more_the_next_begins_with_what_came_of_it() -> None:
+    async def use() -> None:
+        async with bloombee.Runtime("demo", workers=2, spares=1, dtype="float32", threads=1) as runtime:
+            begun = asyncio.Event()
+
+            async def listen() -> None:
+                async for event in runtime.events():
+                    if event.kind is bloombee.SwarmEventKind.REPLANNING:
+                        begun.set()
+
+            listening = asyncio.ensure_future(listen())
+            while len(runtime.worker_pids) < 3:
+                await ask(runtime, 0)
+            given_up = asyncio.ensure_future(runtime.replan(set(runtime.worker_pids) - {runtime.plan.stages[1].worker}))
+            await begun.wait()
+            given_up.cancel()
+            plan = await runtime.replan()
+            assert (plan.epoch, runtime.plan) == (2, plan)
+        await listening
+
+    asyncio.run(asyncio.wait_for(use(), 120))

@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from swarm_kit import Swarm
@@ -192,6 +193,45 @@ def test_bad_requests_are_refused_with_what_to_do(demo: Swarm, prompt: object, f
     with pytest.raises(ConfigError) as caught:
         demo.generate(prompt, **fields)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("id", ["1", 1.0, True, None, [], 2**70, -1])
+def test_what_is_no_request_of_a_head_before_cannot_be_resumed(demo: Swarm, id: Any) -> None:
+    async def use() -> None:
+        with pytest.raises(ConfigError):
+            await anext(demo.runtime.resume(id))
+
+    demo.run(use())
+    assert len(demo.generate("x", max_new_tokens=2).token_ids) == 2
+
+
+def test_a_request_that_runs_cannot_be_resumed_and_goes_on(demo: Swarm) -> None:
+    async def use() -> None:
+        stream = demo.runtime.stream("import ", max_new_tokens=40, ignore_eos=True)
+        await anext(stream)
+        ((number, _),) = demo.runtime._head.desk.running
+        with pytest.raises(ConfigError, match=f"request {number} does not go on from a head before"):
+            await anext(demo.runtime.resume(number))
+        assert len([token async for token in stream]) == 39
+
+    demo.run(use())
+
+
+@pytest.mark.parametrize(
+    ("workers", "reason"), [(5, "x"), ("12", "x"), ([None], "x"), (["local-0"], "x"), ([1.0], "x"), (None, 5), (None, None)]
+)
+def test_a_plan_of_no_workers_is_refused(demo: Swarm, workers: Any, reason: Any) -> None:
+    with pytest.raises(ConfigError, match="must be"):
+        demo.run(demo.runtime.replan(workers, reason=reason))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(5, b""), ("\ud800", b""), ("x", "text"), ("x", 5), ("x", bytearray(b"x")), (None, None)]
+)
+def test_what_cannot_be_kept_is_no_note(demo: Swarm, name: Any, value: Any) -> None:
+    with pytest.raises(ConfigError, match="note"):
+        demo.runtime.note(name, value)
+    assert demo.runtime.notes == {}
 
 
 def test_a_conversation_is_answered_as_its_text_is(tmp_path: Path, make_swarm: Callable[..., Swarm]) -> None:

@@ -6,13 +6,14 @@ import random
 
 import pytest
 
-from bloombee.errors import Infeasible, PlanError
+from bloombee.errors import DeviceError, Infeasible, PlanError
 from bloombee.pipeline.events import WorkerGone
 from bloombee.sim.cluster import SimCluster, sim_card
 from bloombee.sim.moving import MovingCluster
 from bloombee.sim.network import Faults
+from bloombee.sim.worker import Order
 from bloombee.types import SchedulerPlace, WorkerId
-from bloombee.wire.messages import Drain, Drained, Refused
+from bloombee.wire.messages import Drain, Drained, Load, Refused, StageFailed
 from tests.sim_kit import assert_right
 
 HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
@@ -177,4 +178,34 @@ def test_should_the_spare_be_lost_first_the_worker_stays_and_hears_it() -> None:
     ((worker, answer),) = cluster.head.answers
     assert (worker, isinstance(answer, Refused)) == (1, True)
     assert cluster.workers[1].is_alive
+    assert not cluster.head.swarm.members[1].is_draining
+
+
+@pytest.mark.parametrize("num_spares", [1, 2])
+def test_a_spare_that_cannot_load_is_not_tried_again_and_again(num_spares: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = cluster_of(4, 2, num_spares)
+    heir = cluster.workers[3]
+    take = heir.order
+
+    def order(order: Order) -> None:
+        if isinstance(order, Load):
+            cluster.say(heir, StageFailed(order.pipeline, 0, DeviceError.code, {"message": "no memory is left"}))
+        else:
+            take(order)
+
+    monkeypatch.setattr(heir, "order", order)
+    drain(cluster, 1, 0.3, asks_itself=True)
+    assert cluster.run()
+    assert_right(cluster, 2)
+    ended = [str(ended.error) for ended in cluster.head.handovers]
+    if num_spares == 2:  # another takes it
+        assert left(cluster, 1)
+        assert ended == ["no memory is left", "None"]
+        assert cluster.head.answers == [(1, Drained(7))]
+        return
+    assert ended == ["no memory is left"]
+    ((worker, answer),) = cluster.head.answers
+    assert worker == 1
+    assert isinstance(answer, Refused)
+    assert "w3 cannot hold, load or reach them" in str(answer.fields["message"])
     assert not cluster.head.swarm.members[1].is_draining

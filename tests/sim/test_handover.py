@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from bloombee.errors import LinkDown
+from bloombee.errors import DeviceError, LinkDown
+from bloombee.pipeline.events import WorkersEnded
 from bloombee.sim.cluster import sim_card
 from bloombee.sim.moving import MovingCluster
 from bloombee.sim.network import Faults
@@ -135,3 +136,20 @@ def test_without_the_memory_for_that_requests_end_typed() -> None:
     cluster.run_for(2.0)
     assert isinstance(cluster.head.down, LinkDown)
     assert all(request.ended for request in cluster.requests.values())
+
+
+def test_a_swarm_that_ends_in_the_middle_leaves_nobody_waiting_for_the_other_plan() -> None:
+    cluster = _cluster(1)
+    _submit(cluster, random.Random(1), 4)
+    workers, layers = OTHERS["all"]
+    cluster.hand_over(workers, layers, at=0.3)
+
+    def end() -> None:
+        swarm = cluster.head.swarm
+        assert swarm.handovers.plans
+        cluster.head.do(swarm.handle(WorkersEnded(DeviceError("nobody is left"), cluster.clock.now)))
+
+    cluster.clock.call_at(0.31, end)
+    cluster.run()
+    assert [str(ended.error) for ended in cluster.head.handovers] == ["nobody is left"]
+    assert cluster.head.swarm.handovers.plans == ()

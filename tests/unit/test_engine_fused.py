@@ -135,7 +135,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 REPLACED = {
     # norms, gates and the function of four layers
     "llama": 4 * 3 + 1 + 1, "qwen3": 4 * 5 + 1 + 1, "gemma2": 4 * 5 + 1 + 1, "gemma3_text": 4 * 7 + 1 + 1, "phi3": 4 * 3 + 1 + 1,
-    "olmo2": 4 * 5 + 1 + 1, "gpt_oss": 4 * 2 + 1 + 1, "gpt_neox": 1, "cohere2": 4 + 1,
+    "olmo2": 4 * 5 + 1 + 1, "gpt_oss": 4 * 2 + 1 + 1, "gpt_neox": 1,
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from bloombee.roles import local_swarm
 from bloombee.roles.bulletin import Bulletin
 from bloombee.roles.local_swarm import LocalSwarm
 from bloombee.roles.restarts import WINDOW_S, Restarts
+from bloombee.roles.spawner_client import SpawnerClient
 from bloombee.transport.keys import KeyPair
 from bloombee.transport.sockets import dialled_from
 from bloombee.types import SwarmEvent
@@ -214,3 +215,26 @@ def test_deaths_that_are_long_past_count_no_more() -> None:
     assert [restarts.begin("a", at) for at in (0.0, 1.0, 2.0, 3.0)] == [True, True, True, False]
     assert restarts.begin("b", 3.0)
     assert [restarts.begin("a", WINDOW_S + at) for at in (0.5, 0.6)] == [True, False]
+
+
+def test_a_process_that_ends_at_once_was_there_before() -> None:
+    """Its number and its end may come in one go."""
+
+    async def main() -> None:
+        happened: list[str] = []
+        client = SpawnerClient(on_exit=lambda pid, status: happened.append(f"{pid} ended"), on_lost=lambda: None)
+        client._loop = asyncio.get_running_loop()
+        answer = client._answers[1] = client._loop.create_future()
+
+        async def start() -> None:
+            happened.append(f"{await answer} started")
+
+        starting = asyncio.ensure_future(start())
+        await asyncio.sleep(0)
+        client._heard({"id": 1, "ok": 4711})
+        client._heard({"exited": 4711, "status": 256})
+        await starting
+        await asyncio.sleep(0)
+        assert happened == ["4711 started", "4711 ended"]
+
+    asyncio.run(main())

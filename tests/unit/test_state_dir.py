@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -163,3 +166,75 @@ def test_a_full_disk_is_said_once_and_all_is_kept_when_it_has_room_again(tmp_pat
     after.close()
     assert list(after.journal.requests) == [1, 2]
     assert sorted(after.journal.notes) == ["big", "last", "more"]
+
+
+class Said:
+    """What of a state is told of trouble."""
+
+    def __init__(self, state: StateDir) -> None:
+        self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
+        state.on_trouble(self._said.put)
+
+    def next(self) -> str:
+        return self._said.get(timeout=30)
+
+
+def test_a_directory_that_is_removed_is_said_and_what_comes_in_its_place_is_another_heads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_dir, "RETRY_S", 0.0)
+    monkeypatch.setattr(journal, "LEAST_TO_REWRITE", 100)
+    state = StateDir(str(tmp_path / "state"))
+    said = Said(state)
+    shutil.rmtree(tmp_path / "state")
+    state.put(Noted("a", bytes(1000)))
+    assert "for now (" in said.next()
+    _left(tmp_path / "state", Noted("b", b"another head's"))
+    state.put(Noted("a", bytes(2000)))
+    state.close()
+    after = StateDir(str(tmp_path / "state"))
+    after.close()
+    assert after.journal.notes == {"b": b"another head's"}
+
+
+def test_a_journal_that_is_removed_is_written_anew_though_nothing_more_is_put(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_dir, "RETRY_S", 0.0)
+    state = StateDir(str(tmp_path))
+    said = Said(state)
+    (tmp_path / "journal").unlink()
+    state.put(Noted("a", b"b"))
+    assert "the journal was removed" in said.next()
+    assert said.next() == "everything is kept again"
+    assert journal.read((tmp_path / "journal").read_bytes(), "")[0].notes == {"a": b"b"}
+    state.close()
+
+
+def test_a_disk_that_was_full_at_the_start_hinders_no_later_start(tmp_path: Path) -> None:
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for most in (0, 10, 50, 200):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+            with contextlib.suppress(ConfigError):
+                StateDir(str(tmp_path)).close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    StateDir(str(tmp_path)).close()
+
+
+def test_a_head_that_was_killed_while_it_made_its_key_is_no_hindrance(tmp_path: Path) -> None:
+    script = (
+        "import os\nfrom bloombee.roles import state_dir\nfrom bloombee.transport import keys\n"
+        f"keys.os.link = lambda *_: os._exit(9)\nstate_dir.StateDir({str(tmp_path)!r})"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
+    assert any(file.suffix == ".tmp" for file in tmp_path.iterdir())
+    StateDir(str(tmp_path)).close()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "\ud800", "/dev/null/x"])
+def test_a_name_that_no_directory_can_have_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be used"):
+        StateDir(name)

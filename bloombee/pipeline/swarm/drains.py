@@ -7,7 +7,7 @@ asked is told so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bloombee.errors import BloomBeeError, Infeasible, PlanError, to_wire
 from bloombee.pipeline.commands import Command, Dismiss, Send
@@ -15,7 +15,7 @@ from bloombee.pipeline.events import WorkerDrains, WorkerGone
 from bloombee.pipeline.swarm.core import SwarmCore
 from bloombee.pipeline.swarm.member import Member
 from bloombee.pipeline.swarm.planning import heir
-from bloombee.types import Lane, WorkerId
+from bloombee.types import Epoch, Lane, WorkerId
 from bloombee.wire.messages import Drain, Drained, Refused
 
 
@@ -24,6 +24,8 @@ class _Leaving:
     reason: str
     number: int | None = None
     """Of the worker's own Drain."""
+    tried: set[tuple[WorkerId, Epoch]] = field(default_factory=set)
+    """Who was to take its stage, and from which plan: to come to this again is to have failed."""
 
 
 class Drains:
@@ -79,8 +81,9 @@ class Drains:
         except Infeasible as error:  # whoever could have taken it is gone
             self._give_up(member, error)
             return []
-        if spare is None or spare.is_away:
+        if spare is None or spare.is_away or core.plan is None:
             return []
+        leaving.tried.add((spare.id, core.plan.epoch))
         return core.handle(WorkerDrains(worker, spare.id, f"it leaves: {leaving.reason}", now))
 
     def _heir(self, member: Member) -> Member | None:
@@ -89,11 +92,12 @@ class Drains:
         stage, plan = core.stage_of(member.id), core.plan
         if stage is None or plan is None:
             return None
+        tried = self._leaving[member.id].tried if member.id in self._leaving else ()
         spares = [core.members[spare] for spare in core.spares]
-        if (found := heir(plan.stages[stage], spares)) is not None:
+        if (found := heir(plan.stages[stage], [one for one in spares if (one.id, plan.epoch) not in tried])) is not None:
             return found
         span = plan.stages[stage].span
-        why = f"{', '.join(spare.name for spare in spares)} cannot hold or reach them" if spares else "there is no spare"
+        why = f"{', '.join(spare.name for spare in spares)} cannot hold, load or reach them" if spares else "there is no spare"
         raise Infeasible(
             f"nobody can take layers {span.start}-{span.stop - 1} of worker {member.name!r}: {why}; have another worker join"
             " first ('bloombee token' prints how)",
