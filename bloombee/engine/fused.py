@@ -94,7 +94,12 @@ def rotary(
 
     Returns:
         Two of the same shapes, whose memory is [t, heads, e].
+
+    Raises:
+        ValueError: a head has fewer elements, or the tables fewer angles.
     """
+    if turned % 2 or turned > min(q.shape[-1], k.shape[-1]) or 2 * cosines.shape[-1] < turned:
+        raise ValueError(f"{turned} elements turned of heads of {q.shape[-1]}, by {cosines.shape[-1]} angles")
     cosines, sines = cosines.contiguous(), sines.contiguous()
     angles = cosines.shape[-1]
     pair = [x if x.stride(-1) == 1 else x.contiguous() for x in (q, k)]

@@ -135,7 +135,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 REPLACED = {
     # norms, gates and the function of four layers
     "llama": 4 * 3 + 1 + 1, "qwen3": 4 * 5 + 1 + 1, "gemma2": 4 * 5 + 1 + 1, "gemma3_text": 4 * 7 + 1 + 1, "phi3": 4 * 3 + 1 + 1,
-    "olmo2": 4 * 5 + 1 + 1, "gpt_oss": 4 * 2 + 1 + 1, "gpt_neox": 1,
+    "olmo2": 4 * 5 + 1 + 1, "gpt_oss": 4 * 2 + 1 + 1, "gpt_neox": 1, "cohere2": 4 + 1,
 }  # fmt: skip
 
 
@@ -151,6 +151,13 @@ def test_tokens_with_fused_kernels_are_transformers(
     count = fused.install(stage.module, torch.device("cpu"))
     assert count == REPLACED[family]
     assert generate([stage], prompts, 8, chunk=5) == expected
+
+
+@pytest.mark.parametrize(("turned", "angles"), [(16, 8), (6, 2), (7, 7)])
+def test_no_more_of_a_head_is_turned_than_there_is(turned: int, angles: int) -> None:
+    q, k, table = noise(1, 2, 3, 8), noise(1, 1, 3, 8), noise(1, 3, angles)
+    with pytest.raises(ValueError, match="elements turned"):
+        fused.rotary(q, k, table, table, turned)
 
 
 def test_what_does_something_else_is_left_alone(on_the_cpu: Callable[[str], None]) -> None:
