@@ -39,6 +39,7 @@ SWARM = (
     "share_out",
     "split",
     "objective",
+    "replan",
     "scheduler",
     "dtype",
     "device",

@@ -107,6 +107,11 @@ class RuntimeConfig:
         600.0, "Seconds without a sign of life that a step may take, until steps have shown how long they take."
     )
     load_deadline_s: float = option(600.0, "Seconds without progress after which a worker that loads counts as stuck.")
+    replan: bool = option(
+        True,
+        "Where the planner decides: take another plan over while requests run, once links or devices have changed for long enough"
+        " to make it worth that.",
+    )
     curve: bool = option(True, "Encrypt and authenticate every connection.")
     threads: int | None = option(None, "Compute threads of each worker started here; default: the cores shared out.")
     restarts: int = option(3, "How often in ten minutes a worker started here that dies is started again; 0: never.")
@@ -163,6 +168,7 @@ class RuntimeConfig:
         _check(self, "step_deadline_s", _seconds(self.step_deadline_s), "seconds > 0")
         _check(self, "load_deadline_s", _seconds(self.load_deadline_s), "seconds > 0")
         _check(self, "curve", isinstance(self.curve, bool), "true or false")
+        _check(self, "replan", isinstance(self.replan, bool), "true or false")
         _check(self, "share_out", isinstance(self.share_out, bool), "true or false")
         _check(self, "control_socket", isinstance(self.control_socket, bool), "true or false")
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")

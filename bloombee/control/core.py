@@ -1,15 +1,16 @@
 """The control core: one owner of every choice that has a time scale. Pure: events in, commands out, time in events.
 
 Today: how many microbatches are under way and how large, whether their sizes differ, how prompts are cut, how many sequences
-run at once, and when stages are asked what they have done. Each choice is told as a :class:`~bloombee.control.events.Decision`
-with the figures it was made from; the same events give the same decisions (``log.py``).
+run at once, when stages are asked what they have done, and when another plan is worth the change. Each choice is told as a
+:class:`~bloombee.control.events.Decision` with the figures it was made from; the same events give the same decisions
+(``log.py``).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bloombee.control.events import (
     Answer,
@@ -24,11 +25,14 @@ from bloombee.control.events import (
     Looked,
     PlanEnded,
     PlanRuns,
+    PlansCompared,
+    Replan,
     Run,
     StageBack,
     StageMeasured,
 )
 from bloombee.control.observed import Shown
+from bloombee.control.replanning import Regret
 from bloombee.control.steering import Demand, Steering
 from bloombee.control.survey import Survey
 from bloombee.errors import LocalProtocolError
@@ -65,6 +69,9 @@ class ControlCore:
         self._codecs: dict[tuple[WorkerId, WorkerId], str] = {}
         """Of each link, on or off; figures that explain it change all the time."""
         self._last: Run | None = None
+        self._regret = Regret()
+        self._changes_plan = False
+        """Another plan was asked for, and nothing has come of it yet."""
 
     def handle(self, event: Event) -> list[Command]:
         """Raises nothing that events of a plan's own workers could cause."""
@@ -84,6 +91,8 @@ class ControlCore:
                 return self._begin(event.now)
             case Asked():
                 return self._ask(event)
+            case PlansCompared():
+                return self._compare(event)
             case StageBack(stage=stage, now=now):
                 return [ask for ask in self._survey.again(now, older_than_s=0.0) if ask.stage == stage]
             case PlanRuns():
@@ -105,10 +114,20 @@ class ControlCore:
         """What was chosen last, if there was anything to choose."""
         return self._last
 
+    @property
+    def shown(self) -> Mapping[WorkerId, Shown]:
+        """What workers have shown, in the plan that runs or in one before."""
+        if self._plan is None or self._steering is None:
+            return self._shown
+        return self._shown | dict(zip(self._plan.workers, self._steering.shown(), strict=False))
+
     # -- plans -----------------------------------------------------------------------------
 
     def _start(self, plan: PlanRuns) -> list[Command]:
-        self._keep_shown()
+        if not self._changes_plan:
+            self._regret.begin()
+        self._changes_plan = False
+        self._shown = dict(self.shown)
         self._plan, self._last, self._look_at, self._ran = plan, None, plan.now, 0
         open_questions = [Asked(question, plan.now) for question in self._askers.values()]
         self._forget_questions()
@@ -130,7 +149,7 @@ class ControlCore:
 
     def _end(self, ended: PlanEnded) -> None:
         """What was seen of the ring that had the worker is of no use."""
-        self._keep_shown()
+        self._shown = dict(self.shown)
         self._plan = self._steering = None
         self._forget_questions()
         self._shown = {worker: shown for worker, shown in self._shown.items() if worker != ended.worker}
@@ -138,10 +157,14 @@ class ControlCore:
         self._links = {ends: link for ends, link in self._links.items() if ended.worker not in ends}
         self._codecs = {ends: choice for ends, choice in self._codecs.items() if ended.worker not in ends}
 
-    def _keep_shown(self) -> None:
-        """What workers have shown in the plan that ran."""
-        if self._plan is not None and self._steering is not None:
-            self._shown |= zip(self._plan.workers, self._steering.shown(), strict=False)
+    def _compare(self, seen: PlansCompared) -> list[Command]:
+        plan, self._changes_plan = self._plan, False
+        if plan is None or not self._regret.look(seen.now, seen.running_worth, seen.other_worth, seen.cost_s):
+            return []
+        self._changes_plan = True
+        gain = seen.other_worth / seen.running_worth
+        why = f"{gain:.3g} times as good by now; what was lost has come up to the {seen.cost_s:.3g} s that the change costs"
+        return [Replan(why), Decision(seen.now, plan.epoch, "replan", seen.other, why)]
 
     def _forget_questions(self) -> None:
         self._survey.forget()

@@ -120,7 +120,23 @@ class Asked(Struct, frozen=True, gc=False, tag=True):
     now: float
 
 
-Event = PlanRuns | PlanEnded | DeviceSeen | LinkSeen | CodecSeen | Looked | StageMeasured | StageBack | Asked
+class PlansCompared(Struct, frozen=True, gc=False, tag=True):
+    """What the plan that runs and the best other one are worth by the figures as they are now; comes while there is something to
+    run and another plan could be taken over.
+
+    Args:
+        other: the other plan, for people.
+        running_worth, other_worth: by the objective; more is better. cost_s: of the change, in seconds of work.
+    """
+
+    other: str
+    running_worth: float
+    other_worth: float
+    cost_s: float
+    now: float
+
+
+Event = PlanRuns | PlanEnded | DeviceSeen | LinkSeen | CodecSeen | Looked | StageMeasured | StageBack | Asked | PlansCompared
 
 
 # -- commands ----------------------------------------------------------------------------------
@@ -150,6 +166,12 @@ class Run(Struct, frozen=True, gc=False, tag=True):
     sizes_apart: bool
 
 
+class Replan(Struct, frozen=True, gc=False, tag=True):
+    """Take over the other plan of the last comparison."""
+
+    why: str
+
+
 class Figures(Struct, frozen=True, gc=False, tag=True):
     """What a choice was made from.
 
@@ -173,7 +195,7 @@ class Decision(Struct, frozen=True, gc=False, tag=True):
     """A line of the decision log.
 
     Args:
-        what: is chosen, ``plan``, ``run`` or ``codec``. chosen, why: for people.
+        what: is chosen, ``plan``, ``replan``, ``run`` or ``codec``. chosen, why: for people.
         figures: None where no figure was weighed.
     """
 
@@ -185,4 +207,4 @@ class Decision(Struct, frozen=True, gc=False, tag=True):
     figures: Figures | None = None
 
 
-Command = AskStage | Answer | Run | Decision
+Command = AskStage | Answer | Run | Replan | Decision

@@ -33,6 +33,8 @@ CODED = {Dtype.BFLOAT16: 1 / 1.5, Dtype.FLOAT16: 1 / 1.18, Dtype.FLOAT32: 1 / 1.
 """What the codec leaves of activations, by the medians of docs/codec.md."""
 CLOSE = 0.01
 """Ways to run a plan within this share of the most tokens are as good."""
+LEAST_S = 1e-9
+"""Nothing takes less."""
 ORDINARY_BYTES_PER_S, ORDINARY_FLOPS_PER_S = 2e10, 2e11
 """Of an ordinary computer (two channels of memory, eight cores): what workers are taken for while nobody has measured any."""
 
@@ -148,16 +150,36 @@ def _solve(
     return dataclasses.replace(solution, pipelines=tuple(evaluate(one, topology, model) for one in moved), proven=False)
 
 
+def worth(candidate: Candidate, topology: Topology, model: ModelShape, space: Space, objective: Objective) -> float:
+    """Of its layers, however they are run best: tokens a second, or for latency one over the seconds of a token alone.
+
+    What misses a target counts as much less as it misses it. Raises PlanError: a link that there is not.
+    """
+    if objective.goal is Goal.LATENCY:
+        return 1 / max(alone(candidate, topology, model, space.ratios).time_per_token_s, LEAST_S)
+    limit_s = objective.target_s or math.inf
+    return max(
+        cost.tokens_per_s * min(1.0, limit_s / max(cost.time_per_token_s, LEAST_S))
+        for cost in _ways(candidate, topology, model, space)
+        if cost.step_s > 0
+    )
+
+
 def _busiest(candidate: Candidate, topology: Topology, model: ModelShape, space: Space) -> Cost:
     """The same layers, run with as few sequences as make the most tokens, nearly."""
-    ways = [
+    ways = _ways(candidate, topology, model, space)
+    most = max(cost.tokens_per_s for cost in ways)
+    return next(cost for cost in ways if cost.tokens_per_s >= most * (1 - CLOSE))
+
+
+def _ways(candidate: Candidate, topology: Topology, model: ModelShape, space: Space) -> list[Cost]:
+    """To run the same layers, fewest sequences first."""
+    return [
         coded(
             dataclasses.replace(candidate, num_microbatches=count, microbatch_sequences=sequences), topology, model, space.ratios
         )
         for sequences, count in sorted(space.points(), key=lambda point: point[0] * point[1])
     ]
-    most = max(cost.tokens_per_s for cost in ways)
-    return next(cost for cost in ways if cost.tokens_per_s >= most * (1 - CLOSE))
 
 
 def with_guesses(topology: Topology, model: ModelShape) -> tuple[Topology, frozenset[WorkerId]]:

@@ -71,6 +71,7 @@ from bloombee.roles.front_door import FrontDoor
 from bloombee.roles.head_state import HeadState
 from bloombee.roles.helm import Helm
 from bloombee.roles.local_swarm import LocalSwarm
+from bloombee.roles.lookout import Lookout
 from bloombee.roles.members import Members
 from bloombee.roles.observatory import Observatory
 from bloombee.roles.plan_wishes import plan_request
@@ -134,6 +135,7 @@ class HeadRole:
         self.members = Members(
             self._endpoint, self._door, on_in=self._worker_in, on_away=self._away, on_gone=self._gone, on_restored=self._restored
         )
+        self._lookout = Lookout(config, self.helm, self.replanner, self.observatory, self.members)
         self._core: SwarmCore
         self.dispatch: Dispatch
         self._ticker: Ticker | None = None
@@ -189,6 +191,7 @@ class HeadRole:
             lambda now: self._do(self.drains.step(now)),
             lambda now: self.dispatch.handle(Tick(now)),
             lambda now: self.helm.look(self.dispatch.scheduler, self.observatory.links_seen, now),
+            lambda now: self._lookout.look(self._core, self.dispatch.scheduler, now),
         ]
         self.members.watch(partial(may_be_silent, self._core))
         self._ticker = Ticker(acts, on_error=self._failed)

@@ -22,6 +22,7 @@ from bloombee.control.events import (
     Looked,
     PlanEnded,
     PlanRuns,
+    Replan,
     Run,
     StageMeasured,
 )
@@ -64,6 +65,8 @@ class Helm:
         self.speed = Speed()
         self.uses: dict[int, StageUse] = {}
         """What each stage of the plan has done, as it said last."""
+        self.on_replan: Callable[[str], None] = lambda _: None
+        """Takes over the plan of the last comparison, for this reason."""
         self._ask = ask
         self._tune = tune
         self._decided = decided
@@ -153,7 +156,7 @@ class Helm:
             self._file.close()
             self._file = None
 
-    def _do(self, command: AskStage | Run | Answer | Decision) -> None:
+    def _do(self, command: AskStage | Run | Answer | Replan | Decision) -> None:
         match command:
             case AskStage(stage=stage, number=number):
                 self._ask(stage, number)
@@ -163,6 +166,8 @@ class Helm:
                 answer = self._asked.get(question)
                 if answer is not None and not answer.done():
                     answer.set_result(measured)
+            case Replan(why=why):
+                self.on_replan(why)
             case Decision():
                 log.debug("%s: %s (%s)", command.what, command.chosen, command.why)
                 self._decided(command, to_line(command).decode())

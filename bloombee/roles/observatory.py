@@ -127,7 +127,13 @@ class Observatory:
             if (rtt_s := members.rtt_s(worker)) is not None
             for ends in ((HEAD, worker), (worker, HEAD))
         }
-        shown = {ends: link for ends, facts in self.links.items() if (link := facts.as_link()) is not None}
+        shown = {
+            ends: dataclasses.replace(link, bandwidth_bytes_per_s=base.links.get(ends, link).bandwidth_bytes_per_s)
+            if facts.bandwidth_low_bytes_per_s is None
+            else link
+            for ends, facts in self.links.items()
+            if (link := facts.as_link()) is not None
+        }
         devices = {
             worker: dataclasses.replace(self._device(worker, device.name), memory_bytes=device.memory_bytes)
             if worker in self.profiles

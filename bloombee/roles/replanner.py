@@ -11,7 +11,7 @@ from bloombee.errors import BloomBeeError, PlanError
 from bloombee.pipeline.commands import Command, HandoverBegan, HandoverEnded
 from bloombee.pipeline.events import EpochBegan, EpochOver, HandOver
 from bloombee.pipeline.swarm import SwarmCore
-from bloombee.pipeline.swarm.replanning import NextPlan
+from bloombee.pipeline.swarm.replanning import NextPlan, is_same
 from bloombee.plan.plan import Plan
 from bloombee.roles.bulletin import Bulletin
 from bloombee.types import Epoch, SwarmEventKind, WorkerId
@@ -59,6 +59,13 @@ class Replanner:
             plan = await asyncio.get_running_loop().run_in_executor(None, wanted.best)
             return running if is_same(plan, running) else await self._hand_over(plan, reason)
 
+    async def take_over(self, plan: Plan, reason: str) -> Plan:
+        """Have ``plan`` run, unless somebody is about to have another one; as :meth:`replan`."""
+        if self._turn.locked():
+            raise PlanError("another plan is being made")
+        async with self._turn:
+            return await self._hand_over(plan, reason)
+
     async def _hand_over(self, plan: Plan, reason: str) -> Plan:
         """Have ``plan`` run, of workers that are in; as :meth:`replan`."""
         core = self._core()
@@ -96,8 +103,3 @@ class Replanner:
         ended, self._ended = self._ended, None
         if ended is not None and not ended.done():
             ended.set_exception(error)
-
-
-def is_same(plan: Plan, other: Plan) -> bool:
-    """Whether the same workers have the same layers, in the same order."""
-    return [(one.worker, one.span) for one in plan.stages] == [(one.worker, one.span) for one in other.stages]

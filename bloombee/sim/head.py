@@ -135,6 +135,8 @@ class SimHead:
         self._scheduler_at = SchedulerPlace.HEAD, 1
         self.on_plan: Callable[[Plan], None] = lambda _: None
         """Told of each plan."""
+        self.on_replan: Callable[[str], None] = lambda _: None
+        """Takes over the plan of the last comparison, for this reason."""
         self._gauges = SimGauges(clock, carrier, HEAD, self._measured_here)
 
     # -- what it hears ---------------------------------------------------------------------
@@ -148,7 +150,7 @@ class SimHead:
         self._look_at_links()
         scheduler = self.scheduler
         waiting = scheduler.num_sequences - scheduler.num_open
-        self._steer(control.Looked(scheduler.num_open, waiting, scheduler.quickest_loop, scheduler.decoded, now))
+        self.steer(control.Looked(scheduler.num_open, waiting, scheduler.quickest_loop, scheduler.decoded, now))
 
     def moved(self) -> None:
         """Something came on over some link."""
@@ -157,7 +159,7 @@ class SimHead:
     def stage_restored(self, stage: int) -> None:
         """The connections to a stage came back."""
         self.schedule(self.scheduler.handle(StageRestored(stage, self._clock.now)))
-        self._steer(control.StageBack(stage, self._clock.now))
+        self.steer(control.StageBack(stage, self._clock.now))
 
     def hear(self, worker: WorkerId, message: AnyMessage) -> None:
         """A worker said something, not of the ring."""
@@ -201,13 +203,13 @@ class SimHead:
                 case PipelineBroken(lost=lost):
                     self.up = False
                     self.num_recoveries += 1
-                    self._steer(control.PlanEnded(lost, self._clock.now))
+                    self.steer(control.PlanEnded(lost, self._clock.now))
                 case PipelineUp(plan=plan):
                     self.up = True
                     self._runs(plan)
                 case PipelineDown(error=error):
                     self.down = error
-                    self._steer(control.PlanEnded(None, self._clock.now))
+                    self.steer(control.PlanEnded(None, self._clock.now))
                     self.do(self.request_core.handle(SwarmLost(error)))
                 case Deliver():
                     self._deliver(command)
@@ -251,7 +253,8 @@ class SimHead:
 
     # -- control ---------------------------------------------------------------------------
 
-    def _steer(self, event: control.Event) -> None:
+    def steer(self, event: control.Event) -> None:
+        """Tell the control core, and do what it asks for."""
         self.control_log.append(event)
         for command in self.control.handle(event):
             match command:
@@ -263,6 +266,8 @@ class SimHead:
                     if not self.tunings or self.tunings[-1][1] != command.num_microbatches:
                         self.tunings.append((self._clock.now, command.num_microbatches))
                     self.schedule(self.scheduler.handle(tune_event(command, self._clock.now)))
+                case control.Replan(why=why):
+                    self.on_replan(why)
                 case control.Decision():
                     self.control_log.append(command)
                 case control.Answer():
@@ -271,7 +276,7 @@ class SimHead:
     def _runs(self, plan: Plan) -> None:
         now, rows, count = self._clock.now, self._max_rows, self._microbatches
         runs = plan_runs(plan, hidden=self._hidden, most_rows=rows, microbatches=count, target_s=None, codec="off", now=now)
-        self._steer(runs)
+        self.steer(runs)
 
     def _look_at_links(self) -> None:
         if self.plan is None or self._microbatches is not None:
@@ -282,12 +287,12 @@ class SimHead:
         for ends, (source, target) in zip(itertools.pairwise(workers), itertools.pairwise(names), strict=True):
             link = self._carrier.seen(source, target) if source != target else None
             if link is not None:
-                self._steer(link_seen(*ends, link, self._clock.now))
+                self.steer(link_seen(*ends, link, self._clock.now))
 
     def _measured(self, worker: WorkerId, said: Measured) -> None:
         stage = self.swarm.stage_of(worker)
         if self.plan is not None and stage is not None and said.epoch == self.plan.epoch:
-            self._steer(stage_measured(stage, said, self._clock.now))
+            self.steer(stage_measured(stage, said, self._clock.now))
 
     @property
     def scheduler_name(self) -> str:

@@ -3,22 +3,30 @@ on who has which stage."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
 
+from bloombee.control.seen import finite
 from bloombee.models.card import ModelCard
+from bloombee.objective import Objective
 from bloombee.pace import Pace
 from bloombee.pipeline.events import HandOver
+from bloombee.pipeline.scheduler import SchedulerCore
+from bloombee.pipeline.swarm.outlook import LOOK_EVERY_S, Outlook, as_shown, may_replan
 from bloombee.pipeline.swarm.planning import FirstPlan
 from bloombee.pipeline.work import Outcome, Piece, Work
 from bloombee.plan.plan import Plan
-from bloombee.sim.carrier import HEAD, stage_name
+from bloombee.plan.topology import Topology
+from bloombee.sim.carrier import HEAD, SCHEDULER, stage_name
 from bloombee.sim.cluster import PACE, SimCluster
 from bloombee.sim.device import Device, SimDevice
+from bloombee.sim.network import LinkShape
 from bloombee.sim.worker import Order, SimWorker
+from bloombee.types import HEAD as HEAD_ID
 from bloombee.types import WorkerId
 from bloombee.wire.messages import AnyMessage, Load
 
@@ -119,3 +127,73 @@ class MovingCluster(SimCluster):
         """To the head."""
         tell = partial(self.head.hear, worker.id, message)
         self.carrier.carry(stage_name(worker.id - 1), HEAD, message, tell, reliable=not self._lossy_orders)
+
+
+class DriftingCluster(MovingCluster):
+    """As :class:`MovingCluster`, with a planner that decides at the start and, if it ``replans``, again while requests run.
+
+    Args:
+        topology: of workers 1, 2, ...: paced devices, and links as they are at first and as they are known until they are used.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        paces: Sequence[Pace],
+        objective: Objective,
+        *,
+        card: ModelCard,
+        replans: bool = True,
+        **arguments: Any,
+    ) -> None:
+        self.objective, self.topology = objective, topology
+        self._surveyed = topology
+        self._outlook = Outlook()
+        shapes = {
+            (self._name(source), self._name(target)): LinkShape(link.latency_s, finite(link.bandwidth_bytes_per_s))
+            for (source, target), link in topology.links.items()
+        }
+        super().__init__(
+            card=card, num_stages=len(paces), num_workers=len(paces), pace=paces, shapes=shapes,
+            row_bytes=card.hidden_size * card.dtype.num_bytes, **arguments,
+        )  # fmt: skip
+        self.head.on_replan = self._replan
+        if replans:
+            self.clock.call_later(LOOK_EVERY_S, self._look)
+
+    @staticmethod
+    def _name(party: WorkerId) -> str:
+        return SCHEDULER if party == HEAD_ID else stage_name(party - 1)
+
+    def narrow(self, source: WorkerId, target: WorkerId, factor: float, *, at: float) -> None:
+        """The link's bandwidth becomes ``factor`` times what it is."""
+        link = self.carrier.link(self._name(source), self._name(target))
+        self.clock.call_at(at, lambda: link.scale(factor))
+
+    # -- another plan ----------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """As ``roles/lookout.py`` does."""
+        self.clock.call_later(LOOK_EVERY_S, self._look)
+        swarm, scheduler = self.head.swarm, self.scheduler
+        if not isinstance(scheduler, SchedulerCore) or not scheduler.num_open or not may_replan(swarm):
+            return
+        known = as_shown(self._known(), self.head.control.shown)
+        if (question := self._outlook.look(swarm, known, scheduler.num_rows, self.clock.now)) is not None:
+            self._outlook.answered(question.answer())
+        if (compared := self._outlook.compared(swarm, self.clock.now)) is not None:
+            self.head.steer(compared)
+
+    def _known(self) -> Topology:
+        """Links of the ring as they are, others as they were when they were last of it, or at first."""
+        assert self.plan is not None
+        seen = {ends: self.carrier.seen(*map(self._name, ends)) for ends in self.plan.hops}
+        self._surveyed = dataclasses.replace(
+            self._surveyed, links={**self._surveyed.links, **{ends: link for ends, link in seen.items() if link is not None}}
+        )
+        return self._surveyed
+
+    def _replan(self, why: str) -> None:
+        plan = self._outlook.taken(self.head.swarm)
+        assert plan is not None
+        self.head.do(self.head.swarm.handle(HandOver(plan, why, self.clock.now)))

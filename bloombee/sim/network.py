@@ -158,6 +158,11 @@ class SimLink:
             self._pass(0, size, lane, _nothing)
         self._pass(0, last, lane, arrive)
 
+    def scale(self, factor: float) -> None:
+        """Its own wire becomes ``factor`` times as wide, from the next piece on."""
+        if self._own_wire is not None:
+            self._own_wire.bytes_per_s *= factor
+
     def cut(self) -> None:
         """Its connections are reset: what is on its way is lost, and what is said meanwhile waits."""
         self._connection += 1

@@ -150,6 +150,11 @@ class SchedulerCore:
         """Admitted: in prefill or decoding."""
         return len(self._open)
 
+    @property
+    def num_rows(self) -> int:
+        """Of open sequences, that have been given to stage 0."""
+        return sum(sequence.num_sent for sequence in self._open.values())
+
     def is_admitted(self, sequence: SequenceId) -> bool:
         return sequence in self._open
 

@@ -113,6 +113,11 @@ class NextPlan:
             return planner.chosen(Topology({one.id: Device(one.name) for one in workers}, ways), workers)
 
 
+def is_same(plan: Plan, other: Plan) -> bool:
+    """Whether the same workers have the same layers, in the same order."""
+    return [(one.worker, one.span) for one in plan.stages] == [(one.worker, one.span) for one in other.stages]
+
+
 def with_spare(plan: Plan, lost: StagePlan, spare: Member) -> Plan:
     """``plan`` with another worker at a stage; it predicts nothing any more."""
     stage = replace(lost, worker=spare.id, name=spare.name)
