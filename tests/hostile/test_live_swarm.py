@@ -13,6 +13,7 @@ from transport_kit import Attacker
 import bloombee
 from bloombee.config import WorkerConfig
 from bloombee.errors import RemoteProtocolError
+from bloombee.roles.head_search import Found
 from bloombee.roles.worker import WorkerRole
 from bloombee.types import Lane
 from bloombee.wire.envelope import encode_envelope
@@ -158,8 +159,9 @@ class _Liar(WorkerRole):
         super().__init__(config)
         self._lie = told
 
-    async def _join(self, told: str) -> None:
-        await super()._join(self._lie)
+    async def _join(self, head: Found) -> None:
+        self._told = self._lie
+        await super()._join(head)
 
 
 LIES = ("tcp://x", "inproc://x", "ipc://x", "tcp://a:99999", "tcp://0.0.0.0:5", "tcp://a\x1b[2J:1", "tcp://" + "a" * 65536)

@@ -231,9 +231,9 @@ def test_a_token_lets_one_worker_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_protocol_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bloombee.roles import worker
+    from bloombee.roles import joining
 
-    monkeypatch.setattr(worker, "PROTOCOL_VERSION", messages.PROTOCOL_VERSION + 1)
+    monkeypatch.setattr(joining, "PROTOCOL_VERSION", messages.PROTOCOL_VERSION + 1)
 
     async def use(runtime: bloombee.Runtime) -> None:
         with pytest.raises(VersionMismatch):
