@@ -87,7 +87,8 @@ class Ring:
         self.errors: list[Exception] = []
         self._prompts: dict[int, int] = {}
         self._ends: dict[bytes, tuple[int, int]] = {}
-        self._orders: dict[int, int] = {}
+        self._latest, self._num_orders = (0, 0), 0
+        self.orders: dict[int, int] = {}
         """To load: the newest of each worker."""
         self.said: list[tuple[int, Any]] = []
         """To the head, with who said it."""
@@ -148,16 +149,16 @@ class Ring:
     # -- the head --------------------------------------------------------------------------
 
     def order(self, start: int, stop: int) -> Load:
-        """Of the layers [start, stop), which tell its number."""
+        """Of the layers [start, stop); the one before, if it was of the same, else a new one."""
+        if self._latest != (start, stop):
+            self._latest, self._num_orders = (start, stop), self._num_orders + 1
         digest = bytes.fromhex(self.card.config_digest)
         last, group = self.card.num_layers, Group(0, 64)
-        return Load(
-            1000 * start + stop, 1, start, stop, last, self.card.model, digest, (), "float32", (group,), 16, 0, None, (), ()
-        )
+        return Load(self._num_orders, 1, start, stop, last, self.card.model, digest, (), "float32", (group,), 16, 0, None, (), ())
 
     async def load(self, worker: int, start: int, stop: int) -> None:
         since, order = len(self.said), self.order(start, stop)
-        self._orders[worker] = order.number
+        self.orders[worker] = order.number
         self.stages[worker].load(order)
         await self.until(lambda: any(who == worker and isinstance(said, Loaded) for who, said in self.said[since:]))
 
@@ -174,9 +175,7 @@ class Ring:
                 else None
             )
             self.stages[worker].wire(
-                Wire(
-                    1, epoch, oldest, stage, len(workers), CREDIT, 64, before, after, None, (), None, False, self._orders[worker]
-                )
+                Wire(1, epoch, oldest, stage, len(workers), CREDIT, 64, before, after, None, (), None, False, self.orders[worker])
             )
         await self.until(lambda: all(self.has_said(worker, Wired(1, epoch)) for worker in workers))
         known = tuple([Holding(sequence, 0, len(tokens)) for sequence, tokens in self.tokens.items()])
