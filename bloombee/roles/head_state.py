@@ -72,7 +72,8 @@ class HeadState:
             self._directory.on_trouble(tell)
             if num_cut := self._directory.num_cut:
                 tell(
-                    f"{self._directory.path}: the last {num_cut} bytes of the journal were not written to their end, and are cut"
+                    f"{self._directory.path}: the last {num_cut} bytes of the journal were not written to their end, or are"
+                    " damaged: they are cut, and kept in journal.cut if there was room"
                 )
         self.put(Listened(self._config.listen, bound))
 

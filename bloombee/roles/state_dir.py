@@ -24,7 +24,7 @@ from bloombee.transport import keys
 from bloombee.transport.keys import KeyPair
 
 log = logging.getLogger(__name__)
-JOURNAL, KEY, LOCK, DRAFT = "journal", "head.key", "lock", "journal.draft"
+JOURNAL, KEY, LOCK, DRAFT, CUT = "journal", "head.key", "lock", "journal.draft", "journal.cut"
 BATCH_S = 0.05
 """Tokens wait so long for others to be written with them."""
 RETRY_S = 5.0
@@ -179,7 +179,7 @@ def _opened(path: Path, flags: int, opened: contextlib.ExitStack) -> int:
 def _locked(path: Path, opened: contextlib.ExitStack) -> int:
     """The lock, held. Raises OSError; ConfigError: it is another's, or the directory something else's."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    others = sorted(set(os.listdir(path)) - {JOURNAL, KEY, LOCK, DRAFT})
+    others = sorted(set(os.listdir(path)) - {JOURNAL, KEY, LOCK, DRAFT, CUT})
     if others and not (path / JOURNAL).exists():
         raise ConfigError(
             f"state: {path} holds {others[0]!r} and no state of a head: name a new directory, or an empty one",
@@ -209,15 +209,19 @@ def _key_in(path: Path) -> KeyPair:
 
 
 def _open_journal(file: Path, opened: contextlib.ExitStack) -> tuple[Journal, int, int, int]:
-    """What it holds, where to write, how many bytes count, and how many were cut. Raises OSError, ConfigError."""
+    """What it holds, where to write, how many bytes count, and how many were cut: those are kept beside it, where there is room,
+    for a damaged byte looks like an end and what follows it may be whole. Raises OSError, ConfigError."""
     descriptor = _opened(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, opened)
     data = file.read_bytes()
     journal, count = read(data, str(file))
+    if cut := data[count:]:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as aside:
+            _write_all(_opened(file.with_name(CUT), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, aside), cut)
     os.ftruncate(descriptor, count)
     if not count:
         _write_all(descriptor, whole(journal))
         count = os.fstat(descriptor).st_size
-    return journal, descriptor, count, max(0, len(data) - count)
+    return journal, descriptor, count, len(cut)
 
 
 def _unusable(path: Path, error: OSError | ValueError) -> ConfigError:

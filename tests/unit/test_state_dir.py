@@ -85,6 +85,7 @@ def test_a_torn_tail_is_cut_and_said_and_written_on(tmp_path: Path) -> None:
     data = file.read_bytes()
     file.write_bytes(data[:-1])
     state = StateDir(str(tmp_path))
+    assert (tmp_path / "journal.cut").read_bytes() == data[-1 - state.num_cut : -1]
     assert state.num_cut == len(journal.pack(Noted("a", b"b"))) - 1
     assert state.journal.notes == {}
     state.put(Noted("c", b"d"))
