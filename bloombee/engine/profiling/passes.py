@@ -8,11 +8,9 @@ from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.cache import everywhere
 from bloombee.engine.device_clock import clock_of, seconds_of
 from bloombee.engine.model import SpanModel
+from bloombee.engine.trial import GREEDY
 from bloombee.pipeline.work import Segment, Work
 from bloombee.types import Phase
-from bloombee.wire.messages import Sampling
-
-GREEDY = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
 
 
 def num_slots(page_size: int, phase: Phase, rows: int, context: int) -> int:
