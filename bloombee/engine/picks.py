@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bloombee.engine.processors import Processors
 from bloombee.engine.sampler import SamplerRow, sample
@@ -17,11 +18,21 @@ from bloombee.wire.messages import NO_TOKEN, Pick
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """A row that gets a token: row ``row`` of the batch, which takes absolute position ``position``."""
+    """A row that gets a token: row ``row`` of the batch, which is ``node`` of a tree; the token takes absolute position
+    ``position``."""
 
     segment: Segment
     row: int
     position: int
+    node: int = 0
+
+    @property
+    def history(self) -> NDArray[np.uint32]:
+        """All token ids up to the row's, if the segment has them."""
+        segment, tree = self.segment, self.segment.tree
+        if tree is None or not segment.history:
+            return np.frombuffer(segment.history, dtype="<u4")[: self.position]
+        return np.frombuffer(segment.history + tree.tokens_on(self.node), dtype="<u4")
 
 
 def picked_rows(segments: Sequence[Segment]) -> list[Picked]:
@@ -35,10 +46,9 @@ def picked_rows(segments: Sequence[Segment]) -> list[Picked]:
             raise LocalProtocolError(
                 f"sequence {segment.sequence}: rows to sample and no sampling parameters", sequence=segment.sequence
             )
-        stop = start + segment.num_rows
-        first = stop - min(segment.num_picks, segment.num_rows)
-        found += [Picked(segment, row, segment.position + row - start + 1) for row in range(first, stop)]
-        start = stop
+        positions, first = segment.positions(), 0 if segment.tree is None else segment.tree.first
+        found += [Picked(segment, start + row, positions[row] + 1, first and first + row) for row in segment.picked()]
+        start += segment.num_rows
     return found
 
 
@@ -52,7 +62,7 @@ def pick(logits: torch.Tensor, picked: Sequence[Picked], processors: Processors 
         SamplerRow(
             sampling=one.segment.sampling,
             position=one.position,
-            history=np.frombuffer(one.segment.history, dtype="<u4")[: one.position],
+            history=one.history,
             num_prompt_tokens=one.segment.num_prompt_tokens,
             max_new_tokens=one.segment.max_new_tokens,
             end_tokens=one.segment.end_tokens,

@@ -43,7 +43,8 @@ def commit(
 
 
 def drop(log: BoundaryLog, jobs: Jobs, held: Held, cut: Cut) -> None:
-    """Rows of generations before the cut's are dead from its length on, unless on its path: not computed, not logged, not sent."""
+    """Rows of generations before the cut's are dead from its length on, unless they are on its path: not computed, not logged,
+    not sent."""
     log.cut(cut)
     waiting, running = jobs
     for job in waiting:

@@ -1,13 +1,15 @@
 """What became of a sequence's generations, while rows of older ones may still be under way. Pure bookkeeping.
 
-Theory of operation. A cut (generation g, length L, path) says that generation g is rows [0, L) of generation g - 1, the rows of the
-nodes on its path, and whatever is sent as g. Cuts overtake rows, so rows of g - 1 may come when g is known already: those below L are as good as rows of g, and nobody
-will send them again. So a row of generation h at position p is alive in generation g > h iff p is below every L of h + 1 .. g. A
-stage takes the cuts of a sequence one after the other, however they come; with one missing it cannot know how far older rows are
-alive, and rows of a generation that it does not know yet wait. A cut of length 0 needs none before it. A node of generation h is alive in g > h iff it is on the path of h + 1, where it takes position
-L + its place there, and that is below the lengths of h + 2 .. g.
+Theory of operation. A cut (generation g, length L, path) says that generation g is rows [0, L) of generation g - 1, the rows of
+the nodes on its path, and whatever is sent as g. Cuts overtake rows, so rows of g - 1 may come when g is known already: those
+below L are as good as rows of g, and nobody will send them again. So a row of generation h at position p is alive in generation
+g > h iff p is below every L of h + 1 .. g. A stage takes the cuts of a sequence one after the other, however they come; with one
+missing it cannot know how far older rows are alive, and rows of a generation that it does not know yet wait. A cut of length 0
+needs none before it. A node of generation h is alive in g > h iff it is on the path of h + 1, where it takes position L + its
+place there, and that is below the lengths of h + 2 .. g.
 
-A cut is remembered as long as rows below its length, or on its path, are not held: from then on older rows bring nothing that is alive.
+A cut is remembered as long as rows below its length, or on its path, are not held: from then on older rows bring nothing that is
+alive.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from bloombee.kv.pool import PageTable
 from bloombee.pipeline.trees import Nodes
-from bloombee.wire.messages import Cut, Fork, Opening, Pick
+from bloombee.wire.messages import Cut, Fork, Item, Opening, Pick, Tree
 
 
 @dataclass(slots=True)
@@ -66,6 +66,14 @@ class Held:
             self.newest = parent.newest
             self.tokens += parent.tokens[: 4 * begun.length]
 
+    def can_hang(self, item: Item, tree: Tree, path: Sequence[int]) -> bool:
+        """Whether a tree's item lacks nothing before it. Of the present generation nodes come in order; of an older one those
+        count that a ``path`` has made rows."""
+        if item.generation == self.generation:
+            return item.position <= self.have and tree.first <= len(self.nodes) + 1
+        due = [item.position + depth for depth, node in enumerate(path) if tree.first <= node < tree.first + item.num_rows]
+        return not due or due[0] <= self.have
+
     @property
     def settled(self) -> int:
         """Rows [0, settled) are in their places."""
@@ -79,8 +87,8 @@ class Held:
             self._go_back(cut)
 
     def _go_back(self, cut: Cut) -> None:
-        """To rows [0, length) and the path. Pages beyond are free at once: works that still write to them are on the device before
-        any that is to come; but for those with rows that are to be moved."""
+        """To rows [0, length) and the path. Pages beyond are free at once, but for those with rows that are to be moved: works
+        that still write to them are on the device before any that is to come."""
         length = cut.length
         if length < self.begun_at:
             self.begun = self.opening  # a fork no more: the rows that were its parent's are sent as its own

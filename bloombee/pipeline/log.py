@@ -1,8 +1,8 @@
 """What left a stage, kept so that it can be said again to another neighbour. Pure bookkeeping; payloads are opaque.
 
 Frames are kept as they were made, encoded, with whose rows they hold: keeping costs no copy, and a frame that is still to be
-acknowledged is the same object. The rows of a sequence are runs over such frames, in rising order without holes; beyond them there
-may be nodes of a draft, of which a cut makes rows or nothing. A frame is let go when no sequence has rows in it any more.
+acknowledged is the same object. The rows of a sequence are runs over such frames, in rising order without holes; beyond them
+there may be nodes of a draft, of which a cut makes rows or nothing. A frame is let go when no sequence has rows in it any more.
 
 Memory has a budget, and a file on disk another. Shortly before memory is full the oldest frames there are to be written to the
 file, one slab at a time (:class:`~bloombee.pipeline.commands.Spill`); they count as memory's until they have been

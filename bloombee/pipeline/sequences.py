@@ -3,14 +3,14 @@
 What is held of a sequence is a prefix [0, have) within a generation. Generations are told by cuts (``cuts.py``), or begin with
 the sequence itself: from its first row, or as a fork of another. Rows are taken when their frame comes (:meth:`take`); they get
 pages when their work goes to the device (:meth:`place`), so what waits holds none, and what a work gives back can be had by
-the next, which the device runs after it. Beyond the prefix there may be nodes of a draft (``trees.py``), which a cut ends. Nothing
-here knows who sent a row or who gets it next.
+the next, which the device runs after it. Beyond the prefix there may be nodes of a draft (``trees.py``), which a cut ends.
+Nothing here knows who sent a row or who gets it next.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -107,28 +107,16 @@ class SequenceStore:
         generation = -1 if held is None else held.generation
         have = 0 if held is None else held.have
         if item.generation > generation:
-            begins = self._can_fork(item.opening) if type(item.opening) is Fork else item.position == 0
+            begins = _has_rows_of(self._held, item.opening) if type(item.opening) is Fork else item.position == 0
             return None if begins else Holding(item.sequence, item.generation, have)
         if held is not None and item.tree is not None:
-            return None if self._can_hang(item, item.tree, held) else Holding(item.sequence, item.generation, have)
+            path = self._cuts.path(item, generation)
+            return None if held.can_hang(item, item.tree, path) else Holding(item.sequence, item.generation, have)
         if item.position <= have:
             return None
         if item.generation < generation and self._cuts.alive(item.sequence, item.generation, generation) <= have:
             return None
         return Holding(item.sequence, item.generation, have)
-
-    def _can_hang(self, item: Item, tree: Tree, held: Held) -> bool:
-        """Of the present generation nodes come in order; of an older one those count that a path has made rows."""
-        if item.generation == held.generation:
-            return item.position <= held.have and tree.first <= len(held.nodes) + 1
-        path = self._cuts.path(item, held.generation)
-        due = [item.position + depth for depth, node in enumerate(path) if tree.first <= node < tree.first + item.num_rows]
-        return not due or due[0] <= held.have
-
-    def _can_fork(self, fork: Fork) -> bool:
-        """Whether all rows that it begins with are here; else they are on their way."""
-        parent = self._held.get(fork.sequence)
-        return parent is not None and parent.settled >= fork.length
 
     def _is_lost(self, item: Item, fork: Fork) -> bool:
         """What the fork begins with is here no more."""
@@ -158,7 +146,7 @@ class SequenceStore:
         skip = held.have - item.position
         if skip >= alive:
             return None
-        self._hold(held, item.sequence, item.position + alive)
+        _hold(held, self._cuts, item.sequence, item.position + alive)
         return item if alive - skip == num_rows else rows_of(item, skip, alive, held.generation)
 
     def take_nodes(self, held: Held, item: Item, tree: Tree) -> Sequence[Part]:
@@ -167,17 +155,10 @@ class SequenceStore:
             path = self._cuts.path(item, held.generation)
             parts = [part for part in parts_on(item, tree, path, held.generation, held.have) if part.item is not None]
             if parts:
-                self._hold(held, item.sequence, held.have + sum(part.stop - part.start for part in parts))
+                _hold(held, self._cuts, item.sequence, held.have + sum(part.stop - part.start for part in parts))
             return parts
         taken = held.nodes.take(item, tree)
         return () if taken is None else (Part(item.num_rows - taken.num_rows, item.num_rows, taken),)
-
-    def _hold(self, held: Held, sequence: SequenceId, have: int) -> None:
-        held.have = have
-        if have > held.newest:
-            held.newest = have
-        if self._cuts.of:
-            self._cuts.held(sequence, held.generation, have)
 
     def _begin(self, held: Held, item: Item) -> None:
         begun = item.opening
@@ -311,3 +292,18 @@ class SequenceStore:
 def _has_penalty(opening: Opening) -> bool:
     s = opening.sampling
     return s.repetition_penalty != 1.0 or s.presence_penalty != 0.0 or s.frequency_penalty != 0.0
+
+
+def _has_rows_of(held: Mapping[SequenceId, Held], fork: Fork) -> bool:
+    """Whether all rows that a fork begins with are here; else they are on their way."""
+    parent = held.get(fork.sequence)
+    return parent is not None and parent.settled >= fork.length
+
+
+def _hold(held: Held, cuts: Cuts, sequence: SequenceId, have: int) -> None:
+    """Rows [0, have) of the sequence's generation."""
+    held.have = have
+    if have > held.newest:
+        held.newest = have
+    if cuts.of:
+        cuts.held(sequence, held.generation, have)

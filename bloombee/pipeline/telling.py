@@ -183,8 +183,8 @@ class Telling:
     # -- what becomes of sequences ---------------------------------------------------------
 
     def cut(self, cut: Cut) -> None:
-        """The sequence goes on as the cut's generation. Of nodes on the path the next stage makes rows where it has been sent them;
-        the rest it is sent as rows."""
+        """The sequence goes on as the cut's generation. Of nodes on the path the next stage makes rows where it has been sent
+        them; the rest it is sent as rows."""
         told = self._of.get(cut.sequence)
         if told is None:
             return

@@ -1,10 +1,10 @@
 """Rows of a draft as a stage holds them: nodes of a tree that hangs on the last confirmed row of a sequence. Pure.
 
 Nodes are numbered within a generation from 1 on, as they come; 0 is the last confirmed row, at position ``base - 1``. A node at
-depth d takes position ``base + d``, so siblings share one. In KV memory, though, every row has a slot of its own: node n has that of
-position ``base + n - 1``, as if all nodes were one after the other. A Commit names the path that was accepted; those of its rows
-that lie elsewhere than where their position has its slot are moved there, before anything is written by the next work of the
-sequence. The first path of a tree is in its place already: whoever drafts puts the likeliest there (docs/adr/0070).
+depth d takes position ``base + d``, so siblings share one. In KV memory, though, every row has a slot of its own: node n has
+that of position ``base + n - 1``, as if all nodes were one after the other. A Commit names the path that was accepted; those of
+its rows that lie elsewhere than where their position has its slot are moved there, before the next work of the sequence writes
+anything. The first path of a tree is in its place already: whoever drafts puts the likeliest there (docs/adr/0070).
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def nodes_of(item: Item, tree: Tree, start: int, stop: int) -> Item:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows [start, stop) of a tree's item: on the accepted path, as an item of the generation that it leads to; or dead (None)."""
+    """Rows [start, stop) of an item: alive, as an item of the generation that a cut begins; or dead (None)."""
 
     start: int
     stop: int

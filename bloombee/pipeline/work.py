@@ -8,6 +8,8 @@ and of the device's memory cannot disagree.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import Struct
 
 from bloombee.types import Epoch, Phase, PipelineId, SequenceId
@@ -100,6 +102,18 @@ class Segment(Struct, frozen=True, gc=False):
     @property
     def num_rows(self) -> int:
         return len(self.tokens) // 4
+
+    def positions(self) -> Sequence[int]:
+        """[num_rows] absolute."""
+        tree = self.tree
+        if tree is None:
+            return range(self.position, self.position + self.num_rows)
+        return [tree.base + depth for depth in tree.depths()[tree.first - 1 :]]
+
+    def picked(self) -> Sequence[int]:
+        """Rows after which a token is sampled, rising."""
+        num_rows = self.num_rows
+        return range(num_rows - min(self.num_picks, num_rows), num_rows) if self.tree is None else self.tree.picks
 
     def nodes(self) -> tuple[int, ...]:
         """Of each pick: the node that it is sampled after; 0 for a chain's."""

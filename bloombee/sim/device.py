@@ -59,7 +59,7 @@ class SimDevice:
             rows = [self._row(segment, i, row) for i, row in enumerate(rows_in)]
             rows_out += rows
             if self._is_last:
-                picks += [_pick(segment, i, rows[i]) for i in _picked(segment)]
+                picks += [_pick(segment, i, rows[i]) for i in segment.picked()]
         if self._is_last:
             return Outcome(work.number, picks=tuple(picks))
         return Outcome(work.number, hidden=rows_out, num_bytes=ROW_BYTES * len(rows_out))
@@ -102,17 +102,12 @@ def _oldest(position: int, window: int) -> int:
     return max(0, position - window + 1) if window else 0
 
 
-def _places(segment: Segment, index: int) -> list[int]:
+def _places(segment: Segment, index: int) -> Sequence[int]:
     """The positions whose slots a row sees, its own last; as many as its own position and one."""
     tree = segment.tree
     if tree is None:
-        return list(range(segment.position + index + 1))
+        return range(segment.position + index + 1)
     return [*range(tree.base), *(tree.base + node - 1 for node in tree.path(tree.first + index))]
-
-
-def _picked(segment: Segment) -> Sequence[int]:
-    """Rows after which a token is sampled."""
-    return range(segment.num_rows - segment.num_picks, segment.num_rows) if segment.tree is None else segment.tree.picks
 
 
 def _pick(segment: Segment, index: int, row: bytes) -> Pick:

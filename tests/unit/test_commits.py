@@ -14,7 +14,7 @@ from bloombee.pipeline.cuts import MOST_AHEAD
 from bloombee.pipeline.events import Gathered, Port, StageReceived, Tick
 from bloombee.pipeline.work import Pages
 from bloombee.types import Lane
-from bloombee.wire.messages import Ack, Close, Commit, Committed, Cut, Done, Fork, Forward, Gap, Holding, Lost, Resume, Wire
+from bloombee.wire.messages import Ack, Close, Committed, Done, Fork, Forward, Gap, Holding, Lost, Resume, Wire
 
 
 def test_a_rollback_gives_back_the_pages_beyond_it_and_is_confirmed() -> None:
