@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import dataclass
 
 from bloombee.spec.controller import Load, best_size
 from bloombee.spec.tree import Draft
@@ -19,6 +20,21 @@ LEAST = 0.01
 """Probability of the paths that are worth something, before anything is known."""
 HALF = 0.5
 """A draft is asked for down to that share of the probability that just pays: what it says is not calibrated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """Of asking.
+
+    Args:
+        wait_s: how long to wait for the draft; 0: it does not pay.
+        least: the probability below which a path is worth nothing.
+        rate: tokens per second that the sequence makes with it.
+    """
+
+    wait_s: float
+    least: float
+    rate: float
 
 
 class Elsewhere:
@@ -40,21 +56,22 @@ class Elsewhere:
         old = self._profiles.get(_strength(without))
         self._profiles[_strength(without)] = scores if old is None else _mean(old, scores)
 
-    def worth(self, without: Draft, load: Load, *, is_new: bool) -> tuple[float, float]:
-        """(seconds to wait for a draft, 0: it does not pay; the probability below which a path is worth nothing).
+    def worth(self, without: Draft, load: Load, *, is_new: bool) -> Worth:
+        """What asking now comes to.
 
         Args:
             without: what there is to send, calibrated. is_new: of the sequence it knows nothing yet.
         """
         profile = self._profiles.get(_strength(without))
         if profile is None or self._seconds is None:
-            return FIRST_WAIT_S, LEAST
+            return Worth(FIRST_WAIT_S, LEAST, 1.0 / load.round_s(0))
         size, rate = best_size(profile, load, wait_s=self._seconds)
         _, otherwise = best_size(sorted(without.scores, reverse=True), load)
-        least = rate * (load.round_s(size + 1) - load.round_s(size))
+        least = HALF * rate * (load.round_s(size + 1) - load.round_s(size))
+        own_rate = (1 + sum(profile[:size])) / load.round_s(size)
         if rate <= otherwise or not size:
-            return 0.0, HALF * least
-        return FIRST_WAIT_S if is_new else PATIENCE * self._seconds, HALF * least
+            return Worth(0.0, least, own_rate)
+        return Worth(FIRST_WAIT_S if is_new else PATIENCE * self._seconds, least, own_rate)
 
 
 def _strength(draft: Draft) -> int:

@@ -37,6 +37,7 @@ class Ask:
         first: tokens before are known to it.
         tokens: of the sequence, from there on.
         budget: most nodes. least: paths that are less likely are worth nothing.
+        rate: tokens per second that the sequence makes: what the drafter's time is worth.
         until_s: from then on the sequence goes on without.
     """
 
@@ -45,6 +46,7 @@ class Ask:
     tokens: tuple[int, ...]
     budget: int
     least: float
+    rate: float
     until_s: float
 
 
@@ -97,11 +99,12 @@ class Speculator:
         known = self._catch_up(sequence, tokens, load)
         if other is None or known.asked_s is not None:
             return None
-        wait_s, least = other.worth(self._calibration.apply(sequence, known.own), load, is_new=not known.is_read)
-        known.rounds_without = 0 if wait_s else known.rounds_without + 1
-        if not wait_s and known.rounds_without % RARELY != 1:
+        worth = other.worth(self._calibration.apply(sequence, known.own), load, is_new=not known.is_read)
+        known.rounds_without = 0 if worth.wait_s else known.rounds_without + 1
+        if not worth.wait_s and known.rounds_without % RARELY != 1:
             return None
-        ask = Ask(sequence, known.told, tuple(tokens[known.told :]), self._most_nodes, least, now + wait_s)
+        new = tuple(tokens[known.told :])
+        ask = Ask(sequence, known.told, new, self._most_nodes, worth.least, worth.rate, now + worth.wait_s)
         known.told, known.asked_s = len(tokens), now
         return ask
 
