@@ -51,6 +51,10 @@ class Facts:
         """Facts of the model."""
         return self._started().card
 
+    def spelled(self, token_id: int) -> bytes:
+        """What a token stands for in the middle of a text: part of a character, perhaps; nothing where there is no such token."""
+        return self._started().desk.spelled(token_id)
+
     @property
     def join_tokens(self) -> tuple[str, ...]:
         """One a worker that was awaited at the start; for ``bloombee worker --join``. More: :meth:`Runtime.issue_token`."""

@@ -25,6 +25,7 @@ from bloombee.loop_thread import LoopThread
 from bloombee.plan.plan import Plan
 from bloombee.quote import quoted
 from bloombee.roles.head import HeadRole
+from bloombee.roles.prompts import Chat as Chat
 from bloombee.roles.prompts import Prompt
 from bloombee.roles.reception import Reception
 from bloombee.roles.told import told_by
@@ -242,14 +243,24 @@ class Runtime(Facts):
         return collected.generation(params)
 
     async def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, client: str = "", priority: int = 0, **fields: Any
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        client: str = "",
+        priority: int = 0,
+        on_prompt: Callable[[tuple[int, ...]], None] = lambda token_ids: None,
+        **fields: Any,
     ) -> AsyncGenerator[Token, None]:
         """Tokens as they come; the last has a ``finish_reason``. Arguments and errors as :meth:`generate`.
+
+        Args:
+            on_prompt: called with the token ids of ``prompt`` before the first token comes.
 
         Cancelled, or the iteration left early: the request ends and its KV is freed on every stage.
         """
         params = _params(params, fields)
-        async with contextlib.aclosing(self._tokens(prompt, params, client, priority, lambda prompt: None)) as tokens:
+        async with contextlib.aclosing(self._tokens(prompt, params, client, priority, on_prompt)) as tokens:
             async for token in tokens:
                 yield token
 

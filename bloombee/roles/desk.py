@@ -64,6 +64,10 @@ class Desk:
         self._text = TextCodec(card.tokenizer_json, cleans_up=card.cleans_up, splits_special=card.splits_special)
         self._prompts = Prompts(card, self._text)
 
+    def spelled(self, token_id: int) -> bytes:
+        """What a token stands for in the middle of a text. Callable from any thread, once the model is known."""
+        return self._text.spelled(token_id)
+
     def planned(self, plan: Plan) -> None:
         """From now on what can never fit ``plan`` is refused."""
         self._plan = plan
