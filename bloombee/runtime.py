@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from bloombee.config import LocalWorker, RuntimeConfig, merge, socket_folders
 from bloombee.errors import BloomBeeError, ConfigError
 from bloombee.facts import Facts
+from bloombee.grammar import Constraints
 from bloombee.loop_thread import LoopThread
 from bloombee.plan.plan import Plan
 from bloombee.quote import quoted
@@ -223,7 +224,8 @@ class Runtime(Facts):
         """The whole answer to ``prompt``.
 
         Args:
-            params: how to sample; ``fields`` are laid over it (``max_new_tokens=64, temperature=0.7, ...``).
+            params: how to sample; ``fields`` are laid over it (``max_new_tokens=64, ...``). Besides: ``grammar``, a
+                :class:`bloombee.Grammar` that the answer obeys, and ``logit_bias``, what is added to logits, by token id.
             client: whose request it is; turns are shared out fairly between clients, and a client that is named leaves some
                 KV memory to others.
             priority: higher goes first.
@@ -231,15 +233,15 @@ class Runtime(Facts):
         Cancelled: the request ends and its KV is freed on every stage.
 
         Raises:
-            ConfigError: an empty or over-long prompt, a bad parameter, no chat template.
-            QueueFull, Infeasible, LinkDown, DeadlineExceeded, DeviceError, RuntimeClosed: see errors.py.
+            ConfigError: an empty or over-long prompt, a bad parameter, no chat template, an unsound grammar.
+            GrammarFailed, QueueFull, Infeasible, LinkDown, DeadlineExceeded, DeviceError, RuntimeClosed: see errors.py.
         """
-        params = _params(params, fields)
+        asked = _asked(prompt, params, fields, client, priority)
         collected = _Collected()
-        async with contextlib.aclosing(self._tokens(prompt, params, client, priority, collected.opened)) as tokens:
+        async with contextlib.aclosing(self._tokens(asked, collected.opened)) as tokens:
             async for token in tokens:
                 collected.add(token)
-        return collected.generation(params)
+        return collected.generation(asked.params)
 
     async def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, client: str = "", priority: int = 0, **fields: Any
@@ -248,8 +250,8 @@ class Runtime(Facts):
 
         Cancelled, or the iteration left early: the request ends and its KV is freed on every stage.
         """
-        params = _params(params, fields)
-        async with contextlib.aclosing(self._tokens(prompt, params, client, priority, lambda prompt: None)) as tokens:
+        asked = _asked(prompt, params, fields, client, priority)
+        async with contextlib.aclosing(self._tokens(asked, lambda prompt: None)) as tokens:
             async for token in tokens:
                 yield token
 
@@ -306,15 +308,14 @@ class Runtime(Facts):
         if self._home is not None:
             self._home.soon(self._started().state.note, name, value)
 
-    async def _tokens(
-        self, prompt: Prompt, params: SamplingParams, client: str, priority: int, opened: Callable[[tuple[int, ...]], None]
-    ) -> AsyncGenerator[Token, None]:
-        """``opened`` is called with the token ids of ``prompt`` before the first token comes."""
+    async def _tokens(self, asked: _Asked, opened: Callable[[tuple[int, ...]], None]) -> AsyncGenerator[Token, None]:
+        """``opened`` is called with the token ids of the prompt before the first token comes."""
 
         async def begin(head: HeadRole, number: int, channel: _Channel) -> tuple[int, ...]:
-            return await head.desk.submit(number, prompt, params, channel, client=client, priority=priority)
+            return await head.desk.submit(
+                number, asked.prompt, asked.params, channel, asked.constraints, client=asked.client, priority=asked.priority
+            )
 
-        _check_sender(client, priority)
         self._started()
         async with contextlib.aclosing(self._channel(next(self._numbers), begin, opened)) as tokens:
             async for token in tokens:
@@ -363,6 +364,17 @@ class Runtime(Facts):
     def sync(cls, model: str | None = None, **arguments: Any) -> SyncRuntime:
         """The same for scripts: ``with bloombee.Runtime.sync("demo") as rt: rt.generate(...)``."""
         return SyncRuntime(cls(model, **arguments))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request as a caller makes it."""
+
+    prompt: Prompt
+    params: SamplingParams
+    constraints: Constraints
+    client: str
+    priority: int
 
 
 class _Collected:
@@ -428,6 +440,12 @@ def _check_wanted(workers: object, reason: object) -> None:
     if workers is None or (isinstance(workers, Collection) and all(type(worker) is int for worker in workers)):
         return
     raise ConfigError(f"workers = {quoted(workers)}: must be the ids of workers, or None", field="workers")
+
+
+def _asked(prompt: Prompt, params: SamplingParams | None, fields: dict[str, Any], client: str, priority: int) -> _Asked:
+    constraints = Constraints.of(fields.pop("grammar", None), fields.pop("logit_bias", None))
+    _check_sender(client, priority)
+    return _Asked(prompt, _params(params, fields), constraints, client, priority)
 
 
 def _params(params: SamplingParams | None, fields: dict[str, Any]) -> SamplingParams:
