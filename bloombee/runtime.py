@@ -19,6 +19,7 @@ from typing import Any
 from bloombee.channel import Channel, Collected
 from bloombee.config import LocalWorker, RuntimeConfig, merge, socket_folders
 from bloombee.errors import ConfigError
+from bloombee.grammar import Constraints
 from bloombee.loop_thread import LoopThread
 from bloombee.plan.plan import Plan
 from bloombee.quote import quoted
@@ -194,7 +195,8 @@ class Runtime(Restored):
         """The whole answer to ``prompt``.
 
         Args:
-            params: how to sample; ``fields`` are laid over it (``max_new_tokens=64, temperature=0.7, ...``).
+            params: how to sample; ``fields`` are laid over it (``max_new_tokens=64, ...``). Besides: ``grammar``, a
+                :class:`bloombee.Grammar` that the answer obeys, and ``logit_bias``, what is added to logits, by token id.
             client: whose request it is; turns are shared out fairly between clients, and a client that is named leaves some
                 KV memory to others.
             priority: higher goes first.
@@ -202,15 +204,15 @@ class Runtime(Restored):
         Cancelled: the request ends and its KV is freed on every stage.
 
         Raises:
-            ConfigError: an empty or over-long prompt, a bad parameter, no chat template.
-            QueueFull, Infeasible, LinkDown, DeadlineExceeded, DeviceError, RuntimeClosed: see errors.py.
+            ConfigError: an empty or over-long prompt, a bad parameter, no chat template, an unsound grammar.
+            GrammarFailed, QueueFull, Infeasible, LinkDown, DeadlineExceeded, DeviceError, RuntimeClosed: see errors.py.
         """
-        params = _params(params, fields)
+        asked = _asked(prompt, params, fields, client, priority)
         collected = Collected()
-        async with contextlib.aclosing(self._tokens(prompt, params, client, priority, collected.opened)) as tokens:
+        async with contextlib.aclosing(self._tokens(asked, collected.opened)) as tokens:
             async for token in tokens:
                 collected.add(token)
-        return collected.generation(params)
+        return collected.generation(asked.params)
 
     async def stream(
         self,
@@ -229,20 +231,19 @@ class Runtime(Restored):
 
         Cancelled, or the iteration left early: the request ends and its KV is freed on every stage.
         """
-        params = _params(params, fields)
-        async with contextlib.aclosing(self._tokens(prompt, params, client, priority, on_prompt)) as tokens:
+        asked = _asked(prompt, params, fields, client, priority)
+        async with contextlib.aclosing(self._tokens(asked, on_prompt)) as tokens:
             async for token in tokens:
                 yield token
 
-    def _tokens(
-        self, prompt: Prompt, params: SamplingParams, client: str, priority: int, opened: Callable[[tuple[int, ...]], None]
-    ) -> AsyncGenerator[Token, None]:
-        """``opened`` is called with the token ids of ``prompt`` before the first token comes."""
+    def _tokens(self, asked: _Asked, opened: Callable[[tuple[int, ...]], None]) -> AsyncGenerator[Token, None]:
+        """``opened`` is called with the token ids of the prompt before the first token comes."""
 
         async def begin(head: HeadRole, number: int, channel: Channel) -> tuple[int, ...]:
-            return await head.desk.submit(number, prompt, params, channel, client=client, priority=priority)
+            return await head.desk.submit(
+                number, asked.prompt, asked.params, channel, asked.constraints, client=asked.client, priority=asked.priority
+            )
 
-        _check_sender(client, priority)
         self._started()
         return self._requested(next(self._numbers), begin, opened)
 
@@ -252,6 +253,17 @@ class Runtime(Restored):
     def sync(cls, model: str | None = None, **arguments: Any) -> SyncRuntime:
         """The same for scripts: ``with bloombee.Runtime.sync("demo") as rt: rt.generate(...)``."""
         return SyncRuntime(cls(model, **arguments))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request as a caller makes it."""
+
+    prompt: Prompt
+    params: SamplingParams
+    constraints: Constraints
+    client: str
+    priority: int
 
 
 def _places(local_workers: Sequence[LocalWorker]) -> tuple[LocalWorker, ...]:
@@ -277,6 +289,12 @@ def _check_wanted(workers: object, reason: object) -> None:
     if workers is None or (isinstance(workers, Collection) and all(type(worker) is int for worker in workers)):
         return
     raise ConfigError(f"workers = {quoted(workers)}: must be the ids of workers, or None", field="workers")
+
+
+def _asked(prompt: Prompt, params: SamplingParams | None, fields: dict[str, Any], client: str, priority: int) -> _Asked:
+    constraints = Constraints.of(fields.pop("grammar", None), fields.pop("logit_bias", None))
+    _check_sender(client, priority)
+    return _Asked(prompt, _params(params, fields), constraints, client, priority)
 
 
 def _params(params: SamplingParams | None, fields: dict[str, Any]) -> SamplingParams:
