@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bloombee.errors import BloomBeeError
+from bloombee.grammar import Grammar
 from bloombee.plan.plan import Plan
 from bloombee.types import VERSION as __version__
 from bloombee.types import Dtype, FinishReason, Generation, LoadProgress, SamplingParams, SwarmEvent, SwarmEventKind, Token
@@ -18,6 +19,7 @@ __all__ = [
     "Dtype",
     "FinishReason",
     "Generation",
+    "Grammar",
     "LoadProgress",
     "Plan",
     "Runtime",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from bloombee.pipeline.beginnings import has_room
 from bloombee.pipeline.log import BoundaryLog, Said
 from bloombee.pipeline.sequences import SequenceStore
 from bloombee.pipeline.work import Piece
@@ -137,6 +138,8 @@ class Telling:
                 del self._behind[sequence]
                 told.is_behind = False
                 continue
+            if told.upto == held.begun_at and not has_room(items, held.begun):
+                break
             said = self._log.read(sequence, told.upto, min(stop, told.upto + room))
             opening = held.begun if said.position == held.begun_at else None
             items.append(_item(sequence, told.generation, said, opening))

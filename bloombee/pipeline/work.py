@@ -11,7 +11,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from bloombee.types import Epoch, Phase, PipelineId, SequenceId
-from bloombee.wire.messages import Pick, Sampling
+from bloombee.wire.messages import Grammar, Pick, Sampling
 
 
 class Pages(Struct, frozen=True, gc=False):
@@ -39,8 +39,8 @@ class Segment(Struct, frozen=True, gc=False):
         sampling: of the request; None on all but the last stage.
         num_prompt_tokens: history before this index is prompt, from it on output.
         history: [position + num_rows] little-endian uint32, all token ids so far, this segment's rows included;
-            empty unless the request has a penalty or the checkpoint rules.
-        max_new_tokens, end_tokens: of the request.
+            empty unless the request has a penalty or a grammar or the checkpoint rules.
+        max_new_tokens, end_tokens: of the request. biases, grammar: likewise, on the last stage.
     """
 
     sequence: SequenceId
@@ -54,6 +54,8 @@ class Segment(Struct, frozen=True, gc=False):
     history: bytes = b""
     max_new_tokens: int = 0
     end_tokens: tuple[int, ...] = ()
+    biases: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
 
     @property
     def num_rows(self) -> int:

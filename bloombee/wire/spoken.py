@@ -51,7 +51,7 @@ def check_spoken(message: AnyMessage) -> None:
 
 
 def check_item(item: Item) -> None:
-    """Raises NotSpoken for rows in a tree, shadows, and what an Opening may ask for beyond sampling."""
+    """Raises NotSpoken for rows in a tree, shadows, and prefixes."""
     if item.opening is None and item.tree is None and item.kind != _SHADOW:
         return
     if item.tree is not None:
@@ -69,9 +69,8 @@ def check_commit(commit: Commit) -> None:
 
 
 def _check_opening(opening: Opening) -> None:
-    for name in ("biases", "grammar", "prefix"):
-        if getattr(opening, name):
-            raise _not_spoken(f"Opening.{name}")
+    if opening.prefix is not None:
+        raise _not_spoken("Opening.prefix")
 
 
 def _check_load(load: Load) -> None:

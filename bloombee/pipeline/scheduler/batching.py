@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from bloombee.control.chunks import Chunks, chunks_at
 from bloombee.control.operate import apart
+from bloombee.pipeline.beginnings import has_room
 from bloombee.pipeline.events import Tune
 from bloombee.pipeline.fair import FairQueue
 from bloombee.pipeline.scheduler.epoch import Epoch
@@ -140,7 +141,7 @@ class Batcher:
         while self._prefill and len(items) < MOST_ITEMS:
             sequence = self._prefill.peek()
             room = self._rows_at(sequence.num_sent, is_gentle=is_gentle) - rows
-            if room <= 0:
+            if room <= 0 or (sequence.num_sent == 0 and not has_room(items, sequence.opening)):
                 break
             count = min(room, sequence.num_to_fill - sequence.num_sent)
             items.append(_item(sequence, count))

@@ -34,11 +34,12 @@ from bloombee.pipeline.scheduler.admission import Admission, Way
 from bloombee.pipeline.scheduler.batching import Batcher
 from bloombee.pipeline.scheduler.closing import Closings
 from bloombee.pipeline.scheduler.epoch import Epoch, Flight
-from bloombee.pipeline.scheduler.sequence import SequenceState, cannot_be_sent, not_finite, overdue, too_long
+from bloombee.pipeline.scheduler.sequence import SequenceState, cannot_be_sent, not_finite, not_obeyed, overdue, too_long
 from bloombee.pipeline.scheduler.succession import Succession
 from bloombee.types import FinishReason, Phase, SequenceId
 from bloombee.wire.messages import (
     MARK,
+    NO_GRAMMAR,
     NO_TOKEN,
     Ack,
     Closed,
@@ -318,6 +319,8 @@ class SchedulerCore:
             return []  # nobody can know it yet
         if pick.token == NO_TOKEN:
             return self._end(sequence, not_finite(sequence), now)
+        if pick.token == NO_GRAMMAR:
+            return self._end(sequence, not_obeyed(sequence), now)
         sequence.waits_since = now
         sequence.tokens += pick.token.to_bytes(4, "little")
         finish = None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from bloombee.errors import DeadlineExceeded, DeviceError, Infeasible, SequenceLost
+from bloombee.errors import DeadlineExceeded, DeviceError, GrammarFailed, Infeasible, SequenceLost
 from bloombee.pipeline.events import Open
 from bloombee.plan.plan import Ring
 from bloombee.types import SequenceId
-from bloombee.wire.messages import Opening, Sampling
+from bloombee.wire.messages import Grammar, Opening, Sampling
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +27,8 @@ class SequenceState:
     priority: int
     late_at: float
     """From then on it gets no more tokens."""
+    biases: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
     num_pages: tuple[int, ...] = ()
     """Kept free for it on every stage, one a group."""
     num_sent: int = 0
@@ -52,6 +54,8 @@ class SequenceState:
             client=event.client,
             priority=event.priority,
             late_at=math.inf if event.max_time_s is None else event.now + event.max_time_s,
+            biases=event.biases,
+            grammar=event.grammar,
             num_to_fill=num_prompt_tokens + len(event.output) // 4,
         )
 
@@ -71,7 +75,7 @@ class SequenceState:
     @property
     def opening(self) -> Opening:
         ends = tuple(sorted(self.end_tokens))
-        return Opening(self.num_prompt_tokens, self.sampling, self.max_new_tokens, ends, (), None, None)
+        return Opening(self.num_prompt_tokens, self.sampling, self.max_new_tokens, ends, self.biases, self.grammar, None)
 
     @property
     def in_prefill(self) -> bool:
@@ -118,5 +122,13 @@ def not_finite(sequence: SequenceState) -> DeviceError:
     return DeviceError(
         f"the model's logits at position {sequence.num_tokens} are not finite: its weights are broken, or its dtype overflows, or"
         " a rule of its checkpoint fails there: see the log of the last stage",
+        position=sequence.num_tokens,
+    )
+
+
+def not_obeyed(sequence: SequenceState) -> GrammarFailed:
+    return GrammarFailed(
+        f"the last stage could not obey this request's grammar at position {sequence.num_tokens}: there it is too much to be"
+        " followed, or allows only tokens that a rule of the checkpoint forbids; the log of the last stage says which",
         position=sequence.num_tokens,
     )
