@@ -20,6 +20,7 @@ from bloombee.roles.asked import ask
 from bloombee.roles.backlog import Backlog, unpacked
 from bloombee.roles.prompts import Prompt, PromptIds, Prompts
 from bloombee.roles.requests import Requests, Sink, shown, typed
+from bloombee.roles.served import ServedCount
 from bloombee.roles.text import TextCodec
 from bloombee.types import FinishReason, SamplingParams
 from bloombee.wire.messages import Pick
@@ -88,6 +89,11 @@ class Desk:
         """Requests that are waiting or running, by number."""
         return self._core.running
 
+    @property
+    def served(self) -> ServedCount:
+        """What has become of requests so far."""
+        return self._requests.served
+
     async def submit(
         self, number: int, prompt: Prompt, params: SamplingParams, sink: Sink, *, client: str = "", priority: int = 0
     ) -> tuple[int, ...]:
@@ -103,6 +109,7 @@ class Desk:
 
         Cancelled: the request has not begun, unless this had returned.
         """
+        made_at = time.monotonic()
         if self._is_closed or self._prompts is None:
             raise RuntimeClosed("the Runtime was closed" if self._is_closed else "the model is still being looked at")
         read = await self._prompts.read(prompt, functools.partial(self._check_length, params))
@@ -110,16 +117,18 @@ class Desk:
             raise RuntimeClosed("the Runtime was closed")
         try:
             with typed():
-                self._begin(number, read, params, sink, client, priority)
+                self._begin(number, read, params, sink, client, priority, made_at)
         except BloomBeeError:
             self.cancel(number, sink)
             raise
         return read.ids
 
-    def _begin(self, number: int, prompt: PromptIds, params: SamplingParams, sink: Sink, client: str, priority: int) -> None:
+    def _begin(
+        self, number: int, prompt: PromptIds, params: SamplingParams, sink: Sink, client: str, priority: int, made_at: float
+    ) -> None:
         self._check_length(params, len(prompt.ids), False)
         asked = ask(params, self._card, len(prompt.ids))
-        self._requests.add(number, sink, self._text.stream(asked.stop, prompt.ids))
+        self._requests.add(number, sink, self._text.stream(asked.stop, prompt.ids), len(prompt.ids), made_at)
         self._keep(
             Asked(
                 number,
