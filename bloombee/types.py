@@ -326,6 +326,11 @@ class StageUse:
     raw_bytes: int = 0
     sent_bytes: int = 0
 
+    @property
+    def busy_s(self) -> float:
+        """Of all forwards."""
+        return self.decode.busy_s + self.prefill.busy_s
+
     def __sub__(self, other: StageUse) -> StageUse:
         return StageUse(
             self.decode - other.decode,

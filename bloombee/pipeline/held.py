@@ -28,7 +28,7 @@ class Held:
     placed: int = 0
     """Rows that the device has been given: a fork may share their pages."""
     tokens: bytearray = field(default_factory=bytearray)
-    """All token ids that the device has been given, kept on the last stage for penalties."""
+    """All token ids that the device has been given, kept on the last stage for penalties and grammars."""
     picks: tuple[Pick, ...] = ()
     """On the last stage, what its newest work gave: the scheduler may have to be told again."""
     num_prefill: int = 0

@@ -64,6 +64,8 @@ class Request:
             asked.priority,
             None if limit is None else max(0.0, limit - (now - asked.now)),
             bytes(self.output),
+            asked.biases,
+            asked.grammar,
         )
 
 

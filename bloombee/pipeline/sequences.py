@@ -248,11 +248,13 @@ class SequenceStore:
             max_new_tokens=opening.max_new_tokens,
             end_tokens=opening.end_tokens,
             tree=None if tree is None else held.nodes.branches(item.position, tree, num_rows),
+            biases=opening.biases if is_last else (),
+            grammar=opening.grammar if is_last else None,
         )
 
     def _needs_history(self, opening: Opening) -> bool:
         """Whether the sampler wants all tokens."""
-        return self._is_last and (self._has_rules or _has_penalty(opening))
+        return self._is_last and (self._has_rules or opening.grammar is not None or _has_penalty(opening))
 
     def slide(self, placed: Iterable[tuple[Held, Item]]) -> None:
         """Give back what no row after those of each item will see."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from bloombee.types import Epoch, Phase, PipelineId, SequenceId
-from bloombee.wire.messages import Pick, Sampling
+from bloombee.wire.messages import Grammar, Pick, Sampling
 
 
 class Pages(Struct, frozen=True, gc=False):
@@ -81,8 +81,8 @@ class Segment(Struct, frozen=True, gc=False):
         sampling: of the request; None on all but the last stage.
         num_prompt_tokens: history before this index is prompt, from it on output.
         history: [position + num_rows] little-endian uint32, all token ids so far, this segment's rows included (of a tree [base],
-            without its nodes); empty unless the request has a penalty or the checkpoint rules.
-        max_new_tokens, end_tokens: of the request.
+            without its nodes); empty unless the request has a penalty or a grammar or the checkpoint rules.
+        max_new_tokens, end_tokens: of the request. biases, grammar: likewise, on the last stage.
         tree: None: the rows follow each other.
     """
 
@@ -98,6 +98,8 @@ class Segment(Struct, frozen=True, gc=False):
     max_new_tokens: int = 0
     end_tokens: tuple[int, ...] = ()
     tree: Branches | None = None
+    biases: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
 
     @property
     def num_rows(self) -> int:

@@ -21,6 +21,7 @@ from bloombee.roles.tracing import HeadTrace
 from bloombee.spec.speculator import Speculator
 from bloombee.types import Lane, SchedulerPlace, WorkerId
 from bloombee.wire.messages import (
+    NO_GRAMMAR,
     NO_TOKEN,
     Ack,
     AnyMessage,
@@ -140,5 +141,5 @@ def _check_tokens(message: OfTheRing, vocab_size: int) -> None:
             return
     for pick in picks:
         wrong = [token for token in (pick.token, *(token for token, _ in pick.top)) if token >= vocab_size]
-        if wrong and (wrong[0] != NO_TOKEN or path != "Verdict.picks"):
+        if wrong and (wrong[0] not in (NO_TOKEN, NO_GRAMMAR) or path != "Verdict.picks"):
             raise RemoteProtocolError(f"token {wrong[0]} of a model that has {vocab_size}", path=path)

@@ -48,7 +48,7 @@ def check_spoken(message: AnyMessage) -> None:
 
 
 def check_item(item: Item) -> None:
-    """Raises NotSpoken for shadows, and what an Opening may ask for beyond sampling."""
+    """Raises NotSpoken for shadows and prefixes."""
     if item.opening is None and item.kind != _SHADOW:
         return
     if item.kind == _SHADOW:
@@ -58,9 +58,8 @@ def check_item(item: Item) -> None:
 
 
 def _check_opening(opening: Opening) -> None:
-    for name in ("biases", "grammar", "prefix"):
-        if getattr(opening, name):
-            raise _not_spoken(f"Opening.{name}")
+    if opening.prefix is not None:
+        raise _not_spoken("Opening.prefix")
 
 
 def _check_load(load: Load) -> None:

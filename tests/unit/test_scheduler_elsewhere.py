@@ -39,6 +39,7 @@ from bloombee.wire import messages as m
 from bloombee.wire.schema import decode_message, encode_message
 
 SAMPLING = m.Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
+BIASES, GRAMMAR = ((5, -2.5), (9, 100.0)), m.Grammar("regex", "[a-z]+")
 RING = Ring(1, 1, 2, 2, (PageGroup(0, 64),), 4)
 
 
@@ -59,7 +60,7 @@ def _service(since: int = 1) -> SchedulerService:
 
 
 def _open(sequence: int, prompt: bytes = bytes(8), output: bytes = b"") -> Open:
-    return Open(sequence, prompt, SAMPLING, 4, frozenset({3}), 0.0, "somebody", -2, 7.5, output)
+    return Open(sequence, prompt, SAMPLING, 4, frozenset({3}), 0.0, "somebody", -2, 7.5, output, BIASES, GRAMMAR)
 
 
 def _to_head(commands: list[Command]) -> list[object]:
@@ -93,6 +94,7 @@ def test_a_request_goes_there_as_messages_of_bounded_size_that_make_it_again() -
     assert bytes(sequence.tokens) == prompt + output
     assert sequence.num_prompt_tokens == TOKENS_PER_ASK + 5
     assert (sequence.client, sequence.priority, sequence.late_at, sequence.end_tokens) == ("somebody", -2, 8.5, {3})
+    assert sequence.opening == m.Opening(TOKENS_PER_ASK + 5, SAMPLING, 4, (3,), BIASES, GRAMMAR, None)
 
 
 def test_how_it_is_run_survives_the_way() -> None:

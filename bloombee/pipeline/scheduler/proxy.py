@@ -218,8 +218,8 @@ def _requests(event: Open) -> Iterator[Request]:
         sampling=event.sampling,
         max_new_tokens=event.max_new_tokens,
         end_tokens=tuple(sorted(event.end_tokens)),
-        biases=(),
-        grammar=None,
+        biases=event.biases,
+        grammar=event.grammar,
         prefix=None,
     )
     for at in range(0, len(tokens), 4 * TOKENS_PER_ASK):

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bloombee.errors import DeadlineExceeded, DeviceError, Infeasible, SequenceLost
+from bloombee.errors import DeadlineExceeded, DeviceError, GrammarFailed, Infeasible, SequenceLost
 from bloombee.pipeline.events import Open
 from bloombee.plan.plan import Ring
 from bloombee.types import SequenceId
-from bloombee.wire.messages import Cut, Holding, Opening, Pick, Sampling
+from bloombee.wire.messages import Cut, Grammar, Holding, Opening, Pick, Sampling
 
 MOST_CUTS = 16
 """The newest of a sequence that are remembered: a stage that comes back may not have heard of them."""
@@ -74,6 +74,8 @@ class SequenceState:
     priority: int
     late_at: float
     """From then on it gets no more tokens."""
+    biases: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
     num_pages: tuple[int, ...] = ()
     """Kept free for it on every stage, one a group."""
     num_sent: int = 0
@@ -103,6 +105,8 @@ class SequenceState:
             client=event.client,
             priority=event.priority,
             late_at=math.inf if event.max_time_s is None else event.now + event.max_time_s,
+            biases=event.biases,
+            grammar=event.grammar,
             num_to_fill=num_prompt_tokens + len(event.output) // 4,
         )
 
@@ -122,7 +126,7 @@ class SequenceState:
     @property
     def opening(self) -> Opening:
         ends = tuple(sorted(self.end_tokens))
-        return Opening(self.num_prompt_tokens, self.sampling, self.max_new_tokens, ends, (), None, None)
+        return Opening(self.num_prompt_tokens, self.sampling, self.max_new_tokens, ends, self.biases, self.grammar, None)
 
     @property
     def in_prefill(self) -> bool:
@@ -197,5 +201,13 @@ def not_finite(sequence: SequenceState) -> DeviceError:
     return DeviceError(
         f"the model's logits at position {sequence.num_tokens} are not finite: its weights are broken, or its dtype overflows, or"
         " a rule of its checkpoint fails there: see the log of the last stage",
+        position=sequence.num_tokens,
+    )
+
+
+def not_obeyed(sequence: SequenceState) -> GrammarFailed:
+    return GrammarFailed(
+        f"the last stage could not obey this request's grammar at position {sequence.num_tokens}: there it is too much to be"
+        " followed, or allows only tokens that a rule of the checkpoint forbids; the log of the last stage says which",
         position=sequence.num_tokens,
     )

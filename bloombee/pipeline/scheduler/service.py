@@ -144,6 +144,8 @@ class SchedulerService:
                 priority=request.priority,
                 max_time_s=request.max_time_s,
                 output=bytes(tokens[split:]),
+                biases=opening.biases,
+                grammar=opening.grammar,
             )
         )
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from bloombee.errors import LocalProtocolError, StalePlan
+from bloombee.pipeline.beginnings import has_room
 from bloombee.pipeline.commands import Command, Send, TellSwarm
 from bloombee.pipeline.events import EpochBegan, EpochOver, StageRestored
 from bloombee.pipeline.patience import Patience
@@ -86,6 +87,8 @@ class Coming:
         while room and behind and len(items) < MAX_ITEMS:
             sequence = behind[-1]
             start = self._told(sequence)
+            if start == 0 and not has_room(items, sequence.opening):
+                break
             stop = min(sequence.num_sent, start + room)
             items.append(_again(sequence, start, stop))
             self.upto[sequence.id] = sequence.generation, stop
