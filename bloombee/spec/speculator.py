@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bloombee.spec.calibrate import Calibration
-from bloombee.spec.controller import Load, worth_sending
+from bloombee.spec.controller import Load, Shape, worth_sending
 from bloombee.spec.drafter import Drafter
-from bloombee.spec.elsewhere import Elsewhere
+from bloombee.spec.elsewhere import ALWAYS, Elsewhere
 from bloombee.spec.ngram import NgramDrafter
 from bloombee.spec.tree import EMPTY, Draft, merge
 
-MOST_NODES = 64
+MOST_NODES = 128
 """Of a draft."""
 NODE_S = 50e-6
 """What proposing a node costs the process of the scheduler."""
@@ -83,6 +83,8 @@ class Speculator:
     def __init__(self, drafters: Sequence[Drafter] | None = None, *, most_nodes: int = MOST_NODES) -> None:
         self._drafters = (NgramDrafter(),) if drafters is None else tuple(drafters)
         self._most_nodes = most_nodes
+        self.shape: Shape | None = None
+        """Always send that, whatever it is worth, for comparison; None: what pays."""
         self._known: dict[int, _Known] = {}
         self._calibration = Calibration()
         self._elsewhere: Elsewhere | None = None
@@ -99,7 +101,8 @@ class Speculator:
         known = self._catch_up(sequence, tokens, load)
         if other is None or known.asked_s is not None:
             return None
-        worth = other.worth(self._calibration.apply(sequence, known.own), load, is_new=not known.is_read)
+        own = self._calibration.apply(sequence, known.own)
+        worth = ALWAYS if self.shape else other.worth(own, load, is_new=not known.is_read)
         known.rounds_without = 0 if worth.wait_s else known.rounds_without + 1
         if not worth.wait_s and known.rounds_without % RARELY != 1:
             return None
@@ -127,7 +130,7 @@ class Speculator:
         calibrated = self._calibration.apply(sequence, known.proposed)
         if offered and self._elsewhere is not None:
             self._elsewhere.saw(calibrated, without=self._calibration.apply(sequence, known.own))
-        return worth_sending(calibrated, load) or None
+        return (self.shape.cut(calibrated) if self.shape else worth_sending(calibrated, load)) or None
 
     def closed(self, sequence: int) -> None:
         self._known.pop(sequence, None)
