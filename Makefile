@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean distclean
+.PHONY: help setup demo serve test check bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ setup: $(VENV)/.built ## make .venv, install everything, build the extension; ag
 
 demo: setup ## stream text from the packaged model, cut over three worker processes
 	@$(BIN)/bloombee demo
+
+serve: setup ## serve the packaged model by OpenAI's API, at http://127.0.0.1:8000/v1
+	@$(BIN)/bloombee serve
 
 test: setup ## every test
 	$(BIN)/python -m pytest tests -n $(JOBS) --dist loadfile

@@ -5,18 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bloombee.errors import BloomBeeError
+from bloombee.grammar import Grammar
 from bloombee.plan.plan import Plan
 from bloombee.types import VERSION as __version__
 from bloombee.types import Dtype, FinishReason, Generation, LoadProgress, SamplingParams, SwarmEvent, SwarmEventKind, Token
 
 if TYPE_CHECKING:
-    from bloombee.runtime import Runtime
+    from bloombee.runtime import Chat, Runtime
 
 __all__ = [
     "BloomBeeError",
+    "Chat",
     "Dtype",
     "FinishReason",
     "Generation",
+    "Grammar",
     "LoadProgress",
     "Plan",
     "Runtime",
@@ -29,9 +32,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Runtime on first use: the cores can be imported without its event loop and sockets."""
-    if name == "Runtime":
-        from bloombee.runtime import Runtime
+    """Runtime and what it takes on first use: the cores can be imported without its event loop and sockets."""
+    if name in ("Chat", "Runtime"):
+        from bloombee import runtime
 
-        return Runtime
+        return getattr(runtime, name)
     raise AttributeError(f"module 'bloombee' has no attribute {name!r}")

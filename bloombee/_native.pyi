@@ -92,11 +92,13 @@ def sample_rows(
     min_p: Buffer,
     seed: Buffer,
     position: Buffer,
+    masks: Buffer | None = None,
 ) -> None:
     """One token per row; see bloombee.engine.sampler and the oracle bloombee.engine.sampler_reference.
 
     logits [b, v] float32, 1 <= v <= 2^23; out [b] uint32; temperature [b] float64 in [0, 1e18], 0: greedy; top_k [b]
-    uint32, 0: all; top_p [b] float64 in (0, 1], 1: all; min_p [b] float64 in [0, 1], 0: all; seed, position [b] uint64.
+    uint32, 0: all; top_p [b] float64 in (0, 1], 1: all; min_p [b] float64 in [0, 1], 0: all; seed, position [b] uint64; masks
+    [b, ceil(v / 64)] uint64: bit i % 64 of word i // 64 is whether token i may be picked.
     """
 
 def log_softmax(logits: Buffer, ids: Buffer, out: WritableBuffer) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import functools
 import io
 import os
 import signal
@@ -22,11 +23,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from bloombee import __version__
-from bloombee.config import Config, Environment, RuntimeConfig, WorkerConfig, load_config, merge
+from bloombee.config import Config, Environment, RuntimeConfig, ServeConfig, WorkerConfig, load_config, merge
 from bloombee.errors import BloomBeeError, CapacityError, ConfigError, Infeasible
 from bloombee.options import Given, Options, command, whole_number
 from bloombee.quote import printable, quoted
-from bloombee.types import SamplingParams, SwarmEventKind
+from bloombee.types import SamplingParams
 from bloombee.utf8 import surrogate_at
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ SWARM = (
     "microbatches",
     "target_s",
     "codec",
+    "draft",
     "max_microbatch_rows",
     "threads",
     "restarts",
@@ -84,7 +86,7 @@ Json = Annotated[bool, Parameter(negative=(), show_default=False, help="Print on
 Chat = Annotated[
     bool, Parameter(negative=(), show_default=False, help="Wrap the prompt as a user's turn in the model's chat template.")
 ]
-ConfigFile = Annotated[str | None, Parameter(help="A TOML file with the tables [runtime] and [worker].")]
+ConfigFile = Annotated[str | None, Parameter(help="A TOML file with the tables [runtime], [worker] and [serve].")]
 
 app = App(
     name="bloombee",
@@ -188,12 +190,51 @@ def head(swarm: Given, sampling: Given, *, chat: Chat = False, json: Json = Fals
       bloombee head --model ./Qwen3-0.6B --workers 3 --chat < questions.txt
       bloombee head --workers 2 --spares 1 --listen 'tcp://*:7700'
     """
-    base = _config(config).runtime
-    wanted = swarm.pop("workers", len(swarm.get("split", ())) or base.num_stages)
+    runtime = _awaiting(_config(config).runtime, swarm)
+    return _run(_answer_lines(runtime, _sampling(sampling), chat=chat, json=json))
+
+
+@command(
+    app,
+    [
+        Options(
+            RuntimeConfig,
+            "Swarm",
+            ("model", *SWARM, *HEAD_ONLY),
+            {
+                "workers": "How many worker processes to start on this machine; with --listen: to wait for from others.",
+                "listen": "Where the head listens for workers of other machines, which are then waited for: tcp://*:PORT: on all"
+                " addresses. Without it the workers are started here.",
+            },
+        ),
+        Options(ServeConfig, "HTTP", tuple(f.name for f in dataclasses.fields(ServeConfig))),
+    ],
+)
+def serve(swarm: Given, http: Given, *, config: ConfigFile = None) -> int:
+    """Serve a model by OpenAI's HTTP API, over worker processes of this machine or, with --listen, of others.
+
+    Ctrl-C takes no more requests and lets those that run end; once more ends them.
+
+    Examples:
+      bloombee serve
+      bloombee serve --model ./Qwen3-0.6B --workers 2 --http 127.0.0.1:8080
+      bloombee serve --model Qwen/Qwen3-8B --workers 3 --listen 'tcp://*:7700' \\
+          --http '*:8000' --api-key-file keys.txt
+    """
+    base = _config(config)
+    awaits = "listen" in swarm or base.runtime.remote_workers > 0
+    runtime = _awaiting(base.runtime, swarm) if awaits else merge(base.runtime, swarm)
+    from bloombee.serve import command as serving
+
+    return serving.run(runtime, merge(base.serve, http))
+
+
+def _awaiting(base: RuntimeConfig, given: Given) -> RuntimeConfig:
+    """A swarm of workers that join from elsewhere; raises ConfigError."""
+    wanted = given.pop("workers", len(given.get("split", ())) or base.num_stages)
     if wanted < 1:
         raise ConfigError(f"workers = {wanted}: must be a whole number from 1", field="workers", value=wanted)
-    runtime = merge(base, {**swarm, "remote_workers": wanted})
-    return _run(_answer_lines(runtime, _sampling(sampling), chat=chat, json=json))
+    return merge(base, {**given, "remote_workers": wanted})
 
 
 @command(app)
@@ -232,11 +273,12 @@ def doctor(
 
 
 @app.command(
-    help_epilogue="Examples:\n  bloombee generate --prompt 'import os' --trace traces\n  bloombee trace traces --out chrome.json"
+    help_epilogue="Examples:\n  bloombee generate --prompt 'import os' --trace traces\n"
+    "  bloombee trace traces --perfetto trace.json"
 )
 def trace(
     *files: Annotated[str, Parameter(help="The files of one run, the head's and every worker's, or a directory of them.")],
-    out: Annotated[str | None, Parameter(help="Also write a trace for chrome://tracing or ui.perfetto.dev to this file.")] = None,
+    perfetto: Annotated[str | None, Parameter(help="Also write a file for ui.perfetto.dev: every microbatch on its way.")] = None,
 ) -> int:
     """Merge the traces of a run's processes and say where the time of a token goes, per hop and in all."""
     from bloombee import timeline
@@ -245,9 +287,11 @@ def trace(
         raise ConfigError("no files: name the directory that --trace wrote to", field="files")
     merged = timeline.load(files)
     timeline.show(merged.breakdown())
-    if out is not None:
-        timeline.write_chrome(merged, out)
-        print(out)
+    if perfetto is not None:
+        from bloombee.perfetto import write
+
+        write(merged, perfetto)
+        print(perfetto)
     return 0
 
 
@@ -452,18 +496,11 @@ async def _answer(runtime: Runtime, prompt: Any, params: SamplingParams, *, json
 
 
 async def _answer_lines(config: RuntimeConfig, params: SamplingParams, *, chat: bool, json: bool) -> None:
-    from bloombee.terminal import joining_command, open_runtime, say, where_to_join
+    from bloombee.terminal import open_runtime, say_how_to_join, tell_of_losses
 
-    def announce(tokens: Sequence[str]) -> None:
-        joins = "\n".join(f"    {joining_command(token)}" for token in tokens)
-        stages = config.num_stages
-        count = f"{stages} worker{'s' * (stages > 1)}"
-        others = f" (and {config.spares} to spare)" if config.spares else ""
-        say(f"waiting for {count}{others}; run each of these once, {where_to_join(tokens[0])}:\n\n{joins}\n")
-
-    async with open_runtime(config, announce=announce) as runtime:
+    async with open_runtime(config, announce=functools.partial(say_how_to_join, config)) as runtime:
         answering = asyncio.ensure_future(_answer_each(runtime, params, chat=chat, json=json))
-        telling = asyncio.ensure_future(_tell_of_losses(runtime))
+        telling = asyncio.ensure_future(tell_of_losses(runtime))
         try:
             await asyncio.wait([answering, telling], return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
@@ -488,21 +525,3 @@ async def _answer_each(runtime: Runtime, params: SamplingParams, *, chat: bool, 
         except (ConfigError, Infeasible, CapacityError) as error:  # of this line alone: the next may be better
             say(f"bloombee: {error.message}")
         lines.answered(line)
-
-
-async def _tell_of_losses(runtime: Runtime) -> None:
-    """After each of them a spare is missing: how another worker joins. The log has who was lost, and why.
-
-    Raises:
-        BloomBeeError: nothing runs any more, whether somebody asks or not.
-    """
-    from bloombee.terminal import joining_command, say
-
-    is_up = False
-    async for event in runtime.events():
-        if event.kind is SwarmEventKind.DOWN:
-            raise BloomBeeError(event.reason)
-        has_recovered = event.kind is SwarmEventKind.UP and event.epoch > 1
-        if has_recovered or (is_up and event.kind is SwarmEventKind.LOST and event.stage is None):
-            say(f"another worker may join as a spare:\n\n    {joining_command(await runtime.issue_token())}\n")
-        is_up = is_up or event.kind is SwarmEventKind.UP

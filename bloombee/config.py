@@ -1,6 +1,6 @@
 """What can be set, its default, and what is allowed: one frozen tree of dataclasses.
 
-A value comes from, weakest first: the default here, a TOML file (tables ``[runtime]`` and ``[worker]``), the
+A value comes from, weakest first: the default here, a TOML file (tables ``[runtime]``, ``[worker]``, ``[serve]``), the
 command line or the caller's keyword arguments. :func:`load_config` reads the file, :func:`merge` lays values over a
 config; both refuse unknown names. The command line's options are generated from these fields.
 
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bloombee.address import LISTEN_RULE, TOLD_RULE, read_dialled, read_listen, read_told
+from bloombee.address import LISTEN_RULE, TOLD_RULE, Address, read_dialled, read_listen, read_told
 from bloombee.errors import ConfigError
 from bloombee.objective import RULE as OBJECTIVE_RULE
 from bloombee.objective import Objective
@@ -38,6 +38,7 @@ from bloombee.quote import quoted
 from bloombee.types import Dtype, SchedulerPlace
 from bloombee.utf8 import surrogate_at
 
+HTTP_RULE = "HOST:PORT (port 0: any free one)"
 SILENCE_S, ENDING_SILENCE_S = 0.675, 1.6
 """Of a link, where another worker would take over, and where every request would end."""
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
@@ -47,6 +48,7 @@ _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([kmgt]?)(i?)b?", re.IGNORECASE
 _NUM_LAYERS = re.compile(r"[0-9]{1,9}")
 _DTYPES = ("auto", *(str(dtype) for dtype in Dtype))
 _CODEC_MODES = ("auto", "on", "off")
+_DRAFTS = ("auto", "off")
 _SCHEDULER_PLACES = ("auto", *(str(place) for place in SchedulerPlace))
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -91,6 +93,11 @@ class RuntimeConfig:
         "auto",
         "Where steps are made up: head, or stage0: beside the first stage, for a head that is far from the workers; auto: where a"
         " step is quicker, as far as links are known before the plan.",
+    )
+    draft: str = option(
+        "off",
+        "Draft tokens ahead, to get several of them each time round: auto (from what was said before, where that pays) or off. No"
+        " token depends on it.",
     )
     codec: str = option("auto", "Lossless compression of activations: auto (on a link where it pays), on or off.")
     max_microbatch_rows: int = option(512, "Most tokens in one microbatch; longer prompts go in chunks.")
@@ -148,6 +155,7 @@ class RuntimeConfig:
         )
         _check(self, "target_s", self.target_s is None or _seconds(self.target_s), "seconds > 0")
         _check(self, "scheduler", _is_one_of(self.scheduler, _SCHEDULER_PLACES), _one_of(_SCHEDULER_PLACES))
+        _check(self, "draft", _is_one_of(self.draft, _DRAFTS), _one_of(_DRAFTS))
         _check(self, "codec", _is_one_of(self.codec, _CODEC_MODES), _one_of(_CODEC_MODES))
         _check(self, "max_microbatch_rows", _whole(self.max_microbatch_rows, 1, 2**16), "a whole number from 1 to 65536")
         _check(self, "page_size", _whole(self.page_size, 1, 1024), "a whole number from 1 to 1024")
@@ -333,12 +341,54 @@ class LocalWorker:
         _check_rate(self, "load_bytes_per_s")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """Of the HTTP server beside a head.
+
+    Raises:
+        ConfigError: as :class:`RuntimeConfig`; or an address that others reach, and no file of keys.
+    """
+
+    http: str = option("127.0.0.1:8000", "Where programs reach the API, as HOST:PORT; *:PORT: on all addresses.")
+    api_key_file: str | None = option(
+        None,
+        "A file of keys, one a line, a name before it if wanted; programs must then give one. Needed where others reach --http.",
+    )
+    model_name: str | None = option(None, "What programs call the model; default: its hub id, or its directory's name.")
+    drain_s: float = option(
+        30.0, "Seconds that requests which run may take to end, once the server is asked to stop; 0: none.", name="drain"
+    )
+
+    def __post_init__(self) -> None:
+        _check(self, "http", isinstance(self.http, str), HTTP_RULE)
+        try:
+            address = self.address
+        except ValueError as error:
+            _check(self, "http", False, f"{HTTP_RULE}; {error}")
+        _check(self, "api_key_file", self.api_key_file is None or _text(self.api_key_file), "a file name")
+        _check(
+            self, "model_name", self.model_name is None or (_text(self.model_name) and self.model_name.isprintable()), "a name"
+        )
+        _check(self, "drain_s", self.drain_s == 0 or _seconds(self.drain_s), "seconds, 0 for none")
+        if self.api_key_file is None and not address.is_loopback:
+            raise ConfigError(
+                f"http = {quoted(self.http)}: other machines reach it, so it needs keys: name a file of them with api_key_file",
+                field="api_key_file",
+            )
+
+    @property
+    def address(self) -> Address:
+        """Raises ValueError."""
+        return read_listen(f"tcp://{self.http}")
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """The whole tree, as a file holds it."""
 
     runtime: RuntimeConfig = dataclasses.field(default_factory=RuntimeConfig)
     worker: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
+    serve: ServeConfig = dataclasses.field(default_factory=ServeConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,7 +444,7 @@ def socket_folders(variables: Mapping[str, str] = os.environ) -> tuple[Path, ...
     return tuple(folders)
 
 
-C = TypeVar("C", RuntimeConfig, WorkerConfig)
+C = TypeVar("C", RuntimeConfig, WorkerConfig, ServeConfig)
 
 
 def merge(config: C, values: Mapping[str, Any]) -> C:
@@ -437,14 +487,19 @@ def load_config(path: str | os.PathLike[str] | None) -> Config:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}", path=str(path)) from error
     for name, table in tables.items():
-        if name not in ("runtime", "worker") or not isinstance(table, dict):
-            raise ConfigError(f"{path}: {name}: settings stand in the tables [runtime] and [worker]", path=str(path), field=name)
+        if name not in ("runtime", "worker", "serve") or not isinstance(table, dict):
+            said = f"{path}: {name}: settings stand in the tables [runtime], [worker] and [serve]"
+            raise ConfigError(said, path=str(path), field=name)
     try:
         worker = dict(tables.get("worker", {}))
         for name in SIZE_FIELDS:
             if isinstance(worker.get(name), str):
                 worker[name] = parse_size(worker[name], name)
-        return Config(merge(RuntimeConfig(), tables.get("runtime", {})), merge(WorkerConfig(), worker))
+        return Config(
+            merge(RuntimeConfig(), tables.get("runtime", {})),
+            merge(WorkerConfig(), worker),
+            merge(ServeConfig(), tables.get("serve", {})),
+        )
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", **{**error.fields, "path": str(path)}) from error
 

@@ -23,6 +23,7 @@
     |   +-- PoolExhausted            no KV pages left                                      (retryable)
     |   +-- QueueFull                too many requests waiting                             (retryable)
     +-- DeviceError                  the device thread failed (out of memory, a kernel)
+    +-- GrammarFailed                a sound grammar that the last stage cannot obey, or not in time
     +-- SequenceLost                 a running request lost its state                      (retryable)
     +-- RuntimeClosed                the Runtime was closed while the request ran
 
@@ -141,6 +142,10 @@ class QueueFull(CapacityError):
 
 
 class DeviceError(BloomBeeError):
+    pass
+
+
+class GrammarFailed(BloomBeeError):
     pass
 
 

@@ -9,61 +9,33 @@ global state is touched; several Runtimes live side by side.
 from __future__ import annotations
 
 import asyncio
-import collections
 import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
-import time
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from typing import Any
 
+from bloombee.channel import Channel, Collected
 from bloombee.config import LocalWorker, RuntimeConfig, merge, socket_folders
-from bloombee.errors import BloomBeeError, ConfigError
-from bloombee.facts import Facts
+from bloombee.errors import ConfigError
+from bloombee.grammar import Constraints
 from bloombee.loop_thread import LoopThread
 from bloombee.plan.plan import Plan
 from bloombee.quote import quoted
+from bloombee.restored import Restored
 from bloombee.roles.head import HeadRole
+from bloombee.roles.prompts import Chat as Chat
 from bloombee.roles.prompts import Prompt
 from bloombee.roles.reception import Reception
 from bloombee.roles.told import told_by
 from bloombee.sync import SyncRuntime
 from bloombee.transport.descriptors import require_descriptors
-from bloombee.types import FinishReason, Generation, LoadProgress, RunningRequest, SamplingParams, Token
+from bloombee.types import Generation, LoadProgress, SamplingParams, Token
 from bloombee.utf8 import surrogate_at
 
-_END = object()
-MOST_NOTE_BYTES = 1 << 26
-"""Of a name and its value."""
-T = TypeVar("T")
 
-
-class _Channel:
-    """Tokens of one request on their way from the Runtime's thread to whoever reads them.
-
-    Args:
-        notify: called from the Runtime's thread after each item; must wake the reader.
-    """
-
-    def __init__(self, notify: Callable[[], None]) -> None:
-        self._items: collections.deque[Token | BloomBeeError | object] = collections.deque()
-        self._notify = notify
-
-    def token(self, token: Token) -> None:
-        self._items.append(token)
-        self._notify()
-
-    def end(self, error: BloomBeeError | None) -> None:
-        self._items.append(_END if error is None else error)
-        self._notify()
-
-    def take(self) -> Token | BloomBeeError | object | None:
-        """The next item, None if there is none now."""
-        return self._items.popleft() if self._items else None
-
-
-class Runtime(Facts):
+class Runtime(Restored):
     """One model over a swarm of workers.
 
     ::
@@ -223,7 +195,8 @@ class Runtime(Facts):
         """The whole answer to ``prompt``.
 
         Args:
-            params: how to sample; ``fields`` are laid over it (``max_new_tokens=64, temperature=0.7, ...``).
+            params: how to sample; ``fields`` are laid over it (``max_new_tokens=64, ...``). Besides: ``grammar``, a
+                :class:`bloombee.Grammar` that the answer obeys, and ``logit_bias``, what is added to logits, by token id.
             client: whose request it is; turns are shared out fairly between clients, and a client that is named leaves some
                 KV memory to others.
             priority: higher goes first.
@@ -231,131 +204,48 @@ class Runtime(Facts):
         Cancelled: the request ends and its KV is freed on every stage.
 
         Raises:
-            ConfigError: an empty or over-long prompt, a bad parameter, no chat template.
-            QueueFull, Infeasible, LinkDown, DeadlineExceeded, DeviceError, RuntimeClosed: see errors.py.
+            ConfigError: an empty or over-long prompt, a bad parameter, no chat template, an unsound grammar.
+            GrammarFailed, QueueFull, Infeasible, LinkDown, DeadlineExceeded, DeviceError, RuntimeClosed: see errors.py.
         """
-        params = _params(params, fields)
-        collected = _Collected()
-        async with contextlib.aclosing(self._tokens(prompt, params, client, priority, collected.opened)) as tokens:
+        asked = _asked(prompt, params, fields, client, priority)
+        collected = Collected()
+        async with contextlib.aclosing(self._tokens(asked, collected.opened)) as tokens:
             async for token in tokens:
                 collected.add(token)
-        return collected.generation(params)
+        return collected.generation(asked.params)
 
     async def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, client: str = "", priority: int = 0, **fields: Any
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        client: str = "",
+        priority: int = 0,
+        on_prompt: Callable[[tuple[int, ...]], None] = lambda token_ids: None,
+        **fields: Any,
     ) -> AsyncGenerator[Token, None]:
         """Tokens as they come; the last has a ``finish_reason``. Arguments and errors as :meth:`generate`.
 
+        Args:
+            on_prompt: called with the token ids of ``prompt`` before the first token comes.
+
         Cancelled, or the iteration left early: the request ends and its KV is freed on every stage.
         """
-        params = _params(params, fields)
-        async with contextlib.aclosing(self._tokens(prompt, params, client, priority, lambda prompt: None)) as tokens:
+        asked = _asked(prompt, params, fields, client, priority)
+        async with contextlib.aclosing(self._tokens(asked, on_prompt)) as tokens:
             async for token in tokens:
                 yield token
 
-    @property
-    def running(self) -> tuple[RunningRequest, ...]:
-        """Requests of the head before this one, with which this one goes on (``state``), in the order in which they were made.
+    def _tokens(self, asked: _Asked, opened: Callable[[tuple[int, ...]], None]) -> AsyncGenerator[Token, None]:
+        """``opened`` is called with the token ids of the prompt before the first token comes."""
 
-        Each until :meth:`resume` has come to its end.
-        """
-        return tuple(backlog.told() for backlog in list(self._started().desk.restored.values()))
+        async def begin(head: HeadRole, number: int, channel: Channel) -> tuple[int, ...]:
+            return await head.desk.submit(
+                number, asked.prompt, asked.params, channel, asked.constraints, client=asked.client, priority=asked.priority
+            )
 
-    async def resume(self, id: int, *, from_token: int = 0) -> AsyncGenerator[Token, None]:
-        """Tokens of one of :attr:`running` from a token on, those that are there at once and the others as they come.
-
-        It may have fewer tokens than the head before gave out in its last moments: those come again, the same.
-
-        Cancelled, or the iteration left early: as of :meth:`stream`, the request ends.
-
-        Raises:
-            ConfigError: no such request, one that is read already, or one that has ended with fewer tokens.
-            BloomBeeError: as :meth:`generate`.
-        """
-        for name, value in (("id", id), ("from_token", from_token)):
-            if type(value) is not int:
-                raise ConfigError(f"{name} = {quoted(value)}: must be a whole number from 0", field=name)
-
-        async def begin(head: HeadRole, number: int, channel: _Channel) -> None:
-            head.desk.read(number, channel, from_token)
-
-        async with contextlib.aclosing(self._channel(id, begin)) as tokens:
-            async for token in tokens:
-                yield token
-
-    async def rest(self, id: int, params: SamplingParams) -> Generation:
-        """All of one of :attr:`running` once it has ended, as of :meth:`generate`; ``params`` say whether log-probabilities are
-        wanted. Raises and cancelled as :meth:`resume`."""
-        asked = next((one for one in self.running if one.id == id), None)
-        collected = _Collected()
-        collected.opened(() if asked is None else asked.prompt_token_ids)
-        async with contextlib.aclosing(self.resume(id)) as tokens:
-            async for token in tokens:
-                collected.add(token)
-        return collected.generation(params)
-
-    @property
-    def notes(self) -> dict[str, bytes]:
-        """What was noted and is still to be known, by heads before this one too (``state``)."""
-        return dict(self._started().state.notes)
-
-    def note(self, name: str, value: bytes | None) -> None:
-        """Keep something of the application's own beside its requests; None: no longer. In the order of calls; does not wait.
-        Raises ConfigError: the name is no text, or the value neither bytes nor None, or too large to be kept."""
-        _check_note(name, value)
-        if self._home is not None:
-            self._home.soon(self._started().state.note, name, value)
-
-    async def _tokens(
-        self, prompt: Prompt, params: SamplingParams, client: str, priority: int, opened: Callable[[tuple[int, ...]], None]
-    ) -> AsyncGenerator[Token, None]:
-        """``opened`` is called with the token ids of ``prompt`` before the first token comes."""
-
-        async def begin(head: HeadRole, number: int, channel: _Channel) -> tuple[int, ...]:
-            return await head.desk.submit(number, prompt, params, channel, client=client, priority=priority)
-
-        _check_sender(client, priority)
         self._started()
-        async with contextlib.aclosing(self._channel(next(self._numbers), begin, opened)) as tokens:
-            async for token in tokens:
-                yield token
-
-    async def _channel(
-        self,
-        number: int,
-        begin: Callable[[HeadRole, int, _Channel], Coroutine[Any, Any, T]],
-        begun: Callable[[T], None] = lambda begun: None,
-    ) -> AsyncGenerator[Token, None]:
-        """What comes of request ``number``; ``begin`` it on the head's loop."""
-        caller = asyncio.get_running_loop()
-        arrived = asyncio.Event()
-
-        def notify() -> None:
-            with contextlib.suppress(RuntimeError):  # the caller's loop has ended
-                caller.call_soon_threadsafe(arrived.set)
-
-        head, channel = self._started(), _Channel(notify)
-        has_begun = True
-        try:
-            try:
-                begun(await self._there(begin(head, number, channel)))
-            except BloomBeeError:
-                has_begun = False  # it was refused: what runs under that number is somebody else's
-                raise
-            while True:
-                item = channel.take()
-                if item is None:
-                    await arrived.wait()
-                    arrived.clear()
-                elif isinstance(item, Token):
-                    yield item
-                elif isinstance(item, BloomBeeError):
-                    raise item
-                else:
-                    return
-        finally:
-            if has_begun and self._home is not None:
-                self._home.soon(head.desk.cancel, number, channel)
+        return self._requested(next(self._numbers), begin, opened)
 
     # -- the synchronous face --------------------------------------------------------------
 
@@ -365,37 +255,15 @@ class Runtime(Facts):
         return SyncRuntime(cls(model, **arguments))
 
 
-class _Collected:
-    """Tokens of one request, becoming a Generation."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request as a caller makes it."""
 
-    def __init__(self) -> None:
-        self._prompt: tuple[int, ...] = ()
-        self._tokens: list[Token] = []
-        self._started = self._first = self._last = time.monotonic()
-
-    def opened(self, prompt: tuple[int, ...]) -> None:
-        self._prompt = prompt
-
-    def add(self, token: Token) -> None:
-        self._last = time.monotonic()
-        if not self._tokens:
-            self._first = self._last
-        self._tokens.append(token)
-
-    def generation(self, params: SamplingParams) -> Generation:
-        tokens = self._tokens
-        count = len(tokens)
-        seconds = self._last - (self._first if count > 1 else self._started)
-        return Generation(
-            text="".join(token.text for token in tokens),
-            token_ids=tuple(token.token_id for token in tokens),
-            prompt_token_ids=self._prompt,
-            finish_reason=(tokens[-1].finish_reason if tokens else None) or FinishReason.CANCELLED,
-            logprobs=tuple(t.logprob for t in tokens if t.logprob is not None) if params.logprobs is not None else None,
-            top_logprobs=tuple(t.top_logprobs for t in tokens) if params.logprobs else None,
-            time_to_first_token_s=self._first - self._started,
-            tokens_per_s=max(1, count - 1) / max(seconds, 1e-9),
-        )
+    prompt: Prompt
+    params: SamplingParams
+    constraints: Constraints
+    client: str
+    priority: int
 
 
 def _places(local_workers: Sequence[LocalWorker]) -> tuple[LocalWorker, ...]:
@@ -415,19 +283,18 @@ def _check_sender(client: object, priority: object) -> None:
         raise ConfigError(f"client has a lone surrogate at character {at}: not text", field="client")
 
 
-def _check_note(name: object, value: object) -> None:
-    if not isinstance(name, str) or surrogate_at(name) is not None:
-        raise ConfigError(f"note {quoted(name)}: its name must be text", field="name")
-    if not (value is None or isinstance(value, bytes)) or len(name) + len(value or b"") > MOST_NOTE_BYTES:
-        raise ConfigError(f"note {quoted(name)}: its value must be at most {MOST_NOTE_BYTES} bytes, or None", field="value")
-
-
 def _check_wanted(workers: object, reason: object) -> None:
     if not isinstance(reason, str):
         raise ConfigError(f"reason = {quoted(reason)}: must be text", field="reason")
     if workers is None or (isinstance(workers, Collection) and all(type(worker) is int for worker in workers)):
         return
     raise ConfigError(f"workers = {quoted(workers)}: must be the ids of workers, or None", field="workers")
+
+
+def _asked(prompt: Prompt, params: SamplingParams | None, fields: dict[str, Any], client: str, priority: int) -> _Asked:
+    constraints = Constraints.of(fields.pop("grammar", None), fields.pop("logit_bias", None))
+    _check_sender(client, priority)
+    return _Asked(prompt, _params(params, fields), constraints, client, priority)
 
 
 def _params(params: SamplingParams | None, fields: dict[str, Any]) -> SamplingParams:

@@ -17,7 +17,8 @@ import msgspec
 
 from bloombee.address import read_dialled
 from bloombee.config import RuntimeConfig
-from bloombee.types import Generation, LoadProgress, Token
+from bloombee.errors import BloomBeeError
+from bloombee.types import Generation, LoadProgress, SwarmEventKind, Token
 from bloombee.wire.token import decode_token
 
 if TYPE_CHECKING:
@@ -96,6 +97,30 @@ def where_to_join(token: str) -> str:
     if all(read_dialled(endpoint).is_loopback for endpoint in endpoints):
         return "on this machine (--listen 'tcp://*:7700' lets others in)"
     return f"on any machine that reaches {' or '.join(endpoints)}"
+
+
+def say_how_to_join(config: RuntimeConfig, tokens: Sequence[str]) -> None:
+    """What is to be run on other machines before anything can start."""
+    joins = "\n".join(f"    {joining_command(token)}" for token in tokens)
+    others = f" (and {config.spares} to spare)" if config.spares else ""
+    waiting = f"waiting for {count(config.num_stages, 'worker')}{others}"
+    say(f"{waiting}; run each of these once, {where_to_join(tokens[0])}:\n\n{joins}\n")
+
+
+async def tell_of_losses(runtime: Runtime) -> None:
+    """After each of them a spare is missing: how another worker joins. The log has who was lost, and why.
+
+    Raises:
+        BloomBeeError: nothing runs any more, whether somebody asks or not.
+    """
+    is_up = False
+    async for event in runtime.events():
+        if event.kind is SwarmEventKind.DOWN:
+            raise BloomBeeError(event.reason)
+        has_recovered = event.kind is SwarmEventKind.UP and event.epoch > 1
+        if has_recovered or (is_up and event.kind is SwarmEventKind.LOST and event.stage is None):
+            say(f"another worker may join as a spare:\n\n    {joining_command(await runtime.issue_token())}\n")
+        is_up = is_up or event.kind is SwarmEventKind.UP
 
 
 def plain(text: str) -> str:

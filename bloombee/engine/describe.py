@@ -7,22 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 
-from bloombee.engine.checkpoint import Checkpoint, resolve
+from bloombee.engine.checkpoint import resolve
 from bloombee.engine.digest import weight_digests
 from bloombee.engine.generation import read_generation
 from bloombee.engine.rotary import restart_at
 from bloombee.engine.skeleton import Skeleton, build
 from bloombee.engine.stored import probe
 from bloombee.engine.token_bytes import token_bytes
-from bloombee.errors import ConfigError
+from bloombee.engine.tokenizer import load_tokenizer
 from bloombee.models.card import ModelCard
 from bloombee.models.standin import is_standin, standin_card
 from bloombee.types import Span
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "tekken.json")
 
 _STRETCHED = ("linear", "dynamic", "yarn")
 """Rotary types that serve ``factor`` times as many positions as they were trained for."""
@@ -44,7 +41,7 @@ def describe(model: str) -> ModelCard:
     caches = [probe(skeleton, model, Span(layer, layer + 1)) for layer in range(skeleton.num_layers)]
     counts = skeleton.parameter_counts()
     config = checkpoint.config
-    tokenizer = _tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     vocab_size = skeleton.model.get_input_embeddings().weight.shape[0]
     generation = read_generation(checkpoint, vocab_size)
     return ModelCard(
@@ -109,17 +106,6 @@ def _cleans_up(tokenizer: Any) -> bool:
     is_bpe = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"
     forced = tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output
     return bool(tokenizer.clean_up_tokenization_spaces and (forced or not is_bpe))
-
-
-def _tokenizer(checkpoint: Checkpoint) -> Any:
-    """transformers' tokenizer of the checkpoint; None if it has none."""
-    directory = checkpoint.directory
-    if directory is None or not any((directory / name).is_file() for name in _TOKENIZER_FILES):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # of whatever is in its files
-        raise ConfigError(f"{checkpoint.ref}: its tokenizer cannot be loaded: {error}", model=checkpoint.ref) from error
 
 
 def _chat_templates(tokenizer: Any) -> dict[str, str]:

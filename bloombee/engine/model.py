@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.cache import SlotCache
 from bloombee.engine.checkpoint import Checkpoint
 from bloombee.engine.digest import require_same_weights
+from bloombee.engine.grammar import Grammars
 from bloombee.engine.graphs import CudaRecorder, Recorder, Repeater
 from bloombee.engine.packed import Watch, back_by_huge_pages, empty, pack_linears
 from bloombee.engine.pending import Pending
@@ -25,6 +26,7 @@ from bloombee.engine.spans import ModelKey, SpanStore, trim
 from bloombee.engine.steps import Steps, on_device
 from bloombee.engine.stored import probe
 from bloombee.engine.synthetic import fill_random
+from bloombee.engine.tokenizer import tokenizer_json
 from bloombee.engine.weights import Loading, LoadProgress, fill, materialize, plan_loading
 from bloombee.errors import ConfigError, DeviceError
 from bloombee.machine import cores
@@ -141,6 +143,7 @@ class SpanModel:
             kv = SlotCache(layers, groups, page_size, TORCH_DTYPES[dtype], torch.device(device))
             model = cls(skeleton, span, dtype, kv, store or SpanStore(), key)
             model.steps.processors = Processors(rules, model.vocab_size) if rules is not None and model.is_last else None
+            model.steps.grammars = Grammars(partial(tokenizer_json, checkpoint), model.vocab_size) if model.is_last else None
             model._load(checkpoint, weight_digests, progress, watch.groups)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise DeviceError(f"no memory on {device} for {span} of {checkpoint.ref}", device=device) from error

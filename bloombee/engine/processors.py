@@ -70,13 +70,14 @@ class Processors:
 
     def warped(self, row: F32, history: NDArray[np.int64], sampling: Sampling) -> tuple[F32, Sampling]:
         """With all filters of a request that samples, if the rules have one that the kernel has not; and what is left to do."""
-        if sampling.temperature == 0 or not self._has_filters:
+        if sampling.temperature == 0 or not self.has_filters:
             return _run(self._watermark, row, history), sampling
         done = msgspec.structs.replace(sampling, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
         return _run([*self._filters(sampling), *self._watermark], row, history), done
 
     @property
-    def _has_filters(self) -> bool:
+    def has_filters(self) -> bool:
+        """Whether :meth:`warped` does more than to mark tokens."""
         rules = self._rules
         return bool(rules.top_h or rules.typical_p < 1 or rules.epsilon_cutoff or rules.eta_cutoff or self._watermark)
 

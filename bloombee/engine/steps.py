@@ -1,7 +1,7 @@
 """What a span's device is asked for: steps, from the segments of a work to activations or picks.
 
 There are three ways, and a span takes the first that it can: a recording (``graphs.py``), a forward whose attention is by our
-own kernels (``paged.py``), a forward whose attention is torch's (``attention.py``).
+own kernels (``paged.py``), a forward whose attention is torch's (``attention.py``), as it is with trees of drafts.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from bloombee.engine.attention import attend, kernels
 from bloombee.engine.buffers import TORCH_DTYPES, to_device
 from bloombee.engine.cache import SlotCache, Step
 from bloombee.engine.forward import Inputs, SpanForward
+from bloombee.engine.grammar import Grammars
 from bloombee.engine.graphs import GraphRunner, Recorder
 from bloombee.engine.pending import Outlet, Pending
 from bloombee.engine.picks import Picked, pick, picked_rows
@@ -42,6 +43,7 @@ class Steps:
 
     Attributes:
         forward: how rows go through its layers. processors: of the checkpoint's rules for logits, on a last stage.
+        grammars: of its sequences, likewise; None: of a model without a tokenizer.
         tables: of forwards whose attention is by our own kernels; None: it is torch's.
         graphs: the recordings; None: there are none.
         cache, dtype, is_first, is_last, hidden_size, vocab_size: of the span.
@@ -51,6 +53,7 @@ class Steps:
     def __init__(self, skeleton: Skeleton, span: Span, dtype: Dtype, kv: SlotCache) -> None:
         self.forward = SpanForward(skeleton)
         self.processors: Processors | None = None
+        self.grammars: Grammars | None = None
         self.tables: paged.StepTables | None = None
         self.graphs: GraphRunner | None = None
         self.batched = kv.device.type != "cpu"
@@ -101,13 +104,15 @@ class Steps:
                 rows = self._rows(segments, hidden, [])
                 return self._outlet.leave(rows) if stay else self._outlet.take(rows, lambda rows: rows)
             picked = picked_rows(segments)
+            if self.grammars is not None:
+                self.grammars.begin(segments)
             if len(picked) > self._most_picked and not self._can_replay(segments):
                 picks = self._pick_by_parts(segments, hidden, picked)
                 return Pending(torch.empty(0), lambda _: picks)
             rows = self._rows(segments, hidden, picked)
             if not picked:
                 return self._outlet.take(rows[:0], lambda _: [])  # done when they are
-            return self._outlet.take(rows, lambda logits: pick(logits, picked, self.processors))
+            return self._outlet.take(rows, lambda logits: pick(logits, picked, self.processors, self.grammars))
 
     def warm_up(self) -> list[Callable[[], None]]:
         """As :meth:`SpanModel.warm_up <bloombee.engine.model.SpanModel.warm_up>`."""
@@ -157,7 +162,11 @@ class Steps:
         parts = [picked[start : start + self._most_picked] for start in range(0, len(picked), self._most_picked)]
         with kernels(self._device):
             logits = self.forward.logits_by_parts(self._inputs(segments, hidden), [self._keep(part) for part in parts])
-            return [one for part, some in zip(parts, logits, strict=True) for one in pick(some.cpu(), part, self.processors)]
+            return [
+                one
+                for part, some in zip(parts, logits, strict=True)
+                for one in pick(some.cpu(), part, self.processors, self.grammars)
+            ]
 
     def _keep(self, picked: Sequence[Picked]) -> torch.Tensor:
         return to_device(torch.tensor([one.row for one in picked]), self._device)
@@ -181,7 +190,7 @@ class Steps:
         lengths = lengths_of(segments) if self._skeleton.rotaries else None
         if hidden is not None:
             hidden = None if self.is_first else to_device(hidden, self._device)
-        if self.tables is not None:
+        if self.tables is not None and not has_tree(segments):
             self.tables.fill(segments)
             return self._inputs_of(self.tables, hidden, lengths)
         step = Step(self.cache, segments, batched=self.batched)
@@ -200,12 +209,18 @@ class Steps:
         return self.forward.logits(inputs, 0) if self.is_last else self.forward.hidden(inputs)
 
     def _can_replay(self, segments: Sequence[Segment]) -> bool:
-        return self.graphs is not None and self.tables is not None and self.graphs.can_run(segments)
+        has_graphs = self.graphs is not None and self.tables is not None and self.graphs.can_run(segments)
+        return has_graphs and not has_tree(segments)
 
     def _prepare(self, size: int) -> None:
         if self.graphs is not None:
             with on_device(self._device), torch.inference_mode():
                 self.graphs.prepare(size)
+
+
+def has_tree(segments: Sequence[Segment]) -> bool:
+    """Then it is torch's attention that masks what a row does not see."""
+    return any(segment.tree is not None for segment in segments)
 
 
 def _chosen(rows: torch.Tensor, picked: Sequence[Picked]) -> torch.Tensor:

@@ -12,7 +12,7 @@ from bloombee.errors import BloomBeeError
 from bloombee.pipeline.work import Outcome
 from bloombee.plan.plan import Plan, Ring
 from bloombee.types import Epoch, FinishReason, Lane, SequenceId, WorkerId
-from bloombee.wire.messages import AnyMessage, LinkReport, Pick, Sampling
+from bloombee.wire.messages import AnyMessage, Grammar, LinkReport, Pick, Sampling
 
 
 class Port(enum.StrEnum):
@@ -167,6 +167,8 @@ class Open(Struct, frozen=True, gc=False):
     """After which it gets no more tokens; None: whenever."""
     output: bytes = b""
     """As ``prompt``: what another scheduler had come to, fewer than ``max_new_tokens``."""
+    biases: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
 
 
 class Cancel(Struct, frozen=True, gc=False):
@@ -235,6 +237,10 @@ class Emitted(Struct, frozen=True, gc=False):
 
     pick: Pick
     finish: FinishReason | None
+    drafted: int = 0
+    """Tokens that were drafted beside the row that this one is picked after."""
+    was_drafted: bool = False
+    """It had been drafted, so what follows on it may be known already."""
 
 
 class Ended(Struct, frozen=True, gc=False):
@@ -352,6 +358,8 @@ class Submit(Struct, frozen=True, gc=False):
     max_time_s: float | None = None
     output: bytes | None = None
     """As ``prompt``: what it was given by a head before this one, fewer than ``max_new_tokens``; None: it begins."""
+    biases: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
 
 
 class CancelRequest(Struct, frozen=True, gc=False):

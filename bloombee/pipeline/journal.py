@@ -18,7 +18,7 @@ from bloombee.codec.checksum import crc32c
 from bloombee.errors import ConfigError
 from bloombee.plan.plan import Plan, Prediction
 from bloombee.types import FinishReason, SchedulerPlace, WorkerId
-from bloombee.wire.messages import Sampling
+from bloombee.wire.messages import Grammar, Sampling
 
 MAGIC = b"bloombee-journal-1\n"
 MOST_BYTES = 1 << 28
@@ -102,6 +102,8 @@ class Asked(_Record, frozen=True, tag=6):
     priority: int
     max_time_s: float | None
     at_s: float
+    biases: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
 
 
 class Given(Struct, frozen=True, array_like=True, gc=False):

@@ -69,8 +69,16 @@ class ChatTemplate:
         elif templates:
             self._missing = f"{model} has the chat templates {', '.join(sorted(templates))} and none named default"
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> str:
         """The text of ``messages``, up to where the answer starts.
+
+        Args:
+            tools: that the model may call. arguments: others that the template takes, by name.
 
         Raises:
             ConfigError: what is no message, no template, or one that refuses them or takes longer than RENDER_S.
@@ -79,12 +87,14 @@ class ChatTemplate:
         """
         if self._template is None:
             raise ConfigError(self._missing, model=self._model)
-        plain = [_message(message, index) for index, message in enumerate(messages)]
+        told = {
+            **_arguments(arguments or {}),
+            "messages": [_message(message, index) for index, message in enumerate(messages)],
+            "tools": None if tools is None else _plain(list(tools), "tools", 0),
+        }
         self._environment.begin(RENDER_S)
         try:
-            return self._template.render(
-                messages=plain, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
-            )
+            return self._template.render({"documents": None, "add_generation_prompt": True, **self._special_tokens, **told})
         except _Overdue:
             raise ConfigError(
                 f"{self._model}: its chat template took longer than {RENDER_S:g} s for these messages", model=self._model
@@ -248,6 +258,14 @@ def _message(message: object, index: int) -> dict[str, Any]:
         raise _bad(where, f"has a role, {role!r}, and nothing else: give its content")
     reasoning = next((plain[name] for name in REASONING if name in plain), None)
     return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+
+
+def _arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """As templates may have them: none that begins with an underscore is one's own."""
+    plain: dict[str, Any] = _plain(dict(arguments), "template arguments", 0)
+    if (bad := next((name for name in plain if not name.isidentifier() or name.startswith("_")), None)) is not None:
+        raise _bad("template arguments", f"have the name {bad!r}: must be one that templates can have")
+    return plain
 
 
 def _plain(value: Any, where: str, depth: int) -> Any:

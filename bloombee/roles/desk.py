@@ -9,20 +9,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from bloombee.errors import BloomBeeError, ConfigError, Infeasible, RuntimeClosed
+from bloombee.grammar import UNBOUND, Constraints
 from bloombee.kv.pool import most_pages
 from bloombee.models.card import ModelCard
-from bloombee.pipeline.commands import Command
+from bloombee.pipeline.commands import Command, Deliver
 from bloombee.pipeline.events import CancelRequest, Emitted, Ended, SchedulerBegan, SchedulerSaid, Submit, SwarmLost
 from bloombee.pipeline.journal import Asked, Kept, Record, Taken
 from bloombee.pipeline.requests import Request, RequestCore
 from bloombee.plan.plan import Plan
 from bloombee.roles.asked import ask
 from bloombee.roles.backlog import Backlog, unpacked
+from bloombee.roles.grammars import GrammarCheck
 from bloombee.roles.prompts import Prompt, PromptIds, Prompts
 from bloombee.roles.requests import Requests, Sink, shown, typed
+from bloombee.roles.served import ServedCount
 from bloombee.roles.text import TextCodec
 from bloombee.types import FinishReason, SamplingParams
-from bloombee.wire.messages import Pick
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class Desk:
         """Requests of heads before this one, until their end is taken."""
         self._is_closed = False
         self._prompts: Prompts | None = None
+        self._grammars: GrammarCheck
         self._card: ModelCard
         self._text: TextCodec
         self._max_rows: int
@@ -62,7 +65,11 @@ class Desk:
             log.warning("%s: %s", card.model, ignored)
         self._card, self._max_rows = card, max_rows
         self._text = TextCodec(card.tokenizer_json, cleans_up=card.cleans_up, splits_special=card.splits_special)
-        self._prompts = Prompts(card, self._text)
+        self._prompts, self._grammars = Prompts(card, self._text), GrammarCheck(card)
+
+    def spelled(self, token_id: int) -> bytes:
+        """What a token stands for in the middle of a text. Callable from any thread, once the model is known."""
+        return self._text.spelled(token_id)
 
     def planned(self, plan: Plan) -> None:
         """From now on what can never fit ``plan`` is refused."""
@@ -73,6 +80,7 @@ class Desk:
         self._is_closed = True
         if self._prompts is not None:
             self._prompts.close()
+            self._grammars.close()
         self.end_all(error)
 
     def __len__(self) -> int:
@@ -84,8 +92,21 @@ class Desk:
         """Requests that are waiting or running, by number."""
         return self._core.running
 
+    @property
+    def served(self) -> ServedCount:
+        """What has become of requests so far."""
+        return self._requests.served
+
     async def submit(
-        self, number: int, prompt: Prompt, params: SamplingParams, sink: Sink, *, client: str = "", priority: int = 0
+        self,
+        number: int,
+        prompt: Prompt,
+        params: SamplingParams,
+        sink: Sink,
+        constraints: Constraints = UNBOUND,
+        *,
+        client: str = "",
+        priority: int = 0,
     ) -> tuple[int, ...]:
         """Start request ``number`` (of the caller's choice, never used before); tokens and the end go to ``sink``.
 
@@ -93,29 +114,53 @@ class Desk:
             The token ids of ``prompt``.
 
         Raises:
-            ConfigError: as :meth:`Prompts.read`, or a prompt that is empty or over-long.
+            ConfigError: as :meth:`Prompts.read` and :meth:`GrammarCheck.check`, a prompt that is empty or over-long, a bias of a
+                token that there is not.
             Infeasible: it can never fit the KV memory.
             RuntimeClosed: the Runtime was closed.
 
         Cancelled: the request has not begun, unless this had returned.
         """
+        made_at = time.monotonic()
         if self._is_closed or self._prompts is None:
             raise RuntimeClosed("the Runtime was closed" if self._is_closed else "the model is still being looked at")
         read = await self._prompts.read(prompt, functools.partial(self._check_length, params))
+        await self._check_constraints(constraints, params)
         if self._is_closed:
             raise RuntimeClosed("the Runtime was closed")
         try:
             with typed():
-                self._begin(number, read, params, sink, client, priority)
+                self._begin(number, read, params, sink, client, priority, made_at, constraints)
         except BloomBeeError:
             self.cancel(number, sink)
             raise
         return read.ids
 
-    def _begin(self, number: int, prompt: PromptIds, params: SamplingParams, sink: Sink, client: str, priority: int) -> None:
+    async def _check_constraints(self, constraints: Constraints, params: SamplingParams) -> None:
+        for token, _ in constraints.biases:
+            if token >= self._card.vocab_size:
+                raise ConfigError(
+                    f"logit_bias of token {token}: the model has 0 to {self._card.vocab_size - 1}", field="logit_bias"
+                )
+        if constraints.grammar is not None:
+            can_end = bool(self._card.eos_token_ids) and not params.ignore_eos
+            await self._grammars.check(constraints.grammar.to_wire(), can_end=can_end)
+
+    def _begin(
+        self,
+        number: int,
+        prompt: PromptIds,
+        params: SamplingParams,
+        sink: Sink,
+        client: str,
+        priority: int,
+        made_at: float,
+        constraints: Constraints,
+    ) -> None:
         self._check_length(params, len(prompt.ids), False)
         asked = ask(params, self._card, len(prompt.ids))
-        self._requests.add(number, sink, self._text.stream(asked.stop, prompt.ids))
+        grammar = None if constraints.grammar is None else constraints.grammar.to_wire()
+        self._requests.add(number, sink, self._text.stream(asked.stop, prompt.ids), len(prompt.ids), made_at)
         self._keep(
             Asked(
                 number,
@@ -128,6 +173,8 @@ class Desk:
                 priority,
                 asked.max_time_s,
                 time.time(),
+                constraints.biases,
+                grammar,
             )
         )
         event = Submit(
@@ -140,6 +187,8 @@ class Desk:
             client,
             priority,
             asked.max_time_s,
+            biases=constraints.biases,
+            grammar=grammar,
         )
         self._do(self._core.handle(event))
 
@@ -187,6 +236,8 @@ class Desk:
             asked.priority,
             left_s,
             kept.output,
+            asked.biases,
+            asked.grammar,
         )
         self._do(self._core.handle(event))
 
@@ -221,9 +272,9 @@ class Desk:
         """Another one, which is to be told of every request."""
         self._do(self._core.handle(SchedulerBegan(time.monotonic())))
 
-    def deliver(self, number: int, pick: Pick, finish: FinishReason | None) -> None:
+    def deliver(self, given_out: Deliver) -> None:
         """A token, to whoever asked."""
-        self._requests.deliver(number, pick, finish)
+        self._requests.deliver(given_out)
 
     def conclude(self, number: int, error: BloomBeeError | None) -> None:
         """The end without a last token, to whoever asked."""

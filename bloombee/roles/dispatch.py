@@ -18,8 +18,10 @@ from bloombee.roles.each import each
 from bloombee.roles.replanner import Replanner
 from bloombee.roles.stage_host import RESEND_AFTER_S
 from bloombee.roles.tracing import HeadTrace
+from bloombee.spec.speculator import Speculator
 from bloombee.types import Lane, SchedulerPlace, WorkerId
 from bloombee.wire.messages import (
+    NO_GRAMMAR,
     NO_TOKEN,
     Ack,
     AnyMessage,
@@ -60,7 +62,10 @@ class Dispatch:
         replanner: Replanner,
     ) -> None:
         self.scheduler: SchedulerCore | SchedulerProxy = SchedulerCore(
-            max_rows=request.max_rows, resend_after_s=RESEND_AFTER_S, step_deadline_s=request.step_deadline_s
+            max_rows=request.max_rows,
+            resend_after_s=RESEND_AFTER_S,
+            step_deadline_s=request.step_deadline_s,
+            speculator=Speculator() if request.drafts else None,
         )
         self._plan: Plan | None = None
         """Whose stages are meant."""
@@ -136,5 +141,5 @@ def _check_tokens(message: OfTheRing, vocab_size: int) -> None:
             return
     for pick in picks:
         wrong = [token for token in (pick.token, *(token for token, _ in pick.top)) if token >= vocab_size]
-        if wrong and (wrong[0] != NO_TOKEN or path != "Verdict.picks"):
+        if wrong and (wrong[0] not in (NO_TOKEN, NO_GRAMMAR) or path != "Verdict.picks"):
             raise RemoteProtocolError(f"token {wrong[0]} of a model that has {vocab_size}", path=path)

@@ -11,7 +11,7 @@ import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,9 +23,26 @@ from bloombee.roles.text import SHORT_CHARACTERS, SLICE_TOKENS, TextCodec
 from bloombee.utf8 import num_utf8_bytes
 
 T = TypeVar("T")
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation with what a chat template may be told besides.
+
+    Args:
+        messages: each with its ``role`` and what it says.
+        tools: that the model may call, as its template takes them: ``{"type": "function", "function": {...}}``.
+        arguments: others of the template, by name, as ``enable_thinking``.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | Chat
 """Text (encoded as it is), a list of token ids, or a conversation for the model's chat template."""
-PROMPT_KINDS = "must be text, a list of token ids or a list of chat messages"
+PROMPT_KINDS = "must be text, a list of token ids, a list of chat messages or a Chat"
 Room = Callable[[int, bool], None]
 """Called with a number of tokens and whether it is the least that there can be; raises if that is too many."""
 SHORT_TOKENS = 1 << 12
@@ -71,11 +88,12 @@ class Prompts:
         """
         if isinstance(prompt, str):
             return await self._read_text(prompt, room, add_special_tokens=True)
+        if isinstance(prompt, Chat):
+            return await self._read_chat(prompt, room)
         if not isinstance(prompt, (list, tuple)):
             raise ConfigError(f"a prompt of type {type(prompt).__name__}: {PROMPT_KINDS}", field="prompt")
         if prompt and isinstance(prompt[0], Mapping):
-            text = await self._off_loop(self._renderers, self._chat.render, tuple(prompt))
-            return await self._read_text(text, room, add_special_tokens=False)
+            return await self._read_chat(Chat(tuple(prompt)), room)
         room(len(prompt), False)
         ids = tuple(prompt)  # the caller's list may change
         if len(ids) <= SHORT_TOKENS:
@@ -87,6 +105,13 @@ class Prompts:
         self._closed = True
         for pool in (self._renderers, self._encoders):
             pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _read_chat(self, chat: Chat, room: Room) -> PromptIds:
+        for name, value in (("messages", chat.messages), ("tools", chat.tools or ())):
+            if not isinstance(value, (list, tuple)):
+                raise ConfigError(f"{name} of type {type(value).__name__}: must be a list", field="prompt")
+        text = await self._off_loop(self._renderers, self._chat.render, chat.messages, chat.tools, chat.arguments)
+        return await self._read_text(text, room, add_special_tokens=False)
 
     async def _read_text(self, text: str, room: Room, *, add_special_tokens: bool) -> PromptIds:
         if len(text) <= SHORT_CHARACTERS:

@@ -68,6 +68,10 @@ class TextCodec:
     def decode(self, token_ids: list[int]) -> str:
         return self._decoder.decode(token_ids) if self._tokenizer is not None else ""
 
+    def spelled(self, token_id: int) -> bytes:
+        """What a token stands for in the middle of a text; nothing of one that there is not."""
+        return (self._spelling.of(token_id) or b"") if self._tokenizer is not None else b""
+
     def stream(self, stop: tuple[str, ...] = (), prompt: Sequence[int] = ()) -> TextStream:
         """The text of an answer to ``prompt``.
 

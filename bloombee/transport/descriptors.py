@@ -40,6 +40,22 @@ def require_descriptors(workers: int = 0) -> None:
     )
 
 
+def spare_descriptors(wanted: int, workers: int) -> int:
+    """How many of ``wanted`` connections more this process can have, besides what the head of so many ``workers`` needs.
+
+    Raises the soft limit as far as that takes and the hard one allows. Where even the head gets too few, that says so.
+    """
+    needed = PROCESS_DESCRIPTORS + workers * WORKER_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted + needed
+    if not _can_open(most):
+        allowed = soft + most if hard in (resource.RLIM_INFINITY, -1) else min(soft + most, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    while wanted > 1 and not _can_open(wanted + needed):
+        wanted //= 2
+    return wanted
+
+
 def _can_open(count: int) -> bool:
     """Tried, since nothing says how many are open on every system."""
     opened: list[int] = []

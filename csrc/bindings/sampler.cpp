@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <optional>
 #include <span>
 
 #include "bindings/bindings.h"
@@ -38,8 +39,19 @@ BufferView column(const py::buffer& object, const char* name, size_t rows, bool 
     return view;
 }
 
+// [rows, words] of a word for each 64 tokens; empty: none.
+std::optional<BufferView> checked_masks(const std::optional<py::buffer>& masks, size_t rows, size_t num_tokens) {
+    if (!masks) return std::nullopt;
+    BufferView view = BufferView::array<uint64_t>(*masks, "masks");
+    const size_t words = (num_tokens + block_tokens - 1) / block_tokens;
+    if (view.ndim() != 2 || view.shape(0) != rows || view.shape(1) != words)
+        throw py::value_error("masks: must be " + std::to_string(rows) + " rows of " + std::to_string(words) + " words");
+    return view;
+}
+
 void sample_rows(const py::buffer& logits, const py::buffer& out, const py::buffer& temperature, const py::buffer& top_k,
-                 const py::buffer& top_p, const py::buffer& min_p, const py::buffer& seed, const py::buffer& position) {
+                 const py::buffer& top_p, const py::buffer& min_p, const py::buffer& seed, const py::buffer& position,
+                 const std::optional<py::buffer>& masks) {
     const BufferView view = BufferView::array<float>(logits, "logits");
     const size_t num_tokens = checked_vocabulary(view, 1), rows = view.shape(0);
     const BufferView ids = column<uint32_t>(out, "out", rows, true);
@@ -52,9 +64,12 @@ void sample_rows(const py::buffer& logits, const py::buffer& out, const py::buff
                 min_ps.data<double>()[i], {seeds.data<uint64_t>()[i], positions.data<uint64_t>()[i]}};
     };
     for (size_t i = 0; i < rows; ++i) check_params(params(i), i);
+    const std::optional<BufferView> allowed = checked_masks(masks, rows, num_tokens);
     py::gil_scoped_release release;
-    for (size_t i = 0; i < rows; ++i)
-        ids.data<uint32_t>()[i] = sample_row(view.data<float>() + i * num_tokens, num_tokens, params(i));
+    for (size_t i = 0; i < rows; ++i) {
+        const uint64_t* mask = allowed ? allowed->data<uint64_t>() + i * allowed->shape(1) : nullptr;
+        ids.data<uint32_t>()[i] = sample_row(view.data<float>() + i * num_tokens, num_tokens, mask, params(i));
+    }
 }
 
 void log_softmax_at(const py::buffer& logits, const py::buffer& ids, const py::buffer& out) {
@@ -95,7 +110,8 @@ py::tuple philox_words(const std::array<uint32_t, 4>& counter, const std::array<
 
 void bind_sampler(py::module_& m) {
     m.def("sample_rows", &sample_rows, py::arg("logits"), py::arg("out"), py::kw_only(), py::arg("temperature"),
-          py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("seed"), py::arg("position"));
+          py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("seed"), py::arg("position"),
+          py::arg("masks") = py::none());
     m.def("log_softmax", &log_softmax_at, py::arg("logits"), py::arg("ids"), py::arg("out"));
     m.def("top_tokens", &top_tokens_into, py::arg("logits"), py::arg("out"));
     m.def("gumbel_noise", &gumbel_noise, py::arg("ids"), py::arg("out"), py::kw_only(), py::arg("seed"),

@@ -1,5 +1,7 @@
 // One row of logits, and the kernels that pass over it.
 //
+// A token that the row's mask does not allow counts as one with a logit of minus infinity.
+//
 // Everything about a row is said in the order (logit descending, token id ascending). Each filter keeps a prefix of that
 // order, so a filter is a Cut, and filters combine by taking the tighter one. NaN counts as minus infinity, plus infinity
 // as the largest float; minus infinity is never kept.
@@ -33,6 +35,7 @@ constexpr Cut keep_all{-FLT_MAX, INT32_MAX};
 struct Row {
     const float* logits;  // [num_tokens]
     size_t num_tokens;    // <= 2^23: weights must not overflow
+    const uint64_t* mask; // as of find_bests
     const float* bests;   // [ceil(num_tokens / block_tokens)], the largest logit of each block
     float best;           // the largest of all; finite
     double temperature;   // (0, 1e18]
@@ -50,6 +53,17 @@ struct Masses {
 };
 
 static inline float clean(float logit) { return logit > FLT_MAX ? FLT_MAX : logit == logit ? logit : -__builtin_inff(); }
+
+// Which tokens of the block that starts at `start` may be picked.
+static inline uint64_t allowed_in(const uint64_t* mask, size_t start) {
+    static_assert(block_tokens == 64);
+    return mask == nullptr ? ~uint64_t{0} : mask[start / block_tokens];
+}
+
+// Of token `i`, whose block allows `allowed`: one that may not be picked counts as minus infinity.
+static inline float logit_at(const float* logits, uint64_t allowed, size_t i) {
+    return allowed >> (i % block_tokens) & 1 ? clean(logits[i]) : -__builtin_inff();
+}
 
 static inline bool kept(Cut cut, float logit, int32_t id) {
     return logit > cut.logit || (logit == cut.logit && id <= cut.id);
@@ -114,8 +128,9 @@ static inline uint64_t weight_of(const Row& row, float logit) {
 // -- kernels, one set per level ----------------------------------------------------------------
 
 struct RowKernels {
-    // Largest logit of every block into `bests`; returns the largest of all (-inf if there is none).
-    float (*find_bests)(const float* logits, size_t num_tokens, float* bests);
+    // Largest logit of every block into `bests`; returns the largest of all (-inf if there is none). Only tokens count whose
+    // bit in `mask` is set: bit i % 64 of word i / 64, for token i; all do where it is null.
+    float (*find_bests)(const float* logits, size_t num_tokens, const uint64_t* mask, float* bests);
     // The kept token with the largest score, given one of them (`best`) to begin with.
     Best (*pick)(const Row& row, Noise noise, Cut cut, Best best);
     // Sums of the weights of what `within` keeps and, of those, of what `before` keeps.

@@ -10,23 +10,35 @@ constexpr size_t lanes = 8;
 constexpr size_t vectors = block_tokens / lanes;
 constexpr size_t pair = 2;  // vectors whose noise is made side by side
 
-// The v-th vector of the block that starts at `start`; what lies beyond the row is -inf.
-inline __m256 load(const float* logits, size_t num_tokens, size_t start, size_t v) {
+inline __m256 only(__m256 logits, unsigned allowed) {
+    const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(allowed)), bits), bits);
+    return _mm256_blendv_ps(_mm256_set1_ps(-__builtin_inff()), logits, _mm256_castsi256_ps(set));
+}
+
+// The v-th vector of the block that starts at `start` and allows `allowed`; what it does not, and what lies beyond the row, is
+// -inf.
+inline __m256 load(const float* logits, size_t num_tokens, uint64_t allowed, size_t start, size_t v) {
     const size_t first = start + v * lanes;
-    if (first + lanes <= num_tokens) return _mm256_loadu_ps(logits + first);
+    const unsigned wanted = allowed >> (v * lanes) & 0xff;
+    if (first + lanes <= num_tokens) {
+        const __m256 loaded = _mm256_loadu_ps(logits + first);
+        return wanted == 0xff ? loaded : only(loaded, wanted);
+    }
     float padded[lanes];
     for (size_t i = 0; i < lanes; ++i) padded[i] = first + i < num_tokens ? logits[first + i] : -__builtin_inff();
-    return _mm256_loadu_ps(padded);
+    return only(_mm256_loadu_ps(padded), wanted);
 }
 
 // min and max give their second operand where either is NaN.
 inline __m256 clamped(__m256 logits) { return _mm256_min_ps(_mm256_set1_ps(FLT_MAX), logits); }
 
-float find_bests(const float* logits, size_t num_tokens, float* bests) {
+float find_bests(const float* logits, size_t num_tokens, const uint64_t* mask, float* bests) {
     float best = -__builtin_inff();
     for (size_t start = 0; start < num_tokens; start += block_tokens) {
+        const uint64_t allowed = allowed_in(mask, start);
         __m256 most = _mm256_set1_ps(-__builtin_inff());
-        for (size_t v = 0; v < vectors; ++v) most = _mm256_max_ps(load(logits, num_tokens, start, v), most);
+        for (size_t v = 0; v < vectors; ++v) most = _mm256_max_ps(load(logits, num_tokens, allowed, start, v), most);
         most = clamped(most);
         most = _mm256_max_ps(most, _mm256_permute2f128_ps(most, most, 1));
         most = _mm256_max_ps(most, _mm256_permute_ps(most, 0x4e));
@@ -98,12 +110,13 @@ Best pick(const Row& row, Noise noise, Cut cut, Best best) {
     float bar = bar_of(best);
     for (size_t start = 0; start < row.num_tokens; start += block_tokens) {
         if (can_skip(row, cut, row.bests[start / block_tokens], bar)) continue;
+        const uint64_t allowed = allowed_in(row.mask, start);
         for (size_t v = 0; v < vectors; v += pair) {
             __m256i tops[pair];
             noise_tops(keys, start + v * lanes, tops);
             unsigned chances = 0;
             for (size_t w = 0; w < pair; ++w) {
-                const __m256 logits = load(row.logits, row.num_tokens, start, v + w);
+                const __m256 logits = load(row.logits, row.num_tokens, allowed, start, v + w);
                 const __m256 x = _mm256_mul_ps(_mm256_sub_ps(logits, top), inverse);
                 const __m256 upper = _mm256_add_ps(x, upper_gumbels(tops[w]));
                 const __m256 inside = _mm256_cmp_ps(logits, least, _CMP_GE_OQ);
@@ -176,8 +189,9 @@ Masses masses(const Row& row, Cut within, Cut before) {
     __m256i sum_within = _mm256_setzero_si256(), sum_before = _mm256_setzero_si256();
     for (size_t start = 0; start < row.num_tokens; start += block_tokens) {
         if (row.bests[start / block_tokens] < within.logit) continue;
+        const uint64_t allowed = allowed_in(row.mask, start);
         for (size_t v = 0; v < vectors; ++v) {
-            const __m256 logits = clamped(load(row.logits, row.num_tokens, start, v));
+            const __m256 logits = clamped(load(row.logits, row.num_tokens, allowed, start, v));
             const __m256i ids = _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(start + v * lanes)), iota);
             const Weights w = weights(row, logits);
             add(sum_within, kept_lanes(within, logits, ids), w);

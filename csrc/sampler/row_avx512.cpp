@@ -9,23 +9,26 @@ namespace {
 constexpr size_t lanes = 16;
 constexpr size_t vectors = block_tokens / lanes;
 
-// The v-th vector of the block that starts at `start`; what lies beyond the row is -inf.
-inline __m512 load(const float* logits, size_t num_tokens, size_t start, size_t v) {
+// The v-th vector of the block that starts at `start` and allows `allowed`; what it does not, and what lies beyond the row, is
+// -inf.
+inline __m512 load(const float* logits, size_t num_tokens, uint64_t allowed, size_t start, size_t v) {
     const size_t first = start + v * lanes;
-    if (first + lanes <= num_tokens) return _mm512_loadu_ps(logits + first);
-    const size_t rest = first < num_tokens ? num_tokens - first : 0;
     const __m512 nothing = _mm512_set1_ps(-__builtin_inff());
-    return _mm512_mask_loadu_ps(nothing, static_cast<__mmask16>((1u << rest) - 1), logits + first);
+    const __mmask16 wanted = static_cast<__mmask16>(allowed >> (v * lanes));
+    if (first + lanes <= num_tokens) return _mm512_mask_loadu_ps(nothing, wanted, logits + first);
+    const size_t rest = first < num_tokens ? num_tokens - first : 0;
+    return _mm512_mask_loadu_ps(nothing, wanted & static_cast<__mmask16>((1u << rest) - 1), logits + first);
 }
 
 // min and max give their second operand where either is NaN.
 inline __m512 clamped(__m512 logits) { return _mm512_min_ps(_mm512_set1_ps(FLT_MAX), logits); }
 
-float find_bests(const float* logits, size_t num_tokens, float* bests) {
+float find_bests(const float* logits, size_t num_tokens, const uint64_t* mask, float* bests) {
     float best = -__builtin_inff();
     for (size_t start = 0; start < num_tokens; start += block_tokens) {
+        const uint64_t allowed = allowed_in(mask, start);
         __m512 most = _mm512_set1_ps(-__builtin_inff());
-        for (size_t v = 0; v < vectors; ++v) most = _mm512_max_ps(load(logits, num_tokens, start, v), most);
+        for (size_t v = 0; v < vectors; ++v) most = _mm512_max_ps(load(logits, num_tokens, allowed, start, v), most);
         const float block = _mm512_reduce_max_ps(clamped(most));
         bests[start / block_tokens] = block;
         best = block > best ? block : best;
@@ -91,11 +94,12 @@ Best pick(const Row& row, Noise noise, Cut cut, Best best) {
     float bar = bar_of(best);
     for (size_t start = 0; start < row.num_tokens; start += block_tokens) {
         if (can_skip(row, cut, row.bests[start / block_tokens], bar)) continue;
+        const uint64_t allowed = allowed_in(row.mask, start);
         __m512i tops[vectors];
         noise_tops(keys, start, tops);
         uint64_t chances = 0;
         for (size_t v = 0; v < vectors; ++v) {
-            const __m512 logits = load(row.logits, row.num_tokens, start, v);
+            const __m512 logits = load(row.logits, row.num_tokens, allowed, start, v);
             const __m512 x = _mm512_mul_ps(_mm512_sub_ps(logits, top), inverse);
             const __m512 upper = _mm512_add_ps(x, upper_gumbels(tops[v]));
             const __mmask16 inside = _mm512_cmp_ps_mask(logits, least, _CMP_GE_OQ);
@@ -156,8 +160,9 @@ Masses masses(const Row& row, Cut within, Cut before) {
     __m512i sum_within = _mm512_setzero_si512(), sum_before = _mm512_setzero_si512();
     for (size_t start = 0; start < row.num_tokens; start += block_tokens) {
         if (row.bests[start / block_tokens] < within.logit) continue;
+        const uint64_t allowed = allowed_in(row.mask, start);
         for (size_t v = 0; v < vectors; ++v) {
-            const __m512 logits = clamped(load(row.logits, row.num_tokens, start, v));
+            const __m512 logits = clamped(load(row.logits, row.num_tokens, allowed, start, v));
             const __m512i ids = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(start + v * lanes)), iota);
             const Weights w = weights(row, logits);
             add(sum_within, kept_lanes(within, logits, ids), w);

@@ -45,17 +45,19 @@ Scratch& scratch() {
     return memory;
 }
 
-Row open_row(const float* logits, size_t num_tokens, double temperature, Scratch& memory) {
+Row open_row(const float* logits, size_t num_tokens, const uint64_t* mask, double temperature, Scratch& memory) {
     memory.bests.resize((num_tokens + block_tokens - 1) / block_tokens);
-    const float best = row_kernels().find_bests(logits, num_tokens, memory.bests.data());
+    const float best = row_kernels().find_bests(logits, num_tokens, mask, memory.bests.data());
     const float inverse = static_cast<float>(std::min(1.0 / temperature, 1e30));
-    return {logits, num_tokens, memory.bests.data(), best, temperature, inverse};
+    return {logits, num_tokens, mask, memory.bests.data(), best, temperature, inverse};
 }
+
+float logit_in(const Row& row, size_t id) { return logit_at(row.logits, allowed_in(row.mask, id), id); }
 
 int32_t first_best(const Row& row) {
     size_t id = 0;
     while (row.bests[id / block_tokens] != row.best) id += block_tokens;
-    while (clean(row.logits[id]) != row.best) ++id;
+    while (logit_in(row, id) != row.best) ++id;
     return static_cast<int32_t>(id);
 }
 
@@ -78,7 +80,7 @@ void gather(const Row& row, float least, std::vector<uint64_t>& keys) {
         if (row.bests[start / block_tokens] < least) continue;
         const size_t stop = std::min(start + block_tokens, row.num_tokens);
         for (size_t i = start; i < stop; ++i) {
-            const float logit = clean(row.logits[i]);
+            const float logit = logit_in(row, i);
             if (logit >= least) keys.push_back(key_of(logit, i));
         }
     }
@@ -89,7 +91,7 @@ void gather(const Row& row, float least, std::vector<uint64_t>& keys) {
 size_t gather_bucket(const Row& row, size_t k, Scratch& memory) {
     constexpr int dropped_bits = 18;
     memory.counts.assign(size_t{1} << (32 - dropped_bits), 0);
-    for (size_t i = 0; i < row.num_tokens; ++i) ++memory.counts[ordered(clean(row.logits[i])) >> dropped_bits];
+    for (size_t i = 0; i < row.num_tokens; ++i) ++memory.counts[ordered(logit_in(row, i)) >> dropped_bits];
     const uint32_t last = ordered(-FLT_MAX) >> dropped_bits;
     uint32_t bucket = ordered(row.best) >> dropped_bits;
     size_t before = 0;
@@ -97,7 +99,7 @@ size_t gather_bucket(const Row& row, size_t k, Scratch& memory) {
     memory.keys.resize(memory.counts[bucket] + 1);
     size_t found = 0;  // every key is written, the next one over it unless it belongs: no branch to guess
     for (size_t i = 0; i < row.num_tokens; ++i) {
-        const uint64_t key = key_of(clean(row.logits[i]), i);
+        const uint64_t key = key_of(logit_in(row, i), i);
         memory.keys[found] = key;
         found += (key >> (32 + dropped_bits)) == bucket;
     }
@@ -141,9 +143,9 @@ uint64_t weight_wanted(double top_p, uint64_t all) {
 // Top-p needs no sorting: a pick among more than the filter keeps is the pick among what it keeps, if it is one of
 // them; and it is, if the weight before it in the order is still below what the filter wants. If not, then
 // everything from it on is out, and the search goes on before it. The chance of success is >= top_p each time.
-uint32_t sample_row(const float* logits, size_t num_tokens, const SampleParams& params) {
+uint32_t sample_row(const float* logits, size_t num_tokens, const uint64_t* mask, const SampleParams& params) {
     Scratch& memory = scratch();
-    const Row row = open_row(logits, num_tokens, params.temperature, memory);
+    const Row row = open_row(logits, num_tokens, mask, params.temperature, memory);
     if (!(row.best >= -FLT_MAX)) return 0;
     const int32_t best_id = first_best(row);
     if (params.temperature == 0.0) return static_cast<uint32_t>(best_id);
@@ -166,7 +168,7 @@ uint32_t sample_row(const float* logits, size_t num_tokens, const SampleParams& 
 
 size_t top_tokens(const float* logits, size_t num_tokens, std::span<uint32_t> out) {
     Scratch& memory = scratch();
-    const Row row = open_row(logits, num_tokens, 1.0, memory);
+    const Row row = open_row(logits, num_tokens, nullptr, 1.0, memory);
     const size_t k = std::min(out.size(), num_tokens);
     if (k == 0 || !(row.best >= -FLT_MAX)) return 0;
     gather(row, low_guess(k, memory), memory.keys);
@@ -178,7 +180,7 @@ size_t top_tokens(const float* logits, size_t num_tokens, std::span<uint32_t> ou
 }
 
 void log_softmax(const float* logits, size_t num_tokens, std::span<const uint32_t> ids, std::span<double> out) {
-    const Row row = open_row(logits, num_tokens, 1.0, scratch());
+    const Row row = open_row(logits, num_tokens, nullptr, 1.0, scratch());
     const double nothing = -std::numeric_limits<double>::infinity();
     if (!(row.best >= -FLT_MAX)) return std::fill(out.begin(), out.end(), nothing);
     const double log_sum = exact_log(row_kernels().sum_exp(logits, num_tokens, row.best));

@@ -24,9 +24,9 @@ struct SampleParams {
 // Most tokens of a row: 2^23 weights of 2^40 fit 64 bits.
 constexpr size_t max_tokens = size_t{1} << 23;
 
-// One token of logits [num_tokens], num_tokens in [1, max_tokens]. The best token passes every filter. A row without a finite
-// logit or +inf gives token 0.
-uint32_t sample_row(const float* logits, size_t num_tokens, const SampleParams& params);
+// One token of logits [num_tokens], num_tokens in [1, max_tokens], of those that `mask` allows (one bit a token, see row.h;
+// null: all). The best of them passes every filter. A row of which none has a finite logit or +inf gives token 0.
+uint32_t sample_row(const float* logits, size_t num_tokens, const uint64_t* mask, const SampleParams& params);
 
 // The first `out.size()` tokens in the order (logit descending, id ascending); returns how many there were (tokens with
 // a logit of -inf or NaN are left out).

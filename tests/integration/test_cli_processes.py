@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bloombee.demo import PARAMS, PROMPT
 
 MODEL = Path(__file__).parents[2] / "bloombee" / "demo_model" / "target"
+DRAFT = str(MODEL.parent / "draft")
 BLOOMBEE = [sys.executable, "-m", "bloombee"]
 ENVIRONMENT = {**{k: v for k, v in os.environ.items() if not k.startswith("BLOOMBEE_")}, "HF_HUB_OFFLINE": "1"}
 JSON_FIELDS = {"text", "token_ids", "prompt_token_ids", "finish_reason", "time_to_first_token_s", "tokens_per_s", "plan"}
@@ -80,7 +81,7 @@ def test_prompt_from_stdin_and_stop_string() -> None:
         (["--prompt", "x" * 30_000], "2048"),
         (["--prompt", "x", "--workers", "9"], "8 layers"),
         (["--prompt", "x", "--split", "3,3,3"], "8 layers"),
-        (["--prompt", "x", "--chat"], "chat template"),
+        (["--prompt", "x", "--chat", "--workers", "2", "--model", DRAFT], "no chat template"),
     ],
 )
 def test_bad_input_is_exit_2_and_a_sentence(arguments: list[str], says: str) -> None:

@@ -196,7 +196,7 @@ def test_windows_and_lengths_of_a_card(tmp_path: Path) -> None:
 
 
 def test_a_card_has_the_chat_templates_wherever_the_checkpoint_keeps_them(tmp_path: Path) -> None:
-    assert describe("demo").chat_templates == {}
+    assert describe(str(resolve("demo").directory.parent / "draft")).chat_templates == {}
     for file in Path(str(resolve("demo").directory)).iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}one")

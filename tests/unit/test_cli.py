@@ -511,7 +511,7 @@ def test_help_is_exit_0_on_stdout(arguments: list[str], capsys: pytest.CaptureFi
 
 
 def test_every_command_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("demo", "generate", "worker", "head", "doctor", "keygen"):
+    for name in ("demo", "generate", "worker", "head", "serve", "doctor", "keygen"):
         assert main([name, "--help"]) == 0
         out = capsys.readouterr().out
         assert f"Examples:\n  bloombee {name}" in out

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bloombee.errors import BloomBeeError, ConfigError, DeviceError, RuntimeClosed
+from bloombee.grammar import Constraints
 from bloombee.pipeline.commands import Command, Conclude, Deliver, TellScheduler
 from bloombee.pipeline.events import Cancel, Emitted, Open
 from bloombee.pipeline.journal import Journal, Record
@@ -18,6 +19,8 @@ from bloombee.types import FinishReason, SamplingParams, Token
 from bloombee.wire.messages import Pick
 
 PARAMS = SamplingParams(temperature=0.8, seed=3, max_new_tokens=4, logprobs=1)
+
+BIASED = Constraints(biases=((3, 2.0),))
 
 
 class Reader:
@@ -55,8 +58,8 @@ class Head:
             match command:
                 case TellScheduler(message=message):
                     self.told.append(message)
-                case Deliver(request=number, pick=pick, finish=finish):
-                    self.desk.deliver(number, pick, finish)
+                case Deliver():
+                    self.desk.deliver(command)
                 case Conclude(request=number, error=error):
                     self.desk.conclude(number, error)
 
@@ -82,7 +85,7 @@ def _run(use: Callable[[Head], Any]) -> None:
 
 async def _asked(head: Head) -> Reader:
     reader = Reader()
-    assert await head.desk.submit(7, [5, 6], PARAMS, reader, client="me", priority=1) == (5, 6)
+    assert await head.desk.submit(7, [5, 6], PARAMS, reader, BIASED, client="me", priority=1) == (5, 6)
     head.picks(11, 2)
     head.picks(12, 3)
     return reader
@@ -95,7 +98,7 @@ def test_it_goes_on_with_its_tokens_and_settings_and_whoever_comes_reads_all() -
         (begun,) = head.told
         (again,) = after.told
         assert (again.prompt, again.sampling, again.max_new_tokens) == (begun.prompt, begun.sampling, 4)
-        assert (again.client, again.priority) == ("me", 1)
+        assert (again.client, again.priority, again.biases) == ("me", 1, BIASED.biases)
         assert again.output == b"\x0b\0\0\0\x0c\0\0\0"
         after.picks(13, 4)
         (running,) = [backlog.told() for backlog in after.desk.restored.values()]

@@ -29,15 +29,16 @@ from bloombee.pipeline.journal import (
 )
 from bloombee.plan.plan import Prediction
 from bloombee.types import FinishReason, SchedulerPlace
-from bloombee.wire.messages import Sampling
+from bloombee.wire.messages import Grammar, Sampling
 
 SAMPLING = Sampling(0.8, 40, 0.95, 0.05, 1.1, 0.5, 0.25, 2**64 - 1, 2)
+BIASES, GRAMMAR = ((5, -2.5), (9, 100.0)), Grammar("regex", "[a-zé]+")
 PREDICTION = Prediction("throughput", 3, 8, 100.0, 0.2, 0.1, "link 1 -> 2", 0.01, (None, 0.66), (("w3", "slow"),), ("w1",))
 
 
 def _asked(number: int, max_time_s: float | None = None) -> Asked:
     prompt = b"".join(token.to_bytes(4, "little") for token in (5, 70000))
-    return Asked(number, prompt, SAMPLING, 64, (2, 7), ("\n\n", "é"), "somebody", -3, max_time_s, 1e9)
+    return Asked(number, prompt, SAMPLING, 64, (2, 7), ("\n\n", "é"), "somebody", -3, max_time_s, 1e9, BIASES, GRAMMAR)
 
 
 RECORDS: tuple[Record, ...] = (

@@ -126,7 +126,7 @@ def test_ids_that_numpy_made_are_ids(dtype: type, prompts: Prompts) -> None:
         ([1, 2.0], "item 1 of the prompt is of type float"),
         ([np.float32(1)], "item 0 of the prompt is of type float32"),
         ([1, "a"], "item 1 of the prompt is of type str"),
-        (["a", "b"], "must be text, a list of token ids or a list of chat messages"),
+        (["a", "b"], "must be text, a list of token ids, a list of chat messages or a Chat"),
         ([1, {"role": "user", "content": "x"}], "item 1 of the prompt is of type dict"),
         ([None], "item 0 of the prompt is of type NoneType"),
         ([0] * SLICE_TOKENS + [None], f"item {SLICE_TOKENS} of the prompt is of type NoneType"),

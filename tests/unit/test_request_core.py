@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 from bloombee.errors import DeviceError, LinkDown, QueueFull
 from bloombee.pipeline.commands import Conclude, Deliver, TellScheduler
 from bloombee.pipeline.events import (
@@ -15,7 +17,7 @@ from bloombee.pipeline.events import (
 )
 from bloombee.pipeline.requests import RequestCore
 from bloombee.types import FinishReason
-from bloombee.wire.messages import Pick, Sampling
+from bloombee.wire.messages import Grammar, Pick, Sampling
 
 SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
 
@@ -66,7 +68,8 @@ def test_nothing_is_served_once_the_swarm_is_lost() -> None:
 
 def test_another_scheduler_is_told_of_all_requests_as_new_sequences_and_how_far_they_have_come() -> None:
     core = RequestCore(max_waiting=9)
-    core.handle(Submit(7, bytes(8), SAMPLING, 4, frozenset({3}), 0.0, "somebody", 2, 10.0))
+    wanted: dict[str, Any] = {"biases": ((5, 1.0),), "grammar": Grammar("regex", "a*")}
+    core.handle(Submit(7, bytes(8), SAMPLING, 4, frozenset({3}), 0.0, "somebody", 2, 10.0, **wanted))
     core.handle(_submit(8))
     core.handle(_submit(9))
     core.handle(SchedulerSaid(Emitted(Pick(1, 0, 2, 5, None, ()), None), 1.0))
@@ -74,7 +77,7 @@ def test_another_scheduler_is_told_of_all_requests_as_new_sequences_and_how_far_
     packed = (5).to_bytes(4, "little")
     assert core.handle(SchedulerBegan(4.0)) == [
         Conclude(8, None),
-        TellScheduler(Open(4, bytes(8), SAMPLING, 4, frozenset({3}), 4.0, "somebody", 2, 6.0, packed)),
+        TellScheduler(Open(4, bytes(8), SAMPLING, 4, frozenset({3}), 4.0, "somebody", 2, 6.0, packed, **wanted)),
         TellScheduler(Open(5, bytes(8), SAMPLING, 4, frozenset(), 4.0)),
     ]
     late = Pick(1, 0, 3, 6, None, ())

@@ -7,7 +7,17 @@ import msgspec
 import pytest
 
 from bloombee.control.chunks import Chunks
-from bloombee.errors import DeadlineExceeded, DeviceError, Infeasible, LinkDown, RemoteProtocolError, SequenceLost, StalePlan
+from bloombee.errors import (
+    BloomBeeError,
+    DeadlineExceeded,
+    DeviceError,
+    GrammarFailed,
+    Infeasible,
+    LinkDown,
+    RemoteProtocolError,
+    SequenceLost,
+    StalePlan,
+)
 from bloombee.pipeline.commands import Command, Send, TellHead
 from bloombee.pipeline.events import (
     Cancel,
@@ -28,6 +38,10 @@ from bloombee.plan.plan import Plan, StagePlan
 from bloombee.types import Dtype, FinishReason, Lane, PageGroup, Phase, Span
 from bloombee.wire.envelope import encode_envelope
 from bloombee.wire.messages import (
+    MAX_BIASES,
+    MAX_GRAMMAR_BYTES,
+    MAX_HEADER_BYTES,
+    NO_GRAMMAR,
     NO_TOKEN,
     REPLAY,
     Ack,
@@ -35,6 +49,7 @@ from bloombee.wire.messages import (
     Closed,
     Forward,
     Gap,
+    Grammar,
     Holding,
     Lost,
     Pick,
@@ -437,16 +452,23 @@ def test_tokens_are_told_before_the_end_and_in_order() -> None:
     assert [type(t) for t in first] == [Emitted]
 
 
-def test_logits_that_are_not_finite_end_their_sequence_and_no_other() -> None:
+@pytest.mark.parametrize(
+    ("token", "kind", "said"),
+    [
+        (NO_TOKEN, DeviceError, "logits at position 2 are not finite"),
+        (NO_GRAMMAR, GrammarFailed, "grammar at position 2"),
+    ],
+)
+def test_what_cannot_be_picked_ends_its_sequence_and_no_other(token: int, kind: type[BloomBeeError], said: str) -> None:
     core = _core()
     core.handle(_open(1))
     core.handle(_open(2))
-    picks = (Pick(1, 0, 2, NO_TOKEN, None, ()), Pick(2, 0, 2, 9, None, ()))
+    picks = (Pick(1, 0, 2, token, None, ()), Pick(2, 0, 2, 9, None, ()))
     commands = core.handle(FromStage(1, Verdict(1, 1, 0, 0, picks, None), 0.0))
     ended, emitted = _told(commands)
     assert isinstance(ended, Ended)
-    assert isinstance(ended.error, DeviceError)
-    assert "logits at position 2 are not finite" in ended.error.message
+    assert isinstance(ended.error, kind)
+    assert said in ended.error.message
     assert isinstance(emitted, Emitted)
     assert {close.sequences for _, close in _closes(commands)} == {(1,)}
     assert core.num_open == 1
@@ -784,3 +806,21 @@ def test_a_short_prompt_with_an_output_may_pass_others_whole() -> None:
     event = msgspec.structs.replace(_open(2, num_prompt=2, max_new=9), output=bytes(4 * 5), client="b")
     (forward,) = _forwards(core.handle(event))
     assert [(item.sequence, item.position, item.num_rows) for item in forward.items] == [(2, 0, 7)]
+
+
+def test_grammars_and_biases_that_would_not_fit_one_header_go_in_several() -> None:
+    core = _core()
+    grammar = Grammar("regex", "a" * (MAX_GRAMMAR_BYTES - 10))
+    biases = tuple((token, -1.5) for token in range(MAX_BIASES))
+    sent = [
+        forward
+        for number in range(1, 7)
+        for forward in _forwards(
+            core.handle(Open(number, bytes(8), SAMPLING, 1, frozenset(), 0.0, biases=biases, grammar=grammar))
+        )
+    ]
+    ring = _Ring(core)
+    for forward in sent:  # grows
+        assert len(encode_envelope(1, forward)) < MAX_HEADER_BYTES
+        sent += _forwards(ring.home(forward, token=3))
+    assert sorted(item.sequence for forward in sent for item in forward.items) == [*range(1, 7)]

@@ -200,7 +200,7 @@ class SchedulerProxy:
             finish = None if given.finish is None else FinishReason(given.finish)
             if finish is not None:
                 del self._sequences[given.pick.sequence]
-            yield TellHead(Emitted(given.pick, finish))
+            yield TellHead(Emitted(given.pick, finish, given.drafted, given.was_drafted))
         for over in told.over:
             asked = self._sequences.pop(over.sequence, None)
             if asked is None:
@@ -218,8 +218,8 @@ def _requests(event: Open) -> Iterator[Request]:
         sampling=event.sampling,
         max_new_tokens=event.max_new_tokens,
         end_tokens=tuple(sorted(event.end_tokens)),
-        biases=(),
-        grammar=None,
+        biases=event.biases,
+        grammar=event.grammar,
         prefix=None,
     )
     for at in range(0, len(tokens), 4 * TOKENS_PER_ASK):

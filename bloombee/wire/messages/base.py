@@ -34,6 +34,8 @@ MARK = REPLAY - 1
 """The microbatch of a frame without rows that each stage passes on only once it has said all that its log has for the next."""
 NO_TOKEN = 2**32 - 1
 """A pick that could not be made: no logit of the row was finite, or picking failed. It ends the sequence with DeviceError."""
+NO_GRAMMAR = NO_TOKEN - 1
+"""A pick that could not be made as the request's grammar asks for. It ends the sequence with GrammarFailed."""
 
 U8 = Annotated[int, Meta(ge=0, le=2**8 - 1)]
 U16 = Annotated[int, Meta(ge=0, le=2**16 - 1)]

@@ -49,7 +49,7 @@ class Grammar(Part, frozen=True):
     """What a request's text must be."""
 
     kind: Name
-    """How ``text`` is written: ``json_schema``, ``regex``, ``gbnf``."""
+    """How ``text`` is written: one of bloombee.grammar.KINDS."""
     text: Annotated[str, Meta(max_length=MAX_GRAMMAR_CHARS)]
     """At most MAX_GRAMMAR_BYTES of UTF-8."""
 
@@ -134,7 +134,8 @@ class Forward(Message, frozen=True, tag=32):
 
 
 class Pick(Part, frozen=True):
-    """A sampled token (NO_TOKEN: the row had no finite logits) and the absolute position it takes."""
+    """A sampled token (NO_TOKEN: the row had no finite logits; NO_GRAMMAR: its grammar could not be obeyed) and the absolute
+    position it takes."""
 
     sequence: U63
     generation: U32

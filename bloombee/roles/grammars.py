@@ -1,0 +1,132 @@
+"""Grammars of requests, seen to be sound before anything runs: compiled in a process of their own, which one may cost."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from bloombee.errors import ConfigError, RuntimeClosed
+from bloombee.models.card import ModelCard
+from bloombee.quote import printable
+from bloombee.roles.child import start_child
+from bloombee.wire.messages import Grammar
+
+MOST_COMPILING_S = 2.0
+MOST_STARTING_S = 30.0
+MOST_KNOWN = 256
+"""Grammars that are remembered as sound."""
+MOST_SAID = 500
+"""Signs of what llguidance says of a grammar; it quotes all of it."""
+
+
+class GrammarCheck:
+    """Of one head; belongs to one event loop. The process starts with the first grammar and stays."""
+
+    def __init__(self, card: ModelCard) -> None:
+        self._card = card
+        self._sound: dict[Grammar, None] = {}
+        self._thread = ThreadPoolExecutor(1, "bloombee-grammar-check")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_closed = False
+
+    async def check(self, grammar: Grammar, *, can_end: bool) -> None:
+        """Cancelled: the compiler goes on for its time.
+
+        Args:
+            can_end: the request has end tokens.
+
+        Raises:
+            ConfigError: the grammar is not sound, or not compiled in :data:`MOST_COMPILING_S`; or nothing could end its text.
+            DeviceError: no process can be started. RuntimeClosed: :meth:`close` was called meanwhile.
+        """
+        if self._card.tokenizer_json is None:
+            raise ConfigError(f"{self._card.model} has no tokenizer, so no grammar can be obeyed", field="grammar")
+        if not can_end:
+            raise ConfigError(
+                "a text that a grammar rules ends with an end token, and this request has none: the model names none, or"
+                " ignore_eos was asked for",
+                field="grammar",
+            )
+        if grammar in self._sound:
+            return
+        try:
+            wrong = await asyncio.get_running_loop().run_in_executor(self._thread, self._compile, grammar)
+        except (asyncio.CancelledError, RuntimeError):
+            if self._is_closed:
+                raise RuntimeClosed("the Runtime was closed") from None
+            raise
+        if wrong:
+            raise ConfigError(f"the grammar ({grammar.kind}) cannot be obeyed: {wrong}", field="grammar")
+        self._sound[grammar] = None
+        if len(self._sound) > MOST_KNOWN:
+            del self._sound[next(iter(self._sound))]
+
+    def close(self) -> None:
+        """Ends the process; whoever waits gets RuntimeClosed, or ConfigError."""
+        self._is_closed = True
+        if (process := self._process) is not None:
+            process.kill()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    # -- on the thread ---------------------------------------------------------------------
+
+    def _compile(self, grammar: Grammar) -> str:
+        """What is wrong with it; empty: nothing."""
+        process = self._started()
+        assert process.stdin is not None
+        try:
+            process.stdin.write(msgspec.json.encode([grammar.kind, grammar.text]) + b"\n")
+            process.stdin.flush()
+            answer = _line(process, MOST_COMPILING_S)
+        except OSError:
+            answer = None
+        if answer is not None:
+            return _short(str(msgspec.json.decode(answer)))
+        self._end(process)
+        return f"it was not compiled within {MOST_COMPILING_S:g} s and the memory of a thread; a smaller one may be"
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self._process = process = start_child(
+            "bloombee.roles.grammar_checker", stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0
+        )
+        if self._is_closed or _line(process, MOST_STARTING_S) is None:
+            self._end(process)
+        return process
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = None
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+def _short(said: str) -> str:
+    """On one line; the end says more than the middle, which is the grammar's own text."""
+    line = printable(" ".join(said.split()))
+    return line if len(line) <= MOST_SAID else f"{line[: MOST_SAID // 2]} ... {line[-MOST_SAID // 2 :]}"
+
+
+def _line(process: subprocess.Popen[bytes], most_s: float) -> bytes | None:
+    """The next that ``process`` says; None: it does not in time, or has ended."""
+    assert process.stdout is not None
+    pieces: list[bytes] = []
+    by = time.monotonic() + most_s
+    waiting = select.poll()
+    waiting.register(process.stdout, select.POLLIN)
+    while not pieces or not pieces[-1].endswith(b"\n"):
+        if not waiting.poll(max(0.0, by - time.monotonic()) * 1000):
+            return None
+        piece = process.stdout.read(1 << 16)
+        if not piece:
+            return None
+        pieces.append(piece)
+    return b"".join(pieces)

@@ -1,0 +1,122 @@
+"""``bloombee serve``: a swarm and its HTTP server in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import math
+import signal
+import socket
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+
+from bloombee.config import RuntimeConfig, ServeConfig
+from bloombee.errors import BloomBeeError
+from bloombee.roles.event_loop import new_event_loop
+from bloombee.runtime import Runtime
+from bloombee.serve.app import make_app
+from bloombee.serve.connections import Connection
+from bloombee.serve.keys import Clients, read_keys
+from bloombee.serve.listening import listen, url
+from bloombee.terminal import count, open_runtime, say, say_how_to_join, tell_of_losses
+from bloombee.transport.descriptors import spare_descriptors
+
+MOST_CONNECTIONS = 4096
+
+
+def run(config: RuntimeConfig, serving: ServeConfig) -> int:
+    """Serve until Ctrl-C or SIGTERM; requests that run may end before (``drain_s``).
+
+    Raises:
+        AddressInUse, ConfigError: before anything is started. BloomBeeError: the swarm has ended, or never began.
+    """
+    clients = None if serving.api_key_file is None else read_keys(serving.api_key_file)
+    with contextlib.ExitStack() as opened, asyncio.Runner(loop_factory=new_event_loop) as runner:
+        sockets = [opened.enter_context(one) for one in listen(serving.address)]
+        runner.run(_serve(config, serving, clients, sockets))
+    return 0
+
+
+async def _serve(config: RuntimeConfig, serving: ServeConfig, clients: Clients | None, sockets: list[socket.socket]) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    announce = functools.partial(say_how_to_join, config) if config.remote_workers else None
+    most = spare_descriptors(MOST_CONNECTIONS, config.num_workers)
+    async with open_runtime(config, announce=announce) as runtime:
+        model = serving.model_name or model_name(config.model)
+        app = make_app(runtime, model=model, clients=clients)
+        server = Server(http_config(app, drain_s=serving.drain_s, most_connections=most), runtime, app)
+        place = url(sockets[0], serving.address)
+        say(f"{model} is served at {place}/v1, and shown at {place} (Ctrl-C ends it)")
+        await server.until_asked(sockets)
+
+
+def model_name(model: str) -> str:
+    """What programs call a model: a hub id as it is, a directory by its last part."""
+    return Path(model).expanduser().resolve().name if model.startswith((".", "/", "~")) else model
+
+
+def http_config(app: object, *, drain_s: float, most_connections: int) -> uvicorn.Config:
+    """How ``app`` is served."""
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        http=Connection.bounded(most_connections),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=min(most_connections, 1024),
+        timeout_graceful_shutdown=math.ceil(drain_s),
+    )
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which a person may ask to stop twice: first to let requests end, then at once."""
+
+    def __init__(self, config: uvicorn.Config, runtime: Runtime, app: Starlette) -> None:
+        super().__init__(config)
+        self._runtime = runtime
+        self._app = app
+
+    async def until_asked(self, sockets: list[socket.socket]) -> None:
+        """Serve.
+
+        Raises:
+            BloomBeeError: the swarm has ended.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._asked_to_stop)
+        losses = asyncio.create_task(tell_of_losses(self._runtime))
+        losses.add_done_callback(lambda _: self._stop())
+        try:
+            await self.serve(sockets)
+        finally:
+            is_lost = losses.done()
+            losses.cancel()
+            found = await asyncio.gather(losses, return_exceptions=True)
+            if is_lost and isinstance(found[0], BloomBeeError):
+                raise found[0]
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        """The loop has them."""
+        yield
+
+    def _asked_to_stop(self) -> None:
+        if self.should_exit:
+            self._stop()
+            return
+        self.should_exit = self._app.state.is_ending = True
+        if self._runtime.num_requests:
+            say(f"no more requests are taken; {count(self._runtime.num_requests, 'request')} may end (Ctrl-C ends them now)")
+
+    def _stop(self) -> None:
+        self.should_exit = self.force_exit = True

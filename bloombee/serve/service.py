@@ -1,0 +1,51 @@
+"""What every endpoint of one server shares."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+
+from bloombee.quote import quoted
+from bloombee.runtime import Runtime
+from bloombee.serve.intake import Intake
+from bloombee.serve.logprobs import TokenTexts
+from bloombee.serve.refusals import Refusal
+
+
+@dataclass(frozen=True)
+class Service:
+    """Of one Runtime whose pipeline is up.
+
+    Args:
+        model: what programs call it.
+    """
+
+    runtime: Runtime
+    model: str
+    intake: Intake
+    texts: TokenTexts
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def of(cls, runtime: Runtime, model: str) -> Service:
+        return cls(runtime, model, Intake(runtime.card.max_positions), TokenTexts(runtime.spelled))
+
+    def check_model(self, named: str | None) -> None:
+        """Raises Refusal: it is another one."""
+        if named is not None and named != self.model:
+            said = f"the model {quoted(named)} is not served here; {self.model} is"
+            raise Refusal(404, said, param="model", code="model_not_found")
+
+
+def new_id(kind: str) -> str:
+    """Of an answer, as ``chatcmpl-...``."""
+    return f"{kind}{secrets.token_hex(12)}"
+
+
+def client_of(request: Request, user: str | None) -> str:
+    """Whose request it is: the key's, or where none is asked for whoever the program says."""
+    known: str | None = request.scope.get("bloombee.client")
+    return known if known is not None else user or ""
