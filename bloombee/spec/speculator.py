@@ -30,8 +30,8 @@ RARELY = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """Asks a drafter elsewhere.
+class Query:
+    """What a drafter elsewhere is asked.
 
     Args:
         first: tokens before are known to it.
@@ -95,7 +95,11 @@ class Speculator:
         for known in self._known.values():
             known.offered, known.told, known.is_read, known.asked_s = EMPTY, 0, False, None
 
-    def ask(self, sequence: int, tokens: Sequence[int], now: float, load: Load) -> Ask | None:
+    @property
+    def other_is_there(self) -> bool:
+        return self._elsewhere is not None
+
+    def ask(self, sequence: int, tokens: Sequence[int], now: float, load: Load) -> Query | None:
         """What to ask the drafter elsewhere before :meth:`draft`; None: nothing. Nobody waits where ``until_s`` is ``now``."""
         other = self._elsewhere
         known = self._catch_up(sequence, tokens, load)
@@ -107,9 +111,9 @@ class Speculator:
         if not worth.wait_s and known.rounds_without % RARELY != 1:
             return None
         new = tuple(tokens[known.told :])
-        ask = Ask(sequence, known.told, new, self._most_nodes, worth.least, worth.rate, now + worth.wait_s)
+        query = Query(sequence, known.told, new, self._most_nodes, worth.least, worth.rate, now + worth.wait_s)
         known.told, known.asked_s = len(tokens), now
-        return ask
+        return query
 
     def offered(self, sequence: int, at_length: int, draft: Draft, now: float) -> None:
         """The drafter elsewhere expects ``draft`` behind the first ``at_length`` tokens. It has been checked

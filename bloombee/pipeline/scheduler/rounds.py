@@ -12,10 +12,13 @@ from __future__ import annotations
 import logging
 import struct
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from bloombee.kv.pool import pages_for
+from bloombee.pipeline.commands import AskDraft, DraftClosed
+from bloombee.pipeline.events import Drafted, DrafterSeen, Priced
 from bloombee.pipeline.scheduler.sequence import Round, SequenceState
 from bloombee.spec.controller import Line, Load
 from bloombee.spec.speculator import Speculator
@@ -26,6 +29,9 @@ from bloombee.wire.messages import MAX_PATH, Item, Tree
 log = logging.getLogger(__name__)
 UNKNOWN_LOAD = Load(Line(1.0, 0.02))
 """Before anything is known of what a row costs: a fiftieth of a round."""
+SHARE = 0.1
+"""Of what is known of others' rows, that each new microbatch's are."""
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -40,23 +46,63 @@ class Rounds:
     speculator: Speculator | None = None
     page_size: int = 1
     load: Load = UNKNOWN_LOAD
+    _said: list[AskDraft | DraftClosed] = field(default_factory=list)
+    """To the drafter in another process, and not sent yet."""
     _tokens: dict[SequenceId, array[int]] = field(default_factory=dict)
+    _rows: float = 1.0
+    _promised: float = 1.0
+    """Of a sequence in a microbatch, on the whole: rows, and tokens that they promise."""
 
-    def item(self, sequence: SequenceState, room: int) -> Item | None:
-        """The next row of a sequence that decodes, with up to ``room`` drafted ones; None: the row goes alone.
+    def informed(self, event: Priced | DrafterSeen | Drafted) -> None:
+        """What others know of drafts and their price."""
+        match event:
+            case Priced(load=load):
+                self.load = load
+            case DrafterSeen(is_there=is_there) if self.speculator is not None:
+                self.speculator.has_other(is_there)
+            case Drafted() if self.speculator is not None:
+                self.speculator.offered(event.sequence, event.length, event.draft, event.now)
 
-        A drafter that fails is asked no more: everything is decoded plainly from then on.
-        """
+    def say(self) -> list[AskDraft | DraftClosed]:
+        """What is new for the drafter in another process."""
+        said, self._said = self._said, []
+        return said
+
+    @property
+    def asks(self) -> bool:
+        """There is a drafter in another process."""
+        return self.speculator is not None and self.speculator.other_is_there
+
+    def ask(self, sequence: SequenceState, others: int, now: float) -> float | None:
+        """Ask it, if that is worth it; until when to wait for its answer. ``others``: sequences in the microbatch."""
+        query = self._try(lambda speculator: speculator.ask(sequence.id, self._known(sequence), now, self._load(others)))
+        if query is None:
+            return None
+        self._said.append(AskDraft(query, sequence.sampling.temperature, sequence.sampling.seed))
+        return query.until_s
+
+    def item(self, sequence: SequenceState, room: int, others: int) -> Item | None:
+        """The next row of a sequence that decodes, with up to ``room`` drafted ones; None: the row goes alone."""
+        draft = self._try(lambda speculator: speculator.draft(sequence.id, self._known(sequence), self._load(others)))
+        chosen = None if draft is None else _fitting(draft, sequence, min(room, self._room(sequence)))
+        rows, promised = (1.0, 1.0) if chosen is None else (1.0 + len(chosen), 1.0 + sum(chosen.scores))
+        self._rows += SHARE * (rows - self._rows)
+        self._promised += SHARE * (promised - self._promised)
+        return None if chosen is None else _item(sequence, chosen)
+
+    def _try(self, ask: Callable[[Speculator], T | None]) -> T | None:
+        """A speculator that fails is asked no more: everything is decoded plainly from then on."""
         if self.speculator is None:
             return None
         try:
-            draft = self.speculator.draft(sequence.id, self._known(sequence), self.load)
-            chosen = None if draft is None else _fitting(draft, sequence, min(room, self._room(sequence)))
+            return ask(self.speculator)
         except Exception:
             log.warning("drafting has failed; tokens are decoded one at a time from now on", exc_info=True)
             self.speculator = None
             return None
-        return _item(sequence, chosen) if chosen else None
+
+    def _load(self, others: int) -> Load:
+        return replace(self.load, rows=others * self._rows, tokens=others * self._promised)
 
     def _room(self, sequence: SequenceState) -> int:
         """Drafted rows for which the sequence has KV memory."""
@@ -70,7 +116,8 @@ class Rounds:
         return known
 
     def closed(self, sequence: SequenceId) -> None:
-        self._tokens.pop(sequence, None)
+        if self._tokens.pop(sequence, None) is not None and self.asks:
+            self._said.append(DraftClosed(sequence))
         if self.speculator is not None:
             self.speculator.closed(sequence)
 
