@@ -15,6 +15,8 @@ from bloombee.errors import BloomBeeError, LocalProtocolError, RemoteProtocolErr
 from bloombee.pipeline.commands import Command, TellHead
 from bloombee.pipeline.events import (
     Cancel,
+    Drafted,
+    DrafterSeen,
     Ended,
     FromStage,
     Moved,
@@ -24,6 +26,7 @@ from bloombee.pipeline.events import (
     PlanBroken,
     PlanDropped,
     PlanWired,
+    Priced,
     StageRestored,
     Tick,
     Tune,
@@ -69,6 +72,9 @@ Event = (
     | FromStage
     | StageRestored
     | Moved
+    | Priced
+    | DrafterSeen
+    | Drafted
     | Tick
 )
 
@@ -139,6 +145,9 @@ class SchedulerCore:
             case Tune():
                 self._batcher.tune(event)
                 self._admission.max_open = event.max_sequences
+                return self._schedule(event.now)
+            case Priced() | DrafterSeen() | Drafted():
+                self._batcher.informed(event)
                 return self._schedule(event.now)
             case StageRestored():
                 return self._succession.restored(event)
@@ -268,6 +277,7 @@ class SchedulerCore:
         if epoch is None or not epoch.is_open:
             return []
         commands = self._admit(epoch, now)
+        batcher.ask_for_drafts(now)
         while batcher.may_decode(epoch):
             commands += self._send(epoch, Phase.DECODE, batcher.decode_items(epoch), Phase.DECODE, now)
         while epoch.can_send(Phase.DECODE) and (part := self._rounds.parts.next()) is not None:
@@ -276,6 +286,7 @@ class SchedulerCore:
             items = batcher.prefill_items()
             commands += self._send(epoch, Phase.PREFILL, items, Phase.PREFILL, now)
             batcher.space_chunks(items, self._loop_s, now)
+        commands += self._rounds.say()
         return [*commands, *self._succession.pump(now)] if self._succession.coming is not None else commands
 
     def _send(

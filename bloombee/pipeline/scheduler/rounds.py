@@ -12,9 +12,13 @@ from __future__ import annotations
 import logging
 import struct
 from array import array
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from bloombee.kv.pool import pages_for
+from bloombee.pipeline.commands import AskDraft, DraftClosed
+from bloombee.pipeline.events import Drafted, DrafterSeen, Priced
 from bloombee.pipeline.scheduler.fragments import Parts, is_idle
 from bloombee.pipeline.scheduler.round import Round
 from bloombee.pipeline.scheduler.sequence import SequenceState
@@ -27,6 +31,9 @@ from bloombee.wire.messages import MAX_PATH, Item
 log = logging.getLogger(__name__)
 UNKNOWN_LOAD = Load(Line(1.0, 0.02))
 """Before anything is known of what a row costs: a fiftieth of a round."""
+SHARE = 0.1
+"""Of what is known of others' rows, that each new microbatch's are."""
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -42,42 +49,88 @@ class Rounds:
     parts: Parts
     page_size: int = 1
     load: Load = UNKNOWN_LOAD
+    _said: list[AskDraft | DraftClosed] = field(default_factory=list)
+    """To the drafter in another process, and not sent yet."""
     _tokens: dict[SequenceId, array[int]] = field(default_factory=dict)
+    _rows: float = 1.0
+    _promised: float = 1.0
+    """Of a sequence in a microbatch, on the whole: rows, and tokens that they promise."""
 
-    def item(self, sequence: SequenceState, room: int) -> Item | None:
+    def informed(self, event: Priced | DrafterSeen | Drafted) -> None:
+        """What others know of drafts and their price."""
+        match event:
+            case Priced(load=load):
+                self.load = load
+            case DrafterSeen(is_there=is_there) if self.speculator is not None:
+                self.speculator.has_other(is_there)
+            case Drafted() if self.speculator is not None:
+                self.speculator.offered(event.sequence, event.length, event.draft, event.now)
+
+    def say(self) -> list[AskDraft | DraftClosed]:
+        """What is new for the drafter in another process."""
+        said, self._said = self._said, []
+        return said
+
+    @property
+    def asks(self) -> bool:
+        """There is a drafter in another process."""
+        return self.speculator is not None and self.speculator.other_is_there
+
+    def ask(self, sequence: SequenceState, others: int, now: float) -> float | None:
+        """Ask it, if that is worth it; until when to wait for its answer. ``others``: sequences in the microbatch."""
+        query = self._try(lambda speculator: speculator.ask(sequence.id, self._known(sequence), now, self._load(others)))
+        if query is None:
+            return None
+        self._said.append(AskDraft(query, sequence.sampling.temperature, sequence.sampling.seed))
+        return query.until_s
+
+    def item(self, sequence: SequenceState, room: int, others: int) -> Item | None:
         """The next row of a sequence that decodes, with up to ``room`` drafted ones; None: the row goes alone. More of the draft
         may be left for :meth:`Parts.next`."""
-        chosen = self._chosen(sequence, min(room, self._room(sequence)), 1)
+        load = self._load(others)
+        chosen = self._chosen(sequence, min(room, self._room(sequence)), 1, load)
+        rows, promised = (1.0, 1.0) if chosen is None else (1.0 + len(chosen), 1.0 + sum(chosen.scores))
+        self._rows += SHARE * (rows - self._rows)
+        self._promised += SHARE * (promised - self._promised)
         if chosen is None:
             return None
         base = sequence.num_sent
         current = sequence.round = Round.of(base, int.from_bytes(sequence.tokens[4 * base :], "little"), chosen)
-        return self.parts.first(sequence, current, self.load)
+        return self.parts.first(sequence, current, load)
 
     def extend(self, sequence: SequenceState, current: Round) -> None:
         """Some of what was picked is known, and more is under way: what may follow on that is sent after it."""
-        if not is_idle(self.load):
+        load = self._load(0)
+        if not is_idle(load):
             return
-        room = min(self._room(sequence) + 1 - len(current), self.parts.max_rows - len(current))
-        chosen = self._chosen(sequence, room, len(current.path))
+        room = min(self._room(sequence) + 1, self.parts.max_rows) - len(current)
+        chosen = self._chosen(sequence, room, len(current.path), load)
         if chosen is not None:
             current.graft(chosen)
             self.parts.left(sequence, current)
 
-    def _chosen(self, sequence: SequenceState, room: int, depth: int) -> Draft | None:
-        """What to send, behind ``depth`` nodes that are accepted; up to ``room`` nodes.
+    def _chosen(self, sequence: SequenceState, room: int, depth: int, load: Load) -> Draft | None:
+        """What to send, behind ``depth`` nodes that are accepted; up to ``room`` nodes."""
 
-        A drafter that fails is asked no more: everything is decoded plainly from then on.
-        """
+        def choose(speculator: Speculator) -> Draft | None:
+            draft = speculator.draft(sequence.id, self._known(sequence), load)
+            return None if draft is None or room < 1 else _fitting(draft, sequence, room, MAX_PATH - depth)
+
+        return self._try(choose)
+
+    def _try(self, ask: Callable[[Speculator], T | None]) -> T | None:
+        """A speculator that fails is asked no more: everything is decoded plainly from then on."""
         if self.speculator is None:
             return None
         try:
-            draft = self.speculator.draft(sequence.id, self._known(sequence), self.load)
-            return None if draft is None or room < 1 else _fitting(draft, sequence, room, MAX_PATH - depth)
+            return ask(self.speculator)
         except Exception:
             log.warning("drafting has failed; tokens are decoded one at a time from now on", exc_info=True)
             self.speculator = None
             return None
+
+    def _load(self, others: int) -> Load:
+        return replace(self.load, rows=others * self._rows, tokens=others * self._promised)
 
     def _room(self, sequence: SequenceState) -> int:
         """Rows beyond those that are confirmed, and the next, for which the sequence has KV memory."""
@@ -92,7 +145,8 @@ class Rounds:
 
     def closed(self, sequence: SequenceId) -> None:
         self.parts.drop(sequence)
-        self._tokens.pop(sequence, None)
+        if self._tokens.pop(sequence, None) is not None and self.asks:
+            self._said.append(DraftClosed(sequence))
         if self.speculator is not None:
             self.speculator.closed(sequence)
 
