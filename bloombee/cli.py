@@ -48,6 +48,7 @@ SWARM = (
     "microbatches",
     "target_s",
     "codec",
+    "draft",
     "max_microbatch_rows",
     "threads",
     "restarts",

@@ -12,7 +12,7 @@ from bloombee.errors import BloomBeeError, ConfigError, Infeasible, RuntimeClose
 from bloombee.grammar import UNBOUND, Constraints
 from bloombee.kv.pool import most_pages
 from bloombee.models.card import ModelCard
-from bloombee.pipeline.commands import Command
+from bloombee.pipeline.commands import Command, Deliver
 from bloombee.pipeline.events import CancelRequest, Emitted, Ended, SchedulerBegan, SchedulerSaid, Submit, SwarmLost
 from bloombee.pipeline.journal import Asked, Kept, Record, Taken
 from bloombee.pipeline.requests import Request, RequestCore
@@ -25,7 +25,6 @@ from bloombee.roles.requests import Requests, Sink, shown, typed
 from bloombee.roles.served import ServedCount
 from bloombee.roles.text import TextCodec
 from bloombee.types import FinishReason, SamplingParams
-from bloombee.wire.messages import Pick
 
 log = logging.getLogger(__name__)
 
@@ -273,9 +272,9 @@ class Desk:
         """Another one, which is to be told of every request."""
         self._do(self._core.handle(SchedulerBegan(time.monotonic())))
 
-    def deliver(self, number: int, pick: Pick, finish: FinishReason | None) -> None:
+    def deliver(self, given_out: Deliver) -> None:
         """A token, to whoever asked."""
-        self._requests.deliver(number, pick, finish)
+        self._requests.deliver(given_out)
 
     def conclude(self, number: int, error: BloomBeeError | None) -> None:
         """The end without a last token, to whoever asked."""

@@ -326,8 +326,8 @@ class HeadRole:
 
     def _do_one(self, command: Command) -> None:
         match command:
-            case Deliver(request=number, pick=pick, finish=finish):
-                self.desk.deliver(number, pick, finish)
+            case Deliver():
+                self.desk.deliver(command)
             case Conclude(request=number, error=error):
                 self.desk.conclude(number, error)
             case TellScheduler(message=message):

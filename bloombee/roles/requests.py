@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from bloombee.errors import BloomBeeError, LocalProtocolError
+from bloombee.pipeline.commands import Deliver
 from bloombee.pipeline.journal import Gave, Given, given
 from bloombee.roles.served import ServedCount
 from bloombee.roles.text import TextStream
@@ -66,14 +67,15 @@ class Requests:
         self._running[number] = sink, text
         self.served.began(number, num_prompt_tokens, made_at, time.monotonic())
 
-    def deliver(self, number: int, pick: Pick, finish: FinishReason | None) -> None:
-        """A token, the last one if ``finish`` says so or it completes a stop string; none for a request that has ended."""
+    def deliver(self, given_out: Deliver) -> None:
+        """A token, the last one if it says so or completes a stop string; none for a request that has ended."""
+        number, pick = given_out.request, given_out.pick
         if number not in self._running:
             return
         sink, text = self._running[number]
         try:
             with typed():
-                token = shown(text, pick, finish)
+                token = shown(text, pick, given_out.finish, given_out.drafted, was_drafted=given_out.was_drafted)
                 self._keep(Gave(number, (given(pick.token, pick.logprob, pick.top, token.finish_reason),)))
                 self.served.token(number, time.monotonic())
                 sink.token(token)
@@ -115,11 +117,13 @@ class Requests:
             self._free(number)
 
 
-def shown(text: TextStream, pick: Pick | Given, finish: FinishReason | None) -> Token:
+def shown(
+    text: TextStream, pick: Pick | Given, finish: FinishReason | None, drafted: int = 0, *, was_drafted: bool = False
+) -> Token:
     """The next token of ``text``, the last one if ``finish`` says so or a stop string is met."""
     piece = text.push(pick.token)
     if text.stopped:
         finish = FinishReason.STOP
     elif finish is not None:
         piece += text.finish()
-    return Token(piece, pick.token, pick.logprob, tuple(pick.top), finish)
+    return Token(piece, pick.token, pick.logprob, tuple(pick.top), finish, drafted, was_drafted)
