@@ -166,8 +166,9 @@ class Grammars:
             if segment.grammar is not None:
                 self._entry(segment)
 
-    def mask(self, segment: Segment, position: int) -> Mask:
-        """Of tokens that position ``position`` of the segment's sequence may have; not to be written.
+    def mask(self, segment: Segment, position: int, path: bytes = b"") -> Mask:
+        """Of tokens that position ``position`` of the segment's sequence may have, or the one after a ``path`` of a draft's
+        tokens ([n] little-endian uint32) from there on: none where the grammar does not allow the path. Not to be written.
 
         Raises:
             GrammarFailed: it cannot be followed, or was not ready in :data:`MOST_READY_S`.
@@ -178,7 +179,11 @@ class Grammars:
             state = entry.state.result(max(0.0, entry.asked_at + MOST_READY_S - time.monotonic()))
             if entry.ahead is not None:
                 entry.ahead.result(MOST_READY_S)
-            return state.mask(output)
+            mask = state.mask(output)
+            if path:
+                after = state.mask_after(np.frombuffer(path, "<u4").tolist())
+                mask = after if after is not None else np.zeros_like(mask)
+            return mask
         except TimedOut:
             raise GrammarFailed(f"the grammar was not ready within {MOST_READY_S:g} s") from None
         except BaseException:
