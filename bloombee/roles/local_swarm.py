@@ -162,6 +162,8 @@ class LocalSwarm:
     async def close(self, wait_s: float = 0.0) -> None:
         """End every process; workers get ``wait_s`` to end by themselves."""
         self._closing = True
+        for task in self._starting:
+            task.cancel()
         if wait_s > 0 and self.processes:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._all_ended.wait(), wait_s)
@@ -203,17 +205,21 @@ class LocalSwarm:
             self._start_again(name, reason)
 
     def _start_again(self, name: str, reason: str) -> None:
-        """A worker that has died, unless it did so too often."""
-        if not self._restarts.begin(name, time.monotonic()):
+        """A worker that has died, unless it did so too often; at once only the first time."""
+        wait_s = self._restarts.begin(name, time.monotonic())
+        if wait_s is None:
             log.warning("worker %s is not started again: %d times in ten minutes are enough", name, self._restarts.most)
+            self._bulletin.tell(SwarmEventKind.ABANDONED, name=name, reason=reason)
             return
-        log.warning("worker %s is started again (%s)", name, reason)
-        self._bulletin.tell(SwarmEventKind.RESTARTED, name=name, reason=reason)
-        task = asyncio.get_running_loop().create_task(self._try_to_start(name))
+        when = f" in {wait_s:g} s" if wait_s else ""
+        log.warning("worker %s is started again%s (%s)", name, when, reason)
+        self._bulletin.tell(SwarmEventKind.RESTARTED, name=name, reason=f"{reason};{when}" if when else reason)
+        task = asyncio.get_running_loop().create_task(self._try_to_start(name, wait_s))
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
 
-    async def _try_to_start(self, name: str) -> None:
+    async def _try_to_start(self, name: str, wait_s: float) -> None:
+        await asyncio.sleep(wait_s)
         try:
             await self._start(name)
         except BloomBeeError as error:

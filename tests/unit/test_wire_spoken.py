@@ -126,3 +126,10 @@ def test_an_error_whose_fields_have_any_names_is_read() -> None:
     error = from_wire("LinkDown", {"self": 1, "code": "x", "message": "m", "cls": None})
     assert isinstance(error, LinkDown)
     assert error.fields["self"] == 1
+
+
+def test_what_another_machine_says_moves_no_cursor() -> None:
+    error = from_wire("DeviceError", {"message": "no \x1b[2Jmemory\r\nis \u202eleft", "worker": "a\x07"})
+    assert error.message == r"no \x1b[2Jmemory\r\nis \u202eleft"
+    assert error.fields["worker"] == r"a\x07"
+    assert from_wire("\x1b[31m", {}).message == r"\x1b[31m"
