@@ -109,4 +109,7 @@ class Collected:
             top_logprobs=tuple(t.top_logprobs for t in tokens) if params.logprobs else None,
             time_to_first_token_s=self._first - self._started,
             tokens_per_s=max(1, count - 1) / max(seconds, 1e-9),
+            drafted=sum(token.drafted for token in tokens),
+            accepted=sum(token.was_drafted for token in tokens),
+            rounds=sum(not token.was_drafted for token in tokens) + bool(tokens and tokens[-1].was_drafted),
         )

@@ -48,6 +48,7 @@ SWARM = (
     "microbatches",
     "target_s",
     "codec",
+    "draft",
     "max_microbatch_rows",
     "threads",
     "restarts",
@@ -272,11 +273,12 @@ def doctor(
 
 
 @app.command(
-    help_epilogue="Examples:\n  bloombee generate --prompt 'import os' --trace traces\n  bloombee trace traces --out chrome.json"
+    help_epilogue="Examples:\n  bloombee generate --prompt 'import os' --trace traces\n"
+    "  bloombee trace traces --perfetto trace.json"
 )
 def trace(
     *files: Annotated[str, Parameter(help="The files of one run, the head's and every worker's, or a directory of them.")],
-    out: Annotated[str | None, Parameter(help="Also write a trace for chrome://tracing or ui.perfetto.dev to this file.")] = None,
+    perfetto: Annotated[str | None, Parameter(help="Also write a file for ui.perfetto.dev: every microbatch on its way.")] = None,
 ) -> int:
     """Merge the traces of a run's processes and say where the time of a token goes, per hop and in all."""
     from bloombee import timeline
@@ -285,9 +287,11 @@ def trace(
         raise ConfigError("no files: name the directory that --trace wrote to", field="files")
     merged = timeline.load(files)
     timeline.show(merged.breakdown())
-    if out is not None:
-        timeline.write_chrome(merged, out)
-        print(out)
+    if perfetto is not None:
+        from bloombee.perfetto import write
+
+        write(merged, perfetto)
+        print(perfetto)
     return 0
 
 

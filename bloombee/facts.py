@@ -16,6 +16,8 @@ from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
 from bloombee.plan.topology import Topology
 from bloombee.roles.head import HeadRole
+from bloombee.roles.status import SwarmStatus
+from bloombee.roles.status_of import status_of
 from bloombee.types import StageUse, SwarmEvent, WorkerId
 
 T = TypeVar("T")
@@ -98,6 +100,16 @@ class Facts:
         Takes some seconds of steady decode; with a fixed number there is nothing to find.
         """
         return self._started().helm.core.is_settled
+
+    async def status(self) -> SwarmStatus:
+        """Workers, links, plan, requests and what has been served: what ``bloombee status`` shows, as it is now.
+
+        Raises RuntimeClosed while the model is being looked at.
+        """
+        return await self._there(self._status())
+
+    async def _status(self) -> SwarmStatus:
+        return status_of(self._started())
 
     @property
     def num_requests(self) -> int:

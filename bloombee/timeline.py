@@ -9,11 +9,12 @@ tokens had been delivered.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,27 @@ class Breakdown:
         return self.total_ms / self.measured_ms if self.measured_ms else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class TokenTime:
+    """A token, from the verdict before it to its own, by the head's clock.
+
+    Args:
+        microbatch: that brought it.
+        head_parts: name -> nanoseconds, one after the other from the start on, what the head does of that.
+    """
+
+    sequence: int
+    microbatch: int
+    start_ns: int
+    stop_ns: int
+    head_parts: Mapping[str, int]
+
+    @property
+    def ring_ns(self) -> int:
+        """What it spends elsewhere."""
+        return self.stop_ns - self.start_ns - sum(self.head_parts.values())
+
+
 class Timeline:
     """Several processes' traces on the head's clock.
 
@@ -131,34 +153,39 @@ class Timeline:
         Raises:
             ConfigError: there is none.
         """
-        rings = self._rings()
-        visits = self._visits()
+        rings, visits = self.rings, self._visits()
         sums: list[dict[str, int]] = [defaultdict(int) for _ in range(1 + len(self.stages))]
-        num_tokens = num_seen = 0
-        for microbatches in visits.values():
-            for before, now in itertools.pairwise(microbatches):
-                num_seen += 1
-                if now not in rings:
-                    continue
-                num_tokens += 1
-                self._add_head(sums[0], before, now)
-                for total, parts in zip(sums, rings[now], strict=True):
-                    for name, length in parts.items():
-                        total[name] += length
+        num_tokens = 0
+        for token in self.tokens():
+            num_tokens += 1
+            for total, parts in zip(sums, [token.head_parts, *rings[token.microbatch][1:]], strict=True):
+                for name, length in parts.items():
+                    total[name] += length
+            sums[0]["wire"] += rings[token.microbatch][0]["wire"]
         if not num_tokens:
             raise ConfigError("no token has its whole way in these files: trace a run of at least two tokens, end it in order")
+        num_seen = sum(len(microbatches) - 1 for microbatches in visits.values())
         names = ["head", *(f"stage {p.stage} ({p.name})" for p in self.stages)]
         hops = tuple(
             Hop(name, {k: v / num_tokens / 1e6 for k, v in total.items()}) for name, total in zip(names, sums, strict=True)
         )
         return Breakdown(hops, num_tokens, num_seen, self._measured_ms(visits), self.clock_error_ns / 1e6)
 
-    def _add_head(self, total: dict[str, int], before: int, now: int) -> None:
-        """From the verdict of ``before`` to the Forward of ``now``."""
+    def tokens(self) -> Iterator[TokenTime]:
+        """Every one that has its whole chain, but the first of each sequence."""
+        rings = self.rings
+        for sequence, microbatches in self._visits().items():
+            for before, now in itertools.pairwise(microbatches):
+                if now in rings:
+                    yield self._token(sequence, before, now, rings[now][0]["send"])
+
+    def _token(self, sequence: int, before: int, now: int, send_ns: int) -> TokenTime:
+        """From the verdict of ``before`` to that of ``now``."""
         verdict, forward = self._verdicts[before], self._forwards[now]
-        took = verdict.start_ns + verdict.spans[0][1]
-        total["receive"] += took - verdict.start_ns
-        total["wait"] += forward.start_ns - took
+        receive_ns = verdict.spans[0][1]
+        wait_ns = forward.start_ns - verdict.start_ns - receive_ns
+        parts = {"receive": receive_ns, "wait": wait_ns, "send": send_ns}
+        return TokenTime(sequence, now, verdict.start_ns, self._verdicts[now].start_ns, parts)
 
     def _visits(self) -> dict[int, list[int]]:
         """sequence -> its microbatches from the one that brought its first token, as far as verdicts came."""
@@ -175,7 +202,8 @@ class Timeline:
                         visits[sequence].append(number)
         return visits
 
-    def _rings(self) -> dict[int, list[dict[str, int]]]:
+    @functools.cached_property
+    def rings(self) -> dict[int, list[dict[str, int]]]:
         """microbatch -> parts of each hop from the head's sending to the verdict's arrival, where all of them are known."""
         chains = [{c.microbatch: c for c in stage.chains} for stage in self.stages]
         arrivals = {c.microbatch: c.start_ns for c in self.head.chains if c.phase is None}
@@ -203,37 +231,6 @@ class Timeline:
                 count += len(microbatches) - 1
         return total_ns / count / 1e6 if count else 0.0
 
-    # -- Chrome ----------------------------------------------------------------------------
-
-    def chrome(self) -> dict[str, Any]:
-        """The same as a Chrome trace (chrome://tracing, ui.perfetto.dev): a process each, wires as flights between them.
-
-        Source: the Trace Event Format; spans that may overlap are async events ("b" and "e"), the rest complete ones ("X").
-        """
-        events: list[dict[str, Any]] = []
-        origin = min((c.start_ns for c in self.head.chains), default=0)
-        for pid, process in enumerate((self.head, *self.stages)):
-            name = "head" if process.worker == HEAD else f"stage {process.stage} ({process.name})"
-            events.append({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}})
-            events.append({"ph": "M", "name": "process_sort_index", "pid": pid, "args": {"sort_index": pid}})
-            events += [{"ph": "M", "name": "thread_name", "pid": pid, "tid": t, "args": {"name": n}} for t, n in _TRACKS]
-            for chain in process.chains:
-                start = self.on_head_clock(process, chain.start_ns) - origin
-                for span, length in chain.spans:
-                    events += _events(span, pid, chain.microbatch, start, length)
-                    start += length
-        for number, hops in self._rings().items():
-            start = self._forward(number).start_ns + hops[0]["send"] - origin
-            for pid, parts in enumerate(hops):
-                if pid:
-                    start += sum(length for name, length in parts.items() if name != "wire")
-                events += _events("wire", pid, number, start, parts["wire"])
-                start += parts["wire"]
-        return {"traceEvents": events, "displayTimeUnit": "ms"}
-
-    def _forward(self, microbatch: int) -> Chain:
-        return next(c for c in self.head.chains if c.microbatch == microbatch and c.phase is not None)
-
 
 def _incomplete(missing: list[int], num_stages: int) -> str:
     if not missing:
@@ -250,19 +247,6 @@ def _add_wire(hop: dict[str, int], wire: int) -> None:
     early = min(max(0, -wire), hop["send"])
     hop["send"] -= early
     hop["wire"] = wire + early
-
-
-_TRACKS = ((0, "loop"), (1, "device"))
-_ON_DEVICE = frozenset(("decode", "compute", "encode"))
-_OVERLAPPING = frozenset(("queue", "wait", "wire"))
-
-
-def _events(span: str, pid: int, microbatch: int, start_ns: int, length_ns: int) -> list[dict[str, Any]]:
-    base = {"name": span, "cat": span, "pid": pid, "tid": int(span in _ON_DEVICE), "args": {"microbatch": microbatch}}
-    if span not in _OVERLAPPING:
-        return [{**base, "ph": "X", "ts": start_ns / 1e3, "dur": length_ns / 1e3}]
-    ends = (("b", start_ns), ("e", start_ns + max(0, length_ns)))
-    return [{**base, "ph": ph, "id2": {"local": f"{microbatch}"}, "ts": at / 1e3} for ph, at in ends]
 
 
 def align(processes: Iterable[ProcessTrace]) -> dict[int, tuple[int, int]]:
@@ -347,14 +331,6 @@ def read(path: Path) -> ProcessTrace:
 def _chain(record: dict[str, Any]) -> Chain:
     spans = tuple((name, int(length)) for name, length in record["spans"].items())
     return Chain(record["microbatch"], record["start_ns"], spans, record.get("phase"), tuple(record.get("sequences", ())))
-
-
-def write_chrome(timeline: Timeline, path: str | Path) -> None:
-    """Write :meth:`Timeline.chrome` as JSON. Raises ConfigError if ``path`` cannot be written."""
-    try:
-        Path(path).write_text(json.dumps(timeline.chrome()), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}", field="out", path=str(path)) from error
 
 
 # -- for people --------------------------------------------------------------------------------

@@ -236,6 +236,8 @@ class Token:
         logprob: of this token under the model's own distribution, if asked for.
         top_logprobs: (token id, logprob) of the most likely tokens, if asked for.
         finish_reason: set on the last step only.
+        drafted: how many tokens were drafted beside the row that this one was picked after.
+        was_drafted: whether it was itself among those that had been drafted.
     """
 
     text: str
@@ -243,6 +245,8 @@ class Token:
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     finish_reason: FinishReason | None = None
+    drafted: int = 0
+    was_drafted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +259,8 @@ class Generation:
         top_logprobs: (token id, logprob) of the most likely tokens at each position, None if not asked for.
         time_to_first_token_s: from the call to the first token.
         tokens_per_s: of the tokens after the first; of all if there is only one.
+        drafted, accepted: tokens that were drafted ahead, and those of the output that had been.
+        rounds: how often its tokens went round the ring, each time for one token that had not been drafted.
     """
 
     text: str
@@ -265,6 +271,9 @@ class Generation:
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None
     time_to_first_token_s: float
     tokens_per_s: float
+    drafted: int = 0
+    accepted: int = 0
+    rounds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +325,11 @@ class StageUse:
     encoded_frames: int = 0
     raw_bytes: int = 0
     sent_bytes: int = 0
+
+    @property
+    def busy_s(self) -> float:
+        """Of all forwards."""
+        return self.decode.busy_s + self.prefill.busy_s
 
     def __sub__(self, other: StageUse) -> StageUse:
         return StageUse(

@@ -33,8 +33,8 @@ class Served:
         self.swarm = swarm
         (bound,) = listen(read_listen("tcp://127.0.0.1:0"))
         self.port: int = bound.getsockname()[1]
-        app = make_app(swarm.runtime, model=MODEL, clients=clients)
-        self._server = uvicorn.Server(http_config(app, drain_s=10, most_connections=most_connections))
+        self._app = make_app(swarm.runtime, model=MODEL, clients=clients)
+        self._server = uvicorn.Server(http_config(self._app, drain_s=10, most_connections=most_connections))
         self._serving = asyncio.run_coroutine_threadsafe(self._server.serve([bound]), swarm.loop)
         bound.listen()  # whoever dials before it accepts waits
 
@@ -58,7 +58,7 @@ class Served:
             connection.close()
 
     def close(self) -> None:
-        self._server.should_exit = True
+        self._server.should_exit = self._app.state.is_ending = True
         self._serving.result(30)
 
 

@@ -157,7 +157,7 @@ def _fused(
     """[h, n, e], [k, l, e], [k, l, e'] -> [h, n, e'] by torch's own kernel."""
     heads, n, e = q.shape
     groups = heads // k.shape[0]
-    if n == 1:
+    if n == 1 and allowed is None:
         got = scaled_dot_product_attention(q.reshape(1, -1, groups, e), k[None], v[None], scale=scale)
         return got.reshape(heads, 1, -1)
     batch = q.reshape(-1, groups, n, e).transpose(0, 1)

@@ -17,7 +17,7 @@ import torch
 
 from bloombee.engine.hugepages import let_go
 from bloombee.errors import LocalProtocolError, ModelUnsupported
-from bloombee.pipeline.work import Pages, Segment
+from bloombee.pipeline.work import Branches, Pages, Segment
 from bloombee.plan.scratch import COPIED_BYTES
 from bloombee.types import PageGroup
 
@@ -137,11 +137,23 @@ class SlotCache:
         return keys.index_select(1, slots), values.index_select(1, slots)
 
     def copy_shared(self, segments: Sequence[Segment]) -> None:
-        """Give segments that write to a page of others' a copy of it. Before anything of a step is written."""
+        """Put accepted rows of drafts in their places, and give segments that write to a page of others' a copy of it. Before
+        anything of a step is written."""
+        self._move(segments)
         for segment in segments:
             for group, pages in enumerate(segment.pages):
                 if pages.source is not None:
                     self._copy_page(group, pages.source, pages.ids[(segment.position - pages.start) // self.page_size])
+
+    def _move(self, segments: Sequence[Segment]) -> None:
+        for group in range(len(self.groups)):
+            moves = [move for segment in segments if group < len(segment.pages) for move in segment.pages[group].moves]
+            if moves:
+                sources, targets = torch.tensor(moves, device=self.device).T
+                for layer, pair in self._layers.items():
+                    if self.group_of[layer] == group:
+                        for held in pair:
+                            held[:, targets] = held[:, sources]
 
     def _copy_page(self, group: int, source: int, target: int) -> None:
         """All rows of page ``source`` into page ``target``, in every layer of ``group``."""
@@ -164,11 +176,13 @@ class SlotCache:
 
 @dataclass(frozen=True)
 class Rows:
-    """One segment's place in a step: rows [start, stop) of the batch, positions ``position ..``."""
+    """One segment's place in a step: rows [start, stop) of the batch, positions ``position ..``; of a tree, whose nodes have
+    slots one after the other whatever their positions, the positions of these slots."""
 
     start: int
     stop: int
     position: int
+    tree: Branches | None = None
 
     @property
     def num_rows(self) -> int:
@@ -180,7 +194,8 @@ class Rows:
 
     def first_key(self, window: int | None) -> int:
         """The oldest position that any of these rows sees: a row sees itself and ``window - 1`` before it."""
-        return 0 if window is None else max(0, self.position + 1 - window)
+        first = self.position if self.tree is None else self.tree.base
+        return 0 if window is None else max(0, first + 1 - window)
 
     def is_causal(self, window: int | None) -> bool:
         """Whether the mask is the plain triangle: a prompt from its start, within one window."""
@@ -246,9 +261,10 @@ class Step:
         self.rows: list[Rows] = []
         start = 0
         for segment in segments:
-            self.rows.append(Rows(start, start + segment.num_rows, segment.position))
+            self.rows.append(Rows(start, start + segment.num_rows, segment.position, segment.tree))
             start += segment.num_rows
         self.num_rows = start
+        self._segments = segments
         self._batched = batched
         self._held = [[_find_slots(segment, cache, index) for segment in segments] for index in range(len(cache.groups))]
         self._group = 0
@@ -277,7 +293,7 @@ class Step:
     @cached_property
     def position_ids(self) -> torch.Tensor:
         """[1, t] absolute positions."""
-        flat = np.concatenate([np.arange(rows.position, rows.length) for rows in self.rows])
+        flat = np.concatenate([np.asarray(segment.positions(), dtype=np.int64) for segment in self._segments])
         return self._tensor(flat)[None]
 
     def grouped(self, window: int | None, few: int) -> tuple[list[Together], Sequence[int]]:
@@ -292,7 +308,11 @@ class Step:
         return found
 
     def _bring_together(self, window: int | None, few: int) -> tuple[list[Together], Sequence[int]]:
-        counts = {number: rows.length - rows.first_key(window) for number, rows in enumerate(self.rows) if rows.num_rows == 1}
+        counts = {
+            number: rows.length - rows.first_key(window)
+            for number, rows in enumerate(self.rows)
+            if rows.num_rows == 1 and rows.tree is None
+        }
         small = sorted((n for n in counts if self._batched or counts[n] <= few), key=counts.__getitem__, reverse=True)
         groups: list[list[int]] = []
         for number in small:
@@ -337,6 +357,10 @@ class Step:
         return found
 
     def _block(self, rows: Rows, first: int, stop: int, window: int | None) -> Block:
+        if rows.tree is not None:
+            start = rows.first_key(window)
+            allowed = self._tensor(_seen_in_tree(rows, rows.tree, window)[first:stop])
+            return Block(first, stop, 0, rows.length - start, allowed)
         own = Rows(rows.start + first, rows.start + stop, rows.position + first)
         start, oldest = rows.first_key(window), own.first_key(window)
         allowed = None
@@ -409,6 +433,21 @@ def require_stored(
         raise ModelUnsupported(f"a layer attends to {how}; it must attend to what it caches", unsupported="kv_cache")
 
 
+def _seen_in_tree(rows: Rows, tree: Branches, window: int | None) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """[rows, keys] which keys from ``first_key`` on each node sees: confirmed rows, its ancestors and itself."""
+    count, start = len(tree.parents), rows.first_key(window)
+    above = np.zeros((count + 1, count), dtype=np.bool_)
+    for node, parent in enumerate(tree.parents, start=1):
+        above[node] = above[parent]
+        above[node, node - 1] = True
+    depths = np.array(tree.depths())
+    positions = np.concatenate([np.arange(start, tree.base), tree.base + depths])
+    allowed = np.concatenate([np.ones((count, tree.base - start), dtype=np.bool_), above[1:]], axis=1)[tree.first - 1 :]
+    if window is not None:
+        allowed &= positions > (tree.base + depths[tree.first - 1 :] - window)[:, None]
+    return allowed
+
+
 def _find_group(groups: Sequence[PageGroup], layer: LayerCache) -> int:
     fitting = [index for index, group in enumerate(groups) if not group.window or 0 < layer.window <= group.window]
     if not fitting:
@@ -449,7 +488,8 @@ def require_held(segment: Segment, cache: SlotCache, index: int) -> None:
         raise LocalProtocolError(f"sequence {segment.sequence}: pages of {len(segment.pages)} groups, not {len(cache.groups)}")
     pages = segment.pages[index]
     length = segment.position + segment.num_rows
-    oldest = max(0, segment.position + 1 - group.window) if group.window else 0
+    first = segment.position if segment.tree is None else segment.tree.base
+    oldest = max(0, first + 1 - group.window) if group.window else 0
     if not segment.num_rows or pages.start % size or pages.start > oldest or pages.start + len(pages.ids) * size < length:
         raise LocalProtocolError(
             f"sequence {segment.sequence}: {len(pages.ids)} pages of {size} from {pages.start} on for {length} positions,"

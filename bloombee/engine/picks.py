@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bloombee.engine.grammar import Grammars, Mask
 from bloombee.engine.processors import Processors
@@ -21,11 +22,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """A row that gets a token: row ``row`` of the batch, which takes absolute position ``position``."""
+    """A row that gets a token: row ``row`` of the batch, which is ``node`` of a tree; the token takes absolute position
+    ``position``."""
 
     segment: Segment
     row: int
     position: int
+    node: int = 0
+
+    @property
+    def history(self) -> NDArray[np.uint32]:
+        """All token ids up to the row's, if the segment has them."""
+        segment, tree = self.segment, self.segment.tree
+        if tree is None or not segment.history:
+            return np.frombuffer(segment.history, dtype="<u4")[: self.position]
+        return np.frombuffer(segment.history + tree.tokens_on(self.node), dtype="<u4")
 
 
 def picked_rows(segments: Sequence[Segment]) -> list[Picked]:
@@ -39,10 +50,9 @@ def picked_rows(segments: Sequence[Segment]) -> list[Picked]:
             raise LocalProtocolError(
                 f"sequence {segment.sequence}: rows to sample and no sampling parameters", sequence=segment.sequence
             )
-        stop = start + segment.num_rows
-        first = stop - min(segment.num_picks, segment.num_rows)
-        found += [Picked(segment, row, segment.position + row - start + 1) for row in range(first, stop)]
-        start = stop
+        positions, first = segment.positions(), 0 if segment.tree is None else segment.tree.first
+        found += [Picked(segment, start + row, positions[row] + 1, first and first + row) for row in segment.picked()]
+        start += segment.num_rows
     return found
 
 
@@ -62,7 +72,7 @@ def pick(logits: torch.Tensor, picked: Sequence[Picked], processors: Processors 
         grammars.picked(
             (one.segment, one.position, pick.token)
             for one, pick in newest.values()
-            if one.segment.grammar and pick.token < NO_GRAMMAR
+            if one.segment.grammar and one.segment.tree is None and pick.token < NO_GRAMMAR
         )
     return picks
 
@@ -71,6 +81,8 @@ def _mask(one: Picked, grammars: Grammars | None) -> Mask | GrammarFailed | None
     """What the row's grammar allows, or why that is not known; None: it has none."""
     if one.segment.grammar is None:
         return None
+    if one.segment.tree is not None:
+        return GrammarFailed("rows of a draft have no grammar")
     if grammars is None:
         return GrammarFailed("this stage has no vocabulary for grammars")
     try:
@@ -86,7 +98,7 @@ def _row(one: Picked, mask: Mask | GrammarFailed | None) -> SamplerRow:
     return SamplerRow(
         sampling=segment.sampling,
         position=one.position,
-        history=np.frombuffer(segment.history, dtype="<u4")[: one.position],
+        history=one.history,
         num_prompt_tokens=segment.num_prompt_tokens,
         max_new_tokens=segment.max_new_tokens,
         end_tokens=segment.end_tokens,

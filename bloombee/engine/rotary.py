@@ -101,7 +101,7 @@ def install(model: nn.Module) -> tuple[RotaryByLength, ...]:
 
 def lengths_of(segments: Sequence[Segment]) -> list[int]:
     """Of each row: how long its sequence was in the forward that it would have been in alone."""
-    return [max(s.num_prompt_tokens, position + 1) for s in segments for position in range(s.position, s.position + s.num_rows)]
+    return [max(s.num_prompt_tokens, position + 1) for s in segments for position in s.positions()]
 
 
 def restart_at(model: PreTrainedModel) -> int:

@@ -48,7 +48,7 @@ class Bank:
     def rows(self, boundary: int, num_layers: int, segments: tuple[Segment, ...]) -> torch.Tensor:
         """[rows, d] that cross after ``boundary`` of ``num_layers`` layers, those of ``segments`` in order."""
         depth = self._depths[min(len(self._depths) - 1, boundary * len(self._depths) // num_layers)]
-        keys = [_key(one.sequence, one.position + row) % len(depth) for one in segments for row in range(one.num_rows)]
+        keys = [_key(one.sequence, position) % len(depth) for one in segments for position in one.positions()]
         return depth[torch.tensor(keys, dtype=torch.int64)]
 
 
@@ -162,7 +162,7 @@ class StandIn:
             got = "none" if hidden is None else f"{list(hidden.shape)} {hidden.dtype}"
             raise RemoteProtocolError(f"activations are {got}; this stage takes {list(expected.shape)} {self.dtype.value}")
         wrong = int((hidden != expected).any(dim=1).nonzero()[0])
-        places = [(one.sequence, one.position + row) for one in work.segments for row in range(one.num_rows)]
+        places = [(one.sequence, position) for one in work.segments for position in one.positions()]
         sequence, position = places[wrong]
         raise RemoteProtocolError(
             f"the row of sequence {sequence}, position {position} is not the one that belongs there",
@@ -174,10 +174,7 @@ class StandIn:
 def _picks(segment: Segment) -> list[Pick]:
     if segment.num_picks and segment.sampling is None:
         raise LocalProtocolError(f"sequence {segment.sequence}: rows to sample and no sampling parameters")
-    stop = segment.position + segment.num_rows
     seed = segment.sampling.seed if segment.sampling is not None else 0
-    first = stop - min(segment.num_picks, segment.num_rows)
-    return [
-        Pick(segment.sequence, segment.generation, position + 1, standin_token(seed, position + 1), None, ())
-        for position in range(first, stop)
-    ]
+    positions = segment.positions()
+    places = [positions[row] + 1 for row in segment.picked()]
+    return [Pick(segment.sequence, segment.generation, place, standin_token(seed, place), None, ()) for place in places]

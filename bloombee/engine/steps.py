@@ -1,7 +1,7 @@
 """What a span's device is asked for: steps, from the segments of a work to activations or picks.
 
 There are three ways, and a span takes the first that it can: a recording (``graphs.py``), a forward whose attention is by our
-own kernels (``paged.py``), a forward whose attention is torch's (``attention.py``).
+own kernels (``paged.py``), a forward whose attention is torch's (``attention.py``), as it is with trees of drafts.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class Steps:
         lengths = lengths_of(segments) if self._skeleton.rotaries else None
         if hidden is not None:
             hidden = None if self.is_first else to_device(hidden, self._device)
-        if self.tables is not None:
+        if self.tables is not None and not has_tree(segments):
             self.tables.fill(segments)
             return self._inputs_of(self.tables, hidden, lengths)
         step = Step(self.cache, segments, batched=self.batched)
@@ -209,12 +209,18 @@ class Steps:
         return self.forward.logits(inputs, 0) if self.is_last else self.forward.hidden(inputs)
 
     def _can_replay(self, segments: Sequence[Segment]) -> bool:
-        return self.graphs is not None and self.tables is not None and self.graphs.can_run(segments)
+        has_graphs = self.graphs is not None and self.tables is not None and self.graphs.can_run(segments)
+        return has_graphs and not has_tree(segments)
 
     def _prepare(self, size: int) -> None:
         if self.graphs is not None:
             with on_device(self._device), torch.inference_mode():
                 self.graphs.prepare(size)
+
+
+def has_tree(segments: Sequence[Segment]) -> bool:
+    """Then it is torch's attention that masks what a row does not see."""
+    return any(segment.tree is not None for segment in segments)
 
 
 def _chosen(rows: torch.Tensor, picked: Sequence[Picked]) -> torch.Tensor:

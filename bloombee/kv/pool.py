@@ -167,6 +167,11 @@ class PageTable:
         """Slots are held for positions [start, stop)."""
         return self._start + len(self._pages) * self._pool.page_size
 
+    def slot(self, position: int) -> int:
+        """Of a position that is held."""
+        page, row = divmod(position - self._start, self._page_size)
+        return self._pages[page] * self._page_size + row
+
     def place(self, position: int, stop: int) -> int | None:
         """Hold slots for rows at [position, stop); what was held from ``position`` on is stale.
 

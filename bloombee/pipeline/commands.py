@@ -131,6 +131,9 @@ class Deliver(Struct, frozen=True, gc=False):
     request: int
     pick: Pick
     finish: FinishReason | None
+    drafted: int = 0
+    """As of Emitted; so is ``was_drafted``."""
+    was_drafted: bool = False
 
 
 class Conclude(Struct, frozen=True, gc=False):

@@ -1,12 +1,15 @@
 """What became of a sequence's generations, while rows of older ones may still be under way. Pure bookkeeping.
 
-Theory of operation. A cut (generation g, length L) says that generation g is rows [0, L) of generation g - 1 and whatever is sent
-as g. Cuts overtake rows, so rows of g - 1 may come when g is known already: those below L are as good as rows of g, and nobody
-will send them again. So a row of generation h at position p is alive in generation g > h iff p is below every L of h + 1 .. g. A
-stage takes the cuts of a sequence one after the other, however they come; with one missing it cannot know how far older rows are
-alive, and rows of a generation that it does not know yet wait. A cut of length 0 needs none before it.
+Theory of operation. A cut (generation g, length L, path) says that generation g is rows [0, L) of generation g - 1, the rows of
+the nodes on its path, and whatever is sent as g. Cuts overtake rows, so rows of g - 1 may come when g is known already: those
+below L are as good as rows of g, and nobody will send them again. So a row of generation h at position p is alive in generation
+g > h iff p is below every L of h + 1 .. g. A stage takes the cuts of a sequence one after the other, however they come; with one
+missing it cannot know how far older rows are alive, and rows of a generation that it does not know yet wait. A cut of length 0
+needs none before it. A node of generation h is alive in g > h iff it is on the path of h + 1, where it takes position L + its
+place there, and that is below the lengths of h + 2 .. g.
 
-A cut is remembered as long as rows below its length are not held: from then on older rows bring nothing that is alive.
+A cut is remembered as long as rows below its length, or on its path, are not held: from then on older rows bring nothing that is
+alive.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from dataclasses import dataclass, field
 
 from bloombee.errors import RemoteProtocolError
 from bloombee.types import SequenceId
-from bloombee.wire.messages import Item
+from bloombee.wire.messages import Cut, Item
 
 MOST_AHEAD = 256
 """Cuts of a sequence that are known and cannot be taken yet, or still matter."""
@@ -27,8 +30,8 @@ MOST_SEQUENCES = 1 << 16
 class Cuts:
     """Of the sequences of a store."""
 
-    of: dict[SequenceId, dict[int, int]] = field(default_factory=dict)
-    """generation -> length."""
+    of: dict[SequenceId, dict[int, Cut]] = field(default_factory=dict)
+    """By the generation that each begins."""
 
     def check(self, sequence: SequenceId) -> None:
         """Raises RemoteProtocolError if one more of the sequence is more than anybody needs."""
@@ -36,37 +39,53 @@ class Cuts:
         if len(known) >= MOST_AHEAD or (not known and len(self.of) >= MOST_SEQUENCES):
             raise RemoteProtocolError(f"sequence {sequence}: too many cuts that wait for others", path="Commit.cuts")
 
-    def note(self, sequence: SequenceId, generation: int, length: int) -> None:
+    def note(self, cut: Cut) -> None:
         """Said again it changes nothing: a generation begins once."""
-        self.of.setdefault(sequence, {}).setdefault(generation, length)
+        self.of.setdefault(cut.sequence, {}).setdefault(cut.generation, cut)
 
-    def newest(self, sequence: SequenceId, generation: int) -> int:
-        """The newest generation that follows on ``generation`` by cuts that are all known. One of length 0 follows on any:
-        nothing of before is alive."""
+    def following(self, sequence: SequenceId, generation: int) -> list[Cut]:
+        """Those that follow on ``generation``, as far as all are known. One of length 0 follows on any: nothing of before is
+        alive."""
         known = self.of.get(sequence, {})
-        newest = max((g for g, length in known.items() if g > generation and not length), default=generation)
+        anew = max((g for g, cut in known.items() if g > generation and not cut.length), default=None)
+        found = [] if anew is None else [known[anew]]
+        newest = generation if anew is None else anew
         while newest + 1 in known:
             newest += 1
-        return newest
+            found.append(known[newest])
+        return found
 
     def alive(self, sequence: SequenceId, generation: int, now: int) -> int:
         """Rows of ``generation`` below this position are alive in generation ``now``."""
         known = self.of.get(sequence, {})
         if now - generation > len(known):
             return 0  # the rows of one between were cut off, or it is of no use any more
-        return min(known.get(between, 0) for between in range(generation + 1, now + 1))
+        return min(known[between].length if between in known else 0 for between in range(generation + 1, now + 1))
+
+    def path(self, item: Item, now: int) -> tuple[int, ...]:
+        """Nodes of the generation of a tree's item that are alive in generation ``now``: the first has the item's position."""
+        cut = self.of.get(item.sequence, {}).get(item.generation + 1)
+        if cut is None or cut.length != item.position:
+            return ()
+        limit = self.alive(item.sequence, cut.generation, now) if now > cut.generation else cut.length + len(cut.path)
+        return cut.path[: max(0, limit - cut.length)]
 
     def has_cut(self, item: Item) -> bool:
         """Of a sequence that is not held: whether it was cut off before it came."""
-        now = self.newest(item.sequence, item.generation)
-        return now > item.generation and self.alive(item.sequence, item.generation, now) <= item.position
+        following = self.following(item.sequence, item.generation)
+        if not following:
+            return False
+        now = following[-1].generation
+        if item.tree is not None:
+            return not self.path(item, now)
+        return self.alive(item.sequence, item.generation, now) <= item.position
 
     def held(self, sequence: SequenceId, generation: int, have: int) -> None:
         """In ``generation`` rows [0, have) are held: older rows below are of no use."""
         known = self.of.get(sequence)
         if known is None:
             return
-        done = max((g for g, length in known.items() if g <= generation and length <= have), default=0)
+        done = max((g for g, cut in known.items() if g <= generation and cut.length + len(cut.path) <= have), default=0)
         for old in [g for g in known if g <= done]:
             del known[old]
         if not known:
@@ -76,7 +95,7 @@ class Cuts:
         """The sequence begins anew as ``generation``: nothing of before is alive."""
         known = self.of.get(sequence)
         if known is not None:
-            self.of[sequence] = {g: length for g, length in known.items() if g > generation}
+            self.of[sequence] = {g: cut for g, cut in known.items() if g > generation}
             if not self.of[sequence]:
                 del self.of[sequence]
 

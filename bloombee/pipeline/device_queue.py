@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from bloombee.errors import LocalProtocolError
-from bloombee.pipeline.cuts import rows_of
 from bloombee.pipeline.seat import Seat
 from bloombee.pipeline.sequences import SequenceStore
+from bloombee.pipeline.trees import parts_after, some_rows
 from bloombee.pipeline.work import Work
-from bloombee.types import Phase, SequenceId
-from bloombee.wire.messages import Item
+from bloombee.types import Phase
+from bloombee.wire.messages import Cut, Item
 
 DEVICE_DEPTH = 2
 """Works given to the device at once: it never waits for the event loop, and little is committed early."""
@@ -39,29 +39,32 @@ class Job:
     said: tuple[Item, ...] | None = None
     """The items as they were computed, where those above were cut since: what comes of the work has all their rows."""
 
-    def cut_waiting(self, sequence: SequenceId, generation: int, length: int) -> int:
-        """Not on the device yet: rows from ``length`` on are not computed. Returns how many items went with all of their rows."""
-        items, spans = [], []
-        for item, (start, _) in zip(self.items, self.work.hidden_rows, strict=True):
-            alive = item if item.sequence != sequence else rows_of(item, 0, length - item.position, generation)
-            if alive is not None:
-                items.append(alive)
-                spans.append((start, start + alive.num_rows))
-        num_gone = len(self.items) - len(items)
+    def cut_waiting(self, cut: Cut) -> int:
+        """Not on the device yet: dead rows are not computed. Returns by how many there are fewer items of the sequence."""
+        items, spans, num_gone = list[Item](), list[tuple[int, int]](), 0
+        for item, span in zip(self.items, self.work.hidden_rows, strict=True):
+            if item.sequence != cut.sequence:
+                items.append(item)
+                spans.append(span)
+                continue
+            num_gone += 1
+            for part in parts_after(item, cut):
+                if part.item is not None:
+                    items.append(part.item)
+                    spans.append((span[0] + part.start, span[0] + part.stop))
+                    num_gone -= 1
         self.items = tuple(items)
         self.work = replace(self.work, hidden_rows=tuple(spans))
         return num_gone
 
-    def cut_running(self, sequence: SequenceId, generation: int, length: int) -> None:
+    def cut_running(self, cut: Cut) -> None:
         """On the device: what is alive of the sequence's rows parts from what is dead, which keeps its generation."""
         items: list[Item] = []
         for item in self.items:
-            if item.sequence != sequence:
+            if item.sequence != cut.sequence:
                 items.append(item)
                 continue
-            alive = rows_of(item, 0, length - item.position, generation)
-            dead = rows_of(item, alive.num_rows if alive is not None else 0, item.num_rows, item.generation)
-            items += [part for part in (alive, dead) if part is not None]
+            items += [part.item or some_rows(item, part.start, part.stop) for part in parts_after(item, cut)]
         self.said = self.said or self.items
         self.items = tuple(items)
 

@@ -237,6 +237,10 @@ class Emitted(Struct, frozen=True, gc=False):
 
     pick: Pick
     finish: FinishReason | None
+    drafted: int = 0
+    """Tokens that were drafted beside the row that this one is picked after."""
+    was_drafted: bool = False
+    """It had been drafted, so what follows on it may be known already."""
 
 
 class Ended(Struct, frozen=True, gc=False):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bloombee.kv.pool import PageTable
-from bloombee.wire.messages import Fork, Opening, Pick
+from bloombee.pipeline.trees import Nodes
+from bloombee.wire.messages import Cut, Fork, Item, Opening, Pick, Tree
 
 
 @dataclass(slots=True)
@@ -31,6 +33,10 @@ class Held:
     """On the last stage, what its newest work gave: the scheduler may have to be told again."""
     num_prefill: int = 0
     """Works in the prefill queue: decode of the same sequence must not overtake them."""
+    nodes: Nodes = field(default_factory=Nodes)
+    """Rows of a draft, beyond ``have``."""
+    moves: list[tuple[int, int]] = field(default_factory=list)
+    """Of accepted rows; see Segment."""
 
     @property
     def begun_at(self) -> int:
@@ -51,6 +57,8 @@ class Held:
         self.is_lost = False
         self.picks = ()
         self.tokens.clear()
+        self.nodes.clear()
+        self.moves.clear()
         if isinstance(begun, Fork):
             assert parent is not None
             self.tables = tuple([table.fork(begun.length) for table in parent.tables])
@@ -58,17 +66,55 @@ class Held:
             self.newest = parent.newest
             self.tokens += parent.tokens[: 4 * begun.length]
 
-    def go_back(self, length: int) -> None:
-        """To rows [0, length). Pages beyond are free at once: works that still write to them are on the device before any that is
-        to come."""
+    def can_hang(self, item: Item, tree: Tree, path: Sequence[int]) -> bool:
+        """Whether a tree's item lacks nothing before it. Of the present generation nodes come in order; of an older one those
+        count that a ``path`` has made rows."""
+        if item.generation == self.generation:
+            return item.position <= self.have and tree.first <= len(self.nodes) + 1
+        due = [item.position + depth for depth, node in enumerate(path) if tree.first <= node < tree.first + item.num_rows]
+        return not due or due[0] <= self.have
+
+    @property
+    def settled(self) -> int:
+        """Rows [0, settled) are in their places."""
+        return min([self.placed, *(target for _, target in self.moves)])
+
+    def cut(self, cut: Cut) -> None:
+        """Go on as the cut's generation; ``cut.length`` is one that it can go back to. Rows that are not held are to come."""
+        self.generation = cut.generation
+        self.picks = ()
+        if len(self.nodes) or cut.length < self.have:
+            self._go_back(cut)
+
+    def _go_back(self, cut: Cut) -> None:
+        """To rows [0, length) and the path. Pages beyond are free at once, but for those with rows that are to be moved: works
+        that still write to them are on the device before any that is to come."""
+        length = cut.length
         if length < self.begun_at:
             self.begun = self.opening  # a fork no more: the rows that were its parent's are sent as its own
-        self.have = length
-        self.newest = self.newest if length else 0
-        self.placed = min(self.placed, length)
+        path = self.nodes.leading(cut.path) if length == self.have else ()
+        self.have = min(self.have, length)
+        self.moves = [(source, target) for source, target in self.moves if target < length]
+        if path:
+            self._accept(path)
+        else:
+            self.placed = min(self.placed, length)
+        self.nodes.clear()
+        self.newest = max(self.newest, self.have) if length else 0
+        needed = max([self.have, *(source + 1 for source, _ in self.moves)])
         for table in self.tables:
-            if length < table.stop:
-                table.truncate(length)
+            if needed < table.stop:
+                table.truncate(needed)
+
+    def _accept(self, path: Sequence[int]) -> None:
+        base, nodes = self.have, self.nodes
+        placed = [node for node in path if node <= nodes.placed]
+        if len(self.tokens) == 4 * base:
+            self.tokens += nodes.on(placed)
+        if placed:
+            self.placed = base + len(placed)
+            self.moves += nodes.moves(base, placed)
+        self.have = base + len(path)
 
     def let_go(self) -> None:
         """Of all pages."""

@@ -9,6 +9,8 @@ A frame addresses rows by (sequence, generation, position), and each of its item
     ends at or before ``have``             held already, ignored
     starts at or before ``have``           its rows from ``have`` on are taken
     starts beyond ``have``                 Gap(have): the frame is not taken as held and will come again
+
+Nodes of a tree are taken likewise, in the order of their numbers, where their tree hangs on the last row that is held.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from bloombee.pipeline.seat import Seat
 from bloombee.pipeline.sequences import SequenceStore
 from bloombee.pipeline.work import Work
 from bloombee.types import Kind, Phase, PipelineId, Priority
-from bloombee.wire.messages import Forward, Holding, Item
+from bloombee.wire.messages import Cut, Forward, Holding, Item
 from bloombee.wire.spoken import check_item
 
 _NOW, _SHADOW = int(Priority.NOW), int(Kind.SHADOW)
@@ -50,7 +52,7 @@ class Intake:
         """
         if len({item.sequence for item in items}) < len(items):
             raise RemoteProtocolError("a sequence twice in one frame", path="$.items")
-        odd = [item for item in items if item.opening is not None or item.tree is not None or item.kind == _SHADOW]
+        odd = [item for item in items if item.opening is not None or item.kind == _SHADOW]
         for item in odd:
             check_item(item)
         live, lost = self._store.live(items), self._store.lost(odd) if odd else []
@@ -75,6 +77,13 @@ class Intake:
             if wanted is not None and item.sequence not in wanted:
                 continue
             held = self._held(item)
+            if item.tree is not None:
+                for part in store.take_nodes(held, item, item.tree):
+                    assert part.item is not None
+                    held.num_prefill += queue is Phase.PREFILL
+                    items.append(part.item)
+                    spans.append((start + part.start, start + part.stop))
+                continue
             taken = store.take(held, item, num_rows)
             if taken is None:
                 continue
@@ -103,5 +112,5 @@ class Intake:
         if held is None:
             return self._store.open(item)
         if item.generation > held.generation:
-            drop(self._log, self._device.jobs, item.sequence, held, 0)
+            drop(self._log, self._device.jobs, held, Cut(item.sequence, item.generation, 0, ()))
         return held

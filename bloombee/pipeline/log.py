@@ -1,8 +1,8 @@
 """What left a stage, kept so that it can be said again to another neighbour. Pure bookkeeping; payloads are opaque.
 
 Frames are kept as they were made, encoded, with whose rows they hold: keeping costs no copy, and a frame that is still to be
-acknowledged is the same object. The rows of a sequence are runs over such frames, in rising order without holes. A frame is let
-go when no sequence has rows in it any more.
+acknowledged is the same object. The rows of a sequence are runs over such frames, in rising order without holes; beyond them
+there may be nodes of a draft, of which a cut makes rows or nothing. A frame is let go when no sequence has rows in it any more.
 
 Memory has a budget, and a file on disk another. Shortly before memory is full the oldest frames there are to be written to the
 file, one slab at a time (:class:`~bloombee.pipeline.commands.Spill`); they count as memory's until they have been
@@ -15,16 +15,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from msgspec import Struct
 
 from bloombee.pipeline.commands import Spill
 from bloombee.pipeline.extents import Extents
+from bloombee.pipeline.trees import Part, nodes_of, parts_on
 from bloombee.pipeline.work import Piece
 from bloombee.types import SequenceId
-from bloombee.wire.messages import Item
+from bloombee.wire.messages import Cut, Item, Tree
 
 LOG_BYTES = 256 << 20
 LOG_SHARE = 8
@@ -62,14 +63,31 @@ class _Run(Struct, gc=False):
         return self.position + len(self.tokens) // 4
 
 
+@dataclass(slots=True, eq=False)
+class _Branch:
+    """The rows of a tree's item, which are those from ``row`` on of the frame."""
+
+    item: Item
+    tree: Tree
+    frame: _Frame
+    row: int
+
+    @property
+    def stop(self) -> int:
+        """The node after its last."""
+        return self.tree.first + self.item.num_rows
+
+
 @dataclass(frozen=True, slots=True)
 class Said:
-    """Rows of a sequence as they are to be said again. ``tokens``, ``num_picks``: as of :class:`~bloombee.wire.messages.Item`."""
+    """Rows of a sequence as they are to be said again. ``tokens``, ``num_picks``, ``tree``: as of
+    :class:`~bloombee.wire.messages.Item`."""
 
     position: int
     tokens: bytes
     num_picks: int
     pieces: tuple[Piece, ...]
+    tree: Tree | None = None
 
     @property
     def num_rows(self) -> int:
@@ -82,6 +100,8 @@ class _Rows:
 
     runs: list[_Run] = field(default_factory=list)
     stop: int = 0
+    nodes: list[_Branch] = field(default_factory=list)
+    """Of the present generation, in order; they hang on row ``stop - 1``."""
 
     @property
     def start(self) -> int:
@@ -129,7 +149,10 @@ class BoundaryLog:
         for item in items:
             num_rows = len(item.tokens) // 4
             if item is following:
-                self._note(item, frame, row, num_rows)
+                if item.tree is None:
+                    self._note(item.sequence, item.position, item.tokens, item.num_picks, frame, row)
+                else:
+                    self._rows.setdefault(item.sequence, _Rows()).nodes.append(_Branch(item, item.tree, frame, row))
                 following = next(wanted, None)
             row += num_rows
         while self.num_bytes > self._memory_bytes and len(self._frames) > 1:
@@ -187,27 +210,35 @@ class BoundaryLog:
 
     # -- rows ------------------------------------------------------------------------------
 
-    def _note(self, item: Item, frame: _Frame, row: int, num_rows: int) -> None:
-        rows = self._rows.get(item.sequence)
+    def _note(self, sequence: SequenceId, position: int, tokens: bytes, num_picks: int, frame: _Frame, row: int) -> None:
+        rows = self._rows.get(sequence)
         if rows is None:
-            rows = self._rows[item.sequence] = _Rows()
-        position = item.position
+            rows = self._rows[sequence] = _Rows()
         if position != rows.stop:
             self._cut(rows, position if rows.start <= position < rows.stop else 0)
-        rows.runs.append(_Run(position, item.tokens, item.num_picks, frame, row))
-        rows.stop = position + num_rows
+        rows.runs.append(_Run(position, tokens, num_picks, frame, row))
+        rows.stop = position + len(tokens) // 4
 
     def forget(self, sequence: SequenceId) -> None:
         """It is closed: nobody asks for its rows any more."""
         rows = self._rows.pop(sequence, None)
         if rows is not None:
             self._cut(rows, 0)
+            self._let_go_of_nodes(rows)
 
-    def truncate(self, sequence: SequenceId, position: int) -> None:
-        """Rows from ``position`` on are of an older generation now."""
-        rows = self._rows.get(sequence)
-        if rows is not None and position < rows.stop:
-            self._cut(rows, position)
+    def cut(self, cut: Cut) -> None:
+        """Rows from its length on are dead, but for those of nodes on its path, which come to be rows."""
+        rows = self._rows.get(cut.sequence)
+        if rows is None:
+            return
+        if rows.nodes and cut.length == rows.stop:
+            for part, branch in _on_path(rows, cut):
+                branch.frame.num_runs += 1
+                assert part.item is not None
+                self._note(cut.sequence, part.item.position, part.item.tokens, 0, branch.frame, branch.row + part.start)
+        elif cut.length < rows.stop:
+            self._cut(rows, cut.length)
+        self._let_go_of_nodes(rows)
 
     def bounds(self, sequence: SequenceId) -> tuple[int, int]:
         """[start, stop) of the positions that are kept; (0, 0) if nothing of it ever left."""
@@ -229,6 +260,22 @@ class BoundaryLog:
             num_picks = picked + (num_picks if picked == end - first else 0)
         return Said(start, b"".join(tokens), num_picks, tuple(pieces))
 
+    def num_nodes(self, sequence: SequenceId) -> int:
+        """Of its present generation."""
+        rows = self._rows.get(sequence)
+        return rows.nodes[-1].stop - 1 if rows is not None and rows.nodes else 0
+
+    def read_nodes(self, sequence: SequenceId, first: int, most: int) -> Said | None:
+        """Up to ``most`` nodes from number ``first`` on, which has been kept, or not any more (None)."""
+        for branch in self._rows[sequence].nodes:
+            if branch.tree.first <= first < branch.stop:
+                start = first - branch.tree.first
+                stop = min(branch.item.num_rows, start + most)
+                item = nodes_of(branch.item, branch.tree, start, stop)
+                piece = Piece(branch.frame.payload, branch.row + start, branch.row + stop)
+                return Said(item.position, item.tokens, item.num_picks, (piece,), item.tree)
+        return None
+
     def clear(self) -> None:
         """Forget everything; nothing is asked of it any more."""
         self._rows.clear()
@@ -239,22 +286,27 @@ class BoundaryLog:
     def _cut(self, rows: _Rows, position: int) -> None:
         """Forget rows from ``position`` on."""
         while rows.runs and rows.runs[-1].position >= position:
-            self._release(rows.runs.pop())
+            self._release(rows.runs.pop().frame)
         if rows.runs and (surplus := rows.runs[-1].stop - position) > 0:
             last = rows.runs[-1]
             last.tokens, last.num_picks = last.tokens[: -4 * surplus], max(0, last.num_picks - surplus)
         rows.stop = position
 
+    def _let_go_of_nodes(self, rows: _Rows) -> None:
+        for branch in rows.nodes:
+            self._release(branch.frame)
+        rows.nodes.clear()
+
     def lose(self, sequence: SequenceId, stop: int) -> None:
         """Rows before ``stop`` cannot be read."""
         rows = self._rows.get(sequence)
         while rows is not None and rows.runs and rows.runs[0].position < stop:
-            self._release(rows.runs.pop(0))
+            self._release(rows.runs.pop(0).frame)
 
-    def _release(self, run: _Run) -> None:
-        run.frame.num_runs -= 1
-        if not run.frame.num_runs:
-            self._let_go(run.frame)
+    def _release(self, frame: _Frame) -> None:
+        frame.num_runs -= 1
+        if not frame.num_runs:
+            self._let_go(frame)
 
     def _let_go(self, frame: _Frame) -> None:
         """Of one that is being written that is done when it has been."""
@@ -270,6 +322,8 @@ class BoundaryLog:
             rows = self._rows.get(sequence)
             if rows is None:
                 continue
+            frame.num_runs -= sum(branch.frame is frame for branch in rows.nodes)
+            rows.nodes = [branch for branch in rows.nodes if branch.frame is not frame]
             runs = rows.runs
             if runs and runs[0].frame is frame:  # the oldest of all, as it mostly is
                 del runs[0]
@@ -281,3 +335,14 @@ class BoundaryLog:
                 del runs[0]
                 frame.num_runs -= 1
         self._let_go(frame)
+
+
+def _on_path(rows: _Rows, cut: Cut) -> Iterator[tuple[Part, _Branch]]:
+    """Rows of nodes on the path of a cut, in order, up to the first that is not kept."""
+    for branch in rows.nodes:
+        for part in parts_on(branch.item, branch.tree, cut.path, cut.generation, rows.stop):
+            if part.item is None:
+                continue
+            if part.item.position != rows.stop:
+                return
+            yield part, branch

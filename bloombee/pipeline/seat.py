@@ -28,6 +28,7 @@ from bloombee.wire.messages import (
     REPLAY,
     Ack,
     AnyMessage,
+    Cut,
     Forward,
     Holding,
     Item,
@@ -150,8 +151,9 @@ class Seat:
         if self._lost:
             self._begun_anew(fresh)
         if self.is_last:
+            nodes = _nodes(work) if any(segment.tree is not None for segment in work.segments) else None
             return self._push(
-                Lane.CONTROL, lambda number: Verdict(frame=number, picks=outcome.picks, nodes=None, **head), None, now
+                Lane.CONTROL, lambda number: Verdict(frame=number, picks=outcome.picks, nodes=nodes, **head), None, now
             )
         if work.microbatch == MARK:
             self._num_marks += 1
@@ -257,12 +259,12 @@ class Seat:
             self.telling.came(self._replays.pop(number))
         return sends
 
-    def cut(self, sequence: SequenceId, generation: int, length: int) -> None:
-        """From ``generation`` on the sequence is its rows [0, length), and what is to come."""
-        self.telling.cut(sequence, generation, length)
-        self._lost.pop(sequence, None)
-        if sequence in self.wanted:
-            self.wanted[sequence] = min(self.wanted[sequence], length)
+    def cut(self, cut: Cut) -> None:
+        """The sequence goes on as the cut's generation. :meth:`pump` is to follow."""
+        self.telling.cut(cut)
+        self._lost.pop(cut.sequence, None)
+        if cut.sequence in self.wanted:
+            self.wanted[cut.sequence] = min(self.wanted[cut.sequence], cut.length)
 
     def forget(self, sequence: SequenceId) -> None:
         """It is closed."""
@@ -286,3 +288,8 @@ class Seat:
             return Send(Port.DOWNSTREAM, lane, make(number), payload)
 
         return list(self.downstream.lanes[lane].push(frame, now, num_rows=num_rows))
+
+
+def _nodes(work: Work) -> tuple[int, ...]:
+    """Of each pick: the node that it is sampled after."""
+    return tuple([node for segment in work.segments for node in segment.nodes()])

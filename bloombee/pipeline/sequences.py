@@ -3,21 +3,25 @@
 What is held of a sequence is a prefix [0, have) within a generation. Generations are told by cuts (``cuts.py``), or begin with
 the sequence itself: from its first row, or as a fork of another. Rows are taken when their frame comes (:meth:`take`); they get
 pages when their work goes to the device (:meth:`place`), so what waits holds none, and what a work gives back can be had by
-the next, which the device runs after it. Nothing here knows who sent a row or who gets it next.
+the next, which the device runs after it. Beyond the prefix there may be nodes of a draft (``trees.py``), which a cut ends.
+Nothing here knows who sent a row or who gets it next.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from msgspec.structs import replace
 
 from bloombee.kv.store import KvStore
 from bloombee.pipeline.cuts import Cuts, rows_of
 from bloombee.pipeline.held import Held, opening_of
 from bloombee.pipeline.runs import Runs
+from bloombee.pipeline.trees import Part, check_nodes, parts_on
 from bloombee.pipeline.work import Pages, Segment
 from bloombee.types import PageGroup, SequenceId
-from bloombee.wire.messages import Cut, Fork, Holding, Item, Load, Opening
+from bloombee.wire.messages import Cut, Fork, Holding, Item, Load, Opening, Tree
 
 
 class SequenceStore:
@@ -74,13 +78,24 @@ class SequenceStore:
 
     # -- rows in ---------------------------------------------------------------------------
 
-    def gaps(self, items: Sequence[Item]) -> list[Holding]:
-        """Of each item that starts beyond what is held, and so must not be taken, what is held; closed sequences lack nothing."""
+    def gaps(self, items: Sequence[Item], *, most_nodes: int) -> list[Holding]:
+        """Of each item that starts beyond what is held, and so must not be taken, what is held; closed sequences lack nothing.
+
+        Args:
+            most_nodes: of a tree.
+
+        Raises:
+            RemoteProtocolError: rows beside a tree, a tree that hangs on another row than the last, or one that is too large.
+        """
         found = []
         for item in items:
             held = self._held.get(item.sequence)
-            if held is not None and item.generation == held.generation and item.position <= held.have:
-                continue
+            if held is not None and item.generation == held.generation:
+                is_row = item.tree is None and not held.nodes.parents
+                if is_row and item.position <= held.have:
+                    continue
+                if not is_row:
+                    check_nodes(held, item, most_nodes)
             if held is None and self.is_closed(item.sequence):
                 continue
             if (gap := self._gap(held, item)) is not None:
@@ -92,18 +107,16 @@ class SequenceStore:
         generation = -1 if held is None else held.generation
         have = 0 if held is None else held.have
         if item.generation > generation:
-            begins = self._can_fork(item.opening) if type(item.opening) is Fork else item.position == 0
+            begins = _has_rows_of(self._held, item.opening) if type(item.opening) is Fork else item.position == 0
             return None if begins else Holding(item.sequence, item.generation, have)
+        if held is not None and item.tree is not None:
+            path = self._cuts.path(item, generation)
+            return None if held.can_hang(item, item.tree, path) else Holding(item.sequence, item.generation, have)
         if item.position <= have:
             return None
         if item.generation < generation and self._cuts.alive(item.sequence, item.generation, generation) <= have:
             return None
         return Holding(item.sequence, item.generation, have)
-
-    def _can_fork(self, fork: Fork) -> bool:
-        """Whether all rows that it begins with are here; else they are on their way."""
-        parent = self._held.get(fork.sequence)
-        return parent is not None and parent.placed >= fork.length
 
     def _is_lost(self, item: Item, fork: Fork) -> bool:
         """What the fork begins with is here no more."""
@@ -113,7 +126,7 @@ class SequenceStore:
         if parent is None:
             return self.is_closed(fork.sequence)
         has_history = not self._needs_history(fork.opening) or len(parent.tokens) >= 4 * fork.length
-        return parent.placed >= fork.length and not (has_history and self.kv.can_go_back(fork.length, parent.newest))
+        return parent.settled >= fork.length and not (has_history and self.kv.can_go_back(fork.length, parent.newest))
 
     def open(self, item: Item) -> Held:
         """The sequence of an item that begins one, which was not held before."""
@@ -133,12 +146,19 @@ class SequenceStore:
         skip = held.have - item.position
         if skip >= alive:
             return None
-        held.have = item.position + alive
-        if held.have > held.newest:
-            held.newest = held.have
-        if self._cuts.of:
-            self._cuts.held(item.sequence, held.generation, held.have)
+        _hold(held, self._cuts, item.sequence, item.position + alive)
         return item if alive - skip == num_rows else rows_of(item, skip, alive, held.generation)
+
+    def take_nodes(self, held: Held, item: Item, tree: Tree) -> Sequence[Part]:
+        """As :meth:`take`, of a tree's item: those of its rows that are taken. Of an older generation these are rows."""
+        if item.generation < held.generation:
+            path = self._cuts.path(item, held.generation)
+            parts = [part for part in parts_on(item, tree, path, held.generation, held.have) if part.item is not None]
+            if parts:
+                _hold(held, self._cuts, item.sequence, held.have + sum(part.stop - part.start for part in parts))
+            return parts
+        taken = held.nodes.take(item, tree)
+        return () if taken is None else (Part(item.num_rows - taken.num_rows, item.num_rows, taken),)
 
     def _begin(self, held: Held, item: Item) -> None:
         begun = item.opening
@@ -149,36 +169,34 @@ class SequenceStore:
 
     # -- cuts ------------------------------------------------------------------------------
 
-    def cut(self, cut: Cut) -> int | None:
+    def cut(self, cut: Cut) -> list[Cut]:
         """Take a cut; late ones and such as are known change nothing.
 
         Returns:
-            The first row of the generations before that is dead, whether or not it is here; None: nothing changed.
+            The cuts that the sequence has gone through with that, in order: rows from the length of each on are dead, here or
+            elsewhere, but for those on its path.
         """
         held = self._held.get(cut.sequence)
         if self.is_closed(cut.sequence) or (held is not None and cut.generation <= held.generation):
-            return None
-        self._cuts.note(cut.sequence, cut.generation, cut.length)
-        return None if held is None else self._advance(cut.sequence, held)
+            return []
+        self._cuts.note(cut)
+        return [] if held is None else self._advance(cut.sequence, held)
 
     def check_cut(self, cut: Cut) -> None:
         """Raises RemoteProtocolError if one more of the sequence cannot be remembered."""
         self._cuts.check(cut.sequence)
 
-    def _advance(self, sequence: SequenceId, held: Held) -> int | None:
+    def _advance(self, sequence: SequenceId, held: Held) -> list[Cut]:
         """To the newest generation whose cuts are all known. Returns as :meth:`cut`."""
-        newest = self._cuts.newest(sequence, held.generation)
-        if newest == held.generation:
-            return None
-        length = self._cuts.alive(sequence, held.generation, newest)
-        if not self.kv.can_go_back(length, held.newest):
-            held.is_lost, length = True, 0
-        held.generation = newest
-        held.picks = ()
-        if length < held.have:
-            held.go_back(length)
-        self._cuts.held(sequence, newest, held.have)
-        return length
+        gone = []
+        for cut in self._cuts.following(sequence, held.generation):
+            if not self.kv.can_go_back(cut.length, held.newest):
+                held.is_lost, cut = True, replace(cut, length=0, path=())
+            held.cut(cut)
+            gone.append(cut)
+        if gone:
+            self._cuts.held(sequence, held.generation, held.have)
+        return gone
 
     def fresh(self, items: Sequence[Item]) -> Sequence[Item]:
         """Those whose sequences have not been closed or rolled back since."""
@@ -197,23 +215,32 @@ class SequenceStore:
         Raises:
             PoolExhausted: the scheduler has admitted more than there is room for.
         """
-        stop, opening = item.position + num_rows, held.opening
+        tree, opening = item.tree, held.opening
+        start = item.position if tree is None else item.position + tree.first - 1
+        stop = start + num_rows
+        moves, held.moves = held.moves, []
         pages = []
         for table in held.tables:
-            source = table.place(item.position, stop)
-            pages.append(Pages(table.pages, table.start, source))
-        held.placed = stop
+            moved = tuple([(table.slot(one), table.slot(other)) for one, other in moves])
+            source = table.place(start, stop)
+            pages.append(Pages(table.pages, table.start, source, moved))
+        if tree is None:
+            held.placed = stop
+        else:
+            held.nodes.placed = tree.first - 1 + num_rows
         history = b""
         if is_last and self._needs_history(opening):
             del held.tokens[4 * item.position :]
-            held.tokens += item.tokens
+            if tree is None:
+                held.tokens += item.tokens
             history = bytes(held.tokens)
+        num_picks = item.num_picks if is_last else 0
         return Segment(
             sequence=item.sequence,
             generation=item.generation,
-            position=item.position,
+            position=start,
             tokens=item.tokens,
-            num_picks=max(0, min(item.num_picks, stop + 1 - wanted)) if wanted else item.num_picks if is_last else 0,
+            num_picks=max(0, min(num_picks, stop + 1 - wanted)) if wanted and tree is None else num_picks,
             pages=tuple(pages),
             sampling=opening.sampling if is_last else None,
             num_prompt_tokens=opening.num_prompt_tokens,
@@ -222,6 +249,7 @@ class SequenceStore:
             end_tokens=opening.end_tokens,
             biases=opening.biases if is_last else (),
             grammar=opening.grammar if is_last else None,
+            tree=None if tree is None else held.nodes.branches(item.position, tree, num_rows),
         )
 
     def _needs_history(self, opening: Opening) -> bool:
@@ -234,7 +262,7 @@ class SequenceStore:
             return
         for held, item in placed:
             for table in held.tables:
-                table.slide(item.position + item.num_rows)
+                table.slide(item.position + (item.num_rows if item.tree is None else 1))
 
     # -- closing ---------------------------------------------------------------------------
 
@@ -266,3 +294,18 @@ class SequenceStore:
 def _has_penalty(opening: Opening) -> bool:
     s = opening.sampling
     return s.repetition_penalty != 1.0 or s.presence_penalty != 0.0 or s.frequency_penalty != 0.0
+
+
+def _has_rows_of(held: Mapping[SequenceId, Held], fork: Fork) -> bool:
+    """Whether all rows that a fork begins with are here; else they are on their way."""
+    parent = held.get(fork.sequence)
+    return parent is not None and parent.settled >= fork.length
+
+
+def _hold(held: Held, cuts: Cuts, sequence: SequenceId, have: int) -> None:
+    """Rows [0, have) of the sequence's generation."""
+    held.have = have
+    if have > held.newest:
+        held.newest = have
+    if cuts.of:
+        cuts.held(sequence, held.generation, have)

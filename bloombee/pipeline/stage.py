@@ -158,7 +158,7 @@ class StageCore:
                 seat.answered()
                 return []
             case Commit():
-                return commit(self.store, self.log, [*self.seats.values()], self._device.jobs, message, now)
+                return self._commit(message, now)
             case Close():
                 return self._close(message)
         return [*self._retire([message.epoch], now), Send(Port.HEAD, Lane.CONTROL, Retired(message.pipeline, message.epoch))]
@@ -241,7 +241,7 @@ class StageCore:
         num_rows = sum(counts)
         upstream.check(forward.frame, num_rows)
         live, lost = self._intake.live(forward.items)
-        if gaps := self.store.gaps(live):
+        if gaps := self.store.gaps(live, most_nodes=seat.wire.max_rows):
             head = {"pipeline": forward.pipeline, "epoch": forward.epoch}
             return [
                 Send(Port.UPSTREAM, Lane.CONTROL, Gap(sequence=gap.sequence, generation=gap.generation, have=gap.have, **head))
@@ -285,7 +285,7 @@ class StageCore:
         last: Pick | None = None
         for pick in outcome.picks:  # those of one sequence are neighbours
             one = self.store.get(pick.sequence)
-            if one is not None and one.generation == pick.generation:
+            if one is not None and one.generation == pick.generation and not one.nodes.placed:
                 is_more = last is not None and last.sequence == pick.sequence
                 one.picks = (*one.picks, pick) if is_more else (pick,)
             last = pick
@@ -333,6 +333,11 @@ class StageCore:
             pages_free=self.pages_free,
         )
         return [Send(Port.SCHEDULER, Lane.CONTROL, answer)]
+
+    def _commit(self, message: Commit, now: float) -> list[Command]:
+        seats = [*self.seats.values()]
+        commands = commit(self.store, self.log, seats, self._device.jobs, message, now)
+        return [*commands, *(one for seat in seats if seat.telling.is_behind for one in self._pump(seat, now))]
 
     def _fail(self, error: BloomBeeError) -> Send:
         code, fields = to_wire(error)

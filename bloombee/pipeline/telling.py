@@ -14,7 +14,7 @@ from bloombee.pipeline.log import BoundaryLog, Said
 from bloombee.pipeline.sequences import SequenceStore
 from bloombee.pipeline.work import Piece
 from bloombee.types import Kind, SequenceId
-from bloombee.wire.messages import Fork, Holding, Item, Opening
+from bloombee.wire.messages import Cut, Fork, Holding, Item, Opening
 
 NEVER = 1 << 32
 """Beyond every position."""
@@ -26,11 +26,20 @@ class _Told:
 
     generation: int
     upto: int
+    num_nodes: int = 0
+    """Of a draft's tree beyond these rows it has been sent the first so many nodes."""
     is_behind: bool = False
     num_replays: int = 0
     """Frames that say rows of it again and are not acknowledged."""
     cut_at: int = NEVER
     """Where the newest Commit cut it: the next stage is told so too, and takes no rows of before from there on."""
+
+    def add(self, item: Item) -> None:
+        """It is sent these rows."""
+        if item.tree is None:
+            self.upto += len(item.tokens) // 4
+        else:
+            self.num_nodes += len(item.tokens) // 4
 
 
 class Telling:
@@ -73,10 +82,12 @@ class Telling:
         for one, item in zip(told, alive, strict=True):
             if one.upto != item.position or one.is_behind or one.num_replays:
                 return False
+            if item.tree is not None and one.num_nodes != item.tree.first - 1:
+                return False
         if dead and not self._can_go_along(alive, dead):
             return False
         for one, item in zip(told, alive, strict=True):
-            one.upto += len(item.tokens) // 4
+            one.add(item)
         return True
 
     def _can_go_along(self, alive: Sequence[Item], dead: Sequence[Item]) -> bool:
@@ -87,7 +98,7 @@ class Telling:
         for item in others:
             told = self._told(item)
             if told.generation == item.generation:
-                told.upto += item.num_rows
+                told.add(item)
         return True
 
     def _leaves_no_gap(self, item: Item) -> bool:
@@ -109,7 +120,7 @@ class Telling:
         if told is None:
             told = self._of[sequence] = _Told(generation, begins_at)
         elif generation > told.generation:
-            told.generation, told.upto = generation, begins_at
+            told.generation, told.upto, told.num_nodes = generation, begins_at, 0
         return told
 
     # -- out of the log --------------------------------------------------------------------
@@ -120,7 +131,7 @@ class Telling:
         if held is None:
             return
         told = self._told_of(sequence, held.generation, 0)
-        if self._log.bounds(sequence)[1] > told.upto:
+        if self._log.bounds(sequence)[1] > told.upto or self._log.num_nodes(sequence) > told.num_nodes:
             told.is_behind = True
             self._behind.setdefault(sequence, told)
 
@@ -132,19 +143,23 @@ class Telling:
             sequence, told = next(iter(self._behind.items()))
             start, stop = self._log.bounds(sequence)
             held = self._store.get(sequence)
-            if held is None or told.upto >= stop or told.upto < start:
+            said = None
+            if held is not None and start <= told.upto < stop:
+                said = self._log.read(sequence, told.upto, min(stop, told.upto + room))
+            elif held is not None and told.upto == stop and self._log.num_nodes(sequence) > told.num_nodes:
+                said = self._log.read_nodes(sequence, told.num_nodes + 1, room)
+            if held is None or said is None:
                 if held is not None and told.upto < start:
                     lost.append(Holding(sequence, told.generation, told.upto))
                 del self._behind[sequence]
                 told.is_behind = False
                 continue
-            if told.upto == held.begun_at and not has_room(items, held.begun):
+            if said.position == held.begun_at and not has_room(items, held.begun):
                 break
-            said = self._log.read(sequence, told.upto, min(stop, told.upto + room))
             opening = held.begun if said.position == held.begun_at else None
             items.append(_item(sequence, told.generation, said, opening))
             pieces += said.pieces
-            told.upto += said.num_rows
+            told.add(items[-1])
             told.num_replays += 1
             room -= said.num_rows
         return tuple(items), pieces
@@ -170,11 +185,22 @@ class Telling:
 
     # -- what becomes of sequences ---------------------------------------------------------
 
-    def cut(self, sequence: SequenceId, generation: int, length: int) -> None:
-        """From ``generation`` on the sequence is its rows [0, length), and what is to come."""
-        told = self._of.get(sequence)
-        if told is not None:
-            told.generation, told.upto, told.cut_at = generation, min(told.upto, length), length
+    def cut(self, cut: Cut) -> None:
+        """The sequence goes on as the cut's generation. Of nodes on the path the next stage makes rows where it has been sent
+        them; the rest it is sent as rows."""
+        told = self._of.get(cut.sequence)
+        if told is None:
+            return
+        has_all = told.upto == cut.length
+        told.generation, told.upto, told.cut_at = cut.generation, min(told.upto, cut.length), cut.length
+        if has_all:
+            told.upto += sum(node <= told.num_nodes for node in cut.path)
+        told.num_nodes = 0
+
+    def recheck(self, sequence: SequenceId) -> None:
+        """What was nodes may have come to be rows that the next stage has not been sent."""
+        if sequence in self._of:
+            self.catch_up(sequence)
 
     def forget(self, sequence: SequenceId) -> None:
         """It is closed."""
@@ -196,5 +222,5 @@ def _item(sequence: SequenceId, generation: int, said: Said, opening: Opening | 
         tokens=said.tokens,
         num_picks=said.num_picks,
         opening=opening,
-        tree=None,
+        tree=said.tree,
     )

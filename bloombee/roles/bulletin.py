@@ -22,7 +22,11 @@ class Bulletin:
     def __init__(self) -> None:
         self._kept: deque[SwarmEvent] = deque(maxlen=KEPT)
         self._listeners: set[Callable[[SwarmEvent | None], None]] = set()
+        self.recoveries = 0
+        """How often a plan has come up again after it had lost a stage."""
         self._has_run = False
+        self._is_broken = False
+        """The plan that ran has lost a stage."""
         self._is_closed = False
 
     def tell(
@@ -36,12 +40,16 @@ class Bulletin:
         stage: int | None = None,
     ) -> None:
         """As :class:`~bloombee.types.SwarmEvent`; it happened now."""
-        self._has_run = self._has_run or kind is SwarmEventKind.UP
+        if kind is SwarmEventKind.UP:
+            self._has_run = True
+            self.recoveries += self._is_broken
+            self._is_broken = False
         self._tell(SwarmEvent(kind, time.monotonic(), epoch, worker, name, reason, stage=stage))
 
     def lost(self, worker: WorkerId, name: str, stage: int | None, reason: str) -> None:
         """A worker is gone, and its stage. A spare's loss changes nothing now, but whoever counts on it should know."""
         self._tell(SwarmEvent(SwarmEventKind.LOST, time.monotonic(), 0, worker, name, reason, stage=stage))
+        self._is_broken = self._is_broken or (self._has_run and stage is not None)
         if stage is None and self._has_run:
             log.warning("worker %s, a spare, is lost (%s)", name, reason)
 

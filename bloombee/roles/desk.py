@@ -12,7 +12,7 @@ from bloombee.errors import BloomBeeError, ConfigError, Infeasible, RuntimeClose
 from bloombee.grammar import UNBOUND, Constraints
 from bloombee.kv.pool import most_pages
 from bloombee.models.card import ModelCard
-from bloombee.pipeline.commands import Command
+from bloombee.pipeline.commands import Command, Deliver
 from bloombee.pipeline.events import CancelRequest, Emitted, Ended, SchedulerBegan, SchedulerSaid, Submit, SwarmLost
 from bloombee.pipeline.journal import Asked, Kept, Record, Taken
 from bloombee.pipeline.requests import Request, RequestCore
@@ -22,9 +22,9 @@ from bloombee.roles.backlog import Backlog, unpacked
 from bloombee.roles.grammars import GrammarCheck
 from bloombee.roles.prompts import Prompt, PromptIds, Prompts
 from bloombee.roles.requests import Requests, Sink, shown, typed
+from bloombee.roles.served import ServedCount
 from bloombee.roles.text import TextCodec
 from bloombee.types import FinishReason, SamplingParams
-from bloombee.wire.messages import Pick
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,11 @@ class Desk:
         """Requests that are waiting or running, by number."""
         return self._core.running
 
+    @property
+    def served(self) -> ServedCount:
+        """What has become of requests so far."""
+        return self._requests.served
+
     async def submit(
         self,
         number: int,
@@ -116,6 +121,7 @@ class Desk:
 
         Cancelled: the request has not begun, unless this had returned.
         """
+        made_at = time.monotonic()
         if self._is_closed or self._prompts is None:
             raise RuntimeClosed("the Runtime was closed" if self._is_closed else "the model is still being looked at")
         read = await self._prompts.read(prompt, functools.partial(self._check_length, params))
@@ -124,7 +130,7 @@ class Desk:
             raise RuntimeClosed("the Runtime was closed")
         try:
             with typed():
-                self._begin(number, read, params, sink, client, priority, constraints)
+                self._begin(number, read, params, sink, client, priority, made_at, constraints)
         except BloomBeeError:
             self.cancel(number, sink)
             raise
@@ -148,12 +154,13 @@ class Desk:
         sink: Sink,
         client: str,
         priority: int,
+        made_at: float,
         constraints: Constraints,
     ) -> None:
         self._check_length(params, len(prompt.ids), False)
         asked = ask(params, self._card, len(prompt.ids))
         grammar = None if constraints.grammar is None else constraints.grammar.to_wire()
-        self._requests.add(number, sink, self._text.stream(asked.stop, prompt.ids))
+        self._requests.add(number, sink, self._text.stream(asked.stop, prompt.ids), len(prompt.ids), made_at)
         self._keep(
             Asked(
                 number,
@@ -265,9 +272,9 @@ class Desk:
         """Another one, which is to be told of every request."""
         self._do(self._core.handle(SchedulerBegan(time.monotonic())))
 
-    def deliver(self, number: int, pick: Pick, finish: FinishReason | None) -> None:
+    def deliver(self, given_out: Deliver) -> None:
         """A token, to whoever asked."""
-        self._requests.deliver(number, pick, finish)
+        self._requests.deliver(given_out)
 
     def conclude(self, number: int, error: BloomBeeError | None) -> None:
         """The end without a last token, to whoever asked."""

@@ -18,6 +18,7 @@ from bloombee.roles.each import each
 from bloombee.roles.replanner import Replanner
 from bloombee.roles.stage_host import RESEND_AFTER_S
 from bloombee.roles.tracing import HeadTrace
+from bloombee.spec.speculator import Speculator
 from bloombee.types import Lane, SchedulerPlace, WorkerId
 from bloombee.wire.messages import (
     NO_GRAMMAR,
@@ -61,7 +62,10 @@ class Dispatch:
         replanner: Replanner,
     ) -> None:
         self.scheduler: SchedulerCore | SchedulerProxy = SchedulerCore(
-            max_rows=request.max_rows, resend_after_s=RESEND_AFTER_S, step_deadline_s=request.step_deadline_s
+            max_rows=request.max_rows,
+            resend_after_s=RESEND_AFTER_S,
+            step_deadline_s=request.step_deadline_s,
+            speculator=Speculator() if request.drafts else None,
         )
         self._plan: Plan | None = None
         """Whose stages are meant."""

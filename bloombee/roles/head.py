@@ -118,9 +118,10 @@ class HeadRole:
         self.join_tokens: tuple[str, ...] = ()
         self.profile: Profile | None = None
         self.observatory = Observatory()
-        self.helm = Helm(config, ask=self._ask, tune=lambda tune: self.dispatch.handle(tune), decided=self.bulletin.decided)
         self.state = HeadState(config)
         self.desk = Desk(config.max_waiting, self._do, self.state.put)
+        tune, served = lambda tune: self.dispatch.handle(tune), self.desk.served
+        self.helm = Helm(config, ask=self._ask, tune=tune, decided=self.bulletin.decided, active_s=served.active_s)
         self._progress = Progress(on_progress, self.bulletin)
         self.replanner = Replanner(self.bulletin, lambda: self._core, lambda commands: self._do(commands))
         self._endpoint = Endpoint(
@@ -325,8 +326,8 @@ class HeadRole:
 
     def _do_one(self, command: Command) -> None:
         match command:
-            case Deliver(request=number, pick=pick, finish=finish):
-                self.desk.deliver(number, pick, finish)
+            case Deliver():
+                self.desk.deliver(command)
             case Conclude(request=number, error=error):
                 self.desk.conclude(number, error)
             case TellScheduler(message=message):

@@ -35,7 +35,7 @@ from bloombee.pipeline.swarm import PlanRequest
 from bloombee.plan.plan import Plan
 from bloombee.roles.each import each
 from bloombee.roles.speed import Speed
-from bloombee.types import StageUse
+from bloombee.roles.stage_record import StageRecord
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class Helm:
         ask: puts the question with this number to the stage.
         tune: hands a choice to the scheduler.
         decided: told each decision, and its line.
+        active_s: for how long there have been requests, in all.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -60,16 +61,18 @@ class Helm:
         ask: Callable[[int, int], None],
         tune: Callable[[Tune], None],
         decided: Callable[[Decision, str], None],
+        active_s: Callable[[float], float],
     ) -> None:
         self.core = ControlCore()
         self.speed = Speed()
-        self.uses: dict[int, StageUse] = {}
-        """What each stage of the plan has done, as it said last."""
+        self.stages: dict[int, StageRecord] = {}
+        """What each stage of the plan has done."""
         self.on_replan: Callable[[str], None] = lambda _: None
         """Takes over the plan of the last comparison, for this reason."""
         self._ask = ask
         self._tune = tune
         self._decided = decided
+        self._active_s = active_s
         self._config = config
         self._file = None if config.decisions is None else _open(config.decisions)
         self._look_at = 0.0
@@ -92,12 +95,12 @@ class Helm:
     def _note(self, event: Event) -> None:
         """For whoever asks how the plan is doing."""
         match event:
-            case StageMeasured(stage=stage, use=use):
-                self.uses[stage] = use
+            case StageMeasured(stage=stage):
+                self.stages.setdefault(stage, StageRecord()).add(event, self._active_s(event.now))
             case PlanRuns():
-                self._is_running, self.uses = True, {}
+                self._is_running, self.stages = True, {}
             case PlanEnded():
-                self._is_running, self.uses = False, {}
+                self._is_running, self.stages = False, {}
 
     def runs(self, plan: Plan, request: PlanRequest) -> None:
         """``plan``, of ``request``, is wired."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from bloombee.errors import BloomBeeError, LocalProtocolError
+from bloombee.pipeline.commands import Deliver
 from bloombee.pipeline.journal import Gave, Given, given
+from bloombee.roles.served import ServedCount
 from bloombee.roles.text import TextStream
 from bloombee.types import FinishReason, Token
 from bloombee.wire.messages import Pick
@@ -53,49 +56,55 @@ class Requests:
     def __init__(self, free: Callable[[int], None], keep: Callable[[Gave], None] = lambda gave: None) -> None:
         self._free = free
         self._keep = keep
+        self.served = ServedCount()
         self._running: dict[int, tuple[Sink, TextStream]] = {}
 
     def __len__(self) -> int:
         return len(self._running)
 
-    def add(self, number: int, sink: Sink, text: TextStream) -> None:
+    def add(self, number: int, sink: Sink, text: TextStream, num_prompt_tokens: int = 0, made_at: float | None = None) -> None:
+        """``made_at``: by time.monotonic; None: a head before this one did its prompt."""
         self._running[number] = sink, text
+        self.served.began(number, num_prompt_tokens, made_at, time.monotonic())
 
-    def deliver(self, number: int, pick: Pick, finish: FinishReason | None) -> None:
-        """A token, the last one if ``finish`` says so or it completes a stop string; none for a request that has ended."""
+    def deliver(self, given_out: Deliver) -> None:
+        """A token, the last one if it says so or completes a stop string; none for a request that has ended."""
+        number, pick = given_out.request, given_out.pick
         if number not in self._running:
             return
         sink, text = self._running[number]
         try:
             with typed():
-                token = shown(text, pick, finish)
+                token = shown(text, pick, given_out.finish, given_out.drafted, was_drafted=given_out.was_drafted)
                 self._keep(Gave(number, (given(pick.token, pick.logprob, pick.top, token.finish_reason),)))
+                self.served.token(number, time.monotonic())
                 sink.token(token)
         except BloomBeeError as error:
             self.end(number, error)
         else:
             if token.finish_reason is not None:
-                self.end(number, None)
+                self.end(number, None, token.finish_reason)
 
-    def end(self, number: int, error: BloomBeeError | None) -> None:
-        """Tell its sink, unless the request has ended before."""
+    def end(self, number: int, error: BloomBeeError | None, reason: FinishReason = FinishReason.CANCELLED) -> None:
+        """Tell its sink, unless the request has ended before; ``reason``: where there is no error."""
         if number in self._running:
-            self._tell(number, error)
+            self._tell(number, error, reason)
             self._free(number)
 
     def end_all(self, error: BloomBeeError) -> None:
         """Each is told, whatever comes of freeing it."""
         numbers = list(self._running)
         for number in numbers:
-            self._tell(number, error)
+            self._tell(number, error, FinishReason.CANCELLED)
         for number in numbers:
             try:
                 self._free(number)
             except Exception:
                 log.exception("request %d could not be freed", number)
 
-    def _tell(self, number: int, error: BloomBeeError | None) -> None:
+    def _tell(self, number: int, error: BloomBeeError | None, reason: FinishReason) -> None:
         sink, _ = self._running.pop(number)
+        self.served.ended(number, str(reason) if error is None else error.code, time.monotonic())
         try:
             sink.end(error)
         except Exception:
@@ -104,14 +113,17 @@ class Requests:
     def cancel(self, number: int) -> None:
         """End it; nothing more goes to its sink."""
         if self._running.pop(number, None) is not None:
+            self.served.ended(number, str(FinishReason.CANCELLED), time.monotonic())
             self._free(number)
 
 
-def shown(text: TextStream, pick: Pick | Given, finish: FinishReason | None) -> Token:
+def shown(
+    text: TextStream, pick: Pick | Given, finish: FinishReason | None, drafted: int = 0, *, was_drafted: bool = False
+) -> Token:
     """The next token of ``text``, the last one if ``finish`` says so or a stop string is met."""
     piece = text.push(pick.token)
     if text.stopped:
         finish = FinishReason.STOP
     elif finish is not None:
         piece += text.finish()
-    return Token(piece, pick.token, pick.logprob, tuple(pick.top), finish)
+    return Token(piece, pick.token, pick.logprob, tuple(pick.top), finish, drafted, was_drafted)

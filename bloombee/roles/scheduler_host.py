@@ -15,6 +15,7 @@ from bloombee.pipeline.scheduler import SchedulerService, ring_of
 from bloombee.pipeline.scheduler.service import Event
 from bloombee.roles.each import each
 from bloombee.roles.seat_host import HERE, Seating
+from bloombee.spec.speculator import Speculator
 from bloombee.transport.endpoint import Endpoint
 from bloombee.types import Lane
 from bloombee.wire.messages import Ack, AnyMessage, Ask, Closed, Committed, Lost, Resumed, Schedule, Verdict, Wire
@@ -57,6 +58,7 @@ class SchedulerHost:
             max_rows=wire.max_rows,
             resend_after_s=resend_after_s,
             step_deadline_s=schedule.step_deadline_s,
+            speculator=Speculator() if schedule.drafts else None,
         )
         self._endpoint = endpoint
         self._head_link = head_link

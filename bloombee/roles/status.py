@@ -8,6 +8,29 @@ import msgspec
 VERSION = 1
 
 
+class Forwards(msgspec.Struct, frozen=True):
+    """Of one phase: how many there were, of how many rows, and how long they took, the pace of an emulated device included."""
+
+    works: int = 0
+    rows: int = 0
+    busy_s: float = 0.0
+
+
+class StageStatus(msgspec.Struct, frozen=True):
+    """What a stage has done since it was loaded, as it said last.
+
+    Args:
+        bubble_s: of the time in which this head had requests, since it first heard of the stage in this plan, without a forward.
+        pages_free: KV pages of all its groups; pages: all there are.
+    """
+
+    decode: Forwards
+    prefill: Forwards
+    bubble_s: float
+    pages_free: int
+    pages: int
+
+
 class WorkerStatus(msgspec.Struct, frozen=True):
     """A worker that is in.
 
@@ -20,6 +43,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
         layer_s: that one layer takes for one row, as it says; None: it has not said.
         silent_s: since its last word.
         reason: why it has no stage.
+        figures: None: it has said nothing of a stage yet.
     """
 
     id: int
@@ -33,15 +57,17 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     layer_s: float | None
     silent_s: float
     reason: str
+    figures: StageStatus | None = None
 
 
 class LinkStatus(msgspec.Struct, frozen=True):
     """A directed link of the ring, by its own frames; None: they have not shown that yet.
 
     Args:
-        source, target: names of workers, or ``head``.
+        source, target: names of workers, or ``head``; source_id, target_id: their numbers, 0 for the head.
         codec: whether one row's activations are compressed now, and why; empty: none go there.
-        ratio: sent over raw bytes of all activations so far.
+        ratio: sent over raw bytes of all activations so far, which are sent_bytes and raw_bytes.
+        num_bytes: of all frames that have been acknowledged so far.
     """
 
     source: str
@@ -50,6 +76,11 @@ class LinkStatus(msgspec.Struct, frozen=True):
     bandwidth_bytes_per_s: float | None
     codec: str
     ratio: float | None
+    num_bytes: int = 0
+    raw_bytes: int = 0
+    sent_bytes: int = 0
+    source_id: int = 0
+    target_id: int = 0
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -69,7 +100,7 @@ class PlanStatus(msgspec.Struct, frozen=True):
 
     Args:
         objective: None: layers were cut as asked for. scheduler: the name of whose process has it.
-        predicted: of a plan that was chosen, and that no loss has changed.
+        predicted: of a plan that was chosen, and that no loss has changed; reason: why it was, for people.
     """
 
     epoch: int
@@ -77,6 +108,7 @@ class PlanStatus(msgspec.Struct, frozen=True):
     scheduler: str
     predicted: Figures | None
     measured: Figures
+    reason: str = ""
 
 
 class RequestStatus(msgspec.Struct, frozen=True):
@@ -98,11 +130,46 @@ class RequestStatus(msgspec.Struct, frozen=True):
     age_s: float
 
 
+class Times(msgspec.Struct, frozen=True):
+    """How long something took each time: a histogram.
+
+    Args:
+        counts: [len(UPTO_S) + 1] of those that took no longer than each of :data:`UPTO_S`, and longer than the one before; then
+            of all others. sum_s: of all.
+    """
+
+    counts: tuple[int, ...]
+    sum_s: float
+
+
+UPTO_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
+
+
+class Served(msgspec.Struct, frozen=True):
+    """What this head has served so far.
+
+    Args:
+        ended: by how they did, a finish reason or the name of an error, how many requests.
+        prompt_tokens: of requests that were begun here. tokens: that were given out.
+        first_token: from when a request was made to its first token. between_tokens: from each token of a request to its next.
+        active_s: in which there was a request.
+    """
+
+    ended: dict[str, int]
+    prompt_tokens: int
+    tokens: int
+    first_token: Times
+    between_tokens: Times
+    active_s: float
+
+
 class SwarmStatus(msgspec.Struct, frozen=True):
     """All of it.
 
     Args:
         state: ``waiting`` (for ``missing`` workers), ``loading``, ``up``, ``recovering``, ``down``; ``reason``: why it is down.
+        recoveries: how often a plan has come up again after it had lost a stage.
+        now_s: when this was, on a clock of the head's that never goes back; for rates from two of these.
     """
 
     version: int
@@ -115,3 +182,6 @@ class SwarmStatus(msgspec.Struct, frozen=True):
     workers: tuple[WorkerStatus, ...]
     links: tuple[LinkStatus, ...]
     requests: tuple[RequestStatus, ...]
+    served: Served | None = None
+    recoveries: int = 0
+    now_s: float = 0.0

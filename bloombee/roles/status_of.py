@@ -7,18 +7,36 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 
+from bloombee.errors import RuntimeClosed
 from bloombee.pipeline.swarm.member import Member
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.roles.head import HeadRole
-from bloombee.roles.status import VERSION, Figures, LinkStatus, PlanStatus, RequestStatus, SwarmStatus, WorkerStatus
-from bloombee.types import HEAD, WorkerId
+from bloombee.roles.stage_record import StageRecord
+from bloombee.roles.status import (
+    VERSION,
+    Figures,
+    Forwards,
+    LinkStatus,
+    PlanStatus,
+    RequestStatus,
+    StageStatus,
+    SwarmStatus,
+    WorkerStatus,
+)
+from bloombee.types import HEAD, DeviceUse, WorkerId
 
 HEAD_NAME = "head"
 
 
 def status_of(head: HeadRole) -> SwarmStatus:
-    """Now. To be called on the head's loop, after it has looked at the model."""
-    core, plan = head.core, head.plan
+    """Now. To be called on the head's loop.
+
+    Raises:
+        RuntimeClosed: it still looks at its model.
+    """
+    if not hasattr(head, "card"):
+        raise RuntimeClosed("that head still looks at its model: ask again in a moment")
+    core, plan, now = head.core, head.plan, time.monotonic()
     if core.error is not None:
         state = "down"
     elif plan is None:
@@ -36,6 +54,9 @@ def status_of(head: HeadRole) -> SwarmStatus:
         workers=tuple(_workers(head, plan)),
         links=() if plan is None else tuple(_links(head, plan)),
         requests=tuple(_requests(head)),
+        served=head.desk.served.told(now),
+        recoveries=head.bulletin.recoveries,
+        now_s=now,
     )
 
 
@@ -51,6 +72,7 @@ def _plan(head: HeadRole, plan: Plan) -> PlanStatus:
         if expected is None
         else Figures(expected.num_microbatches, expected.microbatch_sequences, expected.tokens_per_s),
         measured=Figures(count, -(-num_open // count), head.helm.speed.tokens_per_s(time.monotonic())),
+        reason="" if expected is None else str(expected),
     )
 
 
@@ -80,7 +102,24 @@ def _worker(head: HeadRole, plan: Plan | None, member: Member, stage: StagePlan 
         layer_s=None if layer is None else layer.fixed_s + layer.decode_row_s,
         silent_s=head.members.silent_s(member.id),
         reason="" if stage is not None else _why_spare(plan, member),
+        figures=None if stage is None else _figures(stage, head.helm.stages.get(stage.index)),
     )
+
+
+def _figures(stage: StagePlan, record: StageRecord | None) -> StageStatus | None:
+    if record is None:
+        return None
+    return StageStatus(
+        decode=_forwards(record.use.decode),
+        prefill=_forwards(record.use.prefill),
+        bubble_s=record.bubble_s,
+        pages_free=record.pages_free,
+        pages=stage.num_pages,
+    )
+
+
+def _forwards(use: DeviceUse) -> Forwards:
+    return Forwards(use.num_works, use.num_rows, use.busy_s)
 
 
 def state_of(plan: Plan | None, member: Member, stage: StagePlan | None) -> str:
@@ -114,17 +153,23 @@ def _names(members: Mapping[WorkerId, Member]) -> dict[WorkerId, str]:
 
 def _links(head: HeadRole, plan: Plan) -> Iterator[LinkStatus]:
     names, facts = _names(head.core.members), head.observatory.links
-    uses = {stage.worker: head.helm.uses.get(stage.index) for stage in plan.stages}
+    records = {stage.worker: head.helm.stages.get(stage.index) for stage in plan.stages}
     ring = [plan.scheduler_worker, *(stage.worker for stage in plan.stages), plan.scheduler_worker]
     for source, target in (ends for ends in itertools.pairwise(ring) if ends in plan.hops):
-        seen, use = facts.get((source, target)), uses.get(source)
+        seen, record = facts.get((source, target)), records.get(source)
+        raw_bytes, sent_bytes = (0, 0) if record is None else (record.use.raw_bytes, record.use.sent_bytes)
         yield LinkStatus(
             source=names.get(source, str(source)),
             target=names.get(target, str(target)),
             rtt_s=None if seen is None else seen.rtt_s or seen.base_rtt_s,
             bandwidth_bytes_per_s=None if seen is None else seen.bandwidth_bytes_per_s,
             codec=head.observatory.codec_choices.get((source, target), ""),
-            ratio=use.sent_bytes / use.raw_bytes if use is not None and use.raw_bytes else None,
+            ratio=sent_bytes / raw_bytes if raw_bytes else None,
+            num_bytes=0 if seen is None else seen.num_bytes,
+            raw_bytes=raw_bytes,
+            sent_bytes=sent_bytes,
+            source_id=source,
+            target_id=target,
         )
 
 

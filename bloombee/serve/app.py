@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Route
 from bloombee.errors import BloomBeeError
 from bloombee.quote import quoted
 from bloombee.runtime import Runtime
+from bloombee.serve import metrics, page
 from bloombee.serve.answers import Health, Model, ModelList
 from bloombee.serve.chat_completions import ChatCompletions
 from bloombee.serve.completions import Completions
@@ -28,15 +29,17 @@ log = logging.getLogger(__name__)
 
 
 def make_app(runtime: Runtime, *, model: str, clients: Clients | None = None) -> Starlette:
-    """The API of ``runtime``, whose pipeline is up.
+    """The API of ``runtime``, whose pipeline is up, with its figures and its page.
 
     Args:
         model: what programs call its model.
         clients: whose keys are known; None: no key is asked for.
+
+    ``state.is_ending`` is to be set when no more requests are taken: pages are let go then.
     """
     service = Service.of(runtime, model)
-    return Starlette(
-        routes=_routes(service),
+    app = Starlette(
+        routes=[*_routes(service), *metrics.routes(runtime), *page.routes(runtime)],
         middleware=[Middleware(Guard, clients)],
         exception_handlers={
             Refusal: _refused,
@@ -46,6 +49,8 @@ def make_app(runtime: Runtime, *, model: str, clients: Clients | None = None) ->
             Exception: _broken,
         },
     )
+    app.state.is_ending = False
+    return app
 
 
 def _routes(service: Service) -> list[BaseRoute]:

@@ -11,6 +11,7 @@ import socket
 from pathlib import Path
 
 import uvicorn
+from starlette.applications import Starlette
 
 from bloombee.config import RuntimeConfig, ServeConfig
 from bloombee.errors import BloomBeeError
@@ -48,8 +49,9 @@ async def _serve(config: RuntimeConfig, serving: ServeConfig, clients: Clients |
     async with open_runtime(config, announce=announce) as runtime:
         model = serving.model_name or model_name(config.model)
         app = make_app(runtime, model=model, clients=clients)
-        server = Server(http_config(app, drain_s=serving.drain_s, most_connections=most), runtime)
-        say(f"{model} is served at {url(sockets[0], serving.address)}/v1 (Ctrl-C ends it)")
+        server = Server(http_config(app, drain_s=serving.drain_s, most_connections=most), runtime, app)
+        place = url(sockets[0], serving.address)
+        say(f"{model} is served at {place}/v1, and shown at {place} (Ctrl-C ends it)")
         await server.until_asked(sockets)
 
 
@@ -78,9 +80,10 @@ def http_config(app: object, *, drain_s: float, most_connections: int) -> uvicor
 class Server(uvicorn.Server):
     """uvicorn's, which a person may ask to stop twice: first to let requests end, then at once."""
 
-    def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
+    def __init__(self, config: uvicorn.Config, runtime: Runtime, app: Starlette) -> None:
         super().__init__(config)
         self._runtime = runtime
+        self._app = app
 
     async def until_asked(self, sockets: list[socket.socket]) -> None:
         """Serve.
@@ -111,7 +114,7 @@ class Server(uvicorn.Server):
         if self.should_exit:
             self._stop()
             return
-        self.should_exit = True
+        self.should_exit = self._app.state.is_ending = True
         if self._runtime.num_requests:
             say(f"no more requests are taken; {count(self._runtime.num_requests, 'request')} may end (Ctrl-C ends them now)")
 

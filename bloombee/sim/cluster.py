@@ -31,6 +31,7 @@ from bloombee.sim.device import VOCAB, Device, SimDevice
 from bloombee.sim.head import SimHead, SimRequest
 from bloombee.sim.network import Faults, LinkShape
 from bloombee.sim.worker import Order, SimDevices, SimWorker, site_of
+from bloombee.spec.speculator import Speculator
 from bloombee.types import Dtype, SchedulerPlace, WorkerId
 from bloombee.wire.messages import AnyMessage, Load, Sampling, Schedule, Wire
 
@@ -75,6 +76,8 @@ class SimCluster:
     """As of PlanRequest."""
     layer_load_s: float = 0.0
     """That a worker takes to load a layer."""
+    make_speculator: Callable[[], Speculator | None] = staticmethod(lambda: None)
+    """Of each scheduler."""
 
     def __init__(
         self,
@@ -302,7 +305,12 @@ class SimCluster:
     def _make_scheduler(self, plan: Plan | None) -> SchedulerCore | SchedulerProxy:
         if plan is not None:
             return SchedulerProxy(plan.pipeline, plan.scheduler_since, resend_after_s=self._resend_after_s)
-        return SchedulerCore(max_rows=self._max_rows, resend_after_s=self._resend_after_s, step_deadline_s=self._step_deadline_s)
+        return SchedulerCore(
+            max_rows=self._max_rows,
+            resend_after_s=self._resend_after_s,
+            step_deadline_s=self._step_deadline_s,
+            speculator=self.make_speculator(),
+        )
 
     def make_service(self, wire: Wire, schedule: Schedule) -> SchedulerService:
         """Of a worker that is told to schedule."""
@@ -312,6 +320,7 @@ class SimCluster:
             max_rows=wire.max_rows,
             resend_after_s=self._resend_after_s,
             step_deadline_s=self._step_deadline_s,
+            speculator=self.make_speculator(),
         )
 
     def stage_of(self, load: Load) -> int:

@@ -46,6 +46,8 @@ class SimDevice:
         picks: list[Pick] = []
         hidden = work.hidden
         for segment in work.segments:
+            self._move(segment)
+        for segment in work.segments:
             self._copy_shared(segment)
         for index, segment in enumerate(work.segments):
             if hidden is None:
@@ -57,7 +59,7 @@ class SimDevice:
             rows = [self._row(segment, i, row) for i, row in enumerate(rows_in)]
             rows_out += rows
             if self._is_last:
-                picks += [_pick(segment, i, rows[i]) for i in range(segment.num_rows - segment.num_picks, segment.num_rows)]
+                picks += [_pick(segment, i, rows[i]) for i in segment.picked()]
         if self._is_last:
             return Outcome(work.number, picks=tuple(picks))
         return Outcome(work.number, hidden=rows_out, num_bytes=ROW_BYTES * len(rows_out))
@@ -71,16 +73,22 @@ class SimDevice:
         return rows
 
     def _row(self, segment: Segment, index: int, row: bytes) -> bytes:
-        position = segment.position + index
+        places = _places(segment, index)
         seen: list[bytes] = []
         for kv, window, pages in zip(self._kv, self._windows, segment.pages, strict=True):
-            kv[self._slot(pages, position)] = row
-            seen += [kv[self._slot(pages, q)] for q in range(_oldest(position, window), position + 1)]
+            kv[self._slot(pages, segment.position + index)] = row
+            seen += [kv[self._slot(pages, place)] for place in places[_oldest(len(places) - 1, window) :]]
         return _digest(self._stage, *seen)
 
     def _slot(self, pages: Pages, position: int) -> int:
         assert position >= pages.start, "a position below those held is asked for"
         return pages.ids[(position - pages.start) // self._page_size] * self._page_size + position % self._page_size
+
+    def _move(self, segment: Segment) -> None:
+        for kv, pages in zip(self._kv, segment.pages, strict=True):
+            rows = [kv[source] for source, _ in pages.moves]
+            for (_, target), row in zip(pages.moves, rows, strict=True):
+                kv[target] = row
 
     def _copy_shared(self, segment: Segment) -> None:
         for kv, pages in zip(self._kv, segment.pages, strict=True):
@@ -94,9 +102,17 @@ def _oldest(position: int, window: int) -> int:
     return max(0, position - window + 1) if window else 0
 
 
+def _places(segment: Segment, index: int) -> Sequence[int]:
+    """The positions whose slots a row sees, its own last; as many as its own position and one."""
+    tree = segment.tree
+    if tree is None:
+        return range(segment.position + index + 1)
+    return [*range(tree.base), *(tree.base + node - 1 for node in tree.path(tree.first + index))]
+
+
 def _pick(segment: Segment, index: int, row: bytes) -> Pick:
     assert segment.sampling is not None
-    position = segment.position + index + 1
+    position = len(_places(segment, index))
     token = _token(row, segment.sampling.seed, position)
     return Pick(segment.sequence, segment.generation, position, token, None, ())
 

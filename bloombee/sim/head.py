@@ -74,6 +74,7 @@ class SimRequest:
     seed: int
     max_new_tokens: int
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[float | None] = field(default_factory=list)
     finish: FinishReason | None = None
     ended: bool = False
     error: BloomBeeError | None = None
@@ -234,6 +235,7 @@ class SimHead:
     def _deliver(self, token: Deliver) -> None:
         request = self.requests[token.request]
         request.tokens.append(token.pick.token)
+        request.logprobs.append(token.pick.logprob)
         request.token_times.append(self._clock.now)
         request.finish = token.finish
         request.ended = token.finish is not None

@@ -228,6 +228,8 @@ def _check_item(path: str, item: m.Item, num_rows: int) -> None:
     elif item.opening is not None:
         _check_opening(f"{path}.opening", item.opening, item.position)
     if item.tree is not None:
+        if item.opening is not None:
+            raise refuse(f"{path}.tree", "a tree", "None where a sequence begins: it hangs on a confirmed row")
         _check_tree(f"{path}.tree", item.tree, num_rows, item.num_picks)
 
 

@@ -10,7 +10,6 @@ from bloombee.types import Kind
 from bloombee.wire.messages import (
     AnyMessage,
     Ask,
-    Commit,
     Draft,
     Fork,
     Have,
@@ -43,29 +42,19 @@ def check_spoken(message: AnyMessage) -> None:
             _check_wire(message)
         case Introduce(peer=peer):
             _check_peer("Introduce.peer", peer)
-        case Commit():
-            check_commit(message)
         case Ask():
             for request in message.requests:
                 _check_opening(request.opening)
 
 
 def check_item(item: Item) -> None:
-    """Raises NotSpoken for rows in a tree, shadows, and prefixes."""
-    if item.opening is None and item.tree is None and item.kind != _SHADOW:
+    """Raises NotSpoken for shadows and prefixes."""
+    if item.opening is None and item.kind != _SHADOW:
         return
-    if item.tree is not None:
-        raise _not_spoken("Item.tree")
     if item.kind == _SHADOW:
         raise _not_spoken("Item.kind", "shadow")
     if item.opening is not None:
         _check_opening(item.opening.opening if isinstance(item.opening, Fork) else item.opening)
-
-
-def check_commit(commit: Commit) -> None:
-    """Raises NotSpoken for an accepted path of a tree."""
-    if any(cut.path for cut in commit.cuts):
-        raise _not_spoken("Commit.cuts[...].path")
 
 
 def _check_opening(opening: Opening) -> None:

@@ -10,7 +10,7 @@ import pytest
 from bloombee.errors import RemoteProtocolError
 from bloombee.pipeline.cuts import Cuts
 from bloombee.wire.envelope import decode_envelope
-from bloombee.wire.messages import MAX_HEADER_BYTES, MAX_ROWS
+from bloombee.wire.messages import MAX_HEADER_BYTES, MAX_ROWS, Cut
 from bloombee.wire.schema import decode_message
 
 VECTORS = json.loads((Path(__file__).resolve().parents[1] / "golden" / "wire.json").read_text())
@@ -121,6 +121,6 @@ def test_most_rows_in_one_item() -> None:
 def test_a_generation_that_is_far_ahead_costs_nothing() -> None:
     """Numbers are 32 bits wide: nobody counts up to them."""
     cuts = Cuts()
-    cuts.note(1, 2**32 - 1, 5)
-    assert cuts.newest(1, 0) == 0
+    cuts.note(Cut(1, 2**32 - 1, 5, ()))
+    assert cuts.following(1, 0) == []
     assert cuts.alive(1, 0, 2**32 - 1) == 0

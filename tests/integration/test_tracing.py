@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from perfetto_kit import check_arrows, check_nesting, total_ms
 
 import bloombee
 from bloombee import timeline
@@ -56,15 +57,19 @@ def test_sequences_in_company_add_up_too(tmp_path: Path) -> None:
     assert got.total_ms == pytest.approx(got.measured_ms, rel=0.05)
 
 
-def test_the_command_prints_the_table_and_writes_a_chrome_trace(tmp_path: Path) -> None:
+def test_the_command_prints_the_table_and_writes_what_perfetto_opens(tmp_path: Path) -> None:
     _run(tmp_path / "traces", curve=False)
-    out = tmp_path / "chrome.json"
-    command = [sys.executable, "-m", "bloombee", "trace", str(tmp_path / "traces"), "--out", str(out)]
+    out = tmp_path / "trace.json"
+    command = [sys.executable, "-m", "bloombee", "trace", str(tmp_path / "traces"), "--perfetto", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "stage 2" in done.stdout
     assert f"{2 * (NUM_TOKENS - 1)} of {2 * (NUM_TOKENS - 1)} tokens" in done.stdout
     events = json.loads(out.read_text())["traceEvents"]
     assert {event["pid"] for event in events} == {0, 1, 2, 3}
+    table = timeline.load([tmp_path / "traces"]).breakdown()
+    assert check_nesting(events) >= 2
+    assert check_arrows(events) > 0
+    assert total_ms(events, "sequence") == pytest.approx(table.num_tokens * table.total_ms)
 
 
 def test_a_directory_that_cannot_be_written_ends_the_start_at_once(tmp_path: Path) -> None:

@@ -98,9 +98,10 @@ def items(draw: st.DrawFn) -> m.Item:
         forks = st.builds(m.Fork, st.just(0), st.just(position), openings(position, may_have_prefix=False))
         begins = st.none() | begins | forks
     picks = draw(st.sets(st.integers(0, rows - 1)))
-    tree = draw(st.none() | trees(rows, picks))
+    opening = draw(begins)
+    tree = draw(st.none() | trees(rows, picks)) if opening is None else None
     tokens = draw(st.binary(min_size=4 * rows, max_size=4 * rows))
-    return m.Item(sequence, draw(u32), draw(st.integers(0, 4)), position, tokens, len(picks), draw(begins), tree)
+    return m.Item(sequence, draw(u32), draw(st.integers(0, 4)), position, tokens, len(picks), opening, tree)
 
 
 @st.composite
@@ -156,7 +157,14 @@ def schedules(draw: st.DrawFn, epoch: int, num_stages: int) -> m.Schedule:
     windows = draw(st.sets(u32, min_size=1, max_size=4))
     groups = tuple(m.Group(window, draw(st.integers(1, 2**32 - 1))) for window in sorted(windows))
     stages = tuple(draw(peer) for _ in range(num_stages - 1))
-    return m.Schedule(draw(st.integers(1, epoch)), groups, draw(st.integers(1, 2**16 - 1)), draw(st.floats(0, 1e18)), stages)
+    return m.Schedule(
+        draw(st.integers(1, epoch)),
+        groups,
+        draw(st.integers(1, 2**16 - 1)),
+        draw(st.floats(0, 1e18)),
+        draw(st.booleans()),
+        stages,
+    )
 
 
 @st.composite
@@ -232,7 +240,7 @@ SPECIAL[m.Forward] = st.builds(
 )  # fmt: skip
 
 SPECIAL[m.Given] = st.builds(
-    m.Given, any_of(inspect.type_info(m.Pick)), st.none() | st.sampled_from(FinishReason).map(str)
+    m.Given, any_of(inspect.type_info(m.Pick)), st.none() | st.sampled_from(FinishReason).map(str), u32, st.booleans()
 )  # fmt: skip
 
 SPECIAL[m.Profiled] = st.builds(

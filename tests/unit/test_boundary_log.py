@@ -12,7 +12,7 @@ from bloombee.pipeline.commands import Spill
 from bloombee.pipeline.extents import Extents
 from bloombee.pipeline.log import BoundaryLog
 from bloombee.types import Kind
-from bloombee.wire.messages import Item
+from bloombee.wire.messages import Cut, Item
 
 ROW_BYTES = 10
 
@@ -84,7 +84,7 @@ def test_every_row_that_is_kept_reads_as_it_was_whatever_comes_and_goes(seed: in
             case chance if chance < 0.95 and length:
                 sequence = rng.choice(list(length))
                 length[sequence] = rng.randint(0, length[sequence])
-                log.truncate(sequence, length[sequence])
+                log.cut(Cut(sequence, 1, length[sequence], ()))
             case _ if length:
                 sequence = rng.choice(list(length))
                 del length[sequence]

@@ -7,14 +7,14 @@ import itertools
 import pytest
 from stage_kit import PENALTY, a_commit, a_frame, a_stage, an_item, an_opening, done, messages, ran, works
 
-from bloombee.errors import NotSpoken, RemoteProtocolError
+from bloombee.errors import RemoteProtocolError
 from bloombee.kv.pool import MAX_ROLLBACK
 from bloombee.pipeline.commands import Gather, Send
 from bloombee.pipeline.cuts import MOST_AHEAD
 from bloombee.pipeline.events import Gathered, Port, StageReceived, Tick
 from bloombee.pipeline.work import Pages
 from bloombee.types import Lane
-from bloombee.wire.messages import Ack, Close, Commit, Committed, Cut, Done, Fork, Forward, Gap, Holding, Lost, Resume, Wire
+from bloombee.wire.messages import Ack, Close, Committed, Done, Fork, Forward, Gap, Holding, Lost, Resume, Wire
 
 
 def test_a_rollback_gives_back_the_pages_beyond_it_and_is_confirmed() -> None:
@@ -177,17 +177,7 @@ def test_cuts_that_wait_for_others_are_bounded() -> None:
         core.handle(a_commit((7, generation, 1)))
     with pytest.raises(RemoteProtocolError):
         core.handle(a_commit((8, 1, 0), (7, MOST_AHEAD + 2, 1)))
-    assert core.store._cuts.newest(8, 0) == 0
-
-
-def test_a_path_is_refused_by_name_and_changes_nothing() -> None:
-    core = a_stage()
-    ran(core, a_frame(0, an_item(7, 0, 10)))
-    with pytest.raises(NotSpoken, match=r"Commit\.cuts.*path"):
-        core.handle(StageReceived(Commit(1, 1, (Cut(7, 1, 4, ()), Cut(7, 2, 4, (1, 2)))), 0.0))
-    held = core.store.get(7)
-    assert held is not None
-    assert (held.generation, held.have) == (0, 10)
+    assert core.store._cuts.following(8, 0) == []
 
 
 def test_a_rollback_beyond_what_a_window_keeps_is_reported_as_lost_until_it_comes_again() -> None:

@@ -58,8 +58,8 @@ class Head:
             match command:
                 case TellScheduler(message=message):
                     self.told.append(message)
-                case Deliver(request=number, pick=pick, finish=finish):
-                    self.desk.deliver(number, pick, finish)
+                case Deliver():
+                    self.desk.deliver(command)
                 case Conclude(request=number, error=error):
                     self.desk.conclude(number, error)
 

@@ -30,6 +30,7 @@ class Shell:
             ask=lambda *question: self.asked.append(question),
             tune=self.tuned.append,
             decided=lambda *decision: self.told.append(decision),
+            active_s=lambda now: now,
         )
         self.helm.tell(PLAN)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from bloombee.errors import BloomBeeError, LinkDown, LocalProtocolError
+from bloombee.pipeline.commands import Deliver
 from bloombee.roles.requests import Requests, typed
 from bloombee.roles.text import TextCodec, TextStream
 from bloombee.types import FinishReason, Token
@@ -66,7 +67,7 @@ def test_a_text_that_fails_ends_its_own_request_with_a_typed_error(
     requests.add(1, odd, FailingText(error))
     requests.add(2, other, NO_TEXT.stream())
     for number in (1, 2, 1):
-        requests.deliver(number, _pick(5), None)
+        requests.deliver(Deliver(number, _pick(5), None))
     (end,) = odd.ends
     assert isinstance(end, LocalProtocolError)
     assert "odd bytes" in str(end)
@@ -80,7 +81,7 @@ def test_a_sink_that_raises_ends_its_own_request(requests: Requests, freed: list
     requests.add(1, odd, NO_TEXT.stream())
     requests.add(2, other, NO_TEXT.stream())
     for number in (1, 2, 1, 2):
-        requests.deliver(number, _pick(5), None)
+        requests.deliver(Deliver(number, _pick(5), None))
     assert (odd.tokens, len(odd.ends)) == ([5], 1)
     assert (other.tokens, other.ends) == ([5, 5], [])
     assert freed == [1]
@@ -103,8 +104,8 @@ def test_everybody_is_told_of_an_end_though_one_sink_raises_and_freeing_fails() 
 def test_the_last_token_ends_a_request_once(requests: Requests, freed: list[int]) -> None:
     sink = Collected()
     requests.add(1, sink, NO_TEXT.stream())
-    requests.deliver(1, _pick(5), FinishReason.LENGTH)
-    requests.deliver(1, _pick(6), None)
+    requests.deliver(Deliver(1, _pick(5), FinishReason.LENGTH))
+    requests.deliver(Deliver(1, _pick(6), None))
     requests.end(1, LinkDown("x"))
     assert (sink.tokens, sink.ends, freed) == ([5], [None], [1])
 
@@ -114,7 +115,7 @@ def test_nothing_goes_to_the_sink_of_a_cancelled_request(requests: Requests, fre
     requests.add(1, sink, NO_TEXT.stream())
     requests.cancel(1)
     requests.cancel(1)
-    requests.deliver(1, _pick(5), None)
+    requests.deliver(Deliver(1, _pick(5), None))
     assert (sink.tokens, sink.ends, freed) == ([], [], [1])
 
 

@@ -119,19 +119,6 @@ def test_files_that_are_not_one_run_are_refused(keep: tuple[int, ...], says: str
         Timeline([processes[index] for index in keep])
 
 
-def test_the_chrome_trace_has_every_span_on_the_heads_clock() -> None:
-    events = Timeline(run((5 * MS, -9 * MS), num_tokens=2)).chrome()["traceEvents"]
-    complete = [e for e in events if e["ph"] == "X"]
-    begins = [e for e in events if e["ph"] == "b"]
-    assert len(complete) == 2 * (3 + 2 * 5)
-    assert len(begins) == len([e for e in events if e["ph"] == "e"]) == 2 * (3 + 2 * 2)
-    computes = [e for e in complete if e["name"] == "compute" and e["args"]["microbatch"] == 0]
-    first = (HEAD_SEND + WIRES[0] + 6) * 1000
-    assert [(e["pid"], e["ts"], e["dur"]) for e in computes] == [(1, first, 40_000), (2, first + (61 + WIRES[1]) * 1000, 40_000)]
-    wires = [e["ts"] for e in events if e["name"] == "wire" and e["args"]["microbatch"] == 0]
-    assert wires == pytest.approx([2000, 22_000, 83_000, 113_000, 174_000, 199_000])
-
-
 # -- files -------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ PEER = m.Peer(2, "tcp://h:1", bytes(32), bytes(16), True, None)
 BACK = replace(PEER, dials=False)
 LOAD = m.Load(1, 1, 0, 1, 2, "m", bytes(16), (), "float32", (m.Group(0, 8),), 4, 0, None, (), ())
 WIRE = m.Wire(1, 1, 1, 1, 3, 2, 64, BACK, PEER, None, (), None, False, 1)
-SCHEDULE = m.Schedule(1, (m.Group(0, 8),), 4, 600.0, (PEER, PEER))
+SCHEDULE = m.Schedule(1, (m.Group(0, 8),), 4, 600.0, False, (PEER, PEER))
 FIRST = replace(WIRE, stage=0, predecessor=None)
 OPENING = an_opening(4)
 PROFILE = m.Profile("m", bytes(16), "float32")
@@ -75,7 +75,7 @@ def test_what_is_spoken_passes() -> None:
         turned,
         m.Introduce(PEER),
         m.Measure(1, 1, 1),
-        m.Commit(1, 1, (m.Cut(1, 1, 5, ()),)),
+        m.Commit(1, 1, (m.Cut(1, 1, 5, ()), m.Cut(1, 2, 5, (1, 3)))),
         m.Leave("x"),
         m.Drain(1, "x"),
         m.Drained(1),
@@ -88,11 +88,10 @@ def test_what_is_spoken_passes() -> None:
     "item",
     [
         replace(an_item(7, 0, 4), kind=Kind.SHADOW),
-        replace(an_item(7, 0, 4), tree=m.Tree(1, (0, 1, 1, 2), b"\x01")),
         an_item(7, 4, 4, begins=replace(OPENING, prefix=m.Prefix(bytes(32), 4))),
         an_item(7, 4, 4, begins=m.Fork(8, 4, replace(OPENING, prefix=m.Prefix(bytes(32), 4)))),
     ],
-    ids=["shadow", "tree", "prefix", "fork with a prefix"],
+    ids=["shadow", "prefix", "fork with a prefix"],
 )
 def test_rows_that_are_not_spoken_yet_are_refused_and_change_nothing(item: m.Item) -> None:
     core = a_stage()

@@ -16,6 +16,7 @@ from bloombee.pipeline.beginnings import has_room
 from bloombee.pipeline.events import Tune
 from bloombee.pipeline.fair import FairQueue
 from bloombee.pipeline.scheduler.epoch import Epoch
+from bloombee.pipeline.scheduler.rounds import Rounds
 from bloombee.pipeline.scheduler.sequence import SequenceState
 from bloombee.types import Kind, Phase, SequenceId
 from bloombee.wire.messages import Item
@@ -33,10 +34,12 @@ class Batcher:
     Args:
         open_sequences: all that are open, kept by the owner.
         max_rows: most rows of one microbatch; longer prompts go in chunks.
+        rounds: of drafts.
     """
 
-    def __init__(self, open_sequences: Mapping[SequenceId, SequenceState], *, max_rows: int) -> None:
+    def __init__(self, open_sequences: Mapping[SequenceId, SequenceState], rounds: Rounds, *, max_rows: int) -> None:
         self._open = open_sequences
+        self._rounds = rounds
         self._max_rows = max_rows
         self._prefill: FairQueue[SequenceState] = FairQueue()
         self._decode: deque[SequenceState] = deque()
@@ -88,7 +91,7 @@ class Batcher:
             return False
         return epoch.num_decoding < self._most_flights(epoch) or len(self._decode) >= self._largest(epoch)
 
-    def decode_items(self, epoch: Epoch) -> list[Item]:
+    def decode_items(self, epoch: Epoch, now: float) -> list[Item]:
         """About an even share of the decoding sequences for each microbatch that may be in flight.
 
         By turns more and less while that is asked for (``control/operate.py`` says why). What came home together goes on
@@ -101,7 +104,20 @@ class Batcher:
             count = most if self._is_large_turn else max(1, 2 * share - most)
         elif epoch.num_decoding + 1 < self._most_flights(epoch):
             count = min(count, share)  # those that met on the way part again
-        return [_item(self._decode.popleft(), 1) for _ in range(min(count, self._max_rows, MOST_ITEMS))]
+        count = min(count, self._max_rows, MOST_ITEMS)
+        if self._rounds.speculator is not None:
+            return self._drafted_items(count, now)
+        return [_item(self._decode.popleft(), 1) for _ in range(count)]
+
+    def _drafted_items(self, count: int, now: float) -> list[Item]:
+        """With rows that may follow, as far as the microbatch has room."""
+        items, room = list[Item](), self._max_rows - count
+        for _ in range(count):
+            sequence = self._decode.popleft()
+            item = self._rounds.item(sequence, room, now) or _item(sequence, 1)
+            room -= item.num_rows - 1
+            items.append(item)
+        return items
 
     def _most_flights(self, epoch: Epoch) -> int:
         """Microbatches that may decode at once: so many as hold everybody in even shares. More would be smaller ones, and each

@@ -6,8 +6,7 @@ ended is closed on every stage (``closing.py``). At most ``num_microbatches`` mi
 prompts have a lane and credit of their own, so that neither waits for the other here; stages let decode pass, and with it the
 short prompt of a newcomer. Admission and prefill are shared out fairly between clients (``fair.py``).
 
-A token is believed once: a pick counts iff its sequence is open, its generation is the current one, its position is the next and
-all before it has been sent. So repeated, late, stale or made up verdicts change nothing.
+What picks come to is told in ``picks.py``; rows of tokens that may follow go with those that do (``rounds.py``).
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from bloombee.errors import BloomBeeError, LocalProtocolError, RemoteProtocolErr
 from bloombee.pipeline.commands import Command, TellHead
 from bloombee.pipeline.events import (
     Cancel,
-    Emitted,
     Ended,
     FromStage,
     Moved,
@@ -34,19 +32,21 @@ from bloombee.pipeline.scheduler.admission import Admission, Way
 from bloombee.pipeline.scheduler.batching import Batcher
 from bloombee.pipeline.scheduler.closing import Closings
 from bloombee.pipeline.scheduler.epoch import Epoch, Flight
-from bloombee.pipeline.scheduler.sequence import SequenceState, cannot_be_sent, not_finite, not_obeyed, overdue, too_long
+from bloombee.pipeline.scheduler.picks import Picks
+from bloombee.pipeline.scheduler.rounds import Rounds
+from bloombee.pipeline.scheduler.sequence import SequenceState, cannot_be_sent, overdue, too_long
 from bloombee.pipeline.scheduler.succession import Succession
-from bloombee.types import FinishReason, Phase, SequenceId
+from bloombee.spec.speculator import Speculator
+from bloombee.types import Phase, SequenceId
 from bloombee.wire.messages import (
     MARK,
-    NO_GRAMMAR,
-    NO_TOKEN,
     Ack,
     Closed,
+    Committed,
+    Cut,
     Gap,
     Item,
     Lost,
-    Pick,
     Resume,
     Resumed,
     Verdict,
@@ -81,14 +81,25 @@ class SchedulerCore:
         step_deadline_s: how long there may be no sign of life until steps have shown how long they take (patience.py).
         takes_over: it begins in the place of one that is gone, whose sequences stages may still hold. Its own have higher
             numbers, and none of them begins before every stage has let go of those.
+        speculator: drafts what may follow; None: each row of a sequence that decodes goes alone.
     """
 
-    def __init__(self, *, max_rows: int, resend_after_s: float, step_deadline_s: float, takes_over: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        max_rows: int,
+        resend_after_s: float,
+        step_deadline_s: float,
+        takes_over: bool = False,
+        speculator: Speculator | None = None,
+    ) -> None:
         self._max_rows = max_rows
         self._resend_after_s = resend_after_s
         self._open: dict[SequenceId, SequenceState] = {}
         self._admission = Admission(max_rows=max_rows)
-        self._batcher = Batcher(self._open, max_rows=max_rows)
+        self._rounds = Rounds(speculator)
+        self._batcher = Batcher(self._open, self._rounds, max_rows=max_rows)
+        self._picks = Picks(self._open, self._batcher, self._close)
         self._closings = Closings(takes_over=takes_over)
         self._succession = Succession(
             self._open,
@@ -110,7 +121,8 @@ class SchedulerCore:
             return self._from_stage(event.stage, event.message, event.now)
         match event:
             case PlanWired(ring=ring):
-                return self._succession.start(ring, event.now)
+                self._rounds.page_size = ring.page_size
+                return [*self._succession.start(ring, event.now), *self._abandon_rounds(event.now)]
             case PlanBroken():
                 if self._epoch is not None:
                     self._epoch.break_off()
@@ -212,6 +224,7 @@ class SchedulerCore:
         del self._open[sequence.id]
         self._admission.closed(sequence)
         self._batcher.remove(sequence)
+        self._rounds.closed(sequence.id)
         return self._succession.close(sequence, now)
 
     # -- what epochs lack ------------------------------------------------------------------
@@ -226,12 +239,22 @@ class SchedulerCore:
         for sequence in meant:
             sequence.begin_again()
             self._batcher.send_again(sequence, 0)
-        return self._schedule(now)
+        anew = [Cut(sequence.id, sequence.generation, 0, ()) for sequence in meant]
+        return [*self._succession.cut(anew, now), *self._schedule(now)]
+
+    def _abandon_rounds(self, now: float) -> list[Command]:
+        """No draft outlives the epoch that it is under way in."""
+        cuts = []
+        for sequence in self._open.values():
+            if sequence.round is not None:
+                cuts.append(sequence.abandon_round())
+                self._batcher.send_again(sequence, sequence.num_sent)
+        return self._succession.cut(cuts, now)
 
     def _lose(self, error: BloomBeeError) -> list[Command]:
         ended = [*self._open, *(sequence.id for sequence in self._admission)]
         self._open.clear()
-        for part in (self._admission, self._batcher, self._closings):
+        for part in (self._admission, self._batcher, self._closings, self._rounds):
             part.clear()
         self._succession.clear()
         return [TellHead(Ended(sequence, error)) for sequence in ended]
@@ -245,7 +268,7 @@ class SchedulerCore:
             return []
         commands = self._admit(epoch, now)
         while batcher.may_decode(epoch):
-            commands += self._send(epoch, Phase.DECODE, batcher.decode_items(epoch), Phase.DECODE, now)
+            commands += self._send(epoch, Phase.DECODE, batcher.decode_items(epoch, now), Phase.DECODE, now)
         while not self._succession.holds_prompts and batcher.may_prefill(epoch, now):
             items = batcher.prefill_items()
             commands += self._send(epoch, Phase.PREFILL, items, Phase.PREFILL, now)
@@ -263,7 +286,7 @@ class SchedulerCore:
     # -- from the stages -------------------------------------------------------------------
 
     def _from_stage(self, stage: int, message: object, now: float) -> list[Command]:
-        if not isinstance(message, Verdict | Ack | Gap | Closed | Resume | Resumed | Lost):
+        if not isinstance(message, Verdict | Ack | Gap | Closed | Committed | Resume | Resumed | Lost):
             raise RemoteProtocolError(f"{type(message).__name__} from stage {stage} is not expected")
         epoch = self._succession.find(message.pipeline, message.epoch)
         _check_sender(type(message), stage, epoch.last)
@@ -277,6 +300,9 @@ class SchedulerCore:
                 return [*epoch.sender.resend_rows(sequence, have, now)]
             case Closed():
                 return self._closed(epoch, stage, message, now)
+            case Committed(cuts=cuts):
+                self._succession.commits.confirm((epoch.ring.epoch, stage), cuts)
+                return []
             case Resume():
                 return [*self._succession.resume(epoch, message, now), *self._schedule(now)]
             case Lost():
@@ -289,50 +315,25 @@ class SchedulerCore:
             return [epoch.acknowledge(now)]
         epoch.moved(now)
         flight = epoch.came_home(verdict.microbatch, now)
+        told, cuts = self._picks.take(verdict, now)
         if flight is not None and flight.phase is Phase.DECODE:
             self.quickest_loop = _quickest(self.quickest_loop, flight, now)
-            self.decoded = (self.decoded[0] + len(verdict.picks), now)
-        told: list[Command] = []
-        for pick in verdict.picks:
-            told += self._pick(pick, now)
+            self.decoded = (self.decoded[0] + sum(isinstance(one, TellHead) for one in told), now)
         if epoch is not self._epoch:
             told += self._move_over(verdict.microbatch == MARK, now)
-        return [*self._schedule(now), *told, epoch.acknowledge(now)]
+        return [*self._succession.cut(cuts, now), *self._schedule(now), *told, epoch.acknowledge(now)]
 
     def _move_over(self, is_mark: bool, now: float) -> list[Command]:
         """Something came home over an epoch that does not run."""
         commands = self._succession.part(now, self._loop_s)
         if is_mark and self._succession.coming is not None:
             moved, lost = self._succession.switch(now)
-            commands += [*moved, *(command for one in lost for command in self._lost(one, now))]
+            commands += [*moved, *self._abandon_rounds(now), *(command for one in lost for command in self._lost(one, now))]
         return commands
 
     @property
     def _loop_s(self) -> float | None:
         return self.quickest_loop[0] if self.quickest_loop is not None else None
-
-    def _pick(self, pick: Pick, now: float) -> list[Command]:
-        sequence = self._open.get(pick.sequence)
-        if sequence is None or pick.generation != sequence.generation or pick.position != sequence.num_tokens:
-            return []
-        if sequence.most_sent < sequence.num_tokens:
-            return []  # nobody can know it yet
-        if pick.token == NO_TOKEN:
-            return self._end(sequence, not_finite(sequence), now)
-        if pick.token == NO_GRAMMAR:
-            return self._end(sequence, not_obeyed(sequence), now)
-        sequence.waits_since = now
-        sequence.tokens += pick.token.to_bytes(4, "little")
-        finish = None
-        if pick.token in sequence.end_tokens:
-            finish = FinishReason.STOP
-        elif sequence.num_output >= sequence.max_new_tokens or now > sequence.late_at:
-            finish = FinishReason.LENGTH
-        told: list[Command] = [TellHead(Emitted(pick, finish))]
-        if finish is None:
-            self._batcher.picked(sequence)
-            return told
-        return [*told, *self._close(sequence, now)]
 
     def _closed(self, epoch: Epoch, stage: int, message: Closed, now: float) -> list[Command]:
         for sequence_id in message.sequences:
@@ -350,6 +351,7 @@ class SchedulerCore:
         return [
             *self._give_up_overdue(epoch, now),
             *self._succession.tick(now),
+            *self._succession.cut_again(now, older_than_s=self._resend_after_s),
             *self._succession.close_again(None, now, older_than_s=min(self._resend_after_s, CLOSE_AGAIN_S)),
             *self._succession.part(now, self._loop_s),
             *self._schedule(now),

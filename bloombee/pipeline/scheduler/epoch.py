@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from bloombee.pipeline.commands import Send
@@ -14,7 +14,7 @@ from bloombee.pipeline.scheduler.pages import PageLedger
 from bloombee.pipeline.scheduler.sequence import SequenceState
 from bloombee.plan.plan import Ring
 from bloombee.types import Lane, Phase, Priority, SequenceId
-from bloombee.wire.messages import Ack, Close, Forward, Holding, Item, Resume, Resumed, Verdict
+from bloombee.wire.messages import MAX_ITEMS, Ack, Close, Commit, Cut, Forward, Holding, Item, Resume, Resumed, Verdict
 
 VERDICT_WINDOW = 1 << 20
 """Verdicts are tiny and the scheduler never makes the last stage wait."""
@@ -122,6 +122,11 @@ class Epoch:
     def close(self, stage: int, sequences: tuple[SequenceId, ...], floor: SequenceId) -> Send:
         message = Close(pipeline=self.ring.pipeline, epoch=self.ring.epoch, sequences=sequences, floor=floor)
         return Send(stage, Lane.CONTROL, message)
+
+    def commit(self, stage: int, cuts: Sequence[Cut]) -> list[Send]:
+        head = {"pipeline": self.ring.pipeline, "epoch": self.ring.epoch}
+        parts = [tuple(cuts[at : at + MAX_ITEMS]) for at in range(0, len(cuts), MAX_ITEMS)]
+        return [Send(stage, Lane.CONTROL, Commit(cuts=part, **head)) for part in parts]
 
     # -- there and back --------------------------------------------------------------------
 

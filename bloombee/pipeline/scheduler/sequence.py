@@ -3,13 +3,60 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from bloombee.errors import DeadlineExceeded, DeviceError, GrammarFailed, Infeasible, SequenceLost
 from bloombee.pipeline.events import Open
 from bloombee.plan.plan import Ring
 from bloombee.types import SequenceId
-from bloombee.wire.messages import Grammar, Opening, Sampling
+from bloombee.wire.messages import Cut, Grammar, Holding, Opening, Pick, Sampling
+
+MOST_CUTS = 16
+"""The newest of a sequence that are remembered: a stage that comes back may not have heard of them."""
+
+
+@dataclass(slots=True)
+class Round:
+    """A draft under way.
+
+    Args:
+        base: the position of the first node, which is the row of the last confirmed token.
+        tokens, parents: of nodes 1, 2, ..., as on the wire.
+    """
+
+    base: int
+    tokens: Sequence[int]
+    parents: Sequence[int]
+    path: list[int] = field(default_factory=lambda: [1])
+    """Nodes that are accepted, from the root down."""
+    is_over: bool = False
+    """What is picked after the last of these is none of its children."""
+    _picks: dict[int, Pick] = field(default_factory=dict)
+
+    @property
+    def num_drafted(self) -> int:
+        return len(self.tokens) - 1
+
+    def note(self, node: int, pick: Pick) -> None:
+        """What was picked after a node; of one that is none it says nothing."""
+        if 1 <= node <= len(self.tokens):
+            self._picks.setdefault(node, pick)
+
+    def next(self) -> Pick | None:
+        """The pick after the last accepted node, if it is known; None too for one that cannot be."""
+        pick = None if self.is_over else self._picks.get(self.path[-1])
+        return pick if pick is not None and pick.position == self.base + len(self.path) else None
+
+    def accept(self, token: int) -> bool:
+        """``token`` follows on the last accepted node. Whether a child has it."""
+        last = self.path[-1]
+        for node in range(last + 1, len(self.tokens) + 1):
+            if self.parents[node - 1] == last and self.tokens[node - 1] == token:
+                self.path.append(node)
+                return True
+        self.is_over = True
+        return False
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +87,10 @@ class SequenceState:
     generation: int = 0
     waits_since: float = 0.0
     """When it last was admitted, sent on or given a token."""
+    round: Round | None = None
+    """Its rows are not among ``num_sent`` before they are accepted."""
+    cuts: dict[int, int] = field(default_factory=dict)
+    """Of its newest generations: how much of the one before each goes on as it is."""
 
     @classmethod
     def of(cls, event: Open) -> SequenceState:
@@ -83,8 +134,36 @@ class SequenceState:
 
     def begin_again(self) -> None:
         """As another generation."""
-        self.generation += 1
+        self._next_generation(0)
         self.most_sent = 0
+        self.round = None
+
+    def end_round(self) -> Cut:
+        """Its accepted rows stay."""
+        assert self.round is not None
+        base, path = self.round.base, tuple(self.round.path)
+        self._next_generation(base)
+        self.num_sent = self.most_sent = base + len(path)
+        self.round = None
+        return Cut(self.id, self.generation, base, path)
+
+    def abandon_round(self) -> Cut:
+        """Its rows are of no use, whatever becomes of them. Tokens that are known by them are sent as rows."""
+        assert self.round is not None
+        base, self.round = self.round.base, None
+        self._next_generation(base)
+        self.num_sent = self.most_sent = base
+        return Cut(self.id, self.generation, base, ())
+
+    def _next_generation(self, length: int) -> None:
+        self.generation += 1
+        self.cuts[self.generation] = length
+        self.cuts.pop(self.generation - MOST_CUTS, None)
+
+    def alive(self, holding: Holding) -> int:
+        """How many of the rows that a stage holds, perhaps in an older generation, are those of the sequence now."""
+        since = range(holding.generation + 1, self.generation + 1)
+        return min([holding.have, *(self.cuts.get(generation, 0) for generation in since[-MOST_CUTS:])])
 
     def go_back(self, position: int) -> None:
         """Rows from ``position`` on are to be sent again, up to the newest that is known."""

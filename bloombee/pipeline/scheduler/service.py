@@ -29,6 +29,7 @@ from bloombee.pipeline.frames import FrameSender, OrderedReceiver
 from bloombee.pipeline.scheduler.core import SchedulerCore
 from bloombee.pipeline.scheduler.proxy import STREAM_WINDOW
 from bloombee.plan.plan import Ring
+from bloombee.spec.speculator import Speculator
 from bloombee.types import Epoch, Lane, PageGroup, PipelineId, SequenceId
 from bloombee.wire.messages import Ack, Ask, Given, Over, Request, Schedule, Standing, Told, Tuning, Wire
 
@@ -44,15 +45,26 @@ class SchedulerService:
 
     Args:
         since: the epoch in which it begins; in any but the first it takes over from one that is gone.
-        max_rows, resend_after_s, step_deadline_s: as of SchedulerCore.
+        max_rows, resend_after_s, step_deadline_s, speculator: as of SchedulerCore.
     """
 
     def __init__(
-        self, pipeline: PipelineId, since: Epoch, *, max_rows: int, resend_after_s: float, step_deadline_s: float
+        self,
+        pipeline: PipelineId,
+        since: Epoch,
+        *,
+        max_rows: int,
+        resend_after_s: float,
+        step_deadline_s: float,
+        speculator: Speculator | None = None,
     ) -> None:
         self.since = since
         self.core = SchedulerCore(
-            max_rows=max_rows, resend_after_s=resend_after_s, step_deadline_s=step_deadline_s, takes_over=since > 1
+            max_rows=max_rows,
+            resend_after_s=resend_after_s,
+            step_deadline_s=step_deadline_s,
+            takes_over=since > 1,
+            speculator=speculator,
         )
         self._pipeline = pipeline
         self._asks: OrderedReceiver[Ask] = OrderedReceiver(STREAM_WINDOW)
@@ -144,7 +156,7 @@ class SchedulerService:
         told = [command.message for command in commands if isinstance(command, TellHead)]
         if not told:
             return commands
-        given = [Given(one.pick, None if one.finish is None else str(one.finish)) for one in told if isinstance(one, Emitted)]
+        given = [_given(one) for one in told if isinstance(one, Emitted)]
         over = [_over(one) for one in told if isinstance(one, Ended)]
         rest: list[Command] = [command for command in commands if not isinstance(command, TellHead)]
         for some in _parts(given, MOST_TOLD * 4):
@@ -182,6 +194,11 @@ def ring_of(wire: Wire, schedule: Schedule) -> Ring:
     """What the first stage's Wire says of the ring."""
     groups = tuple(PageGroup(group.window, group.num_pages) for group in schedule.groups)
     return Ring(wire.pipeline, wire.epoch, wire.num_stages, wire.num_microbatches, groups, schedule.page_size)
+
+
+def _given(emitted: Emitted) -> Given:
+    finish = None if emitted.finish is None else str(emitted.finish)
+    return Given(emitted.pick, finish, emitted.drafted, emitted.was_drafted)
 
 
 def _over(ended: Ended) -> Over:

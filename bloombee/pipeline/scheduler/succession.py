@@ -10,7 +10,7 @@ Picks count whichever epoch they come over: the same rows give the same tokens.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,13 +21,14 @@ from bloombee.pipeline.events import EpochBegan, EpochOver, StageRestored
 from bloombee.pipeline.patience import Patience
 from bloombee.pipeline.scheduler.batching import Batcher
 from bloombee.pipeline.scheduler.closing import Closings, Place
+from bloombee.pipeline.scheduler.commits import Commits
 from bloombee.pipeline.scheduler.epoch import Epoch
 from bloombee.pipeline.scheduler.pages import PageLedger
 from bloombee.pipeline.scheduler.sequence import SequenceState
 from bloombee.plan.plan import Ring
 from bloombee.types import Epoch as EpochNumber
 from bloombee.types import Kind, Lane, Priority, SequenceId
-from bloombee.wire.messages import MARK, MAX_ITEMS, REPLAY, Forward, Holding, Item, Lost, Resume
+from bloombee.wire.messages import MARK, MAX_ITEMS, REPLAY, Cut, Forward, Holding, Item, Lost, Resume
 
 LEAVES_LOOPS = 3.0
 """What has not come home after so many loops is asked for over the next epoch."""
@@ -69,6 +70,11 @@ class Coming:
             self.is_marked = True
             sends += self._push(MARK, (), now)
         return sends
+
+    def cut(self, cut: Cut) -> None:
+        """The first stage is told so too."""
+        _, upto = self.upto.get(cut.sequence, (0, 0))
+        self.upto[cut.sequence] = cut.generation, min(upto, cut.length)
 
     def _told(self, sequence: SequenceState) -> int:
         generation, upto = self.upto.get(sequence.id, (0, 0))
@@ -136,6 +142,8 @@ class Succession:
         self._leaving: _Leaving | None = None
         self._open = open_sequences
         self._closings = closings
+        self.commits = Commits()
+        """Cuts that stages have yet to confirm."""
         self._batcher = batcher
         self._new_epoch = partial(Epoch, max_rows=max_rows, resend_after_s=resend_after_s)
         self._max_rows = max_rows
@@ -176,6 +184,7 @@ class Succession:
 
     def close(self, sequence: SequenceState, now: float) -> list[Command]:
         """Every stage is to let go of it."""
+        self.commits.forget(sequence.id)
         self._closings.begin(sequence.id, sequence.num_pages, self._places, now)
         return [epoch.close(stage, (sequence.id,), self._closings.floor) for epoch in self._epochs() for stage in epoch.stages]
 
@@ -190,6 +199,26 @@ class Succession:
             for at in range(0, len(ended), MAX_ITEMS)
         ]
 
+    # -- what is cut -----------------------------------------------------------------------
+
+    def cut(self, cuts: Sequence[Cut], now: float) -> list[Command]:
+        """Every stage is to know what becomes of rows."""
+        if not cuts:
+            return []
+        self.commits.begin(cuts, self._places, now)
+        if self.coming is not None:
+            for cut in cuts:
+                self.coming.cut(cut)
+        return [send for epoch in self._epochs() for stage in epoch.stages for send in epoch.commit(stage, cuts)]
+
+    def cut_again(self, now: float, *, older_than_s: float) -> list[Command]:
+        """Tell stages again that have not confirmed for so long."""
+        if not self.commits:
+            return []
+        asked = self.commits.ask_again(self._places, now, older_than_s=older_than_s)
+        epochs = {epoch.ring.epoch: epoch for epoch in self._epochs()}
+        return [send for (number, stage), cuts in asked for send in epochs[number].commit(stage, cuts)]
+
     # -- coming and going ------------------------------------------------------------------
 
     def start(self, ring: Ring, now: float) -> list[Command]:
@@ -203,9 +232,15 @@ class Succession:
         patience = old.patience if old is not None else Patience(self._step_deadline_s)
         self.running, self.coming, self._leaving = self._new_epoch(ring, pages, patience), None, None
         self._closings.rewire(self.running.places)
-        return [self.running.say_known(self._open.values(), now), *self.close_again(None, now, older_than_s=0.0)]
+        self.commits.rewire(self.running.places)
+        return [
+            self.running.say_known(self._open.values(), now),
+            *self.cut_again(now, older_than_s=0.0),
+            *self.close_again(None, now, older_than_s=0.0),
+        ]
 
     def clear(self) -> None:
+        self.commits.clear()
         self.running, self.coming, self._leaving = None, None, None
 
     def prepare(self, ring: Ring, feeds: bool, now: float) -> list[Command]:
@@ -222,7 +257,12 @@ class Succession:
         epoch = self._new_epoch(ring, old.pages, old.patience)
         self.coming = Coming(epoch, feeds)
         self._closings.join(epoch.places)
-        return [epoch.say_known(self._open.values(), now), *self.close_again(epoch.places, now, older_than_s=0.0)]
+        self.commits.join(epoch.places)
+        return [
+            epoch.say_known(self._open.values(), now),
+            *self.cut_again(now, older_than_s=0.0),
+            *self.close_again(epoch.places, now, older_than_s=0.0),
+        ]
 
     def resume(self, epoch: Epoch, message: Resume, now: float) -> list[Command]:
         """Stage 0 says what it holds: the rest is sent again. Said again it changes nothing."""
@@ -236,7 +276,7 @@ class Succession:
         for sequence in self._open.values():
             sequence.waits_since = now
             there = held.get(sequence.id)
-            have = there.have if there is not None and there.generation == sequence.generation else 0
+            have = sequence.alive(there) if there is not None else 0
             if have < sequence.num_sent:
                 self._batcher.send_again(sequence, have)
         return [epoch.resumed()]
@@ -296,11 +336,12 @@ class Succession:
         self._let_go(leaving.epoch)
         for sequence, position in [] if leaving.has_fed else leaving.epoch.not_home():
             one = self._open.get(sequence)
-            if one is not None and position < one.num_sent:
+            if one is not None and one.round is None and position < one.num_sent:
                 self._batcher.send_again(one, position)
         return [TellSwarm(EpochOver(number, now))]
 
     def _let_go(self, epoch: Epoch) -> None:
+        self.commits.leave(epoch.places)
         for pages in self._closings.leave(epoch.places, epoch.pages.all):
             epoch.pages.give(pages)
 

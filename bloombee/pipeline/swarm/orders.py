@@ -123,6 +123,7 @@ class Orders:
             groups=tuple(Group(window=group.window, num_pages=group.num_pages) for group in plan.groups),
             page_size=plan.page_size,
             step_deadline_s=self._request.step_deadline_s,
+            drafts=self._request.drafts,
             stages=tuple(peer for peer in peers if peer is not None),
         )
 

@@ -79,6 +79,8 @@ class PlanRequest:
     """The plan of a head before this one, which is made again where its workers come back; of workers from elsewhere."""
     shares_out: bool = False
     """Where no spare can take a lost worker's stage, all layers are split over those that are left, if they have the memory."""
+    drafts: bool = False
+    """Tokens are drafted ahead."""
     step_deadline_s: float = 600.0
     """As :class:`~bloombee.pipeline.scheduler.SchedulerCore` takes it."""
 

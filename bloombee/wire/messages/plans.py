@@ -140,6 +140,8 @@ class Schedule(Part, frozen=True):
     """Of all layers, widest window first."""
     page_size: U16
     step_deadline_s: Amount
+    drafts: bool
+    """It drafts tokens ahead."""
     stages: Annotated[tuple[Peer, ...], Meta(max_length=2**16 - 1)]
     """The workers of all stages after the first, in ring order."""
 

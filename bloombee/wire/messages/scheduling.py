@@ -81,6 +81,10 @@ class Given(Part, frozen=True):
     pick: Pick
     finish: Annotated[str, Meta(max_length=16)] | None
     """types.FinishReason, of a sequence's last."""
+    drafted: U32
+    """Tokens that were drafted beside the row that it was picked after."""
+    was_drafted: bool
+    """It was among those of the round before it."""
 
 
 class Over(Part, frozen=True):

@@ -1,0 +1,1 @@
+"""Drafts as trees, who makes them, what they are worth, and which of their nodes are sent. Pure."""

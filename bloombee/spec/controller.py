@@ -1,0 +1,79 @@
+"""Which nodes of a draft are worth their rows.
+
+A round that verifies n drafted nodes takes c(n) and gives 1 + the sum of their scores in tokens, of which the best n nodes give
+most. So the best size is found by looking at all of them, for any c. What it comes to is the rule of docs/adr/0071: a node stays
+iff P > theta * m, where m is what its row adds to the round and theta the tokens per second at the optimum.
+
+Where others travel too, what a row costs is what it costs all: theta counts their tokens as well. As long as a round is bound by
+the loop those are the others of the microbatch; once it is bound by the slowest stage or link, those of all microbatches. So
+drafting fades as load grows, and ends by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from bloombee.spec.tree import Draft
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Seconds by rows."""
+
+    fixed_s: float
+    row_s: float
+
+    def at(self, rows: float) -> float:
+        return self.fixed_s + rows * self.row_s
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a round costs now.
+
+    Args:
+        loop: of one microbatch, alone, once round.
+        busy: what each stage and each wire is busy with it.
+        num_microbatches: under way at once.
+        rows, tokens: of the other sequences in the microbatch that this one goes with: rows, and tokens that they are expected to
+            give.
+    """
+
+    loop: Line
+    busy: tuple[Line, ...] = ()
+    num_microbatches: int = 1
+    rows: float = 0.0
+    tokens: float = 0.0
+
+    def round_s(self, drafted: int) -> float:
+        """Until the microbatch is back, with ``drafted`` nodes of this sequence besides its confirmed row."""
+        rows = self.rows + 1 + drafted
+        longest = max((line.at(rows) for line in self.busy), default=0.0)
+        return max(self.loop.at(rows), self.num_microbatches * longest)
+
+
+def best_size(scores: Iterable[float], load: Load, *, wait_s: float = 0.0) -> tuple[int, float]:
+    """How many of the likeliest nodes to send, and the tokens per second of all that come of it.
+
+    Args:
+        scores: of the nodes, likeliest first.
+        wait_s: for the draft, which is paid for before the round if any node is sent.
+
+    Time: O(n).
+    """
+    tokens = load.tokens + 1.0
+    best, rate = 0, tokens / load.round_s(0)
+    for size, score in enumerate(scores, start=1):
+        tokens += score
+        now = tokens / (load.round_s(size) + wait_s)
+        if now > rate:
+            best, rate = size, now
+    return best, rate
+
+
+def worth_sending(draft: Draft, load: Load) -> Draft:
+    """The nodes of ``draft`` that pay; none where plain decoding is best."""
+    order = draft.by_score()
+    size, _ = best_size((draft.scores[node - 1] for node in order), load)
+    return draft.only(sorted(order[:size]))

@@ -1,0 +1,60 @@
+"""What must hold of any file that Perfetto is to open."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+ROUNDING_US = 0.001
+"""A nanosecond: what the format's microseconds are read as."""
+Event = dict[str, Any]
+
+
+def check_nesting(events: list[Event]) -> int:
+    """Slices of one track lie apart or inside each other; how deep, at most."""
+    deepest = 0
+    for slices in _by_track(events).values():
+        open_until: list[float] = []
+        for slice in sorted(slices, key=lambda slice: (slice["ts"], -slice["dur"])):
+            while open_until and open_until[-1] <= slice["ts"] + ROUNDING_US:
+                open_until.pop()
+            end = slice["ts"] + slice["dur"]
+            assert not open_until or end <= open_until[-1] + ROUNDING_US, f"{slice} ends after what it lies in"
+            open_until.append(end)
+            deepest = max(deepest, len(open_until))
+    return deepest
+
+
+def _by_track(events: list[Event]) -> dict[tuple[int, int], list[Event]]:
+    tracks: dict[tuple[int, int], list[Event]] = defaultdict(list)
+    for event in events:
+        if event["ph"] == "X":
+            assert event["dur"] >= 0
+            tracks[event["pid"], event["tid"]].append(event)
+    return tracks
+
+
+def check_arrows(events: list[Event]) -> int:
+    """Each begins once, ends once at another process, and both ends lie at a slice; how many there are."""
+    ends: dict[str, list[Event]] = defaultdict(list)
+    for event in events:
+        if event["ph"] in "sf":
+            ends[event["id"]].append(event)
+    tracks = _by_track(events)
+    for both in ends.values():
+        start, finish = sorted(both, key=lambda end: end["ph"], reverse=True)
+        assert (start["ph"], finish["ph"]) == ("s", "f")
+        assert start["pid"] != finish["pid"]
+        for end in both:
+            slices = tracks[end["pid"], end["tid"]]
+            assert any(one["ts"] - ROUNDING_US <= end["ts"] <= one["ts"] + one["dur"] + ROUNDING_US for one in slices)
+    return len(ends)
+
+
+def total_ms(events: list[Event], cat: str, name: str = "", pid: int | None = None) -> float:
+    """Of all slices of a kind."""
+    return sum(
+        event["dur"] / 1e3
+        for event in events
+        if event["ph"] == "X" and event["cat"] == cat and name in ("", event["name"]) and pid in (None, event["pid"])
+    )
