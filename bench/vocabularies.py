@@ -14,8 +14,8 @@ END = "<|end|>"
 
 def byte_level(size: int, seed: int = 1) -> str:
     """A tokenizer of ``size`` tokens, for ``tokenizers.Tokenizer.from_str``: an end token, the first; all bytes; words with and
-    without a space before them, numbers of three digits, runs of spaces, what code and JSON are full of, letters of other scripts,
-    and all beginnings of these: each longer token is a merge of a shorter one and a byte."""
+    without a space before them, numbers of three digits, runs of spaces, what code and JSON are full of, letters of other
+    scripts, and all beginnings of these: each longer token is a merge of a shorter one and a byte."""
     draw = random.Random(seed)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {END: 0, **{sign: number for number, sign in enumerate(alphabet, 1)}}
