@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.cache import SlotCache
 from bloombee.engine.checkpoint import Checkpoint
 from bloombee.engine.digest import require_same_weights
+from bloombee.engine.generation import read_generation
 from bloombee.engine.grammar import Grammars
 from bloombee.engine.graphs import CudaRecorder, Recorder, Repeater
 from bloombee.engine.packed import Watch, back_by_huge_pages, empty, pack_linears
@@ -28,7 +30,7 @@ from bloombee.engine.stored import probe
 from bloombee.engine.synthetic import fill_random
 from bloombee.engine.tokenizer import tokenizer_json
 from bloombee.engine.weights import Loading, LoadProgress, fill, materialize, plan_loading
-from bloombee.errors import ConfigError, DeviceError
+from bloombee.errors import BloomBeeError, ConfigError, DeviceError
 from bloombee.machine import cores
 from bloombee.pipeline.work import Work
 from bloombee.types import Dtype, PageGroup, Span
@@ -143,8 +145,8 @@ class SpanModel:
             kv = SlotCache(layers, groups, page_size, TORCH_DTYPES[dtype], torch.device(device))
             model = cls(skeleton, span, dtype, kv, store or SpanStore(), key)
             model.steps.processors = Processors(rules, model.vocab_size) if rules is not None and model.is_last else None
-            model.steps.grammars = Grammars(partial(tokenizer_json, checkpoint), model.vocab_size) if model.is_last else None
             model._load(checkpoint, weight_digests, progress, watch.groups)
+            model._know_words(checkpoint)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise DeviceError(f"no memory on {device} for {span} of {checkpoint.ref}", device=device) from error
         return model
@@ -261,6 +263,15 @@ class SpanModel:
             self.close()
             raise
         self.layer_bytes = sum(self._kept.values()) // len(self.span)
+
+    def _know_words(self, checkpoint: Checkpoint) -> None:
+        """For grammars, on a last stage."""
+        if not self.is_last or checkpoint.is_random:
+            return
+        self.steps.grammars = Grammars(partial(tokenizer_json, checkpoint), self.vocab_size)
+        with contextlib.suppress(BloomBeeError):  # the head's files count; these say, most likely, what its requests will
+            if end_tokens := read_generation(checkpoint, self.vocab_size).end_tokens:
+                self.steps.grammars.prepare(end_tokens)
 
     def _can_share(self) -> bool:
         """Whether a layer is its own: in some models one tensor is several layers', or layers are told of each forward."""
