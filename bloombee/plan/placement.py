@@ -14,7 +14,8 @@ READS = 3
 """Of a disk that are under way at once, each into memory of its own."""
 READ_BYTES = 4 << 20
 """Of each: two of these keep a fast disk busy."""
-STAGING_BYTES = READS * (READ_BYTES + 4096)
+BLOCK_BYTES = 4096
+"""What reads are aligned to, in files and in memory."""
 DEVICE, DISK = 0, 2
 """Tiers of ``wire.messages.Load.placement``."""
 
@@ -33,5 +34,17 @@ def spread(span: Span, count: int) -> tuple[int, ...]:
 
 
 def streamed_memory(layer_bytes: int, num_streamed: int) -> int:
-    """Bytes of the device for ``num_streamed`` layers of ``layer_bytes`` that stream."""
-    return num_slots(num_streamed) * layer_bytes + STAGING_BYTES * (num_streamed > 0)
+    """Bytes of the device for ``num_streamed`` layers of ``layer_bytes`` that stream: slots, and what is read into first."""
+    if not num_streamed:
+        return 0
+    return num_slots(num_streamed) * layer_bytes + READS * (min(READ_BYTES, layer_bytes) + 2 * BLOCK_BYTES)
+
+
+def placement_of(span: Span, streamed: tuple[int, ...]) -> tuple[int, ...]:
+    """As ``wire.messages.Load`` has it; empty: all layers stay."""
+    return tuple(DISK if layer in streamed else DEVICE for layer in range(span.start, span.stop)) if streamed else ()
+
+
+def streamed_of(start: int, placement: tuple[int, ...]) -> tuple[int, ...]:
+    """The layers, counted from ``start`` of the span, that :func:`placement_of` says stream."""
+    return tuple(layer for layer, tier in enumerate(placement, start) if tier == DISK)
