@@ -24,11 +24,9 @@ from pathlib import Path
 from bloombee.codec.checksum import check_crc32c, crc32c
 from bloombee.engine.leaves import SMALL_BYTES, Area
 from bloombee.errors import CorruptPayload, DeviceError
-from bloombee.plan.placement import READ_BYTES
+from bloombee.plan.placement import BLOCK_BYTES, READ_BYTES
 
 MAGIC = b"BBLAYER1"
-BLOCK_BYTES = 4096
-"""What direct reads are aligned to, in the file and in memory."""
 ENTRY_BYTES = 96
 """Room in the header for what is said of a chunk."""
 
@@ -115,7 +113,6 @@ def write_layer(path: Path, key: str, areas: Sequence[Area]) -> None:
     """
     draft = path.with_suffix(f".{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with open(draft, "wb") as file:
             _write(file.fileno(), key, areas)
         draft.replace(path)

@@ -6,7 +6,7 @@ A layer whose weights come and go has its modules all the time, and in them valu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from bloombee.engine.steps import Steps, on_device
 from bloombee.engine.stored import probe
 from bloombee.engine.streams import LayerStream
 from bloombee.engine.synthetic import fill_random
+from bloombee.engine.waves import Waves, together
 from bloombee.engine.weights import Loading, LoadProgress, fill, materialize, plan_loading
 from bloombee.errors import ConfigError, DeviceError
 from bloombee.machine import cores
@@ -90,6 +91,7 @@ class SpanModel:
         self.vocab_size: int = skeleton.model.get_input_embeddings().weight.shape[0]
         self.weight_bytes = self.layer_bytes = self.disk_bytes = self.requested_bytes = 0
         self.stream: LayerStream | None = None
+        self._waves: Waves | None = None
         self._skeleton = skeleton
         self._store, self._key = store, key
         self._reservation = self._streaming_bytes = 0
@@ -197,6 +199,17 @@ class SpanModel:
         rows: torch.Tensor | list[Pick] = self.steps.run(work.segments, hidden)
         return rows
 
+    def run_together(self, works: Sequence[tuple[Work, torch.Tensor | None]]) -> list[Any]:
+        """As :meth:`run` of each of ``works`` in turn, exceptions among the results; as far as may be side by side, so that each
+        layer that streams is read once. Only where some do."""
+        assert self._waves is not None
+        results: list[Any] = []
+        while len(results) < len(works):
+            rest = works[len(results) :]
+            count = together([work for work, _ in rest])
+            results += self._waves.run([partial(self.run, *one) for one in rest[:count]])
+        return results
+
     def launch(
         self, work: Work, hidden: torch.Tensor | None, *, stay: bool = False
     ) -> Pending[torch.Tensor] | Pending[list[Pick]]:
@@ -293,7 +306,9 @@ class SpanModel:
             reason = "this worker has no directory for them" if files is None else "its layers share their weights"
             raise ConfigError(f"{maker.checkpoint.ref}: layers cannot stream: {reason}", model=maker.checkpoint.ref)
         self.stream, read, asked = stream_layers(maker, away, files, progress)
-        self.stream.attach(getattr(self._skeleton.base, self._skeleton.layers))
+        layers = getattr(self._skeleton.base, self._skeleton.layers)
+        self._waves = Waves(layers, self.stream)  # whose hooks come before the stream's
+        self.stream.attach(layers)
         self.disk_bytes, self.requested_bytes = self.disk_bytes + read, self.requested_bytes + asked
         self.weight_bytes += self._streaming_bytes
 

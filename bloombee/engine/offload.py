@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
+from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.checkpoint import Checkpoint
 from bloombee.engine.hugepages import forget
-from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.layer_file import LayerFile
 from bloombee.engine.layer_files import LayerFiles
 from bloombee.engine.leaves import Area, Leaf, areas_of, leaves_of
@@ -83,7 +83,7 @@ class LayerMaker:
         return tuple((name.removeprefix(start), tuple(self.skeleton.meta[name].shape)) for name in sorted(names))
 
     def key(self, number: int) -> str:
-        """What the layer's weights in memory are made of: the files they come from, as they are now, and how they are laid out."""
+        """What the layer's weights in memory are made of: files, as they are now, and how they are laid out."""
         names = sorted({name for unit in self._loading_of(number).units for name in unit.names()})
         files = {file: self._file(file) for file in sorted({self.checkpoint.files[name] for name in names})}
         return repr((self.checkpoint.config_digest.hex(), number, names, files or self.checkpoint.ref, self._layout))
@@ -92,7 +92,15 @@ class LayerMaker:
     def _layout(self) -> tuple[object, ...]:
         packs = self.device.type == "cpu" and can_pack(TORCH_DTYPES[self.dtype])
         groups = [tuple(layer.out_features for layer in layers) for layers in self.together]
-        return (str(self.dtype), self.device.type, torch.__version__, torch.backends.cpu.get_cpu_capability(), packs, ROWS, groups)
+        return (
+            str(self.dtype),
+            self.device.type,
+            torch.__version__,
+            torch.backends.cpu.get_cpu_capability(),
+            packs,
+            ROWS,
+            groups,
+        )
 
     def _file(self, name: str) -> tuple[str, int, int]:
         path = os.path.realpath(self.checkpoint.shard(name))

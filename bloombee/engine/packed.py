@@ -99,7 +99,8 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
     def hold(self, parts: list[tuple[torch.Tensor, torch.Tensor | None]]) -> None:
         """Multiply by ``parts`` from now on, those of a layer of the same sizes; none: it has no weights and is not to be run."""
         self.parts = parts
-        self.weight, self._bias = parts[0] if parts else (None, None)
+        self.weight: Any = parts[0][0] if parts else None
+        self._bias = parts[0][1] if parts else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.shape[-2]

@@ -2,9 +2,9 @@
 
 A slot is the memory of one layer's weights, laid out as the kernels want them (``packed.py``), so that a layer computes the same
 whether its weights stay or come. Readers fill free slots in the order in which layers are run, over and over: the first layers of
-the next pass come while the last of this one run, and while the span waits for work. A layer that is entered holds a slot until it
-has been left. Nothing is allocated after the start: slots, and of each reader a staging buffer that a chunk is read into past the
-system's cache, checked, and copied from.
+the next pass come while the last of this one run, and while the span waits for work. A layer holds a slot from when it is entered
+until it has been left. Nothing is allocated after the start: slots, and of each reader a staging buffer that a chunk is read
+into past the system's cache, checked, and copied from.
 
 On a GPU slots are in its memory, staging is pinned, and copies go over a stream of their own: a slot that was left is written to
 once what was asked of the device before has run, and is ready once the copies are done, for which readers wait and nobody else.
@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from bloombee.engine.layer_file import BLOCK_BYTES, LayerFile, padded, parts_of
+from bloombee.engine.layer_file import LayerFile, padded, parts_of
 from bloombee.engine.leaves import Area, Leaf
 from bloombee.errors import BloomBeeError, DeviceError
-from bloombee.plan.placement import READ_BYTES, READS
+from bloombee.plan.placement import BLOCK_BYTES, READS
 
 
 @dataclass(eq=False)
@@ -105,6 +105,11 @@ class LayerStream:
         self._readers = [threading.Thread(target=self._read, name="bloombee-stream", daemon=True) for _ in range(READS)]
         for reader in self._readers:
             reader.start()
+
+    @property
+    def pass_bytes(self) -> int:
+        """Read from disk for each pass."""
+        return sum(file.stored_bytes for file in self._files.values())
 
     def attach(self, layers: Sequence[nn.Module]) -> None:
         """Have those of a span's ``layers`` that stream enter and leave as they run, in whatever order."""
@@ -222,8 +227,9 @@ class LayerStream:
     # -- of readers ------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        room = torch.empty(READ_BYTES + BLOCK_BYTES, dtype=torch.uint8, pin_memory=self._copies is not None)
-        staging = room[-room.data_ptr() % BLOCK_BYTES :][:READ_BYTES]
+        largest = max(padded(chunk.stored_bytes) for file in self._files.values() for chunk in file.chunks)
+        room = torch.empty(largest + BLOCK_BYTES, dtype=torch.uint8, pin_memory=self._copies is not None)
+        staging = room[-room.data_ptr() % BLOCK_BYTES :][:largest]
         while (job := self._job()) is not None:
             slot, number = job
             error: Exception | None = None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_kit import LAYERS, PAGE, generate, make_checkpoint, ragged_prompts
+from engine_kit import LAYERS, PAGE, VOCABULARY, generate, make_checkpoint, ragged_prompts
 from msgspec.structs import replace
 from test_engine_model import rows, work
 
@@ -17,11 +17,14 @@ from bloombee.engine.checkpoint import resolve
 from bloombee.engine.layer_files import SUFFIX, LayerFiles
 from bloombee.engine.model import SpanModel
 from bloombee.engine.spans import SpanStore
-from bloombee.errors import ConfigError, DeviceError, Infeasible
+from bloombee.engine.waves import together
+from bloombee.errors import ConfigError, DeviceError, Infeasible, RemoteProtocolError
 from bloombee.kv.pool import PagePool, PageTable
 from bloombee.pipeline.work import Pages, Work
 from bloombee.plan.placement import spread
 from bloombee.types import Dtype, PageGroup, Span
+
+WHOLE = Span(0, LAYERS)
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +43,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(
-    model: Path | str, disk: Path | None, streamed: Sequence[int], *, span: Span = Span(0, LAYERS), dtype: Dtype = Dtype.FLOAT32,
+    model: Path | str, disk: Path | None, streamed: Sequence[int], *, span: Span = WHOLE, dtype: Dtype = Dtype.FLOAT32,
     store: SpanStore | None = None,
 ) -> SpanModel:  # fmt: skip
     files = None if disk is None else LayerFiles(disk)
@@ -228,6 +231,42 @@ def test_layers_that_differ_cannot_share_slots(tmp_path: Path) -> None:
     assert generate([load(tmp_path, tmp_path, (0, 2, 3))], ragged_prompts(2), 3) == generate(
         [load(tmp_path, None, ())], ragged_prompts(2), 3
     )
+
+
+@pytest.mark.parametrize("dtype", [Dtype.FLOAT32, Dtype.BFLOAT16])
+def test_microbatches_side_by_side_read_each_layer_once_and_give_the_same(dtype: Dtype, tmp_path: Path) -> None:
+    """A prompt in two chunks is among them: the second sees at each layer what the first one wrote there."""
+    long = list(range(1, 30))
+    works = [work(rows(prompt, sequence=number)) for number, prompt in enumerate(ragged_prompts(6))]
+    works += [work(rows(long[:20], picks=0, sequence=6)), work(rows(long[20:], 20, sequence=6))]
+    resident = load("llama:256x4", None, (), dtype=dtype)
+    expected = [resident.run(one, None) for one in works]
+    model = load("llama:256x4", tmp_path, (0, 1, 3), dtype=dtype)
+    assert model.stream is not None
+    for _ in range(2):
+        before = model.stream.traffic.layers
+        assert model.run_together([(one, None) for one in works]) == expected
+        assert model.stream.traffic.layers - before <= 3 + 2, "no more than one pass, and what comes ahead"
+
+
+def test_a_microbatch_that_fails_costs_the_others_nothing(tiny: Path, tmp_path: Path) -> None:
+    works = [work(rows(prompt, sequence=number)) for number, prompt in enumerate(ragged_prompts(4))]
+    resident = load(tiny, None, ())
+    expected = [resident.run(one, None) for one in works]
+    model = load(tiny, tmp_path, range(4))
+    for place in range(4):
+        asked = [*works[:place], work(rows([VOCABULARY], sequence=5)), *works[place:]]
+        found = model.run_together([(one, None) for one in asked])
+        failed = found.pop(place)
+        assert isinstance(failed, RemoteProtocolError)
+        assert found == expected
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_a_page_is_copied_once_those_before_it_are_through() -> None:
+    plain = work(rows([1]))
+    copies = work(replace(rows([1]), pages=(Pages((1, 2), 0, 3),)))
+    assert [together(works) for works in ([plain] * 3, [plain, copies, plain], [copies, plain], [plain] * 40)] == [3, 1, 2, 16]
 
 
 def test_a_span_that_is_let_go_reads_no_more(tiny: Path, tmp_path: Path) -> None:
