@@ -45,7 +45,7 @@ def test_messages_that_are_not_spoken_yet_are_refused_by_their_name() -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("Load.placement", replace(LOAD, placement=(1,))),
+        ("Load.placement", replace(LOAD, placement=(0, 1))),
         ("Load.budgets", replace(LOAD, budgets=(5,))),
         ("Wire.scheduler", replace(WIRE, stage=0, predecessor=None, scheduler=BACK)),
         ("Wire.schedule.stages[0].through", replace(FIRST, schedule=replace(SCHEDULE, stages=(replace(PEER, through=5), PEER)))),
