@@ -78,7 +78,7 @@ class Rounds:
 
     def ask(self, sequence: SequenceState, others: int, now: float) -> float | None:
         """Ask it, if that is worth it; until when to wait for its answer. ``others``: sequences in the microbatch."""
-        query = self._try(lambda speculator: speculator.ask(sequence.id, self._known(sequence), now, self._load(others)))
+        query = self._try(lambda one: one.ask(sequence.id, self._known(sequence), now, in_parts(self._load(others))))
         if query is None:
             return None
         self._said.append(AskDraft(query, sequence.sampling.temperature, sequence.sampling.seed))
