@@ -52,7 +52,7 @@ _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([kmgt]?)(i?)b?", re.IGNORECASE
 _NUM_LAYERS = re.compile(r"[0-9]{1,9}")
 _DTYPES = ("auto", *(str(dtype) for dtype in Dtype))
 _CODEC_MODES = ("auto", "on", "off")
-_DRAFTS = ("auto", "off")
+_DRAFTS = ("auto", "ngrams", "off")
 _SCHEDULER_PLACES = ("auto", *(str(place) for place in SchedulerPlace))
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -115,8 +115,9 @@ class RuntimeConfig:
     )
     draft: str = option(
         "off",
-        "Draft tokens ahead, to get several of them each time round: auto (from what was said before, where that pays) or off. No"
-        " token depends on it.",
+        "Draft tokens ahead, to get several of them each time round, where that pays: auto (from what was said before; for demo"
+        " also with its draft model), ngrams (that alone), off, or a small model of the same tokenizer, which gets a process of"
+        " its own: its directory or hub id. No token depends on it.",
     )
     codec: str = option("auto", "Lossless compression of activations: auto (on a link where it pays), on or off.")
     max_microbatch_rows: int = option(512, "Most tokens in one microbatch; longer prompts go in chunks.")
@@ -176,7 +177,7 @@ class RuntimeConfig:
         )
         _check(self, "target_s", self.target_s is None or _seconds(self.target_s), "seconds > 0")
         _check(self, "scheduler", _is_one_of(self.scheduler, _SCHEDULER_PLACES), _one_of(_SCHEDULER_PLACES))
-        _check(self, "draft", _is_one_of(self.draft, _DRAFTS), _one_of(_DRAFTS))
+        _check(self, "draft", _is_draft(self.draft), f"{', '.join(_DRAFTS)}, or a model: a directory or a hub id")
         _check(self, "codec", _is_one_of(self.codec, _CODEC_MODES), _one_of(_CODEC_MODES))
         _check(self, "max_microbatch_rows", _whole(self.max_microbatch_rows, 1, 2**16), "a whole number from 1 to 65536")
         _check(self, "page_size", _whole(self.page_size, 1, 1024), "a whole number from 1 to 1024")
@@ -680,6 +681,11 @@ def _check_endpoint(config: object, field: str, read: Callable[[str], object], r
 
 def _is_one_of(value: object, names: tuple[str, ...]) -> bool:
     return isinstance(value, str) and value in names
+
+
+def _is_draft(value: object) -> bool:
+    """A word, a model, or ``module:NAME:ARGUMENT...`` of a program that drafts (roles/drafter.py)."""
+    return isinstance(value, str) and (value in (*_DRAFTS, "demo:draft") or "/" in value or value.startswith(("module:", ".")))
 
 
 def _one_of(names: tuple[str, ...]) -> str:

@@ -22,7 +22,8 @@ from bloombee.pipeline.events import (
 )
 from bloombee.pipeline.work import Piece, Work
 from bloombee.plan.plan import Plan
-from bloombee.types import FinishReason, Lane, WorkerId
+from bloombee.spec.speculator import Query
+from bloombee.types import FinishReason, Lane, SequenceId, WorkerId
 from bloombee.wire.messages import AnyMessage, MeasureLink, Pick
 
 
@@ -33,6 +34,20 @@ class Send(Struct, frozen=True, gc=False):
     lane: Lane
     message: AnyMessage
     payload: object | None = None
+
+
+class AskDraft(Struct, frozen=True, gc=False):
+    """Ask the drafter in another process; answer with Drafted. ``temperature``, ``seed``: of the sequence's sampling."""
+
+    query: Query
+    temperature: float
+    seed: int
+
+
+class DraftClosed(Struct, frozen=True, gc=False):
+    """Tell it that a sequence has ended."""
+
+    sequence: SequenceId
 
 
 class Compute(Struct, frozen=True, gc=False):
@@ -183,6 +198,8 @@ class StageLoaded(Struct, frozen=True, gc=False):
 
 Command = (
     Send
+    | AskDraft
+    | DraftClosed
     | Compute
     | Gather
     | Spill

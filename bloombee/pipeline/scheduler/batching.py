@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from bloombee.control.chunks import Chunks, chunks_at
 from bloombee.control.operate import apart
 from bloombee.pipeline.beginnings import has_room
-from bloombee.pipeline.events import Tune
+from bloombee.pipeline.events import Drafted, DrafterSeen, Priced, Tune
 from bloombee.pipeline.fair import FairQueue
+from bloombee.pipeline.scheduler.awaited import Awaited
 from bloombee.pipeline.scheduler.epoch import Epoch
 from bloombee.pipeline.scheduler.rounds import Rounds
 from bloombee.pipeline.scheduler.sequence import SequenceState
@@ -43,6 +44,9 @@ class Batcher:
         self._max_rows = max_rows
         self._prefill: FairQueue[SequenceState] = FairQueue()
         self._decode: deque[SequenceState] = deque()
+        self._home: list[SequenceState] = []
+        """That have one more token, for which no draft was asked yet."""
+        self._awaited = Awaited()
         self._chunks: tuple[Chunks, ...] = (Chunks(0, max_rows, max_rows, math.inf),)
         self._max_flights: int | None = None
         self._sizes_apart = False
@@ -63,25 +67,48 @@ class Batcher:
         """It has one more token, and goes on with that."""
         if sequence.in_prefill:  # it is being sent again, and this was known further on
             sequence.num_to_fill = sequence.num_tokens
+        elif self._rounds.asks:
+            self._home.append(sequence)
         else:
             self._decode.append(sequence)
+
+    def informed(self, event: Priced | DrafterSeen | Drafted) -> None:
+        """What others know of drafts and their price."""
+        self._rounds.informed(event)
+        if isinstance(event, Drafted):
+            self._awaited.answered(event.sequence)
+
+    def ask_for_drafts(self, now: float) -> None:
+        """For who has come home; who has waited for an answer for long enough goes on."""
+        home, self._home = self._home, []
+        if home:
+            asked = {sequence.id: self._rounds.ask(sequence, len(home) - 1, now) for sequence in home}
+            self._awaited.hold(home, {one: until_s for one, until_s in asked.items() if until_s is not None})
+        self._decode += self._awaited.ready(now)
 
     def send_again(self, sequence: SequenceState, position: int) -> None:
         """Rows from ``position`` on, in turn with prompts."""
         if not sequence.in_prefill:
-            if sequence in self._decode:
-                self._decode.remove(sequence)
+            self._take_out(sequence)
             self._prefill.push(sequence)
         sequence.go_back(position)
 
     def remove(self, sequence: SequenceState) -> None:
         """It has ended."""
-        if not self._prefill.remove(sequence) and sequence in self._decode:
-            self._decode.remove(sequence)
+        if not self._prefill.remove(sequence):
+            self._take_out(sequence)
+
+    def _take_out(self, sequence: SequenceState) -> None:
+        """Of those that decode."""
+        for waiting in (self._decode, self._home):
+            if sequence in waiting:
+                waiting.remove(sequence)
+        self._awaited.remove(sequence)
 
     def clear(self) -> None:
         self._prefill.clear()
-        self._decode.clear()
+        for waiting in (self._decode, self._home, self._awaited):
+            waiting.clear()
 
     # -- decode ----------------------------------------------------------------------------
 
@@ -114,7 +141,7 @@ class Batcher:
         items, room = list[Item](), self._max_rows - count
         for _ in range(count):
             sequence = self._decode.popleft()
-            item = self._rounds.item(sequence, room) or _item(sequence, 1)
+            item = self._rounds.item(sequence, room, count - 1) or _item(sequence, 1)
             room -= item.num_rows - 1
             items.append(item)
         return items

@@ -15,6 +15,8 @@ from bloombee.errors import BloomBeeError, LocalProtocolError, RemoteProtocolErr
 from bloombee.pipeline.commands import Command, TellHead
 from bloombee.pipeline.events import (
     Cancel,
+    Drafted,
+    DrafterSeen,
     Ended,
     FromStage,
     Moved,
@@ -24,6 +26,7 @@ from bloombee.pipeline.events import (
     PlanBroken,
     PlanDropped,
     PlanWired,
+    Priced,
     StageRestored,
     Tick,
     Tune,
@@ -32,6 +35,7 @@ from bloombee.pipeline.scheduler.admission import Admission, Way
 from bloombee.pipeline.scheduler.batching import Batcher
 from bloombee.pipeline.scheduler.closing import Closings
 from bloombee.pipeline.scheduler.epoch import Epoch, Flight
+from bloombee.pipeline.scheduler.fragments import Parts
 from bloombee.pipeline.scheduler.picks import Picks
 from bloombee.pipeline.scheduler.rounds import Rounds
 from bloombee.pipeline.scheduler.sequence import SequenceState, cannot_be_sent, overdue, too_long
@@ -68,6 +72,9 @@ Event = (
     | FromStage
     | StageRestored
     | Moved
+    | Priced
+    | DrafterSeen
+    | Drafted
     | Tick
 )
 
@@ -97,9 +104,9 @@ class SchedulerCore:
         self._resend_after_s = resend_after_s
         self._open: dict[SequenceId, SequenceState] = {}
         self._admission = Admission(max_rows=max_rows)
-        self._rounds = Rounds(speculator)
+        self._rounds = Rounds(speculator, Parts(max_rows))
         self._batcher = Batcher(self._open, self._rounds, max_rows=max_rows)
-        self._picks = Picks(self._open, self._batcher, self._close)
+        self._picks = Picks(self._open, self._batcher, self._rounds, self._close)
         self._closings = Closings(takes_over=takes_over)
         self._succession = Succession(
             self._open,
@@ -138,6 +145,9 @@ class SchedulerCore:
             case Tune():
                 self._batcher.tune(event)
                 self._admission.max_open = event.max_sequences
+                return self._schedule(event.now)
+            case Priced() | DrafterSeen() | Drafted():
+                self._batcher.informed(event)
                 return self._schedule(event.now)
             case StageRestored():
                 return self._succession.restored(event)
@@ -267,21 +277,28 @@ class SchedulerCore:
         if epoch is None or not epoch.is_open:
             return []
         commands = self._admit(epoch, now)
+        batcher.ask_for_drafts(now)
         while batcher.may_decode(epoch):
             commands += self._send(epoch, Phase.DECODE, batcher.decode_items(epoch), Phase.DECODE, now)
+        while epoch.can_send(Phase.DECODE) and (part := self._rounds.parts.next()) is not None:
+            commands += self._send(epoch, Phase.DECODE, [part], Phase.DECODE, now, is_more=True)
         while not self._succession.holds_prompts and batcher.may_prefill(epoch, now):
             items = batcher.prefill_items()
             commands += self._send(epoch, Phase.PREFILL, items, Phase.PREFILL, now)
             batcher.space_chunks(items, self._loop_s, now)
+        commands += self._rounds.say()
         return [*commands, *self._succession.pump(now)] if self._succession.coming is not None else commands
 
-    def _send(self, epoch: Epoch, phase: Phase, items: list[Item], travels_as: Phase, now: float) -> list[Command]:
+    def _send(
+        self, epoch: Epoch, phase: Phase, items: list[Item], travels_as: Phase, now: float, *, is_more: bool = False
+    ) -> list[Command]:
+        """``is_more``: of drafts, of which a part is under way."""
         microbatch = self._num_microbatches
         self._num_microbatches += 1
         for item in items:
             self._open[item.sequence].waits_since = now
         share = self._batcher.share_of_prompts(items) if phase is Phase.PREFILL else 0.0
-        return [*epoch.send(microbatch, phase, items, now, travels_as=travels_as, prefill_share=share)]
+        return [*epoch.send(microbatch, phase, items, now, travels_as=travels_as, prefill_share=share, is_more=is_more)]
 
     # -- from the stages -------------------------------------------------------------------
 
@@ -317,7 +334,7 @@ class SchedulerCore:
         flight = epoch.came_home(verdict.microbatch, now)
         told, cuts = self._picks.take(verdict, now)
         if flight is not None and flight.phase is Phase.DECODE:
-            self.quickest_loop = _quickest(self.quickest_loop, flight, now)
+            self.quickest_loop = self.quickest_loop if flight.is_more else _quickest(self.quickest_loop, flight, now)
             self.decoded = (self.decoded[0] + sum(isinstance(one, TellHead) for one in told), now)
         if epoch is not self._epoch:
             told += self._move_over(verdict.microbatch == MARK, now)
