@@ -69,6 +69,11 @@ class Disk:
     directory: Path = dataclasses.field(default_factory=lambda: cache_dir())
     num_bytes: int | None = None
 
+    @property
+    def layers(self) -> Path:
+        """The folder for those that stream."""
+        return self.directory / "layers"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeConfig:

@@ -23,6 +23,7 @@
     |   +-- PoolExhausted            no KV pages left                                      (retryable)
     |   +-- QueueFull                too many requests waiting                             (retryable)
     +-- DeviceError                  the device thread failed (out of memory, a kernel)
+    |   +-- WeightsUnavailable       weights that stream cannot be read from disk, now     (retryable)
     +-- GrammarFailed                a sound grammar that the last stage cannot obey, or not in time
     +-- SequenceLost                 a running request lost its state                      (retryable)
     +-- RuntimeClosed                the Runtime was closed while the request ran
@@ -149,6 +150,10 @@ class DeviceError(BloomBeeError):
 
 class GrammarFailed(BloomBeeError):
     pass
+
+
+class WeightsUnavailable(DeviceError):
+    retryable = True
 
 
 class SequenceLost(BloomBeeError):

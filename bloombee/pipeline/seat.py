@@ -12,7 +12,7 @@ it. A mark is a frame without rows that waits until nothing is left to be said: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from bloombee.pipeline.commands import Command, Gather, Send
 from bloombee.pipeline.events import Gathered, GatherFailed, Port
@@ -226,11 +226,16 @@ class Seat:
     def blank(self, lane: Lane, frame: int, now: float) -> list[Command]:
         """A frame breaks a rule of the wire: it goes without its rows, whose sequences cannot go on."""
         sender = self.downstream.lanes[lane]
-        for sequence in sender.sequences(frame):
+        sequences = list(sender.sequences(frame))
+        return [*sender.blank(frame, now), *self.end(sequences, now)]
+
+    def end(self, sequences: Iterable[SequenceId], now: float) -> list[Command]:
+        """These cannot go on: the scheduler is told until it has ended them."""
+        for sequence in sequences:
             held = self._store.get(sequence)
             if held is not None:
                 self._unsendable[sequence] = Holding(sequence, held.generation, held.have)
-        return [*sender.blank(frame, now), *self._say_lost(now)]
+        return self._say_lost(now)
 
     def has_gathering(self, number: int) -> bool:
         return number in self._gathering

@@ -267,13 +267,15 @@ class StageCore:
     def _computed(self, outcome: Outcome, now: float) -> list[Command]:
         job = self._device.finish(outcome.number)
         seat, lane_in = job.seat, lane_of(job.work.phase)
-        fresh = self.store.fresh(job.items)
+        fresh = self.store.fresh(job.items) if not outcome.failed else ()
         dead = () if fresh is job.items else [item for item in job.items if item not in fresh]
-        spills = self._keep(job, fresh, outcome)
+        spills = self._keep(job, fresh, outcome) if not outcome.failed else []
         if seat.retired:
             return [*self._say_over_others(job, outcome, now), *self._start(), *spills]
         seat.upstream[lane_in].retire([job.frame])
         sends = seat.pass_on(job.work, job.said or job.items, fresh, dead, outcome, now)
+        if outcome.failed:
+            sends += seat.end((item.sequence for item in job.items), now)
         if len(self.seats) > 1 or seat.telling.is_behind:
             sends += self._say_over_others(job, outcome, now)
         return [*sends, *self._start(), seat.acknowledge(lane_in, now), *spills]

@@ -241,7 +241,7 @@ class SchedulerCore:
 
     def _lost(self, lost: Lost, now: float) -> list[Command]:
         """Of those that are still of that generation: no log reaches back far enough, so they go from the start, as another
-        generation; or, finally, a stage could not pass on what it had computed, and they end. Said again it changes nothing."""
+        generation; or, finally, a stage could not compute or pass on their rows, and they end. Said again it changes nothing."""
         known = [(self._open.get(holding.sequence), holding.generation) for holding in lost.holdings]
         meant = [sequence for sequence, generation in known if sequence is not None and sequence.generation == generation]
         if lost.is_final:

@@ -138,7 +138,7 @@ def overdue(patience_s: float) -> DeadlineExceeded:
 
 def cannot_be_sent(sequence: SequenceState) -> SequenceLost:
     return SequenceLost(
-        f"a stage could not pass on position {sequence.num_tokens} of this request; its log says why",
+        f"a stage could not compute or pass on position {sequence.num_tokens} of this request; its log says why",
         position=sequence.num_tokens,
     )
 
