@@ -81,11 +81,12 @@ def _mask(one: Picked, grammars: Grammars | None) -> Mask | GrammarFailed | None
     """What the row's grammar allows, or why that is not known; None: it has none."""
     if one.segment.grammar is None:
         return None
-    if one.segment.tree is not None:
-        return GrammarFailed("rows of a draft have no grammar")
     if grammars is None:
         return GrammarFailed("this stage has no vocabulary for grammars")
     try:
+        tree = one.segment.tree
+        if tree is not None:
+            return grammars.mask(one.segment, tree.base, tree.tokens_on(one.node))
         return grammars.mask(one.segment, one.position)
     except GrammarFailed as error:
         log.warning("sequence %d, position %d: %s", one.segment.sequence, one.position, error.message)

@@ -261,20 +261,24 @@ class BoundaryLog:
         return Said(start, b"".join(tokens), num_picks, tuple(pieces))
 
     def num_nodes(self, sequence: SequenceId) -> int:
-        """Of its present generation."""
+        """Of its present generation: those that are kept are the last."""
         rows = self._rows.get(sequence)
         return rows.nodes[-1].stop - 1 if rows is not None and rows.nodes else 0
 
-    def read_nodes(self, sequence: SequenceId, first: int, most: int) -> Said | None:
-        """Up to ``most`` nodes from number ``first`` on, which has been kept, or not any more (None)."""
-        for branch in self._rows[sequence].nodes:
-            if branch.tree.first <= first < branch.stop:
-                start = first - branch.tree.first
-                stop = min(branch.item.num_rows, start + most)
-                item = nodes_of(branch.item, branch.tree, start, stop)
-                piece = Piece(branch.frame.payload, branch.row + start, branch.row + stop)
-                return Said(item.position, item.tokens, item.num_picks, (piece,), item.tree)
-        return None
+    def read_nodes(self, sequence: SequenceId, first: int, most: int) -> Said:
+        """Up to ``most`` nodes from number ``first`` on, or the first that is kept, which must be one."""
+        branch = next(branch for branch in self._rows[sequence].nodes if first < branch.stop)
+        start = max(0, first - branch.tree.first)
+        stop = min(branch.item.num_rows, start + most)
+        item = nodes_of(branch.item, branch.tree, start, stop)
+        piece = Piece(branch.frame.payload, branch.row + start, branch.row + stop)
+        return Said(item.position, item.tokens, item.num_picks, (piece,), item.tree)
+
+    def lose_nodes(self, sequence: SequenceId) -> None:
+        """They cannot be read."""
+        rows = self._rows.get(sequence)
+        if rows is not None:
+            self._let_go_of_nodes(rows)
 
     def clear(self) -> None:
         """Forget everything; nothing is asked of it any more."""

@@ -247,9 +247,9 @@ class SequenceStore:
             history=history,
             max_new_tokens=opening.max_new_tokens,
             end_tokens=opening.end_tokens,
+            tree=None if tree is None else held.nodes.branches(item.position, tree, num_rows),
             biases=opening.biases if is_last else (),
             grammar=opening.grammar if is_last else None,
-            tree=None if tree is None else held.nodes.branches(item.position, tree, num_rows),
         )
 
     def _needs_history(self, opening: Opening) -> bool:

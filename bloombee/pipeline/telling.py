@@ -143,19 +143,19 @@ class Telling:
             sequence, told = next(iter(self._behind.items()))
             start, stop = self._log.bounds(sequence)
             held = self._store.get(sequence)
-            said = None
-            if held is not None and start <= told.upto < stop:
-                said = self._log.read(sequence, told.upto, min(stop, told.upto + room))
-            elif held is not None and told.upto == stop and self._log.num_nodes(sequence) > told.num_nodes:
-                said = self._log.read_nodes(sequence, told.num_nodes + 1, room)
-            if held is None or said is None:
+            has_rows, has_nodes = start <= told.upto < stop, told.upto == stop and self._log.num_nodes(sequence) > told.num_nodes
+            if held is None or not (has_rows or has_nodes):
                 if held is not None and told.upto < start:
                     lost.append(Holding(sequence, told.generation, told.upto))
                 del self._behind[sequence]
                 told.is_behind = False
                 continue
-            if said.position == held.begun_at and not has_room(items, held.begun):
+            if (items and items[-1].sequence == sequence) or (told.upto == held.begun_at and not has_room(items, held.begun)):
                 break
+            if has_rows:
+                said = self._log.read(sequence, told.upto, min(stop, told.upto + room))
+            else:
+                said = self._log.read_nodes(sequence, told.num_nodes + 1, room)
             opening = held.begun if said.position == held.begun_at else None
             items.append(_item(sequence, told.generation, said, opening))
             pieces += said.pieces
@@ -173,7 +173,10 @@ class Telling:
     def give_up(self, items: Iterable[Item]) -> None:
         """These, of :meth:`next_rows`, cannot be had: the log has them no more."""
         for item in items:
-            self._log.lose(item.sequence, item.position + item.num_rows)
+            if item.tree is None:
+                self._log.lose(item.sequence, item.position + item.num_rows)
+            else:
+                self._log.lose_nodes(item.sequence)
             told = self._of.get(item.sequence)
             if told is None:
                 continue

@@ -97,9 +97,9 @@ class Segment(Struct, frozen=True, gc=False):
     history: bytes = b""
     max_new_tokens: int = 0
     end_tokens: tuple[int, ...] = ()
+    tree: Branches | None = None
     biases: tuple[tuple[int, float], ...] = ()
     grammar: Grammar | None = None
-    tree: Branches | None = None
 
     @property
     def num_rows(self) -> int:

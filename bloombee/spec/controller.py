@@ -46,6 +46,11 @@ class Load:
     rows: float = 0.0
     tokens: float = 0.0
 
+    @property
+    def sequences(self) -> float:
+        """That are under way, as far as rows tell."""
+        return self.num_microbatches * (1 + self.rows)
+
     def round_s(self, drafted: int) -> float:
         """Until the microbatch is back, with ``drafted`` nodes of this sequence besides its confirmed row."""
         rows = self.rows + 1 + drafted

@@ -11,7 +11,9 @@ from bloombee.spec.tree import Draft
 NGRAM = 1
 """Found before in the request, or in what others were given."""
 MODEL = 2
-"""A small model's, in a process of its own."""
+"""A small model's, in a process of its own, where the likeliest token is picked."""
+SAMPLED = 4
+"""The same, where tokens are drawn: what it says of them means something else."""
 
 
 class Drafter(Protocol):

@@ -1,7 +1,10 @@
 """What the scheduler asks: which draft goes with a sequence's next row, if any. Pure.
 
-It learns how good each drafter is from the tokens alone: what was proposed is kept until the next call, whether it was sent or
-not, and held against what has come. So drafting that did not pay is on again as soon as it would, and costs no rows meanwhile.
+It learns how good drafters are from the tokens alone: what was proposed is kept until the next call, whether it was sent or not,
+and held against what has come. So drafting that does not pay costs no rows, and is on again as soon as it would pay.
+
+A drafter elsewhere takes time, which is only worth waiting for if a round becomes better by more than that. What its drafts are
+like is known from earlier ones; where it would not pay it is asked now and then, and nobody waits (``elsewhere.py``).
 """
 
 from __future__ import annotations
@@ -9,26 +12,68 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bloombee.spec.calibrate import Calibration
 from bloombee.spec.controller import Load, worth_sending
 from bloombee.spec.drafter import Drafter
+from bloombee.spec.elsewhere import Elsewhere
 from bloombee.spec.ngram import NgramDrafter
 from bloombee.spec.tree import EMPTY, Draft, merge
 
 MOST_NODES = 64
 """Of a draft."""
+NODE_S = 50e-6
+"""What proposing a node costs the process of the scheduler."""
+SHARE = 0.01
+"""Of a round, that may go to that, whether or not anything is sent."""
+RARELY = 64
+"""Of so many rounds in which a drafter elsewhere does not pay, one asks it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Asks a drafter elsewhere.
+
+    Args:
+        first: tokens before are known to it.
+        tokens: of the sequence, from there on.
+        budget: most nodes. least: paths that are less likely are worth nothing.
+        rate: tokens per second that the sequence makes: what the drafter's time is worth.
+        until_s: from then on the sequence goes on without.
+    """
+
+    sequence: int
+    first: int
+    tokens: tuple[int, ...]
+    budget: int
+    least: float
+    rate: float
+    until_s: float
 
 
 @dataclass(slots=True)
 class _Known:
     """Of a sequence."""
 
+    length: int = -1
+    """Tokens there were at the last call; -1: there was none."""
+    own: Draft = EMPTY
+    """Behind these, by the drafters of this process. Not calibrated, as all below."""
+    proposed: Draft = EMPTY
+    """By all, sent or not."""
     offered: Draft = EMPTY
-    """By a drafter elsewhere, for when it had ``at_length`` tokens."""
-    at_length: int = 0
+    """By the drafter elsewhere, for when it had ``told`` tokens."""
+    told: int = 0
+    """Tokens that drafter knows."""
+    is_read: bool = False
+    """It has answered once."""
+    asked_s: float | None = None
+    """When it was asked what it has not answered yet."""
+    rounds_without: int = 0
+    """Since that drafter was last worth waiting for."""
 
 
 class Speculator:
-    """Holds the drafters of this process, and what others offer.
+    """Holds the drafters of this process, and what one elsewhere offers.
 
     Args:
         drafters: asked at every call. None: n-grams.
@@ -39,34 +84,73 @@ class Speculator:
         self._drafters = (NgramDrafter(),) if drafters is None else tuple(drafters)
         self._most_nodes = most_nodes
         self._known: dict[int, _Known] = {}
+        self._calibration = Calibration()
+        self._elsewhere: Elsewhere | None = None
 
-    def draft(self, sequence: int, tokens: Sequence[int], now: float, load: Load) -> Draft | None:
-        """What to send behind ``tokens``, all the confirmed ones; None: the row of the last alone.
+    def has_other(self, is_there: bool) -> None:
+        """A drafter elsewhere is there from now on, and knows no sequence; or is gone."""
+        self._elsewhere = Elsewhere() if is_there else None
+        for known in self._known.values():
+            known.offered, known.told, known.is_read, known.asked_s = EMPTY, 0, False, None
+
+    def ask(self, sequence: int, tokens: Sequence[int], now: float, load: Load) -> Ask | None:
+        """What to ask the drafter elsewhere before :meth:`draft`; None: nothing. Nobody waits where ``until_s`` is ``now``."""
+        other = self._elsewhere
+        known = self._catch_up(sequence, tokens, load)
+        if other is None or known.asked_s is not None:
+            return None
+        worth = other.worth(self._calibration.apply(sequence, known.own), load, is_new=not known.is_read)
+        known.rounds_without = 0 if worth.wait_s else known.rounds_without + 1
+        if not worth.wait_s and known.rounds_without % RARELY != 1:
+            return None
+        new = tuple(tokens[known.told :])
+        ask = Ask(sequence, known.told, new, self._most_nodes, worth.least, worth.rate, now + worth.wait_s)
+        known.told, known.asked_s = len(tokens), now
+        return ask
+
+    def offered(self, sequence: int, at_length: int, draft: Draft, now: float) -> None:
+        """The drafter elsewhere expects ``draft`` behind the first ``at_length`` tokens. It has been checked
+        (:meth:`Draft.check`)."""
+        known = self._known.get(sequence)
+        if known is not None and known.asked_s is not None and self._elsewhere is not None and at_length == known.told:
+            self._elsewhere.took(now - known.asked_s, is_new=not known.is_read)
+            known.offered, known.asked_s, known.is_read = draft, None, True
+
+    def draft(self, sequence: int, tokens: Sequence[int], load: Load) -> Draft | None:
+        """What to send behind ``tokens``, all the confirmed ones; None: the row of the last alone. Called once in every round.
 
         Time: in the length of the draft, and of what is new.
         """
-        known = self._known.setdefault(sequence, _Known())
-        proposed = [drafter.propose(sequence, tokens, self._most_nodes) for drafter in self._drafters]
-        proposed.append(_still_good(known, tokens))
-        chosen = worth_sending(merge(proposed, self._most_nodes), load)
-        return chosen or None
-
-    def offered(self, sequence: int, at_length: int, draft: Draft) -> None:
-        """A drafter elsewhere expects ``draft`` behind the first ``at_length`` tokens. It has been checked
-        (:meth:`Draft.check`)."""
-        known = self._known.get(sequence)
-        if known is not None and at_length >= known.at_length:
-            known.offered, known.at_length = draft, at_length
+        known = self._catch_up(sequence, tokens, load)
+        offered = _still_good(known, tokens)
+        known.proposed = merge([known.own, offered], self._most_nodes)
+        calibrated = self._calibration.apply(sequence, known.proposed)
+        if offered and self._elsewhere is not None:
+            self._elsewhere.saw(calibrated, without=self._calibration.apply(sequence, known.own))
+        return worth_sending(calibrated, load) or None
 
     def closed(self, sequence: int) -> None:
         self._known.pop(sequence, None)
+        self._calibration.closed(sequence)
         for drafter in self._drafters:
             drafter.closed(sequence)
+
+    def _catch_up(self, sequence: int, tokens: Sequence[int], load: Load) -> _Known:
+        """Learn from what is new, and have the drafters of this process propose behind it."""
+        known = self._known.setdefault(sequence, _Known())
+        if known.length == len(tokens):
+            return known
+        if known.proposed:
+            self._calibration.learn(sequence, known.proposed, tokens[known.length :])
+        budget = min(self._most_nodes, max(1, int(SHARE * load.round_s(0) / (NODE_S * load.sequences))))
+        known.own = merge([drafter.propose(sequence, tokens, budget) for drafter in self._drafters], budget)
+        known.proposed, known.length = known.own, len(tokens)
+        return known
 
 
 def _still_good(known: _Known, tokens: Sequence[int]) -> Draft:
     """What was offered, from where the sequence is by now."""
-    if not known.offered or known.at_length > len(tokens):
+    if not known.offered:
         return EMPTY
-    node = known.offered.follow(tokens[known.at_length :])
+    node = known.offered.follow(tokens[known.told :])
     return EMPTY if node is None else known.offered.below(node)

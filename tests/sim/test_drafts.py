@@ -8,13 +8,16 @@ from collections.abc import Sequence
 
 import pytest
 
+from bloombee.pipeline.commands import Command
 from bloombee.pipeline.scheduler import SchedulerCore
+from bloombee.pipeline.stage import Event, StageCore
 from bloombee.sim.cluster import SimCluster, sim_card
 from bloombee.sim.device import oracle
 from bloombee.sim.network import Faults
 from bloombee.spec.ngram import NgramDrafter
 from bloombee.types import SchedulerPlace
-from tests.draft_kit import Crashing, Drawn, speculator
+from bloombee.wire.messages import Load
+from tests.draft_kit import Crashing, Drawn, Eager
 from tests.sim_kit import assert_right
 
 HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
@@ -32,6 +35,21 @@ class _Foresight:
         return next((text[len(known) :] for text in self.texts if text[: len(known)] == known), [])
 
 
+class _Counted(StageCore):
+    """Holds the KV that its sequences' rows and trees under way need, and no page more, after each event."""
+
+    def handle(self, event: Event) -> list[Command]:
+        commands = super().handle(event)
+        for _, held in self.store:
+            moved = max([0, *(source + 1 for source, _ in held.moves)])
+            for table in held.tables:
+                needed = -(-max(held.have + len(held.nodes), moved) // 4) * 4
+                assert table.stop <= needed
+        held_pages = sum(len(table.pages) for _, held in self.store for table in held.tables)
+        assert held_pages == sum(pool.num_pages - pool.num_free for pool in self.store.kv.pools)
+        return commands
+
+
 class _Drafting(SimCluster):
     """A swarm that drafts; ``future`` knows its requests."""
 
@@ -41,8 +59,11 @@ class _Drafting(SimCluster):
         skill = {"right": 1.0, "mixed": 0.7, "crashing": 0.7}.get(kind, 0.0)
         drawn = Drawn(rng, self.future, skill)
         drafter = {"ngram": NgramDrafter(), "crashing": Crashing(drawn, 12)}.get(kind, drawn)
-        self.make_speculator = lambda: speculator(drafter)  # type: ignore[method-assign]
+        self.make_speculator = lambda: Eager(drafter)  # type: ignore[method-assign]
         super().__init__(seed=seed, num_stages=num_stages, num_pages=1024, **arguments)  # type: ignore[arg-type]
+
+    def make_core(self, load: Load) -> StageCore:
+        return _Counted(load, resend_after_s=0.5)
 
     def ask(self, rng: random.Random, count: int, windows: Sequence[Sequence[int]] | None = None, *, num_stages: int) -> None:
         for number in range(count):

@@ -91,7 +91,7 @@ class Batcher:
             return False
         return epoch.num_decoding < self._most_flights(epoch) or len(self._decode) >= self._largest(epoch)
 
-    def decode_items(self, epoch: Epoch, now: float) -> list[Item]:
+    def decode_items(self, epoch: Epoch) -> list[Item]:
         """About an even share of the decoding sequences for each microbatch that may be in flight.
 
         By turns more and less while that is asked for (``control/operate.py`` says why). What came home together goes on
@@ -106,15 +106,15 @@ class Batcher:
             count = min(count, share)  # those that met on the way part again
         count = min(count, self._max_rows, MOST_ITEMS)
         if self._rounds.speculator is not None:
-            return self._drafted_items(count, now)
+            return self._drafted_items(count)
         return [_item(self._decode.popleft(), 1) for _ in range(count)]
 
-    def _drafted_items(self, count: int, now: float) -> list[Item]:
+    def _drafted_items(self, count: int) -> list[Item]:
         """With rows that may follow, as far as the microbatch has room."""
         items, room = list[Item](), self._max_rows - count
         for _ in range(count):
             sequence = self._decode.popleft()
-            item = self._rounds.item(sequence, room, now) or _item(sequence, 1)
+            item = self._rounds.item(sequence, room) or _item(sequence, 1)
             room -= item.num_rows - 1
             items.append(item)
         return items

@@ -268,7 +268,7 @@ class SchedulerCore:
             return []
         commands = self._admit(epoch, now)
         while batcher.may_decode(epoch):
-            commands += self._send(epoch, Phase.DECODE, batcher.decode_items(epoch, now), Phase.DECODE, now)
+            commands += self._send(epoch, Phase.DECODE, batcher.decode_items(epoch), Phase.DECODE, now)
         while not self._succession.holds_prompts and batcher.may_prefill(epoch, now):
             items = batcher.prefill_items()
             commands += self._send(epoch, Phase.PREFILL, items, Phase.PREFILL, now)

@@ -15,6 +15,9 @@ from bloombee.pipeline.scheduler.sequence import SequenceState, not_finite, not_
 from bloombee.types import FinishReason, SequenceId
 from bloombee.wire.messages import NO_GRAMMAR, NO_TOKEN, Cut, Pick, Verdict
 
+_NONE = (NO_TOKEN, NO_GRAMMAR)
+"""Instead of a token, where there can be none."""
+
 
 class Picks:
     """Of one scheduler.
@@ -61,7 +64,7 @@ class Picks:
         assert current is not None
         while (pick := current.next()) is not None:
             is_first = len(current.path) == 1
-            was_drafted = pick.token != NO_TOKEN and current.accept(pick.token)
+            was_drafted = pick.token not in _NONE and current.accept(pick.token)
             told += self._give(sequence, pick, now, drafted=current.num_drafted if is_first else 0, was_drafted=was_drafted)
             if sequence.id not in self._open:
                 return told
@@ -85,10 +88,9 @@ class Picks:
         self, sequence: SequenceState, pick: Pick, now: float, *, drafted: int = 0, was_drafted: bool = False
     ) -> list[Command]:
         """The sequence's next token, which may be its last. Arguments as of Emitted."""
-        if pick.token == NO_TOKEN:
-            return [TellHead(Ended(sequence.id, not_finite(sequence))), *self._close(sequence, now)]
-        if pick.token == NO_GRAMMAR:
-            return [TellHead(Ended(sequence.id, not_obeyed(sequence))), *self._close(sequence, now)]
+        if pick.token in _NONE:
+            error = not_finite(sequence) if pick.token == NO_TOKEN else not_obeyed(sequence)
+            return [TellHead(Ended(sequence.id, error)), *self._close(sequence, now)]
         sequence.waits_since = now
         sequence.tokens += pick.token.to_bytes(4, "little")
         finish = None

@@ -42,16 +42,15 @@ class Rounds:
     load: Load = UNKNOWN_LOAD
     _tokens: dict[SequenceId, array[int]] = field(default_factory=dict)
 
-    def item(self, sequence: SequenceState, room: int, now: float) -> Item | None:
-        """The next row of a sequence that decodes, with up to ``room`` drafted ones; None: the row goes alone, as those of a
-        sequence with a grammar always do.
+    def item(self, sequence: SequenceState, room: int) -> Item | None:
+        """The next row of a sequence that decodes, with up to ``room`` drafted ones; None: the row goes alone.
 
         A drafter that fails is asked no more: everything is decoded plainly from then on.
         """
-        if self.speculator is None or sequence.grammar is not None:
+        if self.speculator is None:
             return None
         try:
-            draft = self.speculator.draft(sequence.id, self._known(sequence), now, self.load)
+            draft = self.speculator.draft(sequence.id, self._known(sequence), self.load)
             chosen = None if draft is None else _fitting(draft, sequence, min(room, self._room(sequence)))
         except Exception:
             log.warning("drafting has failed; tokens are decoded one at a time from now on", exc_info=True)

@@ -39,14 +39,20 @@ class Round:
         return len(self.tokens) - 1
 
     def note(self, node: int, pick: Pick) -> None:
-        """What was picked after a node; of one that is none it says nothing."""
-        if 1 <= node <= len(self.tokens):
+        """What was picked after a node; of one that is none, or elsewhere, it says nothing."""
+        if 1 <= node <= len(self.tokens) and pick.position == self.base + self._depth(node):
             self._picks.setdefault(node, pick)
 
     def next(self) -> Pick | None:
-        """The pick after the last accepted node, if it is known; None too for one that cannot be."""
-        pick = None if self.is_over else self._picks.get(self.path[-1])
-        return pick if pick is not None and pick.position == self.base + len(self.path) else None
+        """The pick after the last accepted node, if it is known."""
+        return None if self.is_over else self._picks.get(self.path[-1])
+
+    def _depth(self, node: int) -> int:
+        """1 of the root."""
+        depth = 0
+        while node:
+            node, depth = self.parents[node - 1], depth + 1
+        return depth
 
     def accept(self, token: int) -> bool:
         """``token`` follows on the last accepted node. Whether a child has it."""

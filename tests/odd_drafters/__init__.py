@@ -1,0 +1,1 @@
+"""Programs in the place of a drafter's process; see ``program.py``."""
