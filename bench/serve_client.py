@@ -1,7 +1,7 @@
 """The client of bench/serve.py, a process of its own: asks over HTTP as it is told on stdin, and does no more than it must.
 
-A line in, ``{"prompts": [...], "tokens": t, "seed": s}``, is a line out: seconds to the first token of each request, all tokens, seconds
-until the last. Connections are there before the clock starts.
+A line in, ``{"prompts": [...], "tokens": t, "seed": s}``, is a line out: seconds to the first token of each request, all tokens,
+seconds until the last. Connections are there before the clock starts.
 """
 
 from __future__ import annotations
