@@ -23,7 +23,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from bloombee import __version__
-from bloombee.config import Config, Environment, RuntimeConfig, ServeConfig, WorkerConfig, load_config, merge, parse_disk
+from bloombee.config import (
+    SERVED_NEW_TOKENS,
+    Config,
+    Environment,
+    RuntimeConfig,
+    ServeConfig,
+    WorkerConfig,
+    load_config,
+    merge,
+    parse_disk,
+)
 from bloombee.errors import BloomBeeError, CapacityError, ConfigError, Infeasible
 from bloombee.options import Given, Options, command, whole_number
 from bloombee.quote import printable, quoted
@@ -225,7 +235,7 @@ def head(swarm: Given, sampling: Given, *, chat: Chat = False, json: Json = Fals
         Options(
             RuntimeConfig,
             "Swarm",
-            ("model", *SWARM, *HEAD_ONLY),
+            ("model", *SWARM, *HEAD_ONLY, "answer_tokens"),
             {
                 "workers": "How many worker processes to start on this machine; with --listen: to wait for from others.",
                 "listen": "Where the head listens for workers of other machines, which are then waited for: tcp://*:PORT: on all"
@@ -249,6 +259,8 @@ def serve(swarm: Given, http: Given, *, config: ConfigFile = None) -> int:
     base = _config(config)
     awaits = "listen" in swarm or base.runtime.remote_workers > 0
     runtime = _awaiting(base.runtime, swarm) if awaits else merge(base.runtime, swarm)
+    if runtime.answer_tokens is None:
+        runtime = merge(runtime, {"answer_tokens": SERVED_NEW_TOKENS})
     from bloombee.serve import command as serving
 
     return serving.run(runtime, merge(base.serve, http))
