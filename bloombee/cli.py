@@ -45,6 +45,7 @@ SWARM = (
     "dtype",
     "device",
     "kv_tokens",
+    "prefix_cache",
     "microbatches",
     "target_s",
     "codec",

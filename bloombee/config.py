@@ -103,6 +103,9 @@ class RuntimeConfig:
     max_microbatch_rows: int = option(512, "Most tokens in one microbatch; longer prompts go in chunks.")
     page_size: int = option(16, "Tokens in a page of KV memory.")
     kv_tokens: int | None = option(None, "KV memory of layers that see all, in tokens; default: as memory allows, at most 32768.")
+    prefix_cache: bool = option(
+        True, "Compute what prompts have in common once: KV memory that nobody needs keeps it for later requests."
+    )
     max_waiting: int = option(1024, "Most requests that may be open or waiting at once; one more is refused.")
     heartbeat_s: float = option(0.1, "Seconds between heartbeats, on every link.")
     silence_s: float | None = option(

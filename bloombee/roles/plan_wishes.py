@@ -51,6 +51,7 @@ def plan_request(config: RuntimeConfig, card: ModelCard, names: Sequence[str], m
         shares_out=config.share_out,
         drafts=config.draft != "off",
         step_deadline_s=config.step_deadline_s,
+        prefix_cache=config.prefix_cache,
     )
 
 

@@ -31,10 +31,16 @@ class _Blank:
         return Outcome(work.number, picks=tuple(picks))
 
 
+class _Forgetful(SimCluster):
+    """Computes every prompt, though many are alike."""
+
+    prefix_cache = False
+
+
 def _cluster(pace: Pace, latency_s: float, num_pages: int) -> SimCluster:
     """Three stages, 125 Mbit/s between them."""
     far = LinkShape(latency_s, 125e6 / 8)
-    cluster = SimCluster(
+    cluster = _Forgetful(
         seed=0,
         num_stages=3,
         num_microbatches=128,

@@ -83,6 +83,8 @@ class PlanRequest:
     """Tokens are drafted ahead."""
     step_deadline_s: float = 600.0
     """As :class:`~bloombee.pipeline.scheduler.SchedulerCore` takes it."""
+    prefix_cache: bool = True
+    """Likewise."""
 
     @property
     def wants_survey(self) -> bool:
