@@ -70,6 +70,7 @@ class Ring:
             codec=spec.codec,
             pace=spec.pace,
             kv_tokens=spec.kv_tokens,
+            prefix_cache=False,  # rounds are alike, and each is to compute its prompts
             max_waiting=spec.max_waiting,
             silence_s=20.0,  # a machine at its limits is slow, not gone
             step_deadline_s=600.0,

@@ -180,6 +180,7 @@ class RuntimeConfig:
         _check(self, "load_deadline_s", _seconds(self.load_deadline_s), "seconds > 0")
         _check(self, "curve", isinstance(self.curve, bool), "true or false")
         _check(self, "replan", isinstance(self.replan, bool), "true or false")
+        _check(self, "prefix_cache", isinstance(self.prefix_cache, bool), "true or false")
         _check(self, "share_out", isinstance(self.share_out, bool), "true or false")
         _check(self, "control_socket", isinstance(self.control_socket, bool), "true or false")
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")
