@@ -75,6 +75,7 @@ class Ring:
             kv_tokens=spec.kv_tokens,
             offload=spec.offload,
             device_memory=spec.device_memory,
+            prefix_cache=False,  # rounds are alike, and each is to compute its prompts
             max_waiting=spec.max_waiting,
             silence_s=20.0,  # a machine at its limits is slow, not gone
             step_deadline_s=600.0,

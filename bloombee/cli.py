@@ -58,6 +58,7 @@ SWARM = (
     "disk",
     "offload",
     "kv_tokens",
+    "prefix_cache",
     "microbatches",
     "target_s",
     "codec",

@@ -135,6 +135,9 @@ class RuntimeConfig:
         "Most tokens of an answer where neither request nor checkpoint says; fewer where there is no room for so many; default:"
         f" {DEFAULT_NEW_TOKENS}, or {SERVED_NEW_TOKENS} of bloombee serve.",
     )
+    prefix_cache: bool = option(
+        True, "Compute what prompts have in common once: KV memory that nobody needs keeps it for later requests."
+    )
     max_waiting: int = option(1024, "Most requests that may be open or waiting at once; one more is refused.")
     heartbeat_s: float = option(0.1, "Seconds between heartbeats, on every link.")
     silence_s: float | None = option(
@@ -217,6 +220,7 @@ class RuntimeConfig:
         _check_disk(self)
         _check(self, "offload", isinstance(self.offload, bool), "true or false")
         _check(self, "replan", isinstance(self.replan, bool), "true or false")
+        _check(self, "prefix_cache", isinstance(self.prefix_cache, bool), "true or false")
         _check(self, "share_out", isinstance(self.share_out, bool), "true or false")
         _check(self, "control_socket", isinstance(self.control_socket, bool), "true or false")
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")

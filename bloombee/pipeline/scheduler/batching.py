@@ -20,7 +20,7 @@ from bloombee.pipeline.scheduler.epoch import Epoch
 from bloombee.pipeline.scheduler.rounds import Rounds
 from bloombee.pipeline.scheduler.sequence import SequenceState
 from bloombee.types import Kind, Phase, SequenceId
-from bloombee.wire.messages import Item
+from bloombee.wire.messages import Cut, Item
 
 BESIDE_DECODE = 0.25
 """Of the rows of prompts that may be under way, while sequences decode: half of what fills the ring. With more of them
@@ -92,6 +92,15 @@ class Batcher:
             self._take_out(sequence)
             self._prefill.push(sequence)
         sequence.go_back(position)
+
+    def abandon_rounds(self) -> list[Cut]:
+        """No draft outlives the epoch that it is under way in."""
+        cuts = []
+        for sequence in self._open.values():
+            if sequence.round is not None:
+                cuts.append(sequence.abandon_round())
+                self.send_again(sequence, sequence.num_sent)
+        return cuts
 
     def remove(self, sequence: SequenceState) -> None:
         """It has ended."""
@@ -197,11 +206,11 @@ class Batcher:
 
     def whole_prompt(self, sequence: SequenceState) -> list[Item]:
         """In even chunks, of one item each."""
-        count = sequence.num_to_fill
-        rows = -(-count // -(-count // self._rows_at(0, is_gentle=True)))
+        count = sequence.num_to_fill - sequence.num_sent
+        rows = -(-count // -(-count // self._rows_at(sequence.num_sent, is_gentle=True)))
         items = []
         while sequence.in_prefill:
-            items.append(_item(sequence, min(rows, count - sequence.num_sent)))
+            items.append(_item(sequence, min(rows, sequence.num_to_fill - sequence.num_sent)))
         return items
 
     def share_of_prompts(self, items: list[Item]) -> float:
@@ -239,7 +248,7 @@ def _item(sequence: SequenceState, count: int) -> Item:
         position=start,
         tokens=bytes(sequence.tokens[4 * start : 4 * sequence.num_sent]),
         num_picks=0 if sequence.in_prefill else 1,
-        opening=sequence.opening if start == 0 else None,
+        opening=sequence.opening_at(start),
         tree=None,
     )
 
