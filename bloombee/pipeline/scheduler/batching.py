@@ -141,19 +141,10 @@ class Batcher:
         elif epoch.num_decoding + 1 < self._most_flights(epoch):
             count = min(count, share)  # those that met on the way part again
         count = min(count, self._max_rows, MOST_ITEMS)
+        chosen = [self._decode.popleft() for _ in range(count)]
         if self._rounds.speculator is not None:
-            return self._drafted_items(count)
-        return [_item(self._decode.popleft(), 1) for _ in range(count)]
-
-    def _drafted_items(self, count: int) -> list[Item]:
-        """With rows that may follow, as far as the microbatch has room."""
-        items, room = list[Item](), self._max_rows - count
-        for _ in range(count):
-            sequence = self._decode.popleft()
-            item = self._rounds.item(sequence, room, count - 1) or _item(sequence, 1)
-            room -= item.num_rows - 1
-            items.append(item)
-        return items
+            return _with_drafts(chosen, self._rounds, self._max_rows - count)
+        return [_item(sequence, 1) for sequence in chosen]
 
     def _most_flights(self, epoch: Epoch) -> int:
         """Microbatches that may decode at once: so many as hold everybody in even shares. More would be smaller ones, and each
@@ -234,6 +225,16 @@ class Batcher:
         """Most rows of a chunk that begins at ``position``."""
         chunks = chunks_at(self._chunks, position)
         return min(chunks.gentle if is_gentle else chunks.fast, self._max_rows)
+
+
+def _with_drafts(sequences: list[SequenceState], rounds: Rounds, room: int) -> list[Item]:
+    """The next row of each, with up to ``room`` rows of all that may follow."""
+    items = list[Item]()
+    for sequence in sequences:
+        item = rounds.item(sequence, room, len(sequences) - 1) or _item(sequence, 1)
+        room -= item.num_rows - 1
+        items.append(item)
+    return items
 
 
 def _item(sequence: SequenceState, count: int) -> Item:

@@ -286,7 +286,7 @@ class SchedulerCore:
         while not self._succession.holds_prompts and batcher.may_prefill(epoch, now):
             items = batcher.prefill_items()
             commands += self._send(epoch, Phase.PREFILL, items, Phase.PREFILL, now)
-            batcher.space_chunks(items, self._loop_s, now)
+            batcher.space_chunks(items, _seconds(self.quickest_loop), now)
         commands += self._rounds.say()
         return [*commands, *self._succession.pump(now)] if self._succession.coming is not None else commands
 
@@ -345,15 +345,11 @@ class SchedulerCore:
 
     def _move_over(self, is_mark: bool, now: float) -> list[Command]:
         """Something came home over an epoch that does not run."""
-        commands = self._succession.part(now, self._loop_s)
+        commands = self._succession.part(now, _seconds(self.quickest_loop))
         if is_mark and self._succession.coming is not None:
             moved, lost = self._succession.switch(now)
             commands += [*moved, *(command for one in lost for command in self._lost(one, now))]
         return commands
-
-    @property
-    def _loop_s(self) -> float | None:
-        return self.quickest_loop[0] if self.quickest_loop is not None else None
 
     def _closed(self, epoch: Epoch, stage: int, message: Closed, now: float) -> list[Command]:
         for sequence_id in message.sequences:
@@ -365,8 +361,7 @@ class SchedulerCore:
     # -- time ------------------------------------------------------------------------------
 
     def _tick(self, now: float) -> list[Command]:
-        epoch = self._epoch
-        if epoch is None or epoch.is_broken:
+        if (epoch := self._epoch) is None or epoch.is_broken:
             return []
         self._prefixes.resume(None if self._succession.is_changing else epoch.ring)
         return [
@@ -375,19 +370,22 @@ class SchedulerCore:
             *self._succession.cut_again(now, older_than_s=self._resend_after_s),
             *self._prefixes.asks(epoch, now, older_than_s=self._resend_after_s),
             *self._succession.close_again(None, now, older_than_s=min(self._resend_after_s, CLOSE_AGAIN_S)),
-            *self._succession.part(now, self._loop_s),
+            *self._succession.part(now, _seconds(self.quickest_loop)),
             *self._schedule(now),
         ]
 
     def _give_up_overdue(self, epoch: Epoch, now: float) -> list[Command]:
         """End the sequences that wait for what does not come."""
-        patience_s = epoch.patience_s
-        if patience_s is None:
+        if (patience_s := epoch.patience_s) is None:
             return []
         late = epoch.stuck(self._open.values(), patience_s, now) & self._open.keys()
         ended = [command for one in sorted(late) for command in self._end(self._open[one], overdue(patience_s), now)]
         epoch.give_up(late, self._open)
         return ended
+
+
+def _seconds(loop: tuple[float, int] | None) -> float | None:
+    return loop[0] if loop is not None else None
 
 
 def _check_sender(kind: type, stage: int, last: int) -> None:
