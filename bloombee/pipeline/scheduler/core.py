@@ -109,10 +109,10 @@ class SchedulerCore:
         self._resend_after_s = resend_after_s
         self._open: dict[SequenceId, SequenceState] = {}
         self._admission = Admission(max_rows=max_rows)
-        self._rounds = Rounds(speculator, Parts(max_rows))
+        self._rounds = Rounds(speculator, Parts())
         self._batcher = Batcher(self._open, self._rounds, max_rows=max_rows)
         self._prefixes = Prefixes(self._open, self._batcher, is_on=prefix_cache)
-        self._picks = Picks(self._open, self._batcher, self._rounds, self._prefixes, self._close)
+        self._picks = Picks(self._open, self._batcher, self._prefixes, self._close)
         self._closings = Closings(takes_over=takes_over)
         self._succession = Succession(
             self._open,

@@ -1,21 +1,24 @@
-"""Drafts in several frames, one after the other, and those that grow while verdicts are under way. Pure.
+"""Drafts in several frames, one after the other. Pure.
 
 A frame of many rows is under way on one hop at a time; in parts they are on several at once, at the price of what each frame
-costs by itself. And the verdict on the first part is there before that on the last: what it says lets the next rows be chosen
-better, or the round end sooner.
+costs by itself. So one row more takes what the slowest hop takes for it, not what all do together, and drafts may be larger. And
+the verdict on the first part is there before that on the last: if that ends the round, the next one goes at once, and a Commit
+overtakes what is left of this one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bloombee.pipeline.scheduler.round import Round
 from bloombee.pipeline.scheduler.sequence import SequenceState
-from bloombee.spec.controller import Load
+from bloombee.spec.controller import Line, Load
 from bloombee.types import SequenceId
 from bloombee.wire.messages import Item
 
 MOST_PARTS = 16
+FEW_ROWS = 4
+"""Of a part, to go by where their number is not known yet."""
 IDLE = 0.5
 """Of a loop, that the busiest stage or wire may have to do, for frames to go that are not needed."""
 WORTH = 0.99
@@ -24,27 +27,18 @@ WORTH = 0.99
 
 @dataclass(slots=True)
 class Parts:
-    """What is left to send of drafts under way.
+    """What is left to send of drafts under way."""
 
-    Args:
-        max_rows: of a frame, and of a tree.
-    """
-
-    max_rows: int
     _left: dict[SequenceId, tuple[SequenceState, int]] = field(default_factory=dict)
     """With the rows of a part."""
 
     def first(self, sequence: SequenceState, current: Round, load: Load) -> Item:
-        """Of a new round."""
+        """Of a new round; the rest follows."""
         size = part_rows(len(current), load)
         item = current.part(sequence.id, sequence.generation, size)
-        self.left(sequence, current, size)
-        return item
-
-    def left(self, sequence: SequenceState, current: Round, size: int | None = None) -> None:
-        """What has not been sent of a round is to be, in parts of ``size`` or as large as may be."""
         if current.num_sent < len(current):
-            self._left[sequence.id] = sequence, size or self.max_rows
+            self._left[sequence.id] = sequence, size
+        return item
 
     def next(self) -> Item | None:
         """The next part of any."""
@@ -81,3 +75,12 @@ def part_rows(num_rows: int, load: Load) -> int:
         if seconds < WORTH * least:
             best, least = rows, seconds
     return best
+
+
+def in_parts(load: Load) -> Load:
+    """What a round costs whose draft may go in parts."""
+    longest = max((line.at(FEW_ROWS) for line in load.busy), default=0.0) / FEW_ROWS
+    if not is_idle(load) or longest >= load.loop.row_s:
+        return load
+    fixed_s = load.loop.at(FEW_ROWS) - FEW_ROWS * longest
+    return replace(load, loop=Line(fixed_s, longest), busy=())
