@@ -18,10 +18,9 @@ from transformers.modeling_utils import PreTrainedModel
 
 from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.checkpoint import Checkpoint
-from bloombee.engine.hugepages import forget
 from bloombee.engine.layer_file import LayerFile
 from bloombee.engine.layer_files import LayerFiles
-from bloombee.engine.leaves import Area, Leaf, areas_of, leaves_of
+from bloombee.engine.leaves import Area, Leaf, areas_of, leaves_of, release
 from bloombee.engine.packed import ROWS, Watch, can_pack, pack_like, pack_linears
 from bloombee.engine.skeleton import Skeleton, build
 from bloombee.engine.stored import probe
@@ -150,7 +149,7 @@ def stream_layers(
                 if index >= first_slot:
                     slots.append(([leaf.value for leaf in own], areas))
                 else:
-                    _let_go(areas)
+                    release(areas)
                 for leaf in own:
                     leaf.hold(None)
             opened[number] = file
@@ -189,7 +188,7 @@ def pack_layers(checkpoint: Checkpoint, dtype: Dtype, files: LayerFiles) -> tupl
         file = files.write_compressed(maker.key(number), areas_of(own), dtype)
         num_bytes, stored_bytes = num_bytes + file.num_bytes, stored_bytes + file.stored_bytes
         file.close()
-        _let_go(areas_of(own))
+        release(areas_of(own))
         for leaf in own:
             leaf.hold(None)
     return num_bytes, stored_bytes
@@ -245,13 +244,6 @@ def _on_host(areas: Sequence[Area]) -> list[Area]:
         return list(areas)
     copies = [area.bytes().cpu() for area in areas]
     return [Area(copy.data_ptr(), int(copy.nbytes), copy) for copy in copies]
-
-
-def _let_go(areas: Sequence[Area]) -> None:
-    """Of memory on the host that nothing reads any more, before its owners free it: see ``hugepages.py``."""
-    for area in areas:
-        if area.tensor is None or area.tensor.device.type == "cpu":
-            forget(area.address, area.num_bytes)
 
 
 def bytes_of(tensor: torch.Tensor, dtype: Dtype) -> int:
