@@ -313,10 +313,13 @@ def test_a_microbatch_that_fails_costs_the_others_nothing(tiny: Path, tmp_path: 
     assert not torch.is_inference_mode_enabled()
 
 
-def test_a_page_is_copied_once_those_before_it_are_through() -> None:
+def test_pages_are_copied_and_rows_moved_once_those_before_are_through() -> None:
     plain = work(rows([1]))
     copies = work(replace(rows([1]), pages=(Pages((1, 2), 0, 3),)))
-    assert [together(works) for works in ([plain] * 3, [plain, copies, plain], [copies, plain], [plain] * 40)] == [3, 1, 2, 16]
+    moves = work(replace(rows([1]), pages=(Pages((1, 2), 0, None, ((5, 4),)),)))
+    assert [together([plain] * count) for count in (1, 3, 40)] == [1, 3, 16]
+    for other in (copies, moves):
+        assert [together(works) for works in ([plain, other, plain], [other, plain])] == [1, 2]
 
 
 @pytest.mark.parametrize("dtype", [Dtype.FLOAT32, Dtype.BFLOAT16])
