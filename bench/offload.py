@@ -7,10 +7,10 @@ the two is hidden beneath the longer (eta); the bytes that the disk was asked fo
 between them, of a third of the layers, as three workers have them, half of which stream; then eight microbatches side by side;
 then files that are compressed.
 
-Exits 1 if a step takes more than STEP_GOAL of the longer part, more is read than BYTES_GOAL of what streams, less than
-BANDWIDTH_GOAL of the disk is used where copying is the longer part, less than ETA_GOAL is hidden where the two parts are within a
-factor of EVEN, a token over a loop of half a second takes more than LOOP_GOAL of one with all layers on the device, compression
-saves less than FEWER_GOAL, or a step that reads compressed files is not FASTER_GOAL times as quick.
+Exits 1 if a step takes more than STEP_GOAL of the longer part, or but for its waits more than REST_GOAL of what it computes; more
+is read than BYTES_GOAL of what streams; less than BANDWIDTH_GOAL of the disk is used where copying is the longer part; less than
+ETA_GOAL is hidden where the two parts are within a factor of EVEN; a token over a loop of half a second takes more than LOOP_GOAL
+of what it must take; compression saves less than FEWER_GOAL, or makes a step less than FASTER_GOAL times as quick.
 """
 
 from __future__ import annotations
@@ -38,16 +38,17 @@ from bloombee.engine.layer_files import LayerFiles
 from bloombee.engine.model import SpanModel, set_threads
 from bloombee.engine.offload import pack_layers
 from bloombee.pipeline.work import Pages, Segment, Work
-from bloombee.plan.placement import READ_BYTES, READS, spread
+from bloombee.plan.placement import READ_BYTES, READS, SLOTS, spread
 from bloombee.types import Dtype, PageGroup, Phase, Span
 from bloombee.wire.messages import Sampling
 
-STEP_GOAL, ETA_GOAL, BYTES_GOAL, BANDWIDTH_GOAL, LOOP_GOAL = 1.10, 0.90, 1.05, 0.90, 1.01
+STEP_GOAL, REST_GOAL, ETA_GOAL, BYTES_GOAL, BANDWIDTH_GOAL, LOOP_GOAL = 1.10, 1.05, 0.90, 1.05, 0.90, 1.01
 FEWER_GOAL, FASTER_GOAL = 1.4, 1.3
+LONG_LOOP_MS = 500
 EVEN = 2.0
 """Where one part is many times the other, a hundredth of it is more than all that could be hidden."""
 PAGE, CONTEXT, TOGETHER = 16, 64, 8
-MEASURED_S, WARM_STEPS, LEAST_STEPS = 1.5, 2, 6
+MEASURED_S, WARM_STEPS, LEAST_STEPS, ROUNDS = 1.5, 2, 6, 5
 GREEDY = Sampling(0, 0, 1, 0, 1, 0, 0, 0, -1)
 
 
@@ -133,8 +134,21 @@ def forget_most() -> None:
 
 
 def bandwidth(directory: Path) -> float:
-    """Bytes per second of the very files, by as many reads at once as streams have, and nothing done with what comes."""
-    jobs = [(path, at) for path in sorted(directory.glob("*.layer")) for at in range(0, path.stat().st_size, READ_BYTES)]
+    """Bytes per second of the very files, by as many reads at once as streams have, and nothing done with what comes: the best of
+    several rounds, the first of which finds them on their way to the disk."""
+    paths = sorted(directory.glob("*.layer"))
+    descriptors = [os.open(path, os.O_RDONLY | os.O_DIRECT) for path in paths]
+    try:
+        for descriptor in descriptors:
+            os.fsync(descriptor)
+        jobs = [(fd, at) for fd in descriptors for at in range(0, os.fstat(fd).st_size, READ_BYTES)]
+        return max(_round(jobs) for _ in range(ROUNDS))
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _round(jobs: Sequence[tuple[int, int]]) -> float:
     todo, lock, counts = iter(jobs), threading.Lock(), []
 
     def read() -> None:
@@ -144,20 +158,15 @@ def bandwidth(directory: Path) -> float:
                     job = next(todo, None)
                 if job is None:
                     return
-                counts.append(os.preadv(descriptors[job[0]], [buffer], job[1]))
+                counts.append(os.preadv(job[0], [buffer], job[1]))
 
-    descriptors = {path: os.open(path, os.O_RDONLY | os.O_DIRECT) for path, _ in jobs}
-    try:
-        readers = [threading.Thread(target=read) for _ in range(READS)]
-        began = time.perf_counter()
-        for reader in readers:
-            reader.start()
-        for reader in readers:
-            reader.join()
-        return float(sum(counts) / (time.perf_counter() - began))
-    finally:
-        for descriptor in descriptors.values():
-            os.close(descriptor)
+    readers = [threading.Thread(target=read) for _ in range(READS)]
+    began = time.perf_counter()
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    return float(sum(counts) / (time.perf_counter() - began))
 
 
 # -- rows --------------------------------------------------------------------------------------
@@ -176,7 +185,8 @@ class Rows:
 
 def back_to_back(bench: Bench, rows: Rows, parts: Sequence[int], batches: Sequence[int], speed: float) -> None:
     print(
-        f"{'B':>3}{'off':>6}{'step':>11}{'compute':>11}{'copy':>11}{'ratio':>8}{'eta':>7}{'bytes':>8}{'of disk':>9}{'most':>10}"
+        f"{'B':>3}{'off':>6}{'step':>11}{'compute':>11}{'copy':>11}"
+        f"{'ratio':>8}{'rest':>7}{'eta':>7}{'bytes':>8}{'of disk':>9}{'most':>10}"
     )
     span = Span(0, bench.num_layers)
     for batch in batches:
@@ -191,15 +201,16 @@ def back_to_back(bench: Bench, rows: Rows, parts: Sequence[int], batches: Sequen
             longer, shorter = max(compute_s, copy_s), min(compute_s, copy_s)
             ratio, eta = cell.step_s / longer, (compute_s + copy_s - cell.step_s) / shorter if streamed else 1.0
             asked = cell.read_bytes / streamed if streamed else 1.0
-            used = streamed / cell.step_s / speed
+            used, rest = streamed / cell.step_s / speed, (cell.step_s - cell.waited_s) / compute_s
             print(
                 f"{batch:>3}{part:>5}%{1e3 * cell.step_s:>8.1f} ms{1e3 * compute_s:>8.1f} ms{1e3 * copy_s:>8.1f} ms{ratio:>8.3f}"
-                f"{eta:>7.2f}{asked:>8.3f}{used:>9.2f}{most_memory() / 1e6:>7.0f} MB",
+                f"{rest:>7.3f}{eta:>7.2f}{asked:>8.3f}{used:>9.2f}{most_memory() / 1e6:>7.0f} MB",
                 flush=True,
             )
             if streamed:
                 name = f"B = {batch}, {part} %"
                 rows.check(f"{name}: step over the longer part", ratio, STEP_GOAL, is_most=True)
+                rows.check(f"{name}: a step but for its waits over one with all on the device", rest, REST_GOAL, is_most=True)
                 rows.check(f"{name}: bytes read over those that stream", asked, BYTES_GOAL, is_most=True)
                 if copy_s > EVEN * compute_s:
                     rows.check(f"{name}: of the disk", used, BANDWIDTH_GOAL, is_most=False)
@@ -207,22 +218,29 @@ def back_to_back(bench: Bench, rows: Rows, parts: Sequence[int], batches: Sequen
                     rows.check(f"{name}: eta", eta, ETA_GOAL, is_most=False)
 
 
-def over_loops(bench: Bench, rows: Rows, loops_ms: Sequence[int], batches: Sequence[int]) -> None:
-    span = Span(0, max(1, bench.num_layers // 3))
+def over_loops(bench: Bench, rows: Rows, loops_ms: Sequence[int], batches: Sequence[int], speed: float) -> None:
+    """While a span idles the slots are filled and no more: what a token must take is the loop, and the longer of what is computed
+    and of what is copied beyond that."""
+    span = Span(0, max(1, -(-bench.num_layers // 3)))
     count = len(span) // 2
-    print(f"\n{span} of the model, {count} of them streaming, and a loop between steps: time per token over that with none")
+    print(f"\n{span} of the model, {count} of them streaming, and a loop between steps: time per token")
     for batch in batches:
-        work, found = decode(batch), {}
-        for num_streamed in (0, count):
-            with bench.span(span, num_streamed, batch) as model:
-                for loop in loops_ms:
-                    cell = measured(model, partial(model.run, work, None), loop / 1e3)
-                    found[num_streamed, loop] = cell.step_s + loop / 1e3
+        work = decode(batch)
+        with bench.span(span, 0, batch) as model:
+            resident = {loop: measured(model, partial(model.run, work, None), loop / 1e3).step_s for loop in loops_ms}
+        with bench.span(span, count, batch) as model:
+            streamed = {loop: measured(model, partial(model.run, work, None), loop / 1e3).step_s for loop in loops_ms}
+            assert model.stream is not None
+            exposed_s = model.stream.pass_bytes * max(0, count - SLOTS) / count / speed
         for loop in loops_ms:
-            ratio = found[count, loop] / found[0, loop]
-            print(f"B = {batch:>2}, loop {loop:>3} ms: {1e3 * found[count, loop]:.1f} ms, {ratio:.3f}x", flush=True)
-            if loop >= 500:
-                rows.check(f"B = {batch}, loop {loop} ms: time per token", ratio, LOOP_GOAL, is_most=True)
+            loop_s = loop / 1e3
+            found, plain = loop_s + streamed[loop], loop_s + resident[loop]
+            least = loop_s + max(resident[loop], exposed_s)
+            said = f"{found / plain:.3f}x of all on the device, {found / least:.3f}x of what it must take"
+            print(f"B = {batch:>2}, loop {loop:>3} ms: {1e3 * found:.1f} ms, {said}", flush=True)
+            if loop >= LONG_LOOP_MS:
+                name = f"B = {batch}, loop {loop} ms: time per token over what it must take"
+                rows.check(name, found / least, LOOP_GOAL, is_most=True)
 
 
 def side_by_side(bench: Bench, rows: Rows) -> None:
@@ -279,7 +297,7 @@ def main() -> int:
         speed = bandwidth(Path(place))
         print(f"the files are read at {speed / 1e9:.2f} GB/s\n")
         back_to_back(bench, rows, options.parts, options.batches, speed)
-        over_loops(bench, rows, options.loops, options.batches)
+        over_loops(bench, rows, options.loops, options.batches, speed)
         side_by_side(bench, rows)
         compressed(bench, rows)
     for missed in rows.missed:

@@ -188,6 +188,9 @@ async def open_runtime(
         loading.close()
         if runtime.plan.prediction is not None:
             say(f"planned for {runtime.plan.prediction}")
+        for stage in runtime.plan.stages:
+            if stage.streamed:
+                say(f"{stage.name}: {len(stage.streamed)} of {len(stage.span)} layers stream from its disk, for want of memory")
         yield runtime
     finally:
         loading.close()

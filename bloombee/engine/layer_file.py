@@ -66,7 +66,7 @@ class LayerFile:
     """
 
     def __init__(self, path: Path, key: str) -> None:
-        self.path = path
+        self.path, self.is_open = path, True
         self._fd = _open_direct(path)
         try:
             self.areas, self.chunks = self._read_header(key)
@@ -77,6 +77,7 @@ class LayerFile:
         self.stored_bytes = sum(padded(chunk.stored_bytes) for chunk in self.chunks)
 
     def close(self) -> None:
+        self.is_open = False
         os.close(self._fd)
 
     def read(self, chunk: Chunk, staging: memoryview) -> memoryview:
@@ -122,8 +123,7 @@ class LayerFile:
                 self._tables = {one.key: one for one in ([Table.from_bytes(table)] if table else [])}
             except (ValueError, TypeError, KeyError) as error:
                 raise CorruptPayload(f"{self.path} has no sound header: {error}") from error
-        ends = [chunk.offset + chunk.num_bytes for chunk in chunks]
-        is_whole = [chunk.offset for chunk in chunks] == [0, *ends[:-1]] and ends[-1:] == [sum(areas)]
+        is_whole = [(chunk.offset, chunk.num_bytes) for chunk in chunks] == list(cut(areas))
         if found != key or not is_whole or any(chunk.stored_bytes > READ_BYTES for chunk in chunks):
             raise CorruptPayload(f"{self.path} is of another layer, or damaged")
         return areas, chunks

@@ -35,8 +35,8 @@ class LayerFiles:
     def __init__(self, directory: Path, budget_bytes: int | None = None) -> None:
         self._directory = directory
         self._budget_bytes = budget_bytes
-        self._used: set[Path] = set()
-        """By spans of this process: these stay."""
+        self._used: dict[Path, LayerFile] = {}
+        """By spans of this process: those that are open stay."""
         self._is_quick: bool | None = None
         """Whether compressed layers come quicker; None: that is not known yet."""
 
@@ -67,7 +67,7 @@ class LayerFiles:
             return None
         with contextlib.suppress(OSError):
             os.utime(path)
-        self._used.add(path)
+        self._used[path] = file
         return file
 
     def write(self, key: str, areas: Sequence[Area]) -> LayerFile:
@@ -83,8 +83,8 @@ class LayerFiles:
         self._make_directory()
         self._make_room(padded(sum(area.num_bytes for area in areas)) + HEADER_BYTES)
         write_layer(path, key, areas, dtype)
-        self._used.add(path)
-        return LayerFile(path, key)
+        self._used[path] = file = LayerFile(path, key)
+        return file
 
     def _path(self, key: str) -> Path:
         return self._directory / (hashlib.blake2b(key.encode(), digest_size=16).hexdigest() + SUFFIX)
@@ -106,7 +106,8 @@ class LayerFiles:
             short = sum(size for _, size in sizes.values()) + num_bytes - self._budget_bytes
         else:
             short = num_bytes + SPARED_BYTES - shutil.disk_usage(self._directory).free
-        for path in sorted(sizes.keys() - self._used, key=lambda path: sizes[path]):
+        used = {path for path, file in self._used.items() if file.is_open}
+        for path in sorted(sizes.keys() - used, key=lambda path: sizes[path]):
             if short <= 0:
                 break
             with contextlib.suppress(OSError):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bloombee.engine.hugepages import forget
 from bloombee.engine.packed import PackedLinear, PackedPart, memory_of
 
 SMALL_BYTES = 1 << 16
@@ -81,6 +82,13 @@ def leaves_of(layer: nn.Module) -> list[Leaf]:
 def areas_of(leaves: Iterable[Leaf]) -> list[Area]:
     """All memory that they have, in the order in which it is stored: large areas first."""
     return sorted((area for leaf in leaves for area in leaf.areas()), key=lambda area: area.num_bytes < SMALL_BYTES)
+
+
+def release(areas: Iterable[Area]) -> None:
+    """Memory on the host that nothing reads any more goes back to the system before its owners free it: see ``hugepages.py``."""
+    for area in areas:
+        if area.tensor is None or area.tensor.device.type == "cpu":
+            forget(area.address, area.num_bytes)
 
 
 def _dense(tensor: torch.Tensor) -> Area:

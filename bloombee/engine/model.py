@@ -287,6 +287,8 @@ class SpanModel:
                 with on_device(self.device):
                     fused.install(self._skeleton.model, self.device)
                     self.steps.use_kernels(recorder_of(self.device))
+                if self.stream is not None:
+                    self.steps.graphs = None  # a recording knows each weight by its address
             self._store.keep(self._key, fresh, self._reservation)
             self._kept |= {number: num_bytes for number, (_, num_bytes) in fresh.items()}
         except BaseException:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,11 +18,11 @@ from transformers.modeling_utils import PreTrainedModel
 
 from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.checkpoint import Checkpoint
-from bloombee.engine.hugepages import forget
 from bloombee.engine.layer_file import LayerFile
 from bloombee.engine.layer_files import LayerFiles
-from bloombee.engine.leaves import Area, Leaf, areas_of, leaves_of
+from bloombee.engine.leaves import Area, Leaf, areas_of, leaves_of, release
 from bloombee.engine.packed import ROWS, Watch, can_pack, pack_like, pack_linears
+from bloombee.engine.profiling.kept import device_name
 from bloombee.engine.skeleton import Skeleton, build
 from bloombee.engine.stored import probe
 from bloombee.engine.streams import LayerStream
@@ -84,24 +84,18 @@ class LayerMaker:
         return tuple((name.removeprefix(start), tuple(self.skeleton.meta[name].shape)) for name in sorted(names))
 
     def key(self, number: int) -> str:
-        """What the layer's weights in memory are made of: files, as they are now, and how they are laid out."""
+        """What the weights of a layer that is not made yet are made of: files, as they are now, and how they are laid out."""
         names = sorted({name for unit in self._loading_of(number).units for name in unit.names()})
         files = {file: self._file(file) for file in sorted({self.checkpoint.files[name] for name in names})}
-        return repr((self.checkpoint.config_digest.hex(), number, names, files or self.checkpoint.ref, self._layout))
+        return repr((self.checkpoint.config_digest.hex(), number, names, files or self.checkpoint.ref, self._layout(number)))
 
-    @cached_property
-    def _layout(self) -> tuple[object, ...]:
+    def _layout(self, number: int) -> tuple[object, ...]:
+        """What the kernels and their order of weights depend on."""
         packs = self.device.type == "cpu" and can_pack(TORCH_DTYPES[self.dtype])
-        groups = [tuple(layer.out_features for layer in layers) for layers in self.together]
-        return (
-            str(self.dtype),
-            self.device.type,
-            torch.__version__,
-            torch.backends.cpu.get_cpu_capability(),
-            packs,
-            ROWS,
-            groups,
-        )
+        own = set(map(id, self.layer(number).modules()))
+        groups = [tuple(one.out_features for one in layers) for layers in self.together if id(layers[0]) in own]
+        device = device_name(str(self.device)), torch.backends.cpu.get_cpu_capability()
+        return str(self.dtype), *device, torch.__version__, packs, ROWS, groups
 
     def _file(self, name: str) -> tuple[str, int, int]:
         path = os.path.realpath(self.checkpoint.shard(name))
@@ -150,7 +144,7 @@ def stream_layers(
                 if index >= first_slot:
                     slots.append(([leaf.value for leaf in own], areas))
                 else:
-                    _let_go(areas)
+                    release(areas)
                 for leaf in own:
                     leaf.hold(None)
             opened[number] = file
@@ -184,12 +178,13 @@ def pack_layers(checkpoint: Checkpoint, dtype: Dtype, files: LayerFiles) -> tupl
     maker = LayerMaker(checkpoint, skeleton, span, loading, dtype, torch.device("cpu"), watch.groups, whole)
     num_bytes = stored_bytes = 0
     for number in range(skeleton.num_layers):
+        key = maker.key(number)
         maker.make(number, lambda *_: None)
         own = leaves_of(maker.layer(number))
-        file = files.write_compressed(maker.key(number), areas_of(own), dtype)
+        file = files.write_compressed(key, areas_of(own), dtype)
         num_bytes, stored_bytes = num_bytes + file.num_bytes, stored_bytes + file.stored_bytes
         file.close()
-        _let_go(areas_of(own))
+        release(areas_of(own))
         for leaf in own:
             leaf.hold(None)
     return num_bytes, stored_bytes
@@ -245,13 +240,6 @@ def _on_host(areas: Sequence[Area]) -> list[Area]:
         return list(areas)
     copies = [area.bytes().cpu() for area in areas]
     return [Area(copy.data_ptr(), int(copy.nbytes), copy) for copy in copies]
-
-
-def _let_go(areas: Sequence[Area]) -> None:
-    """Of memory on the host that nothing reads any more, before its owners free it: see ``hugepages.py``."""
-    for area in areas:
-        if area.tensor is None or area.tensor.device.type == "cpu":
-            forget(area.address, area.num_bytes)
 
 
 def bytes_of(tensor: torch.Tensor, dtype: Dtype) -> int:

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from bloombee.engine.layer_file import LayerFile, padded, parts_of
-from bloombee.engine.leaves import Area, Leaf
+from bloombee.engine.leaves import Area, Leaf, release
 from bloombee.errors import BloomBeeError, DeviceError, WeightsUnavailable
 from bloombee.plan.placement import BLOCK_BYTES, READS
 
@@ -149,7 +149,7 @@ class LayerStream:
             self._let_go(slot)
 
     def close(self) -> None:
-        """Read no more; returns when nobody writes to a slot any more."""
+        """Read no more, and give the slots' memory back once nobody writes to them any more. No layer can be entered then."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -158,6 +158,11 @@ class LayerStream:
                 reader.join()
         for file in self._files.values():
             file.close()
+        if self._held is not None:
+            self._let_go(self._held)
+        for slot in self._slots:
+            release(slot.areas)
+            slot.values, slot.areas = (), ()
 
     # -- of the thread that runs ---------------------------------------------------------------
 

@@ -65,9 +65,9 @@ class Waves:
 
 
 def together(works: Sequence[Work]) -> int:
-    """How many of ``works``, from the first on, may go side by side: one that copies a page of others has to wait for what these
-    write before it begins."""
+    """How many of ``works``, from the first on, may go side by side: one that copies a page of others, or moves rows, has to wait
+    for what these write before it begins."""
     for number, work in enumerate(works[:MOST_TOGETHER]):
-        if number and any(pages.source is not None for segment in work.segments for pages in segment.pages):
+        if number and any(pages.source is not None or pages.moves for segment in work.segments for pages in segment.pages):
             return number
     return min(len(works), MOST_TOGETHER)

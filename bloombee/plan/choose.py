@@ -18,7 +18,7 @@ from bloombee.objective import Goal, Objective
 from bloombee.plan.candidate import Candidate
 from bloombee.plan.cost import Cost, evaluate
 from bloombee.plan.explain import spare_reasons
-from bloombee.plan.memory import model_shape
+from bloombee.plan.memory import model_shape, stage_memory
 from bloombee.plan.plan import Prediction
 from bloombee.plan.solve import Solution, Space, alone, coded, solve, solve_places
 from bloombee.plan.topology import Device, RowTime, Topology
@@ -41,6 +41,9 @@ LEAST_S = 1e-9
 """Nothing takes less."""
 ORDINARY_BYTES_PER_S, ORDINARY_FLOPS_PER_S = 2e10, 2e11
 """Of an ordinary computer (two channels of memory, eight cores): what workers are taken for while nobody has measured any."""
+
+
+ORDINARY_DISK_BYTES_PER_S = 5e8
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ def choose(topology: Topology, card: ModelCard, wish: Wish, objective: Objective
         PlanError: none was found within the search's budget.
         ConfigError: a figure that nothing could have; names the worker or the link.
     """
-    topology, guessed = with_guesses(topology, wish.shape(card, wish.num_pages))
+    topology, guessed = with_guesses(topology, wish.shape(card, wish.num_pages), streams=wish.streams)
     solution, num_pages = _most_pages(topology, card, wish, objective)
     model, space = wish.shape(card, num_pages), wish.space(card, num_pages)
     cost = solution.pipelines[0]
@@ -142,7 +145,7 @@ def _most_pages(topology: Topology, card: ModelCard, wish: Wish, objective: Obje
 
     Weights stream where that is better with as many pages, or where there is no room for the least pages without."""
     steps = max(LEAST_STEPS, STEPS_A_WORKER * len(topology.devices))
-    can_stream = wish.streams and any(device.stream_bytes_per_s for device in topology.devices.values())
+    can_stream = wish.streams and _is_tight(topology, wish.shape(card, wish.least_pages))
     num_pages = wish.num_pages
     while True:
         best, error = _attempt(topology, card, wish, objective, steps, num_pages, streams=False)
@@ -155,6 +158,12 @@ def _most_pages(topology: Topology, card: ModelCard, wish: Wish, objective: Obje
             raise error
         least = wish.least_pages if can_stream and num_pages > wish.least_pages else 1
         num_pages = max(num_pages // 2, least)
+
+
+def _is_tight(topology: Topology, model: ModelShape) -> bool:
+    """Whether there is a worker that could not have all layers: nowhere else is anything to be gained by streaming."""
+    whole = stage_memory(model, 0, model.num_layers, (0,) * len(model.layer_kinds)).total
+    return any(device.memory_bytes is not None and device.memory_bytes < whole for device in topology.devices.values())
 
 
 def _attempt(
@@ -218,9 +227,9 @@ def _ways(candidate: Candidate, topology: Topology, model: ModelShape, space: Sp
     ]
 
 
-def with_guesses(topology: Topology, model: ModelShape) -> tuple[Topology, frozenset[WorkerId]]:
+def with_guesses(topology: Topology, model: ModelShape, *, streams: bool = False) -> tuple[Topology, frozenset[WorkerId]]:
     """With workers of whose speed nothing is known as slow as the slowest of those that are known, or all as ordinary computers;
-    and who they are."""
+    and who they are. Where weights may stream, disks of which nothing is known are ordinary ones, which nobody is told."""
     unknown = frozenset(worker for worker, device in topology.devices.items() if not device.is_known)
     known = [device for worker, device in topology.devices.items() if worker not in unknown]
     like = max(known, key=lambda device: _alone_s(device, model)) if known else _ordinary(model)
@@ -229,7 +238,15 @@ def with_guesses(topology: Topology, model: ModelShape) -> tuple[Topology, froze
         for worker, device in topology.devices.items()
         if worker in unknown
     }
-    return dataclasses.replace(topology, devices={**topology.devices, **guesses}), unknown
+    devices = {**topology.devices, **guesses}
+    if streams:
+        devices = {
+            worker: device
+            if device.stream_bytes_per_s
+            else dataclasses.replace(device, stream_bytes_per_s=ORDINARY_DISK_BYTES_PER_S)
+            for worker, device in devices.items()
+        }
+    return dataclasses.replace(topology, devices=devices), unknown
 
 
 def _alone_s(device: Device, model: ModelShape) -> float:

@@ -346,16 +346,15 @@ def _stage(
     if is_last:
         compute_s += device.output.decode_s(rows)
     start = sum(candidate.layers[:index])
-    memory = stage_memory(model, start, start + layers, slots)
     streamed = candidate.streamed_bytes[index] if candidate.streamed_bytes else 0
-    resident = max(0, memory.weights - streamed) + (model.streaming_bytes if streamed else 0)
+    memory = stage_memory(model, start, start + layers, slots, streamed_bytes=streamed)
     return StageCost(
         worker=worker,
         name=device.name,
         layers=layers,
         compute_s=compute_s,
         stream_s=_stream_s(candidate, topology, index),
-        memory_bytes=resident + memory.kv + memory.scratch,
+        memory_bytes=memory.total,
         memory_limit_bytes=device.memory_bytes,
     )
 

@@ -55,14 +55,22 @@ def kv_slots(model: ModelShape, tokens: int, *, page_size: int, rows: int) -> tu
     return tuple(slots.get(kind.window, 0) for kind in model.layer_kinds)
 
 
-def stage_memory(model: ModelShape, start: int, stop: int, slots: tuple[int, ...], streamed: tuple[int, ...] = ()) -> StageMemory:
-    """Of layers [start, stop) with so many KV slots for a layer of each kind, where ``streamed`` of them, all alike, stream."""
+def stage_memory(
+    model: ModelShape, start: int, stop: int, slots: tuple[int, ...], streamed: tuple[int, ...] = (), *, streamed_bytes: int = 0
+) -> StageMemory:
+    """Of layers [start, stop) with so many KV slots for a layer of each kind.
+
+    Args:
+        streamed: layers of them, all alike, that stream. streamed_bytes: instead, how much of all weights does.
+    """
     is_first, is_last = start == 0, stop == model.num_layers
     weights = model.embedding_bytes * is_first + model.output_bytes * is_last - model.tied_bytes * (is_first and is_last)
     kv = 0
     for count, kind, held in zip(model.counts(start, stop), model.layer_kinds, slots, strict=True):
         weights += count * kind.layer_bytes
         kv += count * kind.kv_token_bytes * held
+    if streamed_bytes:
+        weights = max(0, weights - streamed_bytes) + model.streaming_bytes
     if streamed:
         weights += streamed_memory(layer_bytes(model, streamed[:1]), len(streamed)) - layer_bytes(model, streamed)
     forward = model.output_scratch_bytes if is_last else model.scratch_bytes

@@ -181,6 +181,8 @@ class Loader:
         checkpoint = self.checkpoint(load.model, load.config_digest, lambda: progress(0, 0))
         dtype = Dtype(load.dtype)
         streamed = streamed_of(load.start, load.placement)
+        if streamed:
+            log.info("%d of %d layers stream from %s", len(streamed), load.stop - load.start, self._disk.layers)
         model = SpanModel.load(
             checkpoint,
             Span(load.start, load.stop),

@@ -81,7 +81,7 @@ def _topology(head: HeadRole) -> Callable[[], Document]:
     wish, num_pages = FirstPlan(request).wish(), plan.groups[0].num_pages
     model, space = wish.shape(head.card, num_pages), wish.space(head.card, num_pages, streams=wish.streams)
     known, estimated = head.observatory.known(head.core, head.members)
-    topology, guessed = with_guesses(known, model)
+    topology, guessed = with_guesses(known, model, streams=wish.streams)
     problem = Problem(topology, model, space, request.objective or Objective())
     about = "what a head knows of its swarm"
     return lambda: document_of(problem, model=plan.model, about=about, guessed=guessed, estimated=estimated)

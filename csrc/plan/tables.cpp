@@ -69,9 +69,9 @@ double StageTable::memory(int i, int j, double streamed) const {
     const bool first = i == 0, last = j == instance_.layers;
     const double whole = weights(i, j) + (first ? instance_.embedding_bytes : 0) + (last ? instance_.output_bytes : 0) -
                          (first && last ? instance_.tied_bytes : 0);
-    const double forward = last ? instance_.output_scratch_bytes : instance_.scratch_bytes;
-    const double scratch = std::max(forward, std::min(instance_.loading_bytes, whole));
     const double resident = std::max(0.0, whole - streamed) + (streamed > 0 ? instance_.streaming_bytes : 0);
+    const double forward = last ? instance_.output_scratch_bytes : instance_.scratch_bytes;
+    const double scratch = std::max(forward, std::min(instance_.loading_bytes, resident));
     return resident + kv_[j] - kv_[i] + scratch;
 }
 

@@ -70,6 +70,20 @@ def test_two_stages_stream_and_what_is_below_one_layer_and_its_staging_is_refuse
     assert int(str(caught.value.fields["short_bytes"])) > 0
 
 
+def test_a_planner_streams_where_nothing_else_fits(models: tuple[Path, Path], tmp_path: Path) -> None:
+    whole, _ = models
+    with bloombee.Runtime.sync(
+        str(whole), workers=1, dtype="float32", kv_tokens=256, max_microbatch_rows=32, device_memory=BUDGET, disk=str(tmp_path),
+        objective="latency",
+    ) as runtime:  # fmt: skip
+        assert len(runtime.plan.stages[0].streamed) > LAYERS // 2
+        prediction = runtime.plan.prediction
+        assert prediction is not None
+        assert prediction.bottleneck.startswith("worker")
+        found = runtime.generate(PROMPTS[0], max_new_tokens=5).token_ids
+    assert found == run(whole, 5)[0][0]
+
+
 def test_requests_that_need_what_the_disk_lost_end_and_later_ones_go_on(models: tuple[Path, Path], tmp_path: Path) -> None:
     whole, _ = models
     with bloombee.Runtime.sync(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,6 +137,15 @@ def test_what_was_written_is_read_by_the_next(tiny: Path, tmp_path: Path) -> Non
     assert generate([again], ragged_prompts(4), 5) == expected
 
 
+def test_what_one_span_wrote_any_other_reads(tiny: Path, tmp_path: Path) -> None:
+    load(tiny, tmp_path, (0, 1, 2, 3))
+    written = {path: path.stat().st_ino for path in tmp_path.glob(f"*{SUFFIX}")}
+    prompts = ragged_prompts(4)
+    stages = [load(tiny, tmp_path, range(a, b), span=Span(a, b)) for a, b in ((0, 1), (1, 4))]
+    assert {path: path.stat().st_ino for path in tmp_path.glob(f"*{SUFFIX}")} == written
+    assert generate(stages, prompts, 3) == generate([load(tiny, None, ())], prompts, 3)
+
+
 def test_other_weights_of_the_same_name_are_other_files(tmp_path: Path) -> None:
     make_checkpoint("llama", tmp_path / "model")
     before = generate([load(tmp_path / "model", tmp_path, range(4))], ragged_prompts(2), 5)
@@ -198,6 +210,41 @@ def test_a_file_that_changes_under_way_ends_what_needs_it_and_nothing_else(tmp_p
             file.write(data)
     damaged(tmp_path)  # back as it was
     assert generate([model], ragged_prompts(4), 5) == expected
+
+
+def test_layers_may_run_in_any_order_and_again(tmp_path: Path) -> None:
+    """As they do where passes are measured: what was read ahead is given up, and the right layer is read."""
+    rng = random.Random(4)
+    resident, model = load("llama:256x4", None, ()), load("llama:256x4", tmp_path, (0, 1, 3))
+    asked = work(rows(ragged_prompts()[3]))
+    for _ in range(12):
+        places = [rng.randrange(4) for _ in range(rng.randint(1, 6))]
+        with resident.of_layers(places), model.of_layers(places):
+            assert torch.equal(logits(model, asked), logits(resident, asked)), places
+
+
+def test_a_forward_waits_for_a_slow_disk_and_computes_the_same(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(tiny, tmp_path, range(4))
+    expected = generate([model], ragged_prompts(2), 3)
+    goes_on, is_asked, read = threading.Event(), threading.Event(), os.preadv
+
+    def slow(*arguments: Any) -> int:
+        is_asked.set()
+        goes_on.wait()
+        return read(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("bloombee.engine.layer_file.os.preadv", slow)
+        found: list[list[list[int]]] = []
+        thread = threading.Thread(target=lambda: found.append(generate([model], ragged_prompts(2), 3)))
+        thread.start()
+        assert is_asked.wait(60)
+        assert not found
+        goes_on.set()
+        thread.join()
+    assert found == [expected]
 
 
 def test_a_disk_that_fails_is_a_device_error_and_the_next_pass_reads_again(
@@ -266,10 +313,13 @@ def test_a_microbatch_that_fails_costs_the_others_nothing(tiny: Path, tmp_path: 
     assert not torch.is_inference_mode_enabled()
 
 
-def test_a_page_is_copied_once_those_before_it_are_through() -> None:
+def test_pages_are_copied_and_rows_moved_once_those_before_are_through() -> None:
     plain = work(rows([1]))
     copies = work(replace(rows([1]), pages=(Pages((1, 2), 0, 3),)))
-    assert [together(works) for works in ([plain] * 3, [plain, copies, plain], [copies, plain], [plain] * 40)] == [3, 1, 2, 16]
+    moves = work(replace(rows([1]), pages=(Pages((1, 2), 0, None, ((5, 4),)),)))
+    assert [together([plain] * count) for count in (1, 3, 40)] == [1, 3, 16]
+    for other in (copies, moves):
+        assert [together(works) for works in ([plain, other, plain], [other, plain])] == [1, 2]
 
 
 @pytest.mark.parametrize("dtype", [Dtype.FLOAT32, Dtype.BFLOAT16])

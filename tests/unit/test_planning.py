@@ -200,6 +200,26 @@ def test_an_explanation_says_how_times_come_about_and_what_would_help_most_first
     assert "rented memory=2x" in dict(helps)
 
 
+def test_of_a_stage_that_streams_it_is_said_how_many_layers_and_what_that_costs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    layer = {"fixed_s": 0.020, "decode_row_s": 0.0, "prefill_row_s": 0.0, "context_s": 0.0}
+    model = {"hidden": 64, "num_layers": 8, "layer_bytes": 10**8, "streaming_bytes": 10**8}
+
+    def said(rate: float) -> str:
+        worker = {"layer": layer, "memory_bytes": 6 * 10**8, "stream_bytes_per_s": rate}
+        nodes = {"head": {}, "a": {"beside": "head", "worker": worker}}
+        file = tmp_path / "topology.json"
+        space = {"streamed": [part / 8 for part in range(9)]}
+        file.write_text(json.dumps({"version": 1, "nodes": nodes, "model": model, "space": space}))
+        code, out, err = run(capsys, str(file), "--explain", "--objective", "latency")
+        assert code == 0, err
+        return next(line for line in out.splitlines() if line.startswith("a: "))
+
+    assert said(3e9) == "a: 3 of 8 layers stream, 0.30 GB a pass; hidden: compute 160 ms >= copy 100 ms"
+    assert said(1e9) == "a: 3 of 8 layers stream, 0.30 GB a pass; copy 300 ms > compute 160 ms: a pass waits 140 ms for the disk"
+
+
 def test_where_nothing_helps_it_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     sizes = {"hidden": 64, "num_layers": 1}
     file = saved(tmp_path, nodes={"head": {}, "w": {"worker": {"output": {}}}}, links=[], model=sizes, space={})

@@ -85,7 +85,7 @@ class Question:
         request = self.next.request
         first, num_pages = FirstPlan(request), running.groups[0].num_pages
         model, space = first.wish().shape(request.card, num_pages), first.wish().space(request.card, num_pages)
-        topology, _ = with_guesses(first.known(members.values(), self.topology), model)
+        topology, _ = with_guesses(first.known(members.values(), self.topology), model, streams=request.streams)
         objective = request.objective or Objective()
         worths = [worth(_candidate(one, model, space), topology, model, space, objective) for one in (running, plan)]
         pause_s = alone(_candidate(plan, model, space), topology, model, space.ratios).time_per_token_s

@@ -217,7 +217,7 @@ class Lost(Message, frozen=True, tag=38):
     holdings: Annotated[tuple[Holding, ...], Meta(max_length=MAX_ITEMS)]
     """The sequences, in the generation that is lost, and how far the next stage has come."""
     is_final: bool
-    """They broke a rule of the wire, and would again: the scheduler ends them."""
+    """They broke a rule of the wire, and would again, or could not be computed: the scheduler ends them."""
 
 
 class Cut(Part, frozen=True):
