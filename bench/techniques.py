@@ -19,6 +19,7 @@ class Technique:
         microbatches: None: as the runtime tunes them.
         codec: of activations: ``off``, or ``auto`` (on a link where it pays).
         is_planned: the planner says who stands where with how many layers; else the ring is as it comes, the cut even.
+        offload: layers that do not fit the memory that workers are given (--device-memory) stream; else that bounds nobody.
     """
 
     name: str
@@ -26,11 +27,12 @@ class Technique:
     microbatches: int | None
     codec: str
     is_planned: bool = False
+    offload: bool = False
 
     @property
-    def way(self) -> tuple[int | None, str, bool]:
+    def way(self) -> tuple[int | None, str, bool, bool]:
         """What a ring must be started with; techniques of one way share it, unless their cuts differ."""
-        return self.microbatches, self.codec, self.is_planned
+        return self.microbatches, self.codec, self.is_planned, self.offload
 
 
 TECHNIQUES = {
@@ -41,7 +43,10 @@ TECHNIQUES = {
         Technique("codec", "activations compressed where it pays", 1, "auto"),
         Technique("microbatch+codec", "both", None, "auto"),
         Technique("plan", "both, and order and layers as the planner chooses", None, "auto", is_planned=True),
-        Technique("all", "everything the project has", None, "auto", is_planned=True),
+        Technique(
+            "offload", "microbatch+codec, within --device-memory: layers that do not fit stream", None, "auto", offload=True
+        ),
+        Technique("all", "everything the project has", None, "auto", is_planned=True, offload=True),
     )
 }
 

@@ -32,6 +32,7 @@ from bloombee.config import (
     WorkerConfig,
     load_config,
     merge,
+    parse_disk,
 )
 from bloombee.errors import BloomBeeError, CapacityError, ConfigError, Infeasible
 from bloombee.options import Given, Options, command, whole_number
@@ -57,6 +58,7 @@ SWARM = (
     "disk",
     "offload",
     "kv_tokens",
+    "prefix_cache",
     "microbatches",
     "target_s",
     "codec",
@@ -152,6 +154,22 @@ def generate(
     runtime = merge(_config(config).runtime, swarm)
     params, text = _sampling(sampling), _prompt(prompt)
     return _run(_answer_once(runtime, _conversation(text, chat), params, json=json))
+
+
+@command(app, [Options(RuntimeConfig, "Model", ("model", "dtype", "disk"))])
+def pack(given: Given, *, json: Json = False) -> int:
+    """Write a model's layers compressed, without loss, for workers of this machine that stream them from disk.
+
+    They are read where that is quicker than plain files, which is found out when a worker loads. A worker finds them that has the
+    same --disk.
+
+    Examples:
+      bloombee pack --model ./Qwen3-0.6B --disk /var/tmp/bloombee:50GiB
+    """
+    from bloombee.packing import pack as packed
+
+    config = merge(RuntimeConfig(), given)
+    return packed(config.model, config.dtype, parse_disk(config.disk), json=json)
 
 
 @command(app, [Options(WorkerConfig, "Worker", tuple(f.name for f in dataclasses.fields(WorkerConfig)))])

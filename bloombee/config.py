@@ -54,7 +54,7 @@ _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([kmgt]?)(i?)b?", re.IGNORECASE
 _NUM_LAYERS = re.compile(r"[0-9]{1,9}")
 _DTYPES = ("auto", *(str(dtype) for dtype in Dtype))
 _CODEC_MODES = ("auto", "on", "off")
-_DRAFTS = ("auto", "off")
+_DRAFTS = ("auto", "ngrams", "off")
 _SCHEDULER_PLACES = ("auto", *(str(place) for place in SchedulerPlace))
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -70,6 +70,11 @@ class Disk:
 
     directory: Path = dataclasses.field(default_factory=lambda: cache_dir())
     num_bytes: int | None = None
+
+    @property
+    def layers(self) -> Path:
+        """The folder for those that stream."""
+        return self.directory / "layers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +122,9 @@ class RuntimeConfig:
     )
     draft: str = option(
         "off",
-        "Draft tokens ahead, to get several of them each time round: auto (from what was said before, where that pays) or off. No"
-        " token depends on it.",
+        "Draft tokens ahead, to get several of them each time round, where that pays: auto (from what was said before; for demo"
+        " also with its draft model), ngrams (that alone), off, or a small model of the same tokenizer, which gets a process of"
+        " its own: its directory or hub id. No token depends on it.",
     )
     codec: str = option("auto", "Lossless compression of activations: auto (on a link where it pays), on or off.")
     max_microbatch_rows: int = option(512, "Most tokens in one microbatch; longer prompts go in chunks.")
@@ -128,6 +134,9 @@ class RuntimeConfig:
         None,
         "Most tokens of an answer where neither request nor checkpoint says; fewer where there is no room for so many; default:"
         f" {DEFAULT_NEW_TOKENS}, or {SERVED_NEW_TOKENS} of bloombee serve.",
+    )
+    prefix_cache: bool = option(
+        True, "Compute what prompts have in common once: KV memory that nobody needs keeps it for later requests."
     )
     max_waiting: int = option(1024, "Most requests that may be open or waiting at once; one more is refused.")
     heartbeat_s: float = option(0.1, "Seconds between heartbeats, on every link.")
@@ -183,7 +192,7 @@ class RuntimeConfig:
         )
         _check(self, "target_s", self.target_s is None or _seconds(self.target_s), "seconds > 0")
         _check(self, "scheduler", _is_one_of(self.scheduler, _SCHEDULER_PLACES), _one_of(_SCHEDULER_PLACES))
-        _check(self, "draft", _is_one_of(self.draft, _DRAFTS), _one_of(_DRAFTS))
+        _check(self, "draft", _is_draft(self.draft), f"{', '.join(_DRAFTS)}, or a model: a directory or a hub id")
         _check(self, "codec", _is_one_of(self.codec, _CODEC_MODES), _one_of(_CODEC_MODES))
         _check(self, "max_microbatch_rows", _whole(self.max_microbatch_rows, 1, 2**16), "a whole number from 1 to 65536")
         _check(self, "page_size", _whole(self.page_size, 1, 1024), "a whole number from 1 to 1024")
@@ -211,6 +220,7 @@ class RuntimeConfig:
         _check_disk(self)
         _check(self, "offload", isinstance(self.offload, bool), "true or false")
         _check(self, "replan", isinstance(self.replan, bool), "true or false")
+        _check(self, "prefix_cache", isinstance(self.prefix_cache, bool), "true or false")
         _check(self, "share_out", isinstance(self.share_out, bool), "true or false")
         _check(self, "control_socket", isinstance(self.control_socket, bool), "true or false")
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")
@@ -690,6 +700,11 @@ def _check_endpoint(config: object, field: str, read: Callable[[str], object], r
 
 def _is_one_of(value: object, names: tuple[str, ...]) -> bool:
     return isinstance(value, str) and value in names
+
+
+def _is_draft(value: object) -> bool:
+    """A word, a model, or ``module:NAME:ARGUMENT...`` of a program that drafts (roles/drafter.py)."""
+    return isinstance(value, str) and (value in (*_DRAFTS, "demo:draft") or "/" in value or value.startswith(("module:", ".")))
 
 
 def _one_of(names: tuple[str, ...]) -> str:

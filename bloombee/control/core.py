@@ -26,6 +26,7 @@ from bloombee.control.events import (
     PlanEnded,
     PlanRuns,
     PlansCompared,
+    Price,
     Replan,
     Run,
     StageBack,
@@ -243,13 +244,15 @@ class ControlCore:
         plan, steering, looked = self._plan, self._steering, self._looked
         if plan is None or steering is None or looked is None or not self._ran:
             return []
-        demand = Demand(self._ran, looked.quickest_loop, looked.decoded)
-        choice = steering.choose(demand, self._ring_links(plan), now)
+        demand, links = Demand(self._ran, looked.quickest_loop, looked.decoded), self._ring_links(plan)
+        choice = steering.choose(demand, links, now)
+        load = steering.load(self._ran, looked.quickest_loop, links)
+        price: list[Command] = [] if load is None else [Price(load)]
         if choice is None:
-            return []
+            return price
         best = choice.tuning
         run = Run(best.num_microbatches, best.chunks, best.max_sequences, sizes_apart=steering.sizes_apart)
-        return self._decide(plan, run, choice.why, choice.figures, now)
+        return [*self._decide(plan, run, choice.why, choice.figures, now), *price]
 
     def _decide(self, plan: PlanRuns, run: Run, why: str, figures: Figures | None, now: float) -> list[Command]:
         if run == self._last:

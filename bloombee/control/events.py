@@ -10,6 +10,7 @@ from msgspec import Struct
 from bloombee.control.chunks import Chunks
 from bloombee.plan.plan import Prediction
 from bloombee.plan.topology import RowTime
+from bloombee.spec.controller import Load
 from bloombee.types import HEAD, Epoch, StageUse, WorkerId
 
 # -- events ------------------------------------------------------------------------------------
@@ -166,6 +167,12 @@ class Run(Struct, frozen=True, gc=False, tag=True):
     sizes_apart: bool
 
 
+class Price(Struct, frozen=True, gc=False, tag=True):
+    """What a round costs by its rows, from now on: by that tokens are drafted."""
+
+    load: Load
+
+
 class Replan(Struct, frozen=True, gc=False, tag=True):
     """Take over the other plan of the last comparison."""
 
@@ -207,4 +214,4 @@ class Decision(Struct, frozen=True, gc=False, tag=True):
     figures: Figures | None = None
 
 
-Command = AskStage | Answer | Run | Replan | Decision
+Command = AskStage | Answer | Run | Price | Replan | Decision

@@ -22,7 +22,9 @@ from bloombee.control.seen import finite
 from bloombee.models.shape import ModelShape
 from bloombee.plan.candidate import Candidate
 from bloombee.plan.cost import evaluate
+from bloombee.plan.drafting import load_of
 from bloombee.plan.topology import LOCAL, Device, Link, Topology
+from bloombee.spec.controller import Load
 from bloombee.types import HEAD, StageUse
 
 WORTH = 0.03
@@ -166,6 +168,15 @@ class Steering:
             why = f"{best.max_sequences or 'any number of'} sequences at once keep the time per token"
         self.chosen = best
         return Choice(best, why, self._figures(demand, topology, best, before_s))
+
+    def load(self, sequences: int, quickest_loop: tuple[float, int] | None, links: Sequence[Link] | None) -> Load | None:
+        """What a round of ``sequences`` costs as they are run; arguments as of :meth:`choose`. None: nothing is known yet."""
+        if self.chosen is None:
+            return None
+        known = links or self._links_by_loop(quickest_loop)
+        count = min(self.chosen.num_microbatches, max(1, sequences))
+        base = replace(self._base, ratios=self._live.ratios, num_microbatches=count)
+        return load_of(base, self._live.topology(known[1:], first=known[0]), self._model)
 
     def _why_kept(self, was_apart: bool) -> str:
         if self.sizes_apart == was_apart:

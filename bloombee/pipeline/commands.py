@@ -22,7 +22,8 @@ from bloombee.pipeline.events import (
 )
 from bloombee.pipeline.work import Piece, Work
 from bloombee.plan.plan import Plan
-from bloombee.types import FinishReason, Lane, WorkerId
+from bloombee.spec.speculator import Query
+from bloombee.types import FinishReason, Lane, SequenceId, WorkerId
 from bloombee.wire.messages import AnyMessage, MeasureLink, Pick
 
 
@@ -33,6 +34,20 @@ class Send(Struct, frozen=True, gc=False):
     lane: Lane
     message: AnyMessage
     payload: object | None = None
+
+
+class AskDraft(Struct, frozen=True, gc=False):
+    """Ask the drafter in another process; answer with Drafted. ``temperature``, ``seed``: of the sequence's sampling."""
+
+    query: Query
+    temperature: float
+    seed: int
+
+
+class DraftClosed(Struct, frozen=True, gc=False):
+    """Tell it that a sequence has ended."""
+
+    sequence: SequenceId
 
 
 class Compute(Struct, frozen=True, gc=False):
@@ -126,7 +141,7 @@ class Dismiss(Struct, frozen=True, gc=False):
 
 
 class Deliver(Struct, frozen=True, gc=False):
-    """A token for the application."""
+    """A token for the application. ``num_cached``: as of Emitted."""
 
     request: int
     pick: Pick
@@ -134,6 +149,7 @@ class Deliver(Struct, frozen=True, gc=False):
     drafted: int = 0
     """As of Emitted; so is ``was_drafted``."""
     was_drafted: bool = False
+    num_cached: int = 0
 
 
 class Conclude(Struct, frozen=True, gc=False):
@@ -183,6 +199,8 @@ class StageLoaded(Struct, frozen=True, gc=False):
 
 Command = (
     Send
+    | AskDraft
+    | DraftClosed
     | Compute
     | Gather
     | Spill

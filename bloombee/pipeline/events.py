@@ -11,6 +11,8 @@ from bloombee.control.events import Run
 from bloombee.errors import BloomBeeError
 from bloombee.pipeline.work import Outcome
 from bloombee.plan.plan import Plan, Ring
+from bloombee.spec.controller import Load
+from bloombee.spec.tree import Draft
 from bloombee.types import Epoch, FinishReason, Lane, SequenceId, WorkerId
 from bloombee.wire.messages import AnyMessage, Grammar, LinkReport, Pick, Sampling
 
@@ -188,6 +190,29 @@ class Tune(Struct, frozen=True, gc=False):
     """Decode microbatches by turns larger and smaller, so that it shows what a row costs."""
 
 
+class Priced(Struct, frozen=True, gc=False):
+    """A round costs what ``load`` says, as far as the figures go; who is in a microbatch the scheduler knows."""
+
+    load: Load
+    now: float
+
+
+class DrafterSeen(Struct, frozen=True, gc=False):
+    """A drafter in another process can be asked from now on, and knows no sequence; or it is gone."""
+
+    is_there: bool
+    now: float
+
+
+class Drafted(Struct, frozen=True, gc=False):
+    """It expects ``draft`` behind the first ``length`` tokens of a sequence. Has been checked."""
+
+    sequence: SequenceId
+    length: int
+    draft: Draft
+    now: float
+
+
 def tune_event(run: Run, now: float) -> Tune:
     """What tells the scheduler to run as the control core says."""
     return Tune(run.num_microbatches, run.chunks, run.max_sequences, now, run.sizes_apart)
@@ -241,6 +266,8 @@ class Emitted(Struct, frozen=True, gc=False):
     """Tokens that were drafted beside the row that this one is picked after."""
     was_drafted: bool = False
     """It had been drafted, so what follows on it may be known already."""
+    num_cached: int = 0
+    """Of the first: tokens of the prompt that others had computed."""
 
 
 class Ended(Struct, frozen=True, gc=False):

@@ -8,12 +8,14 @@ from collections.abc import Callable
 
 from bloombee.errors import RemoteProtocolError
 from bloombee.links.frames import LinkMeter
-from bloombee.pipeline.commands import Command, Send, TellHead, TellSwarm
-from bloombee.pipeline.events import FromStage
+from bloombee.models.card import ModelCard
+from bloombee.pipeline.commands import AskDraft, Command, DraftClosed, Send, TellHead, TellSwarm
+from bloombee.pipeline.events import Drafted, DrafterSeen, FromStage
 from bloombee.pipeline.scheduler import Event, SchedulerCore, SchedulerProxy
 from bloombee.pipeline.swarm import PlanRequest
 from bloombee.plan.plan import Plan
 from bloombee.roles.desk import Desk
+from bloombee.roles.drafter_client import DrafterClient, Program, program_for
 from bloombee.roles.each import each
 from bloombee.roles.replanner import Replanner
 from bloombee.roles.stage_host import RESEND_AFTER_S
@@ -29,6 +31,7 @@ from bloombee.wire.messages import (
     Committed,
     Forward,
     Gap,
+    Have,
     Lost,
     Resume,
     Resumed,
@@ -37,7 +40,7 @@ from bloombee.wire.messages import (
     Verdict,
 )
 
-OfTheRing = Verdict | Ack | Gap | Closed | Committed | Resume | Resumed | Lost | Told | Standing
+OfTheRing = Verdict | Ack | Gap | Closed | Committed | Resume | Resumed | Lost | Have | Told | Standing
 
 
 class Dispatch:
@@ -66,6 +69,7 @@ class Dispatch:
             resend_after_s=RESEND_AFTER_S,
             step_deadline_s=request.step_deadline_s,
             speculator=Speculator() if request.drafts else None,
+            prefix_cache=request.prefix_cache,
         )
         self._plan: Plan | None = None
         """Whose stages are meant."""
@@ -76,6 +80,27 @@ class Dispatch:
         self._desk = desk
         self._replanner = replanner
         self._vocab_size = request.card.vocab_size
+        program = program_for(request.draft, request.card.model)
+        self._drafter = self._start(program, request.card) if program is not None else None
+
+    async def close(self) -> None:
+        """Nothing drafts any more."""
+        if self._drafter is not None:
+            await self._drafter.close()
+
+    def _start(self, program: Program, card: ModelCard) -> DrafterClient:
+        def told(event: Callable[..., Drafted | DrafterSeen]) -> Callable[..., None]:
+            return lambda *said: self.handle(event(*said, time.monotonic()))
+
+        drafter = DrafterClient(
+            program,
+            tokenizer_json=card.tokenizer_json,
+            num_tokens=card.vocab_size,
+            on_draft=told(Drafted),
+            on_up=told(DrafterSeen),
+        )
+        drafter.start()
+        return drafter
 
     def planned(self, plan: Plan) -> None:
         """Stages are those of ``plan`` from now on, and the scheduler is where it says: another one begins with every request."""
@@ -112,6 +137,10 @@ class Dispatch:
                 self._send_to(plan.stages[stage].worker, lane, message)
             case TellHead(message=told):
                 self._desk.told(told)
+            case AskDraft(query=query, temperature=temperature, seed=seed) if self._drafter is not None:
+                self._drafter.ask(query, temperature=temperature, seed=seed)
+            case DraftClosed(sequence=sequence) if self._drafter is not None:
+                self._drafter.closed(sequence)
             case TellSwarm(message=moved):
                 self._replanner.moved(moved)
             case _:

@@ -19,7 +19,8 @@ from typing import Any
 
 from bloombee.errors import BloomBeeError, DeviceError, RemoteProtocolError, from_wire
 from bloombee.roles.child import start_child
-from bloombee.spec.speculator import Ask
+from bloombee.roles.vocabulary import vocabulary_digest
+from bloombee.spec.speculator import Query
 from bloombee.spec.tree import Draft
 
 log = logging.getLogger(__name__)
@@ -43,11 +44,21 @@ def model_program(model: str, device: str = "cpu", threads: int = 1) -> Program:
     return Program("bloombee.roles.drafter", (model, device, str(threads)))
 
 
+def program_for(draft: str, model: str) -> Program | None:
+    """What the option ``draft`` starts for ``model``; None: no process drafts."""
+    if draft == "auto":
+        return model_program("demo:draft") if model == "demo" else None
+    if draft in ("off", "ngrams"):
+        return None
+    kind, *words = draft.split(":")
+    return Program(words[0], tuple(words[1:])) if kind == "module" else model_program(draft)
+
+
 class DrafterClient:
     """Starts the process and speaks with it. All methods belong to one event loop.
 
     Args:
-        vocabulary: digest of the target's tokenizer; None: it has none. num_tokens: that the target knows.
+        tokenizer_json: the target's; None: it has none. num_tokens: that the target knows.
         on_draft: called with (sequence, tokens it had, draft) for each answer.
         on_up: called with True once it can be asked, and with False, once, when it can't be any more or never could.
     """
@@ -56,13 +67,14 @@ class DrafterClient:
         self,
         program: Program,
         *,
-        vocabulary: str | None,
+        tokenizer_json: str | None,
         num_tokens: int,
         on_draft: Callable[[int, int, Draft], None],
         on_up: Callable[[bool], None],
     ) -> None:
         self._program = program
-        self._vocabulary, self._num_tokens = vocabulary, num_tokens
+        self._tokenizer_json, self._num_tokens = tokenizer_json, num_tokens
+        self._vocabulary: str | None = None
         self._on_draft, self._on_up = on_draft, on_up
         self._process: subprocess.Popen[bytes] | None = None
         self._is_up = False
@@ -90,13 +102,13 @@ class DrafterClient:
             threading.Thread(target=work, args=(self._process,), name="bloombee-drafter", daemon=True).start()
         return None
 
-    def ask(self, ask: Ask, *, temperature: float, seed: int) -> None:
+    def ask(self, query: Query, *, temperature: float, seed: int) -> None:
         """Its answer goes to ``on_draft``."""
         if not self._is_up:
             return
-        self._budgets[ask.sequence, ask.first + len(ask.tokens)] = ask.budget
-        question = {"sequence": ask.sequence, "first": ask.first, "tokens": ask.tokens, "budget": ask.budget}
-        self._say({"ask": {**question, "least": ask.least, "rate": ask.rate, "temperature": temperature, "seed": seed}})
+        self._budgets[query.sequence, query.first + len(query.tokens)] = query.budget
+        question = {"sequence": query.sequence, "first": query.first, "tokens": query.tokens, "budget": query.budget}
+        self._say({"ask": {**question, "least": query.least, "rate": query.rate, "temperature": temperature, "seed": seed}})
         if self._deadline is None:
             self._expect(HANGS_S)
 
@@ -190,6 +202,8 @@ class DrafterClient:
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
+        if self._tokenizer_json is not None:  # of a large one that takes a while
+            self._vocabulary = vocabulary_digest(self._tokenizer_json)
         with process.stdout as stream:
             for line in stream:
                 with contextlib.suppress(RuntimeError):

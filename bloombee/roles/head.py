@@ -223,12 +223,12 @@ class HeadRole:
         if self._closed:
             return
         self._closed = True
-        closed = RuntimeClosed("the Runtime was closed")
         for part in (self.helm, self.replanner, self.desk):
-            part.close(closed)
+            part.close(RuntimeClosed("the Runtime was closed"))
         self.bulletin.close()
         if self._ticker is not None:
             await self._ticker.stop()
+            await self.dispatch.close()
         self.members.close("the head closes")
         await self._endpoint.close(linger_s=0.5)
         await self.state.close()

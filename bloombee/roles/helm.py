@@ -22,6 +22,7 @@ from bloombee.control.events import (
     Looked,
     PlanEnded,
     PlanRuns,
+    Price,
     Replan,
     Run,
     StageMeasured,
@@ -29,7 +30,7 @@ from bloombee.control.events import (
 from bloombee.control.log import to_line
 from bloombee.control.seen import plan_runs
 from bloombee.errors import BloomBeeError, ConfigError, LocalProtocolError, RuntimeClosed
-from bloombee.pipeline.events import Tune, tune_event
+from bloombee.pipeline.events import Priced, Tune, tune_event
 from bloombee.pipeline.scheduler import SchedulerCore, SchedulerProxy
 from bloombee.pipeline.swarm import PlanRequest
 from bloombee.plan.plan import Plan
@@ -59,7 +60,7 @@ class Helm:
         config: RuntimeConfig,
         *,
         ask: Callable[[int, int], None],
-        tune: Callable[[Tune], None],
+        tune: Callable[[Tune | Priced], None],
         decided: Callable[[Decision, str], None],
         active_s: Callable[[float], float],
     ) -> None:
@@ -159,7 +160,7 @@ class Helm:
             self._file.close()
             self._file = None
 
-    def _do(self, command: AskStage | Run | Answer | Replan | Decision) -> None:
+    def _do(self, command: AskStage | Run | Price | Answer | Replan | Decision) -> None:
         match command:
             case AskStage(stage=stage, number=number):
                 self._ask(stage, number)
@@ -169,6 +170,8 @@ class Helm:
                 answer = self._asked.get(question)
                 if answer is not None and not answer.done():
                     answer.set_result(measured)
+            case Price(load=load):
+                self._tune(Priced(load, time.monotonic()))
             case Replan(why=why):
                 self.on_replan(why)
             case Decision():

@@ -50,9 +50,10 @@ def plan_request(config: RuntimeConfig, card: ModelCard, names: Sequence[str], m
         takes_others=bool(config.remote_workers),
         scheduler=None if config.scheduler == "auto" else SchedulerPlace(config.scheduler),
         shares_out=config.share_out,
-        drafts=config.draft != "off",
+        draft=config.draft,
         streams=config.offload and not is_standin(card.model),
         step_deadline_s=config.step_deadline_s,
+        prefix_cache=config.prefix_cache,
     )
 
 

@@ -34,6 +34,7 @@ from bloombee.pipeline.events import (
     FromStage,
     MeasuredHere,
     Moved,
+    Priced,
     SchedulerBegan,
     SchedulerSaid,
     StageRestored,
@@ -268,6 +269,8 @@ class SimHead:
                     if not self.tunings or self.tunings[-1][1] != command.num_microbatches:
                         self.tunings.append((self._clock.now, command.num_microbatches))
                     self.schedule(self.scheduler.handle(tune_event(command, self._clock.now)))
+                case control.Price(load=load):
+                    self.schedule(self.scheduler.handle(Priced(load, self._clock.now)))
                 case control.Replan(why=why):
                     self.on_replan(why)
                 case control.Decision():

@@ -6,8 +6,8 @@ of it; the map never falls where more is said (isotonic regression over bins, as
 kind at that depth, and then in this sequence, moves the estimate away from the map as far as there is evidence.
 
 Before there is any, a drafter is believed as far as it has been right: one that never was is not heard, and proves itself by
-what it proposes all the same. In a sequence where it misses more often in a row than it should by its estimates, the text is
-taken for one of the few that it knows nothing of, until it is right again.
+what it proposes all the same. Where it misses more often in a row than by its estimates it should, the text is taken for one of
+those that it knows nothing of, until it is right again (a filter of two states).
 
 Source: Zadrozny and Elkan, "Transforming classifier scores into accurate multiclass probability estimates", 2002; pool
 adjacent violators: Ayer et al., 1955.
@@ -15,7 +15,6 @@ adjacent violators: Ayer et al., 1955.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,10 +35,12 @@ MEMORY, SEQUENCE_MEMORY = 1024.0, 96.0
 
 DOUBT = 0.005
 """Of a drafter that has said nothing yet, how far it is believed."""
-STRANGE = 0.05
-"""Share of texts of which a drafter knows nothing."""
-SURE = 0.95
-"""No miss counts for more than one of something that was as likely as that."""
+STRANGE, CHANGES = 0.05, 0.002
+"""How likely a drafter knows nothing of a text, and how likely that begins, or ends, with any token of it."""
+LUCK = 0.02
+"""How often a drafter is right in a text that it knows nothing of."""
+SURE = 0.98
+"""No estimate counts for more, or for less than LUCK, where a text is judged."""
 
 Kind = tuple[int, int, int]
 """(who proposes it, who proposes anything there, rank)."""
@@ -119,17 +120,21 @@ class _Own:
     """Of a sequence."""
 
     trials: dict[tuple[Kind, int], _Trials] = field(default_factory=dict)
-    misses: dict[int, float] = field(default_factory=dict)
-    """By drafter: logarithm of how likely so many misses since it was last right are, if it knows this kind of text."""
+    strange: dict[int, float] = field(default_factory=dict)
+    """By drafter: how likely it knows nothing of this kind of text."""
 
-    def missed(self, source: int, expected: float) -> None:
-        self.misses[source] = self.misses.get(source, 0.0) + math.log1p(-min(SURE, expected))
+    def came(self, source: int, expected: float, hit: bool) -> None:
+        """A token that ``source`` had, or had not, among those that together were as likely as ``expected``."""
+        before = self.strange.get(source, STRANGE)
+        strange = before * (1 - CHANGES) + (1 - before) * CHANGES
+        expected = min(SURE, max(LUCK, expected))
+        known = (1 - strange) * (expected if hit else 1 - expected)
+        strange *= LUCK if hit else 1 - LUCK
+        self.strange[source] = strange / (strange + known)
 
     def knows(self, source: int) -> float:
-        """By how much less likely these misses make it that the drafter knows this kind of text: 1 where it has just been
-        right."""
-        likely = math.exp(self.misses.get(source, 0.0))
-        return likely / ((1 - STRANGE) * likely + STRANGE)
+        """How likely the drafter knows something of this text."""
+        return 1 - self.strange.get(source, 0.0)
 
 
 @dataclass(slots=True)
@@ -144,7 +149,9 @@ class Calibration:
     def apply(self, sequence: int, draft: Draft) -> Draft:
         """``draft`` with scores that are probabilities. Time: O(n) and the sort of siblings."""
         own = self._sequences.get(sequence, _Own())
-        given = [self._expected(own, sign) * own.knows(sign[0][0]) for sign in signs(draft)]
+        given = [self._expected(own, sign) for sign in signs(draft)]
+        for node in draft.children(0):  # who is right once knows the text
+            given[node - 1] *= own.knows(draft.sources[node - 1])
         return Draft(draft.tokens, draft.parents, path_scores(draft.parents, given), draft.sources)
 
     def learn(self, sequence: int, draft: Draft, tokens: Sequence[int]) -> None:
@@ -174,9 +181,7 @@ class Calibration:
             self._records.setdefault(source, _Record()).add(is_hit, draft.given_parent(child))
             self._add(own, sign, is_hit)
         for source, chance in expected.items():
-            if source != right:
-                own.missed(source, chance)
-        own.misses.pop(right, None)
+            own.came(source, chance, source == right)
 
     def _expected(self, own: _Own, sign: Sign) -> float:
         kind, depth, number = sign

@@ -82,3 +82,23 @@ def worth_sending(draft: Draft, load: Load) -> Draft:
     order = draft.by_score()
     size, _ = best_size((draft.scores[node - 1] for node in order), load)
     return draft.only(sorted(order[:size]))
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A tree of always the same shape, for comparison: the likeliest path, ``depth`` nodes long, each with the ``width - 1``
+    likeliest of its siblings."""
+
+    depth: int
+    width: int = 1
+
+    def cut(self, draft: Draft) -> Draft:
+        """What ``draft`` has of it."""
+        spine, kept = 0, list[int]()
+        for _ in range(self.depth):
+            children = sorted(draft.children(spine), key=lambda child: -draft.scores[child - 1])[: self.width]
+            if not children:
+                break
+            kept += children
+            spine = children[0]
+        return draft.only(sorted(kept))

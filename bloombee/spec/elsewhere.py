@@ -37,6 +37,10 @@ class Worth:
     rate: float
 
 
+ALWAYS = Worth(FIRST_WAIT_S, 0.0, 0.0)
+"""Wait for it, and for all of it."""
+
+
 class Elsewhere:
     """Figures of one such drafter, over all sequences."""
 

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bloombee.spec.calibrate import Calibration
-from bloombee.spec.controller import Load, worth_sending
+from bloombee.spec.controller import Load, Shape, worth_sending
 from bloombee.spec.drafter import Drafter
-from bloombee.spec.elsewhere import Elsewhere
+from bloombee.spec.elsewhere import ALWAYS, Elsewhere
 from bloombee.spec.ngram import NgramDrafter
 from bloombee.spec.tree import EMPTY, Draft, merge
 
-MOST_NODES = 64
+MOST_NODES = 128
 """Of a draft."""
 NODE_S = 50e-6
 """What proposing a node costs the process of the scheduler."""
@@ -30,8 +30,8 @@ RARELY = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """Asks a drafter elsewhere.
+class Query:
+    """What a drafter elsewhere is asked.
 
     Args:
         first: tokens before are known to it.
@@ -83,6 +83,8 @@ class Speculator:
     def __init__(self, drafters: Sequence[Drafter] | None = None, *, most_nodes: int = MOST_NODES) -> None:
         self._drafters = (NgramDrafter(),) if drafters is None else tuple(drafters)
         self._most_nodes = most_nodes
+        self.shape: Shape | None = None
+        """Always send that, whatever it is worth, for comparison; None: what pays."""
         self._known: dict[int, _Known] = {}
         self._calibration = Calibration()
         self._elsewhere: Elsewhere | None = None
@@ -93,20 +95,25 @@ class Speculator:
         for known in self._known.values():
             known.offered, known.told, known.is_read, known.asked_s = EMPTY, 0, False, None
 
-    def ask(self, sequence: int, tokens: Sequence[int], now: float, load: Load) -> Ask | None:
+    @property
+    def other_is_there(self) -> bool:
+        return self._elsewhere is not None
+
+    def ask(self, sequence: int, tokens: Sequence[int], now: float, load: Load) -> Query | None:
         """What to ask the drafter elsewhere before :meth:`draft`; None: nothing. Nobody waits where ``until_s`` is ``now``."""
         other = self._elsewhere
         known = self._catch_up(sequence, tokens, load)
         if other is None or known.asked_s is not None:
             return None
-        worth = other.worth(self._calibration.apply(sequence, known.own), load, is_new=not known.is_read)
+        own = self._calibration.apply(sequence, known.own)
+        worth = ALWAYS if self.shape else other.worth(own, load, is_new=not known.is_read)
         known.rounds_without = 0 if worth.wait_s else known.rounds_without + 1
         if not worth.wait_s and known.rounds_without % RARELY != 1:
             return None
         new = tuple(tokens[known.told :])
-        ask = Ask(sequence, known.told, new, self._most_nodes, worth.least, worth.rate, now + worth.wait_s)
+        query = Query(sequence, known.told, new, self._most_nodes, worth.least, worth.rate, now + worth.wait_s)
         known.told, known.asked_s = len(tokens), now
-        return ask
+        return query
 
     def offered(self, sequence: int, at_length: int, draft: Draft, now: float) -> None:
         """The drafter elsewhere expects ``draft`` behind the first ``at_length`` tokens. It has been checked
@@ -127,7 +134,7 @@ class Speculator:
         calibrated = self._calibration.apply(sequence, known.proposed)
         if offered and self._elsewhere is not None:
             self._elsewhere.saw(calibrated, without=self._calibration.apply(sequence, known.own))
-        return worth_sending(calibrated, load) or None
+        return (self.shape.cut(calibrated) if self.shape else worth_sending(calibrated, load)) or None
 
     def closed(self, sequence: int) -> None:
         self._known.pop(sequence, None)

@@ -16,11 +16,12 @@ import bloombee
 from bloombee.roles import drafter_client
 from bloombee.roles.drafter_client import DrafterClient, Program, model_program
 from bloombee.roles.vocabulary import vocabulary_digest
-from bloombee.spec.speculator import Ask
+from bloombee.spec.speculator import Query
 from bloombee.spec.tree import Draft
 
 DEMO = Path(bloombee.__file__).parent / "demo_model"
-DIGEST = vocabulary_digest((DEMO / "target" / "tokenizer.json").read_text("utf-8"))
+TOKENIZER = (DEMO / "target" / "tokenizer.json").read_text("utf-8")
+DIGEST = vocabulary_digest(TOKENIZER)
 WAIT_S = 60
 P = ParamSpec("P")
 
@@ -41,14 +42,14 @@ class Heard:
         self.ups: asyncio.Queue[bool] = asyncio.Queue()
         self.client = DrafterClient(
             program,
-            vocabulary=DIGEST,
+            tokenizer_json=TOKENIZER,
             num_tokens=4096,
             on_draft=lambda *said: self.drafts.put_nowait(said),
             on_up=self.ups.put_nowait,
         )
 
     def ask(self, sequence: int, first: int, tokens: list[int]) -> None:
-        self.client.ask(Ask(sequence, first, tuple(tokens), 24, 0.01, 0.0, 0.0), temperature=0.0, seed=0)
+        self.client.ask(Query(sequence, first, tuple(tokens), 24, 0.01, 0.0, 0.0), temperature=0.0, seed=0)
 
     async def is_up(self) -> bool:
         return await asyncio.wait_for(self.ups.get(), WAIT_S)

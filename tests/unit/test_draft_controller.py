@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import lambertw
 
-from bloombee.spec.controller import Line, Load, best_size, worth_sending
+from bloombee.spec.controller import Line, Load, Shape, best_size, worth_sending
 from bloombee.spec.tree import Draft, path_scores
 
 LOOP = Load(Line(0.5, 0.001))
@@ -93,3 +93,11 @@ def test_others_of_the_microbatch_are_not_held_up_for_less_than_they_lose() -> N
 def test_a_draft_that_has_to_be_waited_for_must_make_up_for_it() -> None:
     assert best_size([0.9, 0.8, 0.7], LOOP, wait_s=0.05)[0] == 3
     assert best_size([0.05], LOOP, wait_s=0.05)[0] == 0
+
+
+def test_a_fixed_shape_is_the_likeliest_path_with_its_siblings() -> None:
+    draft = Draft((7, 8, 9, 5, 6), (0, 0, 0, 1, 1), (0.6, 0.2, 0.1, 0.4, 0.1), (1,) * 5)
+    assert Shape(2).cut(draft).tokens == (7, 5)
+    assert Shape(1, 2).cut(draft).tokens == (7, 8)
+    assert Shape(9, 2).cut(draft).tokens == (7, 8, 5, 6)
+    assert Shape(9, 2).cut(Draft()) == Draft()

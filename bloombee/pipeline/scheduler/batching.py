@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from bloombee.control.chunks import Chunks, chunks_at
 from bloombee.control.operate import apart
 from bloombee.pipeline.beginnings import has_room
-from bloombee.pipeline.events import Tune
+from bloombee.pipeline.events import Drafted, DrafterSeen, Priced, Tune
 from bloombee.pipeline.fair import FairQueue
+from bloombee.pipeline.scheduler.awaited import Awaited
 from bloombee.pipeline.scheduler.epoch import Epoch
 from bloombee.pipeline.scheduler.rounds import Rounds
 from bloombee.pipeline.scheduler.sequence import SequenceState
 from bloombee.types import Kind, Phase, SequenceId
-from bloombee.wire.messages import Item
+from bloombee.wire.messages import Cut, Item
 
 BESIDE_DECODE = 0.25
 """Of the rows of prompts that may be under way, while sequences decode: half of what fills the ring. With more of them
@@ -43,6 +44,9 @@ class Batcher:
         self._max_rows = max_rows
         self._prefill: FairQueue[SequenceState] = FairQueue()
         self._decode: deque[SequenceState] = deque()
+        self._home: list[SequenceState] = []
+        """That have one more token, for which no draft was asked yet."""
+        self._awaited = Awaited()
         self._chunks: tuple[Chunks, ...] = (Chunks(0, max_rows, max_rows, math.inf),)
         self._max_flights: int | None = None
         self._sizes_apart = False
@@ -63,25 +67,57 @@ class Batcher:
         """It has one more token, and goes on with that."""
         if sequence.in_prefill:  # it is being sent again, and this was known further on
             sequence.num_to_fill = sequence.num_tokens
+        elif self._rounds.asks:
+            self._home.append(sequence)
         else:
             self._decode.append(sequence)
+
+    def informed(self, event: Priced | DrafterSeen | Drafted) -> None:
+        """What others know of drafts and their price."""
+        self._rounds.informed(event)
+        if isinstance(event, Drafted):
+            self._awaited.answered(event.sequence)
+
+    def ask_for_drafts(self, now: float) -> None:
+        """For who has come home; who has waited for an answer for long enough goes on."""
+        home, self._home = self._home, []
+        if home:
+            asked = {sequence.id: self._rounds.ask(sequence, len(home) - 1, now) for sequence in home}
+            self._awaited.hold(home, {one: until_s for one, until_s in asked.items() if until_s is not None})
+        self._decode += self._awaited.ready(now)
 
     def send_again(self, sequence: SequenceState, position: int) -> None:
         """Rows from ``position`` on, in turn with prompts."""
         if not sequence.in_prefill:
-            if sequence in self._decode:
-                self._decode.remove(sequence)
+            self._take_out(sequence)
             self._prefill.push(sequence)
         sequence.go_back(position)
 
+    def abandon_rounds(self) -> list[Cut]:
+        """No draft outlives the epoch that it is under way in."""
+        cuts = []
+        for sequence in self._open.values():
+            if sequence.round is not None:
+                cuts.append(sequence.abandon_round())
+                self.send_again(sequence, sequence.num_sent)
+        return cuts
+
     def remove(self, sequence: SequenceState) -> None:
         """It has ended."""
-        if not self._prefill.remove(sequence) and sequence in self._decode:
-            self._decode.remove(sequence)
+        if not self._prefill.remove(sequence):
+            self._take_out(sequence)
+
+    def _take_out(self, sequence: SequenceState) -> None:
+        """Of those that decode."""
+        for waiting in (self._decode, self._home):
+            if sequence in waiting:
+                waiting.remove(sequence)
+        self._awaited.remove(sequence)
 
     def clear(self) -> None:
         self._prefill.clear()
-        self._decode.clear()
+        for waiting in (self._decode, self._home, self._awaited):
+            waiting.clear()
 
     # -- decode ----------------------------------------------------------------------------
 
@@ -105,19 +141,10 @@ class Batcher:
         elif epoch.num_decoding + 1 < self._most_flights(epoch):
             count = min(count, share)  # those that met on the way part again
         count = min(count, self._max_rows, MOST_ITEMS)
+        chosen = [self._decode.popleft() for _ in range(count)]
         if self._rounds.speculator is not None:
-            return self._drafted_items(count)
-        return [_item(self._decode.popleft(), 1) for _ in range(count)]
-
-    def _drafted_items(self, count: int) -> list[Item]:
-        """With rows that may follow, as far as the microbatch has room."""
-        items, room = list[Item](), self._max_rows - count
-        for _ in range(count):
-            sequence = self._decode.popleft()
-            item = self._rounds.item(sequence, room) or _item(sequence, 1)
-            room -= item.num_rows - 1
-            items.append(item)
-        return items
+            return _with_drafts(chosen, self._rounds, self._max_rows - count)
+        return [_item(sequence, 1) for sequence in chosen]
 
     def _most_flights(self, epoch: Epoch) -> int:
         """Microbatches that may decode at once: so many as hold everybody in even shares. More would be smaller ones, and each
@@ -170,11 +197,11 @@ class Batcher:
 
     def whole_prompt(self, sequence: SequenceState) -> list[Item]:
         """In even chunks, of one item each."""
-        count = sequence.num_to_fill
-        rows = -(-count // -(-count // self._rows_at(0, is_gentle=True)))
+        count = sequence.num_to_fill - sequence.num_sent
+        rows = -(-count // -(-count // self._rows_at(sequence.num_sent, is_gentle=True)))
         items = []
         while sequence.in_prefill:
-            items.append(_item(sequence, min(rows, count - sequence.num_sent)))
+            items.append(_item(sequence, min(rows, sequence.num_to_fill - sequence.num_sent)))
         return items
 
     def share_of_prompts(self, items: list[Item]) -> float:
@@ -200,6 +227,16 @@ class Batcher:
         return min(chunks.gentle if is_gentle else chunks.fast, self._max_rows)
 
 
+def _with_drafts(sequences: list[SequenceState], rounds: Rounds, room: int) -> list[Item]:
+    """The next row of each, with up to ``room`` rows of all that may follow."""
+    items = list[Item]()
+    for sequence in sequences:
+        item = rounds.item(sequence, room, len(sequences) - 1) or _item(sequence, 1)
+        room -= item.num_rows - 1
+        items.append(item)
+    return items
+
+
 def _item(sequence: SequenceState, count: int) -> Item:
     """Its next ``count`` rows, which count as sent from now on."""
     start = sequence.num_sent
@@ -212,7 +249,7 @@ def _item(sequence: SequenceState, count: int) -> Item:
         position=start,
         tokens=bytes(sequence.tokens[4 * start : 4 * sequence.num_sent]),
         num_picks=0 if sequence.in_prefill else 1,
-        opening=sequence.opening if start == 0 else None,
+        opening=sequence.opening_at(start),
         tree=None,
     )
 

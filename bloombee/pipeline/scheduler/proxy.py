@@ -16,6 +16,8 @@ from bloombee.errors import LocalProtocolError, RemoteProtocolError, StalePlan, 
 from bloombee.pipeline.commands import Command, Send, TellHead
 from bloombee.pipeline.events import (
     Cancel,
+    Drafted,
+    DrafterSeen,
     Emitted,
     Ended,
     FromStage,
@@ -24,6 +26,7 @@ from bloombee.pipeline.events import (
     PipelineLost,
     PlanBroken,
     PlanWired,
+    Priced,
     StageRestored,
     Tick,
     Tune,
@@ -92,8 +95,8 @@ class SchedulerProxy:
                 return [*self._asks.tick(now)]
             case Moved(now=now):
                 return self._moved(now)
-            case PlanBroken():
-                return []
+            case PlanBroken() | Priced() | DrafterSeen() | Drafted():
+                return []  # a scheduler that is elsewhere has drafters of its own, and takes a round for what it seems
         raise LocalProtocolError(f"{event!r} is not an event of the scheduler")
 
     # -- what people ask -------------------------------------------------------------------
@@ -200,7 +203,7 @@ class SchedulerProxy:
             finish = None if given.finish is None else FinishReason(given.finish)
             if finish is not None:
                 del self._sequences[given.pick.sequence]
-            yield TellHead(Emitted(given.pick, finish, given.drafted, given.was_drafted))
+            yield TellHead(Emitted(given.pick, finish, given.drafted, given.was_drafted, given.num_cached))
         for over in told.over:
             asked = self._sequences.pop(over.sequence, None)
             if asked is None:

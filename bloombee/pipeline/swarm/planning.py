@@ -82,12 +82,18 @@ class PlanRequest:
     """The plan of a head before this one, which is made again where its workers come back; of workers from elsewhere."""
     shares_out: bool = False
     """Where no spare can take a lost worker's stage, all layers are split over those that are left, if they have the memory."""
-    drafts: bool = False
-    """Tokens are drafted ahead."""
+    draft: str = "off"
+    """What drafts tokens ahead, as the option of that name says."""
     streams: bool = False
     """Layers that do not fit the memory of the worker that has them stream from its disk, as few as can be."""
     step_deadline_s: float = 600.0
     """As :class:`~bloombee.pipeline.scheduler.SchedulerCore` takes it."""
+    prefix_cache: bool = True
+    """Likewise."""
+
+    @property
+    def drafts(self) -> bool:
+        return self.draft != "off"
 
     @property
     def wants_survey(self) -> bool:
