@@ -51,13 +51,14 @@ class ChatCompletions:
         refuse_if(body.top_logprobs is not None and not body.logprobs, "top_logprobs", body.top_logprobs, "needs logprobs = true")
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         offer = Offer.of(body.tools or [], body.tool_choice, parallel=body.parallel_tool_calls is not False)
-        grammar = one_of(offer.grammar(marked=self._service.speech.marks_calls), format_grammar(body.response_format))
+        form = format_grammar(body.response_format)
+        grammar, is_bound = one_of(offer, form, self._service.speech), offer.must_call or form is not None
         messages = [message_of(message) for message in body.messages]
         arguments = body.chat_template_kwargs or {}
-        chat = conversation(messages, offer, arguments, body.reasoning_effort, is_bound=grammar is not None)
+        chat = conversation(messages, offer, arguments, body.reasoning_effort, is_bound=is_bound)
         params = sampling(body, max_tokens=body.max_completion_tokens or body.max_tokens, logprobs=logprobs)
         generations = Generations(self._service.runtime, [chat], params, body.n or 1, client, grammar, body.logit_bias)
-        return Replies(self._service, generations, may_call=bool(offer.tools))
+        return Replies(self._service, generations, may_call=bool(offer.tools), is_bound=is_bound)
 
 
 class _ChatAnswer:

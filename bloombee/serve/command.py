@@ -24,7 +24,7 @@ from bloombee.serve.listening import listen, url
 from bloombee.terminal import count, open_runtime, say, say_how_to_join, tell_of_losses
 from bloombee.transport.descriptors import spare_descriptors
 
-MOST_CONNECTIONS = 4096
+MOST_CONNECTIONS, BACKLOG = 4096, 1024
 
 
 def run(config: RuntimeConfig, serving: ServeConfig) -> int:
@@ -51,6 +51,8 @@ async def _serve(config: RuntimeConfig, serving: ServeConfig, clients: Clients |
         app = make_app(runtime, model=model, clients=clients)
         await _let_go(runtime)
         server = Server(http_config(app, drain_s=serving.drain_s, most_connections=most), runtime, app)
+        for one in sockets:
+            one.listen(BACKLOG)  # whoever dials from now on waits a moment, and is not refused
         place = url(sockets[0], serving.address)
         say(f"{model} is served at {place}/v1, and shown at {place} (Ctrl-C ends it)")
         await server.until_asked(sockets)
@@ -81,7 +83,7 @@ def http_config(app: object, *, drain_s: float, most_connections: int) -> uvicor
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        backlog=min(most_connections, 1024),
+        backlog=BACKLOG,
         timeout_graceful_shutdown=math.ceil(drain_s),
     )
 

@@ -46,6 +46,7 @@ class Generations:
         grammar, biases: as of :meth:`Runtime.generate`.
         num_output: tokens that have come, of all.
         prompt_ids: of each prompt, once it has been read.
+        num_cached: tokens of each prompt that other requests had computed, whichever of its choices came first.
     """
 
     runtime: Runtime
@@ -57,6 +58,7 @@ class Generations:
     biases: Mapping[int, float] | None = None
     num_output: int = 0
     prompt_ids: list[tuple[int, ...]] = field(default_factory=list)
+    num_cached: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         refuse_if(len(self) > MOST_CHOICES, "n", self.n, f"with {len(self.prompts)} prompts: at most {MOST_CHOICES} answers")
@@ -72,7 +74,7 @@ class Generations:
             prompt_tokens=num_prompt,
             completion_tokens=self.num_output,
             total_tokens=num_prompt + self.num_output,
-            prompt_tokens_details=PromptDetails(),
+            prompt_tokens_details=PromptDetails(cached_tokens=sum(self.num_cached.values())),
             completion_tokens_details=CompletionDetails(reasoning_tokens=num_reasoning),
         )
 
@@ -118,6 +120,7 @@ class Generations:
         )
         async with contextlib.aclosing(tokens):
             async for token in tokens:
+                self.num_cached.setdefault(number, token.num_cached_tokens)
                 batch.append((index, token))
                 arrived.set()
 

@@ -32,13 +32,14 @@ class Replies:
     """To one request.
 
     Args:
-        may_call: functions were offered.
+        may_call: functions were offered. is_bound: a grammar leaves no room for reasoning.
     """
 
-    def __init__(self, service: Service, generations: Generations, *, may_call: bool) -> None:
+    def __init__(self, service: Service, generations: Generations, *, may_call: bool, is_bound: bool) -> None:
         self._service = service
         self._generations = generations
         self._may_call = may_call
+        self._is_bound = is_bound
         self._listeners: dict[int, Listener] = {}
         self._num_reasoning = 0
 
@@ -76,7 +77,7 @@ class Replies:
 
     def _begin(self, index: int) -> Listener:
         speech, generations = self._service.speech, self._generations
-        begins = speech.thinks and generations.grammar is None
+        begins = speech.thinks and not self._is_bound
         if begins:
             prompt = generations.prompt_ids[index // generations.n][-PROMPT_END:]
             begins = speech.begins_in_reasoning(b"".join(map(self._service.texts.spelled, prompt)).decode("utf-8", "replace"))

@@ -55,13 +55,13 @@ class Responses:
     def _replies(self, body: ResponseBody, client: str) -> Replies:
         offer = Offer.of([one.tool for one in body.tools or []], body.choice, parallel=body.parallel_tool_calls is not False)
         form = None if body.text is None else format_grammar(body.text.response_format)
-        grammar = one_of(offer.grammar(marked=self._service.speech.marks_calls), form)
+        grammar, is_bound = one_of(offer, form, self._service.speech), offer.must_call or form is not None
         effort = None if body.reasoning is None else body.reasoning.effort
-        chat = conversation(messages_of(body), offer, {}, effort, is_bound=grammar is not None)
+        chat = conversation(messages_of(body), offer, {}, effort, is_bound=is_bound)
         sampled = Sampled(temperature=body.temperature, top_p=body.top_p)
         params = sampling(sampled, max_tokens=body.max_output_tokens, logprobs=body.top_logprobs)
         generations = Generations(self._service.runtime, [chat], params, 1, client, grammar)
-        return Replies(self._service, generations, may_call=bool(offer.tools))
+        return Replies(self._service, generations, may_call=bool(offer.tools), is_bound=is_bound)
 
 
 class _Answer:

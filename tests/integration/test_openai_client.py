@@ -252,3 +252,16 @@ def test_an_answer_of_no_length_goes_as_far_as_there_is_room(make_swarm: Callabl
         answer = chat(one, temperature=0, extra_body={"ignore_eos": True})
         assert answer.choices[0].finish_reason == "length"
         assert answer.usage.total_tokens == 65
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_usage_tells_what_other_requests_had_computed(stream: bool, client: OpenAI) -> None:
+    prompt = f"# {stream}\n" + "x = 1\n" * 40
+    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    usages = []
+    for _ in range(2):
+        answer = text(client, prompt, max_tokens=2, temperature=0, n=2, **options)
+        usages.append([chunk.usage for chunk in answer][-1] if stream else answer.usage)
+    first, second = (usage.prompt_tokens_details.cached_tokens for usage in usages)
+    assert 0 <= first < 16
+    assert 100 < second < usages[1].prompt_tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import llguidance
 import pytest
 
 from bloombee.errors import (
@@ -19,6 +20,7 @@ from bloombee.errors import (
     SequenceLost,
 )
 from bloombee.grammar import Grammar
+from bloombee.grammar import source as grammar_source
 from bloombee.roles.prompts import Chat
 from bloombee.serve.bodies import ChatBody, CompletionBody
 from bloombee.serve.chat_completions import message_of
@@ -29,6 +31,7 @@ from bloombee.serve.intake import decoded
 from bloombee.serve.refusals import Refusal, refusal_of
 from bloombee.serve.replies import conversation
 from bloombee.serve.response_bodies import ResponseBody, messages_of
+from bloombee.serve.speech import Speech
 from bloombee.serve.tools import Offer, format_grammar, one_of
 from bloombee.types import SamplingParams
 
@@ -117,16 +120,19 @@ def offered(choice: Any, **fields: Any) -> Offer:
 
 def test_tools_are_offered_as_the_choice_says() -> None:
     f, g = ({"type": "function", "function": {"name": n, "parameters": {"type": "object", "properties": {}}}} for n in "fg")
+    strict = frozenset("fg")
     some = {
         "type": "allowed_tools",
         "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "g"}}]},
     }
-    assert offered(None) == offered("auto") == Offer((f, g))
+    assert offered(None) == offered("auto") == Offer((f, g), strict=strict)
     assert offered("none") == Offer()
-    assert offered("required") == Offer((f, g), must_call=True)
-    assert offered({"type": "function", "function": {"name": "g"}}) == Offer((g,), must_call=True, parallel=False)
-    assert offered(some) == Offer((g,))
-    assert offered("auto", parallel_tool_calls=False) == Offer((f, g), parallel=False)
+    assert offered("required") == Offer((f, g), must_call=True, strict=strict)
+    assert offered({"type": "function", "function": {"name": "g"}}) == Offer(
+        (g,), must_call=True, parallel=False, strict=frozenset("g")
+    )
+    assert offered(some) == Offer((g,), strict=frozenset("g"))
+    assert offered("auto", parallel_tool_calls=False) == Offer((f, g), parallel=False, strict=strict)
     for wrong in ({"type": "function", "function": {"name": "h"}},):
         with pytest.raises(Refusal, match="none of the tools"):
             offered(wrong)
@@ -136,15 +142,57 @@ def test_tools_are_offered_as_the_choice_says() -> None:
         Offer.of((chat(tools=[{"function": {"name": "f"}}] * 2).tools or []), None, parallel=True)
 
 
-def test_only_an_answer_that_must_be_calls_has_a_grammar() -> None:
-    assert offered("auto").grammar(marked=True) is None
-    assert (offered("required").grammar(marked=True) or Grammar.json()).kind == "lark"
-    assert (offered("required").grammar(marked=False) or Grammar.regex("x")).kind == "json_schema"
+def obeys(grammar: Grammar | None, text: str) -> bool:
+    """Whether ``text`` is a whole answer that ``grammar`` allows, byte by byte."""
+    assert grammar is not None
+    tokenizer = llguidance.LLTokenizer("byte")
+    matcher = llguidance.LLMatcher(tokenizer, grammar_source(grammar.to_wire()))
+    assert not matcher.get_error()
+    data = list(text.encode())
+    return matcher.try_consume_tokens(data) == len(data) and matcher.is_accepting()
+
+
+def call_text(name: str, arguments: str) -> str:
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("choice", "parallel", "text", "is_allowed"),
+    [
+        ("required", True, call_text("f", '{"a": 1}'), True),
+        ("required", True, call_text("f", '{"a": 1}') + "\n" + call_text("f", '{"a": 2}'), True),
+        ("required", False, call_text("f", '{"a": 1}') + "\n" + call_text("f", '{"a": 2}'), False),
+        ("required", True, call_text("f", '{"a": "x"}'), False),
+        ("required", True, call_text("h", '{"a": 1}'), False),
+        ("required", True, "hello", False),
+        ("auto", True, "", True),
+        ("auto", True, "hello <tool>", True),
+        ("auto", True, "hello\n" + call_text("f", '{"a": 1}'), True),
+        ("auto", True, "hello\n" + call_text("f", '{"a": "x"}'), False),
+        ("auto", True, "hello\n" + call_text("g", '{"anything": "x"}'), True),
+        ("auto", True, "hello <tool_call> me", False),
+    ],
+)
+def test_calls_obey_the_schemas_of_strict_functions(choice: Any, parallel: bool, text: str, is_allowed: bool) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+    tools = [{"function": {"name": "f", "parameters": schema, "strict": True}}, {"function": {"name": "g"}}]
+    body = chat(tools=tools, tool_choice=choice)
+    offer = Offer.of(body.tools or [], body.tool_choice, parallel=parallel)
+    assert obeys(offer.grammar(marked=True), text) is is_allowed
+    bare = text.replace("<tool_call>\n", "").replace("\n</tool_call>", "").removeprefix("hello\n").replace("}\n{", "}, {")
+    assert obeys(offer.grammar(marked=False), f"[{bare}]" if bare.startswith("{") else bare) is (
+        is_allowed or text == "hello <tool_call> me"
+    )
+
+
+def test_an_answer_that_may_be_anything_has_no_grammar() -> None:
+    lax = chat(tools=[{"function": {"name": "f"}}])
+    assert one_of(Offer.of(lax.tools or [], None, parallel=True), None, Speech()) is None
     form = format_grammar(chat(response_format={"type": "json_object"}).response_format)
-    assert form == Grammar.json()
+    assert one_of(offered("auto"), form, Speech()) == form == Grammar.json()
     assert format_grammar(chat(response_format={"type": "text"}).response_format) is None
-    with pytest.raises(Refusal, match="response_format"):
-        one_of(Grammar.json(), form)
+    with pytest.raises(Refusal, match="one or the other"):
+        one_of(offered("required"), form, Speech())
 
 
 def test_items_of_a_conversation_are_the_messages_of_its_turns() -> None:
