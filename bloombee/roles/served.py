@@ -40,6 +40,8 @@ class ServedCount:
     _ended: Counter[str] = field(default_factory=Counter)
     _num_prompt_tokens: int = 0
     _num_tokens: int = 0
+    _num_drafted: int = 0
+    _num_accepted: int = 0
     _first_token: _Histogram = field(default_factory=_Histogram)
     _between_tokens: _Histogram = field(default_factory=_Histogram)
     _active_s: float = 0.0
@@ -54,10 +56,12 @@ class ServedCount:
         self._open[number] = _Open(made_at)
         self._num_prompt_tokens += num_prompt_tokens
 
-    def token(self, number: int, now: float) -> None:
-        """The next token of an open request."""
+    def token(self, number: int, now: float, num_drafted: int = 0, was_drafted: bool = False) -> None:
+        """The next token of an open request; the last two as :class:`~bloombee.types.Token` has them."""
         one = self._open[number]
         self._num_tokens += 1
+        self._num_drafted += num_drafted
+        self._num_accepted += was_drafted
         if one.token_at is not None:
             self._between_tokens.add(now - one.token_at)
         elif one.made_at is not None:
@@ -83,4 +87,6 @@ class ServedCount:
             first_token=self._first_token.told(),
             between_tokens=self._between_tokens.told(),
             active_s=self.active_s(now),
+            drafted=self._num_drafted,
+            accepted=self._num_accepted,
         )

@@ -40,6 +40,16 @@ def test_of_a_request_of_a_head_before_nobody_knows_how_long_its_first_token_too
     assert (sum(told.first_token.counts), sum(told.between_tokens.counts), told.tokens) == (0, 1, 2)
 
 
+def test_drafts_are_counted_as_their_tokens_tell() -> None:
+    count = ServedCount()
+    count.began(1, 1, 0.0, 0.0)
+    count.token(1, 1.0, 3, True)
+    count.token(1, 1.0, 0, True)
+    count.token(1, 1.0, 0, False)
+    told = count.told(2.0)
+    assert (told.tokens, told.drafted, told.accepted) == (3, 3, 2)
+
+
 def test_time_with_requests_counts_once_however_many_there_are() -> None:
     count = ServedCount()
     count.began(1, 1, 0.0, 10.0)
