@@ -91,6 +91,8 @@ def _served(served: Served) -> Iterator[Metric]:
         ended.add_metric((outcome,), count)
     yield ended
     yield _counter("bloombee_prompt_tokens", "Tokens of prompts that were taken.", served.prompt_tokens)
+    about = "Tokens of prompts that other requests had computed."
+    yield _counter("bloombee_cached_prompt_tokens", about, served.cached_tokens)
     yield _counter("bloombee_generated_tokens", "Tokens that were given out.", served.tokens)
     yield _counter("bloombee_drafted_tokens", "Drafted tokens that were sent to be verified.", served.drafted)
     yield _counter("bloombee_accepted_tokens", "Tokens that were given out and had been drafted.", served.accepted)
