@@ -78,7 +78,7 @@ class Requests:
                 drafted, was_drafted, num_cached = given_out.drafted, given_out.was_drafted, given_out.num_cached
                 token = shown(text, pick, given_out.finish, drafted, was_drafted=was_drafted, num_cached=num_cached)
                 self._keep(Gave(number, (given(pick.token, pick.logprob, pick.top, token.finish_reason),)))
-                self.served.token(number, time.monotonic())
+                self.served.token(number, token, time.monotonic())
                 sink.token(token)
         except BloomBeeError as error:
             self.end(number, error)

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from bloombee.roles.status import UPTO_S, Served, Times
+from bloombee.types import Token
 
 
 @dataclass(slots=True)
@@ -39,7 +40,10 @@ class ServedCount:
     _open: dict[int, _Open] = field(default_factory=dict)
     _ended: Counter[str] = field(default_factory=Counter)
     _num_prompt_tokens: int = 0
+    _num_cached_tokens: int = 0
     _num_tokens: int = 0
+    _num_drafted: int = 0
+    _num_accepted: int = 0
     _first_token: _Histogram = field(default_factory=_Histogram)
     _between_tokens: _Histogram = field(default_factory=_Histogram)
     _active_s: float = 0.0
@@ -54,10 +58,13 @@ class ServedCount:
         self._open[number] = _Open(made_at)
         self._num_prompt_tokens += num_prompt_tokens
 
-    def token(self, number: int, now: float) -> None:
-        """The next token of an open request."""
+    def token(self, number: int, token: Token, now: float) -> None:
+        """The next one of an open request."""
         one = self._open[number]
         self._num_tokens += 1
+        self._num_cached_tokens += token.num_cached_tokens
+        self._num_drafted += token.drafted
+        self._num_accepted += token.was_drafted
         if one.token_at is not None:
             self._between_tokens.add(now - one.token_at)
         elif one.made_at is not None:
@@ -83,4 +90,7 @@ class ServedCount:
             first_token=self._first_token.told(),
             between_tokens=self._between_tokens.told(),
             active_s=self.active_s(now),
+            cached_tokens=self._num_cached_tokens,
+            drafted=self._num_drafted,
+            accepted=self._num_accepted,
         )

@@ -153,6 +153,8 @@ class Served(msgspec.Struct, frozen=True):
         prompt_tokens: of requests that were begun here. tokens: that were given out.
         first_token: from when a request was made to its first token. between_tokens: from each token of a request to its next.
         active_s: in which there was a request.
+        cached_tokens: of prompts whose first token came, computed by other requests before.
+        drafted: tokens that were sent to be verified; accepted: of those that were given out, how many had been drafted.
     """
 
     ended: dict[str, int]
@@ -161,6 +163,9 @@ class Served(msgspec.Struct, frozen=True):
     first_token: Times
     between_tokens: Times
     active_s: float
+    cached_tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 class SwarmStatus(msgspec.Struct, frozen=True):

@@ -91,7 +91,11 @@ def _served(served: Served) -> Iterator[Metric]:
         ended.add_metric((outcome,), count)
     yield ended
     yield _counter("bloombee_prompt_tokens", "Tokens of prompts that were taken.", served.prompt_tokens)
+    about = "Tokens of prompts that other requests had computed."
+    yield _counter("bloombee_cached_prompt_tokens", about, served.cached_tokens)
     yield _counter("bloombee_generated_tokens", "Tokens that were given out.", served.tokens)
+    yield _counter("bloombee_drafted_tokens", "Drafted tokens that were sent to be verified.", served.drafted)
+    yield _counter("bloombee_accepted_tokens", "Tokens that were given out and had been drafted.", served.accepted)
     yield _counter("bloombee_active_seconds", "Time in which there was a request.", served.active_s)
     about = "From a request to its first token."
     yield _histogram("bloombee_time_to_first_token_seconds", about, served.first_token)

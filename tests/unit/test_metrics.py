@@ -47,7 +47,7 @@ SWARM = SwarmStatus(
         LinkStatus(ODD, ODD, 0.02, 2.5e6, "on", 0.5, 2000, 4000, 2000, 1, 2),
     ),
     requests=(RequestStatus(1, "", "decode", 1, 2, 3, None, 0.0), RequestStatus(2, "", "waiting", 1, 0, 3, None, 0.0)),
-    served=Served({"stop": 2, "LinkDown": 1}, 12, 34, FIRST, Times((0,) * 16, 0.0), 5.5),
+    served=Served({"stop": 2, "LinkDown": 1}, 12, 34, FIRST, Times((0,) * 16, 0.0), 5.5, 7, 30, 20),
     recoveries=1,
     now_s=1.0,
 )
@@ -78,7 +78,8 @@ def test_figures_of_a_status_are_where_they_belong() -> None:
     assert value(found, "open_requests", phase="waiting") == 1
     assert value(found, "open_requests", phase="prefill") == 0
     assert value(found, "generated_tokens_total") == 34
-    assert value(found, "prompt_tokens_total") == 12
+    assert (value(found, "prompt_tokens_total"), value(found, "cached_prompt_tokens_total")) == (12, 7)
+    assert (value(found, "drafted_tokens_total"), value(found, "accepted_tokens_total")) == (30, 20)
     assert value(found, "recoveries_total") == 1
     assert value(found, "plan_epoch") == 3
     assert value(found, "workers", state="serving") == 2

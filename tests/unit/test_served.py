@@ -16,12 +16,14 @@ from bloombee.roles.text import TextCodec
 from bloombee.types import DeviceUse, FinishReason, StageUse, SwarmEventKind, Token
 from bloombee.wire.messages import Pick
 
+TOKEN = Token("", 5)
+
 
 def test_times_go_where_they_belong_and_the_first_token_is_none_between_two() -> None:
     count = ServedCount()
     count.began(1, 7, 9.0, 9.5)
     for now in (10.0, 10.001, 10.5, 90.5):
-        count.token(1, now)
+        count.token(1, TOKEN, now)
     told = count.told(91.0)
     assert (told.tokens, told.prompt_tokens, told.ended) == (4, 7, {})
     assert told.first_token.sum_s == pytest.approx(1.0)
@@ -34,10 +36,20 @@ def test_times_go_where_they_belong_and_the_first_token_is_none_between_two() ->
 def test_of_a_request_of_a_head_before_nobody_knows_how_long_its_first_token_took() -> None:
     count = ServedCount()
     count.began(4, 0, None, 1.0)
-    count.token(4, 2.0)
-    count.token(4, 2.25)
+    count.token(4, TOKEN, 2.0)
+    count.token(4, TOKEN, 2.25)
     told = count.told(3.0)
     assert (sum(told.first_token.counts), sum(told.between_tokens.counts), told.tokens) == (0, 1, 2)
+
+
+def test_drafts_and_cached_prompts_are_counted_as_tokens_tell() -> None:
+    count = ServedCount()
+    count.began(1, 1, 0.0, 0.0)
+    count.token(1, Token("", 5, drafted=3, was_drafted=True, num_cached_tokens=4), 1.0)
+    count.token(1, Token("", 5, was_drafted=True), 1.0)
+    count.token(1, TOKEN, 1.0)
+    told = count.told(2.0)
+    assert (told.tokens, told.cached_tokens, told.drafted, told.accepted) == (3, 4, 3, 2)
 
 
 def test_time_with_requests_counts_once_however_many_there_are() -> None:

@@ -93,9 +93,12 @@ export function showPlan(status) {
   say(byId("plan-epoch"), plan ? `epoch ${plan.epoch}` : "");
   say(byId("plan-why"), plan ? why(plan) : "There is no plan yet.");
   const rows = plan ? [["Runs with", figures(plan.measured)], ["Scheduler", `with ${plan.scheduler}`]] : [];
+  if (status.served?.drafted) rows.push(["Drafts", drafts(status.served)]);
   if (plan?.predicted) rows.splice(1, 0, ["Predicted", figures(plan.predicted)]);
   fill(byId("plan-figures"), rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
 }
+
+const drafts = ({ drafted, accepted }) => `${percent(accepted / drafted)} of ${count(drafted, "token")} were right`;
 
 function why(plan) {
   if (plan.reason) return plan.reason;
