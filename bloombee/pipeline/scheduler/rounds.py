@@ -134,7 +134,7 @@ class Rounds:
 
     def _room(self, sequence: SequenceState) -> int:
         """Rows beyond those that are confirmed, and the next, for which the sequence has KV memory."""
-        return pages_for(sequence.num_slots, self.page_size) * self.page_size - sequence.num_sent - 1
+        return pages_for(sequence.num_covered, self.page_size) * self.page_size - sequence.num_sent - 1
 
     def _known(self, sequence: SequenceState) -> array[int]:
         """All its tokens."""
