@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from bloombee.sim.cluster import SimCluster, sim_card
 from bloombee.sim.device import oracle
 from bloombee.sim.network import Faults
 from bloombee.types import FinishReason, SchedulerPlace
+from tests.draft_kit import Drawn, Eager
 from tests.sim_kit import assert_right
 
 HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
@@ -113,3 +115,35 @@ def test_where_answers_are_as_long_as_they_may_be_nobody_makes_way(preempted: li
     assert cluster.run()
     assert_right(cluster, 2)
     assert preempted == []
+
+
+class _Drafting(SimCluster):
+    """Drafts what follows rightly in two of three cases."""
+
+    def __init__(self, seed: int, num_stages: int, **arguments: Any) -> None:
+        self.texts: list[list[int]] = []
+        drafter = Drawn(random.Random(f"drafts {seed}"), self._following, 0.7)
+        self.make_speculator = lambda: Eager(drafter)  # type: ignore[method-assign]
+        super().__init__(seed=seed, num_stages=num_stages, **arguments)
+
+    def _following(self, tokens: Sequence[int]) -> Sequence[int]:
+        known = list(tokens)
+        return next((text[len(known) :] for text in self.texts if text[: len(known)] == known), [])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_drafts_under_way_and_what_is_kept_of_them(seed: int, preempted: list[int]) -> None:
+    """Prompts that others have begun with, too, and conversations that go on from answers that were drafted."""
+    cluster, rng = _Drafting(seed, 2, faults=HARSH), random.Random(seed)
+    _see_short_answers(cluster, 2)
+    beginning = [rng.randrange(50_000) for _ in range(16)]
+    for turn in range(2):
+        start, said = cluster.clock.now, list(cluster.requests.values())
+        for number in range(14):
+            before = said[number].prompt + said[number].tokens[:20] if turn else beginning
+            prompt, new, noise = [*before, rng.randrange(50_000)], rng.randint(30, 60), rng.randrange(2**64)
+            cluster.texts.append(prompt + oracle(prompt, noise, 2, new))
+            cluster.submit(prompt, max_new_tokens=new, seed=noise, at=start)
+        assert cluster.run()
+    assert_right(cluster, 2)
+    assert preempted
