@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from bloombee.pipeline.commands import Command, Send
 from bloombee.pipeline.events import Port
-from bloombee.pipeline.sequences import SequenceStore
+from bloombee.pipeline.sequences import SequenceStore, begins_anew
 from bloombee.types import Lane
 from bloombee.wire.messages import Have, Holding, Item, Keep, Opening
 
@@ -20,7 +20,9 @@ def short(store: SequenceStore, items: Iterable[Item]) -> list[Holding]:
     found = []
     for item in items:
         held, prefix = store.get(item.sequence), item.opening.prefix if isinstance(item.opening, Opening) else None
-        if prefix is None or store.is_closed(item.sequence) or (held is not None and item.generation <= held.generation):
+        if prefix is None or store.is_closed(item.sequence):
+            continue
+        if held is not None and item.generation <= held.generation and not begins_anew(held, item):
             continue
         have = store.kv.prefixes.usable(prefix.key, prefix.length)
         if have < prefix.length:

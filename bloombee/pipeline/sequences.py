@@ -115,7 +115,7 @@ class SequenceStore:
         if held is not None and item.tree is not None:
             path = self._cuts.path(item, generation)
             return None if held.can_hang(item, item.tree, path) else Holding(item.sequence, item.generation, have)
-        if item.position <= have:
+        if item.position <= have or (held is not None and begins_anew(held, item)):
             return None
         if item.generation < generation and self._cuts.alive(item.sequence, item.generation, generation) <= have:
             return None
@@ -140,7 +140,7 @@ class SequenceStore:
     def take(self, held: Held, item: Item, num_rows: int) -> Item | None:
         """Hold an item that leaves no gap: its rows that were not held before and are alive, as rows of the sequence's
         generation now; None if it brings none."""
-        if item.generation > held.generation:
+        if item.generation > held.generation or begins_anew(held, item):
             self._begin(held, item)
         alive = num_rows
         if item.generation < held.generation:
@@ -292,6 +292,11 @@ class SequenceStore:
     def _let_go(self, sequence: SequenceId) -> None:
         del self._numbers[bisect_left(self._numbers, sequence)]
         self._held.pop(sequence).let_go()
+
+
+def begins_anew(held: Held, item: Item) -> bool:
+    """Whether the item begins a generation, on kept rows, that a Commit has told of: nothing of before was to stay."""
+    return not held.have and item.generation == held.generation and _on_prefix(item)
 
 
 def _on_prefix(item: Item) -> bool:

@@ -111,6 +111,8 @@ class Telling:
         """Of the item's sequence, in the item's generation or a newer one."""
         told = self._of.get(item.sequence)
         if told is not None and told.generation >= item.generation:
+            if told.generation == item.generation and not told.upto:
+                told.upto = _begins_at(item)  # a Commit has told of the generation already, and that nothing of before stays
             return told
         return self._told_of(item.sequence, item.generation, _begins_at(item))
 

@@ -1,4 +1,4 @@
-"""Who may come in: sequences wait in fair turns until every stage has pages for their whole length. Pure."""
+"""Who may come in: sequences wait in fair turns until every stage has pages for what they will probably need. Pure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from bloombee.pipeline.fair import FairQueue
 from bloombee.pipeline.scheduler.pages import PageLedger
 from bloombee.pipeline.scheduler.prefixes import Prefixes
+from bloombee.pipeline.scheduler.room import Room
 from bloombee.pipeline.scheduler.sequence import SequenceState
 from bloombee.types import SequenceId
 
@@ -64,22 +65,24 @@ class Admission:
         sequence = self._by_number.pop(sequence_id, None)
         return sequence is not None and self._waiting.remove(sequence)
 
-    def admit(self, pages: PageLedger, prefixes: Prefixes, now: float) -> Iterator[tuple[SequenceState, Way]]:
-        """Those that come in now, one after the other, with their pages taken; each begins on what others have computed."""
+    def admit(self, pages: PageLedger, prefixes: Prefixes, room: Room, now: float) -> Iterator[tuple[SequenceState, Way]]:
+        """Those that come in now, one after the other, with pages taken for as many tokens as each probably has; it begins on
+        what others have computed."""
         full: set[str] = set()
-        while (sequence := self._waiting.first(without=full)) is not None:
-            need = pages.need(sequence.num_slots)
-            if not pages.can_ever(need):
+        while not room.is_short and (sequence := self._waiting.first(without=full)) is not None:
+            if not pages.can_ever(pages.need(sequence.num_slots)):
                 self.withdraw(sequence.id)
                 yield sequence, Way.REFUSED
                 continue
+            covered = room.expected(sequence)
+            need = pages.need(covered)
             if not self._leaves_room(pages, sequence.client, need):
                 full.add(sequence.client)
                 continue
             if not pages.can_take(need):
                 break
             pages.take(need)
-            sequence.num_pages = need
+            sequence.num_pages, sequence.num_covered = need, covered
             sequence.waits_since = now
             self._waiting.charge(sequence, sequence.num_prompt_tokens + sequence.max_new_tokens)
             self.withdraw(sequence.id)

@@ -47,6 +47,8 @@ class Batcher:
         self._home: list[SequenceState] = []
         """That have one more token, for which no draft was asked yet."""
         self._awaited = Awaited()
+        self.hungry: dict[SequenceId, SequenceState] = {}
+        """Those that have rows, and no pages for them: see room.py."""
         self._chunks: tuple[Chunks, ...] = (Chunks(0, max_rows, max_rows, math.inf),)
         self._max_flights: int | None = None
         self._sizes_apart = False
@@ -60,17 +62,26 @@ class Batcher:
 
     # -- who has rows ----------------------------------------------------------------------
 
-    def add_prompt(self, sequence: SequenceState) -> None:
-        self._prefill.push(sequence)
-
-    def picked(self, sequence: SequenceState) -> None:
-        """It has one more token, and goes on with that."""
-        if sequence.in_prefill:  # it is being sent again, and this was known further on
-            sequence.num_to_fill = sequence.num_tokens
+    def go_on(self, sequence: SequenceState) -> None:
+        """It has rows to be sent, and pages for them."""
+        if sequence.in_prefill:
+            self._prefill.push(sequence)
         elif self._rounds.asks:
             self._home.append(sequence)
         else:
             self._decode.append(sequence)
+
+    def picked(self, sequence: SequenceState) -> None:
+        """It has one more token, and goes on with that."""
+        was_filling = sequence.in_prefill
+        if was_filling:  # it is being sent again, and this was known further on
+            sequence.num_to_fill = sequence.num_tokens
+        if sequence.num_tokens > sequence.num_covered:
+            if was_filling:
+                self._prefill.remove(sequence)
+            self.hungry[sequence.id] = sequence
+        elif not was_filling:
+            self.go_on(sequence)
 
     def informed(self, event: Priced | DrafterSeen | Drafted) -> None:
         """What others know of drafts and their price."""
@@ -88,7 +99,7 @@ class Batcher:
 
     def send_again(self, sequence: SequenceState, position: int) -> None:
         """Rows from ``position`` on, in turn with prompts."""
-        if not sequence.in_prefill:
+        if not sequence.in_prefill and sequence.id not in self.hungry:
             self._take_out(sequence)
             self._prefill.push(sequence)
         sequence.go_back(position)
@@ -103,7 +114,8 @@ class Batcher:
         return cuts
 
     def remove(self, sequence: SequenceState) -> None:
-        """It has ended."""
+        """It has ended, or makes way."""
+        self.hungry.pop(sequence.id, None)
         if not self._prefill.remove(sequence):
             self._take_out(sequence)
 
@@ -116,7 +128,7 @@ class Batcher:
 
     def clear(self) -> None:
         self._prefill.clear()
-        for waiting in (self._decode, self._home, self._awaited):
+        for waiting in (self._decode, self._home, self._awaited, self.hungry):
             waiting.clear()
 
     # -- decode ----------------------------------------------------------------------------
@@ -184,7 +196,7 @@ class Batcher:
         while self._prefill and len(items) < MOST_ITEMS:
             sequence = self._prefill.peek()
             room = self._rows_at(sequence.num_sent, is_gentle=is_gentle) - rows
-            if room <= 0 or (sequence.num_sent == 0 and not has_room(items, sequence.opening)):
+            if room <= 0 or (sequence.num_sent == sequence.num_cached and not has_room(items, sequence.opening)):
                 break
             count = min(room, sequence.num_to_fill - sequence.num_sent)
             items.append(_item(sequence, count))

@@ -29,6 +29,10 @@ class Commits:
         """Sequences with cuts that some stage has yet to confirm."""
         return len(self._cuts)
 
+    def __contains__(self, sequence: SequenceId) -> bool:
+        """Some stage has yet to confirm a cut of it."""
+        return sequence in self._cuts
+
     def begin(self, cuts: Iterable[Cut], stages: Collection[Place], now: float) -> None:
         """They are told ``now``."""
         for cut in cuts:

@@ -1,11 +1,12 @@
 """The scheduler: what enters the next step. Pure; speaks with the head core in messages only.
 
-Sequences are opened by the head, admitted when every stage has KV pages for their whole length (``admission.py``), cut into rows
-and packed into microbatches for stage 0 (``batching.py``); verdicts come back from the last stage (``epoch.py``), and who has
-ended is closed on every stage (``closing.py``). What prompts have in common is computed once (``prefixes.py``). At most
-``num_microbatches`` microbatches that decode are under way. Chunks of prompts have a lane and credit of their own, so that
-neither waits for the other here; stages let decode pass, and with it the short prompt of a newcomer. Admission and prefill are
-shared out fairly between clients (``fair.py``).
+Sequences are opened by the head, admitted when every stage has KV pages for what they will probably need (``admission.py``),
+which they may have to give up for a while (``room.py``), cut into rows and packed into microbatches for stage 0
+(``batching.py``); verdicts come back from the last stage (``epoch.py``), and who has ended is closed on every stage
+(``closing.py``). What prompts have in common is computed once (``prefixes.py``). At most ``num_microbatches`` microbatches that
+decode are under way. Chunks of prompts have a lane and credit of their own, so that neither waits for the other here; stages let
+decode pass, and with it the short prompt of a newcomer. Admission and prefill are shared out fairly between clients
+(``fair.py``).
 
 What picks come to is told in ``picks.py``; rows of tokens that may follow go with those that do (``rounds.py``).
 """
@@ -39,6 +40,7 @@ from bloombee.pipeline.scheduler.epoch import Epoch, Flight
 from bloombee.pipeline.scheduler.fragments import Parts
 from bloombee.pipeline.scheduler.picks import Picks
 from bloombee.pipeline.scheduler.prefixes import Prefixes
+from bloombee.pipeline.scheduler.room import Room
 from bloombee.pipeline.scheduler.rounds import Rounds
 from bloombee.pipeline.scheduler.sequence import SequenceState, cannot_be_sent, overdue, too_long
 from bloombee.pipeline.scheduler.succession import Succession
@@ -105,7 +107,6 @@ class SchedulerCore:
         speculator: Speculator | None = None,
         prefix_cache: bool = True,
     ) -> None:
-        self._max_rows = max_rows
         self._resend_after_s = resend_after_s
         self._open: dict[SequenceId, SequenceState] = {}
         self._admission = Admission(max_rows=max_rows)
@@ -122,6 +123,7 @@ class SchedulerCore:
             resend_after_s=resend_after_s,
             step_deadline_s=step_deadline_s,
         )
+        self._room = Room(self._open, self._batcher, self._prefixes, self._closings, self._succession)
         self._num_microbatches = 0
         self.quickest_loop: tuple[float, int] | None = None
         """Seconds and rows of the decode microbatch that came home quickest of late."""
@@ -213,14 +215,14 @@ class SchedulerCore:
     def _admit(self, epoch: Epoch, now: float) -> list[Command]:
         """Who was admitted comes to the prompts; some go out at once."""
         commands: list[Command] = []
-        for sequence, way in self._admission.admit(epoch.pages, self._prefixes, now):
+        for sequence, way in self._admission.admit(epoch.pages, self._prefixes, self._room, now):
             if way is Way.REFUSED:
                 self._closings.never_began(sequence.id)
                 commands.append(TellHead(Ended(sequence.id, too_long(sequence, epoch.ring))))
                 continue
             self._open[sequence.id] = sequence
             if way is Way.IN_TURN:
-                self._batcher.add_prompt(sequence)
+                self._batcher.go_on(sequence)
             for item in self._batcher.whole_prompt(sequence) if way is Way.PAST_OTHERS else ():
                 commands += self._send(epoch, Phase.PREFILL, [item], Phase.DECODE, now)
         return commands
@@ -240,8 +242,8 @@ class SchedulerCore:
     def _close(self, sequence: SequenceState, now: float) -> list[Command]:
         kept = self._prefixes.ended(sequence, self._epoch, now)
         del self._open[sequence.id]
-        self._admission.closed(sequence)
-        self._batcher.remove(sequence)
+        for part in (self._admission.closed, self._batcher.remove, self._room.ended):
+            part(sequence)
         self._rounds.closed(sequence.id)
         return [*kept, *self._succession.close(sequence, now)]
 
@@ -266,7 +268,7 @@ class SchedulerCore:
         ended = [*self._open, *(sequence.id for sequence in self._admission)]
         self._prefixes.restart(None)
         self._open.clear()
-        for part in (self._admission, self._batcher, self._closings, self._rounds, self._succession):
+        for part in (self._admission, self._batcher, self._closings, self._rounds, self._succession, self._room):
             part.clear()
         return [TellHead(Ended(sequence, error)) for sequence in ended]
 
@@ -277,7 +279,7 @@ class SchedulerCore:
         epoch, batcher = self._epoch, self._batcher
         if epoch is None or not epoch.is_open:
             return []
-        commands = [*self._admit(epoch, now), *self._prefixes.asks(epoch, now)]
+        commands = [*self._room.make(epoch, now), *self._admit(epoch, now), *self._prefixes.asks(epoch, now)]
         batcher.ask_for_drafts(now)
         while batcher.may_decode(epoch):
             commands += self._send(epoch, Phase.DECODE, batcher.decode_items(epoch), Phase.DECODE, now)
@@ -320,7 +322,7 @@ class SchedulerCore:
                 return self._closed(epoch, stage, message, now)
             case Committed(cuts=cuts):
                 self._succession.commits.confirm((epoch.ring.epoch, stage), cuts)
-                return []
+                return self._schedule(now) if self._room.is_short else []
             case Have():
                 return self._send_anew(self._prefixes.have(stage, message), now)
             case Resume():

@@ -129,8 +129,8 @@ class Prefixes:
             return True
         size = ring.page_size
         hashes = self._hashes[sequence.id] = _Hashes(4 * size)
-        hashes.extend(sequence.tokens, sequence.num_prompt_tokens // size)
-        keys = hashes.keys[: (sequence.num_prompt_tokens - 1) // size]  # the last row of a prompt is always computed
+        hashes.extend(sequence.tokens, sequence.num_to_fill // size)
+        keys = hashes.keys[: (sequence.num_to_fill - 1) // size]  # the last row is always computed
         there, kept = self._find(keys, lambda source: source.name is not None and not source.waiting)
         coming, other = self._find(keys, lambda source: source.name is None or bool(source.waiting))
         if other is not None and coming > there:
@@ -143,7 +143,7 @@ class Prefixes:
         if kept is not None and kept.name is not None:
             self._touch(kept.name.key)
             sequence.begin_on(Prefix(kept.name.key, there * size))
-        self._own[sequence.id] = own = _Source(sequence.id, hashes.keys, sequence.num_prompt_tokens, is_coming=True)
+        self._own[sequence.id] = own = _Source(sequence.id, hashes.keys, sequence.num_to_fill, is_coming=True)
         self._add(own)
         return True
 
@@ -177,7 +177,7 @@ class Prefixes:
             self._own[sequence].is_coming = True
 
     def ended(self, sequence: SequenceState, epoch: Epoch | None, now: float) -> list[Send]:
-        """It is about to be closed on all stages; what they are asked to keep before that."""
+        """All stages are about to let go of it; what they are asked to keep before that."""
         own, hashes = self._own.pop(sequence.id, None), self._hashes.pop(sequence.id, None)
         if (followed := self._follows.pop(sequence.id, None)) is not None:
             del followed.followers[sequence.id]
@@ -204,7 +204,7 @@ class Prefixes:
         """They begin, unless there are other rows to wait for."""
         for sequence in waited:
             if self.begin(sequence):
-                self._batcher.add_prompt(sequence)
+                self._batcher.go_on(sequence)
 
     # -- what stages keep ------------------------------------------------------------------
 

@@ -122,8 +122,8 @@ class Rounds:
         return replace(self.load, rows=others * self._rows, tokens=others * self._promised)
 
     def _room(self, sequence: SequenceState) -> int:
-        """Drafted rows for which the sequence has KV memory."""
-        return pages_for(sequence.num_slots, self.page_size) * self.page_size - sequence.num_sent - 1
+        """Rows beyond those that are confirmed, and the next, for which the sequence has KV memory."""
+        return pages_for(sequence.num_covered, self.page_size) * self.page_size - sequence.num_sent - 1
 
     def _known(self, sequence: SequenceState) -> array[int]:
         """All its tokens."""

@@ -37,6 +37,8 @@ class SequenceState:
     grammar: Grammar | None = None
     num_pages: tuple[int, ...] = ()
     """Kept free for it on every stage, one a group."""
+    num_covered: int = 0
+    """Tokens for which that is enough: a row goes only if it is among them."""
     num_sent: int = 0
     """Rows given to stage 0."""
     most_sent: int = 0
