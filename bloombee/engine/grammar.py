@@ -32,7 +32,8 @@ MOST_STATES = 512
 MOST_COMPILED = 32
 """Grammars that are kept compiled for requests to come."""
 MOST_READY_S = 5.0
-"""From when a sequence is first seen until it can be picked for: its grammar is compiled, as it was for the head in 2 s."""
+"""From when a sequence is first seen until it can be picked for: its grammar is compiled, as it was for the head in half a
+second."""
 
 
 def vocabulary(tokenizer_json: str, vocab_size: int, end_tokens: Sequence[int]) -> LLTokenizer:
