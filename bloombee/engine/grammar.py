@@ -176,7 +176,8 @@ class Grammars:
     _following: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "bloombee-grammar"))
 
     def prepare(self, end_tokens: Sequence[int]) -> None:
-        """Read the tokenizer for requests that will end so, if at all. To be called before anything runs: it holds the interpreter's lock.
+        """Read the tokenizer for requests that will end so, if at all. To be called before anything runs: it holds the
+        interpreter's lock.
 
         Time: half a second for 128k tokens.
         """
