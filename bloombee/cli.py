@@ -18,6 +18,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Coroutine, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
@@ -35,6 +36,7 @@ from bloombee.config import (
     parse_disk,
 )
 from bloombee.errors import BloomBeeError, CapacityError, ConfigError, Infeasible
+from bloombee.grammar import Grammar
 from bloombee.options import Given, Options, command, whole_number
 from bloombee.quote import printable, quoted
 from bloombee.types import SamplingParams
@@ -102,6 +104,17 @@ Json = Annotated[bool, Parameter(negative=(), show_default=False, help="Print on
 Chat = Annotated[
     bool, Parameter(negative=(), show_default=False, help="Wrap the prompt as a user's turn in the model's chat template.")
 ]
+JsonSchema = Annotated[
+    str | None, Parameter(show_default=False, help="A file with a JSON schema: the text is JSON that it allows, and no more.")
+]
+Regex = Annotated[
+    str | None,
+    Parameter(
+        allow_leading_hyphen=True,
+        show_default=False,
+        help="What the text is to match, from end to end, in the syntax of Rust's regex crate.",
+    ),
+]
 ConfigFile = Annotated[str | None, Parameter(help="A TOML file with the tables [runtime], [worker] and [serve].")]
 
 app = App(
@@ -139,6 +152,8 @@ def generate(
     ],
     chat: Chat = False,
     json: Json = False,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
     config: ConfigFile = None,
 ) -> int:
     """Answer one prompt with a model cut over worker processes of this machine.
@@ -150,10 +165,11 @@ def generate(
       bloombee generate --model ./Qwen3-0.6B --workers 2 --chat \\
           --prompt 'Why is the sky blue?' --temperature 0.7 --seed 1
       cat file.py | bloombee generate --prompt - --max-new-tokens 64 --json
+      bloombee generate --prompt 'version = ' --regex '[a-z]{3}-[0-9]+'
     """
     runtime = merge(_config(config).runtime, swarm)
-    params, text = _sampling(sampling), _prompt(prompt)
-    return _run(_answer_once(runtime, _conversation(text, chat), params, json=json))
+    params, text, grammar = _sampling(sampling), _prompt(prompt), _grammar(json_schema, regex)
+    return _run(_answer_once(runtime, _conversation(text, chat), params, grammar, json=json))
 
 
 @command(app, [Options(RuntimeConfig, "Model", ("model", "dtype", "disk"))])
@@ -494,6 +510,19 @@ def _prompt(text: str) -> str:
     return text
 
 
+def _grammar(json_schema: str | None, regex: str | None) -> Grammar | None:
+    if json_schema is not None and regex is not None:
+        raise ConfigError("json-schema and regex are both given: a text obeys one of them", field="json_schema")
+    if regex is not None:
+        return Grammar.regex(regex)
+    if json_schema is None:
+        return None
+    try:
+        return Grammar.json_schema(Path(json_schema).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {json_schema}: {error}", field="json_schema", path=json_schema) from error
+
+
 def _decoded(data: bytes, what: str) -> str:
     """Of stdin, which is UTF-8 whatever the locale says. Raises ConfigError."""
     try:
@@ -507,14 +536,24 @@ def _conversation(text: str, chat: bool) -> Any:
     return [{"role": "user", "content": text}] if chat else text
 
 
-async def _answer_once(config: RuntimeConfig, prompt: Any, params: SamplingParams, *, json: bool) -> None:
+async def _answer_once(
+    config: RuntimeConfig, prompt: Any, params: SamplingParams, grammar: Grammar | None, *, json: bool
+) -> None:
     from bloombee.terminal import open_runtime
 
     async with open_runtime(config) as runtime:
-        await _answer(runtime, prompt, params, json=json)
+        await _answer(runtime, prompt, params, json=json, grammar=grammar)
 
 
-async def _answer(runtime: Runtime, prompt: Any, params: SamplingParams, *, json: bool, line: Line | None = None) -> None:
+async def _answer(
+    runtime: Runtime,
+    prompt: Any,
+    params: SamplingParams,
+    *,
+    json: bool,
+    line: Line | None = None,
+    grammar: Grammar | None = None,
+) -> None:
     """From the first token on, also where the request of ``line`` goes on from a head before this one."""
     from bloombee.terminal import say, stream, write, write_json
 
@@ -522,12 +561,12 @@ async def _answer(runtime: Runtime, prompt: Any, params: SamplingParams, *, json
     goes_on = None if line is None else line.request
     if json:
         if goes_on is None:
-            answer = await runtime.generate(prompt, params, client=client)
+            answer = await runtime.generate(prompt, params, client=client, grammar=grammar)
         else:
             answer = await runtime.rest(goes_on, params)
         write_json(answer, runtime.plan.summary(), line)
         return
-    tokens = runtime.stream(prompt, params, client=client) if goes_on is None else runtime.resume(goes_on)
+    tokens = runtime.stream(prompt, params, client=client, grammar=grammar) if goes_on is None else runtime.resume(goes_on)
     tally = await stream(tokens)
     write("\n")
     say(str(tally))

@@ -17,6 +17,8 @@ from bloombee.wire import messages
 
 KINDS = ("json_schema", "regex", "lark")
 MOST_BIAS = 1e4
+MOST_COMPILING_S = 0.5
+"""Of a processor's time, so that a busy machine refuses none that others take."""
 JSON_OPTIONS: dict[str, Any] = {"whitespace_pattern": "[ ]?"}
 """One space at most between two things: were there room for any number, a model at a high temperature might never end."""
 

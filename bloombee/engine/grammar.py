@@ -32,7 +32,8 @@ MOST_STATES = 512
 MOST_COMPILED = 32
 """Grammars that are kept compiled for requests to come."""
 MOST_READY_S = 5.0
-"""From when a sequence is first seen until it can be picked for: its grammar is compiled, as it was for the head in 2 s."""
+"""From when a sequence is first seen until it can be picked for: its grammar is compiled, as it was for the head in half a
+second."""
 
 
 def vocabulary(tokenizer_json: str, vocab_size: int, end_tokens: Sequence[int]) -> LLTokenizer:
@@ -80,19 +81,29 @@ class GrammarState:
             self._mask = self._computed()
         return self._mask
 
-    def mask_after(self, path: Sequence[int]) -> Mask | None:
+    def mask_after(self, path: Sequence[int]) -> Mask:
         """As :meth:`mask`, after the output of before and then ``path``, as a draft goes on; the state stays as it is.
 
-        None: the grammar does not allow these tokens.
+        Where the grammar does not allow these tokens, or they end the text, nothing is allowed.
         """
-        matcher = self._matcher
-        if matcher.validate_tokens(list(path)) < len(path):
-            return None
+        if self._matcher.validate_tokens(list(path)) < len(path):
+            return np.zeros(-(-self._vocab_size // 64), np.uint64)
         self._take(path)
         try:
             return self._computed()
         finally:
             self._back(len(path))
+
+    def masks(self, segment: Segment) -> dict[int, Mask]:
+        """After each row of the segment that is sampled after, by its node, or in a chain by the position of what is sampled.
+        Raises as :meth:`mask`."""
+        tree, output = segment.tree, segment.history[4 * segment.num_prompt_tokens :]
+        if tree is not None:
+            self._go_to(output)
+            nodes = [tree.first + row for row in segment.picked()]
+            return {node: self.mask_after(np.frombuffer(tree.tokens_on(node), "<u4").tolist()) for node in nodes}
+        positions = [segment.position + row + 1 for row in segment.picked()]
+        return {position: self.mask(output[: 4 * (position - segment.num_prompt_tokens)]) for position in positions}
 
     def advance(self, token: int) -> None:
         """One further, and know the mask there. Raises GrammarFailed as :meth:`mask`."""
@@ -138,8 +149,12 @@ class _Entry:
     end_tokens: tuple[int, ...]
     state: Future[GrammarState]
     asked_at: float
-    ahead: Future[None] | None = None
-    """Done when the state is after the newest pick."""
+    ahead: Future[dict[int, Mask]] = field(default_factory=Future)
+    """The newest that the state was told to do; before it is done nobody else touches the state."""
+    of: Segment | None = None
+    """Whose masks ``ahead`` has."""
+    is_led: bool = False
+    """``ahead`` has no masks, but the state is after the newest pick then, and knows the mask there."""
 
 
 @dataclass(slots=True)
@@ -161,39 +176,42 @@ class Grammars:
     _following: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "bloombee-grammar"))
 
     def prepare(self, end_tokens: Sequence[int]) -> None:
-        """Read the tokenizer for requests that will end so. To be called before anything runs: it holds the interpreter's lock.
+        """Read the tokenizer for requests that will end so, if at all. To be called before anything runs: it holds the
+        interpreter's lock.
 
         Time: half a second for 128k tokens.
         """
+        if not end_tokens:
+            return
         try:
             self._vocabulary(tuple(sorted(set(end_tokens))))
         except Exception as error:  # of whatever is in its files
             log.warning("no grammar can be obeyed here: %s", error)
 
     def begin(self, segments: Iterable[Segment]) -> None:
-        """These are about to be computed: states that are missing are made meanwhile."""
+        """These are about to be computed: states that are missing are made meanwhile, and masks that are not under way."""
         for segment in segments:
-            if segment.grammar is not None:
-                self._entry(segment)
+            if segment.grammar is None:
+                continue
+            entry = self._entry(segment)
+            if segment.num_picks and entry.state.done() and (segment.tree is not None or not entry.is_led):
+                self._look(entry, segment)
 
-    def mask(self, segment: Segment, position: int, path: bytes = b"") -> Mask:
-        """Of tokens that position ``position`` of the segment's sequence may have, or the one after a ``path`` of a draft's
-        tokens ([n] little-endian uint32) from there on: none where the grammar does not allow the path. Not to be written.
+    def mask(self, segment: Segment, position: int, node: int = 0) -> Mask:
+        """Of tokens that position ``position`` of the segment's sequence may have, of a tree after ``node``; not to be written.
 
         Raises:
             GrammarFailed: it cannot be followed, or was not ready in :data:`MOST_READY_S`.
         """
         entry = self._entry(segment)
-        output = segment.history[4 * segment.num_prompt_tokens : 4 * position]
         try:
             state = entry.state.result(max(0.0, entry.asked_at + MOST_READY_S - time.monotonic()))
-            if entry.ahead is not None:
-                entry.ahead.result(MOST_READY_S)
-            mask = state.mask(output)
-            if path:
-                after = state.mask_after(np.frombuffer(path, "<u4").tolist())
-                mask = after if after is not None else np.zeros_like(mask)
-            return mask
+            if not entry.is_led and entry.of is not segment:
+                self._look(entry, segment)
+            masks = entry.ahead.result(MOST_READY_S)
+            if entry.of is segment:
+                return masks[node or position]
+            return state.mask(segment.history[4 * segment.num_prompt_tokens : 4 * position])
         except TimedOut:
             raise GrammarFailed(f"the grammar was not ready within {MOST_READY_S:g} s") from None
         except BaseException as error:
@@ -203,9 +221,10 @@ class Grammars:
             raise GrammarFailed(f"the grammar cannot be followed: {error}") from error  # a library's panic is no Exception
 
     def picked(self, picks: Iterable[tuple[Segment, int, int]]) -> None:
-        """(segment, position, token) that were picked: the masks after them are made from now on, beside what comes."""
-        ahead: Future[None] | None = None
+        """(segment, position, token) that were picked of chains, one of each sequence: the masks after them are made from now on,
+        beside what comes."""
         due: list[tuple[GrammarState, int]] = []
+        ahead: Future[dict[int, Mask]] = Future()
         for segment, position, token in picks:
             entry = self._entries.get(segment.sequence)
             if entry is None:
@@ -213,11 +232,15 @@ class Grammars:
             if token in segment.end_tokens or position + 1 - segment.num_prompt_tokens >= segment.max_new_tokens:
                 del self._entries[segment.sequence]
                 continue
-            ahead = ahead or Future()
-            entry.ahead = ahead
+            entry.ahead, entry.of, entry.is_led = ahead, None, True
             due.append((entry.state.result(), token))
-        if ahead is not None:
+        if due:
             self._following.submit(_advance, due, ahead)
+
+    def _look(self, entry: _Entry, segment: Segment) -> None:
+        """Have the segment's masks made."""
+        entry.of, entry.is_led = segment, False
+        entry.ahead = self._following.submit(entry.state.result().masks, segment)
 
     def _entry(self, segment: Segment) -> _Entry:
         assert segment.grammar is not None
@@ -257,13 +280,13 @@ class Grammars:
         return found
 
 
-def _advance(due: Sequence[tuple[GrammarState, int]], ahead: Future[None]) -> None:
+def _advance(due: Sequence[tuple[GrammarState, int]], ahead: Future[dict[int, Mask]]) -> None:
     for state, token in due:
         try:
             state.advance(token)
         except BaseException as error:  # whoever needs the mask asks again, and is told
             log.debug("a mask ahead: %s", error)
-    ahead.set_result(None)
+    ahead.set_result({})
 
 
 def _num_alike(one: bytes | bytearray, other: bytes) -> int:

@@ -322,8 +322,7 @@ class SpanModel:
             return
         self.steps.grammars = Grammars(partial(tokenizer_json, checkpoint), self.vocab_size)
         with contextlib.suppress(BloomBeeError):  # the head's files count; these say, most likely, what its requests will
-            if end_tokens := read_generation(checkpoint, self.vocab_size).end_tokens:
-                self.steps.grammars.prepare(end_tokens)
+            self.steps.grammars.prepare(read_generation(checkpoint, self.vocab_size).end_tokens)
 
     def _can_share(self) -> bool:
         """Whether a layer is its own: in some models one tensor is several layers', or layers are told of each forward."""

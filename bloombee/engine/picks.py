@@ -84,10 +84,7 @@ def _mask(one: Picked, grammars: Grammars | None) -> Mask | GrammarFailed | None
     if grammars is None:
         return GrammarFailed("this stage has no vocabulary for grammars")
     try:
-        tree = one.segment.tree
-        if tree is not None:
-            return grammars.mask(one.segment, tree.base, tree.tokens_on(one.node))
-        return grammars.mask(one.segment, one.position)
+        return grammars.mask(one.segment, one.position, one.node)
     except GrammarFailed as error:
         log.warning("sequence %d, position %d: %s", one.segment.sequence, one.position, error.message)
         return error

@@ -1,7 +1,8 @@
 """A process that compiles grammars to see whether they can be: ``python -m bloombee.roles.grammar_checker``.
 
-Some grammars take minutes or end the process that compiles them. Whoever asks gives one up after a while and ends this process;
-nobody else has lost anything (``roles/grammars.py``). A line of JSON in, ``[kind, text]``; one out: what is wrong, or nothing.
+Some grammars take minutes to compile, and some overflow the stack of whoever does. Then this process ends, by a timer of the
+system if need be, and nobody has lost anything (``roles/grammars.py``). A line of JSON in, ``[kind, text]``; one out: what is
+wrong, or nothing.
 """
 
 from __future__ import annotations
@@ -16,15 +17,13 @@ import msgspec
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from bloombee.errors import ConfigError
-from bloombee.grammar import source
+from bloombee.grammar import MOST_COMPILING_S, source
 from bloombee.wire.messages import Grammar
 
 STACK_BYTES = 1 << 20
 """Of the thread that compiles: less than workers have, so what passes here breaks nobody there."""
 MOST_BYTES = 2 << 30
 """Of address space."""
-MOST_S = 10
-"""For a grammar: whoever asked may have been killed."""
 _END = 256
 
 
@@ -56,9 +55,9 @@ def serve(lines: BinaryIO, answers: BinaryIO) -> None:
     tokenizer = LLTokenizer(TokenizerWrapper(_Bytes()), eos_token=[_END])
     _say(answers, "")
     for line in lines:
-        signal.alarm(MOST_S)
+        signal.setitimer(signal.ITIMER_PROF, MOST_COMPILING_S)
         _say(answers, fault(Grammar(*msgspec.json.decode(line)), tokenizer))
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _say(answers: BinaryIO, what: Any) -> None:
@@ -67,7 +66,7 @@ def _say(answers: BinaryIO, what: Any) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
     threading.stack_size(STACK_BYTES)
     thread = threading.Thread(target=serve, args=(sys.stdin.buffer, sys.stdout.buffer))

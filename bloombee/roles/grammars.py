@@ -11,12 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from bloombee.errors import ConfigError, RuntimeClosed
+from bloombee.grammar import MOST_COMPILING_S
 from bloombee.models.card import ModelCard
 from bloombee.quote import printable
 from bloombee.roles.child import start_child
 from bloombee.wire.messages import Grammar
 
-MOST_COMPILING_S = 2.0
+MOST_WAITING_S = 10.0
+"""For what must have come by then: :data:`MOST_COMPILING_S` ends the process."""
 MOST_STARTING_S = 30.0
 MOST_KNOWN = 256
 """Grammars that are remembered as sound."""
@@ -41,7 +43,7 @@ class GrammarCheck:
             can_end: the request has end tokens.
 
         Raises:
-            ConfigError: the grammar is not sound, or not compiled in :data:`MOST_COMPILING_S`; or nothing could end its text.
+            ConfigError: the grammar is not sound, or takes too long to compile; or nothing could end its text.
             DeviceError: no process can be started. RuntimeClosed: :meth:`close` was called meanwhile.
         """
         if self._card.tokenizer_json is None:
@@ -82,13 +84,13 @@ class GrammarCheck:
         try:
             process.stdin.write(msgspec.json.encode([grammar.kind, grammar.text]) + b"\n")
             process.stdin.flush()
-            answer = _line(process, MOST_COMPILING_S)
+            answer = _line(process, MOST_WAITING_S)
         except OSError:
             answer = None
         if answer is not None:
             return _short(str(msgspec.json.decode(answer)))
         self._end(process)
-        return f"it was not compiled within {MOST_COMPILING_S:g} s and the memory of a thread; a smaller one may be"
+        return f"to compile it takes more than {MOST_COMPILING_S:g} s of a processor, or more memory than a thread has"
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:

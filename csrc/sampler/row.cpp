@@ -10,14 +10,19 @@ size_t block_end(size_t start, size_t num_tokens) {
     return start + block_tokens < num_tokens ? start + block_tokens : num_tokens;
 }
 
-float find_bests(const float* logits, size_t num_tokens, const uint64_t* mask, float* bests) {
+template <bool has_mask>
+float find_bests_in(const float* logits, size_t num_tokens, const uint64_t* mask, float* bests) {
     float best = -__builtin_inff();
     for (size_t start = 0; start < num_tokens; start += block_tokens) {
-        const uint64_t allowed = allowed_in(mask, start);
         float block = -__builtin_inff();
-        for (size_t i = start; i < block_end(start, num_tokens); ++i) {
-            const float logit = logit_at(logits, allowed, i);
-            block = logit > block ? logit : block;
+        if constexpr (has_mask) {
+            for (size_t i = start; i < block_end(start, num_tokens); ++i) {
+                const float logit = logit_at(logits, mask, i);
+                block = logit > block ? logit : block;
+            }
+        } else {
+            for (size_t i = start; i < block_end(start, num_tokens); ++i) block = logits[i] > block ? logits[i] : block;
+            block = clean(block);
         }
         bests[start / block_tokens] = block;
         best = block > best ? block : best;
@@ -25,13 +30,17 @@ float find_bests(const float* logits, size_t num_tokens, const uint64_t* mask, f
     return best;
 }
 
-Best pick(const Row& row, Noise noise, Cut cut, Best best) {
+float find_bests(const float* logits, size_t num_tokens, const uint64_t* mask, float* bests) {
+    return by_mask<find_bests_in<true>, find_bests_in<false>>(mask, logits, num_tokens, mask, bests);
+}
+
+template <bool has_mask>
+Best pick_in(const Row& row, Noise noise, Cut cut, Best best) {
     float bar = bar_of(best);
     for (size_t start = 0; start < row.num_tokens; start += block_tokens) {
         if (can_skip(row, cut, row.bests[start / block_tokens], bar)) continue;
-        const uint64_t allowed = allowed_in(row.mask, start);
         for (size_t i = start; i < block_end(start, row.num_tokens); ++i) {
-            if (!(allowed >> (i - start) & 1)) continue;
+            if (has_mask && !(allowed_in(row.mask, start) >> (i - start) & 1)) continue;
             const float x = (row.logits[i] - row.best) * row.inverse;
             if (!(row.logits[i] >= cut.logit && x + static_cast<float>(max_gumbel) > bar)) continue;
             const uint32_t top = static_cast<uint32_t>(noise_bits(noise, static_cast<uint32_t>(i)) >> 32);
@@ -45,13 +54,17 @@ Best pick(const Row& row, Noise noise, Cut cut, Best best) {
     return best;
 }
 
-Masses masses(const Row& row, Cut within, Cut before) {
+Best pick(const Row& row, Noise noise, Cut cut, Best best) {
+    return by_mask<pick_in<true>, pick_in<false>>(row.mask, row, noise, cut, best);
+}
+
+template <bool has_mask>
+Masses masses_in(const Row& row, Cut within, Cut before) {
     Masses sums{};
     for (size_t start = 0; start < row.num_tokens; start += block_tokens) {
         if (row.bests[start / block_tokens] < within.logit) continue;
-        const uint64_t allowed = allowed_in(row.mask, start);
         for (size_t i = start; i < block_end(start, row.num_tokens); ++i) {
-            const float logit = logit_at(row.logits, allowed, i);
+            const float logit = has_mask ? logit_at(row.logits, row.mask, i) : clean(row.logits[i]);
             const uint64_t weight = weight_of(row, logit);
             const int32_t id = static_cast<int32_t>(i);
             sums.within += kept(within, logit, id) ? weight : 0;
@@ -59,6 +72,10 @@ Masses masses(const Row& row, Cut within, Cut before) {
         }
     }
     return sums;
+}
+
+Masses masses(const Row& row, Cut within, Cut before) {
+    return by_mask<masses_in<true>, masses_in<false>>(row.mask, row, within, before);
 }
 
 }  // namespace

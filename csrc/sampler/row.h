@@ -60,9 +60,15 @@ static inline uint64_t allowed_in(const uint64_t* mask, size_t start) {
     return mask == nullptr ? ~uint64_t{0} : mask[start / block_tokens];
 }
 
-// Of token `i`, whose block allows `allowed`: one that may not be picked counts as minus infinity.
-static inline float logit_at(const float* logits, uint64_t allowed, size_t i) {
-    return allowed >> (i % block_tokens) & 1 ? clean(logits[i]) : -__builtin_inff();
+// Of token `i`: one that may not be picked counts as minus infinity.
+static inline float logit_at(const float* logits, const uint64_t* mask, size_t i) {
+    return allowed_in(mask, i) >> (i % block_tokens) & 1 ? clean(logits[i]) : -__builtin_inff();
+}
+
+// Kernels are made twice, with a mask and without: most rows have none, and are to pay nothing for those that do.
+template <auto with_mask, auto without, class... Args>
+inline auto by_mask(const uint64_t* mask, const Args&... args) {
+    return mask != nullptr ? with_mask(args...) : without(args...);
 }
 
 static inline bool kept(Cut cut, float logit, int32_t id) {

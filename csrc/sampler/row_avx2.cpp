@@ -10,35 +10,35 @@ constexpr size_t lanes = 8;
 constexpr size_t vectors = block_tokens / lanes;
 constexpr size_t pair = 2;  // vectors whose noise is made side by side
 
-inline __m256 only(__m256 logits, unsigned allowed) {
-    const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-    const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(allowed)), bits), bits);
-    return _mm256_blendv_ps(_mm256_set1_ps(-__builtin_inff()), logits, _mm256_castsi256_ps(set));
-}
-
-// The v-th vector of the block that starts at `start` and allows `allowed`; what it does not, and what lies beyond the row, is
-// -inf.
-inline __m256 load(const float* logits, size_t num_tokens, uint64_t allowed, size_t start, size_t v) {
+// The v-th vector of the block that starts at `start`; what lies beyond the row is -inf.
+inline __m256 load(const float* logits, size_t num_tokens, size_t start, size_t v) {
     const size_t first = start + v * lanes;
-    const unsigned wanted = allowed >> (v * lanes) & 0xff;
-    if (first + lanes <= num_tokens) {
-        const __m256 loaded = _mm256_loadu_ps(logits + first);
-        return wanted == 0xff ? loaded : only(loaded, wanted);
-    }
+    if (first + lanes <= num_tokens) return _mm256_loadu_ps(logits + first);
     float padded[lanes];
     for (size_t i = 0; i < lanes; ++i) padded[i] = first + i < num_tokens ? logits[first + i] : -__builtin_inff();
-    return only(_mm256_loadu_ps(padded), wanted);
+    return _mm256_loadu_ps(padded);
+}
+
+// As above; what the mask does not allow is -inf too.
+template <bool has_mask>
+inline __m256 load(const float* logits, size_t num_tokens, const uint64_t* mask, size_t start, size_t v) {
+    const __m256 loaded = load(logits, num_tokens, start, v);
+    if constexpr (!has_mask) return loaded;
+    const int allowed = static_cast<int>(allowed_in(mask, start) >> (v * lanes) & 0xff);
+    const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(allowed), bits), bits);
+    return _mm256_blendv_ps(_mm256_set1_ps(-__builtin_inff()), loaded, _mm256_castsi256_ps(set));
 }
 
 // min and max give their second operand where either is NaN.
 inline __m256 clamped(__m256 logits) { return _mm256_min_ps(_mm256_set1_ps(FLT_MAX), logits); }
 
-float find_bests(const float* logits, size_t num_tokens, const uint64_t* mask, float* bests) {
+template <bool has_mask>
+float find_bests_in(const float* logits, size_t num_tokens, const uint64_t* mask, float* bests) {
     float best = -__builtin_inff();
     for (size_t start = 0; start < num_tokens; start += block_tokens) {
-        const uint64_t allowed = allowed_in(mask, start);
         __m256 most = _mm256_set1_ps(-__builtin_inff());
-        for (size_t v = 0; v < vectors; ++v) most = _mm256_max_ps(load(logits, num_tokens, allowed, start, v), most);
+        for (size_t v = 0; v < vectors; ++v) most = _mm256_max_ps(load<has_mask>(logits, num_tokens, mask, start, v), most);
         most = clamped(most);
         most = _mm256_max_ps(most, _mm256_permute2f128_ps(most, most, 1));
         most = _mm256_max_ps(most, _mm256_permute_ps(most, 0x4e));
@@ -48,6 +48,10 @@ float find_bests(const float* logits, size_t num_tokens, const uint64_t* mask, f
         best = block > best ? block : best;
     }
     return best;
+}
+
+float find_bests(const float* logits, size_t num_tokens, const uint64_t* mask, float* bests) {
+    return by_mask<find_bests_in<true>, find_bests_in<false>>(mask, logits, num_tokens, mask, bests);
 }
 
 // -- pick --------------------------------------------------------------------------------------
@@ -103,20 +107,20 @@ inline __m256 upper_gumbels(__m256i tops) {
     return _mm256_sub_ps(_mm256_set1_ps(upper_offset), steps);
 }
 
-Best pick(const Row& row, Noise noise, Cut cut, Best best) {
+template <bool has_mask>
+Best pick_in(const Row& row, Noise noise, Cut cut, Best best) {
     const RoundKeys keys = round_keys(noise);
     const __m256 least = _mm256_set1_ps(cut.logit), top = _mm256_set1_ps(row.best);
     const __m256 inverse = _mm256_set1_ps(row.inverse);
     float bar = bar_of(best);
     for (size_t start = 0; start < row.num_tokens; start += block_tokens) {
         if (can_skip(row, cut, row.bests[start / block_tokens], bar)) continue;
-        const uint64_t allowed = allowed_in(row.mask, start);
         for (size_t v = 0; v < vectors; v += pair) {
             __m256i tops[pair];
             noise_tops(keys, start + v * lanes, tops);
             unsigned chances = 0;
             for (size_t w = 0; w < pair; ++w) {
-                const __m256 logits = load(row.logits, row.num_tokens, allowed, start, v + w);
+                const __m256 logits = load<has_mask>(row.logits, row.num_tokens, row.mask, start, v + w);
                 const __m256 x = _mm256_mul_ps(_mm256_sub_ps(logits, top), inverse);
                 const __m256 upper = _mm256_add_ps(x, upper_gumbels(tops[w]));
                 const __m256 inside = _mm256_cmp_ps(logits, least, _CMP_GE_OQ);
@@ -130,6 +134,10 @@ Best pick(const Row& row, Noise noise, Cut cut, Best best) {
         }
     }
     return best;
+}
+
+Best pick(const Row& row, Noise noise, Cut cut, Best best) {
+    return by_mask<pick_in<true>, pick_in<false>>(row.mask, row, noise, cut, best);
 }
 
 // -- masses ------------------------------------------------------------------------------------
@@ -184,14 +192,14 @@ inline uint64_t total(__m256i sum) {
     return parts[0] + parts[1] + parts[2] + parts[3];
 }
 
-Masses masses(const Row& row, Cut within, Cut before) {
+template <bool has_mask>
+Masses masses_in(const Row& row, Cut within, Cut before) {
     const __m256i iota = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     __m256i sum_within = _mm256_setzero_si256(), sum_before = _mm256_setzero_si256();
     for (size_t start = 0; start < row.num_tokens; start += block_tokens) {
         if (row.bests[start / block_tokens] < within.logit) continue;
-        const uint64_t allowed = allowed_in(row.mask, start);
         for (size_t v = 0; v < vectors; ++v) {
-            const __m256 logits = clamped(load(row.logits, row.num_tokens, allowed, start, v));
+            const __m256 logits = clamped(load<has_mask>(row.logits, row.num_tokens, row.mask, start, v));
             const __m256i ids = _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(start + v * lanes)), iota);
             const Weights w = weights(row, logits);
             add(sum_within, kept_lanes(within, logits, ids), w);
@@ -199,6 +207,10 @@ Masses masses(const Row& row, Cut within, Cut before) {
         }
     }
     return {total(sum_within), total(sum_before)};
+}
+
+Masses masses(const Row& row, Cut within, Cut before) {
+    return by_mask<masses_in<true>, masses_in<false>>(row.mask, row, within, before);
 }
 
 }  // namespace

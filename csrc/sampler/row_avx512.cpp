@@ -9,31 +9,42 @@ namespace {
 constexpr size_t lanes = 16;
 constexpr size_t vectors = block_tokens / lanes;
 
-// The v-th vector of the block that starts at `start` and allows `allowed`; what it does not, and what lies beyond the row, is
-// -inf.
-inline __m512 load(const float* logits, size_t num_tokens, uint64_t allowed, size_t start, size_t v) {
+// The v-th vector of the block that starts at `start`; what lies beyond the row is -inf.
+inline __m512 load(const float* logits, size_t num_tokens, size_t start, size_t v) {
     const size_t first = start + v * lanes;
-    const __m512 nothing = _mm512_set1_ps(-__builtin_inff());
-    const __mmask16 wanted = static_cast<__mmask16>(allowed >> (v * lanes));
-    if (first + lanes <= num_tokens) return _mm512_mask_loadu_ps(nothing, wanted, logits + first);
+    if (first + lanes <= num_tokens) return _mm512_loadu_ps(logits + first);
     const size_t rest = first < num_tokens ? num_tokens - first : 0;
-    return _mm512_mask_loadu_ps(nothing, wanted & static_cast<__mmask16>((1u << rest) - 1), logits + first);
+    const __m512 nothing = _mm512_set1_ps(-__builtin_inff());
+    return _mm512_mask_loadu_ps(nothing, static_cast<__mmask16>((1u << rest) - 1), logits + first);
+}
+
+// As above; what the mask does not allow is -inf too.
+template <bool has_mask>
+inline __m512 load(const float* logits, size_t num_tokens, const uint64_t* mask, size_t start, size_t v) {
+    const __m512 loaded = load(logits, num_tokens, start, v);
+    if constexpr (!has_mask) return loaded;
+    const __mmask16 allowed = static_cast<__mmask16>(allowed_in(mask, start) >> (v * lanes));
+    return _mm512_mask_blend_ps(allowed, _mm512_set1_ps(-__builtin_inff()), loaded);
 }
 
 // min and max give their second operand where either is NaN.
 inline __m512 clamped(__m512 logits) { return _mm512_min_ps(_mm512_set1_ps(FLT_MAX), logits); }
 
-float find_bests(const float* logits, size_t num_tokens, const uint64_t* mask, float* bests) {
+template <bool has_mask>
+float find_bests_in(const float* logits, size_t num_tokens, const uint64_t* mask, float* bests) {
     float best = -__builtin_inff();
     for (size_t start = 0; start < num_tokens; start += block_tokens) {
-        const uint64_t allowed = allowed_in(mask, start);
         __m512 most = _mm512_set1_ps(-__builtin_inff());
-        for (size_t v = 0; v < vectors; ++v) most = _mm512_max_ps(load(logits, num_tokens, allowed, start, v), most);
+        for (size_t v = 0; v < vectors; ++v) most = _mm512_max_ps(load<has_mask>(logits, num_tokens, mask, start, v), most);
         const float block = _mm512_reduce_max_ps(clamped(most));
         bests[start / block_tokens] = block;
         best = block > best ? block : best;
     }
     return best;
+}
+
+float find_bests(const float* logits, size_t num_tokens, const uint64_t* mask, float* bests) {
+    return by_mask<find_bests_in<true>, find_bests_in<false>>(mask, logits, num_tokens, mask, bests);
 }
 
 // -- pick --------------------------------------------------------------------------------------
@@ -87,19 +98,19 @@ inline __m512 upper_gumbels(__m512i tops) {
     return _mm512_sub_ps(_mm512_set1_ps(upper_offset), steps);
 }
 
-Best pick(const Row& row, Noise noise, Cut cut, Best best) {
+template <bool has_mask>
+Best pick_in(const Row& row, Noise noise, Cut cut, Best best) {
     const RoundKeys keys = round_keys(noise);
     const __m512 least = _mm512_set1_ps(cut.logit), top = _mm512_set1_ps(row.best);
     const __m512 inverse = _mm512_set1_ps(row.inverse);
     float bar = bar_of(best);
     for (size_t start = 0; start < row.num_tokens; start += block_tokens) {
         if (can_skip(row, cut, row.bests[start / block_tokens], bar)) continue;
-        const uint64_t allowed = allowed_in(row.mask, start);
         __m512i tops[vectors];
         noise_tops(keys, start, tops);
         uint64_t chances = 0;
         for (size_t v = 0; v < vectors; ++v) {
-            const __m512 logits = load(row.logits, row.num_tokens, allowed, start, v);
+            const __m512 logits = load<has_mask>(row.logits, row.num_tokens, row.mask, start, v);
             const __m512 x = _mm512_mul_ps(_mm512_sub_ps(logits, top), inverse);
             const __m512 upper = _mm512_add_ps(x, upper_gumbels(tops[v]));
             const __mmask16 inside = _mm512_cmp_ps_mask(logits, least, _CMP_GE_OQ);
@@ -110,6 +121,10 @@ Best pick(const Row& row, Noise noise, Cut cut, Best best) {
         bar = bar_of(best);
     }
     return best;
+}
+
+Best pick(const Row& row, Noise noise, Cut cut, Best best) {
+    return by_mask<pick_in<true>, pick_in<false>>(row.mask, row, noise, cut, best);
 }
 
 // -- masses ------------------------------------------------------------------------------------
@@ -155,14 +170,14 @@ inline void add(__m512i& sum, __mmask16 lanes_kept, const Weights& w) {
     sum = _mm512_mask_add_epi64(sum, static_cast<__mmask8>(lanes_kept >> 8), sum, w.high);
 }
 
-Masses masses(const Row& row, Cut within, Cut before) {
+template <bool has_mask>
+Masses masses_in(const Row& row, Cut within, Cut before) {
     const __m512i iota = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     __m512i sum_within = _mm512_setzero_si512(), sum_before = _mm512_setzero_si512();
     for (size_t start = 0; start < row.num_tokens; start += block_tokens) {
         if (row.bests[start / block_tokens] < within.logit) continue;
-        const uint64_t allowed = allowed_in(row.mask, start);
         for (size_t v = 0; v < vectors; ++v) {
-            const __m512 logits = clamped(load(row.logits, row.num_tokens, allowed, start, v));
+            const __m512 logits = clamped(load<has_mask>(row.logits, row.num_tokens, row.mask, start, v));
             const __m512i ids = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(start + v * lanes)), iota);
             const Weights w = weights(row, logits);
             add(sum_within, kept_lanes(within, logits, ids), w);
@@ -171,6 +186,10 @@ Masses masses(const Row& row, Cut within, Cut before) {
     }
     return {static_cast<uint64_t>(_mm512_reduce_add_epi64(sum_within)),
             static_cast<uint64_t>(_mm512_reduce_add_epi64(sum_before))};
+}
+
+Masses masses(const Row& row, Cut within, Cut before) {
+    return by_mask<masses_in<true>, masses_in<false>>(row.mask, row, within, before);
 }
 
 }  // namespace

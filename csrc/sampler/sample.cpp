@@ -52,7 +52,7 @@ Row open_row(const float* logits, size_t num_tokens, const uint64_t* mask, doubl
     return {logits, num_tokens, mask, memory.bests.data(), best, temperature, inverse};
 }
 
-float logit_in(const Row& row, size_t id) { return logit_at(row.logits, allowed_in(row.mask, id), id); }
+float logit_in(const Row& row, size_t id) { return logit_at(row.logits, row.mask, id); }
 
 int32_t first_best(const Row& row) {
     size_t id = 0;

@@ -134,3 +134,27 @@ def test_grammars_go_on_when_the_last_stage_is_killed_with_the_scheduler_beside_
             assert runtime.plan.epoch == 2
 
     asyncio.run(asyncio.wait_for(use(), 120))
+
+
+def test_what_is_drafted_changes_no_answer() -> None:
+    numbers = Grammar.regex("(import [a-z]{2,6}\n){12}")
+    asked: list[dict[str, Any]] = [
+        {"grammar": numbers},
+        {"grammar": numbers, "temperature": 0.7, "seed": 3, "frequency_penalty": 0.1},
+        {"grammar": Grammar.json_schema(SCHEMA), "temperature": 1.0, "seed": 5},
+        {"grammar": Grammar.json_schema({"const": ["import os", "import os", "import os", "import os"]})},
+        {"logit_bias": {5: 3.0}, "temperature": 1.0, "seed": 6},
+    ]
+
+    async def answers(draft: str) -> list[bloombee.Generation]:
+        async with bloombee.Runtime("demo", workers=2, dtype="float32", draft=draft) as runtime:
+            prompt = "import os\nimport os\nimport os\nimport os\n"
+            return await asyncio.gather(*(runtime.generate(prompt, max_new_tokens=120, **fields) for fields in asked))
+
+    async def both() -> tuple[list[bloombee.Generation], list[bloombee.Generation]]:
+        return await answers("off"), await answers("auto")
+
+    plain, drafted = asyncio.run(asyncio.wait_for(both(), 120))
+    assert [one.token_ids for one in drafted] == [one.token_ids for one in plain]
+    assert [one.finish_reason for one in drafted] == [one.finish_reason for one in plain]
+    assert sum(one.accepted for one in drafted[:4]) > 10

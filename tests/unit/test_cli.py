@@ -10,6 +10,7 @@ import subprocess
 import sys
 import types
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -18,6 +19,7 @@ from bloombee.cli import main
 from bloombee.config import RuntimeConfig, WorkerConfig
 from bloombee.doctor import Finding
 from bloombee.errors import BloomBeeError, ConfigError, Infeasible, LinkDown, QueueFull
+from bloombee.grammar import Grammar
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.terminal import Loading
 from bloombee.types import (
@@ -55,6 +57,7 @@ class FakeRuntime:
     def __init__(self, *, config: RuntimeConfig, on_progress: Callable[[LoadProgress], None]) -> None:
         self.config, self._on_progress = config, on_progress
         self.asked: list[tuple[Any, SamplingParams]] = []
+        self.grammars: list[Grammar | None] = []
         self.noted: list[tuple[str, bytes | None]] = []
         self.join_tokens = tuple(join_token(i, config.listen) for i in range(config.num_stages))
         self.closed = False
@@ -94,14 +97,20 @@ class FakeRuntime:
     async def rest(self, id: int, params: SamplingParams) -> Generation:
         return Generation("rest", (id,), (9,), FinishReason.STOP, None, None, 0.5, 10.0)
 
-    async def generate(self, prompt: Any, params: SamplingParams, *, client: str = "") -> Generation:
+    async def generate(
+        self, prompt: Any, params: SamplingParams, *, client: str = "", grammar: Grammar | None = None
+    ) -> Generation:
         self.asked.append((prompt, params))
+        self.grammars.append(grammar)
         if self.failure is not None:
             raise self.failure
         return Generation("".join(TEXT), (1, 2, 3, 4), (9,), FinishReason.STOP, None, None, 0.5, 10.0)
 
-    async def stream(self, prompt: Any, params: SamplingParams, *, client: str = "") -> AsyncIterator[Token]:
+    async def stream(
+        self, prompt: Any, params: SamplingParams, *, client: str = "", grammar: Grammar | None = None
+    ) -> AsyncIterator[Token]:
         self.asked.append((prompt, params))
+        self.grammars.append(grammar)
         for i, text in enumerate(TEXT):
             if self.failure is not None and i == 2:
                 raise self.failure
@@ -136,6 +145,23 @@ def test_generate_streams_text_to_stdout_and_the_rest_to_stderr(
     assert runtime.config == RuntimeConfig(workers=2, split=(4, 4), dtype="float32")
     assert runtime.asked == [("hello", SamplingParams(max_new_tokens=7, temperature=0.5, seed=3, stop=("a", "-b")))]
     assert runtime.closed
+
+
+@pytest.mark.parametrize("json", [[], ["--json"]], ids=["text", "json"])
+def test_what_the_text_must_be_is_an_option(json: list[str], tmp_path: Path, fake: type[FakeRuntime]) -> None:
+    (tmp_path / "schema.json").write_text('{"type": "object"}', "utf-8")
+    assert main(["generate", "--prompt", "x", "--json-schema", str(tmp_path / "schema.json"), *json]) == 0
+    assert main(["generate", "--prompt", "x", "--regex", "-[a-z]+", *json]) == 0
+    assert [one.grammars for one in fake.made] == [[Grammar.json()], [Grammar.regex("-[a-z]+")]]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [(["--json-schema", "no/such"], "cannot read no/such"), (["--json-schema", "a", "--regex", "b"], "both given")],
+)
+def test_what_no_text_can_be_is_exit_2(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--prompt", "x", *options]) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_generate_json_is_one_line_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:

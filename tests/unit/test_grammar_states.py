@@ -16,7 +16,7 @@ from bloombee.engine.grammar import Grammars, GrammarState, Mask, vocabulary
 from bloombee.engine.tokenizer import tokenizer_json
 from bloombee.errors import GrammarFailed
 from bloombee.grammar import Grammar, source
-from bloombee.pipeline.work import Segment
+from bloombee.pipeline.work import Branches, Segment
 from bloombee.wire.messages import Sampling
 
 V, END = 4096, 0
@@ -48,8 +48,7 @@ def state_of(grammar: Grammar, words: LLTokenizer) -> GrammarState:
     return GrammarState(LLMatcher(words, source(grammar.to_wire())), V)
 
 
-def allowed(mask: Mask | None) -> list[int]:
-    assert mask is not None
+def allowed(mask: Mask) -> list[int]:
     return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
 
 
@@ -98,8 +97,8 @@ def test_a_look_along_a_path_leaves_the_state_where_it_is(grammar: Grammar, word
             assert there == allowed(state_of(grammar, words).mask(packed(tokens[: count + length])))
         after = allowed(state.mask_after(tokens[count:]))
         wrong = next(token for token in range(V) if token not in here and token not in after)
-        assert state.mask_after([wrong]) is None
-        assert state.mask_after([*tokens[count:], wrong]) is None
+        assert allowed(state.mask_after([wrong])) == []
+        assert allowed(state.mask_after([*tokens[count:], wrong])) == []
         assert allowed(state.mask(packed(tokens[:count]))) == here
 
 
@@ -197,3 +196,21 @@ def test_tokens_that_stand_for_bytes_and_for_spaces_are_known_as_such() -> None:
     half = [ids["▁"], ids["<0xE2>"], ids["<0x82>"]]
     assert set(allowed(state.mask(packed(half)))) == {ids["<0xAC>"]}
     assert set(allowed(state.mask(packed([*half, ids["<0xAC>"]])))) == {1}
+
+
+def test_rows_of_a_draft_have_masks_along_their_paths(words: LLTokenizer) -> None:
+    stage, grammar = a_stage(), GRAMMARS["schema"]
+    tokens = walks(grammar, words, 1)
+    wrong = next(token for token in range(V) if token not in allowed(state_of(grammar, words).mask(packed(tokens[:2]))))
+    for count in (1, 3):
+        # The row of the last token, two that follow, one that cannot follow the first of these, and what would follow that.
+        rows = [*tokens[count - 1 : count + 2], wrong, tokens[count + 2]]
+        tree = Branches(count + 1, 1, (0, 1, 2, 2, 4), packed(rows), (0, 1, 2, 3, 4))
+        segment = Segment(
+            1, 0, count + 1, packed(rows), 5, (), SAMPLING, 2, packed([9, 9, *tokens[: count - 1]]), 100, (END,),
+            grammar=grammar.to_wire(), tree=tree,
+        )  # fmt: skip
+        stage.begin([segment])
+        masks = [allowed(stage.mask(segment, position, node)) for node, position in enumerate((3, 4, 5, 5, 6), 1)]
+        expected = [allowed(state_of(grammar, words).mask(packed(tokens[: count + more]))) for more in (0, 1, 2)]
+        assert masks == [*expected, [], []]

@@ -196,7 +196,7 @@ class Batcher:
         while self._prefill and len(items) < MOST_ITEMS:
             sequence = self._prefill.peek()
             room = self._rows_at(sequence.num_sent, is_gentle=is_gentle) - rows
-            if room <= 0 or (sequence.num_sent == sequence.num_cached and not has_room(items, sequence.opening)):
+            if room <= 0 or not has_room(items, sequence.opening_at(sequence.num_sent)):
                 break
             count = min(room, sequence.num_to_fill - sequence.num_sent)
             items.append(_item(sequence, count))
