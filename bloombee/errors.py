@@ -170,7 +170,8 @@ def from_wire(code: str, fields: dict[str, Fact]) -> BloomBeeError:
     Whoever says it is another machine: what would move a terminal's cursor is written as escapes.
     """
     facts = {name: printable(fact) if isinstance(fact, str) else fact for name, fact in fields.items()}
-    message, code = str(facts.pop("message", code)), printable(code)
+    code = printable(code)
+    message = str(facts.pop("message", code))
     kind = _BY_CODE.get(code)
     if kind is None:
         return BloomBeeError(message, **{**facts, "code": code})
