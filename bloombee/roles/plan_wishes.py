@@ -50,6 +50,7 @@ def plan_request(config: RuntimeConfig, card: ModelCard, names: Sequence[str], m
         takes_others=bool(config.remote_workers),
         scheduler=None if config.scheduler == "auto" else SchedulerPlace(config.scheduler),
         shares_out=config.share_out,
+        waits_s=config.wait_for_worker_s,
         drafts=config.draft != "off",
         streams=config.offload and not is_standin(card.model),
         step_deadline_s=config.step_deadline_s,
