@@ -33,6 +33,7 @@ class RingSpec:
     port: int = 0
     max_waiting: int = 1024
     split: tuple[int, ...] | None = None
+    draft: str = "off"
 
 
 class Ring:
@@ -68,6 +69,7 @@ class Ring:
             dtype=spec.dtype,
             microbatches=spec.microbatches,
             codec=spec.codec,
+            draft=spec.draft,
             pace=spec.pace,
             kv_tokens=spec.kv_tokens,
             max_waiting=spec.max_waiting,

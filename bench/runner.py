@@ -38,8 +38,8 @@ FAILURES = (BenchError, BloomBeeError, WanError, OSError)
 AUTO_MOST = 256
 CALIBRATION_BATCH = 32
 Say = Callable[[str], None]
-RingKey = tuple[int | None, str, tuple[int, ...] | None]
-"""Microbatches, codec and split that a ring is started with."""
+RingKey = tuple[int | None, str, str, tuple[int, ...] | None]
+"""Microbatches, codec, drafts and split that a ring is started with."""
 
 
 class ModelRunner:
@@ -176,7 +176,7 @@ class ModelRunner:
 
     def _key(self, cell: Cell) -> RingKey:
         technique, found = TECHNIQUES[cell.technique], self._cut(cell)
-        return technique.microbatches, technique.codec, None if found is None else found.split
+        return technique.microbatches, technique.codec, technique.draft, None if found is None else found.split
 
     @contextlib.asynccontextmanager
     async def _rings(self, cells: Sequence[Cell]) -> AsyncIterator[dict[RingKey, Ring]]:
@@ -187,7 +187,7 @@ class ModelRunner:
             rings: dict[RingKey, Ring] = {}
             for number, key in enumerate(dict.fromkeys(map(self._key, ours))):
                 self._on_run(self._num_done, self._num_runs, f"starting {options.workers} workers of {self.model}")
-                microbatches, codec, split = key
+                microbatches, codec, draft, split = key
                 spec = RingSpec(
                     model=self.model,
                     dtype=options.dtype,
@@ -199,6 +199,7 @@ class ModelRunner:
                     profile=self._profile(first[key]),
                     port=options.port + number if options.port else 0,
                     split=split,
+                    draft=draft,
                 )
                 rings[key] = ring = await stack.enter_async_context(Ring(spec))
                 self._subjects[key] = _subject(ring.runtime, options, self._apart)

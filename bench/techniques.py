@@ -18,6 +18,7 @@ class Technique:
     Args:
         microbatches: None: as the runtime tunes them.
         codec: of activations: ``off``, or ``auto`` (on a link where it pays).
+        draft: what drafts tokens ahead (``off``; ``auto``: as the runtime does by itself).
         is_planned: the planner says who stands where with how many layers; else the ring is as it comes, the cut even.
     """
 
@@ -26,11 +27,12 @@ class Technique:
     microbatches: int | None
     codec: str
     is_planned: bool = False
+    draft: str = "off"
 
     @property
-    def way(self) -> tuple[int | None, str, bool]:
+    def way(self) -> tuple[int | None, str, bool, str]:
         """What a ring must be started with; techniques of one way share it, unless their cuts differ."""
-        return self.microbatches, self.codec, self.is_planned
+        return self.microbatches, self.codec, self.is_planned, self.draft
 
 
 TECHNIQUES = {
@@ -40,8 +42,9 @@ TECHNIQUES = {
         Technique("microbatch", "microbatches under way as the runtime tunes them", None, "off"),
         Technique("codec", "activations compressed where it pays", 1, "auto"),
         Technique("microbatch+codec", "both", None, "auto"),
+        Technique("draft", "microbatches as tuned, and tokens drafted ahead where that pays", None, "off", draft="auto"),
         Technique("plan", "both, and order and layers as the planner chooses", None, "auto", is_planned=True),
-        Technique("all", "everything the project has", None, "auto", is_planned=True),
+        Technique("all", "everything the project has", None, "auto", is_planned=True, draft="auto"),
     )
 }
 

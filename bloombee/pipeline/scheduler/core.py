@@ -103,8 +103,8 @@ class SchedulerCore:
         self._resend_after_s = resend_after_s
         self._open: dict[SequenceId, SequenceState] = {}
         self._admission = Admission(max_rows=max_rows)
-        self._rounds = Rounds(speculator)
-        self._batcher = Batcher(self._open, self._rounds, max_rows=max_rows)
+        self.rounds = Rounds(speculator)
+        self._batcher = Batcher(self._open, self.rounds, max_rows=max_rows)
         self._picks = Picks(self._open, self._batcher, self._close)
         self._closings = Closings(takes_over=takes_over)
         self._succession = Succession(
@@ -127,7 +127,7 @@ class SchedulerCore:
             return self._from_stage(event.stage, event.message, event.now)
         match event:
             case PlanWired(ring=ring):
-                self._rounds.page_size = ring.page_size
+                self.rounds.page_size = ring.page_size
                 return [*self._succession.start(ring, event.now), *self._abandon_rounds(event.now)]
             case PlanBroken():
                 if self._epoch is not None:
@@ -233,7 +233,7 @@ class SchedulerCore:
         del self._open[sequence.id]
         self._admission.closed(sequence)
         self._batcher.remove(sequence)
-        self._rounds.closed(sequence.id)
+        self.rounds.closed(sequence.id)
         return self._succession.close(sequence, now)
 
     # -- what epochs lack ------------------------------------------------------------------
@@ -263,7 +263,7 @@ class SchedulerCore:
     def _lose(self, error: BloomBeeError) -> list[Command]:
         ended = [*self._open, *(sequence.id for sequence in self._admission)]
         self._open.clear()
-        for part in (self._admission, self._batcher, self._closings, self._rounds):
+        for part in (self._admission, self._batcher, self._closings, self.rounds):
             part.clear()
         self._succession.clear()
         return [TellHead(Ended(sequence, error)) for sequence in ended]
@@ -283,7 +283,7 @@ class SchedulerCore:
             items = batcher.prefill_items()
             commands += self._send(epoch, Phase.PREFILL, items, Phase.PREFILL, now)
             batcher.space_chunks(items, self._loop_s, now)
-        commands += self._rounds.say()
+        commands += self.rounds.say()
         return [*commands, *self._succession.pump(now)] if self._succession.coming is not None else commands
 
     def _send(self, epoch: Epoch, phase: Phase, items: list[Item], travels_as: Phase, now: float) -> list[Command]:
