@@ -169,8 +169,8 @@ def speculator_of(ring: Ring) -> Speculator:
     """Whose trees the ring verifies."""
     scheduler = ring.runtime._head.dispatch.scheduler
     assert isinstance(scheduler, SchedulerCore)
-    assert scheduler.rounds.speculator is not None
-    return scheduler.rounds.speculator
+    assert scheduler._rounds.speculator is not None
+    return scheduler._rounds.speculator
 
 
 async def measure_case(case: Case, texts: Sequence[list[int]], run_s: float, repeats: int) -> Outcome:
@@ -191,7 +191,7 @@ async def measure_case(case: Case, texts: Sequence[list[int]], run_s: float, rep
                 outcome.sent[row] = outcome.sent.get(row, Count()) + count
         outcome.seen = speculator.calibration.seen()
         if case.acceptance and case.batch == 1:
-            load = drafting.runtime._head.dispatch.scheduler.rounds.load  # type: ignore[union-attr]
+            load = drafting.runtime._head.dispatch.scheduler._rounds.load  # type: ignore[union-attr]
             outcome.oracle = best_rate(load, case.acceptance, LEVEL_S)[1]
     return outcome
 
@@ -239,9 +239,9 @@ def show(outcome: Outcome, console: Console) -> None:
     for row, rates in outcome.rates.items():
         sent = outcome.sent[row]
         median, low, high = outcome.ratio(row)
-        share = f"{sent.right / sent.drafted:.2f}" if sent.drafted else ""
+        right = f"{sent.right / sent.drafted:.2f}" if sent.drafted else ""
         per_token = f"{sent.drafted / sent.tokens:.2f}" if sent.drafted else ""
-        table.add_row(row, f"{statistics.median(rates):.2f}", f"{median:.2f}", f"{low:.2f} to {high:.2f}", per_token, share)
+        table.add_row(row, f"{statistics.median(rates):.2f}", f"{median:.2f}", f"{low:.2f} to {high:.2f}", per_token, right)
     console.print(table)
     if outcome.oracle is not None:
         share = outcome.median(ADAPTIVE) / outcome.oracle

@@ -44,6 +44,9 @@ SWARM = (
     "scheduler",
     "dtype",
     "device",
+    "device_memory",
+    "disk",
+    "offload",
     "kv_tokens",
     "microbatches",
     "target_s",
@@ -69,6 +72,8 @@ HEAD_ONLY = (
     "step_deadline_s",
     "load_deadline_s",
 )
+LOCAL_ONLY = ("device", "device_memory", "disk", "threads", "restarts")
+"""Of workers that are started here."""
 SAMPLING = Options(
     SamplingParams,
     "Sampling",
@@ -171,7 +176,11 @@ def worker(given: Given, *, config: ConfigFile = None) -> int:
         Options(
             RuntimeConfig,
             "Swarm",
-            ("model", *(name for name in SWARM if name not in ("device", "threads", "restarts")), *HEAD_ONLY),
+            (
+                "model",
+                *(name for name in SWARM if name not in ("device", "device_memory", "disk", "threads", "restarts")),
+                *HEAD_ONLY,
+            ),
             {"workers": "How many workers on other machines to wait for; a stage for each that pays, or as --split says."},
         ),
         SAMPLING,

@@ -41,8 +41,12 @@ from bloombee.utf8 import surrogate_at
 HTTP_RULE = "HOST:PORT (port 0: any free one)"
 SILENCE_S, ENDING_SILENCE_S = 0.675, 1.6
 """Of a link, where another worker would take over, and where every request would end."""
+DISK_HELP = (
+    "A directory on a local disk for layers that stream, which are kept there, and how much it may hold, as DIR or DIR:50GiB;"
+    " default: the cache directory, and what the disk has free."
+)
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
-SIZE_FIELDS = ("memory_bytes", "log_memory_bytes", "log_disk_bytes")
+SIZE_FIELDS = ("memory_bytes", "device_memory", "log_memory_bytes", "log_disk_bytes")
 """Which may be written as people do: :func:`parse_size`."""
 _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _NUM_LAYERS = re.compile(r"[0-9]{1,9}")
@@ -53,9 +57,17 @@ _SCHEDULER_PLACES = ("auto", *(str(place) for place in SchedulerPlace))
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
-def option(default: Any, help: str, *, name: str | None = None) -> Any:
-    """A config field with its help text; ``name`` is its option on the command line if not the field's own."""
-    return dataclasses.field(default=default, metadata={"help": help, "name": name})
+def option(default: Any, help: str, *names: str) -> Any:
+    """A config field with its help text; ``names`` are its options on the command line if not the field's own."""
+    return dataclasses.field(default=default, metadata={"help": help, "names": names})
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A directory for what has no place in memory, and how much of it may be used: None, as much as there is."""
+
+    directory: Path = dataclasses.field(default_factory=lambda: cache_dir())
+    num_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +94,13 @@ class RuntimeConfig:
         "Where no spare can take the place of a lost worker, share its layers out over those that are left, if memory allows.",
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N; of the workers started here.")
+    device_memory: int | None = option(
+        None, "Memory that each worker started here has for weights and KV, as 4GiB; default: its share of what is free."
+    )
+    disk: str | None = option(None, f"Of the workers started here: {DISK_HELP[0].lower()}{DISK_HELP[1:]}")
+    offload: bool = option(
+        True, "Layers that do not fit the memory of the worker that is to have them stream from its disk on every pass."
+    )
     listen: str = option("tcp://127.0.0.1:0", "Where the head listens for workers; tcp://*:PORT: on all addresses.")
     advertise: str | None = option(None, "How workers reach that address; default: itself, or every own one for *.")
     remote_workers: int = option(
@@ -141,6 +160,8 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         if isinstance(self.split, list):
             object.__setattr__(self, "split", tuple(self.split))
+        if isinstance(self.device_memory, str):
+            object.__setattr__(self, "device_memory", parse_size(self.device_memory, "device_memory"))
         _check(self, "model", _text(self.model) and len(self.model) <= 1024, "a directory or a hub id, at most 1024 characters")
         _check(self, "workers", _whole(self.workers, 1, 1000), "a whole number from 1 to 1000")
         _check_objective(self)
@@ -177,6 +198,9 @@ class RuntimeConfig:
         _check(self, "step_deadline_s", _seconds(self.step_deadline_s), "seconds > 0")
         _check(self, "load_deadline_s", _seconds(self.load_deadline_s), "seconds > 0")
         _check(self, "curve", isinstance(self.curve, bool), "true or false")
+        _check_memory(self, "device_memory")
+        _check_disk(self)
+        _check(self, "offload", isinstance(self.offload, bool), "true or false")
         _check(self, "replan", isinstance(self.replan, bool), "true or false")
         _check(self, "share_out", isinstance(self.share_out, bool), "true or false")
         _check(self, "control_socket", isinstance(self.control_socket, bool), "true or false")
@@ -247,7 +271,14 @@ class WorkerConfig:
     advertise: str | None = option(None, "How other machines reach that address, if it differs (NAT, containers).")
     name: str = option("", "What to call this worker in plans and progress; default: the host's name and the process's number.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
-    memory_bytes: int | None = option(None, "Memory for weights and KV, as 8GiB; default: most of what is free.", name="memory")
+    memory_bytes: int | None = option(
+        None,
+        "Memory of the device for weights and KV, as 8GiB; default: most of what is free. Layers that do not fit it stream from"
+        " disk on every pass, unless the head says otherwise.",
+        "memory",
+        "device-memory",
+    )
+    disk: str | None = option(None, DISK_HELP)
     model: str | None = option(None, "Where the checkpoint is on this machine, if not where the head says.")
     threads: int | None = option(None, "Compute threads; default: one a core.")
     join_deadline_s: float = option(60.0, "Seconds in which the head must be reached, and then answer.")
@@ -255,7 +286,7 @@ class WorkerConfig:
         60.0,
         "Seconds to keep what is loaded while the head cannot be reached, or one that keeps its state has ended, until it or"
         " another in its place lets this worker in again; 0: none.",
-        name="head-wait",
+        "head-wait",
     )
     pace: str | None = option(
         None, "An emulated device: milliseconds F,R,P of a forward, or F,R,P/LAYERS of so many layers; default: the real one."
@@ -265,10 +296,10 @@ class WorkerConfig:
         None,
         "Memory for activations that have left this worker, which are said again to whoever takes the next one's place; default:"
         " 256MiB, or an eighth of what it offers if that is less.",
-        name="log-memory",
+        "log-memory",
     )
     log_disk_bytes: int = option(
-        1 << 30, "Room on disk for those that memory has none for, as 1GiB; 0: none. Beyond it the oldest go.", name="log-disk"
+        1 << 30, "Room on disk for those that memory has none for, as 1GiB; 0: none. Beyond it the oldest go.", "log-disk"
     )
     log_dir: str | None = option(None, "The directory for them, on a disk; default: where this system has temporary files.")
     source: str | None = option(None, "The own IP address to dial others from; default: what the system takes.")
@@ -288,6 +319,7 @@ class WorkerConfig:
         )
         _check(self, "device", _text(self.device) and bool(_DEVICE.fullmatch(self.device)), "auto, cpu, cuda or cuda:N")
         _check_memory(self)
+        _check_disk(self)
         _check_log(self)
         _check(self, "log_dir", self.log_dir is None or _text(self.log_dir), "a directory")
         _check(self, "model", self.model is None or _text(self.model), "a directory or a hub id")
@@ -315,6 +347,7 @@ class LocalWorker:
         pace: of this worker; None: the Runtime's.
         memory_bytes: that it offers for weights and KV; None: its share of this machine's, of a stand-in an accelerator's.
         load_bytes_per_s: how fast it loads weights, at most.
+        disk: where it keeps layers that stream, and how much of that it may use; None: as the Runtime says.
         log_memory_bytes, log_disk_bytes: room for activations that have left it.
 
     Raises:
@@ -330,6 +363,7 @@ class LocalWorker:
     load_bytes_per_s: float | None = None
     log_memory_bytes: int | None = None
     log_disk_bytes: int = 1 << 30
+    disk: str | None = None
 
     def __post_init__(self) -> None:
         _check_endpoint(self, "listen", read_listen, LISTEN_RULE)
@@ -338,6 +372,7 @@ class LocalWorker:
         _check_source(self)
         _check_pace(self)
         _check_memory(self)
+        _check_disk(self)
         _check_log(self)
         _check_rate(self, "load_bytes_per_s")
 
@@ -357,7 +392,7 @@ class ServeConfig:
     )
     model_name: str | None = option(None, "What programs call the model; default: its hub id, or its directory's name.")
     drain_s: float = option(
-        30.0, "Seconds that requests which run may take to end, once the server is asked to stop; 0: none.", name="drain"
+        30.0, "Seconds that requests which run may take to end, once the server is asked to stop; 0: none.", "drain"
     )
 
     def __post_init__(self) -> None:
@@ -528,6 +563,20 @@ def parse_size(text: str, field: str) -> int:
     return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
 
 
+def parse_disk(text: str | None) -> Disk:
+    """What ``DIR`` or ``DIR:SIZE`` says; None: the default.
+
+    Raises:
+        ConfigError: a size that is none.
+    """
+    if text is None:
+        return Disk()
+    directory, colon, size = text.rpartition(":")
+    if not colon or "/" in size:
+        return Disk(Path(text).expanduser())
+    return Disk(Path(directory).expanduser(), parse_size(size, "disk"))
+
+
 def parse_split(text: str) -> tuple[int, ...]:
     """Layers of each stage from ``3,3,2``.
 
@@ -567,10 +616,15 @@ def _check_pace(config: RuntimeConfig | WorkerConfig | LocalWorker) -> None:
         parse_pace(config.pace)
 
 
-def _check_memory(config: WorkerConfig | LocalWorker) -> None:
-    memory_bytes = config.memory_bytes
+def _check_memory(config: RuntimeConfig | WorkerConfig | LocalWorker, field: str = "memory_bytes") -> None:
+    memory_bytes = getattr(config, field)
     allowed = "at least 1 MiB, as 8GiB or a number of bytes"
-    _check(config, "memory_bytes", memory_bytes is None or _whole(memory_bytes, 2**20, 2**60), allowed)
+    _check(config, field, memory_bytes is None or _whole(memory_bytes, 2**20, 2**60), allowed)
+
+
+def _check_disk(config: RuntimeConfig | WorkerConfig | LocalWorker) -> None:
+    _check(config, "disk", config.disk is None or _text(config.disk), "a directory, or DIR:SIZE as /var/tmp/bloombee:50GiB")
+    parse_disk(config.disk)
 
 
 def _check_log(config: WorkerConfig | LocalWorker) -> None:

@@ -35,6 +35,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from bloombee.quote import printable
+
 Fact = str | int | float | bool | None
 
 
@@ -163,9 +165,12 @@ def to_wire(error: BloomBeeError) -> tuple[str, dict[str, Fact]]:
 
 
 def from_wire(code: str, fields: dict[str, Fact]) -> BloomBeeError:
-    """Inverse of :func:`to_wire`; an unknown code becomes the base class with the code as a field."""
-    facts = dict(fields)
-    message = str(facts.pop("message", code))
+    """Inverse of :func:`to_wire`; an unknown code becomes the base class with the code as a field.
+
+    Whoever says it is another machine: what would move a terminal's cursor is written as escapes.
+    """
+    facts = {name: printable(fact) if isinstance(fact, str) else fact for name, fact in fields.items()}
+    message, code = str(facts.pop("message", code)), printable(code)
     kind = _BY_CODE.get(code)
     if kind is None:
         return BloomBeeError(message, **{**facts, "code": code})

@@ -104,10 +104,10 @@ def whole_number(_: Any, tokens: Sequence[Token]) -> int:
 
 def _parameter(f: dataclasses.Field[Any], hint: Any, text: str, group: Group) -> inspect.Parameter:
     kind = str if f.name in _TEXT_FIELDS else hint
-    name = f.metadata.get("name")
+    names = f.metadata.get("names", ())
     default = size_text(f.default) if f.name in SIZE_FIELDS and isinstance(f.default, int) else f.default
     parameter = Parameter(
-        name=f"--{name}" if name else None,
+        name=[f"--{one}" for one in names] or None,
         help=text or f.metadata.get("help", ""),
         group=group,
         converter=whole_number if int in (kind, *typing.get_args(kind)) else None,

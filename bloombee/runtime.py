@@ -67,8 +67,7 @@ class Runtime(Restored):
         on_progress: Callable[[LoadProgress], None] | None = None,
         **fields: Any,
     ) -> None:
-        if model is not None:
-            fields["model"] = model
+        fields |= {} if model is None else {"model": model}
         if on_progress is not None and not callable(on_progress):
             raise ConfigError(f"on_progress = {quoted(on_progress)}: must be a function of one LoadProgress", field="on_progress")
         self.config = merge(config or RuntimeConfig(), fields)
@@ -101,11 +100,10 @@ class Runtime(Restored):
 
     async def prepare(self, *, announce: Callable[[tuple[str, ...]], None] | None = None) -> None:
         """First half of starting: listen, make the join tokens, look at the model; no worker is started.
-
         For heads of remote workers, who need :attr:`join_tokens` before :meth:`ready` can return.
 
         Args:
-            announce: called with the join tokens as soon as the head listens, seconds before the model has been looked at.
+            announce: called with the join tokens as soon as the head listens, and knows that ``state`` is not of another model.
 
         Cancelled or failed: everything that was started is ended.
 
@@ -118,9 +116,12 @@ class Runtime(Restored):
         self._home = LoopThread("bloombee-runtime")
         try:
             await self._there(self._listen())
-            if announce is not None:
+            looks_first = self._head.state.has_other_name
+            if announce is not None and not looks_first:
                 announce(self.join_tokens)
             await self._there(self._head.describe())
+            if announce is not None and looks_first:
+                announce(self.join_tokens)
         except BaseException:
             await self.close()
             raise
@@ -164,8 +165,7 @@ class Runtime(Restored):
 
         Cancelled: the end goes on in the Runtime's thread.
         """
-        home = self._home
-        if home is None:
+        if (home := self._home) is None:
             return
         if not hasattr(self, "_head"):
             home.end()

@@ -408,6 +408,8 @@ class SwarmEventKind(enum.StrEnum):
     """A worker was drained: another has what it served, and it ends."""
     RESTARTED = "restarted"
     """The process of a worker of this machine has died and is started again; it joins as a spare."""
+    ABANDONED = "abandoned"
+    """It has died too often for another try."""
     DOWN = "down"
     """Nothing runs any more."""
     DECIDED = "decided"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from bloombee.spec.speculator import Speculator
+from bloombee.spec.controller import Load
+from bloombee.spec.drafter import Drafter
+from bloombee.spec.speculator import MOST_NODES, Speculator
 from bloombee.spec.tree import Draft
 
 Future = Callable[[Sequence[int]], Sequence[int]]
@@ -60,5 +62,12 @@ class Crashing:
         self._inner.closed(sequence)
 
 
-def speculator(drafter: object) -> Speculator:
-    return Speculator([drafter])  # type: ignore[list-item]
+class Eager(Speculator):
+    """Sends whatever is drafted, whether or not it pays."""
+
+    def __init__(self, drafter: Drafter) -> None:
+        super().__init__([drafter])
+        self._drafter = drafter
+
+    def draft(self, sequence: int, tokens: Sequence[int], load: Load) -> Draft | None:
+        return self._drafter.propose(sequence, tokens, MOST_NODES)

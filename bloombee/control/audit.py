@@ -6,9 +6,13 @@ steady, and compared with what was measured under others and with what was promi
 
 - a choice that is measurably slower than one before it (SLOWER, and beyond the scatter) is left for that one, which is measured
   again: if it is no longer faster either, the world has moved and not the choice, and nothing is concluded;
-- a choice that stays SHORT of its promise is tried with half as many microbatches, and again while that helps.
+- a choice that stays SHORT of its promise is tried with half as many microbatches, and again while that helps, if half as many
+  can be quicker at all: what is missing is put down to microbatches that are in each other's way, and the model asked once more.
+  Over long links half as many cannot make up for what they leave idle, whatever it is that costs;
+- fewer than the model's are kept only if they were measurably faster both than its choice had been before them and than it is
+  once more after them: noise that comes and goes lasts for longer than a trial.
 
-What was found holds for the same load (sequences, links) and only while the model expects about the same of it, for HOLD_S
+What was found holds for the same load (sequences, links) and only while the model expects about the same of it, for a while
 at first and twice as long each time that it took a trial. One trial after another, each of a few turns: nothing oscillates.
 """
 
@@ -16,6 +20,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 SLOWER = 0.03
@@ -29,7 +34,8 @@ HOPELESS = 0.15
 """Slower by that much: half the samples do."""
 LEAST_ERROR = 0.01
 """Of a mean: machines do other things too."""
-HOLD_S, MOST_HOLD_S = 60.0, 1800.0
+HOLD_S, HOLD_TURNS, MOST_HOLD_S = 60.0, 300, 1800.0
+"""What was found holds as long as both, at first."""
 GIVE_UP_S, GIVE_UP_TURNS = 30.0, 60
 """A trial that finds no steady load for so long ends."""
 MOVED = 0.25
@@ -39,22 +45,27 @@ SAME_DELAY_S = 0.010
 MOST_LOADS = 16
 
 
+StepOf = Callable[[int, float], float]
+"""Seconds that the model expects of a step of so many microbatches, each of which every stage takes so much longer over."""
+
+
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Tokens a second, and the standard error of that mean."""
+    """Tokens a second, as most samples have it, and how far off that may be."""
 
-    mean: float
+    middle: float
     error: float
 
     @classmethod
     def of(cls, samples: list[float]) -> Speed:
-        mean = statistics.fmean(samples)
+        """A machine that stalls spoils one sample, not the others."""
+        middle = statistics.median(samples)
         scatter = statistics.stdev(samples) / math.sqrt(len(samples)) if len(samples) > 1 else 0.0
-        return cls(mean, max(scatter, LEAST_ERROR * mean))
+        return cls(middle, max(scatter, LEAST_ERROR * middle))
 
     def is_slower(self, than: Speed) -> bool:
         """Measurably."""
-        return than.mean - self.mean > max(SLOWER * than.mean, 2 * math.hypot(self.error, than.error))
+        return than.middle - self.middle > max(SLOWER * than.middle, 2 * math.hypot(self.error, than.error))
 
 
 @dataclass(slots=True)
@@ -74,7 +85,8 @@ class _Load:
     until_s: float = math.inf
     returned_from: int | None = None
     is_trial: bool = False
-    hold_s: float = HOLD_S
+    num_held: int = 0
+    """Times that what was found took a trial."""
     promised_s: float = 0.0
     why: str = ""
     """Of what is asked for now."""
@@ -93,9 +105,9 @@ class _Load:
         """Go on with ``count``; the model may choose by itself if that is what it chooses."""
         self.why = why
         self.pin = None if count == self.own else count
-        self.until_s, self.promised_s = now + self.hold_s, promised_s
-        if self.is_trial:  # what it cost is spent half as often from now on
-            self.hold_s = min(MOST_HOLD_S, 2 * self.hold_s)
+        hold_s = max(HOLD_S, HOLD_TURNS * promised_s) * 2**self.num_held
+        self.until_s, self.promised_s = now + min(MOST_HOLD_S, hold_s), promised_s
+        self.num_held += self.is_trial  # what it cost is spent half as often from now on
         self.returned_from, self.is_trial = None, False
 
     def expire(self, now: float) -> None:
@@ -160,7 +172,7 @@ class Check:
         sequences: int,
         delay_s: float | None,
         decoded: tuple[int, float],
-        promised_s: float,
+        step_s: StepOf,
         *,
         is_steady: bool,
         now: float,
@@ -171,7 +183,7 @@ class Check:
             count: microbatches under way now; sequences: that decode.
             delay_s: of the links, once round; None: not known.
             decoded: tokens so far, and when the last of them came.
-            promised_s: the step that the model expects of ``count``.
+            step_s: what the model expects.
             is_steady: nothing but decode since the last time.
 
         Returns:
@@ -185,7 +197,7 @@ class Check:
             self._run = _Run(count, load, now, decoded[0])
             return load.pin
         if run.add(decoded, now):
-            self._judge(run, promised_s, now)
+            self._judge(run, step_s, now)
         return load.pin
 
     def _find(self, sequences: int, delay_s: float | None) -> _Load:
@@ -194,47 +206,72 @@ class Check:
         self._loads = [load, *(one for one in self._loads if one is not load)][:MOST_LOADS]
         return load
 
-    def _judge(self, run: _Run, promised_s: float, now: float) -> None:
+    def _judge(self, run: _Run, step_s: StepOf, now: float) -> None:
         load, count, speed = run.load, run.count, Speed.of(run.samples)
         others = {other: seen for other, seen in load.seen.items() if other != count}
-        best = max(others, key=lambda other: others[other].mean, default=None)
-        is_hopeless = best is not None and max(run.samples) < (1 - HOPELESS) * others[best].mean
+        best = max(others, key=lambda other: others[other].middle, default=None)
+        is_hopeless = best is not None and max(run.samples) < (1 - HOPELESS) * others[best].middle
         if len(run.samples) < SAMPLES and not (is_hopeless and 2 * len(run.samples) >= SAMPLES):
             return
-        is_known = count in load.seen
+        before, promised_s = load.seen.get(count), step_s(count, 0.0)
         load.seen[count] = speed
         if load.returned_from is not None:
-            self._confirm(load, count, speed, promised_s, now)
+            self._confirm(load, count, before, step_s, now)
             return
-        if is_known and not load.is_trial and load.until_s < math.inf:
+        if before is not None and not load.is_trial and load.until_s < math.inf:
             if abs(promised_s - load.promised_s) > MOVED * load.promised_s:
-                load.hold_s = HOLD_S
+                load.num_held = 0
                 load.forget()
             return
         if load.pin is None:
             load.own, load.promised_s = count, promised_s
         give_up_s = now + GIVE_UP_S + GIVE_UP_TURNS * promised_s
-        if best is not None and (speed.is_slower(others[best]) or (load.is_trial and speed.mean < others[best].mean)):
+        if best is not None and not load.is_trial and speed.is_slower(others[best]):
             load.try_out(best, give_up_s, f"{_found(load, count)}, {_found(load, best)}: is that one still quicker?")
             load.returned_from = count
-        elif count > 1 and min(load.seen) == count and speed.mean * promised_s < (1 - SHORT) * load.sequences:
+        elif (best is None or speed.middle >= others[best].middle) and _may_be_worth_half(load, count, step_s):
             promised = f"of {load.sequences / promised_s:.4g} promised"
             load.try_out(-(-count // 2), give_up_s, f"{_found(load, count)} {promised}: half as many are tried")
         else:
-            load.settle(count, now, promised_s, _found(load, count))
+            self._conclude(load, step_s, give_up_s, now)
 
     @staticmethod
-    def _confirm(load: _Load, count: int, speed: Speed, promised_s: float, now: float) -> None:
-        """Back where it was faster: still so?"""
+    def _conclude(load: _Load, step_s: StepOf, give_up_s: float, now: float) -> None:
+        """No other number is worth a trial: what is best is measured against the model's choice once more."""
+        best = max(load.seen, key=lambda count: load.seen[count].middle)
+        if load.is_trial and load.seen[load.own].is_slower(load.seen[best]):
+            load.try_out(load.own, give_up_s, f"{_found(load, load.own)}, {_found(load, best)}: and once more?")
+            load.returned_from = best
+        else:
+            load.settle(load.own, now, step_s(load.own, 0.0), _found(load, load.own))
+
+    @staticmethod
+    def _confirm(load: _Load, count: int, before: Speed | None, step_s: StepOf, now: float) -> None:
+        """Back where it was faster, or slower: still so?"""
         left = load.returned_from
         assert left is not None
-        is_no_better = left == load.own and not load.seen[left].is_slower(speed)
-        why = f"{_found(load, left)}, {_found(load, count)} once more"
-        if is_no_better:
-            load.settle(left, now, load.promised_s, why)
+        again, other = load.seen[count], load.seen[left]
+        if left == load.own:
+            stays = other.is_slower(again)
         else:
-            load.settle(count, now, promised_s, why)
+            stays = not (again.is_slower(other) and (before is None or before.is_slower(other)))
+        chosen = count if stays else left
+        load.settle(chosen, now, step_s(chosen, 0.0), f"{_found(load, left)}, {_found(load, count)} once more")
+
+
+def _may_be_worth_half(load: _Load, count: int, step_s: StepOf) -> bool:
+    """Whether fewer were never tried, the promise was not kept, and half as many would make up for it if what is missing is that
+    microbatches are in each other's way: each takes longer by something for every other one."""
+    measured_s = load.sequences / load.seen[count].middle
+    if count < 2 or min(load.seen) < count or step_s(count, 0.0) >= (1 - SHORT) * measured_s:
+        return False
+    low, high = 0.0, measured_s
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if step_s(count, middle) < measured_s else (low, middle)
+    half = -(-count // 2)
+    return step_s(half, high * (half - 1) / (count - 1)) < (1 + SLOWER) * measured_s
 
 
 def _found(load: _Load, count: int) -> str:
-    return f"{count} under way gave {load.seen[count].mean:.4g} tokens/s"
+    return f"{count} under way gave {load.seen[count].middle:.4g} tokens/s"

@@ -9,12 +9,19 @@ of a prompt does, for chunks are larger than microbatches; and without any chunk
 fixed: whichever is wrong, sizes that follow from it differ from those measured, and the next report tells. Microbatches of
 one size say nothing of the slope: LiveCosts says when some of different sizes are wanted.
 
+Times vary for reasons that are not rows: a process is given a core late, and a few microbatches of hardly different sizes then
+show any slope. By how much they vary is told by how far reports lie off each other, as most of the last do; the more, the
+longer it takes until a slope is believed, and known.
+
 What attention adds to the chunks of prompts shows between reports: a long prompt goes on for many, each further on. Short
 prompts say nothing of it; then it is taken to be nothing, and the next long one shows it while it is still near its start.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -29,7 +36,13 @@ PRIOR_SPREAD = 0.03
 """What is believed already counts as much as forwards whose rows' relative variances add up to this."""
 SURE_SPREAD, STALE_SPREAD = 0.3, 0.05
 """Once so much has been seen a slope is known; it is stale when, fading by SURE_FADE a report, no more than that is left."""
-SURE_FADE = 0.97
+MOST_SPREAD, SURE_FADE = 1.0, 0.97
+USUAL_NOISE = 0.05
+"""Standard deviation of a forward's time, as a share of it, up to which these hold; beyond it they grow with its square."""
+MANY_REPORTS, FEW_REPORTS = 9, 5
+"""By so many of the last is told how much times vary, and by no fewer."""
+NORMAL = 1.483
+"""Standard deviations of a normal distribution in the median of how far off its mean it is."""
 FIRST_ROW_SHARE = 0.5
 """Of a forward's time that grows with its rows, while nothing is known of it."""
 CONTEXT_FADE = 0.95
@@ -54,6 +67,10 @@ class _Line:
     is_sure: bool = False
     """Of the slope."""
     _pending: DeviceUse = field(default_factory=DeviceUse)
+    _off: deque[float] = field(default_factory=lambda: deque(maxlen=MANY_REPORTS))
+    """Of the last reports: how far off a forward of theirs is, as a share of its time."""
+    _before: DeviceUse = field(default_factory=DeviceUse)
+    """The last report."""
 
     def add(self, use: DeviceUse) -> None:
         """Forwards since the last call. Those without a row say nothing: what they were for had ended meanwhile."""
@@ -61,22 +78,41 @@ class _Line:
         if use.num_works < (LEAST_WORKS if self.is_known else 1) or not use.num_rows:
             return
         self._pending = DeviceUse()
+        self._compare(use)
         self._works = FADE * self._works + use.num_works
         self._rows = FADE * self._rows + use.num_rows
         self._seconds = FADE * self._seconds + use.busy_s
         self._attended = FADE * self._attended + use.num_attended
         spread = max(0.0, use.rows_squared - use.num_rows**2 / use.num_works)
-        self._seen = SURE_FADE * self._seen + spread * (use.num_works / use.num_rows) ** 2
+        seen = SURE_FADE * self._seen + spread * (use.num_works / use.num_rows) ** 2 / self._caution
+        self._seen = min(seen, MOST_SPREAD / self._caution)  # what was known may be wrong by now
         self.is_sure = self._seen > (STALE_SPREAD if self.is_sure else SURE_SPREAD)
         self._spread = FADE * self._spread + spread
         self._slant_s = FADE * self._slant_s + use.row_s - use.num_rows * use.busy_s / use.num_works
         self._learn()
 
+    def _compare(self, use: DeviceUse) -> None:
+        """How far a report lies off the one before it, less what its rows account for. A device that has changed is off once.
+        Means of n and m times differ by less than two of them."""
+        before, self._before = self._before, use
+        if not before.num_works:
+            return
+        expected_s = before.mean_s + self._believed_s * (use.num_rows / use.num_works - before.num_rows / before.num_works)
+        if expected_s > 0:
+            self._off.append(abs(use.mean_s / expected_s - 1) / math.sqrt(1 / use.num_works + 1 / before.num_works))
+
+    @property
+    def _caution(self) -> float:
+        """How many times as much must be seen as where times vary no more than usual."""
+        if len(self._off) < FEW_REPORTS:
+            return 1.0
+        return max(1.0, NORMAL * statistics.median(self._off) / USUAL_NOISE) ** 2
+
     def _learn(self) -> None:
         mean_rows = self._rows / self._works
         if self._spread <= 1e-9 * mean_rows**2:
             return
-        weight = PRIOR_SPREAD * mean_rows**2
+        weight = PRIOR_SPREAD * mean_rows**2 * self._caution
         slope = (self._slant_s + weight * self._believed_s) / (self._spread + weight)
         self.slope_s = min(max(0.0, slope), self._seconds / self._rows)
 

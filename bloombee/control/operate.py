@@ -1,9 +1,10 @@
 """How a plan is run: how many microbatches under way, how many sequences in each, prompts in which chunks.
 
-For the sequences there are, every way to spread them over microbatches is put to the cost model, and the best is taken; among
-ways that differ by less than a percent the one with the fewest microbatches. The scheduler keeps sizes a little apart
-(:func:`apart`) while there is something to learn, and a step lasts as long as the largest of them is on its way: so M is never
-the very least that would fill the pipeline, where any unevenness leaves gaps. Cheap enough to do again whenever the
+For the sequences there are, every way to spread them over microbatches is put to the cost model, and the best is taken. The
+scheduler keeps sizes a little apart (:func:`apart`) while there is something to learn, and a step lasts as long as the largest of
+them is on its way: so M is never the very least that would fill the pipeline, where any unevenness leaves gaps. Among ways
+that differ by less than a percent one is taken that has room for a loop that takes longer than the model knows, as it does on
+machines that do other things too; and of those the one with the fewest microbatches. Cheap enough to do again whenever the
 measured figures move. Source: docs/design.md section 6; ``plan/cost.py`` has the arithmetic.
 """
 
@@ -45,6 +46,16 @@ class Tuning:
     step_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """To spread sequences: ``turn_s`` until every one had its turn, ``roomy_s`` if loops take longer."""
+
+    cost: Cost
+    step_s: float
+    turn_s: float
+    roomy_s: float
+
+
 def apart(size: int) -> int:
     """By how much decode microbatches of ``size`` on average are larger and smaller by turns, while that is asked for.
 
@@ -53,14 +64,22 @@ def apart(size: int) -> int:
     return -(-size // APART) if size > 1 else 0
 
 
-def step_s(cost: Cost, topology: Topology, model: ModelShape) -> float:
-    """Of the cost's candidate: the bottleneck sees the mean of sizes that are uneven, the loop is that of the largest."""
+def step_s(cost: Cost, topology: Topology, model: ModelShape, sequences: int) -> float:
+    """Of the cost's candidate: the bottleneck sees the mean of sizes that are uneven, the loop is that of the largest.
+
+    Args:
+        sequences: in all; where they are no multiple of the candidate's microbatches some of these are smaller by one.
+    """
     chosen = cost.candidate
-    if chosen.num_microbatches == 1:
+    count, size = chosen.num_microbatches, chosen.microbatch_sequences
+    if count == 1:
         return cost.step_s
-    size = chosen.microbatch_sequences
     largest = evaluate(replace(chosen, microbatch_sequences=size + math.ceil(UNEVEN * size)), topology, model)
-    return max(cost.step_s, largest.loop_s)
+    smaller = min(count, count * size - sequences)
+    if smaller <= 0:
+        return max(cost.step_s, largest.loop_s)
+    less_s = cost.bottleneck_s - evaluate(replace(chosen, microbatch_sequences=size - 1), topology, model).bottleneck_s
+    return max(count * cost.bottleneck_s - smaller * less_s, cost.loop_s + cost.core_wait_s, largest.loop_s)
 
 
 def tune(
@@ -74,6 +93,7 @@ def tune(
     target_s: float | None = None,
     prompt_tokens: int = 512,
     least_microbatches: int = 1,
+    room_s: float = 0.0,
 ) -> Tuning:
     """The best way to run ``sequences`` decoding sequences on the plan of ``base``.
 
@@ -83,22 +103,24 @@ def tune(
         target_s: time per token to keep, giving up throughput by running fewer sequences at once; None: none to keep.
             If not even one sequence keeps it, one is run.
         prompt_tokens: for which the chunk is chosen.
+        room_s: by so much a loop should be able to take longer without leaving the bottleneck idle, where that costs less than
+            CLOSE.
 
     Time: about 2 * sqrt(sequences) evaluations of the cost model, log2(sequences) times that with a target.
     """
     limit = None
     allowed = range(least_microbatches, most_microbatches + 1)
-    best, seconds = _spread(base, topology, model, sequences, allowed, most_rows)
+    best, seconds = _spread(base, topology, model, sequences, allowed, most_rows, room_s)
     if target_s is not None and best.time_per_token_s > target_s:
         low, high = 1, sequences
         while low < high:
             middle = (low + high + 1) // 2
-            if _spread(base, topology, model, middle, allowed, most_rows)[0].time_per_token_s <= target_s:
+            if _spread(base, topology, model, middle, allowed, most_rows, room_s)[0].time_per_token_s <= target_s:
                 low = middle
             else:
                 high = middle - 1
         limit = low
-        best, seconds = _spread(base, topology, model, low, allowed, most_rows)
+        best, seconds = _spread(base, topology, model, low, allowed, most_rows, room_s)
     chunk = best_chunk(base, topology, model, prompt_tokens=prompt_tokens, most_rows=most_rows)
     chosen = best.candidate
     chunks = chunks_by_position(base, topology, model, step_s=best.step_s, fastest=chunk)
@@ -124,20 +146,21 @@ def best_chunk(base: Candidate, topology: Topology, model: ModelShape, *, prompt
 
 
 def _spread(
-    base: Candidate, topology: Topology, model: ModelShape, sequences: int, allowed: range, most_rows: int
+    base: Candidate, topology: Topology, model: ModelShape, sequences: int, allowed: range, most_rows: int, room_s: float
 ) -> tuple[Cost, float]:
     """The cheapest spread of ``sequences`` over as many microbatches as are ``allowed``, and its step."""
-    best: tuple[Cost, float] | None = None
-    least_s = math.inf
     most = allowed[-1]
     counts = range(min(allowed[0], sequences), min(most, sequences) + 1)
+    ways = []
     for size in sorted({min(most_rows, -(-sequences // count)) for count in counts}, reverse=True):
         count = min(most, -(-sequences // size))
         cost = evaluate(replace(base, num_microbatches=count, microbatch_sequences=size), topology, model)
-        seconds = step_s(cost, topology, model)
+        seconds = step_s(cost, topology, model, sequences)
         # Whole or in several rounds of microbatches: until every sequence had its turn.
-        turn_s = seconds * max(1.0, sequences / (count * size))
-        if turn_s < least_s * (1 - CLOSE):
-            best, least_s = (cost, seconds), turn_s
-    assert best is not None
-    return best
+        turns = max(1.0, sequences / (count * size))
+        ways.append(_Way(cost, seconds, seconds * turns, max(seconds, cost.loop_s + room_s) * turns))
+    least_s = min(way.turn_s for way in ways)
+    close = [way for way in ways if way.turn_s <= (1 + CLOSE) * least_s]
+    least_roomy_s = min(way.roomy_s for way in close)
+    best = next(way for way in close if way.roomy_s <= (1 + CLOSE) * least_roomy_s)
+    return best.cost, best.step_s

@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from bloombee.control.audit import Check
 from bloombee.control.chunks import Chunks
 from bloombee.control.events import Figures
+from bloombee.control.loops import Loops
 from bloombee.control.observed import LiveCosts, Shown
 from bloombee.control.operate import Tuning, step_s, tune
 from bloombee.control.seen import finite
@@ -23,10 +25,12 @@ from bloombee.plan.cost import evaluate
 from bloombee.plan.drafting import load_of
 from bloombee.plan.topology import LOCAL, Device, Link, Topology
 from bloombee.spec.controller import Load
-from bloombee.types import StageUse
+from bloombee.types import HEAD, StageUse
 
 WORTH = 0.03
 """A change must promise this much of the step."""
+ROOM = 0.1
+"""Of the loop of one row: so much longer may loops be without leaving the bottleneck idle, as long as nothing else is known."""
 FEW_PROMPTS = 0.05
 """Rows of prompts, of all: a load with more is not one to compare speeds under."""
 
@@ -84,6 +88,9 @@ class Steering:
         self._most_rows = most_rows
         self._target_s = target_s
         self._check = Check()
+        self._loops = Loops()
+        self._busy_s: tuple[float, ...] = ()
+        """Of each stage, so far."""
         self._rows = (0, 0)
         """Of decode and of prompts, so far."""
         self._is_steady = False
@@ -91,6 +98,7 @@ class Steering:
     def report(self, uses: Sequence[StageUse]) -> None:
         """Sums since each stage was loaded, one a stage."""
         self._live.report(uses)
+        self._busy_s = tuple(use.decode.busy_s + use.prefill.busy_s for use in uses)
         before, self._rows = self._rows, (uses[0].decode.num_rows, uses[0].prefill.num_rows)
         self._is_steady = self._rows[1] - before[1] <= FEW_PROMPTS * (self._rows[0] - before[0])
 
@@ -140,11 +148,15 @@ class Steering:
         topology = self._live.topology(known[1:], first=known[0])
         base = replace(self._base, ratios=self._live.ratios)
         pin = self._look(base, topology, demand, links, now)
-        best = self._tune(base, topology, demand.sequences, pin)
+        surplus_s = self._surplus_s(base, topology, demand, now)
+        room_s = max(0.0, ROOM * evaluate(base, topology, self._model).loop_s - surplus_s)
+        topology = _longer(topology, self._base.workers[-1], surplus_s)
+        best = self._tune(base, topology, demand.sequences, pin, room_s)
         old, before_s = self.chosen, None
         why = "the first figures" if pin is None else self._check.why
         if old is not None and best.max_sequences == old.max_sequences:
-            before_s = self._step_s(old, base, topology, min(demand.sequences, best.max_sequences or demand.sequences))
+            running = min(demand.sequences, best.max_sequences or demand.sequences)
+            before_s = self._step_of(base, topology, running, old.num_microbatches)
             if pin is None:
                 why = f"a step of {best.step_s:.4g} s instead of {before_s:.4g} s, as the figures are now"
             is_kept = best.num_microbatches == old.num_microbatches if pin else best.step_s >= before_s * (1 - WORTH)
@@ -184,7 +196,7 @@ class Steering:
             before_s=before_s,
         )
 
-    def _tune(self, base: Candidate, topology: Topology, sequences: int, pin: int | None = None) -> Tuning:
+    def _tune(self, base: Candidate, topology: Topology, sequences: int, pin: int | None = None, room_s: float = 0.0) -> Tuning:
         return tune(
             base,
             topology,
@@ -194,6 +206,7 @@ class Steering:
             most_rows=self._most_rows,
             target_s=self._target_s,
             least_microbatches=pin or 1,
+            room_s=room_s,
         )
 
     def _look(self, base: Candidate, topology: Topology, demand: Demand, links: Sequence[Link] | None, now: float) -> int | None:
@@ -205,16 +218,33 @@ class Steering:
             demand.sequences,
             sum(link.latency_s for link in links) if links else None,
             demand.decoded,
-            self._step_s(self.chosen, base, topology, demand.sequences),
+            partial(self._step_of, base, topology, demand.sequences),
             is_steady=self._is_steady,
             now=now,
         )
 
-    def _step_s(self, tuning: Tuning, base: Candidate, topology: Topology, sequences: int) -> float:
-        """Of ``sequences`` run as ``tuning`` says, on the ring as it is now."""
-        count = min(tuning.num_microbatches, sequences)
+    def _surplus_s(self, base: Candidate, topology: Topology, demand: Demand, now: float) -> float:
+        """That loops take besides what devices and links account for."""
+        if self.chosen is None or self._target_s is not None:
+            return 0.0
+        count = min(self.chosen.num_microbatches, demand.sequences)
+        spread = replace(base, num_microbatches=count, microbatch_sequences=-(-demand.sequences // count))
+        return self._loops.look(
+            count,
+            demand.sequences,
+            demand.decoded,
+            self._busy_s,
+            evaluate(spread, topology, self._model),
+            is_steady=self._is_steady,
+            now=now,
+        )
+
+    def _step_of(self, base: Candidate, topology: Topology, sequences: int, count: int, extra_s: float = 0.0) -> float:
+        """Of ``sequences`` in ``count`` microbatches, on the ring as it is now; ``extra_s``: that each takes longer there."""
+        count = min(count, sequences)
         spread = replace(base, num_microbatches=count, microbatch_sequences=-(-sequences // count))
-        return step_s(evaluate(spread, topology, self._model), topology, self._model)
+        ring = _slower(topology, extra_s) if extra_s else topology
+        return step_s(evaluate(spread, ring, self._model), ring, self._model, sequences)
 
     def _links_by_loop(self, quickest_loop: tuple[float, int] | None) -> list[Link]:
         """What no device accounts for of the quickest loop, in equal parts."""
@@ -228,3 +258,20 @@ class Steering:
     def _spread_evenly(self, delay_s: float) -> list[Link]:
         stages = len(self._base.workers)
         return [LOCAL, *[Link(math.inf, delay_s / stages)] * stages]
+
+
+def _slower(ring: Topology, extra_s: float) -> Topology:
+    """Every pass of a stage takes ``extra_s`` longer."""
+    devices = {
+        worker: replace(device, stage=replace(device.stage, fixed_s=device.stage.fixed_s + extra_s))
+        for worker, device in ring.devices.items()
+    }
+    return replace(ring, devices=devices)
+
+
+def _longer(ring: Topology, last: int, surplus_s: float) -> Topology:
+    """The way home takes ``surplus_s`` longer."""
+    if not surplus_s:
+        return ring
+    home = ring.link(last, HEAD)
+    return replace(ring, links={**ring.links, (last, HEAD): replace(home, latency_s=home.latency_s + surplus_s)})

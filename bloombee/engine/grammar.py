@@ -19,7 +19,7 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
-from bloombee.errors import BloomBeeError, GrammarFailed
+from bloombee.errors import GrammarFailed
 from bloombee.grammar import source
 from bloombee.pipeline.work import Segment
 from bloombee.wire.messages import Grammar
@@ -31,8 +31,8 @@ MOST_STATES = 512
 """Of sequences; of one that is forgotten its tokens are followed anew."""
 MOST_COMPILED = 32
 """Grammars that are kept compiled for requests to come."""
-MOST_READY_S = 10.0
-"""From when a sequence is first seen until it can be picked for: the tokenizer is read, and the grammar compiled."""
+MOST_READY_S = 5.0
+"""From when a sequence is first seen until it can be picked for: its grammar is compiled, as it was for the head in 2 s."""
 
 
 def vocabulary(tokenizer_json: str, vocab_size: int, end_tokens: Sequence[int]) -> LLTokenizer:
@@ -160,6 +160,16 @@ class Grammars:
     _compiling: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "bloombee-grammar-compile"))
     _following: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "bloombee-grammar"))
 
+    def prepare(self, end_tokens: Sequence[int]) -> None:
+        """Read the tokenizer for requests that will end so. To be called before anything runs: it holds the interpreter's lock.
+
+        Time: half a second for 128k tokens.
+        """
+        try:
+            self._vocabulary(tuple(sorted(set(end_tokens))))
+        except Exception as error:  # of whatever is in its files
+            log.warning("no grammar can be obeyed here: %s", error)
+
     def begin(self, segments: Iterable[Segment]) -> None:
         """These are about to be computed: states that are missing are made meanwhile."""
         for segment in segments:
@@ -186,9 +196,11 @@ class Grammars:
             return mask
         except TimedOut:
             raise GrammarFailed(f"the grammar was not ready within {MOST_READY_S:g} s") from None
-        except BaseException:
+        except BaseException as error:
             self._entries.pop(segment.sequence, None)  # a matcher that has failed stays so
-            raise
+            if isinstance(error, (GrammarFailed, KeyboardInterrupt, SystemExit)):
+                raise
+            raise GrammarFailed(f"the grammar cannot be followed: {error}") from error  # a library's panic is no Exception
 
     def picked(self, picks: Iterable[tuple[Segment, int, int]]) -> None:
         """(segment, position, token) that were picked: the masks after them are made from now on, beside what comes."""
@@ -249,8 +261,8 @@ def _advance(due: Sequence[tuple[GrammarState, int]], ahead: Future[None]) -> No
     for state, token in due:
         try:
             state.advance(token)
-        except BloomBeeError as error:
-            log.debug("a mask ahead: %s", error.message)  # whoever needs it is told
+        except BaseException as error:  # whoever needs the mask asks again, and is told
+            log.debug("a mask ahead: %s", error)
     ahead.set_result(None)
 
 

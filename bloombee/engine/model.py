@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +16,11 @@ from bloombee.engine.buffers import TORCH_DTYPES
 from bloombee.engine.cache import SlotCache
 from bloombee.engine.checkpoint import Checkpoint
 from bloombee.engine.digest import require_same_weights
+from bloombee.engine.generation import read_generation
 from bloombee.engine.grammar import Grammars
 from bloombee.engine.graphs import CudaRecorder, Recorder, Repeater
+from bloombee.engine.layer_files import LayerFiles
+from bloombee.engine.offload import LayerMaker, bytes_of, continued, stream_layers
 from bloombee.engine.packed import Watch, back_by_huge_pages, empty, pack_linears
 from bloombee.engine.pending import Pending
 from bloombee.engine.processors import Processors
@@ -25,12 +29,15 @@ from bloombee.engine.skeleton import Skeleton, build, rearranged, splice
 from bloombee.engine.spans import ModelKey, SpanStore, trim
 from bloombee.engine.steps import Steps, on_device
 from bloombee.engine.stored import probe
+from bloombee.engine.streams import LayerStream
 from bloombee.engine.synthetic import fill_random
 from bloombee.engine.tokenizer import tokenizer_json
+from bloombee.engine.waves import Waves, together
 from bloombee.engine.weights import Loading, LoadProgress, fill, materialize, plan_loading
-from bloombee.errors import ConfigError, DeviceError
+from bloombee.errors import BloomBeeError, ConfigError, DeviceError
 from bloombee.machine import cores
 from bloombee.pipeline.work import Work
+from bloombee.plan.placement import streamed_memory
 from bloombee.types import Dtype, PageGroup, Span
 from bloombee.wire.messages import Pick, Rules
 
@@ -72,7 +79,8 @@ class SpanModel:
     Attributes:
         span, num_layers, dtype, device, hidden_size, vocab_size: of what was loaded. ``dtype`` is that of weights
             and activations alike.
-        steps: what its device does of them. weight_bytes: resident, in ``dtype``. layer_bytes: of one layer, their mean.
+        steps: what its device does of them. weight_bytes: resident, in ``dtype``, slots of what streams included. layer_bytes: of
+            one layer that stays, their mean. stream: of its layers that come from disk; None: there are none.
         disk_bytes, requested_bytes: the tensors that were read, in the checkpoint, and what was asked of its files for them.
     """
 
@@ -86,9 +94,11 @@ class SpanModel:
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = skeleton.model.get_input_embeddings().weight.shape[0]
         self.weight_bytes = self.layer_bytes = self.disk_bytes = self.requested_bytes = 0
+        self.stream: LayerStream | None = None
+        self._waves: Waves | None = None
         self._skeleton = skeleton
         self._store, self._key = store, key
-        self._reservation = 0
+        self._reservation = self._streaming_bytes = 0
         self._kept: dict[int, int] = {}
         """Layers that the store counts this span as a user of, and their bytes."""
         self.steps = Steps(skeleton, span, dtype, kv)
@@ -108,6 +118,8 @@ class SpanModel:
         progress: LoadProgress | None = None,
         rules: Rules | None = None,
         store: SpanStore | None = None,
+        streamed: Sequence[int] = (),
+        files: LayerFiles | None = None,
     ) -> SpanModel:
         """Build the stage of ``span`` and read its weights, and no others. What ``progress`` raises ends it, and leaves nothing.
 
@@ -119,6 +131,8 @@ class SpanModel:
             weight_digests: what the span's tensors must be: see :func:`~bloombee.engine.digest.require_same_weights`.
             rules: of the checkpoint for logits, which a last stage obeys.
             store: where the device's weights are: layers that are there are not read again. None: one of its own.
+            streamed: layers of the span that are not to stay on the device, but to come from disk on every pass, where ``files``
+                are; one that is on the device already stays.
 
         Raises:
             Infeasible: weights and KV are more than the store has room for.
@@ -143,8 +157,8 @@ class SpanModel:
             kv = SlotCache(layers, groups, page_size, TORCH_DTYPES[dtype], torch.device(device))
             model = cls(skeleton, span, dtype, kv, store or SpanStore(), key)
             model.steps.processors = Processors(rules, model.vocab_size) if rules is not None and model.is_last else None
-            model.steps.grammars = Grammars(partial(tokenizer_json, checkpoint), model.vocab_size) if model.is_last else None
-            model._load(checkpoint, weight_digests, progress, watch.groups)
+            model._load(checkpoint, weight_digests, progress or (lambda *_: None), watch.groups, streamed, files)
+            model._know_words(checkpoint)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise DeviceError(f"no memory on {device} for {span} of {checkpoint.ref}", device=device) from error
         return model
@@ -156,6 +170,8 @@ class SpanModel:
     def close(self) -> None:
         """Give back its KV memory, and the weights that no other span uses, at once. It cannot be run any more."""
         self.steps.close()
+        if self.stream is not None:
+            self.stream.close()
         for layer in list(self.kv.group_of):
             self.kv.drop(layer)
         base, name = self._skeleton.base, self._skeleton.layers
@@ -187,6 +203,17 @@ class SpanModel:
         """
         rows: torch.Tensor | list[Pick] = self.steps.run(work.segments, hidden)
         return rows
+
+    def run_together(self, works: Sequence[tuple[Work, torch.Tensor | None]]) -> list[Any]:
+        """As :meth:`run` of each of ``works`` in turn, exceptions among the results; as far as may be side by side, so that each
+        layer that streams is read once. Only where some do."""
+        assert self._waves is not None
+        results: list[Any] = []
+        while len(results) < len(works):
+            rest = works[len(results) :]
+            count = together([work for work, _ in rest])
+            results += self._waves.run([partial(self.run, *one) for one in rest[:count]])
+        return results
 
     def launch(
         self, work: Work, hidden: torch.Tensor | None, *, stay: bool = False
@@ -230,8 +257,10 @@ class SpanModel:
         self,
         checkpoint: Checkpoint,
         weight_digests: Sequence[bytes],
-        progress: LoadProgress | None,
+        progress: LoadProgress,
         together: Sequence[tuple[torch.nn.Linear, ...]],
+        streamed: Sequence[int],
+        files: LayerFiles | None,
     ) -> None:
         """
         Args:
@@ -240,27 +269,62 @@ class SpanModel:
         can_share = self._can_share()
         held = self._store.take(self._key, self.span) if can_share else {}
         self._kept = {number: num_bytes for number, (_, num_bytes) in held.items()}
+        away = sorted(set(streamed).difference(held))
         try:
             loading = self._choose(checkpoint, weight_digests)
-            weight_bytes = sum(_bytes_of(self._skeleton.meta[name], self.dtype) for name in set(loading.stored.values()))
-            self._reservation = self._store.reserve(self.span, weight_bytes, self.kv.num_bytes)
+            staying = loading.without({name for name in loading.stored if self._skeleton.home(name) in away})
+            whole = cache(lambda: build(checkpoint, self.dtype).model)
+            maker = LayerMaker(checkpoint, self._skeleton, self.span, loading, self.dtype, self.device, together, whole)
+            self._reserve(staying, maker, away)
             if not can_share:
                 self._key += (str(self._reservation),)
             groups = together if has_kernels(self.device) else ()
-            fresh = self._fill(checkpoint, loading, {number: layer for number, (layer, _) in held.items()}, groups, progress)
+            rest = sum(map(maker.num_bytes, away))
+            layers = {number: layer for number, (layer, _) in held.items()}
+            fresh = self._fill(maker, staying, layers, groups, continued(progress, 0, rest))
+            if self.device.type == "cpu":
+                pack_linears(self._skeleton.model, together, lambda: progress(self.disk_bytes, self.disk_bytes + rest))
+            if away:
+                self._stream_layers(maker, away, can_share, files, continued(progress, self.disk_bytes, 0))
             if has_kernels(self.device):
                 with on_device(self.device):
                     fused.install(self._skeleton.model, self.device)
                     self.steps.use_kernels(recorder_of(self.device))
-            elif self.device.type == "cpu":
-                total = self.disk_bytes
-                pack_linears(self._skeleton.model, together, lambda: progress(total, total) if progress is not None else None)
             self._store.keep(self._key, fresh, self._reservation)
             self._kept |= {number: num_bytes for number, (_, num_bytes) in fresh.items()}
         except BaseException:
             self.close()
             raise
-        self.layer_bytes = sum(self._kept.values()) // len(self.span)
+        self.layer_bytes = sum(self._kept.values()) // max(1, len(self._kept))
+
+    def _reserve(self, staying: Loading, maker: LayerMaker, away: Sequence[int]) -> None:
+        """Raises Infeasible: weights, slots and KV do not fit."""
+        weight_bytes = sum(bytes_of(self._skeleton.meta[name], self.dtype) for name in set(staying.stored.values()))
+        self._streaming_bytes = streamed_memory(max(map(maker.num_bytes, away), default=0), len(away))
+        self._reservation = self._store.reserve(self.span, weight_bytes + self._streaming_bytes, self.kv.num_bytes)
+
+    def _stream_layers(
+        self, maker: LayerMaker, away: Sequence[int], can_share: bool, files: LayerFiles | None, progress: LoadProgress
+    ) -> None:
+        """Have layers ``away`` come from disk."""
+        if files is None or not can_share:
+            reason = "this worker has no directory for them" if files is None else "its layers share their weights"
+            raise ConfigError(f"{maker.checkpoint.ref}: layers cannot stream: {reason}", model=maker.checkpoint.ref)
+        self.stream, read, asked = stream_layers(maker, away, files, progress)
+        layers = getattr(self._skeleton.base, self._skeleton.layers)
+        self._waves = Waves(layers, self.stream)  # whose hooks come before the stream's
+        self.stream.attach(layers)
+        self.disk_bytes, self.requested_bytes = self.disk_bytes + read, self.requested_bytes + asked
+        self.weight_bytes += self._streaming_bytes
+
+    def _know_words(self, checkpoint: Checkpoint) -> None:
+        """For grammars, on a last stage."""
+        if not self.is_last or checkpoint.is_random:
+            return
+        self.steps.grammars = Grammars(partial(tokenizer_json, checkpoint), self.vocab_size)
+        with contextlib.suppress(BloomBeeError):  # the head's files count; these say, most likely, what its requests will
+            if end_tokens := read_generation(checkpoint, self.vocab_size).end_tokens:
+                self.steps.grammars.prepare(end_tokens)
 
     def _can_share(self) -> bool:
         """Whether a layer is its own: in some models one tensor is several layers', or layers are told of each forward."""
@@ -281,14 +345,15 @@ class SpanModel:
 
     def _fill(
         self,
-        checkpoint: Checkpoint,
+        maker: LayerMaker,
         loading: Loading,
         held: dict[int, torch.nn.Module],
         together: Sequence[tuple[torch.nn.Linear, ...]],
-        progress: LoadProgress | None,
+        progress: LoadProgress,
     ) -> dict[int, tuple[torch.nn.Module, int]]:
-        """The layers that were loaded, and their bytes, beside those that were ``held``."""
-        skeleton = self._skeleton
+        """The layers that were loaded, and their bytes, beside those that were ``held``; those that ``loading`` lacks have no
+        memory."""
+        skeleton, checkpoint = self._skeleton, maker.checkpoint
         splice(skeleton, self.span)
         memory = materialize(skeleton, loading.stored, self.dtype, self.device, together)
         layers = getattr(skeleton.base, skeleton.layers)
@@ -297,21 +362,15 @@ class SpanModel:
         if checkpoint.is_random:
             self.disk_bytes = fill_random(memory, progress)
         else:
-            self.disk_bytes, self.requested_bytes = fill(
-                checkpoint, loading, memory, cache(lambda: build(checkpoint, self.dtype).model), progress
-            )
+            self.disk_bytes, self.requested_bytes = fill(checkpoint, loading, memory, maker.whole, progress)
         self.weight_bytes = sum(t.numel() * t.element_size() for t in memory.values()) + sum(self._kept.values())
         skeleton.model.eval().requires_grad_(False)
+        filled = {skeleton.home(name) for name in loading.stored}
         fresh = {
             number: (layer, sum(t.numel() * t.element_size() for t in layer.parameters()))
             for number, layer in enumerate(layers, self.span.start)
-            if number not in held
+            if number in filled and number not in held
         }
         if not self.is_first:
             self.steps.forward.take_in_first_layer()
         return fresh
-
-
-def _bytes_of(tensor: torch.Tensor, dtype: Dtype) -> int:
-    """Of a parameter in a run of ``dtype``."""
-    return int(tensor.numel()) * (dtype.num_bytes if tensor.is_floating_point() else int(tensor.element_size()))

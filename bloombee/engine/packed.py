@@ -75,23 +75,32 @@ class Watch:
 
 class PackedLinear(nn.Module):  # type: ignore[misc]
     """What one linear layer does, or several of the same input, side by side. Takes their weights over: they have none after, and
-    whoever still holds one holds zeros.
+    whoever still holds one holds zeros. Of no layers: it has no weights until it is to :meth:`hold` some.
 
     Attributes:
         weight: [out, in], in an order that only oneDNN knows; the first of several, by rows, where it is large.
+        parts: all of them, each with its part of the bias.
     """
 
     def __init__(self, originals: Sequence[nn.Linear]) -> None:
         super().__init__()
+        self._multiply = torch.ops.mkldnn._linear_pointwise.default  # its packet would look up the overload on every call
+        self.hold([])
+        if not originals:
+            return
         bias = _joined([layer.bias for layer in originals]) if originals[0].bias is not None else None
         weight = _joined([layer.weight for layer in originals])
         for layer in originals:
             if weight.data_ptr() != layer.weight.data_ptr():
                 let_go(layer.weight)
             del layer.weight
-        self.parts = [(part, None if bias is None else bias[start : start + part.shape[0]]) for start, part in _packed(weight)]
-        self.weight, self._bias = self.parts[0]
-        self._multiply = torch.ops.mkldnn._linear_pointwise.default  # its packet would look up the overload on every call
+        self.hold([(part, None if bias is None else bias[start : start + part.shape[0]]) for start, part in _packed(weight)])
+
+    def hold(self, parts: list[tuple[torch.Tensor, torch.Tensor | None]]) -> None:
+        """Multiply by ``parts`` from now on, those of a layer of the same sizes; none: it has no weights and is not to be run."""
+        self.parts = parts
+        self.weight: Any = parts[0][0] if parts else None
+        self._bias = parts[0][1] if parts else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.shape[-2]
@@ -130,15 +139,22 @@ class PackedPart(nn.Module):  # type: ignore[misc]
     """One layer of several that are multiplied as one. Handed another tensor than the layer before it, it multiplies anew.
 
     Attributes:
-        weight: of all of them.
+        packed: what all of them are multiplied by.
     """
 
     def __init__(self, product: _Product, number: int) -> None:
         super().__init__()
         self._product, self._number = product, number
         self._is_last = number == len(product.sizes) - 1
-        self.weight = product.packed.weight
-        self.parts = product.packed.parts
+
+    @property
+    def packed(self) -> PackedLinear:
+        return self._product.packed
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Of all of them."""
+        return self.packed.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         product = self._product
@@ -186,6 +202,24 @@ def pack_linears(
         on_packed()
 
 
+def pack_like(model: nn.Module, packed: nn.Module) -> None:
+    """Give ``model``, which is as ``packed`` was, packed layers in the same places, without weights."""
+    twins: dict[PackedLinear, PackedLinear] = {}
+    products: dict[_Product, _Product] = {}
+    for path, module in packed.named_modules():
+        if not isinstance(module, PackedLinear | PackedPart):
+            continue
+        source = _product_of(module)
+        twin = twins.setdefault(source, PackedLinear(()))
+        if isinstance(module, PackedPart):
+            product = products.setdefault(module._product, _Product(twin, module._product.sizes))
+            replacement: nn.Module = PackedPart(product, module._number)
+        else:
+            replacement = twin
+        owner, _, name = path.rpartition(".")
+        setattr(model.get_submodule(owner), name, replacement)
+
+
 def back_by_huge_pages(model: nn.Module, on_backed: Callable[[], None] = lambda: None) -> None:
     """Put the memory of all packed weights below ``model`` into huge pages, where there are any; they may be multiplied with
     meanwhile.
@@ -195,7 +229,7 @@ def back_by_huge_pages(model: nn.Module, on_backed: Callable[[], None] = lambda:
 
     Time: one read and one write of the weights, and as long as Linux looks for huge pages.
     """
-    collapse({_memory(weight) for module in model.modules() for weight in _weights(module)}, on_backed)
+    collapse({memory_of(weight) for module in model.modules() for weight in _weights(module)}, on_backed)
 
 
 @cache
@@ -206,7 +240,7 @@ def can_pack(dtype: torch.dtype) -> bool:
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight.default(weight, ROWS)
         got = torch.ops.mkldnn._linear_pointwise.default(rows, packed, None, "none", [], "")
-        _memory(packed)
+        memory_of(packed)
     except (RuntimeError, AttributeError):  # built without oneDNN; or this processor lacks the instructions
         return False
     return bool(torch.allclose(got.float(), linear(rows.float(), weight.float()), rtol=0.02, atol=0.05))
@@ -216,11 +250,9 @@ def empty(module: nn.Module) -> None:
     """Give back the memory of all weights below ``module``, which cannot be run any more; whoever still has it has its shell."""
     for one in module.modules():
         for packed in _weights(one):
-            forget(*_memory(packed))
-        if isinstance(one, PackedPart):
-            one._product.packed.parts, one._product.packed.weight = [], None
+            forget(*memory_of(packed))
         if isinstance(one, PackedLinear | PackedPart):
-            one.parts, one.weight = [], None
+            _product_of(one).hold([])
         vars(one).pop("forward", None)  # one of ours, which has weights too
         for tensors in (one._parameters, one._buffers):
             for tensor in tensors.values():
@@ -230,10 +262,14 @@ def empty(module: nn.Module) -> None:
 
 
 def _weights(module: nn.Module) -> list[torch.Tensor]:
-    return [weight for weight, _ in module.parts] if isinstance(module, PackedLinear | PackedPart) else []
+    return [weight for weight, _ in _product_of(module).parts] if isinstance(module, PackedLinear | PackedPart) else []
 
 
-def _memory(packed: torch.Tensor) -> tuple[int, int]:
+def _product_of(module: PackedLinear | PackedPart) -> PackedLinear:
+    return module.packed if isinstance(module, PackedPart) else module
+
+
+def memory_of(packed: torch.Tensor) -> tuple[int, int]:
     """(address, bytes) of a packed weight, which has no storage that torch would tell of."""
     return torch.ops.mkldnn.data_ptr(packed), torch.ops.mkldnn._nbytes(packed)
 

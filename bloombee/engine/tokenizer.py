@@ -24,6 +24,13 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def tokenizer_json(checkpoint: Checkpoint) -> str | None:
-    """Of the tokenizers library; None: the checkpoint has none that this library can have. Raises as :func:`load_tokenizer`."""
+    """Of the tokenizers library; None: the checkpoint has none that this library can have. Raises as :func:`load_tokenizer`.
+
+    As its file has it, if it has one: to read that costs much less than what transformers makes of it, and tokens that only a
+    configuration adds are no text.
+    """
+    directory = checkpoint.directory
+    if directory is not None and (directory / "tokenizer.json").is_file():
+        return (directory / "tokenizer.json").read_text("utf-8")
     tokenizer = load_tokenizer(checkpoint)
     return None if tokenizer is None or not tokenizer.is_fast else tokenizer.backend_tokenizer.to_str()

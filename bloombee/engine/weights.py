@@ -151,6 +151,19 @@ def materialize(
     Returns:
         Stored name -> tensor to fill. Buffers that no checkpoint stores are computed already.
     """
+    memory = give_memory(skeleton, stored, dtype, device, together)
+    _compute_buffers(skeleton.model, device)
+    return memory
+
+
+def give_memory(
+    skeleton: Skeleton,
+    stored: dict[str, str],
+    dtype: Dtype,
+    device: torch.device,
+    together: Sequence[tuple[nn.Linear, ...]] = (),
+) -> dict[str, torch.Tensor]:
+    """As :func:`materialize`, where buffers are computed already."""
     wide = skeleton.model._get_dtype_plan(TORCH_DTYPES[dtype])
     keep_wide = build_glob_alternation(list(wide))[0].search if wide else lambda _: None
     times = Counter(stored.values())
@@ -169,7 +182,6 @@ def materialize(
         else:
             owner._buffers[leaf] = memory[source]
         getattr(owner, leaf)._is_hf_initialized = True
-    _compute_buffers(skeleton.model, device)
     return memory
 
 

@@ -42,7 +42,8 @@ class ModelShape:
         embedding_bytes: on the first stage besides; output_bytes: on the last. tied_bytes: those of the latter that are the
             embedding's, which one stage with both holds once.
         scratch_bytes: what a forward needs besides weights and KV; output_scratch_bytes: on the last stage. loading_bytes: what
-            loading needs meanwhile, unless the weights are less. See ``plan/memory.py``.
+            loading needs meanwhile, unless the weights are less. streaming_bytes: what a stage needs that streams weights. See
+            ``plan/memory.py``.
         kinds: of layers that differ; empty: all are alike.
         kind_of: of each layer, where in ``kinds`` its own is; empty: all are of the first.
 
@@ -62,6 +63,7 @@ class ModelShape:
     scratch_bytes: int = 0
     output_scratch_bytes: int = 0
     loading_bytes: int = 0
+    streaming_bytes: int = 0
     kinds: tuple[LayerKind, ...] = ()
     kind_of: tuple[int, ...] = ()
 

@@ -12,6 +12,7 @@ from bloombee.plan.cost import Cost, LinkCost, StageCost
 from bloombee.plan.explain import spare_reasons
 from bloombee.plan.problem import Problem
 from bloombee.plan.solve import Solution
+from bloombee.plan.solve.instance import streamed_bytes
 from bloombee.plan.topology import Topology
 
 
@@ -21,7 +22,8 @@ class StageAccount:
 
     Args:
         layers: [start, stop).
-        compute_s, stream_s: of one microbatch; streamed_bytes: weights that come from outside the device on each pass.
+        compute_s, stream_s: of one microbatch; streamed_bytes: weights that come from outside the device on each pass, which are
+            so many ``streamed_layers``, of layers as large as the stage's are on average.
         memory_limit_bytes: None: no limit known.
         busy: share of a step.
         binds: what keeps more from here: ``time``, ``memory``, both or nothing.
@@ -32,6 +34,7 @@ class StageAccount:
     compute_s: float
     stream_s: float
     streamed_bytes: int
+    streamed_layers: float
     memory_bytes: int
     memory_limit_bytes: int | None
     busy: float
@@ -156,13 +159,17 @@ def _is_bottleneck(cost: Cost, part: StageCost | LinkCost) -> bool:
 def _stage(cost: Cost, problem: Problem, index: int) -> StageAccount:
     stage, candidate = cost.stages[index], cost.candidate
     start = sum(candidate.layers[:index])
+    streamed = candidate.streamed_bytes[index] if candidate.streamed_bytes else 0
     binds = ("time",) if is_bound_by_bottleneck(cost) and _is_bottleneck(cost, stage) else ()
     return StageAccount(
         worker=stage.name,
         layers=(start, start + stage.layers),
         compute_s=stage.compute_s,
         stream_s=stage.stream_s,
-        streamed_bytes=candidate.streamed_bytes[index] if candidate.streamed_bytes else 0,
+        streamed_bytes=streamed,
+        streamed_layers=stage.layers * streamed / streamed_bytes(problem.model, start, start + stage.layers, 1.0)
+        if streamed
+        else 0,
         memory_bytes=stage.memory_bytes,
         memory_limit_bytes=stage.memory_limit_bytes,
         busy=_share(cost, stage.busy_s),

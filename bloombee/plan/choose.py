@@ -33,6 +33,10 @@ CODED = {Dtype.BFLOAT16: 1 / 1.5, Dtype.FLOAT16: 1 / 1.18, Dtype.FLOAT32: 1 / 1.
 """What the codec leaves of activations, by the medians of docs/codec.md."""
 CLOSE = 0.01
 """Ways to run a plan within this share of the most tokens are as good."""
+LEAST_TOKENS = 2048
+"""Of KV memory, if that many are wished: where there is no room for them weights stream, where that is asked for."""
+STREAMED = tuple(part / 8 for part in range(9))
+"""Parts of a stage's weights."""
 LEAST_S = 1e-9
 """Nothing takes less."""
 ORDINARY_BYTES_PER_S, ORDINARY_FLOPS_PER_S = 2e10, 2e11
@@ -47,6 +51,7 @@ class Wish:
         num_pages: of KV memory of the layers that see furthest; ``pages_fixed``: so many, else as many as there is room for.
         max_rows: of one microbatch. microbatches: under way, as asked for; None: as is best, up to ``most_microbatches``.
         codec: of all links. scheduler: where it is; None: where it is best.
+        streams: weights may come from a worker's disk on every pass, where that is better than other workers, or than none.
     """
 
     dtype: Dtype
@@ -58,17 +63,24 @@ class Wish:
     pages_fixed: bool = False
     codec: CodecMode = CodecMode.OFF
     scheduler: SchedulerPlace | None = SchedulerPlace.HEAD
+    streams: bool = False
+
+    @property
+    def least_pages(self) -> int:
+        """With which nothing streams for the sake of more."""
+        return self.num_pages if self.pages_fixed else min(self.num_pages, -(-LEAST_TOKENS // self.page_size))
 
     def shape(self, card: ModelCard, num_pages: int) -> ModelShape:
         """Of the model, where stages hold so many pages."""
         return model_shape(card, self.dtype, rows=self.max_rows, tokens=num_pages * self.page_size)
 
-    def space(self, card: ModelCard, num_pages: int) -> Space:
-        """What there is to choose from: one pipeline, nothing streamed, and as many sequences as have room."""
+    def space(self, card: ModelCard, num_pages: int, *, streams: bool = False) -> Space:
+        """What there is to choose from: one pipeline, and as many sequences as have room."""
         tokens = num_pages * self.page_size
         context = min(SEQUENCE_TOKENS, card.max_positions or SEQUENCE_TOKENS, tokens)
         space = Space(
             ratios={CodecMode.OFF: (None,), CodecMode.ON: (CODED[self.dtype],)}.get(self.codec, (None, CODED[self.dtype])),
+            streamed=STREAMED if streams else (0.0,),
             context=context,
             kv_tokens=tokens,
             page_size=self.page_size,
@@ -126,17 +138,41 @@ def choose(topology: Topology, card: ModelCard, wish: Wish, objective: Objective
 
 
 def _most_pages(topology: Topology, card: ModelCard, wish: Wish, objective: Objective) -> tuple[Solution, int]:
-    """The plan with the wished pages, or with half as many, and so on; the last error where none is there with one."""
+    """The plan with the wished pages, or with half as many, and so on; the last error where none is there with one.
+
+    Weights stream where that is better with as many pages, or where there is no room for the least pages without."""
     steps = max(LEAST_STEPS, STEPS_A_WORKER * len(topology.devices))
+    can_stream = wish.streams and any(device.stream_bytes_per_s for device in topology.devices.values())
     num_pages = wish.num_pages
     while True:
-        model, space = wish.shape(card, num_pages), wish.space(card, num_pages)
-        try:
-            return _solve(topology, model, space, objective, wish.scheduler, steps), num_pages
-        except PlanError:  # where memory is tight a search may end with nothing, and it is as good as none
-            if wish.pages_fixed or num_pages == 1:
-                raise
-            num_pages //= 2
+        best, error = _attempt(topology, card, wish, objective, steps, num_pages, streams=False)
+        if can_stream and (best is not None or num_pages <= wish.least_pages):
+            other, error = _attempt(topology, card, wish, objective, steps, num_pages, streams=True)
+            best = other if best is None or (other is not None and _is_better(other, best)) else best
+        if best is not None:
+            return best, num_pages
+        if error is not None and (wish.pages_fixed or num_pages == 1):
+            raise error
+        least = wish.least_pages if can_stream and num_pages > wish.least_pages else 1
+        num_pages = max(num_pages // 2, least)
+
+
+def _attempt(
+    topology: Topology, card: ModelCard, wish: Wish, objective: Objective, steps: int, num_pages: int, *, streams: bool
+) -> tuple[Solution | None, PlanError | None]:
+    """Where memory is tight a search may end with nothing, and it is as good as none."""
+    model, space = wish.shape(card, num_pages), wish.space(card, num_pages, streams=streams)
+    try:
+        return _solve(topology, model, space, objective, wish.scheduler, steps), None
+    except PlanError as error:
+        return None, error
+
+
+def _is_better(one: Solution, other: Solution) -> bool:
+    """By enough that it pays to read a disk all the time."""
+    if one.objective.goal in (Goal.LATENCY, Goal.BALANCE):
+        return other.value > one.value * (1 + CLOSE)
+    return one.value > other.value * (1 + CLOSE)
 
 
 def _solve(

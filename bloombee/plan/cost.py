@@ -347,14 +347,15 @@ def _stage(
         compute_s += device.output.decode_s(rows)
     start = sum(candidate.layers[:index])
     memory = stage_memory(model, start, start + layers, slots)
-    resident = memory.weights - (candidate.streamed_bytes[index] if candidate.streamed_bytes else 0)
+    streamed = candidate.streamed_bytes[index] if candidate.streamed_bytes else 0
+    resident = max(0, memory.weights - streamed) + (model.streaming_bytes if streamed else 0)
     return StageCost(
         worker=worker,
         name=device.name,
         layers=layers,
         compute_s=compute_s,
         stream_s=_stream_s(candidate, topology, index),
-        memory_bytes=max(0, resident) + memory.kv + memory.scratch,
+        memory_bytes=resident + memory.kv + memory.scratch,
         memory_limit_bytes=device.memory_bytes,
     )
 

@@ -152,6 +152,7 @@ class ShapePart(_Struct, frozen=True):
     scratch_bytes: Size = 0
     output_scratch_bytes: Size = 0
     loading_bytes: Size = 0
+    streaming_bytes: Size = 0
     kinds: Annotated[tuple[KindPart, ...], Meta(max_length=1000)] = ()
     kind_of: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=10_000)] = ()
 

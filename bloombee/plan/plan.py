@@ -27,6 +27,8 @@ class StagePlan:
     """What a forward may need besides."""
     load: int = 0
     """The order to load it, which counts all that the head gives; 0: none has been given."""
+    streamed: tuple[int, ...] = ()
+    """Layers whose weights come from the worker's disk on every pass; ``weight_bytes`` counts the slots that they come into."""
 
     @property
     def num_pages(self) -> int:
@@ -166,6 +168,7 @@ class Plan:
                     "weight_bytes": s.weight_bytes,
                     "kv_bytes": s.kv_bytes,
                     "scratch_bytes": s.scratch_bytes,
+                    "streamed_layers": list(s.streamed),
                 }
                 for s in self.stages
             ],

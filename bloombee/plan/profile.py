@@ -93,7 +93,7 @@ class Hardware:
         host_bytes: of the machine besides, likewise; of a device that is the CPU there is nothing besides.
         disk_bytes: free where the worker keeps its log, without what the log may take.
         to_device_bytes_per_s, from_device_bytes_per_s: between the memories of machine and device.
-        disk_bytes_per_s: read from where the model's files are, past the system's cache.
+        disk_bytes_per_s: read past the system's cache, from where layers that stream are kept, or where the model's files are.
         frames_per_s: decode frames of 16 sequences that one thread writes and reads: what a hop and a scheduler cost.
         cores: that the process may use. machine: whose; workers of the same machine share them.
     """
@@ -110,8 +110,10 @@ class Hardware:
 
     @property
     def stream_bytes_per_s(self) -> float | None:
-        """At which weights that are not on the device come to it: from the machine's memory if it has any to give."""
-        return self.to_device_bytes_per_s if self.host_bytes else self.disk_bytes_per_s
+        """At which weights that are not on the device come to it: from the disk, through the machine's memory."""
+        if self.disk_bytes_per_s is None or self.to_device_bytes_per_s is None:
+            return self.disk_bytes_per_s
+        return min(self.disk_bytes_per_s, self.to_device_bytes_per_s)
 
 
 @dataclass(frozen=True, slots=True)

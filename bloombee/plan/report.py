@@ -24,7 +24,8 @@ def text(found: Account) -> str:
     lines = [headline(found)]
     for number, pipeline in enumerate(found.pipelines, 1):
         title = [f"pipeline {number}"] if len(found.pipelines) > 1 else []
-        lines += ["", *title, *_ring(pipeline), "", *_summary(pipeline)]
+        streams = [stream_line(stage) for stage in pipeline.stages if stage.streamed_bytes]
+        lines += ["", *title, *_ring(pipeline), "", *_summary(pipeline), *streams]
     if found.spares:
         lines += ["", "left as spares:", *(f"  {name}: {why}" for name, why in found.spares.items())]
     return "\n".join(lines)
@@ -85,6 +86,15 @@ def _summary(pipeline: PipelineAccount) -> list[str]:
         f"loop {milliseconds(pipeline.loop_s)}, bottleneck {milliseconds(pipeline.bottleneck_s)} ({pipeline.bottleneck});"
         f" step {milliseconds(pipeline.step_s)}, set by {pipeline.set_by}",
     ]
+
+
+def stream_line(stage: StageAccount) -> str:
+    """Of a stage some of whose layers come from disk on every pass: how many, and whether that costs anything."""
+    count, copy, compute = stage.layers[1] - stage.layers[0], milliseconds(stage.stream_s), milliseconds(stage.compute_s)
+    what = f"{stage.worker}: {stage.streamed_layers:.3g} of {count} layers stream, {size(stage.streamed_bytes)} a pass"
+    if stage.stream_s <= stage.compute_s:
+        return f"{what}; hidden: compute {compute} >= copy {copy}"
+    return f"{what}; copy {copy} > compute {compute}: a pass waits {milliseconds(stage.stream_s - stage.compute_s)} for the disk"
 
 
 def milliseconds(seconds: float) -> str:

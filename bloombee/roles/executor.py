@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -26,6 +25,7 @@ from bloombee.roles.coding import RAW, Payload, Receiver, Sender
 from bloombee.roles.loading import LoadedSpan, Loader, say
 from bloombee.roles.precise_sleep import sleep_until, wake_exactly
 from bloombee.roles.tracing import StageTrace
+from bloombee.roles.wave import Run, Wave
 from bloombee.roles.work_thread import WorkThread
 from bloombee.types import Dtype, Phase
 from bloombee.wire.messages import Load, Tally
@@ -33,20 +33,6 @@ from bloombee.wire.messages import Load, Tally
 log = logging.getLogger(__name__)
 BRIEF_NS = 3_000_000
 """For so long the event loop may stand still for a forward."""
-
-
-@dataclass(slots=True)
-class _Run:
-    """A forward that the device was asked for."""
-
-    work: Work
-    began_ns: int
-    start_ns: int = 0
-    """When the device was asked; ``stop_ns``: when it was done, as far as that is known."""
-    stop_ns: int = 0
-    result: Callable[[], Any] | None = None
-    """Waits for the rows or picks; None: there was nothing to run."""
-    error: Exception | None = None
 
 
 class SpanExecutor:
@@ -81,6 +67,8 @@ class SpanExecutor:
         self._profiling: Iterator[Profile | None] = iter(())
         self._results: WorkThread | None = None
         """Waits for what the device works on, and alone uses the sender then; None: the device is done when it has been asked."""
+        self._wave: Wave | None = None
+        """Has the forwards run where layers stream, and nobody knows how long one takes."""
         self._last_decode = (0, 0, 0)
         """Of the last work of decode that this processor did itself: rows, nanoseconds, and when it was done."""
 
@@ -143,8 +131,11 @@ class SpanExecutor:
 
     def run(self, work: Work, *, on_done: Callable[[Outcome], None], on_error: Callable[[BloomBeeError], None]) -> None:
         """Run ``work`` after everything asked before."""
-        put = self._queue.put_brief if self._is_brief(work) else self._queue.put
-        put(lambda: self._run(work, on_done, on_error))
+        if self._wave is not None:
+            self._wave.ask(work, on_done, on_error)
+        else:
+            put = self._queue.put_brief if self._is_brief(work) else self._queue.put
+            put(lambda: self._run(work, on_done, on_error))
 
     def _is_brief(self, work: Work) -> bool:
         """Whether a forward takes no longer, going by the last, than the event loop may stand still, on a device that idles more
@@ -203,6 +194,8 @@ class SpanExecutor:
         self._buffers, self._dtype, self._pace = buffers, span.dtype, span.pace
         self._clock = HostClock() if span.pace is not None else clock_of(span.model.device)
         self._is_processor = span.pace is None and span.model.device.type == "cpu"
+        if span.pace is None and span.model.stream is not None:
+            self._wave = Wave(self._queue.put, span.model, self._decode, self._computed, self._finish)
         has_boundary = load.start > 0 or load.stop < load.num_layers
         if has_boundary and span.pace is None and CodecMode(load.codec) is not CodecMode.OFF:
             self._device_codec = codec_of(span.model.device, span.dtype, span.model.hidden_size)
@@ -210,7 +203,7 @@ class SpanExecutor:
             self.receiver = Receiver(span.dtype, span.model.hidden_size)
         if load.stop < load.num_layers:
             self.sender = Sender(span.dtype, span.model.hidden_size, CodecMode(load.codec), ship)
-        self._profiling = self._profiler(span, load)
+        self._profiling = _profiler(span, load, self._loader.memory_bytes or 0)
         # OpenMP knows a number of threads for each thread that asks it: that of loading is to be the device's too.
         for hand in (self._queue.put, self._queue.post):
             hand(partial(torch.set_num_threads, torch.get_num_threads()))
@@ -221,14 +214,6 @@ class SpanExecutor:
         self._model = span.model
         if self._stopped.is_set():
             self._queue.put(self._let_go)
-
-    def _profiler(self, span: LoadedSpan, load: Load) -> Iterator[Profile | None]:
-        digest = load.config_digest.hex()
-        if span.pace is not None:
-            return iter((paced(span.pace, digest, load.dtype, Hardware(self._loader.memory_bytes or 0)),))
-        from bloombee.engine.profiling.idle import idle_profile
-
-        return idle_profile(span.model, digest, str(span.model.device))
 
     def _let_go(self) -> None:
         model, self._model, self._profiling = self._model, None, iter(())
@@ -241,7 +226,7 @@ class SpanExecutor:
 
     def _run(self, work: Work, on_done: Callable[[Outcome], None], on_error: Callable[[BloomBeeError], None]) -> None:
         now = time.monotonic_ns()
-        run = _Run(work, now, now, now)
+        run = Run(work, now, now, now)
         try:
             if work.segments:
                 self._launch(run)
@@ -252,7 +237,7 @@ class SpanExecutor:
         else:
             self._results.put(lambda: self._finish(run, on_done, on_error))
 
-    def _launch(self, run: _Run) -> None:
+    def _launch(self, run: Run) -> None:
         work = run.work
         hidden = self._decode(work) if work.hidden is not None else None
         run.start_ns = time.monotonic_ns()
@@ -270,7 +255,7 @@ class SpanExecutor:
 
     # -- on the thread of results, or the device's -----------------------------------------
 
-    def _finish(self, run: _Run, on_done: Callable[[Outcome], None], on_error: Callable[[BloomBeeError], None]) -> None:
+    def _finish(self, run: Run, on_done: Callable[[Outcome], None], on_error: Callable[[BloomBeeError], None]) -> None:
         work = run.work
         try:
             if run.error is not None:
@@ -297,7 +282,7 @@ class SpanExecutor:
         self._clock.settle()
         return outcome
 
-    def _computed(self, run: _Run, spent: int) -> None:
+    def _computed(self, run: Run, spent: int) -> None:
         """The device has been at ``run`` for ``spent`` nanoseconds."""
         run.stop_ns = run.start_ns + spent
         work = run.work
@@ -349,6 +334,18 @@ class SpanExecutor:
         if self._device_codec is not None and hidden.device.type != "cpu":
             return self.sender.encode_apart(self._device_codec.apart(hidden), hidden.shape[0])
         return self.sender.encode(self._buffers.to_buffer(hidden).data, hidden.shape[0])
+
+
+def _profiler(span: LoadedSpan, load: Load, memory_bytes: int) -> Iterator[Profile | None]:
+    """Of a span; none where layers stream, for it would be the disk that is measured."""
+    digest = load.config_digest.hex()
+    if span.pace is not None:
+        return iter((paced(span.pace, digest, load.dtype, Hardware(memory_bytes)),))
+    if span.model.stream is not None:
+        return iter(())
+    from bloombee.engine.profiling.idle import idle_profile
+
+    return idle_profile(span.model, digest, str(span.model.device))
 
 
 def _results_thread(queue: WorkThread, model: Any) -> WorkThread:

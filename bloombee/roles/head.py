@@ -26,6 +26,7 @@ from bloombee.errors import (
     RemoteProtocolError,
     RuntimeClosed,
     StalePlan,
+    from_wire,
 )
 from bloombee.models.card import ModelCard
 from bloombee.pipeline.commands import (
@@ -63,6 +64,7 @@ from bloombee.pipeline.events import (
 from bloombee.pipeline.swarm import Drains, SwarmCore, SwarmLimits, may_be_silent
 from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
+from bloombee.quote import printable
 from bloombee.roles.bulletin import Bulletin
 from bloombee.roles.desk import Desk
 from bloombee.roles.dispatch import Dispatch, OfTheRing
@@ -244,8 +246,8 @@ class HeadRole:
             if worker is None:
                 return
             if isinstance(message, Refused):
-                why = message.fields.get("message")
-                log.warning("worker %s refused a message: %s %s", self.members.name(worker), message.code, why)
+                refused = from_wire(message.code, message.fields)
+                log.warning("worker %s refused a message: %s %s", self.members.name(worker), refused.code, refused.message)
             self._from_worker(worker, message)
         except (ProtocolError, StalePlan) as error:
             log.debug("refused %s: %s", type(message).__name__, error)
@@ -274,7 +276,7 @@ class HeadRole:
                 self.helm.tell(stage_measured(stage, message, now))
         elif isinstance(message, Leave):
             self.members.send(worker, Lane.CONTROL, Goodbye(reason="as it wished"))
-            self._gone(worker, f"it leaves: {message.reason}")
+            self._gone(worker, f"it leaves: {printable(message.reason)}")
         elif isinstance(message, Drain):
             self.drains.said(worker, message)
         else:

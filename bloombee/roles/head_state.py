@@ -91,6 +91,12 @@ class HeadState:
         self._looking = asyncio.create_task(self._look(look, before, failed))
         return before
 
+    @property
+    def has_other_name(self) -> bool:
+        """The head before called its model otherwise: whether it is another is known once that has been looked at."""
+        before = self._card_before()
+        return before is not None and before.model != self._config.model
+
     def _card_before(self) -> ModelCard | None:
         """None: there was no head before, or it was of a release with other cards."""
         served = self.journal.served

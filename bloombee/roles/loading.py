@@ -7,17 +7,22 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from bloombee.config import Disk
 from bloombee.engine.spans import ModelKey, SpanStore, trim
 from bloombee.errors import BloomBeeError, ConfigError, DeviceError
 from bloombee.models.standin import is_standin
 from bloombee.pace import Pace
+from bloombee.plan.placement import streamed_of
+from bloombee.plan.profile import Profile
 from bloombee.types import Dtype, PageGroup, Span
 from bloombee.wire.messages import Load
 
 log = logging.getLogger(__name__)
+LAYERS = "layers"
+"""The folder for those that stream, on the disk that a worker was given."""
 PROGRESS_EVERY_S = 0.1
 SETTLING = 0.2
 """Of the time until a span is settled, the share in which it is held up."""
@@ -52,6 +57,7 @@ class Loader:
         pace: of an emulated device.
         memory_bytes: of the device, for weights and KV; None: as much as there is.
         load_bytes_per_s: weights load no faster, of an emulated disk.
+        disk: where layers that stream are kept.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class Loader:
         pace: Pace | None = None,
         memory_bytes: int | None = None,
         load_bytes_per_s: float | None = None,
+        disk: Disk | None = None,
     ) -> None:
         self.memory_bytes = memory_bytes
         self.store = SpanStore(memory_bytes)
@@ -73,6 +80,9 @@ class Loader:
         self.turn = threading.Lock()
         """Held by whoever loads or measures: one at a time."""
         self._override = model
+        self._disk = disk or Disk()
+        self._files: Any = None
+        """An engine.layer_files.LayerFiles, once a layer streams."""
         self._held: dict[ModelKey, list[int]] = {}
 
     def hold(self) -> None:
@@ -117,6 +127,14 @@ class Loader:
                 _settle(span, stopped)  # whoever waits for the span, or for another, need not wait for this
 
         threading.Thread(target=task, name="bloombee-load", daemon=True).start()
+
+    def with_disk(self, profile: Profile) -> Profile:
+        """With the speed of the disk that layers stream from, as it is now; as it was where that cannot be had. Imports torch."""
+        from bloombee.engine.profiling.hardware import directory_speed
+
+        speed = directory_speed(self._disk.directory / LAYERS)
+        hardware = replace(profile.hardware, disk_bytes_per_s=speed or profile.hardware.disk_bytes_per_s)
+        return replace(profile, hardware=hardware)
 
     def checkpoint(self, model: str, config_digest: bytes, on_bytes: Callable[[], None]) -> Any:
         """The engine.checkpoint.Checkpoint that an order means, where this worker has it. Imports torch.
@@ -164,6 +182,7 @@ class Loader:
         set_threads(self.threads)
         checkpoint = self.checkpoint(load.model, load.config_digest, lambda: progress(0, 0))
         dtype = Dtype(load.dtype)
+        streamed = streamed_of(load.start, load.placement)
         model = SpanModel.load(
             checkpoint,
             Span(load.start, load.stop),
@@ -176,8 +195,17 @@ class Loader:
             progress=progress,
             rules=load.rules,
             store=self.store,
+            streamed=streamed,
+            files=self._layer_files() if streamed else None,
         )
         return LoadedSpan(model, dtype, self.pace)
+
+    def _layer_files(self) -> Any:
+        from bloombee.engine.layer_files import LayerFiles
+
+        if self._files is None:
+            self._files = LayerFiles(self._disk.directory / LAYERS, self._disk.num_bytes)
+        return self._files
 
     def _build_standin(self, load: Load, progress: TellBytes) -> LoadedSpan:
         import torch

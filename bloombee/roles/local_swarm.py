@@ -142,7 +142,8 @@ class LocalSwarm:
                 log_disk_bytes=place.log_disk_bytes,
                 device=self._config.device,
                 threads=self._threads(),
-                memory_bytes=place.memory_bytes or shared_bytes,
+                memory_bytes=place.memory_bytes or self._config.device_memory or shared_bytes,
+                disk=place.disk or self._config.disk,
                 trace=self._config.trace or ".",
                 log_level="warning",
                 head_wait_s=0.0,
@@ -162,6 +163,8 @@ class LocalSwarm:
     async def close(self, wait_s: float = 0.0) -> None:
         """End every process; workers get ``wait_s`` to end by themselves."""
         self._closing = True
+        for task in self._starting:
+            task.cancel()
         if wait_s > 0 and self.processes:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._all_ended.wait(), wait_s)
@@ -203,17 +206,21 @@ class LocalSwarm:
             self._start_again(name, reason)
 
     def _start_again(self, name: str, reason: str) -> None:
-        """A worker that has died, unless it did so too often."""
-        if not self._restarts.begin(name, time.monotonic()):
+        """A worker that has died, unless it did so too often; at once only the first time."""
+        wait_s = self._restarts.begin(name, time.monotonic())
+        if wait_s is None:
             log.warning("worker %s is not started again: %d times in ten minutes are enough", name, self._restarts.most)
+            self._bulletin.tell(SwarmEventKind.ABANDONED, name=name, reason=reason)
             return
-        log.warning("worker %s is started again (%s)", name, reason)
-        self._bulletin.tell(SwarmEventKind.RESTARTED, name=name, reason=reason)
-        task = asyncio.get_running_loop().create_task(self._try_to_start(name))
+        when = f" in {wait_s:g} s" if wait_s else ""
+        log.warning("worker %s is started again%s (%s)", name, when, reason)
+        self._bulletin.tell(SwarmEventKind.RESTARTED, name=name, reason=f"{reason};{when}" if when else reason)
+        task = asyncio.get_running_loop().create_task(self._try_to_start(name, wait_s))
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
 
-    async def _try_to_start(self, name: str) -> None:
+    async def _try_to_start(self, name: str, wait_s: float) -> None:
+        await asyncio.sleep(wait_s)
         try:
             await self._start(name)
         except BloomBeeError as error:

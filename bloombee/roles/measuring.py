@@ -143,15 +143,17 @@ class Measuring:
         device, dtype = pick_device(self._loader.device), Dtype(asked.dtype)
         offers = self._offers(device)
         found = full.known(checkpoint, device, dtype, offers)
-        if found is not None or is_serving:
+        if is_serving:
             return found
+        if found is not None:
+            return self._loader.with_disk(found)
         log.info("measuring how fast layers like those of %s are here; it takes some seconds", asked.model)
         found = full.find(checkpoint, device, dtype, offers, alive=alive)
         layer = found.fit.layer
         log.info(
             "a layer takes %.3g ms for a row, %.3g ms for 32 of a prompt", 1e3 * layer.decode_s(1), 1e3 * layer.prefill_s(32)
         )
-        return found
+        return self._loader.with_disk(found)
 
 
 def _default_times(card: ModelCard) -> tuple[Pace, RowTime]:

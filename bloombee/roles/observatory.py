@@ -17,6 +17,7 @@ from bloombee.pipeline.swarm import Figures, FirstPlan, PlanRequest, SwarmCore
 from bloombee.plan.plan import Plan
 from bloombee.plan.profile import Profile
 from bloombee.plan.topology import LOCAL, Device, Link, Topology
+from bloombee.quote import printable
 from bloombee.roles.link_memory import figures_path, keep_figures, read_figures
 from bloombee.roles.members import Members
 from bloombee.types import HEAD, WorkerId
@@ -76,9 +77,10 @@ class Observatory:
         """What a worker knows of its link; None: it is of no ring that is, or is gone."""
         if self._plan is None or (worker, said.target) not in self._plan.hops:
             return None
-        self.codec_choices[worker, said.target] = said.codec
+        choice = printable(said.codec)
+        self.codec_choices[worker, said.target] = choice
         self._facts[worker, said.target] = LinkFacts(**{name: getattr(said, name) for name in LINK_FACTS})
-        return CodecSeen(worker, said.target, said.codec, time.monotonic())
+        return CodecSeen(worker, said.target, choice, time.monotonic())
 
     def profiled(self, worker: WorkerId, said: Profiled, config_digest: str) -> DeviceSeen | None:
         """How fast a worker is; None: with another model than is served."""

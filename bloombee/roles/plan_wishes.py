@@ -9,6 +9,7 @@ from bloombee.codec.choice import CodecMode
 from bloombee.config import RuntimeConfig
 from bloombee.kv.pool import pages_for
 from bloombee.models.card import ModelCard
+from bloombee.models.standin import is_standin
 from bloombee.pipeline.swarm import Machine, PlanRequest
 from bloombee.plan.plan import split_layers
 from bloombee.types import Dtype, SchedulerPlace
@@ -50,6 +51,7 @@ def plan_request(config: RuntimeConfig, card: ModelCard, names: Sequence[str], m
         scheduler=None if config.scheduler == "auto" else SchedulerPlace(config.scheduler),
         shares_out=config.share_out,
         draft=config.draft,
+        streams=config.offload and not is_standin(card.model),
         step_deadline_s=config.step_deadline_s,
     )
 

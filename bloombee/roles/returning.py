@@ -57,7 +57,7 @@ class Returning:
         """
         loss, self._loss = self._loss, _Loss.UNSEEN
         if loss is _Loss.GIVEN_UP and not has_state:
-            self.wait_s = GIVEN_UP_S if self._comes.begin("", time.monotonic()) else 0.0
+            self.wait_s = GIVEN_UP_S if self._comes.begin("", time.monotonic()) is not None else 0.0
         else:
             self.wait_s = self._head_wait_s if has_state or loss is _Loss.UNSEEN else 0.0
         if self.wait_s:

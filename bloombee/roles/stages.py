@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from bloombee.config import WorkerConfig
+from bloombee.config import WorkerConfig, parse_disk
 from bloombee.errors import BloomBeeError, RemoteProtocolError, StalePlan
 from bloombee.pace import parse_pace
 from bloombee.pipeline.log import default_log_bytes
@@ -82,6 +82,7 @@ class Stages:
             pace=parse_pace(config.pace) if config.pace is not None else None,
             memory_bytes=config.memory_bytes,
             load_bytes_per_s=config.load_bytes_per_s,
+            disk=parse_disk(config.disk),
         )
         self._hosts: dict[PipelineId, list[StageHost]] = {}
         """Of each pipeline, in the order in which they were ordered."""

@@ -79,7 +79,7 @@ def _topology(head: HeadRole) -> Callable[[], Document]:
     """With the model, the choices and the objective of the head's own planner, and the KV memory that its plan has."""
     plan, request = _running_plan(head), head.core.request
     wish, num_pages = FirstPlan(request).wish(), plan.groups[0].num_pages
-    model, space = wish.shape(head.card, num_pages), wish.space(head.card, num_pages)
+    model, space = wish.shape(head.card, num_pages), wish.space(head.card, num_pages, streams=wish.streams)
     known, estimated = head.observatory.known(head.core, head.members)
     topology, guessed = with_guesses(known, model)
     problem = Problem(topology, model, space, request.objective or Objective())

@@ -152,7 +152,10 @@ class WorkerRole:
             head = await self._find_head(self._config.join_deadline_s)
             bound = bound or await self._endpoint.bind(str(default_listen(head.address)))
             self._told = self._config.advertise or _own_endpoint(read_listen(bound), head.address)
-            await self._join(head)
+            try:
+                await self._join(head)
+            except LinkDown as ended:  # before it has let this worker in
+                await self._await_head(ended)
             self._pulse.start()
             while (gone := await self._serve_head()) is not None:
                 await self._await_head(gone)
@@ -166,7 +169,7 @@ class WorkerRole:
             await self._endpoint.close(linger_s=0.2)
 
     async def _serve_head(self) -> LinkDown | None:
-        """Until the head ends the swarm; or is lost, and it is worth trying to come back: why it is.
+        """Until the head ends the swarm; or is lost: why.
 
         Raises:
             BloomBeeError: why this worker can serve no longer.
@@ -176,9 +179,7 @@ class WorkerRole:
             await asyncio.wait([ticker, self._over], return_when=asyncio.FIRST_COMPLETED)
             await (ticker if ticker.done() else self._over)
         except LinkDown as gone:
-            if self._joined is not None and self._returning.begins(gone, has_state=self._joined.returns):
-                return gone
-            raise
+            return gone
         finally:
             ticker.cancel()
             await asyncio.gather(ticker, return_exceptions=True)
@@ -188,23 +189,25 @@ class WorkerRole:
         """Keep what is loaded until the head, or another of the same key and at the same address, has let this worker in.
 
         Raises:
-            LinkDown: none has in time. AuthenticationError: it does not.
+            LinkDown: none has in time, or that is not worth trying. AuthenticationError: it does not.
         """
+        if not self._returning.begins(gone, has_state=self._joined is None or self._joined.returns):  # None: it has not said yet
+            raise gone
         until = time.monotonic() + self._returning.wait_s
         self._joined, try_s = None, max(LEAST_TRY_S, HEAD_GRACE_FACTOR * self._head_liveness.grace_s)
-        await self._joined_stages().let_go()
+        if self._stages is not None:
+            await self._stages.let_go()
         while (left_s := until - time.monotonic()) > 0:
             self._endpoint.hang_up(self._head_link)
             self._greeter, self._head_liveness = None, Liveness()
             self._over = asyncio.get_running_loop().create_future()
             try:
                 await self._join(await self._find_head(min(left_s, try_s)))
+                self._heard_at = self._awake_s()
+                return
             except (LinkDown, DeadlineExceeded) as error:
                 log.debug("not let in again yet: %s", error)
                 await asyncio.sleep(TICK_S)
-            else:
-                self._heard_at = self._awake_s()
-                return
         raise LinkDown(f"{gone.message}, and no other has come in its place in {self._returning.wait_s:g} s")
 
     def _leave(self, reason: str) -> None:
@@ -335,11 +338,9 @@ class WorkerRole:
     def _link_event(self, event: LinkEvent) -> None:
         if self._search is not None:
             self._search.event(event)
-            return
-        if event.link == self._head_link:
+        elif event.link == self._head_link:
             self._head_link_event(event)
-            return
-        if self._stages is not None:
+        elif self._stages is not None:
             self._stages.link_event(event)
 
     def _head_link_event(self, event: LinkEvent) -> None:

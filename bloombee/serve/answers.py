@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 Ended = Literal["stop", "length", "tool_calls"]
 
@@ -47,10 +48,25 @@ class ChatLogprobs(msgspec.Struct, kw_only=True):
     refusal: None = None
 
 
+class CalledFunction(msgspec.Struct, kw_only=True):
+    name: str
+    arguments: str
+
+
+class AnsweredCall(msgspec.Struct, kw_only=True):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class AnswerMessage(msgspec.Struct, kw_only=True):
+    """``content``: None where there are calls and nothing else."""
+
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[AnsweredCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, kw_only=True):
@@ -69,11 +85,17 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
     usage: Usage
 
 
+class DeltaCall(AnsweredCall, kw_only=True):
+    index: int
+
+
 class Delta(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What a chunk adds to a message."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[DeltaCall] | None = None
 
 
 class ChunkChoice(msgspec.Struct, kw_only=True):

@@ -22,6 +22,7 @@ from bloombee.serve.completions import Completions
 from bloombee.serve.document import document
 from bloombee.serve.keys import Clients, Guard
 from bloombee.serve.refusals import Refusal, refusal_of
+from bloombee.serve.responses import Responses
 from bloombee.serve.service import Service
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ def _routes(service: Service) -> list[BaseRoute]:
     return [
         Route("/v1/chat/completions", ChatCompletions(service).create, methods=["POST"]),
         Route("/v1/completions", Completions(service).create, methods=["POST"]),
+        Route("/v1/responses", Responses(service).create, methods=["POST"]),
         Route("/v1/models", about.models, methods=["GET"]),
         Route("/v1/models/{model:path}", about.model, methods=["GET"]),
         Route("/health", about.health, methods=["GET"]),

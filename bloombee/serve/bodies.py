@@ -15,6 +15,7 @@ MOST_CHOICES = 128
 """That one request may ask for; OpenAI's number."""
 MOST_MESSAGES = 1 << 14
 MOST_STOPS = 16
+MOST_TOOLS = 128
 Text = Annotated[str, Meta(min_length=1)]
 Stop = Text | Annotated[list[Text], Meta(max_length=MOST_STOPS)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -63,7 +64,7 @@ class Sampled(_Body, kw_only=True):
     frequency_penalty: Penalty | None = None
     max_tokens: Count | None = None
     ignore_eos: bool | None = None
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    logit_bias: dict[int, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     user: Name | None = None
 
 
@@ -138,8 +139,65 @@ class Message(_Body, kw_only=True):
     function_call: None = None
 
 
+class Function(_Body, kw_only=True):
+    """That a model may call. ``parameters``: a JSON schema."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64, pattern="^[A-Za-z0-9_.-]+$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(_Body, kw_only=True):
+    function: Function
+    type: Literal["function"] = "function"
+
+
+class FunctionName(_Body, kw_only=True):
+    name: Name
+
+
+class NamedFunction(_Body, kw_only=True, tag_field="type", tag="function"):
+    function: FunctionName
+
+
+class AllowedTool(_Body, kw_only=True):
+    function: FunctionName
+    type: Literal["function"] = "function"
+
+
+class Allowed(_Body, kw_only=True):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[AllowedTool], Meta(min_length=1, max_length=MOST_TOOLS)]
+
+
+class AllowedTools(_Body, kw_only=True, tag_field="type", tag="allowed_tools"):
+    allowed_tools: Allowed
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedFunction | AllowedTools
+
+
 class PlainText(_Body, kw_only=True, tag_field="type", tag="text"):
     pass
+
+
+class JsonObject(_Body, kw_only=True, tag_field="type", tag="json_object"):
+    pass
+
+
+class NamedSchema(_Body, kw_only=True):
+    name: Name
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class JsonSchema(_Body, kw_only=True, tag_field="type", tag="json_schema"):
+    json_schema: NamedSchema
+
+
+ResponseFormat = PlainText | JsonObject | JsonSchema
 
 
 class ChatBody(Sampled, kw_only=True):
@@ -153,7 +211,10 @@ class ChatBody(Sampled, kw_only=True):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
-    response_format: PlainText | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MOST_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: Name | None = None
     modalities: list[Literal["text"]] | None = None

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 from starlette.requests import Request
 
-from bloombee.roles.prompts import Chat
 from bloombee.serve.answers import (
+    AnsweredCall,
     AnswerMessage,
+    CalledFunction,
     ChatChoice,
     ChatChunk,
     ChatCompletion,
+    ChatLogprobs,
     ChunkChoice,
     Delta,
-    Ended,
+    DeltaCall,
 )
 from bloombee.serve.bodies import ChatBody, Message, TextPart, ToolCall
 from bloombee.serve.delivery import DONE, Deliver, event, events, whole
 from bloombee.serve.generations import Generations, sampling
 from bloombee.serve.intake import refuse_if
+from bloombee.serve.replies import Replies, Said, conversation
 from bloombee.serve.service import Service, client_of, new_id
-from bloombee.types import FinishReason, Token
+from bloombee.serve.speech import Call, Kind, Part, Piece
+from bloombee.serve.tools import Offer, format_grammar, one_of
 
 
 class ChatCompletions:
@@ -37,78 +42,88 @@ class ChatCompletions:
         """Raises Refusal."""
         body = await self._service.intake.read(request, ChatBody)
         self._service.check_model(body.model)
-        refuse_if(body.top_logprobs is not None and not body.logprobs, "top_logprobs", body.top_logprobs, "needs logprobs = true")
-        logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        max_tokens = body.max_completion_tokens or body.max_tokens
-        generations = Generations(
-            self._service.runtime,
-            [conversation(body)],
-            sampling(body, max_tokens=max_tokens, logprobs=logprobs),
-            body.n or 1,
-            client_of(request, body.user or body.safety_identifier),
-        )
-        answer = _ChatAnswer(self._service, generations)
+        answer = _ChatAnswer(self._service, self._replies(body, client_of(request, body.user or body.safety_identifier)))
         if body.stream:
             return events(answer.chunks(bool(body.stream_options and body.stream_options.include_usage)))
         return whole(answer.completion())
+
+    def _replies(self, body: ChatBody, client: str) -> Replies:
+        refuse_if(body.top_logprobs is not None and not body.logprobs, "top_logprobs", body.top_logprobs, "needs logprobs = true")
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        offer = Offer.of(body.tools or [], body.tool_choice, parallel=body.parallel_tool_calls is not False)
+        grammar = one_of(offer.grammar(marked=self._service.speech.marks_calls), format_grammar(body.response_format))
+        messages = [message_of(message) for message in body.messages]
+        arguments = body.chat_template_kwargs or {}
+        chat = conversation(messages, offer, arguments, body.reasoning_effort, is_bound=grammar is not None)
+        params = sampling(body, max_tokens=body.max_completion_tokens or body.max_tokens, logprobs=logprobs)
+        generations = Generations(self._service.runtime, [chat], params, body.n or 1, client, grammar, body.logit_bias)
+        return Replies(self._service, generations, may_call=bool(offer.tools))
 
 
 class _ChatAnswer:
     """To one request."""
 
-    def __init__(self, service: Service, generations: Generations) -> None:
+    def __init__(self, service: Service, replies: Replies) -> None:
         self._service = service
-        self._generations = generations
-        self._has_logprobs = generations.params.logprobs is not None
+        self._replies = replies
         self._id = new_id("chatcmpl-")
         self._created = int(time.time())
 
     async def completion(self) -> ChatCompletion:
         """All of it."""
-        tokens: list[list[Token]] = [[] for _ in range(len(self._generations))]
-        async for batch in self._generations.batches():
-            for index, token in batch:
-                tokens[index].append(token)
+        said = await self._replies.all()
         return ChatCompletion(
             id=self._id,
             created=self._created,
             model=self._service.model,
-            choices=[self._choice(index, one) for index, one in enumerate(tokens)],
-            usage=self._generations.usage,
+            choices=[self._choice(index, one) for index, one in enumerate(said)],
+            usage=self._replies.usage,
         )
 
-    def _choice(self, index: int, tokens: list[Token]) -> ChatChoice:
+    def _choice(self, index: int, said: list[Said]) -> ChatChoice:
+        parts = [part for one in said for part in one.parts]
+        calls = [AnsweredCall(id=call.id, function=_function(call)) for call in parts if isinstance(call, Call)]
+        content, reasoning = text_of(parts, Kind.CONTENT), text_of(parts, Kind.REASONING)
         return ChatChoice(
             index=index,
-            message=AnswerMessage(content="".join(token.text for token in tokens)),
-            logprobs=self._service.texts.chat(tokens) if self._has_logprobs else None,
-            finish_reason=ended(tokens[-1].finish_reason) or "length",
+            message=AnswerMessage(
+                content=content if content or not calls else None,
+                reasoning_content=reasoning or UNSET,
+                tool_calls=calls or UNSET,
+            ),
+            logprobs=self._logprobs(said),
+            finish_reason=said[-1].ended or "length",
         )
+
+    def _logprobs(self, said: list[Said]) -> ChatLogprobs | None:
+        return self._service.texts.chat(one.token for one in said) if self._replies.has_logprobs else None
 
     async def chunks(self, with_usage: bool) -> AsyncGenerator[bytes, None]:
         """As it comes."""
-        begun: set[int] = set()
-        async for batch in self._generations.batches():
-            data = b"".join(self._events(batch, begun))
+        num_calls: dict[int, int] = {}
+        async for batch in self._replies.batches():
+            data = b"".join(self._chunk([choice]) for said in batch for choice in self._choices(said, num_calls))
             if data:
                 yield data
         if with_usage:
-            yield self._chunk([], usage=self._generations.usage)
+            yield self._chunk([], usage=self._replies.usage)
         yield DONE
 
-    def _events(self, batch: list[tuple[int, Token]], begun: set[int]) -> list[bytes]:
-        found = []
-        for index, token in batch:
-            if index not in begun:
-                begun.add(index)
-                found.append(self._chunk([ChunkChoice(index=index, delta=Delta(role="assistant", content=""))]))
-            finish = ended(token.finish_reason)
-            if token.text or self._has_logprobs:
-                logprobs = self._service.texts.chat([token]) if self._has_logprobs else None
-                found.append(self._chunk([ChunkChoice(index=index, delta=Delta(content=token.text), logprobs=logprobs)]))
-            if finish is not None:
-                found.append(self._chunk([ChunkChoice(index=index, delta=Delta(), finish_reason=finish)]))
-        return found
+    def _choices(self, said: Said, num_calls: dict[int, int]) -> Iterator[ChunkChoice]:
+        """``num_calls``: of each choice that has begun."""
+        index = said.index
+        if index not in num_calls:
+            num_calls[index] = 0
+            yield ChunkChoice(index=index, delta=Delta(role="assistant", content=""))
+        logprobs = self._logprobs([said])
+        for part in said.parts:
+            yield ChunkChoice(index=index, delta=_delta(part, num_calls[index]), logprobs=logprobs)
+            num_calls[index] += isinstance(part, Call)
+            logprobs = None
+        if logprobs is not None:
+            yield ChunkChoice(index=index, delta=Delta(content=""), logprobs=logprobs)
+        if said.ended is not None:
+            yield ChunkChoice(index=index, delta=Delta(), finish_reason=said.ended)
 
     def _chunk(self, choices: list[ChunkChoice], **fields: Any) -> bytes:
         return event(
@@ -123,28 +138,28 @@ class _ChatAnswer:
         )
 
 
-def ended(reason: FinishReason | None) -> Ended | None:
-    """As programs are told; None: it has not."""
-    return None if reason is None else "stop" if reason is FinishReason.STOP else "length"
+def text_of(parts: list[Part], kind: Kind) -> str:
+    """All text of one kind."""
+    return "".join(part.text for part in parts if isinstance(part, Piece) and part.kind is kind)
 
 
-def conversation(body: ChatBody) -> Chat:
-    """As chat templates take it."""
-    messages = [_message(message) for message in body.messages]
-    arguments = dict(body.chat_template_kwargs or {})
-    if body.reasoning_effort is not None:
-        arguments.setdefault("reasoning_effort", body.reasoning_effort)
-    return Chat(messages, None, arguments)
+def _function(call: Call) -> CalledFunction:
+    return CalledFunction(name=call.name, arguments=call.arguments)
 
 
-def _message(message: Message) -> dict[str, Any]:
+def _delta(part: Part, num_calls: int) -> Delta:
+    if isinstance(part, Call):
+        return Delta(tool_calls=[DeltaCall(index=num_calls, id=part.id, function=_function(part))])
+    return Delta(reasoning_content=part.text) if part.kind is Kind.REASONING else Delta(content=part.text)
+
+
+def message_of(message: Message) -> dict[str, Any]:
     """Parts of its content as one text, and arguments of calls as what their JSON says: templates know nothing else."""
-    role = "system" if message.role == "developer" else message.role
     content = message.content
     if isinstance(content, list):
         content = "".join(part.text if isinstance(part, TextPart) else part.refusal for part in content)
     told = {
-        "role": role,
+        "role": "system" if message.role == "developer" else message.role,
         "content": content or message.refusal or "",
         "name": message.name,
         "reasoning_content": message.reasoning_content or message.reasoning,
@@ -155,9 +170,13 @@ def _message(message: Message) -> dict[str, Any]:
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
-    arguments: dict[str, Any] | str
+    function = {"name": call.function.name, "arguments": arguments_of(call.function.arguments)}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def arguments_of(text: str) -> dict[str, Any] | str:
+    """Of a call, as its JSON says; what a model wrote need not be JSON."""
     try:
-        arguments = msgspec.json.decode(call.function.arguments, type=dict[str, Any])
+        return msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError):
-        arguments = call.function.arguments  # what a model wrote need not be JSON
-    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+        return text

@@ -10,11 +10,11 @@ from starlette.requests import Request
 
 from bloombee.serve.answers import Ended, TextChoice, TextCompletion, TextLogprobs, Usage
 from bloombee.serve.bodies import CompletionBody
-from bloombee.serve.chat_completions import ended
 from bloombee.serve.delivery import DONE, Deliver, event, events, whole
 from bloombee.serve.generations import Batch, Generations, sampling
 from bloombee.serve.intake import refuse_if
 from bloombee.serve.refusals import Refusal
+from bloombee.serve.replies import ended
 from bloombee.serve.service import Service, client_of, new_id
 from bloombee.types import Token
 
@@ -41,7 +41,8 @@ class Completions:
         )
         params = sampling(body, max_tokens=body.max_tokens or DEFAULT_TOKENS, logprobs=body.logprobs)
         prompts = read_prompts(body.prompt)
-        generations = Generations(self._service.runtime, prompts, params, n, client_of(request, body.user))
+        client = client_of(request, body.user)
+        generations = Generations(self._service.runtime, prompts, params, n, client, biases=body.logit_bias)
         answer = _TextAnswer(self._service, generations, [self._text(prompt) if body.echo else "" for prompt in prompts])
         if body.stream:
             return events(answer.chunks(bool(body.stream_options and body.stream_options.include_usage)))
@@ -88,7 +89,7 @@ class _TextAnswer:
             for index, token in batch:
                 tokens[index].append(token)
         choices = [self._choice(index, one, self._echo(index), 0) for index, one in enumerate(tokens)]
-        return self._object(choices, self._generations.usage)
+        return self._object(choices, self._generations.usage())
 
     async def chunks(self, with_usage: bool) -> AsyncGenerator[bytes, None]:
         """As it comes."""
@@ -98,7 +99,7 @@ class _TextAnswer:
             if data:
                 yield data
         if with_usage:
-            yield event(self._object([], self._generations.usage))
+            yield event(self._object([], self._generations.usage()))
         yield DONE
 
     def _events(self, batch: Batch, lengths: list[int]) -> list[bytes]:

@@ -9,10 +9,25 @@ import msgspec
 from bloombee.serve.answers import ChatChunk, ChatCompletion, Health, Model, ModelList, TextCompletion
 from bloombee.serve.bodies import ChatBody, CompletionBody
 from bloombee.serve.refusals import ErrorBody
+from bloombee.serve.response_bodies import ResponseBody
+from bloombee.serve.response_objects import ResponseObject, StreamEvent
 from bloombee.types import VERSION
 
 _REF = "#/components/schemas/{name}"
-_TYPES = (ChatBody, CompletionBody, ChatCompletion, ChatChunk, TextCompletion, Model, ModelList, Health, ErrorBody)
+_TYPES = (
+    ChatBody,
+    CompletionBody,
+    ResponseBody,
+    ResponseObject,
+    StreamEvent,
+    ChatCompletion,
+    ChatChunk,
+    TextCompletion,
+    Model,
+    ModelList,
+    Health,
+    ErrorBody,
+)
 _REFUSALS = {
     "400": "what the request says is wrong, or cannot be had",
     "401": "no key, or one that is not known",
@@ -29,7 +44,7 @@ _REFUSALS = {
 def document(model: str) -> dict[str, Any]:
     """OpenAPI 3.1 of a server of ``model``."""
     _, schemas = msgspec.json.schema_components(_TYPES, ref_template=_REF)
-    for kind in (ChatBody, CompletionBody):
+    for kind in (ChatBody, CompletionBody, ResponseBody):
         schemas[kind.__name__]["properties"]["model"] = {"enum": [model, None], "default": None}
     return {
         "openapi": "3.1.0",
@@ -37,6 +52,7 @@ def document(model: str) -> dict[str, Any]:
         "paths": {
             "/v1/chat/completions": {"post": _post("createChatCompletion", ChatBody, ChatCompletion, ChatChunk)},
             "/v1/completions": {"post": _post("createCompletion", CompletionBody, TextCompletion, TextCompletion)},
+            "/v1/responses": {"post": _post("createResponse", ResponseBody, ResponseObject, StreamEvent)},
             "/v1/models": {"get": _get("listModels", ModelList)},
             "/v1/models/{model}": {
                 "get": {

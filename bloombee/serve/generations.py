@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from bloombee.grammar import Grammar
 from bloombee.roles.prompts import Prompt
 from bloombee.runtime import Runtime
 from bloombee.serve.answers import CompletionDetails, PromptDetails, Usage
@@ -20,7 +21,6 @@ Batch = list[tuple[int, Token]]
 
 def sampling(body: Sampled, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
     """How ``body`` wants its answers; what it leaves open is OpenAI's default, or the checkpoint's."""
-    refuse_if(bool(body.logit_bias), "logit_bias", body.logit_bias, "is not to be had here")
     return SamplingParams(
         max_new_tokens=max_tokens,
         temperature=1.0 if body.temperature is None else body.temperature,
@@ -43,6 +43,7 @@ class Generations:
 
     Args:
         client: whose they are.
+        grammar, biases: as of :meth:`Runtime.generate`.
         num_output: tokens that have come, of all.
         prompt_ids: of each prompt, once it has been read.
     """
@@ -52,6 +53,8 @@ class Generations:
     params: SamplingParams
     n: int
     client: str
+    grammar: Grammar | None = None
+    biases: Mapping[int, float] | None = None
     num_output: int = 0
     prompt_ids: list[tuple[int, ...]] = field(default_factory=list)
 
@@ -62,15 +65,15 @@ class Generations:
     def __len__(self) -> int:
         return self.n * len(self.prompts)
 
-    @property
-    def usage(self) -> Usage:
+    def usage(self, num_reasoning: int = 0) -> Usage:
+        """Of what has come so far, ``num_reasoning`` tokens of it reasoning."""
         num_prompt = sum(map(len, self.prompt_ids))
         return Usage(
             prompt_tokens=num_prompt,
             completion_tokens=self.num_output,
             total_tokens=num_prompt + self.num_output,
             prompt_tokens_details=PromptDetails(),
-            completion_tokens_details=CompletionDetails(),
+            completion_tokens_details=CompletionDetails(reasoning_tokens=num_reasoning),
         )
 
     async def batches(self) -> AsyncGenerator[Batch, None]:
@@ -106,7 +109,12 @@ class Generations:
     async def _pump(self, index: int, batch: Batch, arrived: asyncio.Event) -> None:
         number = index // self.n
         tokens = self.runtime.stream(
-            self.prompts[number], self._seeded(index), client=self.client, on_prompt=lambda ids: self._opened(number, ids)
+            self.prompts[number],
+            self._seeded(index),
+            client=self.client,
+            on_prompt=lambda ids: self._opened(number, ids),
+            grammar=self.grammar,
+            logit_bias=self.biases,
         )
         async with contextlib.aclosing(tokens):
             async for token in tokens:

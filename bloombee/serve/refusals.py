@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from bloombee.errors import BloomBeeError, CapacityError, ConfigError, Infeasible, RuntimeClosed
+from bloombee.errors import BloomBeeError, CapacityError, ConfigError, GrammarFailed, Infeasible, RuntimeClosed
 from bloombee.quote import printable
 
 RETRY_AFTER_S = 1
 """Some requests end within it; a client waits longer by itself, the second time."""
-PARAMETERS = {"max_new_tokens": "max_tokens", "prompt": "messages"}
+PARAMETERS = {"max_new_tokens": "max_tokens", "prompt": "messages", "grammar": "response_format"}
 """What the Runtime's fields are called by programs."""
 
 
@@ -70,6 +70,8 @@ def refusal_of(error: BloomBeeError) -> Refusal:
         return _of_config(error)
     if isinstance(error, Infeasible):
         return Refusal(400, error.message, param="messages", code="context_length_exceeded")
+    if isinstance(error, GrammarFailed):
+        return Refusal(400, error.message, param="response_format")
     if error.retryable or isinstance(error, (CapacityError, RuntimeClosed)):
         return not_now(error.message)
     return Refusal(500, error.message, kind="server_error", code=error.code)

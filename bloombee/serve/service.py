@@ -13,6 +13,7 @@ from bloombee.runtime import Runtime
 from bloombee.serve.intake import Intake
 from bloombee.serve.logprobs import TokenTexts
 from bloombee.serve.refusals import Refusal
+from bloombee.serve.speech import Speech
 
 
 @dataclass(frozen=True)
@@ -20,18 +21,21 @@ class Service:
     """Of one Runtime whose pipeline is up.
 
     Args:
-        model: what programs call it.
+        model: what programs call it. speech: how it marks what it says.
     """
 
     runtime: Runtime
     model: str
     intake: Intake
     texts: TokenTexts
+    speech: Speech
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
     def of(cls, runtime: Runtime, model: str) -> Service:
-        return cls(runtime, model, Intake(runtime.card.max_positions), TokenTexts(runtime.spelled))
+        card = runtime.card
+        speech = Speech.of(card.chat_templates.get("default", ""))
+        return cls(runtime, model, Intake(card.max_positions), TokenTexts(runtime.spelled), speech)
 
     def check_model(self, named: str | None) -> None:
         """Raises Refusal: it is another one."""

@@ -11,7 +11,7 @@ from bloombee.errors import ConfigError
 from bloombee.plan.network import HEAD_NODE, Network
 from bloombee.plan.topology import Cores, Link
 from bloombee.sim.clock import VirtualClock
-from bloombee.sim.cpu import CorePool
+from bloombee.sim.cpu import CorePool, Crowd
 from bloombee.sim.network import Faults, LinkShape, SimLink, SimNetwork
 from bloombee.types import Lane, WorkerId
 from bloombee.wire.messages import AnyMessage, Ask, Forward, Told, Verdict
@@ -65,6 +65,8 @@ class SimCarrier:
         self._nodes = {HEAD: HEAD_NODE, SCHEDULER: HEAD_NODE, **{stage_name(i): node for i, node in enumerate(nodes)}}
         self._cores = cores
         self._pool = pool
+        self.crowd = Crowd(rng)
+        """Of who passes a stage's frames on."""
 
     def place(self, name: str, node: str) -> None:
         """Whoever is called ``name`` is at that node of the network."""
@@ -120,11 +122,15 @@ class SimCarrier:
         return HEADER_BYTES + 16 * count
 
     def hop(self, source: str, target: str, message: AnyMessage, lane: Lane, deliver: Callable[[], None]) -> None:
-        """Carry what a stage sends; with shared cores a frame first takes its turn there."""
+        """Carry what a stage sends; with shared cores a frame first takes its turn there, and in a crowd it waits for one."""
         carry = partial(self.carry, source, target, message, deliver, reliable=False, lane=lane)
         cores = self._cores
         if cores is None or not isinstance(message, Forward | Verdict):
-            carry()
+            late_s = self.crowd.late_s()
+            if late_s:
+                self._clock.call_later(late_s, carry)
+            else:
+                carry()
             return
         on_core_s = min(cores.hop_s, cores.hop_cpu_s)
 

@@ -1,9 +1,12 @@
-"""Cores that everything on one machine takes turns on: first come, first served, each turn to its end."""
+"""Cores that everything on one machine takes turns on: first come, first served, each turn to its end. And what other programs
+do to those who sleep and wait on it."""
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from bloombee.sim.clock import VirtualClock
 
@@ -36,3 +39,20 @@ class CorePool:
             assert self._free is not None
             self._free += 1
         then()
+
+
+@dataclass(slots=True)
+class Crowd:
+    """Other programs on the machines: who wakes up there is given a core late.
+
+    Args:
+        share: of the times; mean_s: by so much on average, exponentially distributed. Both may be changed at any time.
+    """
+
+    rng: random.Random
+    share: float = 0.0
+    mean_s: float = 0.0
+
+    def late_s(self) -> float:
+        """Of one who wakes up now."""
+        return self.rng.expovariate(1 / self.mean_s) if self.share and self.rng.random() < self.share else 0.0

@@ -21,7 +21,7 @@ from bloombee.pipeline.work import Work
 from bloombee.plan.profile import Hardware
 from bloombee.sim.carrier import SimCarrier, stage_name
 from bloombee.sim.clock import VirtualClock
-from bloombee.sim.cpu import CorePool
+from bloombee.sim.cpu import CorePool, Crowd
 from bloombee.sim.device import Device
 from bloombee.sim.head import SimHead
 from bloombee.sim.span import SimSpan
@@ -53,7 +53,14 @@ class SimDevices:
     """
 
     def __init__(
-        self, clock: VirtualClock, paces: Sequence[Pace], *, scatter: float, context_s: float, seed: int, pool: CorePool | None
+        self,
+        clock: VirtualClock,
+        paces: Sequence[Pace],
+        *,
+        scatter: float,
+        context_s: float,
+        seed: int,
+        pool: CorePool | None,
     ) -> None:
         self.paces = list(paces)
         self.uses = [StageUse()] * len(self.paces)
@@ -63,6 +70,8 @@ class SimDevices:
         self.context_s = context_s
         self._rng = random.Random(f"works {seed}")
         self._pool = pool
+        self.crowd = Crowd(random.Random(f"crowd {seed}"))
+        """Of who wakes up when a work is done."""
 
     def pace_of(self, worker: WorkerId) -> Pace:
         """Of a worker before it has a stage: that of the stage that it gets if nothing is chosen."""
@@ -86,7 +95,8 @@ class SimDevices:
         if not work.num_rows:
             return 0.0  # all of it was closed meanwhile
         seconds = self.paces[stage].seconds(work.computes, work.num_rows, num_layers) + self.context_s * work.num_attended
-        return seconds * max(0.0, self._rng.gauss(1.0, self._scatter)) if self._scatter else seconds
+        scattered = seconds * max(0.0, self._rng.gauss(1.0, self._scatter)) if self._scatter else seconds
+        return scattered + self.crowd.late_s()
 
     def _count(self, stage: int, work: Work, seconds: float) -> None:
         """``seconds`` as a device's own clock sees them, the wait for a core among them."""

@@ -29,6 +29,8 @@ from bloombee.wire.messages import (
 UNSPOKEN = (Keep, Have, KvPages, KvHeld, Draft, Snapshot, SnapshotHeld)
 """Whole messages."""
 _SHADOW = int(Kind.SHADOW)
+_HOST = 1
+"""The tier between a device and its machine's disk."""
 
 
 def check_spoken(message: AnyMessage) -> None:
@@ -63,9 +65,10 @@ def _check_opening(opening: Opening) -> None:
 
 
 def _check_load(load: Load) -> None:
-    for name in ("placement", "budgets"):
-        if getattr(load, name):
-            raise _not_spoken(f"Load.{name}")
+    if any(tier == _HOST for tier in load.placement):
+        raise _not_spoken("Load.placement", "the host's memory")
+    if load.budgets:
+        raise _not_spoken("Load.budgets")
 
 
 def _check_wire(wire: Wire) -> None:

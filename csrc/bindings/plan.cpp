@@ -58,6 +58,7 @@ void read_model(const py::dict& from, Instance& to) {
     to.scratch_bytes = from["scratch_bytes"].cast<double>();
     to.output_scratch_bytes = from["output_scratch_bytes"].cast<double>();
     to.loading_bytes = from["loading_bytes"].cast<double>();
+    to.streaming_bytes = from["streaming_bytes"].cast<double>();
 }
 
 void read_topology(const py::dict& from, Instance& to) {

@@ -46,6 +46,7 @@ struct Common {
     double tied_bytes;                 // of both ends, which one stage with both holds once
     double scratch_bytes, output_scratch_bytes;  // of a forward, and of the last stage's
     double loading_bytes;              // while weights are loaded, unless they are less
+    double streaming_bytes;            // of a stage that streams weights: slots, and what is read into first
     std::vector<double> fractions;     // of a stage's weights that are streamed, ascending, the first is 0
     std::vector<double> ratios;        // of the codec, to choose from on each link; 0: no codec
     std::vector<Line> lines;

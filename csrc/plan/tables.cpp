@@ -71,7 +71,8 @@ double StageTable::memory(int i, int j, double streamed) const {
                          (first && last ? instance_.tied_bytes : 0);
     const double forward = last ? instance_.output_scratch_bytes : instance_.scratch_bytes;
     const double scratch = std::max(forward, std::min(instance_.loading_bytes, whole));
-    return std::max(0.0, whole - streamed) + kv_[j] - kv_[i] + scratch;
+    const double resident = std::max(0.0, whole - streamed) + (streamed > 0 ? instance_.streaming_bytes : 0);
+    return resident + kv_[j] - kv_[i] + scratch;
 }
 
 int StageTable::placement(int w, int i, int j) const {

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from draft_kit import Crashing, Drawn, speculator
+from draft_kit import Crashing, Drawn, Eager
 from engine_kit import PAGE, VOCABULARY, ModelDevice, make_checkpoint
 
 from bloombee.engine.describe import describe
 from bloombee.pipeline.work import Outcome, Work
 from bloombee.sim.cluster import SimCluster
+from bloombee.spec.drafter import Drafter
 from bloombee.spec.ngram import NgramDrafter
 from bloombee.wire.messages import Load, Sampling
 
@@ -53,7 +54,7 @@ class _Device(ModelDevice):
 class _Run:
     """Prompts through a swarm of two stages."""
 
-    def __init__(self, directory: Path, prompts: Sequence[list[int]], sampling: Sampling, drafter: object | None = None) -> None:
+    def __init__(self, directory: Path, prompts: Sequence[list[int]], sampling: Sampling, drafter: Drafter | None = None) -> None:
         self.devices: list[_Device] = []
 
         def make_device(load: Load) -> _Device:
@@ -61,7 +62,7 @@ class _Run:
             return self.devices[-1]
 
         class Swarm(SimCluster):
-            make_speculator = staticmethod(lambda: None if drafter is None else speculator(drafter))
+            make_speculator = staticmethod(lambda: None if drafter is None else Eager(drafter))
 
         cluster = Swarm(
             seed=1, num_stages=2, card=describe(str(directory)), make_device=make_device, num_pages=128, page_size=PAGE,
@@ -80,7 +81,7 @@ def _prompts() -> list[list[int]]:
     return [[rng.randrange(VOCABULARY) for _ in range(length)] for length in LENGTHS]
 
 
-def _drafter(kind: str, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> object:
+def _drafter(kind: str, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> Drafter:
     texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
 
     def future(tokens: Sequence[int]) -> list[int]:

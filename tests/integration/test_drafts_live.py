@@ -36,38 +36,47 @@ ASKED: dict[str, dict[str, object]] = {
 }
 
 
-async def test_tokens_are_those_of_a_swarm_that_does_not_draft() -> None:
-    async with bloombee.Runtime("demo", workers=2, dtype="float32", draft="off") as rt:
-        plain = {name: await _answers(rt, **fields) for name, fields in ASKED.items()}
-    async with bloombee.Runtime("demo", workers=2, dtype="float32", draft="auto") as rt:
-        drafted = {name: await _answers(rt, **fields) for name, fields in ASKED.items()}
-    for name in ASKED:
-        _same(drafted[name], plain[name])
-    every = [one for answers in drafted.values() for one in answers]
-    assert sum(one.accepted for one in every) > 20
-    assert sum(one.drafted for one in every) >= sum(one.accepted for one in every)
-    assert all(one.rounds + one.accepted - len(one.token_ids) in (0, 1) for one in every)
-    assert all(one.drafted == 0 and one.rounds == len(one.token_ids) for answers in plain.values() for one in answers)
+def test_tokens_are_those_of_a_swarm_that_does_not_draft() -> None:
+    async def run() -> None:
+        async with bloombee.Runtime("demo", workers=2, dtype="float32", draft="off") as rt:
+            plain = {name: await _answers(rt, **fields) for name, fields in ASKED.items()}
+        async with bloombee.Runtime("demo", workers=2, dtype="float32", draft="auto") as rt:
+            drafted = {name: await _answers(rt, **fields) for name, fields in ASKED.items()}
+        for name in ASKED:
+            _same(drafted[name], plain[name])
+        every = [one for answers in drafted.values() for one in answers]
+        assert sum(one.accepted for one in every) > 20
+        assert sum(one.drafted for one in every) >= sum(one.accepted for one in every)
+        assert all(one.rounds + one.accepted - len(one.token_ids) in (0, 1) for one in every)
+        assert all(one.drafted == 0 and one.rounds == len(one.token_ids) for answers in plain.values() for one in answers)
+
+    asyncio.run(run())
 
 
-async def test_the_scheduler_beside_the_first_stage_drafts_and_says_so() -> None:
-    async with bloombee.Runtime("demo", workers=2, dtype="float32", draft="auto", scheduler="stage0") as rt:
-        (answer,) = [await rt.generate("import os\nimport os\nimport os\nimport os\n", max_new_tokens=64)]
-    async with bloombee.Runtime("demo", workers=2, dtype="float32") as rt:
-        _same([answer], [await rt.generate("import os\nimport os\nimport os\nimport os\n", max_new_tokens=64)])
-    assert answer.accepted > 0
+def test_the_scheduler_beside_the_first_stage_drafts_and_says_so() -> None:
+    async def run() -> None:
+        async with bloombee.Runtime("demo", workers=2, dtype="float32", draft="auto", scheduler="stage0") as rt:
+            (answer,) = [await rt.generate("import os\nimport os\nimport os\nimport os\n", max_new_tokens=64)]
+        async with bloombee.Runtime("demo", workers=2, dtype="float32") as rt:
+            _same([answer], [await rt.generate("import os\nimport os\nimport os\nimport os\n", max_new_tokens=64)])
+        assert answer.accepted > 0
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("stage", [0, 1])
-async def test_a_stage_is_killed_with_drafts_under_way(stage: int) -> None:
-    prompt = "import os\nimport os\nimport os\n"
-    async with bloombee.Runtime("demo", workers=2, dtype="float32") as rt:
-        plain = await rt.generate(prompt, max_new_tokens=200)
-    async with bloombee.Runtime("demo", workers=2, spares=1, dtype="float32", draft="auto") as rt:
-        tokens: list[int] = []
-        async for token in rt.stream(prompt, max_new_tokens=200):
-            tokens.append(token.token_id)
-            if len(tokens) == 40:
-                assert rt.plan is not None
-                os.kill(rt.worker_pids[rt.plan.stages[stage].worker], signal.SIGKILL)
-    assert tuple(tokens) == plain.token_ids
+def test_a_stage_is_killed_with_drafts_under_way(stage: int) -> None:
+    async def run() -> None:
+        prompt = "import os\nimport os\nimport os\n"
+        async with bloombee.Runtime("demo", workers=2, dtype="float32") as rt:
+            plain = await rt.generate(prompt, max_new_tokens=200)
+        async with bloombee.Runtime("demo", workers=2, spares=1, dtype="float32", draft="auto") as rt:
+            tokens: list[int] = []
+            async for token in rt.stream(prompt, max_new_tokens=200):
+                tokens.append(token.token_id)
+                if len(tokens) == 40:
+                    assert rt.plan is not None
+                    os.kill(rt.worker_pids[rt.plan.stages[stage].worker], signal.SIGKILL)
+        assert tuple(tokens) == plain.token_ids
+
+    asyncio.run(run())

@@ -18,6 +18,7 @@ from swarm_kit import Swarm
 import bloombee
 from bloombee.config import WorkerConfig
 from bloombee.errors import AddressInUse, ConfigError, LinkDown
+from bloombee.roles.head import HeadRole
 from bloombee.roles.worker import WorkerRole
 from bloombee.wire.token import decode_token
 
@@ -106,10 +107,14 @@ def _once(use: Callable[[], Any]) -> None:
 def test_another_model_is_refused_by_name_and_the_state_is_as_it_was(tmp_path: Path) -> None:
     async def use() -> None:
         state = str(tmp_path / "state")
-        async with bloombee.Runtime("demo", workers=1, state=state):
-            pass
+        told: list[tuple[str, ...]] = []
+        runtime = bloombee.Runtime("demo", workers=1, state=state)
+        await runtime.prepare(announce=told.append)
+        await runtime.close()
+        assert len(told) == 1
         with pytest.raises(ConfigError, match=r"state: .* is of a head of another model than standin:.* is now: it had demo"):
-            await bloombee.Runtime("standin:512x4", workers=1, state=state).prepare()
+            await bloombee.Runtime("standin:512x4", workers=1, state=state).prepare(announce=told.append)
+        assert len(told) == 1, "nobody is told how to join a head that is none"
         async with bloombee.Runtime("demo", workers=1, state=state) as runtime:
             with pytest.raises(ConfigError, match="another head, process"):
                 await bloombee.Runtime("demo", workers=1, state=state).prepare()
@@ -157,6 +162,29 @@ def test_a_worker_ends_with_a_head_that_keeps_no_state_and_else_when_none_comes_
     async def use() -> None:
         await ends(None, "has ended|has closed the connection")
         await ends(tmp_path, r"no other has come in its place in 0\.5 s")
+
+    _once(use)
+
+
+def test_a_worker_that_was_not_let_in_yet_awaits_the_next_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one ends while it still looks at the model, and answers nobody."""
+
+    async def use() -> None:
+        first = bloombee.Runtime("demo", remote_workers=1, dtype="float32", state=str(tmp_path))
+        tokens: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
+        with monkeypatch.context() as patched:
+            patched.setattr(HeadRole, "describe", lambda _: asyncio.Event().wait())
+            preparing = asyncio.ensure_future(first.prepare(announce=tokens.put_nowait))
+            (token,) = await tokens.get()
+            role = WorkerRole(WorkerConfig(join=token, threads=1, head_wait_s=60.0))
+            worker = asyncio.ensure_future(role.serve())
+            while role._joining is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            preparing.cancel()
+            await asyncio.gather(preparing, return_exceptions=True)
+        async with bloombee.Runtime("demo", remote_workers=1, dtype="float32", state=str(tmp_path)) as runtime:
+            assert (await runtime.generate("import ", max_new_tokens=2)).token_ids
+        await asyncio.wait_for(worker, 60)
 
     _once(use)
 

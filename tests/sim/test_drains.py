@@ -55,6 +55,14 @@ def drain(cluster: SimCluster, worker: WorkerId, at: float, *, asks_itself: bool
     cluster.clock.call_at(at, act)
 
 
+def fill(cluster: SimCluster) -> None:
+    """No worker of the plan has memory for more than it holds."""
+    swarm = cluster.head.swarm
+    assert swarm.plan is not None
+    for stage in swarm.plan.stages:
+        swarm.members[stage.worker].memory_bytes = stage.weight_bytes + stage.kv_bytes + stage.scratch_bytes
+
+
 @pytest.mark.parametrize("num_stages", [1, 2, 3, 4])
 @pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
 @pytest.mark.parametrize("seed", range(6))
@@ -123,12 +131,12 @@ def test_with_nobody_to_take_its_stage_nothing_changes_and_it_is_said(asks_itsel
     refused: list[PlanError] = []
 
     def ask() -> None:
+        fill(cluster)
         if asks_itself:
             cluster.head.drains.said(2, Drain(7, "x"))
             return
-        with pytest.raises(
-            Infeasible, match=r"nobody can take layers 1-1 of worker 'w2': there is no spare; have another"
-        ) as caught:
+        why = r"nobody can take layers 1-1 of worker 'w2': there is no spare, and the others cannot share .*; have another"
+        with pytest.raises(Infeasible, match=why) as caught:
             cluster.head.drains.ask(2, "x")
         refused.append(caught.value)
 
@@ -145,6 +153,26 @@ def test_with_nobody_to_take_its_stage_nothing_changes_and_it_is_said(asks_itsel
         assert (answer.code, answer.fields["refused"]) == (Infeasible.code, "Drain")
     else:
         assert [error.fields["worker"] for error in refused] == ["w2"]
+
+
+@pytest.mark.parametrize("num_stages", [2, 3, 4])
+@pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
+@pytest.mark.parametrize("seed", range(6))
+def test_without_a_spare_the_others_share_its_layers_out(num_stages: int, faults: Faults | None, seed: int) -> None:
+    rng = random.Random(seed)
+    cluster = cluster_of(seed, num_stages, 0, faults)
+    leaver = rng.randint(1, num_stages)
+    drain(cluster, leaver, rng.uniform(0.2, 0.9), asks_itself=True)
+    assert cluster.run()
+    assert_right(cluster, num_stages)
+    assert left(cluster, leaver)
+    assert cluster.head.answers == [(leaver, Drained(7))]
+    assert ([ended.error for ended in cluster.head.handovers], cluster.head.num_recoveries) == ([None], 0)
+    assert cluster.plan is not None
+    assert [len(stage.span) for stage in cluster.plan.stages] == sorted(
+        (len(stage.span) for stage in cluster.plan.stages), reverse=True
+    )
+    assert len(cluster.plan.stages) == num_stages - 1
 
 
 def test_a_worker_that_is_not_in_is_no_worker_to_drain() -> None:
@@ -168,6 +196,7 @@ def test_should_the_spare_be_lost_first_the_worker_stays_and_hears_it() -> None:
     cluster = cluster_of(4, 2, 1)
 
     def both() -> None:
+        fill(cluster)
         cluster.head.drains.said(1, Drain(7, "x"))
         cluster.workers[3].end()
         cluster.head.do(cluster.head.swarm.handle(WorkerGone(3, "x", cluster.clock.now)))
@@ -194,6 +223,7 @@ def test_a_spare_that_cannot_load_is_not_tried_again_and_again(num_spares: int, 
             take(order)
 
     monkeypatch.setattr(heir, "order", order)
+    cluster.clock.call_at(0.3, lambda: fill(cluster))
     drain(cluster, 1, 0.3, asks_itself=True)
     assert cluster.run()
     assert_right(cluster, 2)

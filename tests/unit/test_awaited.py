@@ -5,7 +5,6 @@ from bloombee.pipeline.scheduler.awaited import Awaited
 from bloombee.pipeline.scheduler.sequence import SequenceState
 from bloombee.wire.messages import Sampling
 
-
 SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
 
 

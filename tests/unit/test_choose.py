@@ -285,3 +285,49 @@ def test_there_is_a_plan_for_many_workers_and_always_the_same_one() -> None:
     once, again = (choose(topology, card, WISH, THROUGHPUT) for _ in range(2))
     assert once == again
     assert len(once.prediction.spares) == 200 - len(once.candidate.workers)
+
+
+def small(topology: Topology, share: float, stream: float | None) -> Topology:
+    """The same, each worker with room for ``share`` of the weights, and a disk."""
+    whole = CARD.weight_bytes(Span(0, CARD.num_layers))
+    devices = {
+        worker: dataclasses.replace(one, memory_bytes=int(share * whole), stream_bytes_per_s=stream)
+        for worker, one in topology.devices.items()
+    }
+    return dataclasses.replace(topology, devices=devices)
+
+
+STREAMING = dataclasses.replace(WISH, num_pages=128, streams=True)
+
+
+def test_two_workers_that_stream_are_better_than_three_of_which_one_is_far() -> None:
+    """One has a disk that keeps up; without it, or with one that does not, the far one is needed."""
+    near = near_and_far(far=1)
+    fast, slow = small(near, 0.45, 50e9), small(near, 0.45, 1e8)
+    found = choose(fast, CARD, STREAMING, LATENCY)
+    assert set(found.candidate.workers) == {1, 2}
+    assert any(found.candidate.streamed_bytes)
+    for topology, wish in ((slow, STREAMING), (fast, dataclasses.replace(STREAMING, streams=False))):
+        plain = choose(topology, CARD, wish, LATENCY)
+        assert set(plain.candidate.workers) == {1, 2, 3}
+        assert not any(plain.candidate.streamed_bytes)
+        assert plain.prediction.alone_s > 1.2 * found.prediction.alone_s
+
+
+def test_nothing_streams_for_the_sake_of_more_kv_memory() -> None:
+    topology = small(near_and_far(far=0), 0.6, 1e8)
+    found = choose(topology, CARD, dataclasses.replace(STREAMING, num_pages=1 << 15), LATENCY)
+    assert found.candidate.kv_tokens == 2048 < 16 << 15
+    assert not any(found.candidate.streamed_bytes)
+
+
+def test_what_fits_nowhere_without_streams_and_is_run_as_it_was_chosen() -> None:
+    topology = small(near_and_far(far=0), 0.3, 2e9)
+    memory = next(iter(topology.devices.values())).memory_bytes
+    assert memory is not None
+    plan = FirstPlan(request(num_pages=128, streams=True)).chosen(topology, members(dict.fromkeys((1, 2), memory)))
+    assert sum(len(stage.streamed) for stage in plan.stages) >= 6
+    for stage in plan.stages:
+        assert stage.weight_bytes + stage.kv_bytes + stage.scratch_bytes <= memory
+    with pytest.raises(Infeasible):
+        FirstPlan(request(num_pages=128)).chosen(topology, members(dict.fromkeys((1, 2), memory)))

@@ -121,7 +121,7 @@ ODD_VALUES = (
     [(RuntimeConfig, ConfigError), (WorkerConfig, ConfigError), (LocalWorker, ConfigError), (SamplingParams, ValueError)],
 )
 def test_whatever_the_value_its_refusal_is_typed_and_short(kind: type, error: type, value: object) -> None:
-    of_any_length = {"model", "trace", "decisions", "state", "key", "join", "log_dir", "stop"}
+    of_any_length = {"model", "trace", "decisions", "state", "key", "join", "log_dir", "disk", "stop"}
     for field in dataclasses.fields(kind):
         if isinstance(value, str) and field.name in of_any_length:
             continue

@@ -91,7 +91,7 @@ def _settled(first_s: float, others_s: float, sequences: int = 128) -> Run:
 
 def test_a_head_far_away_is_part_of_the_loop_that_microbatches_fill() -> None:
     near, far = _settled(0.0, 0.005), _settled(0.4, 0.005)
-    assert far.num_microbatches >= 2 * near.num_microbatches
+    assert far.num_microbatches >= 1.5 * near.num_microbatches
     assert far.num_microbatches == _settled(0.0, 0.005 + 0.4 / 3).num_microbatches, "as if the others were as much longer"
 
 

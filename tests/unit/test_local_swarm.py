@@ -16,7 +16,7 @@ from bloombee.plan.topology import RowTime
 from bloombee.roles import local_swarm
 from bloombee.roles.bulletin import Bulletin
 from bloombee.roles.local_swarm import LocalSwarm
-from bloombee.roles.restarts import WINDOW_S, Restarts
+from bloombee.roles.restarts import FACTOR, SECOND_S, WINDOW_S, Restarts
 from bloombee.roles.spawner_client import SpawnerClient
 from bloombee.transport.keys import KeyPair
 from bloombee.transport.sockets import dialled_from
@@ -159,6 +159,7 @@ class Dying:
 def test_a_worker_that_dies_is_started_again_as_it_was_and_under_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         the = Dying(monkeypatch, restarts=2)
+        the.swarm._restarts = Restarts(2, second_s=0.001)
         await the.start()
         the.swarm._exited(2, KILLED)
         await the.spawner.until(4)
@@ -175,7 +176,9 @@ def test_a_worker_that_dies_is_started_again_as_it_was_and_under_its_key(monkeyp
         the.swarm.joined("local-1")
         the.swarm._exited(5, KILLED)  # a third time within ten minutes
         assert len(the.ended) == 2
-        assert len(the.told) == 2
+        assert [(event.kind, event.reason) for event in the.told[1:]] == [
+            ("restarted", "its process ended with status 1; in 0.001 s"), ("abandoned", "its process was killed by SIGKILL"),
+        ]  # fmt: skip
         assert all(task.done() for task in the.swarm._starting)
 
     asyncio.run(main())
@@ -191,7 +194,8 @@ def test_one_that_ends_in_order_or_is_of_no_use_is_not_started_again(
         the.goes_on = goes_on
         the.swarm._exited(1, status)
         assert len(the.ended) == 1
-        assert (the.swarm._starting, the.told) == (set(), [])
+        assert the.swarm._starting == set()
+        assert [event.kind for event in the.told] == ["abandoned"] * (restarts == 0)
 
     asyncio.run(main())
 
@@ -212,9 +216,9 @@ def test_a_worker_that_cannot_even_start_ends_the_swarm_if_it_is_to_have_a_stage
 
 def test_deaths_that_are_long_past_count_no_more() -> None:
     restarts = Restarts(3)
-    assert [restarts.begin("a", at) for at in (0.0, 1.0, 2.0, 3.0)] == [True, True, True, False]
-    assert restarts.begin("b", 3.0)
-    assert [restarts.begin("a", WINDOW_S + at) for at in (0.5, 0.6)] == [True, False]
+    assert [restarts.begin("a", at) for at in (0.0, 1.0, 2.0, 3.0)] == [0.0, SECOND_S, SECOND_S * FACTOR, None]
+    assert restarts.begin("b", 3.0) == 0.0
+    assert [restarts.begin("a", WINDOW_S + at) for at in (0.5, 0.6)] == [SECOND_S * FACTOR, None]
 
 
 def test_a_process_that_ends_at_once_was_there_before() -> None:

@@ -116,6 +116,21 @@ def test_a_device_whose_rows_become_dear_is_believed() -> None:
     assert row == pytest.approx(0.008, rel=0.15)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_slope_that_is_known_is_doubted_when_times_scatter_and_right_when_they_do_no_more(seed: int) -> None:
+    """Sizes hardly differ any more, and a process that gets its core late makes a line of any slope of them."""
+    live, total, rng = LiveCosts(("w",)), DeviceUse(), random.Random(seed)
+    apart_or_not = {True: [6, 10] * 4, False: [8, 8, 8, 7, 8, 9, 8, 8]}
+    for late in [0.0] * 40 + [0.5] * 30 + [0.0] * 30:
+        sizes = apart_or_not[live.wants_spread]
+        times = [0.008 * size + (rng.expovariate(1 / 0.040) if rng.random() < late else 0.0) for size in sizes]
+        products = sum(size * time for size, time in zip(sizes, times, strict=True))
+        total = total + DeviceUse(len(sizes), sum(sizes), sum(times), sum(size * size for size in sizes), products)
+        live.report([StageUse(decode=total)])
+    assert not live.wants_spread
+    assert _stage(live)[1] == pytest.approx(0.008, rel=0.05)
+
+
 def test_few_forwards_wait_until_there_are_enough_to_compare() -> None:
     live, total = LiveCosts(("w",)), _use([32] * 10, 0.0, 0.008)
     live.report([StageUse(decode=total)])

@@ -59,12 +59,12 @@ def test_no_spread_is_more_than_a_percent_better(
     got = tune(_base(), ring, LLAMA_30B, sequences=sequences, most_microbatches=most, most_rows=512)
     assert got.num_microbatches <= most
     at_once = got.num_microbatches * got.microbatch_sequences
-    assert got.step_s == step_s(got.cost, ring, LLAMA_30B)
+    assert got.step_s == step_s(got.cost, ring, LLAMA_30B, sequences)
     mine = got.step_s * max(1, sequences / at_once)
     for count in range(1, min(most, sequences) + 1):
         size = -(-sequences // count)
         other = evaluate(replace(_base(), num_microbatches=-(-sequences // size), microbatch_sequences=size), ring, LLAMA_30B)
-        assert mine <= step_s(other, ring, LLAMA_30B) * 1.011
+        assert mine <= step_s(other, ring, LLAMA_30B, sequences) * 1.011
 
 
 def test_more_are_under_way_than_would_just_fill_the_ring() -> None:

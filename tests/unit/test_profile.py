@@ -170,11 +170,12 @@ def test_a_careful_device_is_slower_by_the_error_of_what_was_measured() -> None:
     assert [time.fixed_s for time in device.kinds] == pytest.approx([2.2, 3.3])
 
 
-def test_weights_come_out_of_the_next_tier_that_there_is() -> None:
+def test_weights_that_stream_come_as_fast_as_the_slower_of_disk_and_device() -> None:
     speeds = {"to_device_bytes_per_s": 2e10, "disk_bytes_per_s": 1e9}
-    assert Hardware(host_bytes=1, **speeds).stream_bytes_per_s == 2e10
     assert Hardware(**speeds).stream_bytes_per_s == 1e9
-    assert Hardware(host_bytes=1).stream_bytes_per_s is None
+    assert Hardware(to_device_bytes_per_s=5e8, disk_bytes_per_s=1e9).stream_bytes_per_s == 5e8
+    assert Hardware(disk_bytes_per_s=1e9).stream_bytes_per_s == 1e9
+    assert Hardware(to_device_bytes_per_s=5e8).stream_bytes_per_s is None
     device = dataclasses.replace(of_kinds(), hardware=Hardware(5, **speeds)).as_device("box")
     assert (device.memory_bytes, device.stream_bytes_per_s) == (5, 1e9)
 

@@ -375,7 +375,7 @@ def _anything(rng: random.Random) -> m.AnyMessage:
     """That the worker with the scheduler may say, about what there is and what there is not."""
     number, position = rng.choice([0, 1, 2, 3, 4, 1 << 40]), rng.choice([0, 1, 2, 3, 4, 5, 2**32 - 1])
     pick = m.Pick(number, rng.choice([0, 7]), position, rng.choice([5, 2**32 - 1]), None, ())
-    given = tuple(m.Given(pick, rng.choice([None, None, "stop", "cancelled"])) for _ in range(rng.randrange(3)))
+    given = tuple(m.Given(pick, rng.choice([None, None, "stop", "cancelled"]), 0, False) for _ in range(rng.randrange(3)))
     over = (m.Over(number, rng.choice(["", "LinkDown", "moon"]), {"self": 1, "code": "x"}),) * rng.randrange(2)
     return rng.choice(
         [

@@ -18,13 +18,18 @@ from bloombee.errors import (
     RuntimeClosed,
     SequenceLost,
 )
+from bloombee.grammar import Grammar
+from bloombee.roles.prompts import Chat
 from bloombee.serve.bodies import ChatBody, CompletionBody
-from bloombee.serve.chat_completions import conversation
+from bloombee.serve.chat_completions import message_of
 from bloombee.serve.completions import read_prompts
 from bloombee.serve.document import document
 from bloombee.serve.generations import sampling
 from bloombee.serve.intake import decoded
 from bloombee.serve.refusals import Refusal, refusal_of
+from bloombee.serve.replies import conversation
+from bloombee.serve.response_bodies import ResponseBody, messages_of
+from bloombee.serve.tools import Offer, format_grammar, one_of
 from bloombee.types import SamplingParams
 
 
@@ -90,12 +95,78 @@ def test_calls_in_a_conversation_are_as_templates_take_them() -> None:
         {"role": "assistant", "content": None, "tool_calls": [call, odd], "reasoning": "hm"},
         {"role": "tool", "tool_call_id": "c1", "content": "7"},
     ]
-    told = conversation(chat(messages=messages, chat_template_kwargs={"enable_thinking": False}, reasoning_effort="low"))
-    assert told.messages[0]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"a": [1]}}
-    assert told.messages[0]["tool_calls"][1]["function"] == {"name": "f", "arguments": "{a"}
-    assert told.messages[0]["reasoning_content"] == "hm"
-    assert told.messages[1] == {"role": "tool", "tool_call_id": "c1", "content": "7"}
-    assert told.arguments == {"enable_thinking": False, "reasoning_effort": "low"}
+    told = [message_of(message) for message in chat(messages=messages).messages]
+    assert told[0]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"a": [1]}}
+    assert told[0]["tool_calls"][1]["function"] == {"name": "f", "arguments": "{a"}
+    assert told[0]["reasoning_content"] == "hm"
+    assert told[1] == {"role": "tool", "tool_call_id": "c1", "content": "7"}
+
+
+def test_templates_are_told_what_the_request_says_of_reasoning() -> None:
+    assert conversation([], Offer(), {"x": 1}, "low", is_bound=False) == Chat([], None, {"x": 1, "reasoning_effort": "low"})
+    bound = conversation([], Offer(), {}, None, is_bound=True)
+    assert bound.arguments == {"enable_thinking": False}, "a grammar leaves no room for it"
+    assert conversation([], Offer(), {"enable_thinking": True}, None, is_bound=True).arguments == {"enable_thinking": True}
+
+
+def offered(choice: Any, **fields: Any) -> Offer:
+    tools = [{"type": "function", "function": {"name": name, "strict": True}} for name in ("f", "g")]
+    body = chat(tools=tools, tool_choice=choice, **fields)
+    return Offer.of(body.tools or [], body.tool_choice, parallel=body.parallel_tool_calls is not False)
+
+
+def test_tools_are_offered_as_the_choice_says() -> None:
+    f, g = ({"type": "function", "function": {"name": n, "parameters": {"type": "object", "properties": {}}}} for n in "fg")
+    some = {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "g"}}]},
+    }
+    assert offered(None) == offered("auto") == Offer((f, g))
+    assert offered("none") == Offer()
+    assert offered("required") == Offer((f, g), must_call=True)
+    assert offered({"type": "function", "function": {"name": "g"}}) == Offer((g,), must_call=True, parallel=False)
+    assert offered(some) == Offer((g,))
+    assert offered("auto", parallel_tool_calls=False) == Offer((f, g), parallel=False)
+    for wrong in ({"type": "function", "function": {"name": "h"}},):
+        with pytest.raises(Refusal, match="none of the tools"):
+            offered(wrong)
+    with pytest.raises(Refusal, match="there are no tools"):
+        Offer.of([], "required", parallel=True)
+    with pytest.raises(Refusal, match="two have the same name"):
+        Offer.of((chat(tools=[{"function": {"name": "f"}}] * 2).tools or []), None, parallel=True)
+
+
+def test_only_an_answer_that_must_be_calls_has_a_grammar() -> None:
+    assert offered("auto").grammar(marked=True) is None
+    assert (offered("required").grammar(marked=True) or Grammar.json()).kind == "lark"
+    assert (offered("required").grammar(marked=False) or Grammar.regex("x")).kind == "json_schema"
+    form = format_grammar(chat(response_format={"type": "json_object"}).response_format)
+    assert form == Grammar.json()
+    assert format_grammar(chat(response_format={"type": "text"}).response_format) is None
+    with pytest.raises(Refusal, match="response_format"):
+        one_of(Grammar.json(), form)
+
+
+def test_items_of_a_conversation_are_the_messages_of_its_turns() -> None:
+    items = [
+        {"role": "developer", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]},
+        {"type": "message", "role": "user", "content": "hi", "id": "m1", "status": "completed"},
+        {"type": "reasoning", "id": "r1", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "yes", "annotations": []}]},
+        {"type": "function_call", "call_id": "c1", "name": "f", "arguments": '{"a": 1}'},
+        {"type": "function_call_output", "call_id": "c1", "output": "7"},
+    ]
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    assert messages_of(decoded(json.dumps({"input": items, "instructions": "be brief"}).encode(), ResponseBody)) == [
+        {"role": "system", "content": "be brief"},
+        {"role": "system", "content": "ab"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes", "reasoning_content": "hm", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "7"},
+    ]
+    for wrong, says in (({"type": "image"}, r"input\[0\] is of a type"), ({"role": "user"}, r"input\[0\]: Object missing")):
+        with pytest.raises(Refusal, match=says):
+            messages_of(decoded(json.dumps({"input": [wrong]}).encode(), ResponseBody))
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_messages_that_are_not_spoken_yet_are_refused_by_their_name() -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("Load.placement", replace(LOAD, placement=(1,))),
+        ("Load.placement", replace(LOAD, placement=(0, 1))),
         ("Load.budgets", replace(LOAD, budgets=(5,))),
         ("Wire.scheduler", replace(WIRE, stage=0, predecessor=None, scheduler=BACK)),
         ("Wire.schedule.stages[0].through", replace(FIRST, schedule=replace(SCHEDULE, stages=(replace(PEER, through=5), PEER)))),
@@ -126,3 +126,10 @@ def test_an_error_whose_fields_have_any_names_is_read() -> None:
     error = from_wire("LinkDown", {"self": 1, "code": "x", "message": "m", "cls": None})
     assert isinstance(error, LinkDown)
     assert error.fields["self"] == 1
+
+
+def test_what_another_machine_says_moves_no_cursor() -> None:
+    error = from_wire("DeviceError", {"message": "no \x1b[2Jmemory\r\nis \u202eleft", "worker": "a\x07"})
+    assert error.message == r"no \x1b[2Jmemory\r\nis \u202eleft"
+    assert error.fields["worker"] == r"a\x07"
+    assert from_wire("\x1b[31m", {}).message == r"\x1b[31m"

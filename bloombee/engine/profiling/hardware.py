@@ -35,6 +35,8 @@ REPEATS = 7
 COPIED_BYTES = 64 << 20
 READ_BYTES, READ_S = 256 << 20, 0.4
 """Most that is read of a disk."""
+WRITTEN_BYTES = 64 << 20
+"""Of a file that is written to see how fast it is read."""
 CHUNK_BYTES = 8 << 20
 LEAST_READ_BYTES = 4 << 20
 """A file of less says nothing of its disk."""
@@ -160,6 +162,21 @@ def disk_speed(checkpoint: Checkpoint) -> float | None:
     files = [path for path in checkpoint.directory.glob("*.safetensors") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size, default=None)
     return None if largest is None else read_speed(largest)
+
+
+def directory_speed(directory: Path) -> float | None:
+    """Bytes per second of reading files of ``directory`` past the system's cache, by one that is written for that; None if it
+    cannot be written, or the system has no such way."""
+    with contextlib.suppress(OSError):
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=directory) as file:
+            block = os.urandom(CHUNK_BYTES)
+            for _ in range(WRITTEN_BYTES // CHUNK_BYTES):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            return read_speed(Path(file.name))
+    return None
 
 
 def read_speed(path: Path) -> float | None:

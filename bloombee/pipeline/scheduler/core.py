@@ -35,6 +35,7 @@ from bloombee.pipeline.scheduler.admission import Admission, Way
 from bloombee.pipeline.scheduler.batching import Batcher
 from bloombee.pipeline.scheduler.closing import Closings
 from bloombee.pipeline.scheduler.epoch import Epoch, Flight
+from bloombee.pipeline.scheduler.fragments import Parts
 from bloombee.pipeline.scheduler.picks import Picks
 from bloombee.pipeline.scheduler.rounds import Rounds
 from bloombee.pipeline.scheduler.sequence import SequenceState, cannot_be_sent, overdue, too_long
@@ -103,9 +104,9 @@ class SchedulerCore:
         self._resend_after_s = resend_after_s
         self._open: dict[SequenceId, SequenceState] = {}
         self._admission = Admission(max_rows=max_rows)
-        self.rounds = Rounds(speculator)
-        self._batcher = Batcher(self._open, self.rounds, max_rows=max_rows)
-        self._picks = Picks(self._open, self._batcher, self._close)
+        self._rounds = Rounds(speculator, Parts(max_rows))
+        self._batcher = Batcher(self._open, self._rounds, max_rows=max_rows)
+        self._picks = Picks(self._open, self._batcher, self._rounds, self._close)
         self._closings = Closings(takes_over=takes_over)
         self._succession = Succession(
             self._open,
@@ -127,7 +128,7 @@ class SchedulerCore:
             return self._from_stage(event.stage, event.message, event.now)
         match event:
             case PlanWired(ring=ring):
-                self.rounds.page_size = ring.page_size
+                self._rounds.page_size = ring.page_size
                 return [*self._succession.start(ring, event.now), *self._abandon_rounds(event.now)]
             case PlanBroken():
                 if self._epoch is not None:
@@ -233,7 +234,7 @@ class SchedulerCore:
         del self._open[sequence.id]
         self._admission.closed(sequence)
         self._batcher.remove(sequence)
-        self.rounds.closed(sequence.id)
+        self._rounds.closed(sequence.id)
         return self._succession.close(sequence, now)
 
     # -- what epochs lack ------------------------------------------------------------------
@@ -263,7 +264,7 @@ class SchedulerCore:
     def _lose(self, error: BloomBeeError) -> list[Command]:
         ended = [*self._open, *(sequence.id for sequence in self._admission)]
         self._open.clear()
-        for part in (self._admission, self._batcher, self._closings, self.rounds):
+        for part in (self._admission, self._batcher, self._closings, self._rounds):
             part.clear()
         self._succession.clear()
         return [TellHead(Ended(sequence, error)) for sequence in ended]
@@ -279,20 +280,25 @@ class SchedulerCore:
         batcher.ask_for_drafts(now)
         while batcher.may_decode(epoch):
             commands += self._send(epoch, Phase.DECODE, batcher.decode_items(epoch), Phase.DECODE, now)
+        while epoch.can_send(Phase.DECODE) and (part := self._rounds.parts.next()) is not None:
+            commands += self._send(epoch, Phase.DECODE, [part], Phase.DECODE, now, is_more=True)
         while not self._succession.holds_prompts and batcher.may_prefill(epoch, now):
             items = batcher.prefill_items()
             commands += self._send(epoch, Phase.PREFILL, items, Phase.PREFILL, now)
             batcher.space_chunks(items, self._loop_s, now)
-        commands += self.rounds.say()
+        commands += self._rounds.say()
         return [*commands, *self._succession.pump(now)] if self._succession.coming is not None else commands
 
-    def _send(self, epoch: Epoch, phase: Phase, items: list[Item], travels_as: Phase, now: float) -> list[Command]:
+    def _send(
+        self, epoch: Epoch, phase: Phase, items: list[Item], travels_as: Phase, now: float, *, is_more: bool = False
+    ) -> list[Command]:
+        """``is_more``: of drafts, of which a part is under way."""
         microbatch = self._num_microbatches
         self._num_microbatches += 1
         for item in items:
             self._open[item.sequence].waits_since = now
         share = self._batcher.share_of_prompts(items) if phase is Phase.PREFILL else 0.0
-        return [*epoch.send(microbatch, phase, items, now, travels_as=travels_as, prefill_share=share)]
+        return [*epoch.send(microbatch, phase, items, now, travels_as=travels_as, prefill_share=share, is_more=is_more)]
 
     # -- from the stages -------------------------------------------------------------------
 
@@ -328,7 +334,7 @@ class SchedulerCore:
         flight = epoch.came_home(verdict.microbatch, now)
         told, cuts = self._picks.take(verdict, now)
         if flight is not None and flight.phase is Phase.DECODE:
-            self.quickest_loop = _quickest(self.quickest_loop, flight, now)
+            self.quickest_loop = self.quickest_loop if flight.is_more else _quickest(self.quickest_loop, flight, now)
             self.decoded = (self.decoded[0] + sum(isinstance(one, TellHead) for one in told), now)
         if epoch is not self._epoch:
             told += self._move_over(verdict.microbatch == MARK, now)

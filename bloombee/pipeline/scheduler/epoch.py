@@ -33,6 +33,8 @@ class Flight:
     sequences: tuple[SequenceId, ...]
     positions: tuple[int, ...]
     """Of the first row of each."""
+    is_more: bool
+    """Of drafts, of which a part went before: it takes no other's turn."""
     overtaken_at: float | None = None
     """When one that was sent later on the same lane had come home."""
 
@@ -133,7 +135,7 @@ class Epoch:
     @property
     def num_decoding(self) -> int:
         """Microbatches that decode under way."""
-        return sum([flight.phase is Phase.DECODE for flight in self._flights.values()])
+        return sum([flight.phase is Phase.DECODE and not flight.is_more for flight in self._flights.values()])
 
     @property
     def prefill_share(self) -> float:
@@ -141,7 +143,15 @@ class Epoch:
         return sum(flight.prefill_share for flight in self._flights.values())
 
     def send(
-        self, microbatch: int, phase: Phase, items: list[Item], now: float, *, travels_as: Phase, prefill_share: float
+        self,
+        microbatch: int,
+        phase: Phase,
+        items: list[Item],
+        now: float,
+        *,
+        travels_as: Phase,
+        prefill_share: float,
+        is_more: bool = False,
     ) -> list[Send]:
         lane = lane_of(travels_as)
         num_rows = sum([item.num_rows for item in items])
@@ -153,6 +163,7 @@ class Epoch:
             lane=lane,
             sequences=tuple([item.sequence for item in items]),
             positions=tuple([item.position for item in items]),
+            is_more=is_more,
         )
 
         def make(number: int) -> Send:

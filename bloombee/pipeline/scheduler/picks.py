@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from bloombee.pipeline.commands import Command, TellHead
 from bloombee.pipeline.events import Emitted, Ended
 from bloombee.pipeline.scheduler.batching import Batcher
+from bloombee.pipeline.scheduler.rounds import Rounds
 from bloombee.pipeline.scheduler.sequence import SequenceState, not_finite, not_obeyed
 from bloombee.types import FinishReason, SequenceId
 from bloombee.wire.messages import NO_GRAMMAR, NO_TOKEN, Cut, Pick, Verdict
@@ -23,7 +24,7 @@ class Picks:
     """Of one scheduler.
 
     Args:
-        open_sequences: all that are open, kept by the owner. batcher: gets those that go on.
+        open_sequences: all that are open, kept by the owner. batcher: gets those that go on. rounds: of drafts.
         close: ends a sequence, which is not open then.
     """
 
@@ -31,10 +32,12 @@ class Picks:
         self,
         open_sequences: Mapping[SequenceId, SequenceState],
         batcher: Batcher,
+        rounds: Rounds,
         close: Callable[[SequenceState, float], list[Command]],
     ) -> None:
         self._open = open_sequences
         self._batcher = batcher
+        self._rounds = rounds
         self._close = close
 
     def take(self, verdict: Verdict, now: float) -> tuple[list[Command], list[Cut]]:
@@ -63,14 +66,15 @@ class Picks:
         current = sequence.round
         assert current is not None
         while (pick := current.next()) is not None:
-            is_first = len(current.path) == 1
             was_drafted = pick.token not in _NONE and current.accept(pick.token)
-            told += self._give(sequence, pick, now, drafted=current.num_drafted if is_first else 0, was_drafted=was_drafted)
+            told += self._give(sequence, pick, now, drafted=current.newly_drafted(), was_drafted=was_drafted)
             if sequence.id not in self._open:
                 return told
         if current.is_over:
             cuts.append(sequence.end_round())
             self._batcher.picked(sequence)
+        elif told:
+            self._rounds.extend(sequence, current)
         return told
 
     def _pick(self, pick: Pick, now: float) -> list[Command]:

@@ -12,19 +12,21 @@ from __future__ import annotations
 import logging
 import struct
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from bloombee.kv.pool import pages_for
 from bloombee.pipeline.commands import AskDraft, DraftClosed
 from bloombee.pipeline.events import Drafted, DrafterSeen, Priced
-from bloombee.pipeline.scheduler.sequence import Round, SequenceState
+from bloombee.pipeline.scheduler.fragments import Parts, is_idle
+from bloombee.pipeline.scheduler.round import Round
+from bloombee.pipeline.scheduler.sequence import SequenceState
 from bloombee.spec.controller import Line, Load
 from bloombee.spec.speculator import Speculator
 from bloombee.spec.tree import Draft
-from bloombee.types import Kind, SequenceId
-from bloombee.wire.messages import MAX_PATH, Item, Tree
+from bloombee.types import SequenceId
+from bloombee.wire.messages import MAX_PATH, Item
 
 log = logging.getLogger(__name__)
 UNKNOWN_LOAD = Load(Line(1.0, 0.02))
@@ -40,10 +42,11 @@ class Rounds:
 
     Args:
         speculator: asked for a draft with each row that decodes. None: nothing is drafted.
-        page_size: of KV memory. load: what a round costs.
+        parts: what is left of drafts that go in several frames. page_size: of KV memory. load: what a round costs.
     """
 
-    speculator: Speculator | None = None
+    speculator: Speculator | None
+    parts: Parts
     page_size: int = 1
     load: Load = UNKNOWN_LOAD
     _said: list[AskDraft | DraftClosed] = field(default_factory=list)
@@ -82,13 +85,38 @@ class Rounds:
         return query.until_s
 
     def item(self, sequence: SequenceState, room: int, others: int) -> Item | None:
-        """The next row of a sequence that decodes, with up to ``room`` drafted ones; None: the row goes alone."""
-        draft = self._try(lambda speculator: speculator.draft(sequence.id, self._known(sequence), self._load(others)))
-        chosen = None if draft is None else _fitting(draft, sequence, min(room, self._room(sequence)))
+        """The next row of a sequence that decodes, with up to ``room`` drafted ones; None: the row goes alone. More of the draft
+        may be left for :meth:`Parts.next`."""
+        load = self._load(others)
+        chosen = self._chosen(sequence, min(room, self._room(sequence)), 1, load)
         rows, promised = (1.0, 1.0) if chosen is None else (1.0 + len(chosen), 1.0 + sum(chosen.scores))
         self._rows += SHARE * (rows - self._rows)
         self._promised += SHARE * (promised - self._promised)
-        return None if chosen is None else _item(sequence, chosen)
+        if chosen is None:
+            return None
+        base = sequence.num_sent
+        current = sequence.round = Round.of(base, int.from_bytes(sequence.tokens[4 * base :], "little"), chosen)
+        return self.parts.first(sequence, current, load)
+
+    def extend(self, sequence: SequenceState, current: Round) -> None:
+        """Some of what was picked is known, and more is under way: what may follow on that is sent after it."""
+        load = self._load(0)
+        if not is_idle(load):
+            return
+        room = min(self._room(sequence) + 1, self.parts.max_rows) - len(current)
+        chosen = self._chosen(sequence, room, len(current.path), load)
+        if chosen is not None:
+            current.graft(chosen)
+            self.parts.left(sequence, current)
+
+    def _chosen(self, sequence: SequenceState, room: int, depth: int, load: Load) -> Draft | None:
+        """What to send, behind ``depth`` nodes that are accepted; up to ``room`` nodes."""
+
+        def choose(speculator: Speculator) -> Draft | None:
+            draft = speculator.draft(sequence.id, self._known(sequence), load)
+            return None if draft is None or room < 1 else _fitting(draft, sequence, room, MAX_PATH - depth)
+
+        return self._try(choose)
 
     def _try(self, ask: Callable[[Speculator], T | None]) -> T | None:
         """A speculator that fails is asked no more: everything is decoded plainly from then on."""
@@ -105,8 +133,8 @@ class Rounds:
         return replace(self.load, rows=others * self._rows, tokens=others * self._promised)
 
     def _room(self, sequence: SequenceState) -> int:
-        """Drafted rows for which the sequence has KV memory."""
-        return pages_for(sequence.num_slots, self.page_size) * self.page_size - sequence.num_tokens
+        """Rows beyond those that are confirmed, and the next, for which the sequence has KV memory."""
+        return pages_for(sequence.num_slots, self.page_size) * self.page_size - sequence.num_sent - 1
 
     def _known(self, sequence: SequenceState) -> array[int]:
         """All its tokens."""
@@ -116,6 +144,7 @@ class Rounds:
         return known
 
     def closed(self, sequence: SequenceId) -> None:
+        self.parts.drop(sequence)
         if self._tokens.pop(sequence, None) is not None and self.asks:
             self._said.append(DraftClosed(sequence))
         if self.speculator is not None:
@@ -126,9 +155,9 @@ class Rounds:
             self.closed(sequence)
 
 
-def _fitting(draft: Draft, sequence: SequenceState, room: int) -> Draft | None:
+def _fitting(draft: Draft, sequence: SequenceState, room: int, most_depth: int) -> Draft | None:
     """The best of a draft for which there is room, and tokens to come; the likeliest path first, then the others."""
-    deepest = min(sequence.max_new_tokens - sequence.num_output, MAX_PATH) - 1
+    deepest = min(sequence.max_new_tokens - sequence.num_output - 1, most_depth)
     nodes = [node for node, depth in enumerate(draft.depths()[1:], start=1) if depth <= deepest]
     best = draft.only(nodes).best(room)
     if not best:
@@ -149,19 +178,3 @@ def _fitting(draft: Draft, sequence: SequenceState, room: int) -> Draft | None:
         scores=tuple([best.scores[i] for i in at]),
         sources=tuple([best.sources[i] for i in at]),
     )
-
-
-def _item(sequence: SequenceState, draft: Draft) -> Item:
-    """The row of the last token and a draft's, which are under way from now on."""
-    base = sequence.num_sent
-    last: Sequence[int] = struct.unpack("<I", sequence.tokens[4 * base :])
-    tokens = (*last, *draft.tokens)
-    parents = (0, *(parent + 1 for parent in draft.parents))
-    sequence.round = Round(base, tokens, parents)
-    num_rows = len(tokens)
-    picks = ((1 << num_rows) - 1).to_bytes((num_rows + 7) // 8, "little")
-    packed = struct.pack(f"<{num_rows}I", *tokens)
-    return Item(sequence.id, sequence.generation, _DRAFT, base, packed, num_rows, None, Tree(1, parents, picks))
-
-
-_DRAFT = int(Kind.DRAFT)

@@ -3,60 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bloombee.errors import DeadlineExceeded, DeviceError, GrammarFailed, Infeasible, SequenceLost
 from bloombee.pipeline.events import Open
+from bloombee.pipeline.scheduler.round import Round
 from bloombee.plan.plan import Ring
 from bloombee.types import SequenceId
-from bloombee.wire.messages import Cut, Grammar, Holding, Opening, Pick, Sampling
+from bloombee.wire.messages import Cut, Grammar, Holding, Opening, Sampling
 
 MOST_CUTS = 16
 """The newest of a sequence that are remembered: a stage that comes back may not have heard of them."""
-
-
-@dataclass(slots=True)
-class Round:
-    """A draft under way.
-
-    Args:
-        base: the position of the first node, which is the row of the last confirmed token.
-        tokens, parents: of nodes 1, 2, ..., as on the wire.
-    """
-
-    base: int
-    tokens: Sequence[int]
-    parents: Sequence[int]
-    path: list[int] = field(default_factory=lambda: [1])
-    """Nodes that are accepted, from the root down."""
-    is_over: bool = False
-    """What is picked after the last of these is none of its children."""
-    _picks: dict[int, Pick] = field(default_factory=dict)
-
-    @property
-    def num_drafted(self) -> int:
-        return len(self.tokens) - 1
-
-    def note(self, node: int, pick: Pick) -> None:
-        """What was picked after a node; of one that is none it says nothing."""
-        if 1 <= node <= len(self.tokens):
-            self._picks.setdefault(node, pick)
-
-    def next(self) -> Pick | None:
-        """The pick after the last accepted node, if it is known; None too for one that cannot be."""
-        pick = None if self.is_over else self._picks.get(self.path[-1])
-        return pick if pick is not None and pick.position == self.base + len(self.path) else None
-
-    def accept(self, token: int) -> bool:
-        """``token`` follows on the last accepted node. Whether a child has it."""
-        last = self.path[-1]
-        for node in range(last + 1, len(self.tokens) + 1):
-            if self.parents[node - 1] == last and self.tokens[node - 1] == token:
-                self.path.append(node)
-                return True
-        self.is_over = True
-        return False
 
 
 @dataclass(slots=True, eq=False)

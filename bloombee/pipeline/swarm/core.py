@@ -192,6 +192,8 @@ class SwarmCore:
             raise LocalProtocolError(f"worker {event.worker} joined twice")
         had = self._had.pop(event.key, None)
         self._workers[event.worker] = Member(event.worker, event.name, event.endpoint, event.key, event.memory_bytes, had=had)
+        if self.plan is not None and self.survey is not None:
+            return self.survey.joined(event.worker, event.now)
         return self._plan_if_complete(event.now)
 
     def _plan_if_complete(self, now: float) -> list[Command]:
@@ -210,9 +212,9 @@ class SwarmCore:
 
     def _found(self, worker: WorkerId, message: AnyMessage, now: float) -> list[Command]:
         """Something of a worker or a link."""
-        if self.survey is None or self.plan is not None:
+        if self.survey is None or (self.plan is not None and self.survey.is_over):
             return []
-        return [*self.survey.said(worker, message, now), *self._plan_if_complete(now)]
+        return [*self.survey.said(worker, message, now), *self.survey.reports(), *self._plan_if_complete(now)]
 
     def _make_plan(self, workers: Sequence[Member], now: float) -> list[Command]:
         first = FirstPlan(self.request)
@@ -278,7 +280,7 @@ class SwarmCore:
         cause = from_wire(failed.code, failed.fields)
         error = told(self._workers, worker, cause)
         plan = self.plan
-        if plan is None or self.stage_of(worker.id) is None or self._is_past(plan, failed):
+        if plan is None or self.stage_of(worker.id) is None or _is_past(self, plan, failed):
             return []  # it has no part in this, or what it had in mind has been replaced already
         if not self._was_up:
             return self._down(error, now)
@@ -287,11 +289,6 @@ class SwarmCore:
         if not isinstance(cause, LinkDown):
             self._had.pop(guilty.key, None)  # it is not the best spare for what it has failed at
         return commands
-
-    def _is_past(self, plan: Plan, failed: StageFailed) -> bool:
-        """It is about an epoch that is over, or about a neighbour in one that was given up."""
-        epoch = failed.epoch
-        return bool(epoch) and (epoch < plan.epoch or ("peer" in failed.fields and self.plan_of(epoch) is None))
 
     # -- workers that go -------------------------------------------------------------------
 
@@ -303,14 +300,15 @@ class SwarmCore:
         self._pairs.forget(worker_id)
         if worker is None or self.error is not None:
             return []
+        looks = [] if self.survey is None else self.survey.left(worker_id, now)
         if self.plan is None:
-            looks = [] if self.survey is None else self.survey.left(worker_id, now)
             if self.request.takes_others:
                 return [*looks, ReportLeft(worker.id, worker.name, self.num_missing), *self._plan_if_complete(now)]
-            missing = DeviceError(f"worker {worker.name!r} is gone before all were there: {reason}", worker=worker.name)
-            ends = self._down(missing, now) if worker.name in self.request.order else []  # else it is a spare
-            return [*looks, *ends, *self._plan_if_complete(now)]
-        parted = self.handovers.lost(worker, reason, now, ends=stage is not None)
+            if worker.name in self.request.order:  # else it is a spare
+                why = f"worker {worker.name!r} is gone before all were there: {reason}"
+                looks = [*looks, *self._down(DeviceError(why, worker=worker.name), now)]
+            return [*looks, *self._plan_if_complete(now)]
+        parted = [*looks, *self.handovers.lost(worker, reason, now, ends=stage is not None)]
         if stage is None:
             return parted
         error = LinkDown(f"worker {worker.name!r} is gone ({reason}); restart it and the Runtime", worker=worker.name)
@@ -377,9 +375,10 @@ class SwarmCore:
         self._ticked_at = now
         if self.error is None and not self.is_up:
             commands += self._look_for_stuck(now)
+        if self.error is None and self.survey is not None and (self.plan is None or not self.survey.is_over):
+            commands += [*self.survey.tick(now), *self.survey.reports()]
         if self.plan is None and self.error is None:
-            looks = [] if self.survey is None else [*self.survey.tick(now), *self.survey.reports()]
-            commands += [*looks, *self._plan_if_complete(now)]
+            commands += self._plan_if_complete(now)
         if self.plan is not None and self.error is None and not self.is_up:
             commands += self._orders.press(self.plan, now, is_wiring=self._is_wiring)
         return [*commands, *self.handovers.tick(now, self.limits.load_deadline_s)]
@@ -394,6 +393,12 @@ class SwarmCore:
             names = [name for name in self.request.order if name not in here]
         error = stuck(names, limit)
         return [] if error is None else self._down(error, now)
+
+
+def _is_past(core: SwarmCore, plan: Plan, failed: StageFailed) -> bool:
+    """It is about an epoch that is over, or about a neighbour in one that was given up."""
+    epoch = failed.epoch
+    return bool(epoch) and (epoch < plan.epoch or ("peer" in failed.fields and core.plan_of(epoch) is None))
 
 
 def may_be_silent(core: SwarmCore, worker: WorkerId) -> bool:

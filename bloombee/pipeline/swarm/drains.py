@@ -1,7 +1,8 @@
 """Workers that are to leave: each serves on until another has what it served. Pure.
 
 Asked by a person at the head or by the worker itself (Drain). A spare takes the worker's stage by a hand-over, or where none can
-be as after a loss, and no token is lost. Then it is told that it may go. Where nobody can take its stage nothing changes, and who
+be as after a loss; where there is no spare the others share its layers out by a hand-over to another plan, if they have room for
+what they hold in both. No token is lost. Then it is told that it may go. Where nobody can take its stage nothing changes, and who
 asked is told so.
 """
 
@@ -11,10 +12,14 @@ from dataclasses import dataclass, field
 
 from bloombee.errors import BloomBeeError, Infeasible, PlanError, to_wire
 from bloombee.pipeline.commands import Command, Dismiss, Send
-from bloombee.pipeline.events import WorkerDrains, WorkerGone
+from bloombee.pipeline.events import HandOver, WorkerDrains, WorkerGone
 from bloombee.pipeline.swarm.core import SwarmCore
+from bloombee.pipeline.swarm.handover import check_handover
 from bloombee.pipeline.swarm.member import Member
 from bloombee.pipeline.swarm.planning import heir
+from bloombee.pipeline.swarm.replanning import NextPlan
+from bloombee.plan.plan import Plan
+from bloombee.quote import printable
 from bloombee.types import Epoch, Lane, WorkerId
 from bloombee.wire.messages import Drain, Drained, Refused
 
@@ -24,8 +29,8 @@ class _Leaving:
     reason: str
     number: int | None = None
     """Of the worker's own Drain."""
-    tried: set[tuple[WorkerId, Epoch]] = field(default_factory=set)
-    """Who was to take its stage, and from which plan: to come to this again is to have failed."""
+    tried: set[tuple[WorkerId | None, Epoch]] = field(default_factory=set)
+    """Who was to take its stage (None: all others), and from which plan: to come to this again is to have failed."""
 
 
 class Drains:
@@ -46,14 +51,14 @@ class Drains:
         if member is None:
             raise PlanError(f"worker {worker} is not in the swarm", worker=worker)
         if worker not in self._leaving:
-            self._heir(member)
+            self._successor(member)
             self._leaving[worker] = _Leaving(reason)
             member.is_draining = True
 
     def said(self, worker: WorkerId, drain: Drain) -> None:
         """The worker asks for it, or asks again."""
         try:
-            self.ask(worker, drain.reason)
+            self.ask(worker, printable(drain.reason))
         except BloomBeeError as error:
             self._refuse(worker, error)
         else:
@@ -70,24 +75,35 @@ class Drains:
         if member is None or core.error is not None:
             del self._leaving[worker]
             return []
-        if core.plan is not None and (not core.is_up or core.handovers.plans):
+        plan = core.plan
+        if plan is not None and (not core.is_up or core.handovers.plans):
             return []
         if core.stage_of(worker) is None:
             del self._leaving[worker]
             answer = [] if leaving.number is None else [Send(worker, Lane.CONTROL, Drained(leaving.number))]
             return [*answer, Dismiss(worker, None, None), *core.handle(WorkerGone(worker, leaving.reason, now))]
         try:
-            spare = self._heir(member)
+            successor = self._successor(member)
         except Infeasible as error:  # whoever could have taken it is gone
             self._give_up(member, error)
             return []
-        if spare is None or spare.is_away or core.plan is None:
+        why = f"it leaves: {leaving.reason}"
+        if plan is None or successor is None:
             return []
-        leaving.tried.add((spare.id, core.plan.epoch))
-        return core.handle(WorkerDrains(worker, spare.id, f"it leaves: {leaving.reason}", now))
+        if isinstance(successor, Plan):
+            leaving.tried.add((None, plan.epoch))
+            return core.handle(HandOver(successor, why, now))
+        if successor.is_away:
+            return []
+        leaving.tried.add((successor.id, plan.epoch))
+        return core.handle(WorkerDrains(worker, successor.id, why, now))
 
-    def _heir(self, member: Member) -> Member | None:
-        """Who takes its stage; None: it has none. Raises Infeasible: nobody can."""
+    def _successor(self, member: Member) -> Member | Plan | None:
+        """Who takes its stage, or the plan in which the others share its layers out; None: it has none.
+
+        Raises:
+            Infeasible: nobody can.
+        """
         core = self._core
         stage, plan = core.stage_of(member.id), core.plan
         if stage is None or plan is None:
@@ -96,14 +112,28 @@ class Drains:
         spares = [core.members[spare] for spare in core.spares]
         if (found := heir(plan.stages[stage], [one for one in spares if (one.id, plan.epoch) not in tried])) is not None:
             return found
-        span = plan.stages[stage].span
         why = f"{', '.join(spare.name for spare in spares)} cannot hold, load or reach them" if spares else "there is no spare"
-        raise Infeasible(
-            f"nobody can take layers {span.start}-{span.stop - 1} of worker {member.name!r}: {why}; have another worker join"
-            " first ('bloombee token' prints how)",
-            constraint="spares",
-            worker=member.name,
-        )
+        try:
+            if (None, plan.epoch) in tried:
+                raise PlanError("that has failed before")
+            return self._shared_out(plan, {member.id, *(worker for worker, epoch in tried if epoch == plan.epoch)})
+        except BloomBeeError as error:
+            span = plan.stages[stage].span
+            raise Infeasible(
+                f"nobody can take layers {span.start}-{span.stop - 1} of worker {member.name!r}: {why}, and the others cannot"
+                f" share them out: {error.message}; have another worker join first ('bloombee token' prints how)",
+                constraint="spares",
+                worker=member.name,
+            ) from error
+
+    def _shared_out(self, plan: Plan, without: set[WorkerId | None]) -> Plan:
+        """The best plan of all others. Raises BloomBeeError: there is none, or it cannot be taken over beside ``plan``."""
+        core = self._core
+        others = [one.id for one in core.members.values() if one.id not in without and not one.is_draining]
+        surveyed = None if core.survey is None else core.survey.topology()
+        other = NextPlan.of(core.request, plan, core.members, others, surveyed).best()
+        check_handover(other, plan, core.members)
+        return other
 
     def _give_up(self, member: Member, error: BloomBeeError) -> None:
         member.is_draining = False

@@ -12,6 +12,7 @@ from bloombee.pipeline.commands import Command, Send
 from bloombee.pipeline.swarm.member import Member
 from bloombee.pipeline.swarm.pairs import Pairs
 from bloombee.pipeline.swarm.planning import PlanRequest
+from bloombee.plan.placement import placement_of
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.types import Epoch, Lane, SchedulerPlace, WorkerId
 from bloombee.wire.messages import Group, Load, Peer, Retire, Rules, Schedule, Watermark, Wire
@@ -40,8 +41,10 @@ class Orders:
 
         A scheduler that was beside another first stage than that of ``plan`` is gone with it, and begins anew."""
         epoch, kept = next(self._epochs), () if before is None else before.stages
-        orders = {(one.worker, one.span): one.load for one in kept}
-        stages = [replace(one, load=orders.get((one.worker, one.span)) or next(self._numbers)) for one in plan.stages]
+        orders = {(one.worker, one.span, one.streamed): one.load for one in kept}
+        stages = [
+            replace(one, load=orders.get((one.worker, one.span, one.streamed)) or next(self._numbers)) for one in plan.stages
+        ]
         begins = plan.scheduler is SchedulerPlace.STAGE0 and [one.worker for one in kept[:1]] != [plan.stages[0].worker]
         since = epoch if before is None or begins else before.scheduler_since
         return replace(plan, epoch=epoch, stages=tuple(stages), scheduler_since=since)
@@ -63,7 +66,7 @@ class Orders:
             page_size=plan.page_size,
             codec=self._request.codec,
             rules=rules_message(self._request.card.logits_rules) if stage.span.stop == plan.num_layers else None,
-            placement=(),
+            placement=placement_of(stage.span, stage.streamed),
             budgets=(),
         )
         return Send(stage.worker, Lane.CONTROL, message)

@@ -24,6 +24,7 @@ from bloombee.pipeline.swarm.planning import FirstPlan
 from bloombee.pipeline.swarm.replanning import NextPlan, is_same
 from bloombee.plan.candidate import Candidate
 from bloombee.plan.choose import with_guesses, worth
+from bloombee.plan.memory import layer_bytes
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.plan.solve import Space, alone
 from bloombee.plan.topology import Device, Link, RowTime, Topology
@@ -86,13 +87,13 @@ class Question:
         model, space = first.wish().shape(request.card, num_pages), first.wish().space(request.card, num_pages)
         topology, _ = with_guesses(first.known(members.values(), self.topology), model)
         objective = request.objective or Objective()
-        worths = [worth(_candidate(one, space), topology, model, space, objective) for one in (running, plan)]
-        pause_s = alone(_candidate(plan, space), topology, model, space.ratios).time_per_token_s
+        worths = [worth(_candidate(one, model, space), topology, model, space, objective) for one in (running, plan)]
+        pause_s = alone(_candidate(plan, model, space), topology, model, space.ratios).time_per_token_s
         build_s = _build_s(running, plan, topology, model, self.num_rows)
         return Found(plan, worths[0], worths[1], max(LEAST_COST_S, build_s + pause_s))
 
 
-def _candidate(plan: Plan, space: Space) -> Candidate:
+def _candidate(plan: Plan, model: ModelShape, space: Space) -> Candidate:
     return Candidate(
         workers=tuple(stage.worker for stage in plan.stages),
         layers=tuple(len(stage.span) for stage in plan.stages),
@@ -101,6 +102,7 @@ def _candidate(plan: Plan, space: Space) -> Candidate:
         page_size=space.page_size,
         max_rows=space.max_rows,
         scheduler=plan.scheduler,
+        streamed_bytes=tuple(layer_bytes(model, stage.streamed) for stage in plan.stages),
     )
 
 

@@ -16,13 +16,16 @@ from bloombee.objective import Objective
 from bloombee.pipeline.journal import Planned
 from bloombee.pipeline.swarm.member import Member
 from bloombee.plan.choose import Wish, choose
-from bloombee.plan.memory import StageMemory, kv_slots, stage_memory
+from bloombee.plan.memory import StageMemory, chosen_to_stream, kv_slots, stage_memory
+from bloombee.plan.placement import SLOTS
 from bloombee.plan.plan import Plan, Prediction, StagePlan, check_memory, split_layers
 from bloombee.plan.profile import Profile
 from bloombee.plan.topology import Cores, Device, Link, Topology
 from bloombee.types import HEAD, Dtype, SchedulerPlace, Span, WorkerId
 
 PIPELINE = 1
+Streamed = tuple[tuple[int, ...], ...]
+"""Of each stage: its layers that stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,8 @@ class PlanRequest:
     """Where no spare can take a lost worker's stage, all layers are split over those that are left, if they have the memory."""
     draft: str = "off"
     """What drafts tokens ahead, as the option of that name says."""
+    streams: bool = False
+    """Layers that do not fit the memory of the worker that has them stream from its disk, as few as can be."""
     step_deadline_s: float = 600.0
     """As :class:`~bloombee.pipeline.scheduler.SchedulerCore` takes it."""
 
@@ -216,13 +221,15 @@ class FirstPlan:
             pages_fixed=request.pages_fixed,
             codec=request.codec,
             scheduler=request.scheduler,
+            streams=request.streams,
         )
 
     def _plan(self, workers: Sequence[Member], spans: Sequence[Span], prediction: Prediction | None) -> Plan:
         request = self.request
-        num_pages = request.num_pages if request.pages_fixed else self._pages_that_fit(workers, spans)
+        streamed = self._streamed(workers, spans)
+        num_pages = request.num_pages if request.pages_fixed else self._pages_that_fit(workers, spans, streamed)
         groups = make_groups(request.card.windows(), num_pages, request.page_size, rows=request.max_rows)
-        memories = self._memories(spans, num_pages)
+        memories = self._memories(spans, num_pages, streamed)
         stages = tuple(
             StagePlan(
                 index=index,
@@ -233,6 +240,7 @@ class FirstPlan:
                 kv_bytes=memory.kv,
                 groups=tuple(group for group in groups if group.window in request.card.windows(span)),
                 scratch_bytes=memory.scratch,
+                streamed=streamed[index],
             )
             for index, (worker, span, memory) in enumerate(zip(workers, spans, memories, strict=True))
         )
@@ -252,22 +260,38 @@ class FirstPlan:
             scheduler=request.scheduler or SchedulerPlace.HEAD,
         )
 
-    def _pages_that_fit(self, workers: Sequence[Member], spans: Sequence[Span]) -> int:
+    def _streamed(self, workers: Sequence[Member], spans: Sequence[Span]) -> Streamed:
+        """As few layers of each of ``spans`` as leave its worker room for the least KV memory; all where none do."""
+        request = self.request
+        if not request.streams:
+            return ((),) * len(spans)
+        least = self.wish().least_pages
+        model = self.wish().shape(request.card, least)
+        slots = kv_slots(model, least * request.page_size, page_size=request.page_size, rows=request.max_rows)
+
+        def of(worker: Member, span: Span) -> tuple[int, ...]:
+            ways = [chosen_to_stream(model, span, count) for count in (0, *range(SLOTS + 1, len(span) + 1))]
+            totals = (stage_memory(model, span.start, span.stop, slots, way).total for way in ways)
+            return next((way for way, total in zip(ways, totals, strict=True) if total <= worker.memory_bytes), ways[-1])
+
+        return tuple(of(worker, span) for worker, span in zip(workers, spans, strict=True))
+
+    def _pages_that_fit(self, workers: Sequence[Member], spans: Sequence[Span], streamed: Streamed) -> int:
         """Of the wished, as many as leave every worker room for the rest; at least one."""
 
         def is_too_much(count: int) -> bool:
-            memories = self._memories(spans, count)
+            memories = self._memories(spans, count, streamed)
             return any(memory.total > worker.memory_bytes for memory, worker in zip(memories, workers, strict=True))
 
         return max(1, bisect_left(range(1, self.request.num_pages + 1), True, key=is_too_much))
 
-    def _memories(self, spans: Sequence[Span], num_pages: int) -> list[StageMemory]:
+    def _memories(self, spans: Sequence[Span], num_pages: int, streamed: Streamed) -> list[StageMemory]:
         """Of stages of ``spans``."""
         request = self.request
         tokens = num_pages * request.page_size
         model = self.wish().shape(request.card, num_pages)
         slots = kv_slots(model, tokens, page_size=request.page_size, rows=request.max_rows)
-        return [stage_memory(model, span.start, span.stop, slots) for span in spans]
+        return [stage_memory(model, span.start, span.stop, slots, away) for span, away in zip(spans, streamed, strict=True)]
 
 
 def _limited(topology: Topology, workers: Iterable[Member]) -> Topology:

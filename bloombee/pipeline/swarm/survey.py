@@ -53,7 +53,7 @@ class _Meeting:
 
 @dataclass(slots=True)
 class Survey:
-    """Of those who are there when it begins.
+    """Of those who are there when it begins, and of whoever comes later.
 
     Args:
         members: everybody, kept by the owner, who says with :meth:`left` who is gone.
@@ -85,6 +85,8 @@ class Survey:
     """Whose width is to be found, in order; None: not all lengths are known yet."""
     _lines: Lines = field(default_factory=lambda: Lines({}))
     _reported: dict[WorkerId, ReportMeasured] = field(default_factory=dict)
+    _late: set[WorkerId] = field(default_factory=set)
+    """Who came later, and is yet to be known."""
 
     @property
     def is_over(self) -> bool:
@@ -97,15 +99,25 @@ class Survey:
     def begin(self, now: float) -> list[Command]:
         """Ask everybody everything that can be asked at once."""
         self.workers = tuple(self.members)
-        card = self.request.card
-        ask = m.Profile(model=card.model, config_digest=bytes.fromhex(card.config_digest), dtype=str(self.request.dtype))
-        commands: list[Command] = []
-        for worker in self.workers:
-            commands.append(self._questions.ask(Topic.PROFILE, (worker, worker), ask, now, patience_s=PROFILE_S))
-            commands += self._measure_both_ways((HEAD, worker), now)
+        commands = [command for worker in self.workers for command in self._look_at(worker, now)]
         for one, other in first_pairs(self.workers):
             commands += self._introduce(one, other, now)
         return commands
+
+    def joined(self, worker: WorkerId, now: float) -> list[Command]:
+        """It came later: it is looked at as the others were, and so are its links to them, which are chosen anew. Until all of
+        that is known nobody plans with it. Links of workers that serve are not kept full for it."""
+        self.workers = (*self.workers, worker)
+        self._late.add(worker)
+        self._chosen = self._to_fill = None
+        return self._look_at(worker, now)
+
+    def _look_at(self, worker: WorkerId, now: float) -> list[Command]:
+        """How fast it is, and how long the way there and back."""
+        card = self.request.card
+        ask = m.Profile(model=card.model, config_digest=bytes.fromhex(card.config_digest), dtype=str(self.request.dtype))
+        profile = self._questions.ask(Topic.PROFILE, (worker, worker), ask, now, patience_s=PROFILE_S)
+        return [profile, *self._measure_both_ways((HEAD, worker), now)]
 
     # -- what comes back -------------------------------------------------------------------
 
@@ -126,6 +138,7 @@ class Survey:
     def left(self, worker: WorkerId, now: float) -> list[Command]:
         """A worker is gone, and nothing more is to be found of it."""
         self.workers = tuple(one for one in self.workers if one != worker)
+        self._late.discard(worker)
         self.profiles.pop(worker, None)
         self.found = {link: figure for link, figure in self.found.items() if worker not in link}
         self._to_fill = None if self._to_fill is None else [link for link in self._to_fill if worker not in link]
@@ -229,7 +242,8 @@ class Survey:
                     self.figures.dialled(party(self.members[worker]), in_vain=worker in self._dial_out)
             if self._chosen is None and (commands := self._choose(now)):
                 return commands
-            self._lines, self._to_fill = Lines(self.found), list(self._unknown())
+            filling = set(self._questions.of(Topic.WIDTH))
+            self._lines, self._to_fill = Lines(self.found), [link for link in self._unknown() if link not in filling]
         busy = {line for link in self._questions.of(Topic.WIDTH) for line in self._lines.of(link)}
         waiting, commands = [], []
         for link in self._to_fill:
@@ -240,6 +254,8 @@ class Survey:
             else:
                 waiting.append(link)
         self._to_fill = waiting
+        if self.is_over:
+            self._late.clear()
         return commands
 
     def _choose(self, now: float) -> list[Command]:
@@ -303,7 +319,9 @@ class Survey:
 
     def topology(self) -> Topology:
         """All of it, as a plan may count on it: bandwidths by their lower bound."""
-        workers = [worker for worker in self.workers if worker in self.members]  # others are gone since
+        workers = [
+            worker for worker in self.workers if worker in self.members and worker not in self._late
+        ]  # others are gone since
         parties = (HEAD, *workers)
         estimates = self.estimates
         figures = {link: estimates.figure(*link) for link in itertools.permutations(parties, 2)}

@@ -26,7 +26,15 @@ MOST_BYTES = 1 << 53
 """No size is larger, so each is exact in binary64."""
 
 Numbers = NDArray[np.float64]
-_ENDS = ("embedding_bytes", "output_bytes", "tied_bytes", "scratch_bytes", "output_scratch_bytes", "loading_bytes")
+_ENDS = (
+    "embedding_bytes",
+    "output_bytes",
+    "tied_bytes",
+    "scratch_bytes",
+    "output_scratch_bytes",
+    "loading_bytes",
+    "streaming_bytes",
+)
 
 
 @dataclass(frozen=True, slots=True)

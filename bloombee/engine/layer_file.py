@@ -1,0 +1,180 @@
+"""A layer's weights in a file of its own, as the layer has them in memory, to be read again and again past the system's cache.
+
+A file is a header, padded to a whole number of blocks, and chunks, each at a block's start::
+
+    8 bytes   magic
+    8 bytes   length of the JSON that follows
+    JSON      {key, areas: [bytes of each area], chunks: [[offset, bytes, file offset, stored bytes, crc32c]]}
+
+``key`` says what the weights are: a file of another key is as good as none. Offsets are into all areas, one after the other.
+Each chunk has a checksum, which is looked at whenever it is read: what was changed or cut off on disk is never computed with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bloombee.codec.checksum import check_crc32c, crc32c
+from bloombee.engine.leaves import SMALL_BYTES, Area
+from bloombee.errors import CorruptPayload, DeviceError
+from bloombee.plan.placement import BLOCK_BYTES, READ_BYTES
+
+MAGIC = b"BBLAYER1"
+ENTRY_BYTES = 96
+"""Room in the header for what is said of a chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """``num_bytes`` from ``offset`` of a layer's areas, which are ``stored_bytes`` from ``file_offset`` of its file."""
+
+    offset: int
+    num_bytes: int
+    file_offset: int
+    stored_bytes: int
+    checksum: int
+
+
+class LayerFile:
+    """One open file. Any thread may read.
+
+    Attributes:
+        chunks: of which it is made. num_bytes: of the layer's weights. stored_bytes: of its file that are read for them.
+
+    Raises:
+        CorruptPayload: it is none of this format, or another's than ``key``'s. OSError: it cannot be opened or read.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path = path
+        self._fd = _open_direct(path)
+        try:
+            self.areas, self.chunks = self._read_header(key)
+        except BaseException:
+            self.close()
+            raise
+        self.num_bytes = sum(self.areas)
+        self.stored_bytes = sum(padded(chunk.stored_bytes) for chunk in self.chunks)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def read(self, chunk: Chunk, staging: memoryview) -> memoryview:
+        """The stored bytes of ``chunk``, at the start of ``staging``.
+
+        Args:
+            staging: whole blocks, aligned to one, with room for the chunk.
+
+        Raises:
+            CorruptPayload: they are others than were written, or the file ends before them.
+            OSError: the disk says so.
+        """
+        want, got = padded(chunk.stored_bytes), 0
+        while got < chunk.stored_bytes:
+            count = os.preadv(self._fd, [staging[got:want]], chunk.file_offset + got)
+            if count == 0:
+                raise CorruptPayload(f"{self.path} ends at byte {chunk.file_offset + got}; its header promises more")
+            got += count
+        stored = staging[: chunk.stored_bytes]
+        check_crc32c(stored, chunk.checksum)
+        return stored
+
+    def _read_header(self, key: str) -> tuple[list[int], list[Chunk]]:
+        with open(self.path, "rb") as file:
+            if file.read(8) != MAGIC:
+                raise CorruptPayload(f"{self.path} holds no layer")
+            length = int.from_bytes(file.read(8), "little")
+            try:
+                header = json.loads(file.read(min(length, 1 << 26)))
+                areas, chunks = [int(n) for n in header["areas"]], [Chunk(*map(int, entry)) for entry in header["chunks"]]
+                found = header["key"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise CorruptPayload(f"{self.path} has no sound header: {error}") from error
+        ends = [chunk.offset + chunk.num_bytes for chunk in chunks]
+        is_whole = [chunk.offset for chunk in chunks] == [0, *ends[:-1]] and ends[-1:] == [sum(areas)]
+        if found != key or not is_whole or any(chunk.stored_bytes > READ_BYTES for chunk in chunks):
+            raise CorruptPayload(f"{self.path} is of another layer, or damaged")
+        return areas, chunks
+
+
+def write_layer(path: Path, key: str, areas: Sequence[Area]) -> None:
+    """Have a file at ``path`` hold what lies in ``areas`` of this process's memory. Whoever is ended meanwhile, and whoever reads
+    what was there, finds what was there before.
+
+    Raises:
+        DeviceError: the disk is full or cannot be written; nothing is left behind. ``fields`` have its path.
+    """
+    draft = path.with_suffix(f".{os.getpid()}")
+    try:
+        with open(draft, "wb") as file:
+            _write(file.fileno(), key, areas)
+        draft.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        what = "no room is left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"{error.strerror}"
+        raise DeviceError(f"cannot write weights to {path.parent}: {what}", path=str(path.parent)) from error
+
+
+def _write(fd: int, key: str, areas: Sequence[Area]) -> None:
+    cuts = list(cut([area.num_bytes for area in areas]))
+    at = padded(len(MAGIC) + 8 + 256 + len(key) + 24 * len(areas) + ENTRY_BYTES * len(cuts))
+    chunks = []
+    for offset, num_bytes in cuts:
+        parts = parts_of(areas, offset, num_bytes)
+        data = b"".join(ctypes.string_at(areas[number].address + first, count) for number, first, count in parts)
+        _write_all(fd, data + bytes(padded(num_bytes) - num_bytes), at)
+        chunks.append((offset, num_bytes, at, num_bytes, crc32c(data)))
+        at += padded(num_bytes)
+    header = json.dumps({"key": key, "areas": [area.num_bytes for area in areas], "chunks": chunks}).encode()
+    _write_all(fd, MAGIC + len(header).to_bytes(8, "little") + header, 0)
+
+
+def cut(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(offset, bytes) of the chunks of areas of ``sizes``, large ones first: a large area has chunks of its own."""
+    large = [size for size in sizes if size >= SMALL_BYTES]
+    start = 0
+    for size in (*large, sum(sizes) - sum(large)):
+        for first in range(0, size, READ_BYTES):
+            yield start + first, min(READ_BYTES, size - first)
+        start += size
+
+
+def parts_of(areas: Sequence[Area], offset: int, num_bytes: int) -> Iterator[tuple[int, int, int]]:
+    """(number of the area, first byte in it, bytes) of ``num_bytes`` from ``offset`` of ``areas``, in order."""
+    at = 0
+    for number, area in enumerate(areas):
+        first, stop = max(offset, at), min(offset + num_bytes, at + area.num_bytes)
+        if first < stop:
+            yield number, first - at, stop - first
+        at += area.num_bytes
+
+
+def padded(num_bytes: int) -> int:
+    """To whole blocks."""
+    return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _open_direct(path: Path) -> int:
+    """For reads past the system's cache, where the file's system has any."""
+    direct = getattr(os, "O_DIRECT", 0)
+    try:
+        return os.open(path, os.O_RDONLY | direct)
+    except OSError as error:
+        if not direct or error.errno != errno.EINVAL:
+            raise
+        return os.open(path, os.O_RDONLY)

@@ -1,0 +1,93 @@
+"""Where the weights of layers that stream lie on disk: one file a layer, kept for the next run as far as there is room."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from bloombee.engine.layer_file import LayerFile, padded, write_layer
+from bloombee.engine.leaves import Area
+from bloombee.errors import CorruptPayload, DeviceError, Infeasible
+
+SUFFIX = ".layer"
+HEADER_BYTES = 64 << 10
+"""More than the header of a file takes."""
+SPARED_BYTES = 1 << 30
+"""Of the disk, that is left to others where no budget says how much may be used."""
+
+
+class LayerFiles:
+    """Of one directory, which workers may share.
+
+    Args:
+        budget_bytes: of all files in it together; the least recently used go first. None: what the disk has free, but for some.
+    """
+
+    def __init__(self, directory: Path, budget_bytes: int | None = None) -> None:
+        self._directory = directory
+        self._budget_bytes = budget_bytes
+        self._used: set[Path] = set()
+        """By spans of this process: these stay."""
+
+    def find(self, key: str) -> LayerFile | None:
+        """The sound file of ``key``, if there is one."""
+        path = self._path(key)
+        try:
+            file = LayerFile(path, key)
+        except (OSError, CorruptPayload):
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        self._used.add(path)
+        return file
+
+    def write(self, key: str, areas: Sequence[Area]) -> LayerFile:
+        """Have it hold what lies in ``areas`` of this process's memory.
+
+        Raises:
+            Infeasible: it has no room beside what is in use. DeviceError: the disk is full, or cannot be written.
+        """
+        path = self._path(key)
+        self._make_directory()
+        self._make_room(padded(sum(area.num_bytes for area in areas)) + HEADER_BYTES)
+        write_layer(path, key, areas)
+        self._used.add(path)
+        return LayerFile(path, key)
+
+    def _path(self, key: str) -> Path:
+        return self._directory / (hashlib.blake2b(key.encode(), digest_size=16).hexdigest() + SUFFIX)
+
+    def _make_directory(self) -> None:
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            said = f"cannot keep weights in {self._directory}: {error.strerror}"
+            raise DeviceError(said, path=str(self._directory)) from error
+
+    def _make_room(self, num_bytes: int) -> None:
+        sizes: dict[Path, tuple[float, int]] = {}
+        for path in self._directory.glob(f"*{SUFFIX}"):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                sizes[path] = (status.st_mtime, status.st_size)
+        if self._budget_bytes is not None:
+            short = sum(size for _, size in sizes.values()) + num_bytes - self._budget_bytes
+        else:
+            short = num_bytes + SPARED_BYTES - shutil.disk_usage(self._directory).free
+        for path in sorted(sizes.keys() - self._used, key=lambda path: sizes[path]):
+            if short <= 0:
+                break
+            with contextlib.suppress(OSError):
+                path.unlink()  # who reads it has it open
+                short -= sizes[path][1]
+        if short > 0:
+            raise Infeasible(
+                f"weights that stream need {short / 1e6:.0f} MB more in {self._directory} than there is room for; give --disk"
+                " more, or the worker more memory",
+                constraint="disk",
+                short_bytes=short,
+            )

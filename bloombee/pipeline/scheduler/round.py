@@ -1,0 +1,127 @@
+"""A draft under way: its tree, how much of it has been sent, and how far what was picked has followed it. Pure.
+
+It may go in parts, one frame each, and grow while verdicts are under way: what comes later hangs on nodes of earlier frames.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+from bloombee.spec.tree import Draft
+from bloombee.types import Kind, SequenceId
+from bloombee.wire.messages import Item, Pick, Tree
+
+
+@dataclass(slots=True)
+class Round:
+    """Of one sequence.
+
+    Args:
+        base: the position of node 1, which is the row of the last confirmed token.
+        tokens, parents: of nodes 1, 2, ..., as on the wire.
+    """
+
+    base: int
+    tokens: list[int]
+    parents: list[int]
+    num_sent: int = 0
+    """The first so many nodes."""
+    num_told: int = 0
+    """Nodes that the application knows to have been drafted."""
+    path: list[int] = field(default_factory=lambda: [1])
+    """Nodes that are accepted, from the root down."""
+    is_over: bool = False
+    """What is picked after the last of these is none of its children."""
+    _picks: dict[int, Pick] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, base: int, last_token: int, draft: Draft) -> Round:
+        return cls(base, [last_token, *draft.tokens], [0, *(parent + 1 for parent in draft.parents)])
+
+    def __len__(self) -> int:
+        """Nodes, sent or not."""
+        return len(self.tokens)
+
+    def newly_drafted(self) -> int:
+        """Drafted nodes that have been sent since this was last asked."""
+        count, self.num_told = self.num_sent - 1 - self.num_told, self.num_sent - 1
+        return count
+
+    # -- there -----------------------------------------------------------------------------
+
+    def part(self, sequence: SequenceId, generation: int, most: int) -> Item:
+        """The next nodes, up to ``most``, which count as sent from now on; each gets a token sampled."""
+        start, self.num_sent = self.num_sent, min(len(self), self.num_sent + most)
+        tokens = self.tokens[start : self.num_sent]
+        num_rows = len(tokens)
+        picks = ((1 << num_rows) - 1).to_bytes((num_rows + 7) // 8, "little")
+        tree = Tree(start + 1, tuple(self.parents[start : self.num_sent]), picks)
+        packed = struct.pack(f"<{num_rows}I", *tokens)
+        return Item(sequence, generation, _DRAFT, self.base, packed, num_rows, None, tree)
+
+    def graft(self, draft: Draft) -> None:
+        """Hang a draft on the last accepted node, as far as it is not there yet. What has not been sent and cannot come true any
+        more is not sent."""
+        self._prune()
+        numbers = [self.path[-1]]
+        for token, parent in zip(draft.tokens, draft.parents, strict=True):
+            at = numbers[parent]
+            node = self._child(at, token)
+            if node is None:
+                self.tokens.append(token)
+                self.parents.append(at)
+                node = len(self)
+            numbers.append(node)
+
+    def _prune(self) -> None:
+        """Forget nodes that have not been sent and are not below the last accepted one."""
+        last, numbers, kept = self.path[-1], {self.path[-1]: self.path[-1]}, min(self.num_sent, len(self))
+        for node in range(1, len(self) + 1):
+            is_below = self.parents[node - 1] in numbers and node > last
+            if node <= self.num_sent:
+                if is_below:
+                    numbers[node] = node
+            elif is_below or node == last:
+                parent = self.parents[node - 1]
+                kept += 1
+                self.tokens[kept - 1], self.parents[kept - 1] = self.tokens[node - 1], numbers.get(parent, parent)
+                numbers[node] = kept
+        del self.tokens[kept:], self.parents[kept:]
+        self.path[-1] = numbers[last]
+
+    # -- and back --------------------------------------------------------------------------
+
+    def note(self, node: int, pick: Pick) -> None:
+        """What was picked after a node; of one that is none, or elsewhere, it says nothing."""
+        if 1 <= node <= self.num_sent and pick.position == self.base + self._depth(node):
+            self._picks.setdefault(node, pick)
+
+    def next(self) -> Pick | None:
+        """The pick after the last accepted node, if it is known."""
+        return None if self.is_over else self._picks.get(self.path[-1])
+
+    def accept(self, token: int) -> bool:
+        """``token`` follows on the last accepted node. Whether a child has it."""
+        node = self._child(self.path[-1], token)
+        if node is None:
+            self.is_over = True
+            return False
+        self.path.append(node)
+        return True
+
+    def _child(self, parent: int, token: int) -> int | None:
+        for node in range(parent + 1, len(self) + 1):
+            if self.parents[node - 1] == parent and self.tokens[node - 1] == token:
+                return node
+        return None
+
+    def _depth(self, node: int) -> int:
+        """1 of the root."""
+        depth = 0
+        while node:
+            node, depth = self.parents[node - 1], depth + 1
+        return depth
+
+
+_DRAFT = int(Kind.DRAFT)
