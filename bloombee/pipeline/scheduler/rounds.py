@@ -19,7 +19,7 @@ from typing import TypeVar
 from bloombee.kv.pool import pages_for
 from bloombee.pipeline.commands import AskDraft, DraftClosed
 from bloombee.pipeline.events import Drafted, DrafterSeen, Priced
-from bloombee.pipeline.scheduler.fragments import Parts, is_idle
+from bloombee.pipeline.scheduler.fragments import Parts
 from bloombee.pipeline.scheduler.round import Round
 from bloombee.pipeline.scheduler.sequence import SequenceState
 from bloombee.spec.controller import Line, Load
@@ -101,7 +101,7 @@ class Rounds:
     def extend(self, sequence: SequenceState, current: Round) -> None:
         """Some of what was picked is known, and more is under way: what may follow on that is sent after it."""
         load = self._load(0)
-        if not is_idle(load):
+        if not load.is_idle:
             return
         room = min(self._room(sequence) + 1, self.parts.max_rows) - len(current)
         chosen = self._chosen(sequence, room, len(current.path), load)
