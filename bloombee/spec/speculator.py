@@ -66,6 +66,8 @@ class _Known:
     """Tokens that drafter knows."""
     is_read: bool = False
     """It has answered once."""
+    is_fresh: bool = False
+    """Nothing was sent since its last answer came."""
     asked_s: float | None = None
     """When it was asked what it has not answered yet."""
     rounds_without: int = 0
@@ -121,7 +123,7 @@ class Speculator:
         known = self._known.get(sequence)
         if known is not None and known.asked_s is not None and self._elsewhere is not None and at_length == known.told:
             self._elsewhere.took(now - known.asked_s, is_new=not known.is_read)
-            known.offered, known.asked_s, known.is_read = draft, None, True
+            known.offered, known.asked_s, known.is_read, known.is_fresh = draft, None, True, True
 
     def draft(self, sequence: int, tokens: Sequence[int], load: Load) -> Draft | None:
         """What to send behind ``tokens``, all the confirmed ones; None: the row of the last alone. Called once in every round.
@@ -132,7 +134,8 @@ class Speculator:
         offered = _still_good(known, tokens)
         known.proposed = merge([known.own, offered], self._most_nodes)
         calibrated = self.calibration.apply(sequence, known.proposed)
-        if offered and self._elsewhere is not None:
+        if known.is_fresh and self._elsewhere is not None:
+            known.is_fresh = False
             self._elsewhere.saw(calibrated, without=self.calibration.apply(sequence, known.own))
         return (self.shape.cut(calibrated) if self.shape else worth_sending(calibrated, load)) or None
 
