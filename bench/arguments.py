@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from bloombee.config import parse_size
+from bloombee.errors import ConfigError
+
 SHOWN = 60
 """Characters of a bad argument that are repeated to whoever gave it."""
 
@@ -98,6 +101,14 @@ def make_folder(path: Path) -> None:
 def reason(error: Exception) -> str:
     """Of a failure to open or write, without the path."""
     return getattr(error, "strerror", None) or str(error)
+
+
+def size(text: str) -> int:
+    """An argparse type: bytes, as 2GiB."""
+    try:
+        return parse_size(text, "size")
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def wholes(least: int, most: int) -> Callable[[str], tuple[int, ...]]:

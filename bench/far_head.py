@@ -66,6 +66,7 @@ async def swarm(arguments: argparse.Namespace, row: str, microbatches: int | Non
             scheduler="stage0" if row == "stage0" else "head",
             pace=arguments.pace,
             kv_tokens=arguments.batch * (PROMPT + MOST_TOKENS),
+            prefix_cache=False,  # rounds are alike, and each is to compute its prompts
             threads=1,
             device="cpu",
             silence_s=20.0,

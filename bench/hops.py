@@ -60,6 +60,7 @@ async def measure(arguments: argparse.Namespace, console: Console) -> list[dict[
         curve=not arguments.no_curve,
         threads=1,
         device=arguments.device,
+        prefix_cache=False,  # rounds are alike, and each is to compute its prompts
     ) as runtime:
         await round_of(runtime, 32)
         rounds = [await round_of(runtime, arguments.tokens) for _ in track(range(arguments.rounds), "rounds", console=console)]

@@ -30,7 +30,14 @@ LONG_PROMPT = -(-5 * LOG_BYTES // (4 * ROW_BYTES * SEQUENCES))
 LEAST_RATIO = 0.98
 MEMORY_SLACK = 1.05
 """Of the log's budget: allocators round."""
-SETTINGS: dict[str, Any] = {"workers": WORKERS, "threads": 1, "pace": PACE, "microbatches": 3, "codec": "off"}
+SETTINGS: dict[str, Any] = {
+    "workers": WORKERS,
+    "threads": 1,
+    "pace": PACE,
+    "microbatches": 3,
+    "codec": "off",
+    "prefix_cache": False,
+}
 OFF = LocalWorker(log_memory_bytes=0, log_disk_bytes=0)
 """Of a worker without a log."""
 

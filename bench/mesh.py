@@ -83,6 +83,7 @@ class Mesh:
             listen=network.listen(HEAD_NODE),
             local_workers=[*places[: spec.stages], *spares],
             restarts=0,  # what is lost is lost: its loss is what is looked at
+            prefix_cache=False,  # rounds are alike, and each is to compute its prompts
             **spec.settings,
         )
         await self._stack.enter_async_context(self.runtime)

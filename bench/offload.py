@@ -4,11 +4,13 @@ One span in this process, with one compute thread, as a worker runs it; random w
 and each number of sequences: a step back to back against the longer of what it computes (the same step with all layers on the
 device) and what it copies (the bytes that stream, by the bandwidth of the same files in the same run); how much of the shorter of
 the two is hidden beneath the longer (eta); the bytes that the disk was asked for; the most memory. Then steps with an idle loop
-between them, of a third of the layers, as three workers have them, half of which stream; then eight microbatches side by side.
+between them, of a third of the layers, as three workers have them, half of which stream; then eight microbatches side by side;
+then files that are compressed.
 
 Exits 1 if a step takes more than STEP_GOAL of the longer part, more is read than BYTES_GOAL of what streams, less than
 BANDWIDTH_GOAL of the disk is used where copying is the longer part, less than ETA_GOAL is hidden where the two parts are within a
-factor of EVEN, or a token over a loop of half a second takes more than LOOP_GOAL of one with all layers on the device.
+factor of EVEN, a token over a loop of half a second takes more than LOOP_GOAL of one with all layers on the device, compression
+saves less than FEWER_GOAL, or a step that reads compressed files is not FASTER_GOAL times as quick.
 """
 
 from __future__ import annotations
@@ -34,12 +36,14 @@ from bench.program import BenchError, headline, program
 from bloombee.engine.checkpoint import resolve
 from bloombee.engine.layer_files import LayerFiles
 from bloombee.engine.model import SpanModel, set_threads
+from bloombee.engine.offload import pack_layers
 from bloombee.pipeline.work import Pages, Segment, Work
 from bloombee.plan.placement import READ_BYTES, READS, spread
 from bloombee.types import Dtype, PageGroup, Phase, Span
 from bloombee.wire.messages import Sampling
 
 STEP_GOAL, ETA_GOAL, BYTES_GOAL, BANDWIDTH_GOAL, LOOP_GOAL = 1.10, 0.90, 1.05, 0.90, 1.01
+FEWER_GOAL, FASTER_GOAL = 1.4, 1.3
 EVEN = 2.0
 """Where one part is many times the other, a hundredth of it is more than all that could be hidden."""
 PAGE, CONTEXT, TOGETHER = 16, 64, 8
@@ -234,6 +238,25 @@ def side_by_side(bench: Bench, rows: Rows) -> None:
     rows.check(f"{TOGETHER} microbatches: bytes read over those that stream", asked, BYTES_GOAL, is_most=True)
 
 
+def compressed(bench: Bench, rows: Rows) -> None:
+    """All layers streaming, from files that are compressed, against plain ones."""
+    work, span = decode(1), Span(0, bench.num_layers)
+    with bench.span(span, len(span), 1) as model:
+        assert model.stream is not None
+        plain, plain_bytes = measured(model, partial(model.run, work, None)), model.stream.pass_bytes
+    num_bytes, stored_bytes = pack_layers(bench.checkpoint, bench.dtype, bench.files)
+    print(f"\ncompressed: {num_bytes / stored_bytes:.3f}x fewer bytes", end="")
+    rows.check("compressed: fewer bytes", num_bytes / stored_bytes, FEWER_GOAL, is_most=False)
+    with bench.span(span, len(span), 1) as model:
+        assert model.stream is not None
+        if model.stream.pass_bytes == plain_bytes:
+            print("; decoding is slower here than reading plain files, which are read on")
+            return
+        cell = measured(model, partial(model.run, work, None))
+    print(f"; a step takes {1e3 * cell.step_s:.1f} ms instead of {1e3 * plain.step_s:.1f}, {plain.step_s / cell.step_s:.3f}x")
+    rows.check("compressed: steps per step", plain.step_s / cell.step_s, FASTER_GOAL, is_most=False)
+
+
 @program("offload")
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -258,6 +281,7 @@ def main() -> int:
         back_to_back(bench, rows, options.parts, options.batches, speed)
         over_loops(bench, rows, options.loops, options.batches)
         side_by_side(bench, rows)
+        compressed(bench, rows)
     for missed in rows.missed:
         print(f"missed: {missed}")
     return int(bool(rows.missed))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.arguments import OptionError, Parser, names, out_file, out_path, parse_whole, seconds, shown, whole
+from bench.arguments import OptionError, Parser, names, out_file, out_path, parse_whole, seconds, shown, size, whole
 from bench.peers.kinds import KINDS, PeerEnv, parse_envs
 from bench.profiles import SCALED_HIDDEN, load_profile, profile_names
 from bench.techniques import TECHNIQUES, Technique, find_technique
@@ -54,6 +54,8 @@ class BenchOptions:
     plots: Path | None
     port: int
     peers: tuple[PeerEnv, ...] = ()
+    device_memory: int | None = None
+    """Bytes of each worker, in rows that offload; None: what is free."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> BenchOptions:
@@ -75,7 +77,7 @@ def parse(arguments: Sequence[str] | None = None) -> BenchOptions:
     batches = tuple(_batch(text) for text in options.batches)
     if max(batches) > (most := most_prompts(options.prompt_tokens)):
         raise OptionError(f"--prompt-tokens {options.prompt_tokens}: there is text for {most} of them, not for {max(batches)}")
-    RuntimeConfig(workers=options.workers, dtype=options.dtype)
+    RuntimeConfig(workers=options.workers, dtype=options.dtype, device_memory=options.device_memory)
     _check_peers(options, options.models, batches)
     return BenchOptions(
         models=options.models,
@@ -93,6 +95,7 @@ def parse(arguments: Sequence[str] | None = None) -> BenchOptions:
         json=options.json,
         plots=options.plots,
         port=options.port,
+        device_memory=options.device_memory,
         peers=parse_envs(options.peer_env) if options.peers else (),
     )
 
@@ -127,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--budget", type=seconds(0, 1e7), metavar="SECONDS", help="start no repeat but the first after this long")
     add("--dtype", default="auto", help="auto (the checkpoint's), bfloat16, float16 or float32")
     add("--pace", metavar="F,R,P", help="emulated devices: ms fixed, a decode row, a prefill row; F,R,P/20: of 20 layers")
+    add("--device-memory", type=size, metavar="SIZE", help="of each worker, as 2GiB; of rows that offload; default: what is free")
     add("--simulate", action="store_true", help="cost model, simulated cluster and measurement side by side")
     add("--json", type=out_file, metavar="FILE", help="one line a cell; default runs/pipeline-MODEL.jsonl")
     add("--plots", type=out_path, metavar="DIR", help="three plots there; default: one, beside the JSON file")

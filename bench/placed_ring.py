@@ -67,6 +67,7 @@ class PlacedRing:
             microbatches=self._way.microbatches,
             codec="auto" if self._way.codec else "off",
             kv_tokens=self._demand.kv_tokens,
+            prefix_cache=False,  # rounds are alike, and each is to compute its prompts
             silence_s=20.0,  # a machine at its limits is slow, not gone
             step_deadline_s=600.0,
             threads=1,

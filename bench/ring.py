@@ -20,6 +20,7 @@ class RingSpec:
 
     Args:
         microbatches: None: the runtime's choice. split: None: an even cut. port: of the head, 0 for any free one.
+        offload: layers that do not fit ``device_memory``, of each worker in bytes, stream.
     """
 
     model: str
@@ -34,6 +35,8 @@ class RingSpec:
     max_waiting: int = 1024
     split: tuple[int, ...] | None = None
     draft: str = "off"
+    offload: bool = False
+    device_memory: int | None = None
 
 
 class Ring:
@@ -72,6 +75,9 @@ class Ring:
             draft=spec.draft,
             pace=spec.pace,
             kv_tokens=spec.kv_tokens,
+            offload=spec.offload,
+            device_memory=spec.device_memory,
+            prefix_cache=False,  # rounds are alike, and each is to compute its prompts
             max_waiting=spec.max_waiting,
             silence_s=20.0,  # a machine at its limits is slow, not gone
             step_deadline_s=600.0,

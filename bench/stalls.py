@@ -38,7 +38,7 @@ LOOPS = 40
 FOUND_S, LOOPS_FACTOR = 0.8, 1.5
 DARK_LINKS = ("100M-20ms", "100M-100ms")
 LIMIT_S = 120.0
-SETTINGS: dict[str, Any] = {"dtype": "float32", "threads": 1}
+SETTINGS: dict[str, Any] = {"dtype": "float32", "threads": 1, "prefix_cache": False}
 
 
 @dataclass

@@ -51,7 +51,7 @@ async def series(options: argparse.Namespace, *, traced: bool) -> list[list[floa
     pairs = -(-options.pairs // options.rounds)
     for number in range(options.rounds):
         with tempfile.TemporaryDirectory() as folder:
-            common = {"workers": options.workers, "threads": 1, "dtype": "float32", "pace": options.pace}
+            common = {"workers": options.workers, "threads": 1, "dtype": "float32", "pace": options.pace, "prefix_cache": False}
             plain = Runtime(options.model, **common)
             other = Runtime(options.model, trace=folder if traced else None, **common)
             first, second = (other, plain) if number % 2 else (plain, other)

@@ -111,5 +111,6 @@ class Collected:
             tokens_per_s=max(1, count - 1) / max(seconds, 1e-9),
             drafted=sum(token.drafted for token in tokens),
             accepted=sum(token.was_drafted for token in tokens),
+            num_cached_tokens=sum(token.num_cached_tokens for token in tokens),
             rounds=sum(not token.was_drafted for token in tokens) + bool(tokens and tokens[-1].was_drafted),
         )

@@ -23,7 +23,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from bloombee import __version__
-from bloombee.config import Config, Environment, RuntimeConfig, ServeConfig, WorkerConfig, load_config, merge
+from bloombee.config import (
+    SERVED_NEW_TOKENS,
+    Config,
+    Environment,
+    RuntimeConfig,
+    ServeConfig,
+    WorkerConfig,
+    load_config,
+    merge,
+    parse_disk,
+)
 from bloombee.errors import BloomBeeError, CapacityError, ConfigError, Infeasible
 from bloombee.options import Given, Options, command, whole_number
 from bloombee.quote import printable, quoted
@@ -48,6 +58,7 @@ SWARM = (
     "disk",
     "offload",
     "kv_tokens",
+    "prefix_cache",
     "microbatches",
     "target_s",
     "codec",
@@ -145,6 +156,22 @@ def generate(
     return _run(_answer_once(runtime, _conversation(text, chat), params, json=json))
 
 
+@command(app, [Options(RuntimeConfig, "Model", ("model", "dtype", "disk"))])
+def pack(given: Given, *, json: Json = False) -> int:
+    """Write a model's layers compressed, without loss, for workers of this machine that stream them from disk.
+
+    They are read where that is quicker than plain files, which is found out when a worker loads. A worker finds them that has the
+    same --disk.
+
+    Examples:
+      bloombee pack --model ./Qwen3-0.6B --disk /var/tmp/bloombee:50GiB
+    """
+    from bloombee.packing import pack as packed
+
+    config = merge(RuntimeConfig(), given)
+    return packed(config.model, config.dtype, parse_disk(config.disk), json=json)
+
+
 @command(app, [Options(WorkerConfig, "Worker", tuple(f.name for f in dataclasses.fields(WorkerConfig)))])
 def worker(given: Given, *, config: ConfigFile = None) -> int:
     """Serve a span of layers to the head that printed the token. Ends when the head does; SIGTERM has it hand over first.
@@ -209,7 +236,7 @@ def head(swarm: Given, sampling: Given, *, chat: Chat = False, json: Json = Fals
         Options(
             RuntimeConfig,
             "Swarm",
-            ("model", *SWARM, *HEAD_ONLY),
+            ("model", *SWARM, *HEAD_ONLY, "answer_tokens"),
             {
                 "workers": "How many worker processes to start on this machine; with --listen: to wait for from others.",
                 "listen": "Where the head listens for workers of other machines, which are then waited for: tcp://*:PORT: on all"
@@ -233,6 +260,8 @@ def serve(swarm: Given, http: Given, *, config: ConfigFile = None) -> int:
     base = _config(config)
     awaits = "listen" in swarm or base.runtime.remote_workers > 0
     runtime = _awaiting(base.runtime, swarm) if awaits else merge(base.runtime, swarm)
+    if runtime.answer_tokens is None:
+        runtime = merge(runtime, {"answer_tokens": SERVED_NEW_TOKENS})
     from bloombee.serve import command as serving
 
     return serving.run(runtime, merge(base.serve, http))

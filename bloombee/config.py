@@ -39,6 +39,8 @@ from bloombee.types import Dtype, SchedulerPlace
 from bloombee.utf8 import surrogate_at
 
 HTTP_RULE = "HOST:PORT (port 0: any free one)"
+DEFAULT_NEW_TOKENS, SERVED_NEW_TOKENS = 128, 1024
+"""Of an answer, where neither caller nor checkpoint names a number; and over HTTP, where programs expect whole answers."""
 SILENCE_S, ENDING_SILENCE_S = 0.675, 1.6
 """Of a link, where another worker would take over, and where every request would end."""
 DISK_HELP = (
@@ -68,6 +70,11 @@ class Disk:
 
     directory: Path = dataclasses.field(default_factory=lambda: cache_dir())
     num_bytes: int | None = None
+
+    @property
+    def layers(self) -> Path:
+        """The folder for those that stream."""
+        return self.directory / "layers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +130,14 @@ class RuntimeConfig:
     max_microbatch_rows: int = option(512, "Most tokens in one microbatch; longer prompts go in chunks.")
     page_size: int = option(16, "Tokens in a page of KV memory.")
     kv_tokens: int | None = option(None, "KV memory of layers that see all, in tokens; default: as memory allows, at most 32768.")
+    answer_tokens: int | None = option(
+        None,
+        "Most tokens of an answer where neither request nor checkpoint says; fewer where there is no room for so many; default:"
+        f" {DEFAULT_NEW_TOKENS}, or {SERVED_NEW_TOKENS} of bloombee serve.",
+    )
+    prefix_cache: bool = option(
+        True, "Compute what prompts have in common once: KV memory that nobody needs keeps it for later requests."
+    )
     max_waiting: int = option(1024, "Most requests that may be open or waiting at once; one more is refused.")
     heartbeat_s: float = option(0.1, "Seconds between heartbeats, on every link.")
     silence_s: float | None = option(
@@ -187,6 +202,9 @@ class RuntimeConfig:
             self.kv_tokens is None or _whole(self.kv_tokens, self.page_size, 2**31),
             f"a whole number from {self.page_size} (one page)",
         )
+        _check(
+            self, "answer_tokens", self.answer_tokens is None or _whole(self.answer_tokens, 1, 2**31 - 1), "a whole number from 1"
+        )
         _check(self, "max_waiting", _whole(self.max_waiting, 1, 10**6), "a whole number from 1 to 1000000")
         _check(self, "heartbeat_s", _seconds(self.heartbeat_s), "seconds > 0")
         _check(
@@ -202,6 +220,7 @@ class RuntimeConfig:
         _check_disk(self)
         _check(self, "offload", isinstance(self.offload, bool), "true or false")
         _check(self, "replan", isinstance(self.replan, bool), "true or false")
+        _check(self, "prefix_cache", isinstance(self.prefix_cache, bool), "true or false")
         _check(self, "share_out", isinstance(self.share_out, bool), "true or false")
         _check(self, "control_socket", isinstance(self.control_socket, bool), "true or false")
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")

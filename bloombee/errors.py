@@ -23,6 +23,7 @@
     |   +-- PoolExhausted            no KV pages left                                      (retryable)
     |   +-- QueueFull                too many requests waiting                             (retryable)
     +-- DeviceError                  the device thread failed (out of memory, a kernel)
+    |   +-- WeightsUnavailable       weights that stream cannot be read from disk, now     (retryable)
     +-- GrammarFailed                a sound grammar that the last stage cannot obey, or not in time
     +-- SequenceLost                 a running request lost its state                      (retryable)
     +-- RuntimeClosed                the Runtime was closed while the request ran
@@ -151,6 +152,10 @@ class GrammarFailed(BloomBeeError):
     pass
 
 
+class WeightsUnavailable(DeviceError):
+    retryable = True
+
+
 class SequenceLost(BloomBeeError):
     retryable = True
 
@@ -170,7 +175,8 @@ def from_wire(code: str, fields: dict[str, Fact]) -> BloomBeeError:
     Whoever says it is another machine: what would move a terminal's cursor is written as escapes.
     """
     facts = {name: printable(fact) if isinstance(fact, str) else fact for name, fact in fields.items()}
-    message, code = str(facts.pop("message", code)), printable(code)
+    code = printable(code)
+    message = str(facts.pop("message", code))
     kind = _BY_CODE.get(code)
     if kind is None:
         return BloomBeeError(message, **{**facts, "code": code})

@@ -238,6 +238,7 @@ class Token:
         finish_reason: set on the last step only.
         drafted: how many tokens were drafted beside the row that this one was picked after.
         was_drafted: whether it was itself among those that had been drafted.
+        num_cached_tokens: on the first step, tokens of the prompt that other requests had computed; else 0.
     """
 
     text: str
@@ -247,6 +248,7 @@ class Token:
     finish_reason: FinishReason | None = None
     drafted: int = 0
     was_drafted: bool = False
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +263,7 @@ class Generation:
         tokens_per_s: of the tokens after the first; of all if there is only one.
         drafted, accepted: tokens that were drafted ahead, and those of the output that had been.
         rounds: how often its tokens went round the ring, each time for one token that had not been drafted.
+        num_cached_tokens: of the prompt, computed by other requests before.
     """
 
     text: str
@@ -274,6 +277,7 @@ class Generation:
     drafted: int = 0
     accepted: int = 0
     rounds: int = 0
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

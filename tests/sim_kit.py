@@ -9,6 +9,12 @@ from bloombee.sim.device import oracle
 from bloombee.types import FinishReason
 
 
+class Forgetful(SimCluster):
+    """Computes every prompt, though many are alike."""
+
+    prefix_cache = False
+
+
 def assert_right(cluster: SimCluster, num_stages: int, windows: Sequence[Sequence[int]] | None = None) -> None:
     """Every request has the model's tokens, a cancelled one the first of them, and no stage holds anything any more."""
     for request in cluster.requests.values():

@@ -4,10 +4,12 @@ A file is a header, padded to a whole number of blocks, and chunks, each at a bl
 
     8 bytes   magic
     8 bytes   length of the JSON that follows
-    JSON      {key, areas: [bytes of each area], chunks: [[offset, bytes, file offset, stored bytes, crc32c]]}
+    JSON      {key, areas: [bytes of each area], dtype, table, chunks: [[offset, bytes, file offset, stored bytes, crc32c]]}
 
 ``key`` says what the weights are: a file of another key is as good as none. Offsets are into all areas, one after the other.
 Each chunk has a checksum, which is looked at whenever it is read: what was changed or cut off on disk is never computed with.
+A chunk that is stored in fewer bytes than it has is a message of the codec (docs/codec.md), of rows of ``WIDTH`` values of type
+``dtype``, for which ``table`` was fitted to the layer; in a file that was written without a type there are none.
 """
 
 from __future__ import annotations
@@ -20,13 +22,20 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from bloombee.codec import api as codec
 from bloombee.codec.checksum import check_crc32c, crc32c
+from bloombee.codec.fit import fit
+from bloombee.codec.table import Table
 from bloombee.engine.leaves import SMALL_BYTES, Area
 from bloombee.errors import CorruptPayload, DeviceError
 from bloombee.plan.placement import BLOCK_BYTES, READ_BYTES
+from bloombee.types import Dtype
 
 MAGIC = b"BBLAYER1"
+WIDTH, SAMPLE_ROWS = 256, 256
+"""Values of a row, for the codec; rows that its table is fitted to, of each large area."""
 ENTRY_BYTES = 96
 """Room in the header for what is said of a chunk."""
 
@@ -41,12 +50,16 @@ class Chunk:
     stored_bytes: int
     checksum: int
 
+    @property
+    def is_coded(self) -> bool:
+        return self.stored_bytes < self.num_bytes
+
 
 class LayerFile:
     """One open file. Any thread may read.
 
     Attributes:
-        chunks: of which it is made. num_bytes: of the layer's weights. stored_bytes: of its file that are read for them.
+        areas: bytes of each. chunks: that it is made of. num_bytes: of the layer's weights. stored_bytes: read for them.
 
     Raises:
         CorruptPayload: it is none of this format, or another's than ``key``'s. OSError: it cannot be opened or read.
@@ -86,6 +99,16 @@ class LayerFile:
         check_crc32c(stored, chunk.checksum)
         return stored
 
+    def decode(self, chunk: Chunk, stored: memoryview, out: Any) -> None:
+        """The weights of a chunk of fewer bytes than it stands for into ``out``, a writable buffer of them.
+
+        Raises:
+            CorruptPayload, CodecUnavailable: it is no sound message for this file's table.
+        """
+        assert self._dtype is not None
+        shape = (chunk.num_bytes // (WIDTH * self._dtype.num_bytes), WIDTH)
+        codec.decode(stored, out, shape=shape, dtype=self._dtype, tables=self._tables)
+
     def _read_header(self, key: str) -> tuple[list[int], list[Chunk]]:
         with open(self.path, "rb") as file:
             if file.read(8) != MAGIC:
@@ -94,7 +117,9 @@ class LayerFile:
             try:
                 header = json.loads(file.read(min(length, 1 << 26)))
                 areas, chunks = [int(n) for n in header["areas"]], [Chunk(*map(int, entry)) for entry in header["chunks"]]
-                found = header["key"]
+                found, table = header["key"], bytes.fromhex(header["table"])
+                self._dtype = Dtype(header["dtype"]) if table else None
+                self._tables = {one.key: one for one in ([Table.from_bytes(table)] if table else [])}
             except (ValueError, TypeError, KeyError) as error:
                 raise CorruptPayload(f"{self.path} has no sound header: {error}") from error
         ends = [chunk.offset + chunk.num_bytes for chunk in chunks]
@@ -104,9 +129,12 @@ class LayerFile:
         return areas, chunks
 
 
-def write_layer(path: Path, key: str, areas: Sequence[Area]) -> None:
+def write_layer(path: Path, key: str, areas: Sequence[Area], dtype: Dtype | None = None) -> None:
     """Have a file at ``path`` hold what lies in ``areas`` of this process's memory. Whoever is ended meanwhile, and whoever reads
     what was there, finds what was there before.
+
+    Args:
+        dtype: of the values, which are to be compressed as such; None: they are stored as they are.
 
     Raises:
         DeviceError: the disk is full or cannot be written; nothing is left behind. ``fields`` have its path.
@@ -114,7 +142,7 @@ def write_layer(path: Path, key: str, areas: Sequence[Area]) -> None:
     draft = path.with_suffix(f".{os.getpid()}")
     try:
         with open(draft, "wb") as file:
-            _write(file.fileno(), key, areas)
+            _write(file.fileno(), key, areas, dtype)
         draft.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -123,18 +151,40 @@ def write_layer(path: Path, key: str, areas: Sequence[Area]) -> None:
         raise DeviceError(f"cannot write weights to {path.parent}: {what}", path=str(path.parent)) from error
 
 
-def _write(fd: int, key: str, areas: Sequence[Area]) -> None:
+def _write(fd: int, key: str, areas: Sequence[Area], dtype: Dtype | None) -> None:
     cuts = list(cut([area.num_bytes for area in areas]))
-    at = padded(len(MAGIC) + 8 + 256 + len(key) + 24 * len(areas) + ENTRY_BYTES * len(cuts))
+    table = None if dtype is None else _fitted(areas, dtype)
+    blob = "" if table is None else table.to_bytes().hex()
+    at = padded(len(MAGIC) + 8 + 256 + len(key) + len(blob) + 24 * len(areas) + ENTRY_BYTES * len(cuts))
     chunks = []
     for offset, num_bytes in cuts:
-        parts = parts_of(areas, offset, num_bytes)
+        parts = list(parts_of(areas, offset, num_bytes))
         data = b"".join(ctypes.string_at(areas[number].address + first, count) for number, first, count in parts)
-        _write_all(fd, data + bytes(padded(num_bytes) - num_bytes), at)
-        chunks.append((offset, num_bytes, at, num_bytes, crc32c(data)))
-        at += padded(num_bytes)
-    header = json.dumps({"key": key, "areas": [area.num_bytes for area in areas], "chunks": chunks}).encode()
-    _write_all(fd, MAGIC + len(header).to_bytes(8, "little") + header, 0)
+        if table is not None and len(parts) == 1:
+            data = _encoded(data, table)
+        _write_all(fd, data + bytes(padded(len(data)) - len(data)), at)
+        chunks.append((offset, num_bytes, at, len(data), crc32c(data)))
+        at += padded(len(data))
+    header = {"key": key, "areas": [area.num_bytes for area in areas], "dtype": dtype or "", "table": blob, "chunks": chunks}
+    text = json.dumps(header).encode()
+    _write_all(fd, MAGIC + len(text).to_bytes(8, "little") + text, 0)
+
+
+def _fitted(areas: Sequence[Area], dtype: Dtype) -> Table:
+    """To the beginning of each of the largest areas."""
+    count = SAMPLE_ROWS * WIDTH * dtype.num_bytes
+    samples = [ctypes.string_at(area.address, count) for area in areas if area.num_bytes >= count]
+    return fit(b"".join(samples) or bytes(count), dtype, channels=WIDTH)
+
+
+def _encoded(data: bytes, table: Table) -> bytes:
+    """As a message of the codec, where that is shorter and there are whole rows."""
+    rows, rest = divmod(len(data), WIDTH * table.dtype.num_bytes)
+    if rest or not rows:
+        return data
+    out = bytearray(codec.bound(rows * WIDTH, table.dtype))
+    size = codec.encode(data, shape=(rows, WIDTH), dtype=table.dtype, table=table, out=out)
+    return bytes(memoryview(out)[:size]) if size < len(data) else data
 
 
 def cut(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from bloombee.engine.layer_file import LayerFile, padded, write_layer
 from bloombee.engine.leaves import Area
-from bloombee.errors import CorruptPayload, DeviceError, Infeasible
+from bloombee.errors import CodecUnavailable, CorruptPayload, DeviceError, Infeasible
+from bloombee.types import Dtype
 
 SUFFIX = ".layer"
+CODED = " compressed"
+"""Of the key of a file that is."""
 HEADER_BYTES = 64 << 10
 """More than the header of a file takes."""
 SPARED_BYTES = 1 << 30
@@ -32,9 +37,29 @@ class LayerFiles:
         self._budget_bytes = budget_bytes
         self._used: set[Path] = set()
         """By spans of this process: these stay."""
+        self._is_quick: bool | None = None
+        """Whether compressed layers come quicker; None: that is not known yet."""
 
     def find(self, key: str) -> LayerFile | None:
-        """The sound file of ``key``, if there is one."""
+        """The sound file of ``key``, if there is one: the compressed one, where that is quicker here."""
+        coded = self._find(key + CODED)
+        if coded is not None and self._decodes_quickly(coded):
+            return coded
+        if coded is not None:
+            coded.close()
+        return self._find(key)
+
+    def write_compressed(self, key: str, areas: Sequence[Area], dtype: Dtype) -> LayerFile:
+        """As :meth:`write`, compressed."""
+        return self._write(key + CODED, areas, dtype)
+
+    def _decodes_quickly(self, file: LayerFile) -> bool:
+        """Whether its weights come sooner than as many bytes that are stored as they are; found out by the first."""
+        if self._is_quick is None:
+            self._is_quick = is_quicker(file)
+        return self._is_quick
+
+    def _find(self, key: str) -> LayerFile | None:
         path = self._path(key)
         try:
             file = LayerFile(path, key)
@@ -51,10 +76,13 @@ class LayerFiles:
         Raises:
             Infeasible: it has no room beside what is in use. DeviceError: the disk is full, or cannot be written.
         """
+        return self._write(key, areas, None)
+
+    def _write(self, key: str, areas: Sequence[Area], dtype: Dtype | None) -> LayerFile:
         path = self._path(key)
         self._make_directory()
         self._make_room(padded(sum(area.num_bytes for area in areas)) + HEADER_BYTES)
-        write_layer(path, key, areas)
+        write_layer(path, key, areas, dtype)
         self._used.add(path)
         return LayerFile(path, key)
 
@@ -91,3 +119,22 @@ class LayerFiles:
                 constraint="disk",
                 short_bytes=short,
             )
+
+
+def is_quicker(file: LayerFile) -> bool:
+    """Whether reading and decoding it, at once, takes less time than reading as many bytes as its layer has."""
+    staging = mmap.mmap(-1, padded(max(chunk.stored_bytes for chunk in file.chunks)))
+    out = bytearray(max(chunk.num_bytes for chunk in file.chunks))
+    read_s = decode_s = 0.0
+    try:
+        for chunk in file.chunks:
+            began = time.perf_counter()
+            stored = file.read(chunk, memoryview(staging))
+            read_s += time.perf_counter() - began
+            began = time.perf_counter()
+            if chunk.is_coded:
+                file.decode(chunk, stored, memoryview(out)[: chunk.num_bytes])
+            decode_s += time.perf_counter() - began
+    except (OSError, CorruptPayload, CodecUnavailable):
+        return False
+    return max(read_s, decode_s) < read_s * file.num_bytes / file.stored_bytes

@@ -33,7 +33,7 @@ from bloombee.engine.streams import LayerStream
 from bloombee.engine.synthetic import fill_random
 from bloombee.engine.tokenizer import tokenizer_json
 from bloombee.engine.waves import Waves, together
-from bloombee.engine.weights import Loading, LoadProgress, fill, materialize, plan_loading
+from bloombee.engine.weights import Loading, LoadProgress, everything, fill, materialize, plan_loading
 from bloombee.errors import BloomBeeError, ConfigError, DeviceError
 from bloombee.machine import cores
 from bloombee.pipeline.work import Work
@@ -262,10 +262,7 @@ class SpanModel:
         streamed: Sequence[int],
         files: LayerFiles | None,
     ) -> None:
-        """
-        Args:
-            together: linear layers that are handed one input.
-        """
+        """``together``: linear layers that are handed one input."""
         can_share = self._can_share()
         held = self._store.take(self._key, self.span) if can_share else {}
         self._kept = {number: num_bytes for number, (_, num_bytes) in held.items()}
@@ -337,7 +334,7 @@ class SpanModel:
         """What is to be loaded, once it is known to be the head's; layers that the store has are left out."""
         skeleton = self._skeleton
         if checkpoint.is_random:
-            loading = Loading([], {name: name for name in skeleton.parameters if skeleton.is_in(name, self.span)})
+            loading = everything(skeleton, self.span)
         else:
             loading = plan_loading(skeleton, checkpoint, self.span)
             require_same_weights(checkpoint, skeleton, loading, self.span, weight_digests)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -22,11 +22,12 @@ from bloombee.engine.hugepages import forget
 from bloombee.engine.layer_file import LayerFile
 from bloombee.engine.layer_files import LayerFiles
 from bloombee.engine.leaves import Area, Leaf, areas_of, leaves_of
-from bloombee.engine.packed import ROWS, can_pack, pack_like, pack_linears
-from bloombee.engine.skeleton import Skeleton
+from bloombee.engine.packed import ROWS, Watch, can_pack, pack_like, pack_linears
+from bloombee.engine.skeleton import Skeleton, build
+from bloombee.engine.stored import probe
 from bloombee.engine.streams import LayerStream
 from bloombee.engine.synthetic import fill_random
-from bloombee.engine.weights import Loading, LoadProgress, fill, give_memory
+from bloombee.engine.weights import Loading, LoadProgress, everything, fill, give_memory, plan_loading
 from bloombee.errors import ConfigError, DeviceError
 from bloombee.plan.placement import num_slots
 from bloombee.types import Dtype, Span
@@ -160,6 +161,38 @@ def stream_layers(
             file.close()
         raise
     return stream, disk_bytes, requested_bytes
+
+
+def pack_layers(checkpoint: Checkpoint, dtype: Dtype, files: LayerFiles) -> tuple[int, int]:
+    """Have compressed files of all layers of ``checkpoint``, as workers on this machine's processor stream them.
+
+    Returns:
+        Bytes of the layers, and of the files that are read for them.
+
+    Raises:
+        ModelUnsupported, ConfigError: as :meth:`~bloombee.engine.model.SpanModel.load`. Infeasible, DeviceError: as
+            :func:`stream_layers`.
+
+    Memory: of one layer.
+    """
+    skeleton = build(checkpoint, dtype)
+    span = Span(0, skeleton.num_layers)
+    with Watch(skeleton.model) as watch:
+        probe(skeleton, checkpoint.ref, span)
+    loading = everything(skeleton, span) if checkpoint.is_random else plan_loading(skeleton, checkpoint, span)
+    whole = cache(lambda: build(checkpoint, dtype).model)
+    maker = LayerMaker(checkpoint, skeleton, span, loading, dtype, torch.device("cpu"), watch.groups, whole)
+    num_bytes = stored_bytes = 0
+    for number in range(skeleton.num_layers):
+        maker.make(number, lambda *_: None)
+        own = leaves_of(maker.layer(number))
+        file = files.write_compressed(maker.key(number), areas_of(own), dtype)
+        num_bytes, stored_bytes = num_bytes + file.num_bytes, stored_bytes + file.stored_bytes
+        file.close()
+        _let_go(areas_of(own))
+        for leaf in own:
+            leaf.hold(None)
+    return num_bytes, stored_bytes
 
 
 def _stream(

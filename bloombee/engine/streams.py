@@ -25,7 +25,7 @@ from torch import nn
 
 from bloombee.engine.layer_file import LayerFile, padded, parts_of
 from bloombee.engine.leaves import Area, Leaf
-from bloombee.errors import BloomBeeError, DeviceError
+from bloombee.errors import BloomBeeError, DeviceError, WeightsUnavailable
 from bloombee.plan.placement import BLOCK_BYTES, READS
 
 
@@ -121,7 +121,7 @@ class LayerStream:
         """The layer at ``place`` has its weights when this returns, until it is left.
 
         Raises:
-            DeviceError: they cannot be read, now, and could not be a moment ago; another try reads them again.
+            WeightsUnavailable: they cannot be read, now, and could not be a moment ago; another try reads them again.
         """
         if self._held is not None and self._held.layer == place:
             return
@@ -259,14 +259,23 @@ class LayerStream:
 
     def _bring(self, slot: Slot, number: int, staging: torch.Tensor) -> None:
         file = self._files[slot.layer]
-        file.read(file.chunks[number], memoryview(staging.numpy()))
-        if self._copies is None:
+        chunk = file.chunks[number]
+        stored = file.read(chunk, memoryview(staging.numpy()))
+        if chunk.is_coded:
+            self._decode(slot, number, stored)
+        elif self._copies is None:
             source = staging.data_ptr()
             for area, first, count in slot.targets[number]:
                 ctypes.memmove(slot.areas[area].address + first, source, count)
                 source += count
         else:
             self._copy(slot, number, staging)
+
+    def _decode(self, slot: Slot, number: int, stored: memoryview) -> None:
+        """To where it belongs, which is on the host; a chunk of one area."""
+        file = self._files[slot.layer]
+        ((area, first, count),) = slot.targets[number]
+        file.decode(file.chunks[number], stored, (ctypes.c_char * count).from_address(slot.areas[area].address + first))
 
     def _copy(self, slot: Slot, number: int, staging: torch.Tensor) -> None:
         """To a GPU; returns when it is there, and ``staging`` can be read into again."""
@@ -283,9 +292,9 @@ class LayerStream:
         done.synchronize()
 
 
-def _typed(error: Exception, file: LayerFile) -> BloomBeeError:
-    """What a forward that needed a layer is told; the file's path stays with the worker."""
+def _typed(error: Exception, file: LayerFile) -> WeightsUnavailable:
+    """What a forward that needed a layer is told."""
     if isinstance(error, BloomBeeError):
-        return DeviceError(f"weights of a streamed layer cannot be used: {error.message}", cause=error.code)
+        return WeightsUnavailable(f"weights of a streamed layer cannot be used: {error.message}", cause=error.code)
     said = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-    return DeviceError(f"weights of a streamed layer cannot be read from {file.path}: {said}", path=str(file.path))
+    return WeightsUnavailable(f"weights of a streamed layer cannot be read from {file.path}: {said}", path=str(file.path))

@@ -134,6 +134,11 @@ def plan_loading(skeleton: Skeleton, checkpoint: Checkpoint, span: Span) -> Load
     return Loading(list(chosen.values()), stored)
 
 
+def everything(skeleton: Skeleton, span: Span) -> Loading:
+    """What a span takes of a checkpoint without files, whose weights are made: each of its parameters."""
+    return Loading([], {name: name for name in skeleton.parameters if skeleton.is_in(name, span)})
+
+
 def materialize(
     skeleton: Skeleton,
     stored: dict[str, str],

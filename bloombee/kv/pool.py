@@ -11,11 +11,14 @@ those that read the page are through. Within one work nothing may be reused: tab
 
 A fork shares its pages. A page that several tables hold is only read; the first of them that writes to it gets a page of
 its own instead, into which the device copies the shared one before anything else.
+
+A page may also be kept for sequences to come (``kv/prefix.py``). What is kept and no table holds counts as free: it is let go as
+soon as somebody needs a page. A page that is kept is only read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bloombee.errors import LocalProtocolError, PoolExhausted
 from bloombee.types import PageGroup
@@ -69,7 +72,7 @@ def can_go_back(position: int, newest: int, window: int) -> bool:
 
 
 class PagePool:
-    """``num_pages`` pages of ``page_size`` token slots, each free or held by so many tables.
+    """``num_pages`` pages of ``page_size`` token slots, each free, or held by so many tables, or kept.
 
     Low page ids are handed out first, so that memory that was never needed is never touched.
     """
@@ -79,31 +82,48 @@ class PagePool:
             raise ValueError(f"num_pages = {num_pages}, page_size = {page_size}: both must be >= 1")
         self.num_pages = num_pages
         self.page_size = page_size
-        self._free = list(range(num_pages - 1, -1, -1))
+        self.let_go: Callable[[], bool] = lambda: False
+        """Asked for pages when none is unused, as long as too few are: forget something that is kept; False: there is nothing."""
+        self._unused = list(range(num_pages - 1, -1, -1))
         self._holders = [0] * num_pages
+        self._keepers = [0] * num_pages
+        self._num_idle = 0
+        """Kept, and held by nobody."""
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        return len(self._unused) + self._num_idle
 
-    def holders(self, page: int) -> int:
-        """How many hold ``page``; 0: it is free."""
-        return self._holders[page]
+    @property
+    def num_idle(self) -> int:
+        """Of the free ones: those that are kept."""
+        return self._num_idle
+
+    def sharers(self, page: int) -> int:
+        """By how many ``page`` is held or kept; 0: it is unused."""
+        return self._holders[page] + self._keepers[page]
+
+    def is_idle(self, page: int) -> bool:
+        """Whether ``page`` is kept, and held by nobody."""
+        return not self._holders[page] and bool(self._keepers[page])
 
     def can_take(self, count: int) -> bool:
-        return count <= len(self._free)
+        return count <= self.num_free
 
     def take(self, count: int) -> list[int]:
-        """``count`` pages, now held once.
+        """``count`` pages, now held once; what is kept makes way.
 
         Raises:
             PoolExhausted: fewer are free; nothing was taken.
         """
         if not self.can_take(count):
             raise PoolExhausted(
-                f"{count} KV pages wanted, {len(self._free)} of {self.num_pages} free", wanted=count, free=len(self._free)
+                f"{count} KV pages wanted, {self.num_free} of {self.num_pages} free", wanted=count, free=self.num_free
             )
-        pages = [self._free.pop() for _ in range(count)]
+        while count > len(self._unused):
+            if not self.let_go():
+                raise LocalProtocolError(f"{self._num_idle} KV pages are kept by nobody")
+        pages = [self._unused.pop() for _ in range(count)]
         for page in pages:
             self._holders[page] = 1
         return pages
@@ -112,27 +132,55 @@ class PagePool:
         """One holder more of each of ``pages``.
 
         Raises:
-            LocalProtocolError: one of them is free; the pool is as it was.
+            LocalProtocolError: one of them is unused; the pool is as it was.
         """
-        self._check_held(pages)
+        self._check_used(pages)
         for page in pages:
+            self._num_idle -= not self._holders[page]
             self._holders[page] += 1
 
     def give(self, pages: Sequence[int]) -> None:
         """One holder less of each of ``pages``; free is what has none.
 
         Raises:
-            LocalProtocolError: one of them is free already; the pool is as it was.
+            LocalProtocolError: one of them is held by nobody; the pool is as it was.
         """
-        self._check_held(pages)
+        self._check_used(pages, self._holders)
         for page in reversed(pages):
             self._holders[page] -= 1
             if not self._holders[page]:
-                self._free.append(page)
+                if self._keepers[page]:
+                    self._num_idle += 1
+                else:
+                    self._unused.append(page)
 
-    def _check_held(self, pages: Sequence[int]) -> None:
-        if len(set(pages)) != len(pages) or not all(self._holders[page] for page in pages):
-            raise LocalProtocolError(f"pages {list(pages)} shared or freed that are not all held")
+    def keep(self, pages: Sequence[int]) -> None:
+        """``pages`` are kept once more.
+
+        Raises:
+            LocalProtocolError: one of them is unused; the pool is as it was.
+        """
+        self._check_used(pages)
+        for page in pages:
+            self._keepers[page] += 1
+
+    def unkeep(self, pages: Sequence[int]) -> None:
+        """``pages`` are kept once less; unused is what nobody holds either.
+
+        Raises:
+            LocalProtocolError: one of them is not kept; the pool is as it was.
+        """
+        self._check_used(pages, self._keepers)
+        for page in reversed(pages):
+            self._keepers[page] -= 1
+            if not self.sharers(page):
+                self._num_idle -= 1
+                self._unused.append(page)
+
+    def _check_used(self, pages: Sequence[int], by: Sequence[int] | None = None) -> None:
+        used = all(by[page] for page in pages) if by is not None else all(self.sharers(page) for page in pages)
+        if len(set(pages)) != len(pages) or not used:
+            raise LocalProtocolError(f"pages {list(pages)} shared, freed or kept that are not all held")
 
 
 class PageTable:
@@ -184,11 +232,11 @@ class PageTable:
         """
         size, pages = self._page_size, self._pages
         end = self._start + len(pages) * size
-        is_in_last = end - size < position < stop <= end and self._pool.holders(pages[-1]) == 1
+        is_in_last = end - size < position < stop <= end and self._pool.sharers(pages[-1]) == 1
         if is_in_last and (not self._start or self._start <= position - self._window + 1):
             return None  # most tokens that decode: into the last page, and nothing else changes
         self.truncate(position)
-        shared = position % self._pool.page_size > 0 and self._pool.holders(self._pages[-1]) > 1
+        shared = position % self._pool.page_size > 0 and self._pool.sharers(self._pages[-1]) > 1
         missing = pages_for(stop, self._pool.page_size) - self.stop // self._pool.page_size
         taken = self._pool.take(max(0, missing) + shared)
         source = None
@@ -230,14 +278,24 @@ class PageTable:
         Raises:
             LocalProtocolError: as :meth:`truncate`.
         """
-        self._check(num_tokens)
         twin = PageTable(self._pool, self._window)
-        if num_tokens:
-            twin._start = self._start
-            twin._pages = self._pages[: pages_for(num_tokens - self._start, self._pool.page_size)]
-            twin._read = None
-        self._pool.share(twin._pages)
+        twin.begin_on(*self.part(num_tokens))
         return twin
+
+    def part(self, num_tokens: int) -> tuple[int, tuple[int, ...]]:
+        """The first position and the pages of [0, num_tokens), as far as they are held.
+
+        Raises:
+            LocalProtocolError: as :meth:`truncate`.
+        """
+        self._check(num_tokens)
+        count = pages_for(num_tokens - self._start, self._pool.page_size) if num_tokens else 0
+        return (self._start, tuple(self._pages[:count])) if count else (0, ())
+
+    def begin_on(self, start: int, pages: Sequence[int]) -> None:
+        """Of a table without pages: hold these, which begin at position ``start`` and are shared until written to."""
+        self._pool.share(pages)
+        self._start, self._pages, self._read = start, list(pages), None
 
     def _check(self, position: int) -> None:
         seen = max(0, position - self._window + 1) if self._window else 0

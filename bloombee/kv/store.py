@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bloombee.kv.pool import PagePool, PageTable, can_go_back
+from bloombee.kv.prefix import PrefixStore
 from bloombee.types import PageGroup
 
 
@@ -15,10 +16,11 @@ class KvStore:
     def __init__(self, groups: Sequence[PageGroup], page_size: int) -> None:
         self.groups = tuple(groups)
         self.pools = tuple(PagePool(group.num_pages, page_size) for group in groups)
+        self.prefixes = PrefixStore(self.pools, [group.window for group in groups])
 
     @property
     def pages_free(self) -> int:
-        """Of all groups."""
+        """Of all groups; what is only kept is among them."""
         return sum(pool.num_free for pool in self.pools)
 
     @property

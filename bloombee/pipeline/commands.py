@@ -141,7 +141,7 @@ class Dismiss(Struct, frozen=True, gc=False):
 
 
 class Deliver(Struct, frozen=True, gc=False):
-    """A token for the application."""
+    """A token for the application. ``num_cached``: as of Emitted."""
 
     request: int
     pick: Pick
@@ -149,6 +149,7 @@ class Deliver(Struct, frozen=True, gc=False):
     drafted: int = 0
     """As of Emitted; so is ``was_drafted``."""
     was_drafted: bool = False
+    num_cached: int = 0
 
 
 class Conclude(Struct, frozen=True, gc=False):

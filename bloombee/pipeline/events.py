@@ -266,6 +266,8 @@ class Emitted(Struct, frozen=True, gc=False):
     """Tokens that were drafted beside the row that this one is picked after."""
     was_drafted: bool = False
     """It had been drafted, so what follows on it may be known already."""
+    num_cached: int = 0
+    """Of the first: tokens of the prompt that others had computed."""
 
 
 class Ended(Struct, frozen=True, gc=False):

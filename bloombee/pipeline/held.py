@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from bloombee.kv.pool import PageTable
+from bloombee.kv.prefix import PrefixStore
 from bloombee.pipeline.trees import Nodes
 from bloombee.wire.messages import Cut, Fork, Item, Opening, Pick, Tree
 
@@ -17,7 +20,7 @@ class Held:
     generation: int
     begun: Opening | Fork
     opening: Opening
-    """What it has begun with, or its fork."""
+    """What it has begun with, or its fork; without a prefix."""
     tables: tuple[PageTable, ...]
     """One a group; of what the device has been given so far."""
     have: int = 0
@@ -41,16 +44,18 @@ class Held:
     @property
     def begun_at(self) -> int:
         """The position of the first row that was sent of it."""
-        return self.begun.length if isinstance(self.begun, Fork) else 0
+        if isinstance(self.begun, Fork):
+            return self.begun.length
+        return self.begun.prefix.length if self.begun.prefix is not None else 0
 
     @property
     def is_decoding(self) -> bool:
         """All of its prompt is here; what comes is decode."""
         return self.have >= self.opening.num_prompt_tokens
 
-    def begin(self, generation: int, begun: Opening | Fork, parent: Held | None) -> None:
-        """From now on this, whatever was held before. The first rows of a fork are those of its parent: pages are shared until
-        one of both writes to them."""
+    def begin(self, generation: int, begun: Opening | Fork, parent: Held | None, prefixes: PrefixStore) -> None:
+        """From now on this, whatever was held before. The first rows of a fork are those of its parent, those of a prefix are
+        kept: pages are shared until one of both writes to them."""
         self.let_go()
         self.generation, self.begun, self.opening = generation, begun, opening_of(begun)
         self.have = self.newest = self.placed = 0
@@ -65,6 +70,11 @@ class Held:
             self.have = self.placed = begun.length
             self.newest = parent.newest
             self.tokens += parent.tokens[: 4 * begun.length]
+        elif begun.prefix is not None:
+            kept, self.tables = prefixes.begin(begun.prefix.key, begun.prefix.length)
+            self.have = self.placed = begun.prefix.length
+            self.newest = kept.newest
+            self.tokens += kept.tokens[: 4 * begun.prefix.length]
 
     def can_hang(self, item: Item, tree: Tree, path: Sequence[int]) -> bool:
         """Whether a tree's item lacks nothing before it. Of the present generation nodes come in order; of an older one those
@@ -91,7 +101,7 @@ class Held:
         that still write to them are on the device before any that is to come."""
         length = cut.length
         if length < self.begun_at:
-            self.begun = self.opening  # a fork no more: the rows that were its parent's are sent as its own
+            self.begun = self.opening  # the rows that were its parent's, or kept, are sent as its own
         path = self.nodes.leading(cut.path) if length == self.have else ()
         self.have = min(self.have, length)
         self.moves = [(source, target) for source, target in self.moves if target < length]
@@ -123,5 +133,7 @@ class Held:
 
 
 def opening_of(begun: Opening | Fork) -> Opening:
-    """What a sequence has begun with, or its fork."""
-    return begun.opening if isinstance(begun, Fork) else begun
+    """What a sequence has begun with, or its fork; no matter on which rows."""
+    if isinstance(begun, Fork):
+        return begun.opening
+    return begun if begun.prefix is None else replace(begun, prefix=None)

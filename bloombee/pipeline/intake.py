@@ -5,6 +5,8 @@ A frame addresses rows by (sequence, generation, position), and each of its item
     closed                                 dropped
     generation older                       its rows that are still alive are taken as below, the rest is dropped (``cuts.py``)
     generation newer, from position 0      the sequence begins anew, or as a fork of another
+    generation newer, on a prefix          the sequence begins anew with rows that are kept here; if they are not, it is dropped
+                                           and Have says how many there are, until it begins in another way
     generation newer, from further on      Gap(have): no Commit has said yet how it began; the frame will come again
     ends at or before ``have``             held already, ignored
     starts at or before ``have``           its rows from ``have`` on are taken
@@ -22,10 +24,11 @@ from bloombee.pipeline.commits import drop
 from bloombee.pipeline.device_queue import DeviceQueue, Job
 from bloombee.pipeline.held import Held
 from bloombee.pipeline.log import BoundaryLog
+from bloombee.pipeline.prefixes import short
 from bloombee.pipeline.seat import Seat
 from bloombee.pipeline.sequences import SequenceStore
 from bloombee.pipeline.work import Work
-from bloombee.types import Kind, Phase, PipelineId, Priority
+from bloombee.types import Kind, Phase, PipelineId, Priority, SequenceId
 from bloombee.wire.messages import Cut, Forward, Holding, Item
 from bloombee.wire.spoken import check_item
 
@@ -43,9 +46,12 @@ class Intake:
         self._log = log
         self._device = device
         self._num_works = 0
+        self._refused: dict[SequenceId, int] = {}
+        """Those that could not begin, and their generations: they come as another one."""
 
-    def live(self, items: Sequence[Item]) -> tuple[Sequence[Item], list[Holding]]:
-        """The items that may be taken, as their sequences are not closed; and forks of what is here no more, which may not.
+    def live(self, items: Sequence[Item]) -> tuple[Sequence[Item], list[Holding], list[Holding]]:
+        """The items that may be taken, as their sequences are not closed; forks of what is here no more, and what is to begin on
+        a prefix that is not here, which may not (:meth:`refuse`).
 
         Raises:
             RemoteProtocolError: what may not be in a frame. NotSpoken: what is not spoken yet.
@@ -55,10 +61,23 @@ class Intake:
         odd = [item for item in items if item.opening is not None or item.kind == _SHADOW]
         for item in odd:
             check_item(item)
-        live, lost = self._store.live(items), self._store.lost(odd) if odd else []
-        if lost:
-            live = [item for item in live if item.sequence not in {one.sequence for one in lost}]
-        return live, lost
+        live = self._store.live(items)
+        if self._refused:
+            live = [item for item in live if item.generation > self._refused.get(item.sequence, -1)]
+        if not odd:
+            return live, [], []
+        odd = [item for item in odd if item in live]
+        lost, lacking = self._store.lost(odd), short(self._store, odd)
+        if lost or lacking:
+            refused = {one.sequence for one in (*lost, *lacking)}
+            live = [item for item in live if item.sequence not in refused]
+        return live, lost, lacking
+
+    def refuse(self, refused: Sequence[Holding]) -> None:
+        """Rows of these, of :meth:`live`, are dropped from now on, until they begin as another generation."""
+        store = self._store
+        known = {one.sequence: one.generation for one in refused} | self._refused
+        self._refused = {number: generation for number, generation in known.items() if not store.is_closed(number)}
 
     def take(self, seat: Seat, forward: Forward, counts: Sequence[int], live: Sequence[Item], payload: object | None) -> Job:
         """Update the sequences and make the work; every check has been passed.
@@ -109,6 +128,8 @@ class Intake:
     def _held(self, item: Item) -> Held:
         """The item's sequence; where the item begins it anew, what was held before is dropped."""
         held = self._store.get(item.sequence)
+        if self._refused and item.generation > self._refused.get(item.sequence, item.generation):
+            del self._refused[item.sequence]
         if held is None:
             return self._store.open(item)
         if item.generation > held.generation:

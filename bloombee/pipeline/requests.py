@@ -158,7 +158,7 @@ class RequestCore:
             request = self._requests[number]
             request.first_at = now if request.first_at is None else request.first_at
             request.output += pick.token.to_bytes(4, "little")
-        return [Deliver(number, pick, emitted.finish, emitted.drafted, emitted.was_drafted)]
+        return [Deliver(number, pick, emitted.finish, emitted.drafted, emitted.was_drafted, emitted.num_cached)]
 
     def _forget(self, sequence: SequenceId) -> int | None:
         request = self._sequences.pop(sequence, None)

@@ -12,12 +12,13 @@ it. A mark is a frame without rows that waits until nothing is left to be said: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from bloombee.pipeline.commands import Command, Gather, Send
 from bloombee.pipeline.events import Gathered, GatherFailed, Port
 from bloombee.pipeline.frames import FrameReceiver, LinkSender, lane_of
 from bloombee.pipeline.log import BoundaryLog
+from bloombee.pipeline.prefixes import say_short
 from bloombee.pipeline.sequences import SequenceStore
 from bloombee.pipeline.telling import Telling
 from bloombee.pipeline.work import Outcome, Work
@@ -69,6 +70,8 @@ class Seat:
         """That wait until there is nothing to be said again."""
         self._lost: dict[SequenceId, Holding] = {}
         """Reported as lost, until they come as another generation."""
+        self._short: dict[SequenceId, Holding] = {}
+        """Reported as begun on what is not here, likewise."""
         self._unsendable: dict[SequenceId, Holding] = {}
         """Reported as such, until they are closed."""
         self._lost_at = 0.0
@@ -148,7 +151,7 @@ class Seat:
             fresh, dead: those whose sequences were not closed, cut or begun anew meanwhile, and all others.
         """
         head = {"pipeline": self.wire.pipeline, "epoch": self.wire.epoch, "microbatch": work.microbatch}
-        if self._lost:
+        if self._lost or self._short:
             self._begun_anew(fresh)
         if self.is_last:
             nodes = _nodes(work) if any(segment.tree is not None for segment in work.segments) else None
@@ -173,9 +176,10 @@ class Seat:
     def _begun_anew(self, items: Sequence[Item]) -> None:
         """Those that were lost and have come as another generation need no report any more."""
         for item in items:
-            lost = self._lost.get(item.sequence)
-            if lost is not None and item.generation > lost.generation:
-                del self._lost[item.sequence]
+            for reported in (self._lost, self._short):
+                lost = reported.get(item.sequence)
+                if lost is not None and item.generation > lost.generation:
+                    del reported[item.sequence]
 
     def pump(self, now: float, number: int) -> list[Command]:
         """Have frames made of what is to be said again, as many as may be; the first is gathering ``number``."""
@@ -210,10 +214,17 @@ class Seat:
         self._lost |= {one.sequence: one for one in lost}
         return self._say_lost(now)
 
+    def report_short(self, lacking: Sequence[Holding], now: float) -> list[Command]:
+        """To the scheduler, until these sequences begin in another way."""
+        self._short |= {one.sequence: one for one in lacking}
+        self._lost_at = now
+        return say_short(self.wire.pipeline, self.wire.epoch, lacking)
+
     def _say_lost(self, now: float) -> list[Command]:
         self._lost_at = now
+        lacking = say_short(self.wire.pipeline, self.wire.epoch, self._short.values())
         said = ((self._lost, False), (self._unsendable, True))
-        return [
+        return lacking + [
             Send(
                 Port.SCHEDULER,
                 Lane.CONTROL,
@@ -226,11 +237,16 @@ class Seat:
     def blank(self, lane: Lane, frame: int, now: float) -> list[Command]:
         """A frame breaks a rule of the wire: it goes without its rows, whose sequences cannot go on."""
         sender = self.downstream.lanes[lane]
-        for sequence in sender.sequences(frame):
+        sequences = list(sender.sequences(frame))
+        return [*sender.blank(frame, now), *self.end(sequences, now)]
+
+    def end(self, sequences: Iterable[SequenceId], now: float) -> list[Command]:
+        """These cannot go on: the scheduler is told until it has ended them."""
+        for sequence in sequences:
             held = self._store.get(sequence)
             if held is not None:
                 self._unsendable[sequence] = Holding(sequence, held.generation, held.have)
-        return [*sender.blank(frame, now), *self._say_lost(now)]
+        return self._say_lost(now)
 
     def has_gathering(self, number: int) -> bool:
         return number in self._gathering
@@ -263,6 +279,7 @@ class Seat:
         """The sequence goes on as the cut's generation. :meth:`pump` is to follow."""
         self.telling.cut(cut)
         self._lost.pop(cut.sequence, None)
+        self._short.pop(cut.sequence, None)
         if cut.sequence in self.wanted:
             self.wanted[cut.sequence] = min(self.wanted[cut.sequence], cut.length)
 
@@ -270,6 +287,7 @@ class Seat:
         """It is closed."""
         self.telling.forget(sequence)
         self._lost.pop(sequence, None)
+        self._short.pop(sequence, None)
         self._unsendable.pop(sequence, None)
         self.wanted.pop(sequence, None)
 
@@ -277,7 +295,7 @@ class Seat:
         commands: list[Command] = [*self.downstream.tick(now)]
         if self._asked_at is not None and now - self._asked_at >= self._resend_after_s:
             commands.append(self._ask(now))
-        if (self._lost or self._unsendable) and now - self._lost_at >= self._resend_after_s:
+        if (self._lost or self._short or self._unsendable) and now - self._lost_at >= self._resend_after_s:
             commands += self._say_lost(now)
         return commands
 

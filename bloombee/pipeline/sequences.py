@@ -107,7 +107,10 @@ class SequenceStore:
         generation = -1 if held is None else held.generation
         have = 0 if held is None else held.have
         if item.generation > generation:
-            begins = _has_rows_of(self._held, item.opening) if type(item.opening) is Fork else item.position == 0
+            if type(item.opening) is Fork:
+                begins = _has_rows_of(self._held, item.opening)
+            else:
+                begins = item.position == 0 or _on_prefix(item)
             return None if begins else Holding(item.sequence, item.generation, have)
         if held is not None and item.tree is not None:
             path = self._cuts.path(item, generation)
@@ -125,8 +128,7 @@ class SequenceStore:
             return False  # it has begun
         if parent is None:
             return self.is_closed(fork.sequence)
-        has_history = not self._needs_history(fork.opening) or len(parent.tokens) >= 4 * fork.length
-        return parent.settled >= fork.length and not (has_history and self.kv.can_go_back(fork.length, parent.newest))
+        return parent.settled >= fork.length and not self.kv.can_go_back(fork.length, parent.newest)
 
     def open(self, item: Item) -> Held:
         """The sequence of an item that begins one, which was not held before."""
@@ -163,7 +165,8 @@ class SequenceStore:
     def _begin(self, held: Held, item: Item) -> None:
         begun = item.opening
         assert begun is not None
-        held.begin(item.generation, begun, self._held[begun.sequence] if isinstance(begun, Fork) else None)
+        parent = self._held[begun.sequence] if isinstance(begun, Fork) else None
+        held.begin(item.generation, begun, parent, self.kv.prefixes)
         self._cuts.begin(item.sequence, item.generation)
         self._advance(item.sequence, held)
 
@@ -229,11 +232,11 @@ class SequenceStore:
         else:
             held.nodes.placed = tree.first - 1 + num_rows
         history = b""
-        if is_last and self._needs_history(opening):
+        if is_last:
             del held.tokens[4 * item.position :]
             if tree is None:
                 held.tokens += item.tokens
-            history = bytes(held.tokens)
+            history = bytes(held.tokens) if self._needs_history(opening) else b""
         num_picks = item.num_picks if is_last else 0
         return Segment(
             sequence=item.sequence,
@@ -254,7 +257,7 @@ class SequenceStore:
 
     def _needs_history(self, opening: Opening) -> bool:
         """Whether the sampler wants all tokens."""
-        return self._is_last and (self._has_rules or opening.grammar is not None or _has_penalty(opening))
+        return self._has_rules or opening.grammar is not None or _has_penalty(opening)
 
     def slide(self, placed: Iterable[tuple[Held, Item]]) -> None:
         """Give back what no row after those of each item will see."""
@@ -289,6 +292,10 @@ class SequenceStore:
     def _let_go(self, sequence: SequenceId) -> None:
         del self._numbers[bisect_left(self._numbers, sequence)]
         self._held.pop(sequence).let_go()
+
+
+def _on_prefix(item: Item) -> bool:
+    return isinstance(item.opening, Opening) and item.opening.prefix is not None
 
 
 def _has_penalty(opening: Opening) -> bool:

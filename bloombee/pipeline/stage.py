@@ -37,6 +37,7 @@ from bloombee.pipeline.events import (
 from bloombee.pipeline.frames import lane_of
 from bloombee.pipeline.intake import Intake
 from bloombee.pipeline.log import LOG_BYTES, BoundaryLog
+from bloombee.pipeline.prefixes import gone, keep
 from bloombee.pipeline.seat import Seat
 from bloombee.pipeline.sequences import SequenceStore
 from bloombee.pipeline.work import Outcome
@@ -49,6 +50,7 @@ from bloombee.wire.messages import (
     Forward,
     Gap,
     Item,
+    Keep,
     Load,
     Pick,
     Resume,
@@ -61,7 +63,7 @@ from bloombee.wire.messages import (
 from bloombee.wire.spoken import check_spoken
 
 _OF_A_SEAT = (Forward, Ack, Gap, Resume, Resumed)
-_FOR_STAGES = (*_OF_A_SEAT, Close, Commit, Retire, Wire)
+_FOR_STAGES = (*_OF_A_SEAT, Close, Commit, Keep, Retire, Wire)
 _LANES = tuple(Lane)
 
 _OfSeat = Greeted | Recoded | Unsendable | LinkRestored
@@ -159,6 +161,8 @@ class StageCore:
                 return []
             case Commit():
                 return self._commit(message, now)
+            case Keep():
+                return [*keep(self.store, message), *gone(self.store, message.pipeline, message.epoch)]
             case Close():
                 return self._close(message)
         return [*self._retire([message.epoch], now), Send(Port.HEAD, Lane.CONTROL, Retired(message.pipeline, message.epoch))]
@@ -240,7 +244,7 @@ class StageCore:
         counts = [len(item.tokens) // 4 for item in forward.items]
         num_rows = sum(counts)
         upstream.check(forward.frame, num_rows)
-        live, lost = self._intake.live(forward.items)
+        live, lost, lacking = self._intake.live(forward.items)
         if gaps := self.store.gaps(live, most_nodes=seat.wire.max_rows):
             head = {"pipeline": forward.pipeline, "epoch": forward.epoch}
             return [
@@ -248,8 +252,11 @@ class StageCore:
                 for gap in gaps
             ]
         upstream.hold(forward.frame, now, num_rows)
+        if lost or lacking:
+            self._intake.refuse([*lost, *lacking])
         self._device.add(self._intake.take(seat, forward, counts, live, payload))
-        return [*(seat.report_lost(lost, now) if lost else ()), *self._start()]
+        reports = [*(seat.report_lost(lost, now) if lost else ()), *(seat.report_short(lacking, now) if lacking else ())]
+        return [*reports, *self._start()]
 
     # -- the device ------------------------------------------------------------------------
 
@@ -262,18 +269,20 @@ class StageCore:
         except PoolExhausted as error:
             self.failed = True
             commands.append(self._fail(error))
-        return commands
+        return [*commands, *gone(self.store, self.load.pipeline, max(self.seats))] if self.seats else commands
 
     def _computed(self, outcome: Outcome, now: float) -> list[Command]:
         job = self._device.finish(outcome.number)
         seat, lane_in = job.seat, lane_of(job.work.phase)
-        fresh = self.store.fresh(job.items)
+        fresh = self.store.fresh(job.items) if not outcome.failed else ()
         dead = () if fresh is job.items else [item for item in job.items if item not in fresh]
-        spills = self._keep(job, fresh, outcome)
+        spills = self._keep(job, fresh, outcome) if not outcome.failed else []
         if seat.retired:
             return [*self._say_over_others(job, outcome, now), *self._start(), *spills]
         seat.upstream[lane_in].retire([job.frame])
         sends = seat.pass_on(job.work, job.said or job.items, fresh, dead, outcome, now)
+        if outcome.failed:
+            sends += seat.end((item.sequence for item in job.items), now)
         if len(self.seats) > 1 or seat.telling.is_behind:
             sends += self._say_over_others(job, outcome, now)
         return [*sends, *self._start(), seat.acknowledge(lane_in, now), *spills]

@@ -213,7 +213,7 @@ class Telling:
 
 def _begins_at(item: Item) -> int:
     """A generation that no Commit has told of begins with its sequence: what the next stage holds then, without being sent it."""
-    return item.opening.length if isinstance(item.opening, Fork) else 0
+    return item.position if item.opening is not None else 0
 
 
 def _item(sequence: SequenceId, generation: int, said: Said, opening: Opening | Fork | None) -> Item:

@@ -167,7 +167,7 @@ class Work(Struct, frozen=True, gc=False):
 
 
 class Outcome(Struct, frozen=True, gc=False):
-    """Exactly one of: activations for the next stage, or (last stage) picks."""
+    """Exactly one of: activations for the next stage, or (last stage) picks; or neither, where it failed."""
 
     number: int
     hidden: object | None = None
@@ -175,3 +175,5 @@ class Outcome(Struct, frozen=True, gc=False):
     num_bytes: int = 0
     """Of that frame."""
     picks: tuple[Pick, ...] = ()
+    failed: bool = False
+    """The rows could not be computed, and could later: their sequences end, and nothing else."""

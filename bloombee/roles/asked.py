@@ -6,14 +6,13 @@ import secrets
 from dataclasses import dataclass
 from typing import TypeVar
 
+from bloombee.config import DEFAULT_NEW_TOKENS
 from bloombee.errors import ConfigError
 from bloombee.models.card import ModelCard
 from bloombee.types import SamplingParams
 from bloombee.wire.messages import Sampling
 
 T = TypeVar("T")
-DEFAULT_NEW_TOKENS = 128
-"""Where neither caller nor checkpoint names a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,28 +26,31 @@ class Asked:
     max_time_s: float | None
 
 
-def ask(params: SamplingParams, card: ModelCard, num_prompt_tokens: int) -> Asked:
+def ask(params: SamplingParams, card: ModelCard, num_prompt_tokens: int, default_new_tokens: int = DEFAULT_NEW_TOKENS) -> Asked:
     """``params`` for a prompt of ``num_prompt_tokens``, with what they leave open.
+
+    Args:
+        default_new_tokens: where neither they nor the checkpoint say; fewer where the model has no positions for so many.
 
     Raises:
         ConfigError: the prompt is as long as the checkpoint lets a whole sequence be.
     """
     return Asked(
         sampling=_sampling(params, card),
-        max_new_tokens=_new_tokens(params, card, num_prompt_tokens),
+        max_new_tokens=_new_tokens(params, card, num_prompt_tokens, default_new_tokens),
         end_tokens=frozenset() if params.ignore_eos else frozenset(card.eos_token_ids),
         stop=_or(params.stop, card.defaults.stop),
         max_time_s=card.defaults.max_time_s,
     )
 
 
-def _new_tokens(params: SamplingParams, card: ModelCard, num_prompt_tokens: int) -> int:
+def _new_tokens(params: SamplingParams, card: ModelCard, num_prompt_tokens: int, default: int) -> int:
     defaults = card.defaults
     named = params.max_new_tokens or defaults.max_new_tokens
     if named is not None:
         return named
     if defaults.max_length is None:
-        return _some_tokens(card, num_prompt_tokens)
+        return _some_tokens(card, num_prompt_tokens, default)
     if num_prompt_tokens < defaults.max_length:
         return defaults.max_length - num_prompt_tokens
     raise ConfigError(
@@ -59,11 +61,11 @@ def _new_tokens(params: SamplingParams, card: ModelCard, num_prompt_tokens: int)
     )
 
 
-def _some_tokens(card: ModelCard, num_prompt_tokens: int) -> int:
+def _some_tokens(card: ModelCard, num_prompt_tokens: int, default: int) -> int:
     """As far as the model has positions; a prompt that leaves none is refused elsewhere."""
     is_short = num_prompt_tokens <= card.restart_at
     most = card.restart_at + 1 if is_short else card.max_positions
-    return min(DEFAULT_NEW_TOKENS, most - num_prompt_tokens) if num_prompt_tokens < most else DEFAULT_NEW_TOKENS
+    return min(default, most - num_prompt_tokens) if num_prompt_tokens < most else default
 
 
 def _sampling(params: SamplingParams, card: ModelCard) -> Sampling:

@@ -8,18 +8,18 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from bloombee.errors import BloomBeeError, ConfigError, Infeasible, RuntimeClosed
+from bloombee.config import DEFAULT_NEW_TOKENS
+from bloombee.errors import BloomBeeError, ConfigError, RuntimeClosed
 from bloombee.grammar import UNBOUND, Constraints
-from bloombee.kv.pool import most_pages
 from bloombee.models.card import ModelCard
 from bloombee.pipeline.commands import Command, Deliver
 from bloombee.pipeline.events import CancelRequest, Emitted, Ended, SchedulerBegan, SchedulerSaid, Submit, SwarmLost
 from bloombee.pipeline.journal import Asked, Kept, Record, Taken
 from bloombee.pipeline.requests import Request, RequestCore
 from bloombee.plan.plan import Plan
-from bloombee.roles.asked import ask
 from bloombee.roles.backlog import Backlog, unpacked
 from bloombee.roles.grammars import GrammarCheck
+from bloombee.roles.lengths import Lengths
 from bloombee.roles.prompts import Prompt, PromptIds, Prompts
 from bloombee.roles.requests import Requests, Sink, shown, typed
 from bloombee.roles.served import ServedCount
@@ -36,11 +36,17 @@ class Desk:
         max_waiting: requests that may be open or waiting at once.
         do: acts on what the requests' core asks for.
         keep: told what a head after this one must know of them.
+        answer_tokens: of an answer whose length nobody says, where there is room for so many.
     """
 
     def __init__(
-        self, max_waiting: int, do: Callable[[list[Command]], None], keep: Callable[[Record], None] = lambda record: None
+        self,
+        max_waiting: int,
+        do: Callable[[list[Command]], None],
+        keep: Callable[[Record], None] = lambda record: None,
+        answer_tokens: int | None = None,
     ) -> None:
+        self._answer_tokens = answer_tokens or DEFAULT_NEW_TOKENS
         self._core = RequestCore(max_waiting)
         self._do = do
         self._keep = keep
@@ -51,9 +57,8 @@ class Desk:
         self._prompts: Prompts | None = None
         self._grammars: GrammarCheck
         self._card: ModelCard
+        self._lengths: Lengths
         self._text: TextCodec
-        self._max_rows: int
-        self._plan: Plan | None = None
 
     def open(self, card: ModelCard, max_rows: int) -> None:
         """The model is known.
@@ -63,7 +68,7 @@ class Desk:
         """
         for ignored in card.ignored:
             log.warning("%s: %s", card.model, ignored)
-        self._card, self._max_rows = card, max_rows
+        self._card, self._lengths = card, Lengths(card, max_rows, self._answer_tokens)
         self._text = TextCodec(card.tokenizer_json, cleans_up=card.cleans_up, splits_special=card.splits_special)
         self._prompts, self._grammars = Prompts(card, self._text), GrammarCheck(card)
 
@@ -73,7 +78,7 @@ class Desk:
 
     def planned(self, plan: Plan) -> None:
         """From now on what can never fit ``plan`` is refused."""
-        self._plan = plan
+        self._lengths.plan = plan
 
     def close(self, error: BloomBeeError) -> None:
         """Every request ends with ``error``; none is taken any more."""
@@ -124,7 +129,7 @@ class Desk:
         made_at = time.monotonic()
         if self._is_closed or self._prompts is None:
             raise RuntimeClosed("the Runtime was closed" if self._is_closed else "the model is still being looked at")
-        read = await self._prompts.read(prompt, functools.partial(self._check_length, params))
+        read = await self._prompts.read(prompt, functools.partial(self._lengths.check, params))
         await self._check_constraints(constraints, params)
         if self._is_closed:
             raise RuntimeClosed("the Runtime was closed")
@@ -157,8 +162,8 @@ class Desk:
         made_at: float,
         constraints: Constraints,
     ) -> None:
-        self._check_length(params, len(prompt.ids), False)
-        asked = ask(params, self._card, len(prompt.ids))
+        self._lengths.check(params, len(prompt.ids), False)
+        asked = self._lengths.ask(params, len(prompt.ids))
         grammar = None if constraints.grammar is None else constraints.grammar.to_wire()
         self._requests.add(number, sink, self._text.stream(asked.stop, prompt.ids), len(prompt.ids), made_at)
         self._keep(
@@ -287,43 +292,3 @@ class Desk:
     def end_all(self, error: BloomBeeError) -> None:
         """Each ends with ``error`` and is freed; others may come."""
         self._requests.end_all(error)
-
-    # -- what can be served ----------------------------------------------------------------
-
-    def _check_length(self, params: SamplingParams, num_tokens: int, at_least: bool) -> None:
-        """Raises if a prompt of ``num_tokens``, or of that many at least, cannot be served. Callable from any thread."""
-        if not num_tokens:
-            raise ConfigError("the prompt is empty: give text, token ids or chat messages", field="prompt")
-        card, plan = self._card, self._plan
-        max_new_tokens = ask(params, card, num_tokens).max_new_tokens
-        total = num_tokens + max_new_tokens
-        least = "at least " * at_least
-        if card.max_positions and total > card.max_positions:
-            raise ConfigError(
-                f"the prompt has {least}{num_tokens} tokens and max_new_tokens = {max_new_tokens}:"
-                f" {least}{total} positions, but the model has {card.max_positions}; shorten one of them",
-                field="max_new_tokens",
-                prompt_tokens=num_tokens,
-                max_positions=card.max_positions,
-            )
-        if not at_least and num_tokens <= card.restart_at < total - 1:
-            raise ConfigError(
-                f"the prompt has {num_tokens} tokens and max_new_tokens = {max_new_tokens}: this model's rotary embeddings"
-                f" (longrope) change after {card.restart_at} positions, which a sequence cannot do on its way; shorten one of"
-                " them, or give a longer prompt",
-                field="max_new_tokens",
-                prompt_tokens=num_tokens,
-                max_positions=card.restart_at,
-            )
-        if plan is not None and not self._has_pages(plan, total - 1):
-            raise Infeasible(
-                f"prompt and max_new_tokens need {least}{total} KV tokens, a stage has {plan.num_tokens}: raise kv_tokens or"
-                " use more workers",
-                constraint="kv_tokens",
-                wanted=total,
-                allowed=plan.num_tokens,
-            )
-
-    def _has_pages(self, plan: Plan, num_tokens: int) -> bool:
-        rows = self._max_rows
-        return all(most_pages(num_tokens, plan.page_size, window=g.window, rows=rows) <= g.num_pages for g in plan.groups)

@@ -31,6 +31,7 @@ from bloombee.wire.messages import (
     Committed,
     Forward,
     Gap,
+    Have,
     Lost,
     Resume,
     Resumed,
@@ -39,7 +40,7 @@ from bloombee.wire.messages import (
     Verdict,
 )
 
-OfTheRing = Verdict | Ack | Gap | Closed | Committed | Resume | Resumed | Lost | Told | Standing
+OfTheRing = Verdict | Ack | Gap | Closed | Committed | Resume | Resumed | Lost | Have | Told | Standing
 
 
 class Dispatch:
@@ -68,6 +69,7 @@ class Dispatch:
             resend_after_s=RESEND_AFTER_S,
             step_deadline_s=request.step_deadline_s,
             speculator=Speculator() if request.drafts else None,
+            prefix_cache=request.prefix_cache,
         )
         self._plan: Plan | None = None
         """Whose stages are meant."""

@@ -195,7 +195,7 @@ class SpanExecutor:
         self._clock = HostClock() if span.pace is not None else clock_of(span.model.device)
         self._is_processor = span.pace is None and span.model.device.type == "cpu"
         if span.pace is None and span.model.stream is not None:
-            self._wave = Wave(self._queue.put, span.model, self._decode, self._computed, self._finish)
+            self._wave = Wave(self._queue, span.model, self._decode, self._computed, self._finish)
         has_boundary = load.start > 0 or load.stop < load.num_layers
         if has_boundary and span.pace is None and CodecMode(load.codec) is not CodecMode.OFF:
             self._device_codec = codec_of(span.model.device, span.dtype, span.model.hidden_size)

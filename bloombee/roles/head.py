@@ -121,7 +121,7 @@ class HeadRole:
         self.profile: Profile | None = None
         self.observatory = Observatory()
         self.state = HeadState(config)
-        self.desk = Desk(config.max_waiting, self._do, self.state.put)
+        self.desk = Desk(config.max_waiting, self._do, self.state.put, config.answer_tokens)
         tune, served = lambda tune: self.dispatch.handle(tune), self.desk.served
         self.helm = Helm(config, ask=self._ask, tune=tune, decided=self.bulletin.decided, active_s=served.active_s)
         self._progress = Progress(on_progress, self.bulletin)

@@ -21,8 +21,6 @@ from bloombee.types import Dtype, PageGroup, Span
 from bloombee.wire.messages import Load
 
 log = logging.getLogger(__name__)
-LAYERS = "layers"
-"""The folder for those that stream, on the disk that a worker was given."""
 PROGRESS_EVERY_S = 0.1
 SETTLING = 0.2
 """Of the time until a span is settled, the share in which it is held up."""
@@ -132,7 +130,7 @@ class Loader:
         """With the speed of the disk that layers stream from, as it is now; as it was where that cannot be had. Imports torch."""
         from bloombee.engine.profiling.hardware import directory_speed
 
-        speed = directory_speed(self._disk.directory / LAYERS)
+        speed = directory_speed(self._disk.layers)
         hardware = replace(profile.hardware, disk_bytes_per_s=speed or profile.hardware.disk_bytes_per_s)
         return replace(profile, hardware=hardware)
 
@@ -204,7 +202,7 @@ class Loader:
         from bloombee.engine.layer_files import LayerFiles
 
         if self._files is None:
-            self._files = LayerFiles(self._disk.directory / LAYERS, self._disk.num_bytes)
+            self._files = LayerFiles(self._disk.layers, self._disk.num_bytes)
         return self._files
 
     def _build_standin(self, load: Load, progress: TellBytes) -> LoadedSpan:

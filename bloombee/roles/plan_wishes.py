@@ -53,6 +53,7 @@ def plan_request(config: RuntimeConfig, card: ModelCard, names: Sequence[str], m
         draft=config.draft,
         streams=config.offload and not is_standin(card.model),
         step_deadline_s=config.step_deadline_s,
+        prefix_cache=config.prefix_cache,
     )
 
 

@@ -75,7 +75,8 @@ class Requests:
         sink, text = self._running[number]
         try:
             with typed():
-                token = shown(text, pick, given_out.finish, given_out.drafted, was_drafted=given_out.was_drafted)
+                drafted, was_drafted, num_cached = given_out.drafted, given_out.was_drafted, given_out.num_cached
+                token = shown(text, pick, given_out.finish, drafted, was_drafted=was_drafted, num_cached=num_cached)
                 self._keep(Gave(number, (given(pick.token, pick.logprob, pick.top, token.finish_reason),)))
                 self.served.token(number, time.monotonic())
                 sink.token(token)
@@ -118,7 +119,13 @@ class Requests:
 
 
 def shown(
-    text: TextStream, pick: Pick | Given, finish: FinishReason | None, drafted: int = 0, *, was_drafted: bool = False
+    text: TextStream,
+    pick: Pick | Given,
+    finish: FinishReason | None,
+    drafted: int = 0,
+    *,
+    was_drafted: bool = False,
+    num_cached: int = 0,
 ) -> Token:
     """The next token of ``text``, the last one if ``finish`` says so or a stop string is met."""
     piece = text.push(pick.token)
@@ -126,4 +133,4 @@ def shown(
         finish = FinishReason.STOP
     elif finish is not None:
         piece += text.finish()
-    return Token(piece, pick.token, pick.logprob, tuple(pick.top), finish, drafted, was_drafted)
+    return Token(piece, pick.token, pick.logprob, tuple(pick.top), finish, drafted, was_drafted, num_cached)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -9,9 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from bloombee.errors import BloomBeeError
+from bloombee.errors import BloomBeeError, WeightsUnavailable
 from bloombee.pipeline.work import Outcome, Work
+from bloombee.roles.work_thread import WorkThread
 
+log = logging.getLogger(__name__)
 PATIENCE = 0.25
 """Of the time that the last wave took: so long the next one waits to be as large. What comes meanwhile saves reading all that
 streams once more; waves that have fallen apart come together again."""
@@ -39,7 +42,7 @@ class Wave:
     """Between the event loop, which asks, and the device's thread, which runs all that waits side by side.
 
     Args:
-        put: has the device's thread do something in its turn.
+        queue: of the device's thread.
         model: an engine.model.SpanModel some of whose layers stream.
         decode: of the activations that came with a work. computed: is told of each run how many nanoseconds it took.
         finish: tells what came of a run.
@@ -47,13 +50,13 @@ class Wave:
 
     def __init__(
         self,
-        put: Callable[[Callable[[], None]], None],
+        queue: WorkThread,
         model: Any,
         decode: Callable[[Work], Any],
         computed: Callable[[Run, int], None],
         finish: Callable[[Run, OnDone, OnError], None],
     ) -> None:
-        self._put, self._model = put, model
+        self._queue, self._model = queue, model
         self._decode, self._computed, self._finish = decode, computed, finish
         self._waiting: list[tuple[Work, OnDone, OnError]] = []
         self._size = 0
@@ -64,7 +67,7 @@ class Wave:
         with self._changed:
             self._waiting.append((work, on_done, on_error))
             self._changed.notify()
-        self._put(self._run)
+        self._queue.put(self._run)
 
     def _take(self) -> list[tuple[Work, OnDone, OnError]]:
         """All that wait, in order; as many as the last time if they come soon. None at all: they have been taken."""
@@ -82,7 +85,11 @@ class Wave:
         runs = [Run(work, began, began, began) for work, _, _ in taken]
         self._launch([run for run in runs if run.work.segments])
         for run, (_, on_done, on_error) in zip(runs, taken, strict=True):
-            self._finish(run, on_done, on_error)
+            if isinstance(run.error, WeightsUnavailable):
+                log.warning("%s; what needed them ends", run.error.message)
+                self._queue.post(on_done, Outcome(run.work.number, failed=True))
+            else:
+                self._finish(run, on_done, on_error)
         self._size, self._wave_s = len(taken), (time.monotonic_ns() - began) / 1e9
 
     def _launch(self, runs: Sequence[Run]) -> None:

@@ -49,10 +49,19 @@ async def _serve(config: RuntimeConfig, serving: ServeConfig, clients: Clients |
     async with open_runtime(config, announce=announce) as runtime:
         model = serving.model_name or model_name(config.model)
         app = make_app(runtime, model=model, clients=clients)
+        await _let_go(runtime)
         server = Server(http_config(app, drain_s=serving.drain_s, most_connections=most), runtime, app)
         place = url(sockets[0], serving.address)
         say(f"{model} is served at {place}/v1, and shown at {place} (Ctrl-C ends it)")
         await server.until_asked(sockets)
+
+
+async def _let_go(runtime: Runtime) -> None:
+    """End what a head before this one was asked for: the connections that it came by are gone."""
+    for request in runtime.running:
+        async with contextlib.aclosing(runtime.resume(request.id)) as tokens:
+            async for _ in tokens:
+                break
 
 
 def model_name(model: str) -> str:

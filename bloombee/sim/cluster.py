@@ -50,14 +50,13 @@ class SimCluster:
         shapes: of single links, by their ends (``head``, ``scheduler``, ``stage0``, ...), instead of ``shape``.
         network: where all of them stand, instead of ``shape`` and ``shapes``: links, and access lines that links share.
         nodes: of each stage, by name in the network; the head and the scheduler are at its node ``head``.
-        memory_bytes: that each worker offers.
         faults: met by the ring's frames, their acknowledgements, Close and Closed; with ``lossy_orders`` also by what the head
             and its workers say of loading and wiring. Else that is carried reliably: TCP does that, and a worker whose
             connection breaks is out.
         detect_s: until the head knows that a worker was killed. log_bytes, log_disk_bytes: of each stage's log.
         tuned: how many microbatches are under way is chosen as a runtime does (links known as they are), up to
             ``num_microbatches``.
-        scatter: standard deviation of a work's time, of the time that its pace says.
+        scatter: standard deviation of a work's time, of the time that its pace says. memory_bytes: that each worker offers.
         cores: that all stages share, and what a hop costs on them: its ``hop_s`` are part of the way of every frame from a
             stage, the rest of its CPU time comes after it. None: each stage is a machine, and a hop costs nothing.
         scheduler: where it is; beside stage 0 it has no link of its own, and asks and answers of the head meet the faults.
@@ -73,7 +72,8 @@ class SimCluster:
     moves: bool = False
     """The ends of links are workers, whatever stage they have, and not stages, whoever has them."""
     shares_out: bool = False
-    """As of PlanRequest."""
+    prefix_cache: bool = True
+    """As of PlanRequest, both."""
     layer_load_s: float = 0.0
     """That a worker takes to load a layer."""
     make_speculator: Callable[[], Speculator | None] = staticmethod(lambda: None)
@@ -310,6 +310,7 @@ class SimCluster:
             resend_after_s=self._resend_after_s,
             step_deadline_s=self._step_deadline_s,
             speculator=self.make_speculator(),
+            prefix_cache=self.prefix_cache,
         )
 
     def make_service(self, wire: Wire, schedule: Schedule) -> SchedulerService:
@@ -321,6 +322,7 @@ class SimCluster:
             resend_after_s=self._resend_after_s,
             step_deadline_s=self._step_deadline_s,
             speculator=self.make_speculator(),
+            prefix_cache=schedule.prefix_cache,
         )
 
     def stage_of(self, load: Load) -> int:
@@ -364,6 +366,7 @@ def _request(
         topology=cluster.topology,
         scheduler=scheduler,
         shares_out=cluster.shares_out,
+        prefix_cache=cluster.prefix_cache,
     )
 
 

@@ -78,9 +78,8 @@ class Load:
         for count in range(2, min(int(rows), MOST_PARTS) + 1):
             size = rows / count
             seconds = self.loop.at(size) + (count - 1) * self._longest_s(size)
-            if seconds >= WORTH * least:
-                break
-            best, least = size, seconds
+            if seconds < WORTH * least:
+                best, least = size, seconds
         return best, least
 
     def _longest_s(self, rows: float) -> float:

@@ -9,24 +9,19 @@ from bloombee.errors import NotSpoken
 from bloombee.types import Kind
 from bloombee.wire.messages import (
     AnyMessage,
-    Ask,
     Draft,
-    Fork,
-    Have,
     Introduce,
     Item,
-    Keep,
     KvHeld,
     KvPages,
     Load,
-    Opening,
     Peer,
     Snapshot,
     SnapshotHeld,
     Wire,
 )
 
-UNSPOKEN = (Keep, Have, KvPages, KvHeld, Draft, Snapshot, SnapshotHeld)
+UNSPOKEN = (KvPages, KvHeld, Draft, Snapshot, SnapshotHeld)
 """Whole messages."""
 _SHADOW = int(Kind.SHADOW)
 _HOST = 1
@@ -44,24 +39,12 @@ def check_spoken(message: AnyMessage) -> None:
             _check_wire(message)
         case Introduce(peer=peer):
             _check_peer("Introduce.peer", peer)
-        case Ask():
-            for request in message.requests:
-                _check_opening(request.opening)
 
 
 def check_item(item: Item) -> None:
-    """Raises NotSpoken for shadows and prefixes."""
-    if item.opening is None and item.kind != _SHADOW:
-        return
+    """Raises NotSpoken for shadows."""
     if item.kind == _SHADOW:
         raise _not_spoken("Item.kind", "shadow")
-    if item.opening is not None:
-        _check_opening(item.opening.opening if isinstance(item.opening, Fork) else item.opening)
-
-
-def _check_opening(opening: Opening) -> None:
-    if opening.prefix is not None:
-        raise _not_spoken("Opening.prefix")
 
 
 def _check_load(load: Load) -> None:

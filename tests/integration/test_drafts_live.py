@@ -33,6 +33,7 @@ ASKED: dict[str, dict[str, object]] = {
     "warm": {"temperature": 0.7, "seed": 5, "logprobs": 1},
     "penalties": {"repetition_penalty": 1.2, "frequency_penalty": 0.3},
     "stops": {"stop": ("return", "self.")},
+    "grammar": {"grammar": bloombee.Grammar.regex("[a-d]{3}(, [a-d]{3}){30}"), "temperature": 1.0, "seed": 3},
 }
 
 

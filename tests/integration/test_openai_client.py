@@ -244,3 +244,11 @@ def test_64_at_once_get_what_each_gets_alone(fields: dict[str, Any], client: Ope
             return await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate(prompts)))
 
     assert asyncio.run(ask()) == alone
+
+
+def test_an_answer_of_no_length_goes_as_far_as_there_is_room(make_swarm: Callable[..., Swarm]) -> None:
+    swarm = make_swarm(model="demo", workers=1, dtype="float32", kv_tokens=64, answer_tokens=1024)
+    with served(swarm) as little, little.client() as one:
+        answer = chat(one, temperature=0, extra_body={"ignore_eos": True})
+        assert answer.choices[0].finish_reason == "length"
+        assert answer.usage.total_tokens == 65

@@ -18,6 +18,8 @@ from browser_kit import Shown, browser
 from serve_kit import Served, served
 from swarm_kit import Swarm
 
+from bloombee.serve.keys import read_keys
+
 MARKUP = "<img src=x onerror=alert(1)>"
 REACHABLE = "a[href], button, input, textarea, summary, [tabindex='0']"
 PROMPT = "def add(a, b):"
@@ -228,6 +230,25 @@ def test_a_narrow_window_shows_all_of_it_and_nothing_moves_where_nothing_should(
     assert narrow.page.evaluate("document.documentElement.scrollWidth") == 400
     assert narrow.complaints == []
     context.close()
+
+
+def test_a_server_with_keys_asks_for_one_and_then_shows_all(chromium: Any, swarm: Swarm, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("ada correct-horse-battery\n")
+    with served(swarm, clients=read_keys(str(tmp_path / "keys"))) as guarded:
+        context = chromium.new_context()
+        page = context.new_page()
+        page.goto(guarded.url)
+        key = page.get_by_role("dialog", name="This server asks for an API key").get_by_label("API key")
+        key.fill("wrong-horse-battery")
+        key.press("Enter")
+        page.get_by_role("alert").filter(has_text="That key is not known here.").wait_for()
+        key.fill("correct-horse-battery")
+        key.press("Enter")
+        page.locator("#state[data-state=up]").wait_for()
+        assert not key.is_visible()
+        page.reload()  # it is kept while the tab is open
+        page.locator("#state[data-state=up]").wait_for()
+        context.close()
 
 
 def test_nothing_was_complained_of_and_nobody_else_was_asked(shown: Shown, server: Served) -> None:

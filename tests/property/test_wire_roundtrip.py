@@ -164,6 +164,7 @@ def schedules(draw: st.DrawFn, epoch: int, num_stages: int) -> m.Schedule:
         draw(st.floats(0, 1e18)),
         draw(st.booleans()),
         stages,
+        draw(st.booleans()),
     )
 
 
@@ -240,7 +241,7 @@ SPECIAL[m.Forward] = st.builds(
 )  # fmt: skip
 
 SPECIAL[m.Given] = st.builds(
-    m.Given, any_of(inspect.type_info(m.Pick)), st.none() | st.sampled_from(FinishReason).map(str), u32, st.booleans()
+    m.Given, any_of(inspect.type_info(m.Pick)), st.none() | st.sampled_from(FinishReason).map(str), u32, st.booleans(), u32
 )  # fmt: skip
 
 SPECIAL[m.Profiled] = st.builds(

@@ -11,6 +11,7 @@ from bloombee.pipeline.work import Outcome, Work
 from bloombee.sim.cluster import SimCluster
 from bloombee.sim.network import LinkShape
 from bloombee.wire.messages import Load, Pick
+from tests.sim_kit import Forgetful
 
 FIXED = Pace(0.004, 0.0001, 0.0001)
 PER_ROW = Pace(0.002, 0.004, 0.0005)
@@ -34,7 +35,7 @@ class _Blank:
 def _cluster(pace: Pace, latency_s: float, num_pages: int) -> SimCluster:
     """Three stages, 125 Mbit/s between them."""
     far = LinkShape(latency_s, 125e6 / 8)
-    cluster = SimCluster(
+    cluster = Forgetful(
         seed=0,
         num_stages=3,
         num_microbatches=128,

@@ -13,6 +13,7 @@ from bloombee.pipeline.work import Outcome, Work
 from bloombee.sim.cluster import SimCluster
 from bloombee.sim.network import LinkShape
 from bloombee.wire.messages import Load, Pick
+from tests.sim_kit import Forgetful
 
 NAMES = ("stage0", "stage1", "stage2", "stage3", "scheduler")
 ROW_BYTES = 13312
@@ -35,7 +36,7 @@ def _cluster(
     link: LinkShape, pace: Pace, *, row_bytes: int = ROW_BYTES, context_s: float = 0.0, scatter: float = 0.0
 ) -> SimCluster:
     """Four stages that have served two short requests."""
-    cluster = SimCluster(
+    cluster = Forgetful(
         seed=0,
         num_stages=4,
         num_microbatches=64,

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from bloombee.config import DEFAULT_NEW_TOKENS
 from bloombee.errors import ConfigError
 from bloombee.models.card import ModelCard
 from bloombee.models.rules import Defaults
-from bloombee.roles.asked import DEFAULT_NEW_TOKENS, Asked, ask
+from bloombee.roles.asked import Asked, ask
 from bloombee.sim.cluster import sim_card
 from bloombee.types import SamplingParams
 
@@ -74,3 +75,10 @@ def test_a_prompt_as_long_as_the_checkpoint_allows_a_sequence_is_refused() -> No
 def test_who_goes_past_end_tokens_has_none() -> None:
     assert asked(card()).end_tokens == {2, 7}
     assert asked(card(), ignore_eos=True).end_tokens == frozenset()
+
+
+def test_a_default_is_the_callers_and_goes_as_far_as_there_are_positions() -> None:
+    of = card(max_positions=1000)
+    assert ask(SamplingParams(), of, 10, 700).max_new_tokens == 700
+    assert ask(SamplingParams(), of, 995, 700).max_new_tokens == 5
+    assert ask(SamplingParams(max_new_tokens=3), of, 10, 700).max_new_tokens == 3

@@ -54,6 +54,8 @@ BAD = [
     ("hops", ["--dtype", "int8"], "dtype = 'int8'"),
     ("hops", ["--model", "standin:1024x2"], "3 workers for 2 layers"),
     ("long_prompts", ["--lengths", "40000"], "must be a whole number from 1 to 32760"),
+    ("prefix", ["--shared", "0"], "must be a whole number from 1"),
+    ("prefix", ["--json", "/nowhere/x.json"], "cannot write '/nowhere/x.json'"),
     ("meter", ["--profiles", "moon"], "unknown profile 'moon'"),
     ("meter", ["--traffics", "moon"], "'moon': there are bulk"),
     ("micro", ["--rounds", "9"], "whole number from 10"),

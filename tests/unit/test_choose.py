@@ -315,9 +315,10 @@ def test_two_workers_that_stream_are_better_than_three_of_which_one_is_far() -> 
 
 
 def test_nothing_streams_for_the_sake_of_more_kv_memory() -> None:
-    topology = small(near_and_far(far=0), 0.6, 1e8)
+    topology = small(near_and_far(far=0), 0.8, 1e8)
     found = choose(topology, CARD, dataclasses.replace(STREAMING, num_pages=1 << 15), LATENCY)
-    assert found.candidate.kv_tokens == 2048 < 16 << 15
+    assert found.candidate.kv_tokens is not None
+    assert found.candidate.kv_tokens < 16 << 15
     assert not any(found.candidate.streamed_bytes)
 
 

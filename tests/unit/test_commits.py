@@ -269,12 +269,11 @@ def test_a_fork_begins_with_the_tokens_that_its_penalties_count() -> None:
     assert work.segments[0].history == an_item(7, 0, 4).tokens + an_item(8, 4, 1).tokens
 
 
-def test_a_fork_with_penalties_of_one_without_is_lost_on_the_last_stage_alone() -> None:
-    for stage, is_lost in ((0, False), (1, True)):
-        core = a_stage(stage=stage)
-        ran(core, a_frame(0, an_item(7, 0, 6)))
-        commands = core.handle(a_frame(1, an_item(8, 4, 1, begins=_fork(7, 4, sampling=PENALTY))))
-        assert bool(messages(commands, Lost)) is is_lost
+def test_a_fork_with_penalties_of_one_without_knows_all_tokens() -> None:
+    core = a_stage(stage=1)
+    ran(core, a_frame(0, an_item(7, 0, 6)))
+    (work,) = works(core.handle(a_frame(1, an_item(8, 4, 1, begins=_fork(7, 4, sampling=PENALTY)))))
+    assert work.segments[0].history == an_item(7, 0, 4).tokens + an_item(8, 4, 1).tokens
 
 
 def test_a_fork_is_rolled_back_into_what_it_shares_without_harm_to_the_other() -> None:

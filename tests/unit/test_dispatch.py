@@ -40,7 +40,9 @@ def _pick(token: int, *top: int) -> Pick:
 @pytest.mark.parametrize("pick", [_pick(MOST), _pick(2**32 - 3), _pick(5, MOST - 1, MOST)], ids=["next", "huge", "likely"])
 @pytest.mark.parametrize("by", ["the last stage", "a scheduler elsewhere"])
 def test_a_token_that_the_model_does_not_have_is_refused(pick: Pick, by: str) -> None:
-    message = Verdict(1, 1, 0, 0, (pick,), None) if by == "the last stage" else Told(1, 1, 0, (Given(pick, None, 0, False),), ())
+    message = (
+        Verdict(1, 1, 0, 0, (pick,), None) if by == "the last stage" else Told(1, 1, 0, (Given(pick, None, 0, False, 0),), ())
+    )
     with pytest.raises(RemoteProtocolError, match=f"of a model that has {MOST}") as caught:
         _dispatch().heard(1, message, 0, 0.0)
     assert caught.value.fields["path"] in ("Verdict.picks", "Told.given")
@@ -55,4 +57,4 @@ def test_tokens_that_it_has_are_the_schedulers_to_judge(pick: Pick) -> None:
 @pytest.mark.parametrize("token", [NO_TOKEN, NO_GRAMMAR])
 def test_a_scheduler_elsewhere_ends_a_sequence_without_a_token_by_another_word(token: int) -> None:
     with pytest.raises(RemoteProtocolError, match=f"of a model that has {MOST}"):
-        _dispatch().heard(0, Told(1, 1, 0, (Given(_pick(token), None, 0, False),), ()), 0, 0.0)
+        _dispatch().heard(0, Told(1, 1, 0, (Given(_pick(token), None, 0, False, 0),), ()), 0, 0.0)

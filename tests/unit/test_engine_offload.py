@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,12 +14,14 @@ from engine_kit import LAYERS, PAGE, VOCABULARY, generate, make_checkpoint, ragg
 from msgspec.structs import replace
 from test_engine_model import rows, work
 
+from bloombee.cli import main
 from bloombee.engine.checkpoint import resolve
 from bloombee.engine.layer_files import SUFFIX, LayerFiles
 from bloombee.engine.model import SpanModel
+from bloombee.engine.offload import pack_layers
 from bloombee.engine.spans import SpanStore
 from bloombee.engine.waves import together
-from bloombee.errors import ConfigError, DeviceError, Infeasible, RemoteProtocolError
+from bloombee.errors import ConfigError, DeviceError, Infeasible, RemoteProtocolError, WeightsUnavailable
 from bloombee.kv.pool import PagePool, PageTable
 from bloombee.pipeline.work import Pages, Work
 from bloombee.plan.placement import spread
@@ -267,6 +270,49 @@ def test_a_page_is_copied_once_those_before_it_are_through() -> None:
     plain = work(rows([1]))
     copies = work(replace(rows([1]), pages=(Pages((1, 2), 0, 3),)))
     assert [together(works) for works in ([plain] * 3, [plain, copies, plain], [copies, plain], [plain] * 40)] == [3, 1, 2, 16]
+
+
+@pytest.mark.parametrize("dtype", [Dtype.FLOAT32, Dtype.BFLOAT16])
+def test_compressed_layers_are_fewer_bytes_and_the_same_bits(
+    dtype: Dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether they come quicker depends on the disk; here they are taken to."""
+    checkpoint = resolve("llama:256x4")
+    num_bytes, stored_bytes = pack_layers(checkpoint, dtype, LayerFiles(tmp_path))
+    resident = load("llama:256x4", None, (), dtype=dtype)
+    assert num_bytes == 4 * resident.layer_bytes
+    assert num_bytes > {Dtype.FLOAT32: 1.15, Dtype.BFLOAT16: 1.4}[dtype] * stored_bytes
+    expected = prefill_and_decode(resident, 8)
+    monkeypatch.setattr("bloombee.engine.layer_files.is_quicker", lambda _: True)
+    streamed = load("llama:256x4", tmp_path, (0, 1, 3), dtype=dtype)
+    assert streamed.disk_bytes == load("llama:256x4", tmp_path, range(4), dtype=dtype).disk_bytes + resident.layer_bytes
+    for found, wanted in zip(prefill_and_decode(streamed, 8), expected, strict=True):
+        assert torch.equal(found, wanted)
+    assert streamed.stream is not None
+    assert 3 * stored_bytes == 4 * streamed.stream.pass_bytes
+    damaged(tmp_path)
+    with pytest.raises(WeightsUnavailable, match="checksum"):
+        prefill_and_decode(streamed, 8)
+
+
+def test_pack_says_what_it_saves_and_where(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pack", "--model", str(tiny), "--disk", f"{tmp_path}:1GiB", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["directory"] == str(tmp_path / "layers")
+    assert said["dtype"] == "float32"
+    files = list((tmp_path / "layers").glob(f"*{SUFFIX}"))
+    assert len(files) == LAYERS
+    assert said["stored_bytes"] < sum(path.stat().st_size for path in files)
+    assert main(["pack", "--model", str(tiny), "--disk", f"{tmp_path}:1KiB"]) == 1
+    assert "--disk" in capsys.readouterr().err
+
+
+def test_compressed_layers_are_left_alone_where_decoding_is_slower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack_layers(resolve("llama:256x4"), Dtype.BFLOAT16, LayerFiles(tmp_path))
+    monkeypatch.setattr("bloombee.engine.layer_files.is_quicker", lambda _: False)
+    streamed = load("llama:256x4", tmp_path, (0, 1, 3), dtype=Dtype.BFLOAT16)
+    assert streamed.stream is not None
+    assert streamed.stream.pass_bytes > 3 * load("llama:256x4", None, (), dtype=Dtype.BFLOAT16).layer_bytes
 
 
 def test_a_span_that_is_let_go_reads_no_more(tiny: Path, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ class Memory(RuleBasedStateMachine):
     @invariant()
     def every_holder_is_counted_and_every_page_accounted_for(self) -> None:
         held = Counter(page for table in self.tables.values() for page in table.pages)
-        assert [held[page] for page in range(PAGES)] == [self.pool.holders(page) for page in range(PAGES)]
+        assert [held[page] for page in range(PAGES)] == [self.pool.sharers(page) for page in range(PAGES)]
         assert self.pool.num_free == PAGES - len(held)
 
     @invariant()

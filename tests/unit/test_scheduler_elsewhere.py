@@ -136,7 +136,7 @@ def test_asks_are_kept_until_they_are_acknowledged() -> None:
 def test_tokens_count_once_and_in_order_however_they_come() -> None:
     proxy = _proxy()
     proxy.handle(_open(1))
-    first, last = m.Given(_pick(1, 2), None, 0, False), m.Given(_pick(1, 3), "length", 0, False)
+    first, last = m.Given(_pick(1, 2), None, 0, False, 0), m.Given(_pick(1, 3), "length", 0, False, 0)
     early = proxy.handle(_told(1, last))
     (ack,) = early
     assert isinstance(ack, Send)
@@ -167,10 +167,10 @@ def test_an_end_without_a_last_token_is_told_with_its_error() -> None:
 @pytest.mark.parametrize(
     ("told", "path"),
     [
-        (_told(0, m.Given(_pick(1, 3), None, 0, False)), "Told.given"),
-        (_told(0, m.Given(_pick(1, 2), None, 0, False), m.Given(_pick(1, 2), None, 0, False)), "Told.given"),
-        (_told(0, *(m.Given(_pick(1, position), None, 0, False) for position in range(2, 7))), "Told.given"),
-        (_told(0, m.Given(_pick(1, 2**32 - 1), "stop", 0, False)), "Told.given"),
+        (_told(0, m.Given(_pick(1, 3), None, 0, False, 0)), "Told.given"),
+        (_told(0, m.Given(_pick(1, 2), None, 0, False, 0), m.Given(_pick(1, 2), None, 0, False, 0)), "Told.given"),
+        (_told(0, *(m.Given(_pick(1, position), None, 0, False, 0) for position in range(2, 7))), "Told.given"),
+        (_told(0, m.Given(_pick(1, 2**32 - 1), "stop", 0, False, 0)), "Told.given"),
         (_told(0, over=(m.Over(1, "", {}),)), "Told.over"),
     ],
     ids=["a gap", "twice", "more than asked for", "far away", "ended by nobody"],
@@ -186,8 +186,8 @@ def test_what_no_scheduler_comes_to_is_refused(told: FromStage, path: str) -> No
 def test_of_a_sequence_that_is_over_nothing_more_is_told() -> None:
     proxy = _proxy()
     proxy.handle(_open(1))
-    proxy.handle(_told(0, m.Given(_pick(1, 2), "stop", 0, False)))
-    late = proxy.handle(_told(1, m.Given(_pick(1, 3), None, 0, False), over=(m.Over(1, "", {}), m.Over(9, "", {}))))
+    proxy.handle(_told(0, m.Given(_pick(1, 2), "stop", 0, False, 0)))
+    late = proxy.handle(_told(1, m.Given(_pick(1, 3), None, 0, False, 0), over=(m.Over(1, "", {}), m.Over(9, "", {}))))
     assert not any(isinstance(command, TellHead) for command in late)
 
 
@@ -228,7 +228,7 @@ def test_what_a_worker_must_not_say_is_refused_and_changes_nothing(event: FromSt
     proxy.handle(_open(1))
     with pytest.raises(error):
         proxy.handle(event)
-    *told, _ = proxy.handle(_told(0, m.Given(_pick(1, 2), None, 0, False)))
+    *told, _ = proxy.handle(_told(0, m.Given(_pick(1, 2), None, 0, False, 0)))
     assert told == [TellHead(Emitted(_pick(1, 2), None))]
 
 
@@ -244,7 +244,7 @@ def test_tokens_go_to_the_head_as_messages_and_are_kept() -> None:
     assert not any(isinstance(command.message, m.Forward) for command in service.handle(FromHead(ask, 0.1)))  # type: ignore[union-attr]
     verdict = m.Verdict(1, 1, 0, forward.microbatch, (_pick(1, 2, token=3),), None)
     (told,) = _to_head(service.handle(FromStage(1, verdict, 0.2)))
-    assert told == m.Told(1, 1, 0, (m.Given(_pick(1, 2, token=3), "stop", 0, False),), ())
+    assert told == m.Told(1, 1, 0, (m.Given(_pick(1, 2, token=3), "stop", 0, False, 0),), ())
     assert _to_head(service.handle(HeadRestored(0.3))) == [told]
     assert not service.is_idle
     assert service.handle(FromHead(m.Ack(1, 1, 0, 1, (), 1, 9, 0), 0.4)) == []
@@ -348,7 +348,7 @@ def test_parts_of_one_sequence_have_nothing_between_them() -> None:
 
 def test_its_ring_is_what_the_first_stages_wire_says() -> None:
     peer = m.Peer(2, "tcp://h:1", bytes(32), bytes(16), True, None)
-    schedule = m.Schedule(1, (m.Group(0, 64),), 4, 600.0, False, (peer,))
+    schedule = m.Schedule(1, (m.Group(0, 64),), 4, 600.0, False, (peer,), True)
     wire = m.Wire(1, 1, 1, 0, 2, 2, 8, None, peer, None, (), schedule, False, 1)
     assert ring_of(wire, schedule) == RING
 
@@ -375,7 +375,7 @@ def _anything(rng: random.Random) -> m.AnyMessage:
     """That the worker with the scheduler may say, about what there is and what there is not."""
     number, position = rng.choice([0, 1, 2, 3, 4, 1 << 40]), rng.choice([0, 1, 2, 3, 4, 5, 2**32 - 1])
     pick = m.Pick(number, rng.choice([0, 7]), position, rng.choice([5, 2**32 - 1]), None, ())
-    given = tuple(m.Given(pick, rng.choice([None, None, "stop", "cancelled"]), 0, False) for _ in range(rng.randrange(3)))
+    given = tuple(m.Given(pick, rng.choice([None, None, "stop", "cancelled"]), 0, False, 0) for _ in range(rng.randrange(3)))
     over = (m.Over(number, rng.choice(["", "LinkDown", "moon"]), {"self": 1, "code": "x"}),) * rng.randrange(2)
     return rng.choice(
         [

@@ -18,7 +18,7 @@ from bloombee.wire import messages as m
 
 HEAD, LAST = b"head" * 4, b"last" * 4
 PEER = m.Peer(2, "tcp://h:1", bytes(32), LAST, True, None)
-SCHEDULE = m.Schedule(1, (m.Group(0, 8),), 4, 600.0, False, (PEER,))
+SCHEDULE = m.Schedule(1, (m.Group(0, 8),), 4, 600.0, False, (PEER,), True)
 SAMPLING = m.Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
 REQUEST = m.Request(1, 2, 0, bytes(8), m.Opening(2, SAMPLING, 4, (), (), None, None), "", 0, None)
 

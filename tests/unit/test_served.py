@@ -6,6 +6,7 @@ import pytest
 
 from bloombee.control.events import StageMeasured
 from bloombee.errors import LinkDown
+from bloombee.pipeline.commands import Deliver
 from bloombee.roles.bulletin import Bulletin
 from bloombee.roles.requests import Requests
 from bloombee.roles.served import ServedCount
@@ -61,7 +62,7 @@ def test_however_a_request_ends_it_is_counted_by_that_once() -> None:
     requests = Requests(lambda number: requests.end(number, None))
     for number in range(5):
         requests.add(number, _Sink(), TextCodec(None).stream(), 2, 0.0)
-    requests.deliver(0, Pick(1, 0, 2, 5, None, ()), FinishReason.LENGTH)
+    requests.deliver(Deliver(0, Pick(1, 0, 2, 5, None, ()), FinishReason.LENGTH))
     requests.cancel(1)
     requests.end(2, None)
     requests.end(3, LinkDown("gone"))

@@ -121,6 +121,22 @@ def test_last_stage_sends_verdicts_and_keeps_history_for_penalties() -> None:
     assert len(work.segments[0].history) == 16
 
 
+@pytest.mark.parametrize("stage", [0, 1])
+def test_rows_that_could_not_be_computed_end_their_sequences_and_nothing_else(stage: int) -> None:
+    core = _core(stage=stage)
+    (work,) = _works(core.handle(_forward(0, _item(7, 0, 2), _item(8, 0, 3))))
+    commands = core.handle(Computed(Outcome(work.number, failed=True), now=0.0))
+    said = _messages(commands, Verdict if stage else Forward)
+    assert said == [Verdict(1, 1, 0, 100, (), None) if stage else Forward(1, 1, 0, 100, Lane.CONTROL, Priority.NOW, ())]
+    (lost,) = _messages(commands, Lost)
+    assert lost == Lost(1, 1, (Holding(7, 0, 2), Holding(8, 0, 3)), is_final=True)
+    assert _messages(commands, Ack)
+    assert not _messages(commands, StageFailed)
+    (work,) = _works(core.handle(_forward(1, _item(9, 0, 2))))
+    commands = _done(core, work)
+    assert [message.items for message in _messages(commands, Forward)] == ([] if stage else [(_item(9, 0, 2),)])  # type: ignore[attr-defined]
+
+
 def test_doubled_frame_is_only_acknowledged() -> None:
     core = _core()
     (work,) = _works(core.handle(_forward(0, _item(7, 0, 2))))

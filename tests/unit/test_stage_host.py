@@ -55,15 +55,14 @@ from bloombee.wire.messages import (
     Introduced,
     Item,
     Joined,
-    Keep,
     KvHeld,
+    KvPages,
     LinkReport,
     Load,
     Lost,
     MeasureLink,
     Opening,
     Peer,
-    Prefix,
     Refused,
     Resume,
     Retire,
@@ -669,7 +668,7 @@ def test_a_retire_is_answered_however_often_it_comes() -> None:
 
 def test_what_is_not_spoken_yet_is_refused_by_name() -> None:
     def use(stage: _Stage) -> None:
-        for message in (Keep(1, 1, 7, Prefix(bytes(32), 4)), KvHeld(1, 1, 7, 0, 0, 1, 5)):
+        for message in (KvPages(1, 1, 7, 0, 0, 1, 0, 4), KvHeld(1, 1, 7, 0, 0, 1, 5)):
             with pytest.raises(NotSpoken):
                 stage.host.received(HOP, message, None)
 

@@ -6,25 +6,33 @@ import queue
 import threading
 from collections.abc import Callable
 
-from bloombee.errors import BloomBeeError, CorruptPayload, DeviceError
+from bloombee.errors import BloomBeeError, CorruptPayload, DeviceError, WeightsUnavailable
 from bloombee.pipeline.work import Outcome, Segment, Work
 from bloombee.roles.wave import Run, Wave
 from bloombee.types import Phase
 
 
 class Device:
-    """Runs what a wave puts, when it is told to; its model fails at what is numbered 13, its decoder at 7."""
+    """Runs what a wave puts, when it is told to; its model fails at what is numbered 13, its disk at 14, its decoder at 7."""
 
     def __init__(self) -> None:
         self.tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.waves: list[list[int]] = []
         self.done: list[int] = []
         self.errors: dict[int, Exception] = {}
-        self.wave = Wave(self.tasks.put, self, self.decode, lambda run, spent: None, self.finish)
+        self.outcomes: list[Outcome] = []
+        self.wave = Wave(self, self, self.decode, lambda run, spent: None, self.finish)  # type: ignore[arg-type]
+
+    def put(self, task: Callable[[], None]) -> None:
+        self.tasks.put(task)
+
+    def post(self, action: Callable[..., None], *args: object) -> None:
+        action(*args)
 
     def run_together(self, works: list[tuple[Work, object]]) -> list[object]:
         self.waves.append([work.number for work, _ in works])
-        return [DeviceError("no") if work.number == 13 else work.number for work, _ in works]
+        errors = {13: DeviceError("no"), 14: WeightsUnavailable("no")}
+        return [errors.get(work.number, work.number) for work, _ in works]
 
     def decode(self, work: Work) -> object:
         if work.number == 7:
@@ -42,7 +50,7 @@ class Device:
         for number in numbers:
             segments = () if empty else (Segment(number, 0, 0, bytes(4), 0, ()),)
             work = Work(1, 1, number, number, Phase.DECODE, segments, hidden="frame")
-            self.wave.ask(work, lambda _: None, lambda _: None)
+            self.wave.ask(work, self.outcomes.append, lambda _: None)
 
     def run(self) -> None:
         while not self.tasks.empty():
@@ -58,12 +66,13 @@ def test_all_that_wait_go_together_in_order_and_once() -> None:
 
 def test_what_fails_alone_ends_alone_and_what_has_no_rows_runs_nothing() -> None:
     device = Device()
-    device.ask(6, 7, 13)
-    device.ask(14, empty=True)
-    device.ask(15)
+    device.ask(6, 7, 13, 14)
+    device.ask(15, empty=True)
+    device.ask(16)
     device.run()
-    assert device.waves == [[6, 13, 15]]
-    assert device.done == [6, 14, 15]
+    assert device.waves == [[6, 13, 14, 16]]
+    assert device.done == [6, 15, 16]
+    assert device.outcomes == [Outcome(14, failed=True)], "its rows go without weights: nothing else is wrong with the device"
     assert {number: type(error) for number, error in device.errors.items()} == {7: CorruptPayload, 13: DeviceError}
 
 

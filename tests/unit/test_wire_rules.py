@@ -29,7 +29,7 @@ LOAD = m.Load(
     None, (), (),
 )  # fmt: skip
 WIRE = m.Wire(0, 2, 1, 1, 3, 2, 64, PEER, PEER, None, (), None, False, 1)
-SCHEDULE = m.Schedule(1, (m.Group(0, 8), m.Group(16, 4)), 4, 600.0, False, (PEER, PEER))
+SCHEDULE = m.Schedule(1, (m.Group(0, 8), m.Group(16, 4)), 4, 600.0, False, (PEER, PEER), True)
 FIRST_WIRE = m.Wire(0, 2, 1, 0, 3, 2, 64, None, PEER, None, (), SCHEDULE, False, 1)
 RULES = m.Rules((), (), 0, 0, 0, None, (), False, None, (), (), None, 1.0, 0.0, 0.0, None)
 LAST = msgspec.structs.replace(LOAD, start=8, stop=12, weight_digests=())
@@ -178,7 +178,7 @@ BROKEN: list[tuple[str, Any]] = [
     ),
     ("Ask.tuning.num_microbatches", m.Ask(0, 1, 0, (), (), m.Tuning(0, (m.ChunkSizes(0, 8, 8, None),), None, True))),
     ("Ask.tuning.chunks[0].fast", m.Ask(0, 1, 0, (), (), m.Tuning(1, (m.ChunkSizes(0, 0, 8, None),), None, True))),
-    ("Told.given[0].finish", m.Told(0, 1, 0, (m.Given(m.Pick(1, 0, 1, 1, None, ()), "bored", 0, False),), ())),
+    ("Told.given[0].finish", m.Told(0, 1, 0, (m.Given(m.Pick(1, 0, 1, 1, None, ()), "bored", 0, False, 0),), ())),
     ("Told.over[0].fields", m.Told(0, 1, 0, (), (m.Over(1, "LinkDown", {"x": math.inf}),))),
     ("Standing.decoded_ago_s", m.Standing(0, 1, 0, 0, None, 0, 0, -1.0)),
     ("Wire.listeners", replace(WIRE, listeners=(PEER,))),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from bloombee.pipeline.fair import FairQueue
 from bloombee.pipeline.scheduler.pages import PageLedger
+from bloombee.pipeline.scheduler.prefixes import Prefixes
 from bloombee.pipeline.scheduler.sequence import SequenceState
 from bloombee.types import SequenceId
 
@@ -21,6 +22,8 @@ class Way(enum.Enum):
     IN_TURN = enum.auto()
     """With the prompts of others."""
     PAST_OTHERS = enum.auto()
+    LATER = enum.auto()
+    """Once rows have come that another computes."""
     REFUSED = enum.auto()
     """It can never fit."""
 
@@ -61,8 +64,8 @@ class Admission:
         sequence = self._by_number.pop(sequence_id, None)
         return sequence is not None and self._waiting.remove(sequence)
 
-    def admit(self, pages: PageLedger, now: float) -> Iterator[tuple[SequenceState, Way]]:
-        """Those that come in now, one after the other, with their pages taken."""
+    def admit(self, pages: PageLedger, prefixes: Prefixes, now: float) -> Iterator[tuple[SequenceState, Way]]:
+        """Those that come in now, one after the other, with their pages taken; each begins on what others have computed."""
         full: set[str] = set()
         while (sequence := self._waiting.first(without=full)) is not None:
             need = pages.need(sequence.num_slots)
@@ -80,7 +83,9 @@ class Admission:
             sequence.waits_since = now
             self._waiting.charge(sequence, sequence.num_prompt_tokens + sequence.max_new_tokens)
             self.withdraw(sequence.id)
-            way = Way.PAST_OTHERS if self._may_pass(sequence) else Way.IN_TURN
+            way = Way.LATER
+            if prefixes.begin(sequence):
+                way = Way.PAST_OTHERS if self._may_pass(sequence) else Way.IN_TURN
             self.num_open += 1
             self._num_open_of[sequence.client] += 1
             yield sequence, way
@@ -91,7 +96,7 @@ class Admission:
         A short one of a client that has nothing open, while others have: whoever asks for one thing at a time waits for no
         burst of somebody else's, and costs their decode a few works of a size that it meets anyway.
         """
-        is_short = sequence.num_to_fill <= min(MOST_PASSING_ROWS, self._max_rows)
+        is_short = sequence.num_to_fill - sequence.num_sent <= min(MOST_PASSING_ROWS, self._max_rows)
         return is_short and bool(self.num_open) and not self._num_open_of[sequence.client]
 
     def _leaves_room(self, pages: PageLedger, client: str, need: tuple[int, ...]) -> bool:

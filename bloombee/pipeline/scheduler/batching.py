@@ -20,7 +20,7 @@ from bloombee.pipeline.scheduler.epoch import Epoch
 from bloombee.pipeline.scheduler.rounds import Rounds
 from bloombee.pipeline.scheduler.sequence import SequenceState
 from bloombee.types import Kind, Phase, SequenceId
-from bloombee.wire.messages import Item
+from bloombee.wire.messages import Cut, Item
 
 BESIDE_DECODE = 0.25
 """Of the rows of prompts that may be under way, while sequences decode: half of what fills the ring. With more of them
@@ -93,6 +93,15 @@ class Batcher:
             self._prefill.push(sequence)
         sequence.go_back(position)
 
+    def abandon_rounds(self) -> list[Cut]:
+        """No draft outlives the epoch that it is under way in."""
+        cuts = []
+        for sequence in self._open.values():
+            if sequence.round is not None:
+                cuts.append(sequence.abandon_round())
+                self.send_again(sequence, sequence.num_sent)
+        return cuts
+
     def remove(self, sequence: SequenceState) -> None:
         """It has ended."""
         if not self._prefill.remove(sequence):
@@ -132,19 +141,10 @@ class Batcher:
         elif epoch.num_decoding + 1 < self._most_flights(epoch):
             count = min(count, share)  # those that met on the way part again
         count = min(count, self._max_rows, MOST_ITEMS)
+        chosen = [self._decode.popleft() for _ in range(count)]
         if self._rounds.speculator is not None:
-            return self._drafted_items(count)
-        return [_item(self._decode.popleft(), 1) for _ in range(count)]
-
-    def _drafted_items(self, count: int) -> list[Item]:
-        """With rows that may follow, as far as the microbatch has room."""
-        items, room = list[Item](), self._max_rows - count
-        for _ in range(count):
-            sequence = self._decode.popleft()
-            item = self._rounds.item(sequence, room, count - 1) or _item(sequence, 1)
-            room -= item.num_rows - 1
-            items.append(item)
-        return items
+            return _with_drafts(chosen, self._rounds, self._max_rows - count)
+        return [_item(sequence, 1) for sequence in chosen]
 
     def _most_flights(self, epoch: Epoch) -> int:
         """Microbatches that may decode at once: so many as hold everybody in even shares. More would be smaller ones, and each
@@ -197,11 +197,11 @@ class Batcher:
 
     def whole_prompt(self, sequence: SequenceState) -> list[Item]:
         """In even chunks, of one item each."""
-        count = sequence.num_to_fill
-        rows = -(-count // -(-count // self._rows_at(0, is_gentle=True)))
+        count = sequence.num_to_fill - sequence.num_sent
+        rows = -(-count // -(-count // self._rows_at(sequence.num_sent, is_gentle=True)))
         items = []
         while sequence.in_prefill:
-            items.append(_item(sequence, min(rows, count - sequence.num_sent)))
+            items.append(_item(sequence, min(rows, sequence.num_to_fill - sequence.num_sent)))
         return items
 
     def share_of_prompts(self, items: list[Item]) -> float:
@@ -227,6 +227,16 @@ class Batcher:
         return min(chunks.gentle if is_gentle else chunks.fast, self._max_rows)
 
 
+def _with_drafts(sequences: list[SequenceState], rounds: Rounds, room: int) -> list[Item]:
+    """The next row of each, with up to ``room`` rows of all that may follow."""
+    items = list[Item]()
+    for sequence in sequences:
+        item = rounds.item(sequence, room, len(sequences) - 1) or _item(sequence, 1)
+        room -= item.num_rows - 1
+        items.append(item)
+    return items
+
+
 def _item(sequence: SequenceState, count: int) -> Item:
     """Its next ``count`` rows, which count as sent from now on."""
     start = sequence.num_sent
@@ -239,7 +249,7 @@ def _item(sequence: SequenceState, count: int) -> Item:
         position=start,
         tokens=bytes(sequence.tokens[4 * start : 4 * sequence.num_sent]),
         num_picks=0 if sequence.in_prefill else 1,
-        opening=sequence.opening if start == 0 else None,
+        opening=sequence.opening_at(start),
         tree=None,
     )
 

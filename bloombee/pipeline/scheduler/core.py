@@ -2,9 +2,10 @@
 
 Sequences are opened by the head, admitted when every stage has KV pages for their whole length (``admission.py``), cut into rows
 and packed into microbatches for stage 0 (``batching.py``); verdicts come back from the last stage (``epoch.py``), and who has
-ended is closed on every stage (``closing.py``). At most ``num_microbatches`` microbatches that decode are under way. Chunks of
-prompts have a lane and credit of their own, so that neither waits for the other here; stages let decode pass, and with it the
-short prompt of a newcomer. Admission and prefill are shared out fairly between clients (``fair.py``).
+ended is closed on every stage (``closing.py``). What prompts have in common is computed once (``prefixes.py``). At most
+``num_microbatches`` microbatches that decode are under way. Chunks of prompts have a lane and credit of their own, so that
+neither waits for the other here; stages let decode pass, and with it the short prompt of a newcomer. Admission and prefill are
+shared out fairly between clients (``fair.py``).
 
 What picks come to is told in ``picks.py``; rows of tokens that may follow go with those that do (``rounds.py``).
 """
@@ -37,6 +38,7 @@ from bloombee.pipeline.scheduler.closing import Closings
 from bloombee.pipeline.scheduler.epoch import Epoch, Flight
 from bloombee.pipeline.scheduler.fragments import Parts
 from bloombee.pipeline.scheduler.picks import Picks
+from bloombee.pipeline.scheduler.prefixes import Prefixes
 from bloombee.pipeline.scheduler.rounds import Rounds
 from bloombee.pipeline.scheduler.sequence import SequenceState, cannot_be_sent, overdue, too_long
 from bloombee.pipeline.scheduler.succession import Succession
@@ -49,6 +51,7 @@ from bloombee.wire.messages import (
     Committed,
     Cut,
     Gap,
+    Have,
     Item,
     Lost,
     Resume,
@@ -89,6 +92,7 @@ class SchedulerCore:
         takes_over: it begins in the place of one that is gone, whose sequences stages may still hold. Its own have higher
             numbers, and none of them begins before every stage has let go of those.
         speculator: drafts what may follow; None: each row of a sequence that decodes goes alone.
+        prefix_cache: have stages keep what they have computed for others that begin alike.
     """
 
     def __init__(
@@ -99,14 +103,16 @@ class SchedulerCore:
         step_deadline_s: float,
         takes_over: bool = False,
         speculator: Speculator | None = None,
+        prefix_cache: bool = True,
     ) -> None:
         self._max_rows = max_rows
         self._resend_after_s = resend_after_s
         self._open: dict[SequenceId, SequenceState] = {}
         self._admission = Admission(max_rows=max_rows)
-        self._rounds = Rounds(speculator, Parts(max_rows))
+        self._rounds = Rounds(speculator, Parts())
         self._batcher = Batcher(self._open, self._rounds, max_rows=max_rows)
-        self._picks = Picks(self._open, self._batcher, self._rounds, self._close)
+        self._prefixes = Prefixes(self._open, self._batcher, is_on=prefix_cache)
+        self._picks = Picks(self._open, self._batcher, self._prefixes, self._close)
         self._closings = Closings(takes_over=takes_over)
         self._succession = Succession(
             self._open,
@@ -128,13 +134,15 @@ class SchedulerCore:
             return self._from_stage(event.stage, event.message, event.now)
         match event:
             case PlanWired(ring=ring):
+                self._prefixes.restart(ring)
                 self._rounds.page_size = ring.page_size
-                return [*self._succession.start(ring, event.now), *self._abandon_rounds(event.now)]
+                return self._succession.start(ring, event.now)
             case PlanBroken():
                 if self._epoch is not None:
                     self._epoch.break_off()
                 return []
             case PlanBeside(ring=ring):
+                self._prefixes.restart(None)  # until it is clear which stages there are
                 return self._succession.prepare(ring, event.feeds, event.now)
             case PlanDropped(epoch=number, now=now):
                 return [*self._succession.drop(number, now), *self._schedule(now)]
@@ -150,7 +158,7 @@ class SchedulerCore:
                 self._batcher.informed(event)
                 return self._schedule(event.now)
             case StageRestored():
-                return self._succession.restored(event)
+                return [*self._succession.restored(event), *self._prefixes.asks(self._epoch, event.now, older_than_s=0.0)]
             case Moved(now=now):
                 if self._epoch is not None:
                     self._epoch.moved(now)
@@ -205,7 +213,7 @@ class SchedulerCore:
     def _admit(self, epoch: Epoch, now: float) -> list[Command]:
         """Who was admitted comes to the prompts; some go out at once."""
         commands: list[Command] = []
-        for sequence, way in self._admission.admit(epoch.pages, now):
+        for sequence, way in self._admission.admit(epoch.pages, self._prefixes, now):
             if way is Way.REFUSED:
                 self._closings.never_began(sequence.id)
                 commands.append(TellHead(Ended(sequence.id, too_long(sequence, epoch.ring))))
@@ -213,8 +221,7 @@ class SchedulerCore:
             self._open[sequence.id] = sequence
             if way is Way.IN_TURN:
                 self._batcher.add_prompt(sequence)
-                continue
-            for item in self._batcher.whole_prompt(sequence):
+            for item in self._batcher.whole_prompt(sequence) if way is Way.PAST_OTHERS else ():
                 commands += self._send(epoch, Phase.PREFILL, [item], Phase.DECODE, now)
         return commands
 
@@ -231,42 +238,36 @@ class SchedulerCore:
         return [TellHead(Ended(sequence.id, error)), *self._close(sequence, now)]
 
     def _close(self, sequence: SequenceState, now: float) -> list[Command]:
+        kept = self._prefixes.ended(sequence, self._epoch, now)
         del self._open[sequence.id]
         self._admission.closed(sequence)
         self._batcher.remove(sequence)
         self._rounds.closed(sequence.id)
-        return self._succession.close(sequence, now)
-
-    # -- what epochs lack ------------------------------------------------------------------
+        return [*kept, *self._succession.close(sequence, now)]
 
     def _lost(self, lost: Lost, now: float) -> list[Command]:
         """Of those that are still of that generation: no log reaches back far enough, so they go from the start, as another
-        generation; or, finally, a stage could not pass on what it had computed, and they end. Said again it changes nothing."""
+        generation; or, finally, a stage could not compute or pass on their rows, and they end. Said again it changes nothing."""
         known = [(self._open.get(holding.sequence), holding.generation) for holding in lost.holdings]
         meant = [sequence for sequence, generation in known if sequence is not None and sequence.generation == generation]
         if lost.is_final:
             return [command for one in meant for command in self._end(one, cannot_be_sent(one), now)]
+        return self._send_anew(meant, now)
+
+    def _send_anew(self, meant: list[SequenceState], now: float) -> list[Command]:
         for sequence in meant:
             sequence.begin_again()
             self._batcher.send_again(sequence, 0)
+            self._prefixes.sent_anew(sequence.id)
         anew = [Cut(sequence.id, sequence.generation, 0, ()) for sequence in meant]
         return [*self._succession.cut(anew, now), *self._schedule(now)]
 
-    def _abandon_rounds(self, now: float) -> list[Command]:
-        """No draft outlives the epoch that it is under way in."""
-        cuts = []
-        for sequence in self._open.values():
-            if sequence.round is not None:
-                cuts.append(sequence.abandon_round())
-                self._batcher.send_again(sequence, sequence.num_sent)
-        return self._succession.cut(cuts, now)
-
     def _lose(self, error: BloomBeeError) -> list[Command]:
         ended = [*self._open, *(sequence.id for sequence in self._admission)]
+        self._prefixes.restart(None)
         self._open.clear()
-        for part in (self._admission, self._batcher, self._closings, self._rounds):
+        for part in (self._admission, self._batcher, self._closings, self._rounds, self._succession):
             part.clear()
-        self._succession.clear()
         return [TellHead(Ended(sequence, error)) for sequence in ended]
 
     # -- to stage 0 ------------------------------------------------------------------------
@@ -276,7 +277,7 @@ class SchedulerCore:
         epoch, batcher = self._epoch, self._batcher
         if epoch is None or not epoch.is_open:
             return []
-        commands = self._admit(epoch, now)
+        commands = [*self._admit(epoch, now), *self._prefixes.asks(epoch, now)]
         batcher.ask_for_drafts(now)
         while batcher.may_decode(epoch):
             commands += self._send(epoch, Phase.DECODE, batcher.decode_items(epoch), Phase.DECODE, now)
@@ -285,7 +286,7 @@ class SchedulerCore:
         while not self._succession.holds_prompts and batcher.may_prefill(epoch, now):
             items = batcher.prefill_items()
             commands += self._send(epoch, Phase.PREFILL, items, Phase.PREFILL, now)
-            batcher.space_chunks(items, self._loop_s, now)
+            batcher.space_chunks(items, _seconds(self.quickest_loop), now)
         commands += self._rounds.say()
         return [*commands, *self._succession.pump(now)] if self._succession.coming is not None else commands
 
@@ -303,7 +304,7 @@ class SchedulerCore:
     # -- from the stages -------------------------------------------------------------------
 
     def _from_stage(self, stage: int, message: object, now: float) -> list[Command]:
-        if not isinstance(message, Verdict | Ack | Gap | Closed | Committed | Resume | Resumed | Lost):
+        if not isinstance(message, Verdict | Ack | Gap | Closed | Committed | Resume | Resumed | Lost | Have):
             raise RemoteProtocolError(f"{type(message).__name__} from stage {stage} is not expected")
         epoch = self._succession.find(message.pipeline, message.epoch)
         _check_sender(type(message), stage, epoch.last)
@@ -320,6 +321,8 @@ class SchedulerCore:
             case Committed(cuts=cuts):
                 self._succession.commits.confirm((epoch.ring.epoch, stage), cuts)
                 return []
+            case Have():
+                return self._send_anew(self._prefixes.have(stage, message), now)
             case Resume():
                 return [*self._succession.resume(epoch, message, now), *self._schedule(now)]
             case Lost():
@@ -342,15 +345,11 @@ class SchedulerCore:
 
     def _move_over(self, is_mark: bool, now: float) -> list[Command]:
         """Something came home over an epoch that does not run."""
-        commands = self._succession.part(now, self._loop_s)
+        commands = self._succession.part(now, _seconds(self.quickest_loop))
         if is_mark and self._succession.coming is not None:
             moved, lost = self._succession.switch(now)
-            commands += [*moved, *self._abandon_rounds(now), *(command for one in lost for command in self._lost(one, now))]
+            commands += [*moved, *(command for one in lost for command in self._lost(one, now))]
         return commands
-
-    @property
-    def _loop_s(self) -> float | None:
-        return self.quickest_loop[0] if self.quickest_loop is not None else None
 
     def _closed(self, epoch: Epoch, stage: int, message: Closed, now: float) -> list[Command]:
         for sequence_id in message.sequences:
@@ -362,27 +361,31 @@ class SchedulerCore:
     # -- time ------------------------------------------------------------------------------
 
     def _tick(self, now: float) -> list[Command]:
-        epoch = self._epoch
-        if epoch is None or epoch.is_broken:
+        if (epoch := self._epoch) is None or epoch.is_broken:
             return []
+        self._prefixes.resume(None if self._succession.is_changing else epoch.ring)
         return [
             *self._give_up_overdue(epoch, now),
             *self._succession.tick(now),
             *self._succession.cut_again(now, older_than_s=self._resend_after_s),
+            *self._prefixes.asks(epoch, now, older_than_s=self._resend_after_s),
             *self._succession.close_again(None, now, older_than_s=min(self._resend_after_s, CLOSE_AGAIN_S)),
-            *self._succession.part(now, self._loop_s),
+            *self._succession.part(now, _seconds(self.quickest_loop)),
             *self._schedule(now),
         ]
 
     def _give_up_overdue(self, epoch: Epoch, now: float) -> list[Command]:
         """End the sequences that wait for what does not come."""
-        patience_s = epoch.patience_s
-        if patience_s is None:
+        if (patience_s := epoch.patience_s) is None:
             return []
         late = epoch.stuck(self._open.values(), patience_s, now) & self._open.keys()
         ended = [command for one in sorted(late) for command in self._end(self._open[one], overdue(patience_s), now)]
         epoch.give_up(late, self._open)
         return ended
+
+
+def _seconds(loop: tuple[float, int] | None) -> float | None:
+    return loop[0] if loop is not None else None
 
 
 def _check_sender(kind: type, stage: int, last: int) -> None:

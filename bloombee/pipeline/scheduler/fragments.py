@@ -1,8 +1,9 @@
-"""Drafts in several frames, one after the other, and those that grow while verdicts are under way. Pure.
+"""Drafts in several frames, one after the other. Pure.
 
 A frame of many rows is under way on one hop at a time; in parts they are on several at once, at the price of what each frame
-costs by itself. And the verdict on the first part is there before that on the last: what it says lets the next rows be chosen
-better, or the round end sooner.
+costs by itself. So one row more takes what the slowest hop takes for it, not what all do together, and drafts may be larger. And
+the verdict on the first part is there before that on the last: if that ends the round, the next one goes at once, and a Commit
+overtakes what is left of this one.
 """
 
 from __future__ import annotations
@@ -19,27 +20,18 @@ from bloombee.wire.messages import Item
 
 @dataclass(slots=True)
 class Parts:
-    """What is left to send of drafts under way.
+    """What is left to send of drafts under way."""
 
-    Args:
-        max_rows: of a frame, and of a tree.
-    """
-
-    max_rows: int
     _left: dict[SequenceId, tuple[SequenceState, int]] = field(default_factory=dict)
     """With the rows of a part."""
 
     def first(self, sequence: SequenceState, current: Round, load: Load) -> Item:
-        """Of a new round."""
+        """Of a new round; the rest follows."""
         size = part_rows(len(current), load)
         item = current.part(sequence.id, sequence.generation, size)
-        self.left(sequence, current, size)
-        return item
-
-    def left(self, sequence: SequenceState, current: Round, size: int | None = None) -> None:
-        """What has not been sent of a round is to be, in parts of ``size`` or as large as may be."""
         if current.num_sent < len(current):
-            self._left[sequence.id] = sequence, size or self.max_rows
+            self._left[sequence.id] = sequence, size
+        return item
 
     def next(self) -> Item | None:
         """The next part of any."""

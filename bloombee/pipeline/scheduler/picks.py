@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from bloombee.pipeline.commands import Command, TellHead
 from bloombee.pipeline.events import Emitted, Ended
 from bloombee.pipeline.scheduler.batching import Batcher
-from bloombee.pipeline.scheduler.rounds import Rounds
+from bloombee.pipeline.scheduler.prefixes import Prefixes
 from bloombee.pipeline.scheduler.sequence import SequenceState, not_finite, not_obeyed
 from bloombee.types import FinishReason, SequenceId
 from bloombee.wire.messages import NO_GRAMMAR, NO_TOKEN, Cut, Pick, Verdict
@@ -24,7 +24,8 @@ class Picks:
     """Of one scheduler.
 
     Args:
-        open_sequences: all that are open, kept by the owner. batcher: gets those that go on. rounds: of drafts.
+        open_sequences: all that are open, kept by the owner. batcher: gets those that go on.
+        prefixes: is told what is home.
         close: ends a sequence, which is not open then.
     """
 
@@ -32,12 +33,12 @@ class Picks:
         self,
         open_sequences: Mapping[SequenceId, SequenceState],
         batcher: Batcher,
-        rounds: Rounds,
+        prefixes: Prefixes,
         close: Callable[[SequenceState, float], list[Command]],
     ) -> None:
         self._open = open_sequences
         self._batcher = batcher
-        self._rounds = rounds
+        self._prefixes = prefixes
         self._close = close
 
     def take(self, verdict: Verdict, now: float) -> tuple[list[Command], list[Cut]]:
@@ -73,8 +74,6 @@ class Picks:
         if current.is_over:
             cuts.append(sequence.end_round())
             self._batcher.picked(sequence)
-        elif told:
-            self._rounds.extend(sequence, current)
         return told
 
     def _pick(self, pick: Pick, now: float) -> list[Command]:
@@ -102,5 +101,7 @@ class Picks:
             finish = FinishReason.STOP
         elif sequence.num_output >= sequence.max_new_tokens or now > sequence.late_at:
             finish = FinishReason.LENGTH
-        told: list[Command] = [TellHead(Emitted(pick, finish, drafted, was_drafted))]
+        self._prefixes.came_home(sequence)
+        cached = sequence.num_cached if sequence.num_output == 1 else 0
+        told: list[Command] = [TellHead(Emitted(pick, finish, drafted, was_drafted, cached))]
         return told if finish is None else [*told, *self._close(sequence, now)]

@@ -203,7 +203,7 @@ class SchedulerProxy:
             finish = None if given.finish is None else FinishReason(given.finish)
             if finish is not None:
                 del self._sequences[given.pick.sequence]
-            yield TellHead(Emitted(given.pick, finish, given.drafted, given.was_drafted))
+            yield TellHead(Emitted(given.pick, finish, given.drafted, given.was_drafted, given.num_cached))
         for over in told.over:
             asked = self._sequences.pop(over.sequence, None)
             if asked is None:

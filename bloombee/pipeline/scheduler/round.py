@@ -1,11 +1,12 @@
 """A draft under way: its tree, how much of it has been sent, and how far what was picked has followed it. Pure.
 
-It may go in parts, one frame each, and grow while verdicts are under way: what comes later hangs on nodes of earlier frames.
+It may go in parts, one frame each: what comes later hangs on nodes of earlier frames.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bloombee.spec.tree import Draft
@@ -23,8 +24,8 @@ class Round:
     """
 
     base: int
-    tokens: list[int]
-    parents: list[int]
+    tokens: Sequence[int]
+    parents: Sequence[int]
     num_sent: int = 0
     """The first so many nodes."""
     num_told: int = 0
@@ -37,7 +38,7 @@ class Round:
 
     @classmethod
     def of(cls, base: int, last_token: int, draft: Draft) -> Round:
-        return cls(base, [last_token, *draft.tokens], [0, *(parent + 1 for parent in draft.parents)])
+        return cls(base, (last_token, *draft.tokens), (0, *(parent + 1 for parent in draft.parents)))
 
     def __len__(self) -> int:
         """Nodes, sent or not."""
@@ -59,36 +60,6 @@ class Round:
         tree = Tree(start + 1, tuple(self.parents[start : self.num_sent]), picks)
         packed = struct.pack(f"<{num_rows}I", *tokens)
         return Item(sequence, generation, _DRAFT, self.base, packed, num_rows, None, tree)
-
-    def graft(self, draft: Draft) -> None:
-        """Hang a draft on the last accepted node, as far as it is not there yet. What has not been sent and cannot come true any
-        more is not sent."""
-        self._prune()
-        numbers = [self.path[-1]]
-        for token, parent in zip(draft.tokens, draft.parents, strict=True):
-            at = numbers[parent]
-            node = self._child(at, token)
-            if node is None:
-                self.tokens.append(token)
-                self.parents.append(at)
-                node = len(self)
-            numbers.append(node)
-
-    def _prune(self) -> None:
-        """Forget nodes that have not been sent and are not below the last accepted one."""
-        last, numbers, kept = self.path[-1], {self.path[-1]: self.path[-1]}, min(self.num_sent, len(self))
-        for node in range(1, len(self) + 1):
-            is_below = self.parents[node - 1] in numbers and node > last
-            if node <= self.num_sent:
-                if is_below:
-                    numbers[node] = node
-            elif is_below or node == last:
-                parent = self.parents[node - 1]
-                kept += 1
-                self.tokens[kept - 1], self.parents[kept - 1] = self.tokens[node - 1], numbers.get(parent, parent)
-                numbers[node] = kept
-        del self.tokens[kept:], self.parents[kept:]
-        self.path[-1] = numbers[last]
 
     # -- and back --------------------------------------------------------------------------
 

@@ -78,7 +78,7 @@ class Rounds:
 
     def ask(self, sequence: SequenceState, others: int, now: float) -> float | None:
         """Ask it, if that is worth it; until when to wait for its answer. ``others``: sequences in the microbatch."""
-        query = self._try(lambda speculator: speculator.ask(sequence.id, self._known(sequence), now, self._load(others)))
+        query = self._try(lambda one: one.ask(sequence.id, self._known(sequence), now, self._load(others)))
         if query is None:
             return None
         self._said.append(AskDraft(query, sequence.sampling.temperature, sequence.sampling.seed))
@@ -88,7 +88,7 @@ class Rounds:
         """The next row of a sequence that decodes, with up to ``room`` drafted ones; None: the row goes alone. More of the draft
         may be left for :meth:`Parts.next`."""
         load = self._load(others)
-        chosen = self._chosen(sequence, min(room, self._room(sequence)), 1, load)
+        chosen = self._chosen(sequence, min(room, self._room(sequence)), load)
         rows, promised = (1.0, 1.0) if chosen is None else (1.0 + len(chosen), 1.0 + sum(chosen.scores))
         self._rows += SHARE * (rows - self._rows)
         self._promised += SHARE * (promised - self._promised)
@@ -98,23 +98,12 @@ class Rounds:
         current = sequence.round = Round.of(base, int.from_bytes(sequence.tokens[4 * base :], "little"), chosen)
         return self.parts.first(sequence, current, load)
 
-    def extend(self, sequence: SequenceState, current: Round) -> None:
-        """Some of what was picked is known, and more is under way: what may follow on that is sent after it."""
-        load = self._load(0)
-        if not load.is_idle:
-            return
-        room = min(self._room(sequence) + 1, self.parts.max_rows) - len(current)
-        chosen = self._chosen(sequence, room, len(current.path), load)
-        if chosen is not None:
-            current.graft(chosen)
-            self.parts.left(sequence, current)
-
-    def _chosen(self, sequence: SequenceState, room: int, depth: int, load: Load) -> Draft | None:
-        """What to send, behind ``depth`` nodes that are accepted; up to ``room`` nodes."""
+    def _chosen(self, sequence: SequenceState, room: int, load: Load) -> Draft | None:
+        """What to send, up to ``room`` nodes."""
 
         def choose(speculator: Speculator) -> Draft | None:
             draft = speculator.draft(sequence.id, self._known(sequence), load)
-            return None if draft is None or room < 1 else _fitting(draft, sequence, room, MAX_PATH - depth)
+            return None if draft is None else _fitting(draft, sequence, room)
 
         return self._try(choose)
 
@@ -133,7 +122,7 @@ class Rounds:
         return replace(self.load, rows=others * self._rows, tokens=others * self._promised)
 
     def _room(self, sequence: SequenceState) -> int:
-        """Rows beyond those that are confirmed, and the next, for which the sequence has KV memory."""
+        """Drafted rows for which the sequence has KV memory."""
         return pages_for(sequence.num_slots, self.page_size) * self.page_size - sequence.num_sent - 1
 
     def _known(self, sequence: SequenceState) -> array[int]:
@@ -155,9 +144,9 @@ class Rounds:
             self.closed(sequence)
 
 
-def _fitting(draft: Draft, sequence: SequenceState, room: int, most_depth: int) -> Draft | None:
+def _fitting(draft: Draft, sequence: SequenceState, room: int) -> Draft | None:
     """The best of a draft for which there is room, and tokens to come; the likeliest path first, then the others."""
-    deepest = min(sequence.max_new_tokens - sequence.num_output - 1, most_depth)
+    deepest = min(sequence.max_new_tokens - sequence.num_output, MAX_PATH) - 1
     nodes = [node for node, depth in enumerate(draft.depths()[1:], start=1) if depth <= deepest]
     best = draft.only(nodes).best(room)
     if not best:

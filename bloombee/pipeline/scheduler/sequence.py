@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from bloombee.errors import DeadlineExceeded, DeviceError, GrammarFailed, Infeasible, SequenceLost
 from bloombee.pipeline.events import Open
 from bloombee.pipeline.scheduler.round import Round
 from bloombee.plan.plan import Ring
 from bloombee.types import SequenceId
-from bloombee.wire.messages import Cut, Grammar, Holding, Opening, Sampling
+from bloombee.wire.messages import Cut, Grammar, Holding, Opening, Prefix, Sampling
 
 MOST_CUTS = 16
 """The newest of a sequence that are remembered: a stage that comes back may not have heard of them."""
@@ -41,6 +43,8 @@ class SequenceState:
     """The most that were ever given to it in this generation: what follows on them may be picked."""
     num_to_fill: int = 0
     """Rows that go as those of a prompt do: the prompt's, and whatever has to be sent again."""
+    prefix: Prefix | None = None
+    """Kept rows that it has begun on."""
     generation: int = 0
     waits_since: float = 0.0
     """When it last was admitted, sent on or given a token."""
@@ -85,9 +89,24 @@ class SequenceState:
         ends = tuple(sorted(self.end_tokens))
         return Opening(self.num_prompt_tokens, self.sampling, self.max_new_tokens, ends, self.biases, self.grammar, None)
 
+    def opening_at(self, position: int) -> Opening | None:
+        """What goes with the row at ``position``: how the sequence begins, if it begins there."""
+        if not position:
+            return self.opening
+        return replace(self.opening, prefix=self.prefix) if position == self.num_cached else None
+
+    @property
+    def num_cached(self) -> int:
+        """Rows that it has not been sent: others had computed them."""
+        return self.prefix.length if self.prefix is not None else 0
+
     @property
     def in_prefill(self) -> bool:
         return self.num_sent < self.num_to_fill
+
+    def begin_on(self, prefix: Prefix) -> None:
+        """Of one that has not begun: its first rows are kept on every stage."""
+        self.prefix, self.num_sent = prefix, prefix.length
 
     def begin_again(self) -> None:
         """As another generation."""
@@ -126,6 +145,8 @@ class SequenceState:
         """Rows from ``position`` on are to be sent again, up to the newest that is known."""
         self.num_sent = position
         self.num_to_fill = self.num_tokens
+        if position < self.num_cached:
+            self.prefix = None
 
 
 def overdue(patience_s: float) -> DeadlineExceeded:
@@ -138,7 +159,7 @@ def overdue(patience_s: float) -> DeadlineExceeded:
 
 def cannot_be_sent(sequence: SequenceState) -> SequenceLost:
     return SequenceLost(
-        f"a stage could not pass on position {sequence.num_tokens} of this request; its log says why",
+        f"a stage could not compute or pass on position {sequence.num_tokens} of this request; its log says why",
         position=sequence.num_tokens,
     )
 

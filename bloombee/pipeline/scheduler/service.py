@@ -45,7 +45,7 @@ class SchedulerService:
 
     Args:
         since: the epoch in which it begins; in any but the first it takes over from one that is gone.
-        max_rows, resend_after_s, step_deadline_s, speculator: as of SchedulerCore.
+        max_rows, resend_after_s, step_deadline_s, speculator, prefix_cache: as of SchedulerCore.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class SchedulerService:
         resend_after_s: float,
         step_deadline_s: float,
         speculator: Speculator | None = None,
+        prefix_cache: bool = True,
     ) -> None:
         self.since = since
         self.core = SchedulerCore(
@@ -65,6 +66,7 @@ class SchedulerService:
             step_deadline_s=step_deadline_s,
             takes_over=since > 1,
             speculator=speculator,
+            prefix_cache=prefix_cache,
         )
         self._pipeline = pipeline
         self._asks: OrderedReceiver[Ask] = OrderedReceiver(STREAM_WINDOW)
@@ -198,7 +200,7 @@ def ring_of(wire: Wire, schedule: Schedule) -> Ring:
 
 def _given(emitted: Emitted) -> Given:
     finish = None if emitted.finish is None else str(emitted.finish)
-    return Given(emitted.pick, finish, emitted.drafted, emitted.was_drafted)
+    return Given(emitted.pick, finish, emitted.drafted, emitted.was_drafted, emitted.num_cached)
 
 
 def _over(ended: Ended) -> Over:

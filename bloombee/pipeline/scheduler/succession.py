@@ -237,6 +237,7 @@ class Succession:
             self.running.say_known(self._open.values(), now),
             *self.cut_again(now, older_than_s=0.0),
             *self.close_again(None, now, older_than_s=0.0),
+            *self.cut(self._batcher.abandon_rounds(), now),
         ]
 
     def clear(self) -> None:
@@ -312,7 +313,8 @@ class Succession:
         assert running is not None
         rest = coming.pump(self._open.values(), now, at_once=True)
         self.running, self.coming, self._leaving = coming.epoch, None, _Leaving(running, now, coming.feeds)
-        return [TellSwarm(EpochBegan(coming.epoch.ring.epoch, now)), *rest], coming.lost
+        began = TellSwarm(EpochBegan(coming.epoch.ring.epoch, now))
+        return [began, *rest, *self.cut(self._batcher.abandon_rounds(), now)], coming.lost
 
     def part(self, now: float, loop_s: float | None) -> list[Command]:
         """From the epoch before, if it is time: when nothing of it is under way, or far longer than a loop, ``loop_s``."""

@@ -128,6 +128,7 @@ class Orders:
             step_deadline_s=self._request.step_deadline_s,
             drafts=self._request.drafts,
             stages=tuple(peer for peer in peers if peer is not None),
+            prefix_cache=self._request.prefix_cache,
         )
 
     def _peer(self, plan: Plan, index: int, other: int) -> Peer | None:

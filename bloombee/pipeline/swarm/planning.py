@@ -88,6 +88,8 @@ class PlanRequest:
     """Layers that do not fit the memory of the worker that has them stream from its disk, as few as can be."""
     step_deadline_s: float = 600.0
     """As :class:`~bloombee.pipeline.scheduler.SchedulerCore` takes it."""
+    prefix_cache: bool = True
+    """Likewise."""
 
     @property
     def drafts(self) -> bool:

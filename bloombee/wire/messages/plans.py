@@ -144,6 +144,8 @@ class Schedule(Part, frozen=True):
     """It drafts tokens ahead."""
     stages: Annotated[tuple[Peer, ...], Meta(max_length=2**16 - 1)]
     """The workers of all stages after the first, in ring order."""
+    prefix_cache: bool
+    """Have stages keep what they have computed for other sequences."""
 
 
 class Wire(Message, frozen=True, tag=21):

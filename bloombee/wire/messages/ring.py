@@ -301,16 +301,21 @@ class TableUnknown(Message, frozen=True, tag=45):
 
 
 class Keep(Message, frozen=True, tag=46):
-    """When the sequence is closed, keep rows [0, prefix.length) of it under that key, as long as there is room."""
+    """Keep rows [0, prefix.length) of a sequence under that key, beyond its end, as long as nobody needs the room. Repeated until
+    Have comes."""
 
     pipeline: U32
     epoch: U32
     sequence: U63
+    generation: U32
+    """Of the sequence, all of whose rows up to there are home: a stage that has yet to hear of it keeps nothing."""
     prefix: Prefix
 
 
 class Have(Message, frozen=True, tag=47):
-    """Answer to an Opening with a prefix: rows [0, length) of the sequence are here. The least of all stages counts."""
+    """Answer to Keep: rows [0, length) of the sequence are kept; 0: nothing is, or no longer, which is said once. Of a sequence
+    that was to begin on kept rows: so many of them are here, and not all; the least of all stages counts. Repeated until it
+    begins in another way, or is closed."""
 
     pipeline: U32
     epoch: U32

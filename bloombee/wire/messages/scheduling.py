@@ -85,6 +85,8 @@ class Given(Part, frozen=True):
     """Tokens that were drafted beside the row that it was picked after."""
     was_drafted: bool
     """It was among those of the round before it."""
+    num_cached: U32
+    """Of a sequence's first: rows of its prompt that it began on."""
 
 
 class Over(Part, frozen=True):
