@@ -52,12 +52,12 @@ from bloombee.spec.speculator import Speculator
 
 NONE, ADAPTIVE = "none", "adaptive"
 LEVEL_S = 0.001
-WARM_S = 20.0
+WARM_S = 15.0
 PROMPT_TOKENS = 64
 MOST_TOKENS = 3000
 FIXED, ORACLE = 0.97, 0.9
 STANDIN = "standin:llama-30b"
-SHAPES = (Shape(4), Shape(8), Shape(16), Shape(4, 2), Shape(8, 2), Shape(16, 2), Shape(8, 4), Shape(16, 4))
+SHAPES = (Shape(8), Shape(16), Shape(4, 2), Shape(8, 2), Shape(16, 2), Shape(8, 4))
 EVERY = tuple(Shape(depth, width) for width in range(1, 5) for depth in range(1, 17))
 
 
@@ -280,7 +280,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--acceptance", type=Path, help="a file with the acceptance of the first case's drafter by rank, with commas"
     )
     parser.add_argument("--texts", type=Path, help="a folder of texts for the demo pair's prompts")
-    parser.add_argument("--seconds", type=seconds(1, 600), default=15.0, help="of a run")
+    parser.add_argument("--seconds", type=seconds(1, 600), default=12.0, help="of a run")
     parser.add_argument("--repeats", type=whole(1, 100), default=2)
     parser.add_argument("--json", type=out_file, help="where lines of JSON go")
     return parser.parse_args(arguments)
