@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 from bench.synthetic_drafter import Synthetic
 from bloombee.pace import Pace
-from bloombee.pipeline.scheduler import SchedulerCore, fragments
+from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.sim.cluster import SimCluster
 from bloombee.sim.device import VOCAB, oracle
 from bloombee.sim.network import LinkShape
+from bloombee.spec import controller
 from bloombee.spec.controller import Line, Load, worth_sending
 from bloombee.spec.speculator import MOST_NODES, Speculator
 from bloombee.spec.tree import Draft
@@ -77,13 +78,13 @@ class Setting:
 @contextmanager
 def _whole(is_whole: bool) -> Iterator[None]:
     """Meanwhile a draft is one frame."""
-    found = fragments.is_idle
+    found = controller.IDLE
     try:
         if is_whole:
-            fragments.is_idle = lambda load: False
+            controller.IDLE = 0.0
         yield
     finally:
-        fragments.is_idle = found
+        controller.IDLE = found
 
 
 def seconds_per_token(setting: Setting, *, drafts: bool, size: int | None = None, is_whole: bool = False) -> float:

@@ -34,6 +34,7 @@ class RingSpec:
     port: int = 0
     max_waiting: int = 1024
     split: tuple[int, ...] | None = None
+    draft: str = "off"
     offload: bool = False
     device_memory: int | None = None
 
@@ -71,6 +72,7 @@ class Ring:
             dtype=spec.dtype,
             microbatches=spec.microbatches,
             codec=spec.codec,
+            draft=spec.draft,
             pace=spec.pace,
             kv_tokens=spec.kv_tokens,
             offload=spec.offload,

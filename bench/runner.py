@@ -38,8 +38,8 @@ FAILURES = (BenchError, BloomBeeError, WanError, OSError)
 AUTO_MOST = 256
 CALIBRATION_BATCH = 32
 Say = Callable[[str], None]
-RingKey = tuple[int | None, str, tuple[int, ...] | None, bool]
-"""Microbatches, codec and split that a ring is started with."""
+RingKey = tuple[int | None, str, tuple[int, ...] | None, bool, str]
+"""Microbatches, codec, split, offload and drafts that a ring is started with."""
 
 
 class ModelRunner:
@@ -176,7 +176,8 @@ class ModelRunner:
 
     def _key(self, cell: Cell) -> RingKey:
         technique, found = TECHNIQUES[cell.technique], self._cut(cell)
-        return technique.microbatches, technique.codec, None if found is None else found.split, technique.offload
+        split = None if found is None else found.split
+        return technique.microbatches, technique.codec, split, technique.offload, technique.draft
 
     @contextlib.asynccontextmanager
     async def _rings(self, cells: Sequence[Cell]) -> AsyncIterator[dict[RingKey, Ring]]:
@@ -187,7 +188,7 @@ class ModelRunner:
             rings: dict[RingKey, Ring] = {}
             for number, key in enumerate(dict.fromkeys(map(self._key, ours))):
                 self._on_run(self._num_done, self._num_runs, f"starting {options.workers} workers of {self.model}")
-                microbatches, codec, split, offload = key
+                microbatches, codec, split, offload, draft = key
                 spec = RingSpec(
                     model=self.model,
                     dtype=options.dtype,
@@ -201,6 +202,7 @@ class ModelRunner:
                     split=split,
                     offload=offload,
                     device_memory=options.device_memory if offload else None,
+                    draft=draft,
                 )
                 rings[key] = ring = await stack.enter_async_context(Ring(spec))
                 self._subjects[key] = _subject(ring.runtime, options, self._apart)

@@ -26,7 +26,13 @@ def load_of(candidate: Candidate, topology: Topology, model: ModelShape) -> Load
     )
     busy = zip(_busy(few), _busy(many), strict=True)
     loop = _line(few.loop_s + few.core_wait_s, many.loop_s + many.core_wait_s)
-    return Load(loop, tuple(_line(low, high) for low, high in busy), candidate.num_microbatches)
+    return Load(loop, _that_count([_line(low, high) for low, high in busy]), candidate.num_microbatches)
+
+
+def _that_count(lines: list[Line]) -> tuple[Line, ...]:
+    """Those that are not shorter than another one at any number of rows."""
+    order = sorted(set(lines), key=lambda line: (-line.fixed_s, -line.row_s))
+    return tuple(line for place, line in enumerate(order) if all(line.row_s > other.row_s for other in order[:place]))
 
 
 def _busy(cost: Cost) -> list[float]:

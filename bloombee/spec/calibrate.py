@@ -170,6 +170,14 @@ class Calibration:
     def closed(self, sequence: int) -> None:
         self._sequences.pop(sequence, None)
 
+    def seen(self) -> dict[tuple[int, int, int], tuple[float, float]]:
+        """(drafters, rank, bin of the depth) -> trials of late, and how many of them were right."""
+        found: dict[tuple[int, int, int], tuple[float, float]] = {}
+        for ((source, _, rank), depth, _), trials in self._depths.items():
+            tries, hits = found.get((source, rank, depth), (0.0, 0.0))
+            found[source, rank, depth] = tries + trials.tries, hits + trials.hits
+        return found
+
     def _heard(self, own: _Own, draft: Draft, children: Sequence[int], described: Sequence[Sign], token: int) -> None:
         """``token`` came where ``children`` were proposed."""
         expected: dict[int, float] = {}

@@ -16,6 +16,13 @@ from dataclasses import dataclass
 
 from bloombee.spec.tree import Draft
 
+MOST_PARTS = 16
+"""In which a draft goes round, one after the other."""
+IDLE = 0.5
+"""Of a loop, that the busiest stage or wire may have to do, for frames to go that are not needed."""
+WORTH = 0.99
+"""Of what fewer parts would take, that more must."""
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -51,11 +58,32 @@ class Load:
         """That are under way, as far as rows tell."""
         return self.num_microbatches * (1 + self.rows)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether the ring could do more than goes round, as long as one sequence alone, or few, wait for it."""
+        rows = self.rows + 1
+        return 0.0 < self.num_microbatches * self._longest_s(rows) <= IDLE * self.loop.at(rows)
+
     def round_s(self, drafted: int) -> float:
-        """Until the microbatch is back, with ``drafted`` nodes of this sequence besides its confirmed row."""
+        """Until the microbatch is back, with ``drafted`` nodes of this sequence besides its confirmed row, in parts where that
+        is quicker."""
         rows = self.rows + 1 + drafted
-        longest = max((line.at(rows) for line in self.busy), default=0.0)
-        return max(self.loop.at(rows), self.num_microbatches * longest)
+        alone_s = self.parts(rows)[1] if self.is_idle else self.loop.at(rows)
+        return max(alone_s, self.num_microbatches * self._longest_s(rows))
+
+    def parts(self, rows: float) -> tuple[float, float]:
+        """(rows of each part, seconds) of that many parts that bring ``rows`` home soonest: the last goes round when all before
+        it have left the slowest hop."""
+        best, least = rows, self.loop.at(rows)
+        for count in range(2, min(int(rows), MOST_PARTS) + 1):
+            size = rows / count
+            seconds = self.loop.at(size) + (count - 1) * self._longest_s(size)
+            if seconds < WORTH * least:
+                best, least = size, seconds
+        return best, least
+
+    def _longest_s(self, rows: float) -> float:
+        return max([line.fixed_s + rows * line.row_s for line in self.busy], default=0.0)
 
 
 def best_size(scores: Iterable[float], load: Load, *, wait_s: float = 0.0) -> tuple[int, float]:

@@ -66,6 +66,8 @@ class _Known:
     """Tokens that drafter knows."""
     is_read: bool = False
     """It has answered once."""
+    is_fresh: bool = False
+    """Nothing was sent since its last answer came."""
     asked_s: float | None = None
     """When it was asked what it has not answered yet."""
     rounds_without: int = 0
@@ -81,12 +83,12 @@ class Speculator:
     """
 
     def __init__(self, drafters: Sequence[Drafter] | None = None, *, most_nodes: int = MOST_NODES) -> None:
-        self._drafters = (NgramDrafter(),) if drafters is None else tuple(drafters)
+        self.drafters = (NgramDrafter(),) if drafters is None else tuple(drafters)
         self._most_nodes = most_nodes
         self.shape: Shape | None = None
         """Always send that, whatever it is worth, for comparison; None: what pays."""
         self._known: dict[int, _Known] = {}
-        self._calibration = Calibration()
+        self.calibration = Calibration()
         self._elsewhere: Elsewhere | None = None
 
     def has_other(self, is_there: bool) -> None:
@@ -105,7 +107,7 @@ class Speculator:
         known = self._catch_up(sequence, tokens, load)
         if other is None or known.asked_s is not None:
             return None
-        own = self._calibration.apply(sequence, known.own)
+        own = self.calibration.apply(sequence, known.own)
         worth = ALWAYS if self.shape else other.worth(own, load, is_new=not known.is_read)
         known.rounds_without = 0 if worth.wait_s else known.rounds_without + 1
         if not worth.wait_s and known.rounds_without % RARELY != 1:
@@ -121,7 +123,7 @@ class Speculator:
         known = self._known.get(sequence)
         if known is not None and known.asked_s is not None and self._elsewhere is not None and at_length == known.told:
             self._elsewhere.took(now - known.asked_s, is_new=not known.is_read)
-            known.offered, known.asked_s, known.is_read = draft, None, True
+            known.offered, known.asked_s, known.is_read, known.is_fresh = draft, None, True, True
 
     def draft(self, sequence: int, tokens: Sequence[int], load: Load) -> Draft | None:
         """What to send behind ``tokens``, all the confirmed ones; None: the row of the last alone. Called once in every round.
@@ -131,15 +133,16 @@ class Speculator:
         known = self._catch_up(sequence, tokens, load)
         offered = _still_good(known, tokens)
         known.proposed = merge([known.own, offered], self._most_nodes)
-        calibrated = self._calibration.apply(sequence, known.proposed)
-        if offered and self._elsewhere is not None:
-            self._elsewhere.saw(calibrated, without=self._calibration.apply(sequence, known.own))
+        calibrated = self.calibration.apply(sequence, known.proposed)
+        if known.is_fresh and self._elsewhere is not None:
+            known.is_fresh = False
+            self._elsewhere.saw(calibrated, without=self.calibration.apply(sequence, known.own))
         return (self.shape.cut(calibrated) if self.shape else worth_sending(calibrated, load)) or None
 
     def closed(self, sequence: int) -> None:
         self._known.pop(sequence, None)
-        self._calibration.closed(sequence)
-        for drafter in self._drafters:
+        self.calibration.closed(sequence)
+        for drafter in self.drafters:
             drafter.closed(sequence)
 
     def _catch_up(self, sequence: int, tokens: Sequence[int], load: Load) -> _Known:
@@ -148,9 +151,9 @@ class Speculator:
         if known.length == len(tokens):
             return known
         if known.proposed:
-            self._calibration.learn(sequence, known.proposed, tokens[known.length :])
+            self.calibration.learn(sequence, known.proposed, tokens[known.length :])
         budget = min(self._most_nodes, max(1, int(SHARE * load.round_s(0) / (NODE_S * load.sequences))))
-        known.own = merge([drafter.propose(sequence, tokens, budget) for drafter in self._drafters], budget)
+        known.own = merge([drafter.propose(sequence, tokens, budget) for drafter in self.drafters], budget)
         known.proposed, known.length = known.own, len(tokens)
         return known
 

@@ -101,3 +101,13 @@ def test_a_fixed_shape_is_the_likeliest_path_with_its_siblings() -> None:
     assert Shape(1, 2).cut(draft).tokens == (7, 8)
     assert Shape(9, 2).cut(draft).tokens == (7, 8, 5, 6)
     assert Shape(9, 2).cut(Draft()) == Draft()
+
+
+def test_in_parts_a_draft_is_on_several_hops_at_once() -> None:
+    wires = Load(Line(0.5, 0.003), (Line(0.0, 0.001), Line(0.0005, 0.0)))
+    rows, seconds = wires.parts(64)
+    assert rows < 10
+    assert 0.5 + 0.064 < seconds < 0.5 + 0.7 * 64 * 0.003
+    assert wires.round_s(63) == seconds
+    assert Load(Line(0.5, 0.003), (Line(0.0, 0.001),), 300).round_s(63) == pytest.approx(300 * 0.064)
+    assert Load(Line(0.5, 0.003)).round_s(63) == pytest.approx(0.5 + 64 * 0.003)

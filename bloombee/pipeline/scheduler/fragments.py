@@ -8,21 +8,14 @@ overtakes what is left of this one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, field
 
 from bloombee.pipeline.scheduler.round import Round
 from bloombee.pipeline.scheduler.sequence import SequenceState
-from bloombee.spec.controller import Line, Load
+from bloombee.spec.controller import Load
 from bloombee.types import SequenceId
 from bloombee.wire.messages import Item
-
-MOST_PARTS = 16
-FEW_ROWS = 4
-"""Of a part, to go by where their number is not known yet."""
-IDLE = 0.5
-"""Of a loop, that the busiest stage or wire may have to do, for frames to go that are not needed."""
-WORTH = 0.99
-"""Of what fewer parts would take, that more must."""
 
 
 @dataclass(slots=True)
@@ -56,31 +49,6 @@ class Parts:
         self._left.pop(sequence, None)
 
 
-def is_idle(load: Load) -> bool:
-    """Whether the ring could do more than goes round: as long as one sequence alone, or few, wait for it."""
-    rows = load.rows + 1
-    longest = max((line.at(rows) for line in load.busy), default=0.0)
-    return 0.0 < load.num_microbatches * longest <= IDLE * load.loop.at(rows)
-
-
 def part_rows(num_rows: int, load: Load) -> int:
-    """Rows of each part that bring ``num_rows`` home soonest: the last goes round when all before it have left the slowest
-    hop."""
-    if not is_idle(load):
-        return num_rows
-    best, least = num_rows, load.loop.at(num_rows)
-    for count in range(2, min(num_rows, MOST_PARTS) + 1):
-        rows = -(-num_rows // count)
-        seconds = load.loop.at(rows) + (count - 1) * max(line.at(rows) for line in load.busy)
-        if seconds < WORTH * least:
-            best, least = rows, seconds
-    return best
-
-
-def in_parts(load: Load) -> Load:
-    """What a round costs whose draft may go in parts."""
-    longest = max((line.at(FEW_ROWS) for line in load.busy), default=0.0) / FEW_ROWS
-    if not is_idle(load) or longest >= load.loop.row_s:
-        return load
-    fixed_s = load.loop.at(FEW_ROWS) - FEW_ROWS * longest
-    return replace(load, loop=Line(fixed_s, longest), busy=())
+    """Rows of each part in which ``num_rows`` go."""
+    return math.ceil(load.parts(num_rows)[0]) if load.is_idle else num_rows

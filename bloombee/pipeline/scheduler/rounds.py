@@ -19,7 +19,7 @@ from typing import TypeVar
 from bloombee.kv.pool import pages_for
 from bloombee.pipeline.commands import AskDraft, DraftClosed
 from bloombee.pipeline.events import Drafted, DrafterSeen, Priced
-from bloombee.pipeline.scheduler.fragments import Parts, in_parts
+from bloombee.pipeline.scheduler.fragments import Parts
 from bloombee.pipeline.scheduler.round import Round
 from bloombee.pipeline.scheduler.sequence import SequenceState
 from bloombee.spec.controller import Line, Load
@@ -78,7 +78,7 @@ class Rounds:
 
     def ask(self, sequence: SequenceState, others: int, now: float) -> float | None:
         """Ask it, if that is worth it; until when to wait for its answer. ``others``: sequences in the microbatch."""
-        query = self._try(lambda one: one.ask(sequence.id, self._known(sequence), now, in_parts(self._load(others))))
+        query = self._try(lambda one: one.ask(sequence.id, self._known(sequence), now, self._load(others)))
         if query is None:
             return None
         self._said.append(AskDraft(query, sequence.sampling.temperature, sequence.sampling.seed))
@@ -102,7 +102,7 @@ class Rounds:
         """What to send, up to ``room`` nodes."""
 
         def choose(speculator: Speculator) -> Draft | None:
-            draft = speculator.draft(sequence.id, self._known(sequence), in_parts(load))
+            draft = speculator.draft(sequence.id, self._known(sequence), load)
             return None if draft is None else _fitting(draft, sequence, room)
 
         return self._try(choose)
