@@ -71,6 +71,8 @@ class Nodes:
 
 
 class HasRows(Protocol):
+    """What a stage holds of a sequence (``held.py``): rows [0, have)."""
+
     @property
     def have(self) -> int: ...
 

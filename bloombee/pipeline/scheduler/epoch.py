@@ -126,6 +126,7 @@ class Epoch:
         return Send(stage, Lane.CONTROL, message)
 
     def commit(self, stage: int, cuts: Sequence[Cut]) -> list[Send]:
+        """A stage is to know of these."""
         head = {"pipeline": self.ring.pipeline, "epoch": self.ring.epoch}
         parts = [tuple(cuts[at : at + MAX_ITEMS]) for at in range(0, len(cuts), MAX_ITEMS)]
         return [Send(stage, Lane.CONTROL, Commit(cuts=part, **head)) for part in parts]

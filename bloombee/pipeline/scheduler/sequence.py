@@ -115,7 +115,7 @@ class SequenceState:
         self.round = None
 
     def end_round(self) -> Cut:
-        """Its accepted rows stay."""
+        """Its accepted rows stay; stages are to be told so."""
         assert self.round is not None
         base, path = self.round.base, tuple(self.round.path)
         self._next_generation(base)
@@ -124,7 +124,8 @@ class SequenceState:
         return Cut(self.id, self.generation, base, path)
 
     def abandon_round(self) -> Cut:
-        """Its rows are of no use, whatever becomes of them. Tokens that are known by them are sent as rows."""
+        """Its rows are of no use, whatever becomes of them; stages are to be told so. Tokens that are known by them are sent as
+        rows."""
         assert self.round is not None
         base, self.round = self.round.base, None
         self._next_generation(base)
