@@ -97,6 +97,8 @@ class DrafterClient:
             )
         except DeviceError as error:
             return self._give_up(error.message)
+        except (KeyError, AttributeError):
+            return self._give_up("its package is not imported here")
         self._expect(LOADS_S)
         for work in (self._read, self._write):
             threading.Thread(target=work, args=(self._process,), name="bloombee-drafter", daemon=True).start()
