@@ -73,7 +73,7 @@ class Room:
 
     def ended(self, sequence: SequenceState) -> None:
         """It is closed; what it had is the closing's to give back."""
-        if sequence.num_output:
+        if sequence.has_finished:  # what was cut short says nothing of how long answers are
             self._share += FORGETS * (sequence.num_output / sequence.max_new_tokens - self._share)
         self._going.pop(sequence.id, None)
         self._away.pop(sequence.id, None)

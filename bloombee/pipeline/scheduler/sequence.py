@@ -82,6 +82,12 @@ class SequenceState:
         return self.num_tokens - self.num_prompt_tokens
 
     @property
+    def has_finished(self) -> bool:
+        """By an end token or its length."""
+        last = int.from_bytes(self.tokens[-4:], "little")
+        return self.num_output > 0 and (self.num_output >= self.max_new_tokens or last in self.end_tokens)
+
+    @property
     def num_slots(self) -> int:
         """Of KV that it needs at most: the last token is never fed back."""
         return self.num_prompt_tokens + self.max_new_tokens - 1
