@@ -70,13 +70,23 @@ def document(model: str) -> dict[str, Any]:
 def _post(name: str, body: type, answer: type, chunk: type) -> dict[str, Any]:
     content = {
         "application/json": {"schema": _ref(answer)},
-        "text/event-stream": {"schema": {"type": "string", "description": f"events, each a {chunk.__name__}; then [DONE]"}},
+        "text/event-stream": {"schema": _event(chunk)},
     }
     return {
         "operationId": name,
         "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(body)}}},
         "responses": {"200": {"description": "the answer", "content": content}, **_refusals(*_REFUSALS)},
     }
+
+
+def _event(chunk: type) -> dict[str, Any]:
+    """One of a stream."""
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "description": f"a {chunk.__name__}, an ErrorBody, or [DONE]",
+    }
+    return {"type": "object", "properties": {"event": {"type": "string"}, "data": data}, "required": ["data"]}
 
 
 def _get(name: str, answer: type) -> dict[str, Any]:
