@@ -257,20 +257,23 @@ def test_pictures_for_the_docs(chromium: Any, server: Served, swarm: Swarm, requ
     if directory is None:
         pytest.skip("pictures are made with --screenshots DIR")
     swarm.run(swarm.runtime.replan(reason="for the picture"))
-    sizes = {"light": (1280, 1000), "dark": (1280, 1000), "narrow": (400, 860)}
+    context = chromium.new_context(viewport={"width": 1280, "height": 1000}, color_scheme="light")
+    one = Shown(context.new_page())
+    one.page.goto(server.url)
     with _Load(swarm):
-        pages = {}
-        for name, (width, height) in sizes.items():
-            scheme = "dark" if name == "dark" else "light"
-            context = chromium.new_context(
-                viewport={"width": width, "height": height}, color_scheme=scheme, device_scale_factor=1
-            )
-            pages[name] = Shown(context.new_page())
-            pages[name].page.goto(server.url)
-        for one in pages.values():
-            one.page.get_by_label("Prompt").fill("def read_lines(path):")
-            one.page.get_by_label("Prompt").press("Enter")
-        for name, one in pages.items():
-            one.until("document.querySelector('.plot .line')?.getTotalLength() > 250", timeout_s=200)
-            one.page.evaluate("document.activeElement.blur()")
+        one.until("document.querySelector('.plot .line')?.getTotalLength() > 200", timeout_s=150)
+        one.page.get_by_label("Prompt").fill("def read_lines(path):")
+        one.page.get_by_label("Prompt").press("Enter")
+        one.until("document.querySelector('.theirs > span:not(.hidden)')?.textContent.length > 200")
+        one.page.evaluate("document.activeElement.blur()")
+        for name, scheme, width, height in (
+            ("light", "light", 1280, 1000),
+            ("dark", "dark", 1280, 1000),
+            ("narrow", "light", 400, 860),
+        ):
+            one.page.emulate_media(color_scheme=scheme)
+            one.page.set_viewport_size({"width": width, "height": height})
+            one.until("document.querySelector('#ring svg').clientWidth === document.getElementById('ring').clientWidth")
+            one.page.evaluate("window.scrollTo(0, 0)")
             one.page.screenshot(path=Path(directory) / f"page-{name}.png")
+    context.close()
