@@ -8,6 +8,7 @@ beside the next forward, and is there when its row's logits are. docs/adr/0082 h
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -169,7 +170,8 @@ class Grammars:
     tokenizer_json: Callable[[], str | None]
     vocab_size: int
     _entries: OrderedDict[int, _Entry] = field(default_factory=OrderedDict)
-    """By sequence, the one that was used last at the end."""
+    """By sequence, the one that was used last at the end; under the lock."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
     _compiled: OrderedDict[tuple[Grammar, tuple[int, ...]], LLMatcher] = field(default_factory=OrderedDict)
     _vocabularies: dict[tuple[int, ...], LLTokenizer] = field(default_factory=dict)
     _compiling: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "bloombee-grammar-compile"))
@@ -215,7 +217,7 @@ class Grammars:
         except TimedOut:
             raise GrammarFailed(f"the grammar was not ready within {MOST_READY_S:g} s") from None
         except BaseException as error:
-            self._entries.pop(segment.sequence, None)  # a matcher that has failed stays so
+            self._forget(segment.sequence)  # a matcher that has failed stays so
             if isinstance(error, (GrammarFailed, KeyboardInterrupt, SystemExit)):
                 raise
             raise GrammarFailed(f"the grammar cannot be followed: {error}") from error  # a library's panic is no Exception
@@ -230,7 +232,7 @@ class Grammars:
             if entry is None:
                 continue
             if token in segment.end_tokens or position + 1 - segment.num_prompt_tokens >= segment.max_new_tokens:
-                del self._entries[segment.sequence]
+                self._forget(segment.sequence)
                 continue
             entry.ahead, entry.of, entry.is_led = ahead, None, True
             due.append((entry.state.result(), token))
@@ -244,14 +246,19 @@ class Grammars:
 
     def _entry(self, segment: Segment) -> _Entry:
         assert segment.grammar is not None
-        entry = self._entries.get(segment.sequence)
-        if entry is None or (entry.grammar, entry.end_tokens) != (segment.grammar, segment.end_tokens):
-            made = self._compiling.submit(self._state, segment.grammar, segment.end_tokens)
-            entry = self._entries[segment.sequence] = _Entry(segment.grammar, segment.end_tokens, made, time.monotonic())
-            if len(self._entries) > MOST_STATES:
-                self._entries.popitem(last=False)
-        self._entries.move_to_end(segment.sequence)
-        return entry
+        with self._lock:
+            entry = self._entries.get(segment.sequence)
+            if entry is None or (entry.grammar, entry.end_tokens) != (segment.grammar, segment.end_tokens):
+                made = self._compiling.submit(self._state, segment.grammar, segment.end_tokens)
+                entry = self._entries[segment.sequence] = _Entry(segment.grammar, segment.end_tokens, made, time.monotonic())
+                if len(self._entries) > MOST_STATES:
+                    self._entries.popitem(last=False)
+            self._entries.move_to_end(segment.sequence)
+            return entry
+
+    def _forget(self, sequence: int) -> None:
+        with self._lock:
+            self._entries.pop(sequence, None)
 
     # -- on the thread that compiles -------------------------------------------------------
 
