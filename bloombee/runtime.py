@@ -67,7 +67,8 @@ class Runtime(Restored):
         on_progress: Callable[[LoadProgress], None] | None = None,
         **fields: Any,
     ) -> None:
-        fields |= {} if model is None else {"model": model}
+        if model is not None:
+            fields["model"] = model
         if on_progress is not None and not callable(on_progress):
             raise ConfigError(f"on_progress = {quoted(on_progress)}: must be a function of one LoadProgress", field="on_progress")
         self.config = merge(config or RuntimeConfig(), fields)
@@ -100,6 +101,7 @@ class Runtime(Restored):
 
     async def prepare(self, *, announce: Callable[[tuple[str, ...]], None] | None = None) -> None:
         """First half of starting: listen, make the join tokens, look at the model; no worker is started.
+
         For heads of remote workers, who need :attr:`join_tokens` before :meth:`ready` can return.
 
         Args:
@@ -165,7 +167,8 @@ class Runtime(Restored):
 
         Cancelled: the end goes on in the Runtime's thread.
         """
-        if (home := self._home) is None:
+        home = self._home
+        if home is None:
             return
         if not hasattr(self, "_head"):
             home.end()

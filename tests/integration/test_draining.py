@@ -134,9 +134,13 @@ def test_a_worker_leaves_in_the_middle_and_no_token_is_lost(
 
 
 @asynccontextmanager
-async def swarm_of(count: int, spares: int) -> AsyncIterator[tuple[bloombee.Runtime, Events, dict[str, subprocess.Popen[str]]]]:
+async def swarm_of(
+    count: int, spares: int, scheduler: str = "auto"
+) -> AsyncIterator[tuple[bloombee.Runtime, Events, dict[str, subprocess.Popen[str]]]]:
     """Workers from elsewhere, each a process of its own."""
-    runtime = bloombee.Runtime("demo", remote_workers=count, spares=spares, split=(4, 4), dtype="float32")
+    runtime = bloombee.Runtime(
+        "demo", remote_workers=count, spares=spares, split=(4, 4), scheduler=scheduler, dtype="float32"
+    )
     workers: dict[str, subprocess.Popen[str]] = {}
     try:
         await runtime.prepare()
@@ -172,9 +176,26 @@ def test_a_worker_from_elsewhere_that_is_terminated_exits_0_and_its_spare_serves
     asyncio.run(asyncio.wait_for(use(), 200))
 
 
-def test_one_that_nobody_can_replace_says_so_and_serves_on_until_it_is_told_twice() -> None:
+def test_without_a_spare_the_other_takes_its_layers_over_and_it_exits_0() -> None:
     async def use() -> None:
         async with swarm_of(2, 0) as (runtime, _, workers):
+            undisturbed = await answers(runtime)
+            came: asyncio.Queue[None] = asyncio.Queue()
+            asked = asyncio.ensure_future(answers(runtime, came))
+            await came.get()
+            workers["far-0"].send_signal(signal.SIGTERM)
+            assert [ids for ids, _ in await asked] == [ids for ids, _ in undisturbed]
+            assert await asyncio.to_thread(workers["far-0"].wait, 60) == 0
+            assert [stage.name for stage in runtime.plan.stages] == ["far-1"]
+
+    asyncio.run(asyncio.wait_for(use(), 200))
+
+
+def test_one_that_nobody_can_replace_says_so_and_serves_on_until_it_is_told_twice() -> None:
+    """The scheduler is beside the first stage, which no hand-over can follow."""
+
+    async def use() -> None:
+        async with swarm_of(2, 0, "stage0") as (runtime, _, workers):
             needed = workers["far-1"]
             needed.send_signal(signal.SIGTERM)
             assert needed.stderr is not None
@@ -188,7 +209,8 @@ def test_one_that_nobody_can_replace_says_so_and_serves_on_until_it_is_told_twic
             asked = bloombee_process("drain", "far-1")
             _, said = await asyncio.to_thread(asked.communicate)
             assert asked.returncode == 1
-            assert "of worker 'far-1': there is no spare; have another worker join first ('bloombee token' prints how)" in said
+            assert "of worker 'far-1': there is no spare, and the others cannot share them out: a hand-over keeps" in said
+            assert "have another worker join first ('bloombee token' prints how)" in said
             unknown = bloombee_process("drain", "far-7")
             _, said = await asyncio.to_thread(unknown.communicate)
             assert (unknown.returncode, said) == (2, "bloombee: no worker 'far-7' is in the swarm; there are: far-0, far-1\n")

@@ -32,7 +32,8 @@ def _swarm(*late: float) -> SurveyedCluster:
         objective=Objective.parse("throughput"),
         num_stages=3,
         join_s=dict(enumerate(late, start=4)),
-        num_pages=256,
+        num_pages=1024,
+        num_microbatches=32,
     )
     assert cluster.clock.run(lambda: cluster.plan is not None, deadline_s=JOINS_S)
     return cluster

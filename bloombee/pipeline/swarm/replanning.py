@@ -99,7 +99,7 @@ class NextPlan:
             scheduler=running.scheduler,
             before=None,
         )
-        plan = FirstPlan(request).decide(workers[: request.card.num_layers], self.surveyed) if request.objective else None
+        plan = FirstPlan(request).decide(workers, self.surveyed) if request.objective else None
         return plan or self._split(FirstPlan(request), workers[: request.card.num_layers])
 
     @staticmethod
