@@ -100,6 +100,11 @@ class RuntimeConfig:
         False,
         "Where no spare can take the place of a lost worker, share its layers out over those that are left, if memory allows.",
     )
+    wait_for_worker_s: float = option(
+        0.0,
+        "Where nobody can take the layers of a lost worker, have requests wait so many seconds for another one to join.",
+        name="wait-for-worker",
+    )
     device: str = option("auto", "auto, cpu, cuda or cuda:N; of the workers started here.")
     device_memory: int | None = option(
         None, "Memory that each worker started here has for weights and KV, as 4GiB; default: its share of what is free."
@@ -222,6 +227,7 @@ class RuntimeConfig:
         _check(self, "replan", isinstance(self.replan, bool), "true or false")
         _check(self, "prefix_cache", isinstance(self.prefix_cache, bool), "true or false")
         _check(self, "share_out", isinstance(self.share_out, bool), "true or false")
+        _check(self, "wait_for_worker_s", self.wait_for_worker_s == 0 or _seconds(self.wait_for_worker_s), "seconds, 0 for none")
         _check(self, "control_socket", isinstance(self.control_socket, bool), "true or false")
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")
         _check(self, "restarts", _whole(self.restarts, 0, 1000), "a whole number from 0 to 1000")

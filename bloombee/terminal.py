@@ -118,7 +118,8 @@ async def tell_of_losses(runtime: Runtime) -> None:
         if event.kind is SwarmEventKind.DOWN:
             raise BloomBeeError(event.reason)
         has_recovered = event.kind is SwarmEventKind.UP and event.epoch > 1
-        if has_recovered or (is_up and event.kind is SwarmEventKind.LOST and event.stage is None):
+        is_missed = event.stage is None or runtime.config.wait_for_worker_s > 0
+        if has_recovered or (is_up and event.kind is SwarmEventKind.LOST and is_missed):
             say(f"another worker may join as a spare:\n\n    {joining_command(await runtime.issue_token())}\n")
         is_up = is_up or event.kind is SwarmEventKind.UP
 

@@ -51,6 +51,8 @@ def plan_request(config: RuntimeConfig, card: ModelCard, names: Sequence[str], m
         scheduler=None if config.scheduler == "auto" else SchedulerPlace(config.scheduler),
         shares_out=config.share_out,
         draft=config.draft,
+        waits_s=config.wait_for_worker_s,
+        drafts=config.draft != "off",
         streams=config.offload and not is_standin(card.model),
         step_deadline_s=config.step_deadline_s,
         prefix_cache=config.prefix_cache,

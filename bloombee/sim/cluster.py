@@ -73,6 +73,7 @@ class SimCluster:
     """The ends of links are workers, whatever stage they have, and not stages, whoever has them."""
     shares_out: bool = False
     prefix_cache: bool = True
+    waits_s: float = 0.0
     """As of PlanRequest, both."""
     layer_load_s: float = 0.0
     """That a worker takes to load a layer."""
@@ -157,10 +158,11 @@ class SimCluster:
         self.head.on_dismissed = lambda worker: self.workers[worker].end()
         self.breaks = Breaks(self.clock, self.carrier, self.head, self.workers, num_stages, self._rng)
         for worker, memory in enumerate(memory_bytes or [1 << 40] * (num_stages + num_spares), start=1):
-            self._join(worker, memory)
+            self.join(worker, memory)
         self.clock.call_later(TICK_S, self._tick)
 
-    def _join(self, worker: WorkerId, memory_bytes: int) -> None:
+    def join(self, worker: WorkerId, memory_bytes: int = 1 << 40) -> None:
+        """It comes now, or as its kind of cluster says."""
         self.workers[worker] = SimWorker(worker, self, memory_bytes)
         joined = WorkerJoined(worker, f"w{worker}", f"tcp://sim:{worker}", bytes(32), memory_bytes, self.clock.now)
         self.head.do(self.head.swarm.handle(joined))
@@ -367,6 +369,7 @@ def _request(
         scheduler=scheduler,
         shares_out=cluster.shares_out,
         prefix_cache=cluster.prefix_cache,
+        waits_s=cluster.waits_s,
     )
 
 

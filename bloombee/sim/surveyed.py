@@ -65,7 +65,7 @@ class SurveyedCluster(SimCluster):
         if figures is not None:
             self.head.swarm.figures = figures
 
-    def _join(self, worker: WorkerId, memory_bytes: int) -> None:
+    def join(self, worker: WorkerId, memory_bytes: int = 1 << 40) -> None:
         self.carrier.place(worker_name(worker), self._node_of[worker])
         at = self.workers[worker] = SimWorker(worker, self, memory_bytes)
         at.introductions = self.introductions[worker] = SimIntroductions(worker, self, is_reachable=worker not in self._dial_only)

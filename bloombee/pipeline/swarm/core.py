@@ -4,14 +4,15 @@ Life of a pipeline: workers join until the asked number is there; if a planner i
 (survey.py); the plan is made, each stage's worker loads its span (Load), all are told their neighbours (Wire), and when all have
 greeted them the pipeline is up. Workers beyond the plan are spares. When a stage is lost a spare takes its place: while it loads
 all are wired anew in the next epoch; what the sequences had is still with the others, and stages say again to their new neighbour
-what it lacks. Without a spare the layers are split over all who are left, if that is wanted; else the loss ends the pipeline.
-Another plan is taken over beside the one that runs (handover.py). Load and Wire are idempotent and are said again until they have
-been answered.
+what it lacks. Without a spare the layers are split over all who are left, or requests wait for another worker, if that is
+wanted; else the loss ends the pipeline. Another plan is taken over beside the one that runs (handover.py). Load and Wire are
+idempotent and are said again until they have been answered.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -93,6 +94,14 @@ class SwarmLimits:
     """Without any progress."""
 
 
+@dataclass(frozen=True, slots=True)
+class Awaiting:
+    """Until when another worker may come in the place of one that is gone, and why it is over if none does."""
+
+    until: float
+    error: BloomBeeError
+
+
 @dataclass(slots=True)
 class SwarmCore:
     """events: see ``Event``. commands: Send (to a worker id), and those of a swarm in :mod:`bloombee.pipeline.commands`."""
@@ -109,16 +118,19 @@ class SwarmCore:
     error: BloomBeeError | None = None
     """Why the pipeline is down for good."""
     is_up: bool = False
-    _was_up: bool = False
+    was_up: bool = False
     _is_wiring: bool = False
     _workers: dict[WorkerId, Member] = field(default_factory=dict)
     _pairs: Pairs = field(init=False)
     _orders: Orders = field(init=False)
     _measure_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    _had: dict[bytes, Span] = field(default_factory=dict)
+    had: dict[bytes, Span] = field(default_factory=dict)
     """Layers of workers that are gone, by key: should it come back, it is the best spare for them."""
     handovers: Handovers = field(init=False)
-    _awaited_since: float | None = None
+    awaited_since: float = math.inf
+    """Since when workers are."""
+    _awaiting: Awaiting | None = None
+    """Whoever takes the place of one that is gone."""
     _ticked_at: float = 0.0
 
     def __post_init__(self) -> None:
@@ -190,7 +202,7 @@ class SwarmCore:
     def _joined(self, event: WorkerJoined) -> list[Command]:
         if event.worker in self._workers:
             raise LocalProtocolError(f"worker {event.worker} joined twice")
-        had = self._had.pop(event.key, None)
+        had = self.had.pop(event.key, None)
         self._workers[event.worker] = Member(event.worker, event.name, event.endpoint, event.key, event.memory_bytes, had=had)
         if self.plan is not None and self.survey is not None:
             return self.survey.joined(event.worker, event.now)
@@ -199,7 +211,7 @@ class SwarmCore:
     def _plan_if_complete(self, now: float) -> list[Command]:
         """Nobody who may not come back is planned with: until then another could take the place."""
         first = FirstPlan(self.request)
-        awaits = now < (self._awaited_since or now) + RETURN_S
+        awaits = now < min(self.awaited_since, now) + RETURN_S
         workers = first.complete(self._workers.values(), awaits=awaits)
         if workers is None or self.plan is not None or self.error is not None:
             return []
@@ -259,7 +271,7 @@ class SwarmCore:
             case Loading() | Loaded() | Wired() | Retired() | Unloaded():
                 return []  # of an order that has been taken back meanwhile
             case StageFailed():
-                return self._failed(worker, message, now)
+                return _failed(self, worker, message, now)
         check_spoken(message)
         raise RemoteProtocolError(f"{type(message).__name__} from worker {worker.name!r} is not expected now")
 
@@ -272,23 +284,8 @@ class SwarmCore:
             return self._wire_all(plan, now) if all(worker and worker.is_loaded for worker in workers) else []
         if not all(worker and worker.is_loaded and worker.wired == plan.epoch for worker in workers):
             return []
-        self.is_up = self._was_up = True
+        self.is_up = self.was_up = True
         return [PipelineUp(plan)]
-
-    def _failed(self, worker: Member, failed: StageFailed, now: float) -> list[Command]:
-        """A stage cannot go on. One that has served is replaced like a lost one; at the start it is the user's to mend."""
-        cause = from_wire(failed.code, failed.fields)
-        error = told(self._workers, worker, cause)
-        plan = self.plan
-        if plan is None or self.stage_of(worker.id) is None or _is_past(self, plan, failed):
-            return []  # it has no part in this, or what it had in mind has been replaced already
-        if not self._was_up:
-            return self._down(error, now)
-        guilty = blamed(self._workers, self.plan, worker, cause)
-        commands = [Dismiss(guilty.id, self.stage_of(guilty.id), error), *self._gone(guilty.id, error.message, now)]
-        if not isinstance(cause, LinkDown):
-            self._had.pop(guilty.key, None)  # it is not the best spare for what it has failed at
-        return commands
 
     # -- workers that go -------------------------------------------------------------------
 
@@ -296,7 +293,7 @@ class SwarmCore:
         stage = self.plan.stage_of(worker_id) if self.plan is not None else None
         worker = self._workers.pop(worker_id, None)
         if worker is not None and (had := worker.had if stage is None else stage.span) is not None:
-            self._had[worker.key] = had
+            self.had[worker.key] = had
         self._pairs.forget(worker_id)
         if worker is None or self.error is not None:
             return []
@@ -322,10 +319,27 @@ class SwarmCore:
         surveyed = None if self.survey is None else self.survey.topology()
         other = NextPlan.of(self.request, plan, self._workers, self._workers, surveyed).shared_out()
         if other is None:
-            return self._down(error, now)
+            return self._await_another(plan, lost, error, reason, now)
         other = self._orders.numbered(other, plan)
         broken = self._broken(other, lost, "a split over those that are left", reason, now)
         return [*broken, *self._orders.move(other, plan, now), *self._go_on(other, now)]
+
+    def _await_another(self, plan: Plan, lost: StagePlan, error: BloomBeeError, reason: str, now: float) -> list[Command]:
+        """Requests wait for a worker that takes the place of the one that is gone, if that is wanted; else it is over."""
+        if not self.request.waits_s:
+            return self._down(error, now)
+        self._awaiting = self._awaiting or Awaiting(now + self.request.waits_s, error)
+        return self._broken(self._orders.numbered(plan, plan), lost, "whoever joins next", reason, now)[:-1]
+
+    def _go_on_with_others(self, now: float) -> list[Command]:
+        """When all places can be taken, or nobody is waited for any longer."""
+        plan, awaiting = self.plan, self._awaiting
+        if plan is None or awaiting is None or self.error is not None:
+            return []
+        if (other := _refilled(self, plan)) is None:
+            return self._down(awaiting.error, now) if now >= awaiting.until else []
+        self._awaiting, self.plan = None, self._orders.numbered(other, plan)
+        return [PlanMade(self.plan), *self._orders.move(self.plan, plan, now), *self._wire_all(self.plan, now)]
 
     def _broken(self, plan: Plan, lost: StagePlan, name: str, reason: str, now: float) -> list[Command]:
         """By the loss of a stage: ``plan`` is to run from now on."""
@@ -373,26 +387,55 @@ class SwarmCore:
             for worker in self._workers.values():
                 worker.progress_at = now
         self._ticked_at = now
-        if self.error is None and not self.is_up:
-            commands += self._look_for_stuck(now)
+        self.awaited_since = min(self.awaited_since, now)
+        if self.error is None and not self.is_up and (error := _stuck(self, now)) is not None:
+            commands += self._down(error, now)
         if self.error is None and self.survey is not None and (self.plan is None or not self.survey.is_over):
             commands += [*self.survey.tick(now), *self.survey.reports()]
         if self.plan is None and self.error is None:
             commands += self._plan_if_complete(now)
-        if self.plan is not None and self.error is None and not self.is_up:
+        commands += self._go_on_with_others(now)
+        if self.plan is not None and self.error is None and not self.is_up and self._awaiting is None:
             commands += self._orders.press(self.plan, now, is_wiring=self._is_wiring)
         return [*commands, *self.handovers.tick(now, self.limits.load_deadline_s)]
 
-    def _look_for_stuck(self, now: float) -> list[Command]:
-        """Loading may take any time while every worker gets on with it. Workers from elsewhere are awaited for ever."""
-        limit = self.limits.load_deadline_s
-        self._awaited_since = now if self._awaited_since is None else self._awaited_since
-        names = [w.name for w in self._workers.values() if is_loading(self, w.id) and now - w.progress_at > limit]
-        if self.plan is None and not self.request.takes_others and now - self._awaited_since > limit:
-            here = {worker.name for worker in self._workers.values()}
-            names = [name for name in self.request.order if name not in here]
-        error = stuck(names, limit)
-        return [] if error is None else self._down(error, now)
+
+def _stuck(core: SwarmCore, now: float) -> BloomBeeError | None:
+    """Loading may take any time while every worker gets on with it. Workers from elsewhere are awaited for ever."""
+    limit, members = core.limits.load_deadline_s, core.members.values()
+    names = [one.name for one in members if is_loading(core, one.id) and now - one.progress_at > limit]
+    if core.plan is None and not core.request.takes_others and now - core.awaited_since > limit:
+        here = {one.name for one in members}
+        names = [name for name in core.request.order if name not in here]
+    return stuck(names, limit)
+
+
+def _refilled(core: SwarmCore, plan: Plan) -> Plan | None:
+    """``plan`` with spares in the places of those that are gone; None: they are too few."""
+    spares = [core.members[spare] for spare in core.spares]
+    for stage in plan.stages:
+        if stage.worker not in core.members:
+            spare = heir(stage, spares)
+            if spare is None:
+                return None
+            spares.remove(spare)
+            plan = with_spare(plan, stage, spare)
+    return plan
+
+
+def _failed(core: SwarmCore, worker: Member, failed: StageFailed, now: float) -> list[Command]:
+    """A stage cannot go on. One that has served is replaced like a lost one; at the start it is the user's to mend."""
+    cause = from_wire(failed.code, failed.fields)
+    error, plan = told(core.members, worker, cause), core.plan
+    if plan is None or core.stage_of(worker.id) is None or _is_past(core, plan, failed):
+        return []  # it has no part in this, or what it had in mind has been replaced already
+    if not core.was_up:
+        return core.handle(WorkersEnded(error, now))
+    guilty = blamed(core.members, plan, worker, cause)
+    commands = [Dismiss(guilty.id, core.stage_of(guilty.id), error), *core.handle(WorkerGone(guilty.id, error.message, now))]
+    if not isinstance(cause, LinkDown):
+        core.had.pop(guilty.key, None)  # it is not the best spare for what it has failed at
+    return commands
 
 
 def _is_past(core: SwarmCore, plan: Plan, failed: StageFailed) -> bool:

@@ -86,6 +86,8 @@ class PlanRequest:
     """What drafts tokens ahead, as the option of that name says."""
     streams: bool = False
     """Layers that do not fit the memory of the worker that has them stream from its disk, as few as can be."""
+    waits_s: float = 0.0
+    """Where nobody can take a lost worker's layers requests wait so long for another worker to join."""
     step_deadline_s: float = 600.0
     """As :class:`~bloombee.pipeline.scheduler.SchedulerCore` takes it."""
     prefix_cache: bool = True
