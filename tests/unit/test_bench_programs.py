@@ -36,6 +36,8 @@ BAD = [
     ("compare", [], "required: --before"),
     ("compare", ["--before", "/nowhere"], "/nowhere: no checkout that has been set up"),
     ("compare", ["--before", ".", "--lines", "moon"], "'moon': there are plain"),
+    ("drift", ["--repeats", "0"], "must be a whole number from 1"),
+    ("drift", ["--calm", "0"], "must be seconds from"),
     ("embedding", ["--repeats", "0"], "must be a whole number from 1"),
     ("exact", ["demo"], "required: dtype"),
     ("far_head", ["--rows", "moon"], "'moon': there are near"),
