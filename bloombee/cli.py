@@ -48,6 +48,7 @@ SWARM = (
     "workers",
     "spares",
     "share_out",
+    "wait_for_worker_s",
     "split",
     "objective",
     "replan",

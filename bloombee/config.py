@@ -103,7 +103,7 @@ class RuntimeConfig:
     wait_for_worker_s: float = option(
         0.0,
         "Where nobody can take the layers of a lost worker, have requests wait so many seconds for another one to join.",
-        name="wait-for-worker",
+        "wait-for-worker",
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N; of the workers started here.")
     device_memory: int | None = option(
