@@ -200,11 +200,11 @@ async def drift(calm_s: float) -> Drift:
 
 def judged(found: Drift) -> Iterator[Check]:
     """Everything beside its bound."""
-    yield Check("changes of plan while it is calm", found.calm_switches, 0, "links")
-    yield Check("changes of plan after", found.switches, 1, "links")
+    yield Check("changes of plan while it is calm", found.calm_switches, 0, "changes")
+    yield Check("changes of plan after", found.switches, 1, "changes")
     yield Check("tokens/s from second 10 on, over a fresh swarm's", found.after / found.fresh, SHARE, "", at_least=True)
     yield Check("tokens/s of the worst second, over the old plan's", min(found.bins) / found.stays, LEAST, "", at_least=True)
-    yield Check("sequences of other tokens", found.changed, 0, "links")
+    yield Check("sequences of other tokens", found.changed, 0, "sequences")
 
 
 def told(found: Drift) -> str:

@@ -61,6 +61,8 @@ from tools.wan_network import Network
 MODEL = "standin:1024x24"
 PACE, SLOW = "24,0.6,0.3/24", "96,2.4,1.2/24"
 MEMORY_BYTES = 1 << 30
+COUNTS = ("links", "changes", "sequences")
+"""Units of what is counted."""
 LEAST_BITS = 2e6
 LEAST_DELAY_S, MOST_DELAY_S = 0.001, 0.060
 KNOWN_S, REMEMBERED_S, TRIPS = 20.0, 3.0, 6
@@ -286,7 +288,7 @@ def _plan_checks(world: World, first: Start) -> Iterator[Check]:
 def table(checks: Sequence[Check]) -> Table:
     shown = Table("", "found", "bound", "")
     for check in checks:
-        digits = ".0f" if check.unit == "links" else ".3f" if not check.unit else ".2f"
+        digits = ".0f" if check.unit in COUNTS else ".3f" if not check.unit else ".2f"
         sign = ">=" if check.at_least else "<="
         unit = f" {check.unit}" if check.unit else ""
         shown.add_row(

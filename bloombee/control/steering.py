@@ -29,7 +29,7 @@ from bloombee.types import HEAD, StageUse
 
 WORTH = 0.03
 """A change must promise this much of the step."""
-ROOM = 0.1
+ROOM = 0.15
 """Of the loop of one row: so much longer may loops be without leaving the bottleneck idle, as long as nothing else is known."""
 FEW_PROMPTS = 0.05
 """Rows of prompts, of all: a load with more is not one to compare speeds under."""
