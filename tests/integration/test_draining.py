@@ -138,9 +138,7 @@ async def swarm_of(
     count: int, spares: int, scheduler: str = "auto"
 ) -> AsyncIterator[tuple[bloombee.Runtime, Events, dict[str, subprocess.Popen[str]]]]:
     """Workers from elsewhere, each a process of its own."""
-    runtime = bloombee.Runtime(
-        "demo", remote_workers=count, spares=spares, split=(4, 4), scheduler=scheduler, dtype="float32"
-    )
+    runtime = bloombee.Runtime("demo", remote_workers=count, spares=spares, split=(4, 4), scheduler=scheduler, dtype="float32")
     workers: dict[str, subprocess.Popen[str]] = {}
     try:
         await runtime.prepare()
