@@ -74,7 +74,7 @@ class SimCluster:
     shares_out: bool = False
     prefix_cache: bool = True
     waits_s: float = 0.0
-    """As of PlanRequest, both."""
+    """As of PlanRequest, all three."""
     layer_load_s: float = 0.0
     """That a worker takes to load a layer."""
     make_speculator: Callable[[], Speculator | None] = staticmethod(lambda: None)
@@ -118,8 +118,7 @@ class SimCluster:
         """Messages to stages that came after their epoch had ended."""
         check_nodes(network, nodes, num_stages)
         self._rng = random.Random(seed)
-        self._make_device = make_device
-        self._lossy_orders = lossy_orders
+        self._make_device, self._lossy_orders = make_device, lossy_orders
         self._detect_s, self.shapes = detect_s, dict(shapes or {})
         self._resend_after_s, self._step_deadline_s, self._max_rows = resend_after_s, step_deadline_s, max_rows
         self._log_bytes, self._log_disk_bytes = log_bytes, log_disk_bytes
@@ -162,7 +161,6 @@ class SimCluster:
         self.clock.call_later(TICK_S, self._tick)
 
     def join(self, worker: WorkerId, memory_bytes: int = 1 << 40) -> None:
-        """It comes now, or as its kind of cluster says."""
         self.workers[worker] = SimWorker(worker, self, memory_bytes)
         joined = WorkerJoined(worker, f"w{worker}", f"tcp://sim:{worker}", bytes(32), memory_bytes, self.clock.now)
         self.head.do(self.head.swarm.handle(joined))
