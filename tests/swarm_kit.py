@@ -17,7 +17,8 @@ class Swarm:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
-        self.runtime = bloombee.Runtime(**arguments)
+        # A machine at its limits is slow, not gone; a process that has ended is known at once.
+        self.runtime = bloombee.Runtime(**{"silence_s": 20.0, **arguments})
         self.run(self.runtime.__aenter__())
 
     def run(self, coroutine: Coroutine[Any, Any, Any], timeout: float = 120) -> Any:

@@ -80,7 +80,8 @@ def test_a_bit_that_flips_on_the_way_is_asked_for_again_and_costs_no_worker() ->
     """Only without encryption can it get as far as the frame's checksum."""
 
     async def use() -> None:
-        async with behind_relays(0.0, curve=False, codec="off", max_microbatch_rows=64) as (runtime, network):
+        settings = {"curve": False, "codec": "off", "max_microbatch_rows": 64, "prefix_cache": False}
+        async with behind_relays(0.0, **settings) as (runtime, network):
             wanted = await stream_tokens(runtime, LONG_PROMPT, 12)
             for hop in network.hops:
                 hop.num_to_damage = 1
