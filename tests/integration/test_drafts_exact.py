@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 from draft_kit import Crashing, Drawn, Eager
 from engine_kit import PAGE, VOCABULARY, ModelDevice, make_checkpoint
 
@@ -30,12 +29,7 @@ FAMILIES = ["llama", "gemma2", "gpt_oss", "mistral", "deepseek_v3", "gpt_neox"]
 """Masks beside caps, sinks and windows, keys computed from latents, one query head a KV head."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class _Device(ModelDevice):

@@ -6,11 +6,9 @@ The cores are the real ones under a virtual clock, the devices are real models.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from engine_kit import PAGE, VOCABULARY, ModelDevice, make_checkpoint, reference_tokens
 
 from bloombee.engine.describe import describe
@@ -26,12 +24,7 @@ LENGTHS = (240, 3, 130)
 PAGES = 256
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class _Device(ModelDevice):

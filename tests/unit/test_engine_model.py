@@ -23,13 +23,7 @@ from bloombee.pipeline.work import Pages, Segment, Work
 from bloombee.types import Dtype, PageGroup, Phase, Span
 from bloombee.wire.messages import NO_TOKEN, Pick
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
