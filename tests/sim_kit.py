@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 from bloombee.sim.cluster import SimCluster
@@ -31,3 +32,18 @@ def assert_right(cluster: SimCluster, num_stages: int, windows: Sequence[Sequenc
         assert not stage.store._cuts.of
         assert all(pool.num_free == pool.num_pages for pool in stage.store.kv.pools)
         assert stage.log.num_bytes == 0
+
+
+def kill_once_it_moves(cluster: SimCluster, worker: int, rng: random.Random) -> list[float]:
+    """Have a worker killed in the middle of the hand-over that comes. What is returned gets the time when that has begun."""
+    began: list[float] = []
+
+    def look() -> None:
+        if cluster.head.swarm.handovers.plans:
+            began.append(cluster.clock.now)
+            cluster.kill(worker, at=cluster.clock.now + rng.choice([0.0, 0.04, 0.1, 0.15]))
+        else:
+            cluster.clock.call_later(0.001, look)
+
+    cluster.clock.call_at(0.3, look)
+    return began

@@ -16,7 +16,7 @@ from bloombee.sim.moving import MovingCluster
 from bloombee.sim.network import Faults
 from bloombee.spec.controller import Line, Load
 from tests.draft_kit import Drawn, Eager
-from tests.sim_kit import assert_right
+from tests.sim_kit import assert_right, kill_once_it_moves
 
 HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
 IN_PARTS = Load(Line(1.0, 0.01), (Line(0.001, 0.001),))
@@ -85,16 +85,7 @@ def test_whoever_dies_in_the_middle_requests_go_on(other: str, dies: int, faults
     cluster = _Moving(dies, IN_PARTS, faults=faults, lossy_orders=faults is not None)
     cluster.ask(rng, 16)
     cluster.hand_over(*OTHERS[other], at=0.3)
-    began: list[float] = []
-
-    def look() -> None:
-        if cluster.head.swarm.handovers.plans:
-            began.append(cluster.clock.now)
-            cluster.kill(dies, at=cluster.clock.now + rng.choice([0.0, 0.04, 0.1, 0.15]))
-        else:
-            cluster.clock.call_later(0.001, look)
-
-    cluster.clock.call_at(0.3, look)
+    began = kill_once_it_moves(cluster, dies, rng)
     assert cluster.run()
     assert began
     assert_right(cluster, LAYERS)

@@ -13,7 +13,7 @@ from bloombee.sim.cluster import sim_card
 from bloombee.sim.moving import MovingCluster
 from bloombee.sim.network import Faults
 from bloombee.types import SchedulerPlace
-from tests.sim_kit import assert_right
+from tests.sim_kit import assert_right, kill_once_it_moves
 
 HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
 LAYERS = 6
@@ -78,16 +78,7 @@ def test_whoever_dies_in_the_middle_requests_go_on(other: str, dies: int, faults
     _submit(cluster, rng, 16)
     workers, layers = OTHERS[other]
     cluster.hand_over(workers, layers, at=0.3)
-    began: list[float] = []
-
-    def look() -> None:
-        if cluster.head.swarm.handovers.plans:
-            began.append(cluster.clock.now)
-            cluster.kill(dies, at=cluster.clock.now + rng.choice([0.0, 0.04, 0.1, 0.15]))
-        else:
-            cluster.clock.call_later(0.001, look)
-
-    cluster.clock.call_at(0.3, look)
+    began = kill_once_it_moves(cluster, dies, rng)
     assert cluster.run()
     assert began
     assert cluster.head.down is None
