@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import psutil
 import pytest
 
 import bloombee
@@ -135,14 +134,13 @@ def test_a_span_beyond_the_devices_memory_is_refused_there_as_well() -> None:
 def test_a_worker_that_stands_still_while_it_loads_is_found_long_before_the_deadline_of_loading() -> None:
     stopped: list[int] = []
 
-    def progress(far: LoadProgress) -> None:
-        if not stopped and 0 < far.loaded_bytes < far.total_bytes:
-            children = psutil.Process().children(recursive=True)
-            stopped.extend(child.pid for child in children if child.parent() != psutil.Process())
-            for pid in stopped:
-                os.kill(pid, signal.SIGSTOP)
-
     async def main() -> None:
+        def progress(far: LoadProgress) -> None:
+            if not stopped and 0 < far.loaded_bytes < far.total_bytes:
+                stopped.extend(runtime.worker_pids.values())  # and no others': swarms of other tests may run
+                for pid in stopped:
+                    os.kill(pid, signal.SIGSTOP)
+
         slow = LocalWorker(load_bytes_per_s=WEIGHTS / 60)
         runtime = bloombee.Runtime(
             MODEL,
