@@ -66,7 +66,8 @@ class FrameSender:
     _moved_at: float = -math.inf
     """When the receiver last showed that something came."""
     _round_s: float = 0.0
-    """How long it took of late from the last time that a frame was sent until it was acknowledged, at most."""
+    """How long it took of late from the last time that a frame was sent until it was acknowledged, at most; until one was, how
+    long it took until one was refused."""
     _missing: set[int] = field(default_factory=set)
     """Kept frames that did not come, or that were refused, as the receiver has shown."""
     _kept: dict[int, _Kept] = field(default_factory=dict)
@@ -218,7 +219,10 @@ class FrameSender:
                 item.sequence == sequence and item.position + item.num_rows > have for item in message.items
             )
 
-        self._missing.update([number for number, kept in self._kept.items() if has_rows(kept.send)])
+        lacking = [number for number, kept in self._kept.items() if has_rows(kept.send)]
+        if lacking and not self._round_s:  # nothing was acknowledged yet: being refused took a round trip too
+            self._round_s = now - min(self._kept[number].sent_at for number in lacking)
+        self._missing.update(lacking)
         return self._hurry(now)
 
     def _drain(self, now: float) -> list[Send]:

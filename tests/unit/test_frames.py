@@ -182,6 +182,17 @@ def test_however_often_rows_are_asked_for_they_go_once_a_round_trip() -> None:
     assert sent == [[1, 2, 3, 4], *[[]] * 15]
 
 
+def test_a_first_frame_that_is_refused_again_and_again_goes_once_a_round_trip() -> None:
+    """In a hand-over rows may come over the next epoch before those that they follow on have come over the one before."""
+    sender = FrameSender(limit=64, resend_after_s=30.0)
+    sender.push(_make(1, 7), now=0.0)
+    assert _numbers(sender.resend_rows(1, 6, now=0.2)) == [0]
+    assert _numbers(sender.resend_rows(1, 6, now=0.3)) == []
+    assert _numbers(sender.tick(now=0.35)) == []
+    assert _numbers(sender.tick(now=0.45)) == [0]
+    assert _numbers(sender.resend_rows(1, 6, now=0.66)) == [0]
+
+
 def test_rows_are_credit_as_frames_are_so_that_memory_for_them_is_bounded() -> None:
     sender = FrameSender(limit=64, resend_after_s=1.0, max_rows=4)
     for _ in range(20):
