@@ -71,7 +71,7 @@ def test_a_stage_is_killed_with_drafts_under_way(stage: int) -> None:
         prompt = "import os\nimport os\nimport os\n"
         async with bloombee.Runtime("demo", workers=2, dtype="float32") as rt:
             plain = await rt.generate(prompt, max_new_tokens=200)
-        async with bloombee.Runtime("demo", workers=2, spares=1, dtype="float32", draft="auto") as rt:
+        async with bloombee.Runtime("demo", workers=2, spares=1, dtype="float32", draft="auto", silence_s=5.0) as rt:
             tokens: list[int] = []
             async for token in rt.stream(prompt, max_new_tokens=200):
                 tokens.append(token.token_id)

@@ -105,7 +105,7 @@ def test_a_worker_leaves_in_the_middle_and_no_token_is_lost(
         make_checkpoint("gemma3_text", tmp_path / "model", sizes={"max_position_embeddings": 512})
 
     async def use() -> None:
-        async with bloombee.Runtime(model, workers=3, spares=1, dtype="float32", threads=1) as runtime:
+        async with bloombee.Runtime(model, workers=3, spares=1, dtype="float32", threads=1, silence_s=5.0) as runtime:
             events = Events(runtime)
             await events.until(lambda event: event.kind is SwarmEventKind.JOINED, 4)
             undisturbed = await answers(runtime)

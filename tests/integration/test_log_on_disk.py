@@ -127,7 +127,7 @@ def test_requests_go_on_with_the_same_tokens_when_all_but_some_rows_of_the_log_a
     async def use() -> None:
         small = LocalWorker(log_memory_bytes=32 * ROW_BYTES, log_disk_bytes=16 << 20)
         async with bloombee.Runtime(
-            "demo", workers=3, spares=1, dtype="float32", threads=1, local_workers=[small] * 4
+            "demo", workers=3, spares=1, dtype="float32", threads=1, silence_s=5.0, local_workers=[small] * 4
         ) as runtime:
             undisturbed = [await ask(runtime, seed) for seed in range(3)]
             came = [asyncio.Event() for _ in range(3)]

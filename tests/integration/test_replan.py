@@ -30,7 +30,7 @@ async def _replan_under_load(runtime: bloombee.Runtime, *without: int) -> None:
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_a_spare_takes_over_a_stage_while_requests_run(stage: int) -> None:
     async def use() -> None:
-        async with bloombee.Runtime("demo", workers=3, spares=1, dtype="float32", threads=1) as runtime:
+        async with bloombee.Runtime("demo", workers=3, spares=1, dtype="float32", threads=1, silence_s=5.0) as runtime:
             await _replan_under_load(runtime, stage)
             assert len(runtime.plan.stages) == 3
 
@@ -49,7 +49,7 @@ def test_the_layers_of_a_stage_are_shared_out_while_requests_run(stage: int) -> 
 
 def test_after_one_that_nobody_waits_for_any_more_the_next_begins_with_what_came_of_it() -> None:
     async def use() -> None:
-        async with bloombee.Runtime("demo", workers=2, spares=1, dtype="float32", threads=1) as runtime:
+        async with bloombee.Runtime("demo", workers=2, spares=1, dtype="float32", threads=1, silence_s=5.0) as runtime:
             begun = asyncio.Event()
 
             async def listen() -> None:

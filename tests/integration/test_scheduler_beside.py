@@ -59,7 +59,9 @@ def test_tokens_stops_and_cancels_are_those_of_a_scheduler_in_the_head(workers: 
 @pytest.mark.parametrize("stage", [0, 2])
 def test_requests_go_on_with_the_same_tokens_when_a_stage_is_killed(stage: int) -> None:
     async def use() -> None:
-        async with bloombee.Runtime("demo", workers=3, spares=1, dtype="float32", threads=1, scheduler="stage0") as runtime:
+        async with bloombee.Runtime(
+            "demo", workers=3, spares=1, dtype="float32", threads=1, scheduler="stage0", silence_s=5.0
+        ) as runtime:
             undisturbed = await asyncio.gather(*(ask(runtime, number) for number in range(len(PROMPTS))))
             came: asyncio.Queue[int] = asyncio.Queue()
             asked = [asyncio.ensure_future(ask(runtime, number, came)) for number in range(len(PROMPTS))]

@@ -41,7 +41,7 @@ class _Events:
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_requests_go_on_with_the_same_tokens_when_a_stage_is_killed(stage: int) -> None:
     async def use() -> None:
-        async with bloombee.Runtime("demo", workers=3, spares=1, dtype="float32", threads=1) as runtime:
+        async with bloombee.Runtime("demo", workers=3, spares=1, dtype="float32", threads=1, silence_s=5.0) as runtime:
             events = _Events(runtime)
             undisturbed = await asyncio.gather(*(ask(runtime, number) for number in range(len(PROMPTS))))
             came: asyncio.Queue[int] = asyncio.Queue()
@@ -141,7 +141,7 @@ def test_workers_found_lost_cost_nothing_when_their_processes_end_after_that() -
 
 def test_a_spare_that_ends_before_it_has_joined_costs_nothing() -> None:
     async def use() -> None:
-        runtime = bloombee.Runtime("demo", workers=1, spares=1, dtype="float32", threads=1)
+        runtime = bloombee.Runtime("demo", workers=1, spares=1, dtype="float32", threads=1, silence_s=5.0)
         try:
             await runtime.prepare()
             start = asyncio.ensure_future(runtime.ready())
@@ -167,7 +167,7 @@ def _spawner(runtime: bloombee.Runtime) -> psutil.Process:
 
 def test_workers_that_end_with_their_spawner_are_said_so_and_no_spare_is_tried() -> None:
     async def use() -> None:
-        async with bloombee.Runtime("demo", workers=2, spares=1, dtype="float32", threads=1) as runtime:
+        async with bloombee.Runtime("demo", workers=2, spares=1, dtype="float32", threads=1, silence_s=5.0) as runtime:
             events = _Events(runtime)
             await events.until(SwarmEventKind.JOINED, 3)
             came: asyncio.Queue[int] = asyncio.Queue()

@@ -37,7 +37,7 @@ async def _kinds(runtime: bloombee.Runtime, kinds: list[SwarmEventKind]) -> None
 
 
 def _runtime(spares: int = 0) -> bloombee.Runtime:
-    return bloombee.Runtime("demo", workers=2, spares=spares, dtype="float32", threads=1)
+    return bloombee.Runtime("demo", workers=2, spares=spares, dtype="float32", threads=1, silence_s=5.0)
 
 
 async def _lose_one(struck: bloombee.Runtime, other: bloombee.Runtime) -> list[tuple[int, ...] | BaseException]:
