@@ -154,7 +154,13 @@ class ModelList(msgspec.Struct, kw_only=True):
     data: list[Model]
 
 
+Condition = Literal["ok", "starting", "waiting", "loading", "recovering", "ending", "down"]
+
+
 class Health(msgspec.Struct, kw_only=True):
-    status: Literal["ok"] = "ok"
+    """``reason``: why requests are not answered now; empty where they are."""
+
+    status: Condition
+    reason: str = ""
     model: str
-    requests: int
+    requests: int = 0

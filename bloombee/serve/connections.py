@@ -38,7 +38,7 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         _watch(transport.get_extra_info("socket"))
         if len(self.connections) > self.most:
-            self._refuse(not_now(f"{self.most} connections are open; try again"))
+            self._refuse(not_now(f"{self.most} connections are open; try again", HEAD_S))  # by then the silent ones are closed
         else:
             self._await_head()
 
