@@ -7,6 +7,7 @@ prompt and the tokens that it has been given.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -75,7 +76,8 @@ class RequestCore:
     """events: see ``Event``. commands: TellScheduler, Deliver, Conclude.
 
     Args:
-        max_waiting: requests that may be open or waiting at once.
+        max_waiting: requests that may be open or waiting at once. A client that has none may have one beyond, up to twice as
+            many in all: no crowd of another's keeps it out.
     """
 
     max_waiting: int
@@ -84,6 +86,8 @@ class RequestCore:
     _requests: dict[int, Request] = field(default_factory=dict)
     _sequences: dict[SequenceId, int] = field(default_factory=dict)
     _next_sequence: SequenceId = 1
+    _num_of: Counter[str] = field(default_factory=Counter)
+    """Requests by client."""
     _turnover: Turnover = field(default_factory=Turnover)
 
     def handle(self, event: Event) -> list[Command]:
@@ -120,7 +124,7 @@ class RequestCore:
     def _submit(self, event: Submit) -> list[Command]:
         if self.error is not None:
             return [Conclude(event.request, self.error)]
-        if event.output is None and len(self._requests) >= self.max_waiting:
+        if event.output is None and self._is_full_for(event.client):
             error = QueueFull(
                 f"{len(self._requests)} requests are open or waiting (max_waiting = {self.max_waiting}): try again later",
                 waiting=len(self._requests),
@@ -128,8 +132,12 @@ class RequestCore:
             )
             return [Conclude(event.request, error)]
         self._requests[event.request] = request = Request(event, self._number(event.request), bytearray(event.output or b""))
+        self._num_of[event.client] += 1
         self._turnover.began(event.now)
         return [TellScheduler(request.opened(event.now))]
+
+    def _is_full_for(self, client: str) -> bool:
+        return len(self._requests) >= self.max_waiting * (1 if self._num_of[client] else 2)
 
     def _number(self, request: int) -> SequenceId:
         """A new one, for this request."""
@@ -168,5 +176,8 @@ class RequestCore:
         number = self._sequences.pop(sequence, None)
         if number is not None:
             request = self._requests.pop(number)
+            self._num_of[request.asked.client] -= 1
+            if not self._num_of[request.asked.client]:
+                del self._num_of[request.asked.client]
             self._turnover.ended(now, had_tokens=had_tokens or request.first_at is not None)
         return number

@@ -60,6 +60,19 @@ def test_the_queue_is_bounded() -> None:
     assert refused.error.fields["retry_after_s"] == 0.0  # none has ended, and they are new
 
 
+def test_a_crowd_of_one_clients_keeps_no_other_out() -> None:
+    core = RequestCore(max_waiting=2)
+
+    def is_taken(number: int, client: str) -> bool:
+        (command,) = core.handle(Submit(number, bytes(8), SAMPLING, 4, frozenset(), 0.0, client))
+        return isinstance(command, TellScheduler)
+
+    asked = [(1, "crowd"), (2, "crowd"), (3, "crowd"), (4, "ada"), (5, "ada"), (6, ""), (7, "late")]
+    assert [is_taken(*one) for one in asked] == [True, True, False, True, False, True, False]
+    core.handle(SchedulerSaid(Ended(3, None), 0.0))
+    assert [is_taken(*one) for one in [(8, "crowd"), (9, "ada"), (10, "ada")]] == [False, True, False]
+
+
 def test_whoever_is_refused_is_told_how_fast_requests_have_ended() -> None:
     core = RequestCore(max_waiting=1)
     for number in range(5):
