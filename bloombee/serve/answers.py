@@ -44,8 +44,11 @@ class TokenLogprob(msgspec.Struct, kw_only=True):
 
 
 class ChatLogprobs(msgspec.Struct, kw_only=True):
+    """``reasoning_content``: of the tokens that are that, with the marks around it; where there are none it is not there."""
+
     content: list[TokenLogprob]
     refusal: None = None
+    reasoning_content: list[TokenLogprob] | UnsetType = UNSET
 
 
 class CalledFunction(msgspec.Struct, kw_only=True):
