@@ -143,7 +143,9 @@ class RuntimeConfig:
     prefix_cache: bool = option(
         True, "Compute what prompts have in common once: KV memory that nobody needs keeps it for later requests."
     )
-    max_waiting: int = option(1024, "Most requests that may be open or waiting at once; one more is refused.")
+    max_waiting: int = option(
+        1024, "Most requests that may be open or waiting at once; one more is refused, unless its client has none."
+    )
     heartbeat_s: float = option(0.1, "Seconds between heartbeats, on every link.")
     silence_s: float | None = option(
         None,

@@ -17,7 +17,7 @@ from bloombee.plan.profile import Profile
 from bloombee.plan.topology import Topology
 from bloombee.roles.head import HeadRole
 from bloombee.roles.status import SwarmStatus
-from bloombee.roles.status_of import status_of
+from bloombee.roles.status_of import state_of_swarm, status_of
 from bloombee.types import StageUse, SwarmEvent, WorkerId
 
 T = TypeVar("T")
@@ -100,6 +100,11 @@ class Facts:
         Takes some seconds of steady decode; with a fixed number there is nothing to find.
         """
         return self._started().helm.core.is_settled
+
+    @property
+    def state(self) -> str:
+        """``waiting`` (for workers), ``loading``, ``up``, ``recovering`` or ``down``: :meth:`status` in a word, at once."""
+        return state_of_swarm(self._started())
 
     async def status(self) -> SwarmStatus:
         """Workers, links, plan, requests and what has been served: what ``bloombee status`` shows, as it is now.

@@ -171,12 +171,16 @@ async def stream(tokens: AsyncIterator[Token]) -> Tally:
 
 @asynccontextmanager
 async def open_runtime(
-    config: RuntimeConfig, *, announce: Callable[[Sequence[str]], None] | None = None
+    config: RuntimeConfig,
+    *,
+    announce: Callable[[Sequence[str]], None] | None = None,
+    prepared: Callable[[Runtime], None] = lambda runtime: None,
 ) -> AsyncIterator[Runtime]:
     """A Runtime whose loading is shown; however the block ends, it leaves no worker behind.
 
     Args:
         announce: called with the join tokens, one a worker, before any worker is waited for.
+        prepared: called once its model is known, before any worker is waited for.
     """
     from bloombee.runtime import Runtime
 
@@ -185,6 +189,7 @@ async def open_runtime(
     runtime = Runtime(config=config, on_progress=loading)
     try:
         await runtime.prepare(announce=announce)
+        prepared(runtime)
         await runtime.ready()
         loading.close()
         if runtime.plan.prediction is not None:

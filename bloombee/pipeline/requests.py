@@ -7,6 +7,7 @@ prompt and the tokens that it has been given.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ from bloombee.pipeline.events import (
     Submit,
     SwarmLost,
 )
+from bloombee.pipeline.turnover import Turnover
 from bloombee.types import SequenceId
 
 Event = Submit | CancelRequest | SchedulerSaid | SchedulerBegan | SwarmLost
@@ -74,7 +76,8 @@ class RequestCore:
     """events: see ``Event``. commands: TellScheduler, Deliver, Conclude.
 
     Args:
-        max_waiting: requests that may be open or waiting at once.
+        max_waiting: requests that may be open or waiting at once. A client that has none may have one beyond, up to twice as
+            many in all: no crowd of another's keeps it out.
     """
 
     max_waiting: int
@@ -83,6 +86,9 @@ class RequestCore:
     _requests: dict[int, Request] = field(default_factory=dict)
     _sequences: dict[SequenceId, int] = field(default_factory=dict)
     _next_sequence: SequenceId = 1
+    _num_of: Counter[str] = field(default_factory=Counter)
+    """Requests by client."""
+    _turnover: Turnover = field(default_factory=Turnover)
 
     def handle(self, event: Event) -> list[Command]:
         match event:
@@ -96,8 +102,8 @@ class RequestCore:
                 return [TellScheduler(Cancel(request.sequence, now))]
             case SchedulerSaid(message=Emitted() as emitted, now=now):
                 return self._emitted(emitted, now)
-            case SchedulerSaid(message=Ended(sequence=sequence, error=error)):
-                ended = self._forget(sequence)
+            case SchedulerSaid(message=Ended(sequence=sequence, error=error), now=now):
+                ended = self._forget(sequence, now)
                 return [] if ended is None else [Conclude(ended, error)]
             case SchedulerBegan(now=now):
                 return self._begin_again(now)
@@ -118,14 +124,20 @@ class RequestCore:
     def _submit(self, event: Submit) -> list[Command]:
         if self.error is not None:
             return [Conclude(event.request, self.error)]
-        if event.output is None and len(self._requests) >= self.max_waiting:
+        if event.output is None and self._is_full_for(event.client):
             error = QueueFull(
                 f"{len(self._requests)} requests are open or waiting (max_waiting = {self.max_waiting}): try again later",
                 waiting=len(self._requests),
+                retry_after_s=self._turnover.refused(event.now),
             )
             return [Conclude(event.request, error)]
         self._requests[event.request] = request = Request(event, self._number(event.request), bytearray(event.output or b""))
+        self._num_of[event.client] += 1
+        self._turnover.began(event.now)
         return [TellScheduler(request.opened(event.now))]
+
+    def _is_full_for(self, client: str) -> bool:
+        return len(self._requests) >= self.max_waiting * (1 if self._num_of[client] else 2)
 
     def _number(self, request: int) -> SequenceId:
         """A new one, for this request."""
@@ -138,7 +150,7 @@ class RequestCore:
         """Of requests that were cancelled the one that is gone may not have known."""
         cancelled = [number for number, request in self._requests.items() if request.is_cancelled]
         for number in cancelled:
-            self._forget(self._requests[number].sequence)
+            self._forget(self._requests[number].sequence, now)
         self._sequences.clear()
         for number, request in self._requests.items():
             request.sequence = self._number(number)
@@ -153,15 +165,19 @@ class RequestCore:
         if number is None or pick.position != self._requests[number].num_tokens:
             return []
         if emitted.finish is not None:
-            self._forget(pick.sequence)
+            self._forget(pick.sequence, now, had_tokens=True)
         else:
             request = self._requests[number]
             request.first_at = now if request.first_at is None else request.first_at
             request.output += pick.token.to_bytes(4, "little")
         return [Deliver(number, pick, emitted.finish, emitted.drafted, emitted.was_drafted, emitted.num_cached)]
 
-    def _forget(self, sequence: SequenceId) -> int | None:
-        request = self._sequences.pop(sequence, None)
-        if request is not None:
-            del self._requests[request]
-        return request
+    def _forget(self, sequence: SequenceId, now: float, *, had_tokens: bool = False) -> int | None:
+        number = self._sequences.pop(sequence, None)
+        if number is not None:
+            request = self._requests.pop(number)
+            self._num_of[request.asked.client] -= 1
+            if not self._num_of[request.asked.client]:
+                del self._num_of[request.asked.client]
+            self._turnover.ended(now, had_tokens=had_tokens or request.first_at is not None)
+        return number

@@ -37,17 +37,11 @@ def status_of(head: HeadRole) -> SwarmStatus:
     if not hasattr(head, "card"):
         raise RuntimeClosed("that head still looks at its model: ask again in a moment")
     core, plan, now = head.core, head.plan, time.monotonic()
-    if core.error is not None:
-        state = "down"
-    elif plan is None:
-        state = "waiting" if core.num_missing else "loading"
-    else:
-        state = "up" if core.is_up else "loading" if plan.epoch == 1 else "recovering"
     return SwarmStatus(
         version=VERSION,
         process=os.getpid(),
         model=head.config.model,
-        state=state,
+        state=state_of_swarm(head),
         reason="" if core.error is None else core.error.message,
         missing=core.num_missing,
         plan=None if plan is None else _plan(head, plan),
@@ -58,6 +52,16 @@ def status_of(head: HeadRole) -> SwarmStatus:
         recoveries=head.bulletin.recoveries,
         now_s=now,
     )
+
+
+def state_of_swarm(head: HeadRole) -> str:
+    """As :class:`~bloombee.roles.status.SwarmStatus` has it. Callable from any thread."""
+    core, plan = head.core, head.plan
+    if core.error is not None:
+        return "down"
+    if plan is None:
+        return "waiting" if core.num_missing else "loading"
+    return "up" if core.is_up else "recovering" if core.was_up else "loading"
 
 
 def _plan(head: HeadRole, plan: Plan) -> PlanStatus:

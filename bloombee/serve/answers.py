@@ -44,8 +44,11 @@ class TokenLogprob(msgspec.Struct, kw_only=True):
 
 
 class ChatLogprobs(msgspec.Struct, kw_only=True):
+    """``reasoning_content``: of the tokens that are that, with the marks around it; where there are none it is not there."""
+
     content: list[TokenLogprob]
     refusal: None = None
+    reasoning_content: list[TokenLogprob] | UnsetType = UNSET
 
 
 class CalledFunction(msgspec.Struct, kw_only=True):
@@ -154,7 +157,13 @@ class ModelList(msgspec.Struct, kw_only=True):
     data: list[Model]
 
 
+Condition = Literal["ok", "starting", "waiting", "loading", "recovering", "ending", "down"]
+
+
 class Health(msgspec.Struct, kw_only=True):
-    status: Literal["ok"] = "ok"
+    """``reason``: why requests are not answered now; empty where they are."""
+
+    status: Condition
+    reason: str = ""
     model: str
-    requests: int
+    requests: int = 0

@@ -16,10 +16,11 @@ from bloombee.errors import BloomBeeError
 from bloombee.quote import quoted
 from bloombee.runtime import Runtime
 from bloombee.serve import metrics, page
-from bloombee.serve.answers import Health, Model, ModelList
+from bloombee.serve.answers import Model, ModelList
 from bloombee.serve.chat_completions import ChatCompletions
 from bloombee.serve.completions import Completions
 from bloombee.serve.document import document
+from bloombee.serve.health import OnceUp, Pulse, Start
 from bloombee.serve.keys import Clients, Guard
 from bloombee.serve.refusals import Refusal, refusal_of
 from bloombee.serve.responses import Responses
@@ -28,8 +29,9 @@ from bloombee.serve.service import Service
 log = logging.getLogger(__name__)
 
 
-def make_app(runtime: Runtime, *, model: str, clients: Clients | None = None) -> Starlette:
-    """The API of ``runtime``, whose pipeline is up, with its figures and its page.
+def make_app(runtime: Runtime, *, model: str, clients: Clients | None = None, start: Start | None = None) -> Starlette:
+    """The API of ``runtime``, which has been prepared, with its figures and its page. Until its pipeline is up all but the API
+    is there.
 
     Args:
         model: what programs call its model.
@@ -37,13 +39,18 @@ def make_app(runtime: Runtime, *, model: str, clients: Clients | None = None) ->
 
     ``state.is_ending`` is to be set when no more requests are taken: pages are let go then.
     """
-    service = Service.of(runtime, model)
+    service, pulse = Service.of(runtime, model), Pulse(runtime, model, start or Start())
+
+    async def failed(request: Request, error: Exception) -> Response:
+        assert isinstance(error, BloomBeeError)
+        return _response(refusal_of(error, pulse.again_s))
+
     app = Starlette(
-        routes=[*_routes(service), *metrics.routes(runtime), *page.routes(runtime)],
-        middleware=[Middleware(Guard, clients)],
+        routes=[*_routes(service, pulse), *metrics.routes(runtime), *page.routes(runtime)],
+        middleware=[Middleware(Guard, clients), Middleware(OnceUp, pulse)],
         exception_handlers={
             Refusal: _refused,
-            BloomBeeError: _failed,
+            BloomBeeError: failed,
             HTTPException: _not_found,
             ClientDisconnect: _gone,
             Exception: _broken,
@@ -53,7 +60,7 @@ def make_app(runtime: Runtime, *, model: str, clients: Clients | None = None) ->
     return app
 
 
-def _routes(service: Service) -> list[BaseRoute]:
+def _routes(service: Service, pulse: Pulse) -> list[BaseRoute]:
     about = _About(service)
     return [
         Route("/v1/chat/completions", ChatCompletions(service).create, methods=["POST"]),
@@ -61,7 +68,7 @@ def _routes(service: Service) -> list[BaseRoute]:
         Route("/v1/responses", Responses(service).create, methods=["POST"]),
         Route("/v1/models", about.models, methods=["GET"]),
         Route("/v1/models/{model:path}", about.model, methods=["GET"]),
-        Route("/health", about.health, methods=["GET"]),
+        Route("/health", pulse.answer, methods=["GET"]),
         Route("/openapi.json", about.openapi, methods=["GET"]),
     ]
 
@@ -79,9 +86,6 @@ class _About:
     async def model(self, request: Request) -> Response:
         self._service.check_model(request.path_params["model"])
         return _json(self._model)
-
-    async def health(self, request: Request) -> Response:
-        return _json(Health(model=self._service.model, requests=self._service.runtime.num_requests))
 
     async def openapi(self, request: Request) -> Response:
         return Response(self._document, media_type="application/json")
@@ -103,11 +107,6 @@ def _response(refusal: Refusal) -> Response:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
     return _response(error)
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    assert isinstance(error, BloomBeeError)
-    return _response(refusal_of(error))
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

@@ -97,7 +97,10 @@ class _ChatAnswer:
         )
 
     def _logprobs(self, said: list[Said]) -> ChatLogprobs | None:
-        return self._service.texts.chat(one.token for one in said) if self._replies.has_logprobs else None
+        if not self._replies.has_logprobs:
+            return None
+        content, reasoning = ([one.token for one in said if one.is_reasoning is kind] for kind in (False, True))
+        return self._service.texts.chat(content, reasoning)
 
     async def chunks(self, with_usage: bool) -> AsyncGenerator[bytes, None]:
         """As it comes."""

@@ -8,10 +8,10 @@ import functools
 import math
 import signal
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import uvicorn
-from starlette.applications import Starlette
 
 from bloombee.config import RuntimeConfig, ServeConfig
 from bloombee.errors import BloomBeeError
@@ -19,6 +19,8 @@ from bloombee.roles.event_loop import new_event_loop
 from bloombee.runtime import Runtime
 from bloombee.serve.app import make_app
 from bloombee.serve.connections import Connection
+from bloombee.serve.entrance import Entrance
+from bloombee.serve.health import Start
 from bloombee.serve.keys import Clients, read_keys
 from bloombee.serve.listening import listen, url
 from bloombee.terminal import count, open_runtime, say, say_how_to_join, tell_of_losses
@@ -45,17 +47,22 @@ async def _serve(config: RuntimeConfig, serving: ServeConfig, clients: Clients |
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     announce = functools.partial(say_how_to_join, config) if config.remote_workers else None
+    model, start = serving.model_name or model_name(config.model), Start()
+    entrance = Entrance(model, clients, start)
     most = spare_descriptors(MOST_CONNECTIONS, config.num_workers)
-    async with open_runtime(config, announce=announce) as runtime:
-        model = serving.model_name or model_name(config.model)
-        app = make_app(runtime, model=model, clients=clients)
+
+    def prepared(runtime: Runtime) -> None:
+        entrance.app = make_app(runtime, model=model, clients=clients, start=start)
+
+    async with (
+        Server(http_config(entrance, drain_s=serving.drain_s, most_connections=most), entrance).listening(sockets) as server,
+        open_runtime(config, announce=announce, prepared=prepared) as runtime,
+    ):
         await _let_go(runtime)
-        server = Server(http_config(app, drain_s=serving.drain_s, most_connections=most), runtime, app)
-        for one in sockets:
-            one.listen(BACKLOG)  # whoever dials from now on waits a moment, and is not refused
+        start.is_over()
         place = url(sockets[0], serving.address)
         say(f"{model} is served at {place}/v1, and shown at {place} (Ctrl-C ends it)")
-        await server.until_asked(sockets)
+        await server.until_asked(runtime)
 
 
 async def _let_go(runtime: Runtime) -> None:
@@ -91,12 +98,24 @@ def http_config(app: object, *, drain_s: float, most_connections: int) -> uvicor
 class Server(uvicorn.Server):
     """uvicorn's, which a person may ask to stop twice: first to let requests end, then at once."""
 
-    def __init__(self, config: uvicorn.Config, runtime: Runtime, app: Starlette) -> None:
+    def __init__(self, config: uvicorn.Config, entrance: Entrance) -> None:
         super().__init__(config)
-        self._runtime = runtime
-        self._app = app
+        self._entrance = entrance
+        self._serving: asyncio.Task[None]
 
-    async def until_asked(self, sockets: list[socket.socket]) -> None:
+    @contextlib.asynccontextmanager
+    async def listening(self, sockets: list[socket.socket]) -> AsyncIterator[Server]:
+        """Answers while the block runs; at its end, however it comes, at once no more."""
+        for one in sockets:
+            one.listen(BACKLOG)
+        self._serving = asyncio.create_task(self.serve(sockets))
+        try:
+            yield self
+        finally:
+            self._stop()
+            await self._serving
+
+    async def until_asked(self, runtime: Runtime) -> None:
         """Serve.
 
         Raises:
@@ -104,11 +123,11 @@ class Server(uvicorn.Server):
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._asked_to_stop)
-        losses = asyncio.create_task(tell_of_losses(self._runtime))
+            loop.add_signal_handler(number, self._asked_to_stop, runtime)
+        losses = asyncio.create_task(tell_of_losses(runtime))
         losses.add_done_callback(lambda _: self._stop())
         try:
-            await self.serve(sockets)
+            await asyncio.shield(self._serving)
         finally:
             is_lost = losses.done()
             losses.cancel()
@@ -121,13 +140,14 @@ class Server(uvicorn.Server):
         """The loop has them."""
         yield
 
-    def _asked_to_stop(self) -> None:
+    def _asked_to_stop(self, runtime: Runtime) -> None:
         if self.should_exit:
             self._stop()
             return
-        self.should_exit = self._app.state.is_ending = True
-        if self._runtime.num_requests:
-            say(f"no more requests are taken; {count(self._runtime.num_requests, 'request')} may end (Ctrl-C ends them now)")
+        self.should_exit = True
+        self._entrance.is_ending()
+        if runtime.num_requests:
+            say(f"no more requests are taken; {count(runtime.num_requests, 'request')} may end (Ctrl-C ends them now)")
 
     def _stop(self) -> None:
         self.should_exit = self.force_exit = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from typing import Any
 
@@ -14,7 +15,10 @@ from bloombee.serve.refusals import Refusal, not_now
 HEAD_S = 20.0
 """In which a request's headers must have come, from the first byte of the connection or the end of the answer before."""
 UNREAD_S = 60.0
-"""An answer that waits for its reader for so long has none."""
+"""An answer of which nothing is taken for so long has no reader."""
+SEND_BYTES = 64 << 10
+"""Of a connection that the system may hold back for a slow reader (Linux doubles it); what it takes from us is what was read,
+but for so much."""
 _ALIVE_S = 30
 
 
@@ -38,7 +42,7 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         _watch(transport.get_extra_info("socket"))
         if len(self.connections) > self.most:
-            self._refuse(not_now(f"{self.most} connections are open; try again"))
+            self._refuse(not_now(f"{self.most} connections are open; try again", HEAD_S))  # by then the silent ones are closed
         else:
             self._await_head()
 
@@ -58,7 +62,8 @@ class Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread = self._unread or self.loop.call_later(UNREAD_S, self.transport.abort)
+        if self._unread is None:
+            self._await_reader()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -70,12 +75,29 @@ class Connection(H11Protocol):
 
     def _await_head(self) -> None:
         self._stop_waiting()
-        self._head = self.loop.call_later(HEAD_S, self.transport.abort)
+        self._head = self.loop.call_later(HEAD_S, self._is_silent, math.inf)
+
+    def _is_silent(self, untaken_before: float) -> None:
+        """Nobody has asked for anything; but whoever still takes the answer before may go on with that."""
+        untaken = self.transport.get_write_buffer_size()
+        if 0 < untaken < untaken_before:
+            self._head = self.loop.call_later(UNREAD_S, self._is_silent, untaken)
+        else:
+            self.transport.abort()
 
     def _stop_waiting(self) -> None:
         if self._head is not None:
             self._head.cancel()
             self._head = None
+
+    def _await_reader(self) -> None:
+        self._unread = self.loop.call_later(UNREAD_S, self._is_deaf, self.transport.get_write_buffer_size())
+
+    def _is_deaf(self, untaken_before: int) -> None:
+        if self.transport.get_write_buffer_size() < untaken_before:
+            self._await_reader()
+        else:
+            self.transport.abort()
 
     def _found_reader(self) -> None:
         if self._unread is not None:
@@ -99,6 +121,7 @@ def _watch(connection: Any) -> None:
     if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
         return
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
     for name, value in (("TCP_KEEPIDLE", _ALIVE_S), ("TCP_KEEPINTVL", 10), ("TCP_USER_TIMEOUT", int(UNREAD_S * 1e3))):
         if hasattr(socket, name):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -28,6 +28,7 @@ _TYPES = (
     Health,
     ErrorBody,
 )
+_RETRY: dict[str, Any] = {"headers": {"Retry-After": {"schema": {"type": "integer"}}}}
 _REFUSALS = {
     "400": "what the request says is wrong, or cannot be had",
     "401": "no key, or one that is not known",
@@ -60,7 +61,7 @@ def document(model: str) -> dict[str, Any]:
                     "parameters": [{"name": "model", "in": "path", "required": True, "schema": {"enum": [model]}}],
                 }
             },
-            "/health": {"get": _get("health", Health)},
+            "/health": {"get": _health()},
         },
         "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "security": [{"key": []}, {}],
@@ -89,16 +90,22 @@ def _event(chunk: type) -> dict[str, Any]:
     return {"type": "object", "properties": {"event": {"type": "string"}, "data": data}, "required": ["data"]}
 
 
+def _health() -> dict[str, Any]:
+    """Of what is not up it says so with the same body and another status."""
+    told = _get("health", Health)
+    down = {"description": "requests are not answered now", "content": told["responses"]["200"]["content"], **_RETRY}
+    return {**told, "responses": {**told["responses"], "503": down}}
+
+
 def _get(name: str, answer: type) -> dict[str, Any]:
     answered = {"description": "what is there", "content": {"application/json": {"schema": _ref(answer)}}}
-    return {"operationId": name, "responses": {"200": answered, **_refusals("401", "403", "404")}}
+    return {"operationId": name, "responses": {"200": answered, **_refusals("401", "403", "404", "503")}}
 
 
 def _refusals(*statuses: str) -> dict[str, Any]:
     content = {"application/json": {"schema": _ref(ErrorBody)}}
-    retry = {"headers": {"Retry-After": {"schema": {"type": "integer"}}}}
     return {
-        status: {"description": _REFUSALS[status], "content": content, **(retry if status == "503" else {})}
+        status: {"description": _REFUSALS[status], "content": content, **(_RETRY if status == "503" else {})}
         for status in statuses
     }
 

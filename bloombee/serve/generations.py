@@ -61,7 +61,8 @@ class Generations:
     num_cached: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        refuse_if(len(self) > MOST_CHOICES, "n", self.n, f"with {len(self.prompts)} prompts: at most {MOST_CHOICES} answers")
+        most = min(MOST_CHOICES, self.runtime.config.max_waiting)
+        refuse_if(len(self) > most, "n", self.n, f"with {len(self.prompts)} prompts: at most {most} answers at once")
         self.prompt_ids = [()] * len(self.prompts)
 
     def __len__(self) -> int:

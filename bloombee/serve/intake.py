@@ -22,6 +22,8 @@ MOST_HELD = 8
 SMALL_BYTES = 64 << 10
 READ_S = 60.0
 """In which a body must have come."""
+SOON_S = 2.0
+"""Large bodies that others send have mostly come by then."""
 
 
 class Intake:
@@ -64,7 +66,7 @@ class Intake:
     def take(self, num_bytes: int) -> None:
         """Raises Refusal."""
         if self._held_bytes + num_bytes > MOST_HELD * self.most_bytes:
-            raise not_now("the requests that are being read are too large together; try again")
+            raise not_now("the requests that are being read are too large together; try again", SOON_S)
         self._held_bytes += num_bytes
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from msgspec import UNSET
+
 from bloombee.serve.answers import ChatLogprobs, TextLogprobs, TokenLogprob, TopLogprob
 from bloombee.types import Token
 
@@ -24,9 +26,12 @@ class TokenTexts:
     def text(self, token_id: int) -> str:
         return self.spelled(token_id).decode("utf-8", "replace")
 
-    def chat(self, tokens: Iterable[Token]) -> ChatLogprobs:
+    def chat(self, content: Iterable[Token], reasoning: Iterable[Token]) -> ChatLogprobs:
         """Of tokens whose log-probability was asked for."""
-        return ChatLogprobs(content=[self._of(token) for token in tokens])
+        return ChatLogprobs(content=self.each(content), reasoning_content=self.each(reasoning) or UNSET)
+
+    def each(self, tokens: Iterable[Token]) -> list[TokenLogprob]:
+        return [self._of(token) for token in tokens]
 
     def completion(self, tokens: Iterable[Token], offset: int) -> TextLogprobs:
         """The same for plain completions; the first token's text begins at ``offset``."""

@@ -59,17 +59,19 @@ def routes(runtime: Runtime) -> list[BaseRoute]:
     """The page, its files and its feed; for an application that says in its state when it ``is_ending``."""
     feed = Feed(runtime)
 
-    async def page(request: Request) -> Response:
-        return FileResponse(STATIC / "page.html", headers=PAGE_HEADERS)
-
     async def events(request: Request) -> Response:
         return StreamingResponse(feed.stream(request.app.state), media_type="text/event-stream", headers=FEED_HEADERS)
 
-    return [
-        Route("/", page, methods=["GET"]),
-        Route("/events", events, methods=["GET"]),
-        Mount("/static", StaticFiles(directory=STATIC)),
-    ]
+    return [*files(), Route("/events", events, methods=["GET"])]
+
+
+def files() -> list[BaseRoute]:
+    """The page and its files, which know of no swarm."""
+
+    async def page(request: Request) -> Response:
+        return FileResponse(STATIC / "page.html", headers=PAGE_HEADERS)
+
+    return [Route("/", page, methods=["GET"]), Mount("/static", StaticFiles(directory=STATIC))]
 
 
 class Feed:

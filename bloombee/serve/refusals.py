@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +11,8 @@ import msgspec
 from bloombee.errors import BloomBeeError, CapacityError, ConfigError, GrammarFailed, Infeasible, RuntimeClosed
 from bloombee.quote import printable
 
-RETRY_AFTER_S = 1
-"""Some requests end within it; a client waits longer by itself, the second time."""
+LEAST_RETRY_S, MOST_RETRY_S = 1, 60
+"""That anybody is told to wait."""
 PARAMETERS = {"max_new_tokens": "max_tokens", "prompt": "messages", "grammar": "response_format"}
 """What the Runtime's fields are called by programs."""
 
@@ -58,14 +59,22 @@ class Refusal(Exception):
         return msgspec.json.encode(ErrorBody(error=self.fault))
 
 
-def not_now(message: str) -> Refusal:
-    """Nothing is wrong with the request: the same one may be answered later."""
-    retry = {"Retry-After": str(RETRY_AFTER_S)}
-    return Refusal(503, message, kind="overloaded_error", code="overloaded", headers=retry)
+def retry_after(seconds: float) -> dict[str, str]:
+    """The header: whole seconds, within bounds."""
+    return {"Retry-After": str(min(MOST_RETRY_S, max(LEAST_RETRY_S, math.ceil(seconds))))}
 
 
-def refusal_of(error: BloomBeeError) -> Refusal:
-    """What a program is told about ``error``: whose fault it is, and whether it is of use to ask again."""
+def not_now(message: str, again_s: float, *, code: str = "overloaded") -> Refusal:
+    """Nothing is wrong with the request: the same one may be answered after so many seconds."""
+    return Refusal(503, message, kind="overloaded_error", code=code, headers=retry_after(again_s))
+
+
+def refusal_of(error: BloomBeeError, again_s: float = LEAST_RETRY_S) -> Refusal:
+    """What a program is told about ``error``: whose fault it is, and whether it is of use to ask again.
+
+    Args:
+        again_s: when that is, if the error does not say so.
+    """
     if isinstance(error, ConfigError):
         return _of_config(error)
     if isinstance(error, Infeasible):
@@ -73,7 +82,8 @@ def refusal_of(error: BloomBeeError) -> Refusal:
     if isinstance(error, GrammarFailed):
         return Refusal(400, error.message, param="response_format")
     if error.retryable or isinstance(error, (CapacityError, RuntimeClosed)):
-        return not_now(error.message)
+        told = error.fields.get("retry_after_s")
+        return not_now(error.message, told if isinstance(told, float) else again_s)
     return Refusal(500, error.message, kind="server_error", code=error.code)
 
 

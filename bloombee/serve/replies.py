@@ -20,10 +20,15 @@ PROMPT_END = 8
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A token of a choice, and what is certain since it came. ``ended``: with the last one."""
+    """A token of a choice, and what is certain since it came.
+
+    Args:
+        is_reasoning: of the token; a mark around reasoning is part of it. ended: with the last one.
+    """
 
     index: int
     token: Token
+    is_reasoning: bool
     parts: list[Part]
     ended: Ended | None
 
@@ -69,11 +74,13 @@ class Replies:
 
     def _said(self, index: int, token: Token) -> Said:
         listener = self._listeners.get(index) or self._begin(index)
-        self._num_reasoning += listener.is_reasoning
+        was_reasoning = listener.is_reasoning
         parts = listener.push(token.text)
+        is_reasoning = was_reasoning or listener.is_reasoning
+        self._num_reasoning += is_reasoning
         if token.finish_reason is not None:
             parts += listener.finish()
-        return Said(index, token, parts, ended(token.finish_reason, has_calls=listener.num_calls > 0))
+        return Said(index, token, is_reasoning, parts, ended(token.finish_reason, has_calls=listener.num_calls > 0))
 
     def _begin(self, index: int) -> Listener:
         speech, generations = self._service.speech, self._generations

@@ -100,7 +100,7 @@ class ResponseBody(_Body, kw_only=True):
     store: bool | None = None
     truncation: Literal["disabled"] | None = None
     background: Literal[False] | None = None
-    previous_response_id: None = None
+    previous_response_id: Annotated[Name | None, Meta(description="Refused: nothing is stored.")] = None
     metadata: dict[str, Any] | None = None
     user: Name | None = None
     safety_identifier: Name | None = None

@@ -14,6 +14,7 @@ from bloombee.serve.answers import TokenLogprob
 from bloombee.serve.bodies import Sampled
 from bloombee.serve.delivery import Deliver, event, events, whole
 from bloombee.serve.generations import Generations, sampling
+from bloombee.serve.intake import refuse_if
 from bloombee.serve.refusals import refusal_of
 from bloombee.serve.replies import Replies, Said, conversation
 from bloombee.serve.response_bodies import ResponseBody, TextSettings, messages_of
@@ -53,6 +54,8 @@ class Responses:
         return events(answer.events()) if body.stream else whole(answer.response())
 
     def _replies(self, body: ResponseBody, client: str) -> Replies:
+        before = body.previous_response_id
+        refuse_if(before is not None, "previous_response_id", before, "nothing is stored; give what was said before as input")
         offer = Offer.of([one.tool for one in body.tools or []], body.choice, parallel=body.parallel_tool_calls is not False)
         form = None if body.text is None else format_grammar(body.text.response_format)
         grammar, is_bound = one_of(offer, form, self._service.speech), offer.must_call or form is not None
@@ -162,6 +165,8 @@ class _Output:
     def __init__(self, service: Service, *, has_logprobs: bool) -> None:
         self._service = service
         self._has_logprobs = has_logprobs
+        self._logprobs: list[TokenLogprob] = []
+        """Of content's tokens whose text has yet to be told."""
         self.items: list[Item] = []
         self.ended: str | None = None
         self._is_open = False
@@ -169,15 +174,16 @@ class _Output:
 
     def add(self, said: Said) -> Iterator[StreamEvent]:
         """A token. All events must be taken."""
-        logprobs = self._service.texts.chat([said.token]).content if self._has_logprobs else []
+        if self._has_logprobs and not said.is_reasoning:
+            self._logprobs += self._service.texts.each([said.token])
         for part in said.parts:
-            yield from self._call(part) if isinstance(part, Call) else self._text(part, logprobs)
-            logprobs = []
+            yield from self._call(part) if isinstance(part, Call) else self._text(part)
         if said.ended is not None:
             self.ended = said.ended
             yield from self._close("incomplete" if said.ended == "length" else "completed")
 
     def _call(self, call: Call) -> Iterator[StreamEvent]:
+        self._logprobs = []  # a call has none
         yield from self._close("completed")
         item = CallItem(id=new_id("fc_"), status="in_progress", call_id=call.id, name=call.name, arguments="")
         self.items.append(item)
@@ -187,7 +193,7 @@ class _Output:
         yield self._of_item("response.function_call_arguments.done", item_id=item.id, arguments=call.arguments, name=call.name)
         yield self._of_item("response.output_item.done", item=item)
 
-    def _text(self, piece: Piece, logprobs: list[TokenLogprob]) -> Iterator[StreamEvent]:
+    def _text(self, piece: Piece) -> Iterator[StreamEvent]:
         is_reasoning = piece.kind is Kind.REASONING
         item = self.items[-1] if self._is_open else None
         if not isinstance(item, ReasoningItem if is_reasoning else MessageItem):
@@ -197,12 +203,15 @@ class _Output:
         assert not isinstance(item, CallItem)
         part = item.content[0]
         part.text += piece.text
-        told: dict[str, Any] = {"item_id": item.id, "content_index": 0, "delta": piece.text}
         if isinstance(part, OutputText):
-            part.logprobs += logprobs
-            yield self._of_item("response.output_text.delta", logprobs=logprobs, **told)
+            yield self._delta(item.id, part, piece.text)
         else:
-            yield self._of_item("response.reasoning_text.delta", **told)
+            yield self._of_item("response.reasoning_text.delta", item_id=item.id, content_index=0, delta=piece.text)
+
+    def _delta(self, id: str, part: OutputText, text: str) -> StreamEvent:
+        logprobs, self._logprobs = self._logprobs, []
+        part.logprobs += logprobs
+        return self._of_item("response.output_text.delta", item_id=id, content_index=0, delta=text, logprobs=logprobs)
 
     def _open(self, is_reasoning: bool) -> Iterator[StreamEvent]:
         item: MessageItem | ReasoningItem
@@ -227,6 +236,8 @@ class _Output:
         item.status, part = status, item.content[0]
         told: dict[str, Any] = {"item_id": item.id, "content_index": 0}
         if isinstance(part, OutputText):
+            if self._logprobs:
+                yield self._delta(item.id, part, "")  # an end token has no text
             yield self._of_item("response.output_text.done", text=part.text, logprobs=part.logprobs, **told)
         else:
             yield self._of_item("response.reasoning_text.done", text=part.text, **told)

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import json
 import resource
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
@@ -79,14 +81,31 @@ def test_absurd_bodies_are_refused_beside_others(body: bytes, server: Served) ->
     assert answer["error"]["type"] == "invalid_request_error"
 
 
-def test_more_than_may_wait_is_told_to_come_again(server: Served) -> None:
-    def crowd() -> tuple[int, dict[str, str], Any]:
-        return server.request("POST", "/v1/completions", ask(n=60))
+def test_more_answers_than_may_be_open_are_never_to_be_had(server: Served) -> None:
+    status, _, answer = beside(server, lambda: server.request("POST", "/v1/completions", ask(n=60)))
+    assert status == 400
+    assert answer["error"]["param"] == "n"
+    assert "at most 40 answers" in answer["error"]["message"]
 
-    status, headers, answer = beside(server, crowd)
-    assert status == 503
-    assert int(headers["retry-after"]) >= 1
-    assert answer["error"]["code"] == "overloaded"
+
+def test_more_than_may_wait_is_told_when_to_come_again(server: Served) -> None:
+    """Whoever is refused later is told a later time, and may come in when the others have ended."""
+
+    def crowd() -> list[tuple[int, dict[str, str], Any]]:
+        with ThreadPoolExecutor(1) as pool:
+            full = pool.submit(server.request, "POST", "/v1/completions", ask(n=39, max_tokens=100))
+            while server.swarm.runtime.num_requests < 40:
+                time.sleep(0.01)
+            refused = [server.request("POST", "/v1/completions", ask()) for _ in range(5)]
+            assert full.result()[0] == 200
+        return refused
+
+    refused = beside(server, crowd)
+    assert [(status, answer["error"]["code"]) for status, _, answer in refused] == [(503, "overloaded")] * 5
+    told = [int(headers["retry-after"]) for _, headers, _ in refused]
+    assert told == sorted(told)
+    assert 1 <= told[0] <= told[-1] <= 60
+    assert server.request("POST", "/v1/completions", ask())[0] == 200
 
 
 def test_a_client_that_goes_without_a_word_frees_what_it_had(server: Served) -> None:

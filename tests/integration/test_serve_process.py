@@ -8,10 +8,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,6 +68,54 @@ def test_a_second_one_ends_it_at_once() -> None:
         with contextlib.suppress(http.client.IncompleteRead, ConnectionResetError):
             assert not answer.read().endswith(b"data: [DONE]\n\n")
         assert process.wait(60) == 0
+
+
+def asked(port: int, path: str, body: Any = None) -> tuple[int, str | None, bytes]:
+    """Status, Retry-After and body of the answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        data = None if body is None else json.dumps(body)
+        connection.request("GET" if body is None else "POST", path, data, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, answer.getheader("Retry-After"), answer.read()
+    finally:
+        connection.close()
+
+
+def test_it_answers_from_the_start_and_says_what_it_waits_for() -> None:
+    """Programs are told to come again, people see the page, and both are served as soon as a worker has joined."""
+    port = free_port()
+    command = [*BLOOMBEE, "serve", "--workers", "1", "--listen", "tcp://127.0.0.1:0", "--http", f"127.0.0.1:{port}"]
+    with contextlib.ExitStack() as opened:
+        process = opened.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT))
+        opened.callback(process.kill)
+        assert process.stderr is not None
+        token = next(line.split()[-1] for line in process.stderr if "--join" in line)
+        while json.loads((told := asked(port, "/health"))[2])["status"] == "starting":
+            assert (told[0], 1 <= int(told[1] or 0) <= 60) == (503, True)
+        status, again, body = told
+        assert (status, 1 <= int(again or 0) <= 60) == (503, True)
+        assert json.loads(body) == {"status": "waiting", "reason": "waiting for 1 worker", "model": "demo", "requests": 0}
+        for path, sent in (("/v1/models", None), ("/v1/completions", {"prompt": "import ", "max_tokens": 1})):
+            status, again, body = asked(port, path, sent)
+            assert (status, 1 <= int(again or 0) <= 60) == (503, True)
+            assert json.loads(body)["error"]["code"] == "waiting"
+        assert asked(port, "/")[0] == 200
+        assert b'bloombee_state{bloombee_state="waiting"} 1.0' in asked(port, "/metrics")[2]
+        worker = opened.enter_context(subprocess.Popen([*BLOOMBEE, "worker", "--join", token], env=ENVIRONMENT))
+        opened.callback(worker.kill)
+        assert next(line for line in process.stderr if SERVED.match(line))
+        assert (asked(port, "/health")[0], asked(port, "/v1/completions", {"prompt": "import ", "max_tokens": 1})[0]) == (
+            200,
+            200,
+        )
+        process.send_signal(signal.SIGTERM)
+        assert (process.wait(60), worker.wait(60)) == (0, 0)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return int(one.getsockname()[1])
 
 
 @pytest.mark.parametrize(

@@ -175,9 +175,13 @@ def test_a_response_of_a_schema_and_with_a_call(client: OpenAI) -> None:
 @pytest.mark.parametrize(
     "fields", [{"previous_response_id": "resp_1"}, {"background": True}, {"input": []}, {"tools": [{"type": "web_search"}]}]
 )
-def test_what_a_response_cannot_have_is_refused(fields: Any, client: OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError):
+def test_what_a_response_cannot_have_is_refused(fields: dict[str, Any], client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
         respond(client, **fields)
+    (name,) = fields
+    assert caught.value.param is not None
+    assert caught.value.param.startswith(name)
+    assert name != "previous_response_id" or "give what was said before as input" in caught.value.message
 
 
 # -- reasoning -----------------------------------------------------------------------------
@@ -214,6 +218,38 @@ def test_reasoning_is_no_content(thinker: OpenAI) -> None:
     response = respond(thinker, max_output_tokens=12)
     assert [item.type for item in response.output] == ["reasoning"]
     assert response.output[0].content[0].text == answer.choices[0].message.reasoning_content
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_of_reasoning_are_apart(stream: bool, thinker: OpenAI) -> None:
+    """Of a thought that ends: its tokens, those of the mark among them, are none of the content's."""
+    messages = [{"role": "user", "content": "</think>\n" * 12}]  # which the model goes on with
+    fields: Any = {"max_tokens": 16, "temperature": 0, "logprobs": True, "top_logprobs": 2, "messages": messages}
+    if stream:
+        fields |= {"stream": True, "stream_options": {"include_usage": True}}
+    answer = chat(thinker, **fields)
+    chunks = list(answer) if stream else [answer]
+    choices = [choice for chunk in chunks for choice in chunk.choices]
+    told = [choice.logprobs for choice in choices if choice.logprobs is not None]
+    of_content = [token for one in told for token in one.content]
+    of_reasoning = [token for one in told for token in getattr(one, "reasoning_content", None) or []]
+    content = "".join((choice.delta if stream else choice.message).content or "" for choice in choices)
+    assert len(of_content) + len(of_reasoning) == 16
+    assert len(of_reasoning) == chunks[-1].usage.completion_tokens_details.reasoning_tokens > 0
+    assert "".join(token["token"] for token in of_reasoning).strip() == "</think>"
+    assert "".join(token.token for token in of_content).strip() == content.strip() != ""
+    assert {len(token.top_logprobs) for token in of_content} == {len(token["top_logprobs"]) for token in of_reasoning} == {2}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_of_a_response_are_of_every_token_of_its_text(stream: bool, client: OpenAI) -> None:
+    known = chat(client, temperature=0, max_tokens=12, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    answer = respond(client, max_output_tokens=12, top_logprobs=2, stream=stream)
+    told = list(answer) if stream else []
+    (item,) = (told[-1].response if stream else answer).output
+    assert [one.logprob for one in item.content[0].logprobs] == [one.logprob for one in known]
+    deltas = [one.logprobs for one in told if one.type == "response.output_text.delta"]
+    assert [one.logprob for logprobs in deltas for one in logprobs] == ([one.logprob for one in known] if stream else [])
 
 
 def test_a_format_leaves_no_room_for_reasoning(thinker: OpenAI) -> None:

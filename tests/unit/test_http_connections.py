@@ -25,6 +25,7 @@ from bloombee.serve.intake import Intake
 from bloombee.serve.listening import listen, url
 from bloombee.serve.refusals import Refusal
 
+LARGE = 3 << 20
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -35,8 +36,9 @@ class Body(msgspec.Struct):
 class Site:
     """A server of one small application."""
 
-    def __init__(self, port: int, state: dict[str, Any]) -> None:
+    def __init__(self, port: int, state: dict[str, Any], server: uvicorn.Server) -> None:
         self.port = port
+        self.server = server
         self.state = state
 
     async def dial(self) -> Streams:
@@ -76,7 +78,10 @@ def _app(state: dict[str, Any]) -> Starlette:
 
         return flood
 
-    return Starlette(routes=[Route("/take", take, methods=["POST"]), Route("/flood", flooding)])
+    async def large(request: Request) -> Response:
+        return Response(bytes(LARGE))
+
+    return Starlette(routes=[Route("/take", take, methods=["POST"]), Route("/flood", flooding), Route("/large", large)])
 
 
 async def _gone(receive: Any, event: asyncio.Event) -> None:
@@ -93,7 +98,7 @@ async def site(most: int = 64) -> AsyncIterator[Site]:
     serving = asyncio.create_task(server.serve([bound]))
     bound.listen()
     try:
-        yield Site(bound.getsockname()[1], state)
+        yield Site(bound.getsockname()[1], state, server)
     finally:
         server.should_exit = server.force_exit = True
         await serving
@@ -152,7 +157,7 @@ def test_one_connection_too_many_is_told_to_come_again() -> None:
                 await writer.drain()
             head, _, body = (await at.ask(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")).partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 503")
-            assert b"retry-after: 1" in head.lower()
+            assert b"retry-after: 20" in head.lower(), "by then the silent ones are hung up on"
             assert json.loads(body)["error"]["code"] == "overloaded"
             for _, writer in held:
                 writer.close()
@@ -172,6 +177,52 @@ def test_an_answer_that_nobody_reads_ends(monkeypatch: pytest.MonkeyPatch) -> No
             deaf.close()
 
     run(test)
+
+
+def test_an_answer_that_is_taken_slowly_is_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes: its reader takes a little between any two looks at it, before and after the last byte was sent."""
+    monkeypatch.setattr(connections, "HEAD_S", 0.05)
+    monkeypatch.setattr(connections, "UNREAD_S", 0.05)
+    looks = 0
+
+    def counted(look: Callable[..., None]) -> Callable[..., None]:
+        def counting(*arguments: Any) -> None:
+            nonlocal looks
+            look(*arguments)
+            looks += 1
+
+        return counting
+
+    for name in ("_is_silent", "_is_deaf"):
+        monkeypatch.setattr(connections.Connection, name, counted(getattr(connections.Connection, name)))
+
+    async def test() -> None:
+        async with site() as at:
+            slow = socket.socket()
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect(("127.0.0.1", at.port))
+            slow.setblocking(False)
+            reader, writer = await asyncio.open_connection(sock=slow, limit=4096)
+            writer.write(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            taken = 0
+            while taken < LARGE:
+                seen = looks
+                for _ in range(40):
+                    taken += len(await reader.read(1 << 13)) if taken < LARGE else 0
+                while looks == seen and taken < LARGE and not await _all_taken(at):  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+            assert taken == LARGE
+            assert looks > 2
+            writer.close()
+
+    run(test)
+
+
+async def _all_taken(at: Site) -> bool:
+    """Of what the server has; what is left is on its way."""
+    (connection,) = at.server.server_state.connections or (None,)
+    return connection is None or connection.transport.get_write_buffer_size() == 0
 
 
 def _post(length: int, body: bytes) -> bytes:

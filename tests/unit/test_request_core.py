@@ -22,8 +22,8 @@ from bloombee.wire.messages import Grammar, Pick, Sampling
 SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
 
 
-def _submit(number: int) -> Submit:
-    return Submit(number, bytes(8), SAMPLING, 4, frozenset(), 0.0)
+def _submit(number: int, now: float = 0.0) -> Submit:
+    return Submit(number, bytes(8), SAMPLING, 4, frozenset(), now)
 
 
 def test_requests_go_to_the_scheduler_and_tokens_back() -> None:
@@ -57,6 +57,31 @@ def test_the_queue_is_bounded() -> None:
     (refused,) = core.handle(_submit(3))
     assert isinstance(refused, Conclude)
     assert isinstance(refused.error, QueueFull)
+    assert refused.error.fields["retry_after_s"] == 0.0  # none has ended, and they are new
+
+
+def test_a_crowd_of_one_clients_keeps_no_other_out() -> None:
+    core = RequestCore(max_waiting=2)
+
+    def is_taken(number: int, client: str) -> bool:
+        (command,) = core.handle(Submit(number, bytes(8), SAMPLING, 4, frozenset(), 0.0, client))
+        return isinstance(command, TellScheduler)
+
+    asked = [(1, "crowd"), (2, "crowd"), (3, "crowd"), (4, "ada"), (5, "ada"), (6, ""), (7, "late")]
+    assert [is_taken(*one) for one in asked] == [True, True, False, True, False, True, False]
+    core.handle(SchedulerSaid(Ended(3, None), 0.0))
+    assert [is_taken(*one) for one in [(8, "crowd"), (9, "ada"), (10, "ada")]] == [False, True, False]
+
+
+def test_whoever_is_refused_is_told_how_fast_requests_have_ended() -> None:
+    core = RequestCore(max_waiting=1)
+    for number in range(5):
+        core.handle(_submit(number, 2.0 * number))
+        last = Pick(number + 1, 0, 2, 5, None, ())
+        core.handle(SchedulerSaid(Emitted(last, FinishReason.LENGTH), 2.0 * number + 1.5))
+    core.handle(_submit(5, 100.0))
+    refused = [command for n in range(3) for command in core.handle(_submit(6 + n, 100.0))]
+    assert [isinstance(one, Conclude) and one.error and one.error.fields["retry_after_s"] for one in refused] == [1.5, 3.0, 4.5]
 
 
 def test_nothing_is_served_once_the_swarm_is_lost() -> None:

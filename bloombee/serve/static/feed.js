@@ -75,11 +75,14 @@ function parsed(block) {
   return found;
 }
 
-/** The swarm's own feed, for as long as the page lives: `heard[event](value)`, and `lost()` whenever there is none. */
+/** The swarm's own feed, for as long as the page lives: `heard[event](value)`, and `lost(status)`
+ * whenever there is none, with the status of what the server answered instead, if it did. */
 export async function follow(path, heard, lost) {
   for (let wait = 500; ; wait = Math.min(2 * wait, LONGEST_WAIT_MS)) {
+    let status = null;
     try {
       const answer = await fetched(path, { headers: { Accept: "text/event-stream" } });
+      if (!answer.ok) status = answer.status;
       if (answer.ok) {
         for await (const { event, data } of eventsOf(answer)) {
           heard[event]?.(JSON.parse(data));
@@ -89,7 +92,7 @@ export async function follow(path, heard, lost) {
     } catch (error) {
       if (!(error instanceof TypeError)) throw error; // of a connection that broke or was not to be had
     }
-    lost();
+    lost(status);
     await new Promise((resolve) => setTimeout(resolve, wait));
   }
 }

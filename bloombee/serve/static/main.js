@@ -72,4 +72,4 @@ byId("theme").addEventListener("click", () => {
 dark.addEventListener("change", showTheme);
 showTheme();
 
-follow("/events", heard, () => showState("away", "no connection"));
+follow("/events", heard, (status) => showState("away", status === 503 ? "starting" : "no connection"));
