@@ -276,8 +276,8 @@ def told(found: Sequence[Lived], options: argparse.Namespace) -> str:
 
     down = sum(one.down_s for one in found) / (len(found) * options.seconds)
     return (
-        f"{options.workers} workers in {len(found)} pipelines, {options.seconds} s: {total('losses')} lost, {total('joins')} joined,"
-        f" {total('recoveries')} recoveries, {total('replans')} hand-overs; no plan ran {100 * down:.2f} % of the time;"
+        f"{options.workers} workers in {len(found)} pipelines, {options.seconds} s: {total('losses')} went, {total('joins')} came"
+        f"; {total('recoveries')} recoveries, {total('replans')} hand-overs; no plan ran {100 * down:.2f} % of the time;"
         f" {total('requests')} requests, {total('unserved')} that no plan could serve"
     )
 

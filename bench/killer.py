@@ -155,11 +155,15 @@ class Killer:
             await asyncio.sleep(kill.at * 0.4)
             killed_at.append(end_workers(mesh, targets(kill.cell, mesh.runtime.plan, random.Random(kill.number))))
 
+        kill.load = os.getloadavg()[0]
+        swarm = Mesh(self._mesh(kill.cell), meanwhile)
         try:
-            async with Mesh(self._mesh(kill.cell), meanwhile):
+            async with swarm:
                 kill.lost = 1
         except BloomBeeError as error:
-            kill.typed_s = time.monotonic() - killed_at[0]
+            if not killed_at:
+                raise
+            kill.typed_s = swarm.failed_at - killed_at[0]
             kill.reasons.append(str(error))
 
 

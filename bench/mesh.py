@@ -48,6 +48,8 @@ class Mesh:
         self.network: Network
         self.events: list[SwarmEvent] = []
         """When each had its whole span, by ``time.monotonic``."""
+        self.failed_at = 0.0
+        """When the start failed, if it did."""
         self._news = asyncio.Event()
         self._stack = AsyncExitStack()
 
@@ -60,6 +62,7 @@ class Mesh:
         try:
             await self._start()
         except BaseException:
+            self.failed_at = time.monotonic()
             await self._stack.aclose()
             raise
         return self
