@@ -8,10 +8,11 @@
     python bench/faults.py --log-cost 20
     python bench/faults.py --kill-head 10
 
---kills: a Runtime of three workers of the demo model (fp32) behind emulated links, with spares, answers 16 requests at once;
-a worker with a stage is ended by SIGKILL while prompts are read, while all decode, or while its successor loads. Every answer
+--kills: a Runtime of three workers of the demo model (fp32) behind emulated links answers 16 requests at once; workers are ended
+by SIGKILL, every cell of bench/fault_cells.py in turn (the head's apart, by --kill-head). Every answer
 is compared with the undisturbed run's (bench/same.py has the rule, and how many tokens a claim needs). --simulate: the same
-cores under a virtual clock, with frames and orders lost, doubled and late; tokens must be the oracle's. --recovery: the parts
+cores under a virtual clock, with frames and orders lost, doubled and late: every cell of bench/fault_cells.py in turn; tokens
+must be the oracle's, and where nobody can take a lost worker's place requests end typed in 2 s. --recovery: the parts
 of a recovery against their bounds (bench/recovery.py). --stalls: what must cost nothing, and a hop that stays dark, which
 must be found (bench/stalls.py). --log-cost: throughput and memory with the log of activations and without
 (bench/log_cost.py). --kill-head: the head is ended by SIGKILL while prompts are read or all decode, and another is started with
@@ -39,11 +40,13 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.arguments import OptionError, Parser, check_file, seconds, whole
-from bench.churn import simulate
 from bench.exact import Reference
+from bench.fault_cells import TYPED_S
+from bench.fault_sim import simulate, simulated_table
 from bench.heads import HeadKill, HeadKiller, heads_table
+from bench.killer import Killer
 from bench.kills import MODEL as KILLED_MODEL
-from bench.kills import MOST_TOKENS, Kill, Killer, KillLog, Series, kills_table, tokens_for
+from bench.kills import MOST_TOKENS, Kill, KillLog, Series, kills_table, tokens_for
 from bench.log_cost import LEAST_RATIO, MODEL, PACE, measure_log
 from bench.mesh import require_steady
 from bench.profiles import load_profile
@@ -75,7 +78,7 @@ def run_kills(series: Series, log: KillLog, budget_s: float, progress: Progress,
         progress.advance(task)
         if not kill.is_good:
             reasons = kill.failed or "; ".join(dict.fromkeys(kill.reasons)) or f"{kill.same.num_wrong} answers differ"
-            console.print(f"kill {kill.number}, stage {kill.stage}, {kill.moment}: {reasons}")
+            console.print(f"kill {kill.number}, {kill.cell}: {reasons}")
 
     try:
         asyncio.run(Killer(series, log, say).run(budget_s))
@@ -87,24 +90,29 @@ def run_kills(series: Series, log: KillLog, budget_s: float, progress: Progress,
         same.add(kill.same)
     lost, failed = sum(kill.lost for kill in kills), sum(bool(kill.failed) for kill in kills)
     console.print(kills_table(kills))
+    late = sum(kill.is_late for kill in kills)
     flips = max(1, same.num_tokens // TOKENS_A_FLIP)
     claim = "" if same.is_claim else f"; fewer than {TOKENS_A_FLIP}, which is no claim"
     console.print(
         f"{len(kills)} of {series.count} kills, {failed} failed (bound: 0): {lost} requests lost (0), {same.num_wrong} wrong (0),"
-        f" {same.num_flips} flipped within 2^-18 ({flips}); {same.num_tokens} tokens compared{claim}"
+        f" {same.num_flips} flipped within 2^-18 ({flips}); {late} errors later than {TYPED_S:g} s (0);"
+        f" {same.num_tokens} tokens compared{claim}"
     )
     if len(kills) < series.count:
         console.print("not done: the same command goes on from here" if log.path else "not done; with --json it could go on")
-    return len(kills) == series.count and not failed and not lost and same.is_same
+    return len(kills) == series.count and not failed and not lost and not late and same.is_same
 
 
 def run_simulated(count: int, seed: int, keep: Keep, progress: Progress, console: Console) -> bool:
     """As :func:`run_kills`."""
     task = progress.add_task("simulated", total=count)
-    recoveries, wrong = simulate(count, seed, lambda: progress.advance(task))
-    keep({"mode": "simulate", "seed": seed, "swarms": count, "recoveries": recoveries, "wrong": wrong})
+    found = simulate(count, seed, lambda: progress.advance(task))
+    recoveries, wrong = sum(one.recoveries for one in found), [one for one in found if one.wrong]
+    lines = [f"seed {one.seed}, {one.cell or 'several'}: {one.wrong}" for one in wrong]
+    keep({"mode": "simulate", "seed": seed, "swarms": count, "recoveries": recoveries, "wrong": lines})
+    console.print(simulated_table(found))
     console.print(f"{count} simulated swarms, {recoveries} recoveries: {len(wrong)} wrong (bound: 0)")
-    for line in wrong[:20]:
+    for line in lines[:20]:
         console.print(line)
     return not wrong
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -23,7 +23,7 @@ from tools.wan_network import Network
 
 @dataclass(frozen=True, slots=True)
 class MeshSpec:
-    """What to start. ``settings``: of ``RuntimeConfig``; ``spare``: what all spares are like."""
+    """What to start. ``settings``: of ``RuntimeConfig``; ``spare``, ``stage``: what all spares, and all others, are like."""
 
     model: str
     stages: int
@@ -31,17 +31,25 @@ class MeshSpec:
     profile: Profile
     settings: dict[str, Any] = field(default_factory=dict)
     spare: LocalWorker = field(default_factory=LocalWorker)
+    stage: LocalWorker = field(default_factory=LocalWorker)
 
 
 class Mesh:
-    """A Runtime over such links, and what it says that happened."""
+    """A Runtime over such links, and what it says that happened.
 
-    def __init__(self, spec: MeshSpec) -> None:
+    Args:
+        meanwhile: is done while the workers start.
+    """
+
+    def __init__(self, spec: MeshSpec, meanwhile: Callable[[Mesh], Coroutine[None, None, None]] | None = None) -> None:
         self.spec = spec
+        self._meanwhile = meanwhile
         self.runtime: Runtime
         self.network: Network
         self.events: list[SwarmEvent] = []
         """When each had its whole span, by ``time.monotonic``."""
+        self.failed_at = 0.0
+        """When the start failed, if it did."""
         self._news = asyncio.Event()
         self._stack = AsyncExitStack()
 
@@ -54,6 +62,7 @@ class Mesh:
         try:
             await self._start()
         except BaseException:
+            self.failed_at = time.monotonic()
             await self._stack.aclose()
             raise
         return self
@@ -67,28 +76,26 @@ class Mesh:
         self.network = network = await asyncio.to_thread(Network(parse_network(_mesh(names, spec.profile))).__enter__)
         self._stack.callback(network.close)
         places = [network.local_worker(name) for name in names]
-        spares = [
-            replace(
-                place,
-                pace=spec.spare.pace,
-                memory_bytes=spec.spare.memory_bytes,
-                load_bytes_per_s=spec.spare.load_bytes_per_s,
-            )
-            for place in places[spec.stages :]
-        ]
         self.runtime = Runtime(
             spec.model,
             workers=spec.stages,
             spares=spec.spares,
             listen=network.listen(HEAD_NODE),
-            local_workers=[*places[: spec.stages], *spares],
-            restarts=0,  # what is lost is lost: its loss is what is looked at
-            prefix_cache=False,  # rounds are alike, and each is to compute its prompts
-            **spec.settings,
+            local_workers=[
+                _like(spec.stage if number < spec.stages else spec.spare, place) for number, place in enumerate(places)
+            ],
+            **{
+                "restarts": 0,  # what is lost is lost: its loss is what is looked at
+                "prefix_cache": False,  # rounds are alike, and each is to compute its prompts
+                **spec.settings,
+            },
         )
-        await self._stack.enter_async_context(self.runtime)
-        listening = asyncio.ensure_future(self._listen())
-        self._stack.push_async_callback(_end, listening)
+        self._stack.push_async_callback(self.runtime.close)
+        await self.runtime.prepare()
+        self._stack.push_async_callback(_end, asyncio.ensure_future(self._listen()))
+        if self._meanwhile is not None:
+            self._stack.push_async_callback(_end, asyncio.ensure_future(self._meanwhile(self)))
+        await self.runtime.ready()
         await self.until(SwarmEventKind.JOINED, len(names))
         await self.until(SwarmEventKind.UP, 1)
 
@@ -105,11 +112,16 @@ class Mesh:
     def count(self, kind: SwarmEventKind) -> int:
         return sum(event.kind is kind for event in self.events)
 
-    async def until(self, kind: SwarmEventKind, count: int, limit_s: float = 30.0) -> float | None:
-        """When the ``count``-th event of a kind happened; None: it did not within the limit, or nothing runs any more."""
+    async def after(self, kind: SwarmEventKind, at_s: float) -> float | None:
+        """When the first event of a kind from ``at_s`` on happened; as :meth:`until`."""
+        return await self.until(kind, 1, since=at_s)
+
+    async def until(self, kind: SwarmEventKind, count: int, limit_s: float = 60.0, *, since: float = 0.0) -> float | None:
+        """When the ``count``-th event of a kind, of those ``since`` then, happened; None: it did not within the limit, or nothing
+        runs any more."""
         deadline = time.monotonic() + limit_s
         while True:
-            found = [event.at_s for event in self.events if event.kind is kind]
+            found = [event.at_s for event in self.events if event.kind is kind and event.at_s >= since]
             if len(found) >= count:
                 return found[count - 1]
             left = deadline - time.monotonic()
@@ -142,6 +154,11 @@ def _mesh(names: Sequence[str], profile: Profile) -> dict[str, Any]:
     nodes = [HEAD_NODE, *names]
     links = [{"from": a, "to": b, **facts} for a in nodes for b in nodes if a != b]
     return {"version": 1, "nodes": {name: {} for name in nodes}, "links": links}
+
+
+def _like(kind: LocalWorker, place: LocalWorker) -> LocalWorker:
+    """``kind``, at ``place``."""
+    return replace(place, pace=kind.pace, memory_bytes=kind.memory_bytes, load_bytes_per_s=kind.load_bytes_per_s)
 
 
 async def _end(task: asyncio.Future[None]) -> None:

@@ -25,6 +25,7 @@ from bloombee.plan.problem import Problem, named_model, problem_of, readable
 from bloombee.plan.report import Outcome, helps, outcomes, ratio, text
 from bloombee.plan.solve import Solution, solve
 from bloombee.plan.whatif import Scenario, improvements, parse_scenario
+from bloombee.replaying import replay_log
 from bloombee.roles.running_heads import running_head
 from bloombee.roles.spawner_client import SpawnerClient
 from bloombee.terminal import write, write_line_of_json
@@ -63,10 +64,21 @@ def plan(
     explain: Annotated[bool, Flag, Parameter(help="Say how the times come about, and what would help.")] = False,
     picture: Annotated[str | None, Parameter(help="Draw the plan to this file, .png or .svg.")] = None,
     time: Annotated[float, Parameter(help="Seconds that each search may take.")] = 1.0,
+    replay: Annotated[
+        str | None,
+        Parameter(
+            help="Plan nothing: make every decision of a file of --decisions again, and say whether it comes out the same, byte"
+            " for byte; --explain says them."
+        ),
+    ] = None,
     save: Annotated[str | None, Parameter(help="Also write what is planned for to this file, as it was read or asked.")] = None,
     json: Annotated[bool, Flag, Parameter(help="Print one line of JSON on stdout and nothing else.")] = False,
 ) -> int:
     """Say who should run which layers, in which order and with which microbatches, and how far from the best that is."""
+    if replay is not None:
+        if any(value is not None for value in (file, head, objective, pipelines, context, what_if, picture, save)):
+            raise ConfigError("--replay plans nothing: only --explain and --json go with it", field="replay")
+        return replay_log(replay, explain=explain, as_json=json)
     if file is not None and head is not None:
         raise ConfigError("a file and --head: both say what to plan for; give one of them", field="head")
     if not 0 < time < 1e6:

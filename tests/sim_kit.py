@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from bloombee.control.log import to_line
 from bloombee.sim.cluster import SimCluster
 from bloombee.sim.device import oracle
 from bloombee.types import FinishReason
@@ -32,6 +33,11 @@ def assert_right(cluster: SimCluster, num_stages: int, windows: Sequence[Sequenc
         assert not stage.store._cuts.of
         assert all(pool.num_free == pool.num_pages for pool in stage.store.kv.pools)
         assert stage.log.num_bytes == 0
+
+
+def log_lines(cluster: SimCluster) -> list[bytes]:
+    """As ``--decisions`` would have written them."""
+    return [to_line(record) + b"\n" for record in cluster.head.control_log]
 
 
 def kill_once_it_moves(cluster: SimCluster, worker: int, rng: random.Random) -> list[float]:

@@ -7,8 +7,6 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import BinaryIO
 
 from bloombee.config import RuntimeConfig
 from bloombee.control.core import LOOK_EVERY_S, ControlCore
@@ -29,11 +27,12 @@ from bloombee.control.events import (
 )
 from bloombee.control.log import to_line
 from bloombee.control.seen import plan_runs
-from bloombee.errors import BloomBeeError, ConfigError, LocalProtocolError, RuntimeClosed
+from bloombee.errors import BloomBeeError, LocalProtocolError, RuntimeClosed
 from bloombee.pipeline.events import Priced, Tune, tune_event
 from bloombee.pipeline.scheduler import SchedulerCore, SchedulerProxy
 from bloombee.pipeline.swarm import PlanRequest
 from bloombee.plan.plan import Plan
+from bloombee.roles.decision_file import DecisionFile
 from bloombee.roles.each import each
 from bloombee.roles.speed import Speed
 from bloombee.roles.stage_record import StageRecord
@@ -75,7 +74,7 @@ class Helm:
         self._decided = decided
         self._active_s = active_s
         self._config = config
-        self._file = None if config.decisions is None else _open(config.decisions)
+        self._file = None if config.decisions is None else DecisionFile(config.decisions)
         self._look_at = 0.0
         self._is_running = False
         self._numbers = itertools.count(1)
@@ -84,13 +83,18 @@ class Helm:
     def tell(self, event: Event) -> None:
         """Something was seen; the core chooses."""
         self._note(event)
-        self._write(event)
+        if self._file is not None:
+            self._file.write(event)
         try:
             commands = self.core.handle(event)
         except Exception as error:
             log.exception("nothing is chosen by %r", event)
             self.give_up(LocalProtocolError(f"internal error, please report it: {type(error).__name__}: {error}"))
             return
+        if self._file is not None:
+            for command in commands:  # all of them before any is carried out, which may lead to the next event
+                if isinstance(command, Decision):
+                    self._file.write(command)
         each(self._do, commands)
 
     def _note(self, event: Event) -> None:
@@ -158,7 +162,6 @@ class Helm:
         self.give_up(error)
         if self._file is not None:
             self._file.close()
-            self._file = None
 
     def _do(self, command: AskStage | Run | Price | Answer | Replan | Decision) -> None:
         match command:
@@ -177,21 +180,3 @@ class Helm:
             case Decision():
                 log.debug("%s: %s (%s)", command.what, command.chosen, command.why)
                 self._decided(command, to_line(command).decode())
-                self._write(command)
-
-    def _write(self, record: Event | Decision) -> None:
-        """A disk that is full ends the log and nothing else."""
-        if self._file is None:
-            return
-        try:
-            self._file.write(to_line(record) + b"\n")
-        except OSError as error:
-            log.warning("the decision log ends here: %s", error.strerror)
-            self._file = None
-
-
-def _open(path: str) -> BinaryIO:
-    try:
-        return Path(path).open("wb", buffering=0)
-    except OSError as error:
-        raise ConfigError(f"decisions: cannot write {path}: {error.strerror}", field="decisions", path=path) from error

@@ -258,8 +258,9 @@ class SimHead:
 
     def steer(self, event: control.Event) -> None:
         """Tell the control core, and do what it asks for."""
-        self.control_log.append(event)
-        for command in self.control.handle(event):
+        commands = self.control.handle(event)
+        self.control_log += [event, *(command for command in commands if isinstance(command, control.Decision))]
+        for command in commands:
             match command:
                 case control.AskStage(stage=stage, number=number):
                     assert self.plan is not None
@@ -274,7 +275,7 @@ class SimHead:
                 case control.Replan(why=why):
                     self.on_replan(why)
                 case control.Decision():
-                    self.control_log.append(command)
+                    pass
                 case control.Answer():
                     raise AssertionError("nobody asked")
 

@@ -16,7 +16,7 @@ from bloombee.objective import Objective
 from bloombee.pace import Pace
 from bloombee.pipeline.events import HandOver
 from bloombee.pipeline.scheduler import SchedulerCore
-from bloombee.pipeline.swarm.outlook import LOOK_EVERY_S, Outlook, as_shown, may_replan
+from bloombee.pipeline.swarm.outlook import LOOK_EVERY_S, Found, Outlook, Question, as_shown, may_replan
 from bloombee.pipeline.swarm.planning import FirstPlan
 from bloombee.pipeline.work import Outcome, Piece, Work
 from bloombee.plan.plan import Plan
@@ -95,6 +95,11 @@ class MovingCluster(SimCluster):
 
     # -- what happens to it ----------------------------------------------------------------
 
+    def join(self, worker: WorkerId, memory_bytes: int = 1 << 40) -> None:
+        """One that was not counted is as quick as the last of those that were."""
+        self.devices.make_room(worker)
+        super().join(worker, memory_bytes)
+
     def plan_for(self, workers: Sequence[WorkerId], layers: Sequence[int]) -> Plan:
         """With the KV memory of the plan that runs."""
         swarm = self.head.swarm
@@ -134,6 +139,7 @@ class DriftingCluster(MovingCluster):
 
     Args:
         topology: of workers 1, 2, ...: paced devices, and links as they are at first and as they are known until they are used.
+        paces: of those that are there at the start.
     """
 
     def __init__(
@@ -180,9 +186,13 @@ class DriftingCluster(MovingCluster):
             return
         known = as_shown(self._known(), self.head.control.shown)
         if (question := self._outlook.look(swarm, known, scheduler.num_rows, self.clock.now)) is not None:
-            self._outlook.answered(question.answer())
+            self._outlook.answered(self.answer(question))
         if (compared := self._outlook.compared(swarm, self.clock.now)) is not None:
             self.head.steer(compared)
+
+    def answer(self, question: Question) -> Found | None:
+        """As a thread of the head's does."""
+        return question.answer()
 
     def _known(self) -> Topology:
         """Links of the ring as they are, others as they were when they were last of it, or at first."""

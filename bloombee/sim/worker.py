@@ -73,6 +73,13 @@ class SimDevices:
         self.crowd = Crowd(random.Random(f"crowd {seed}"))
         """Of who wakes up when a work is done."""
 
+    def make_room(self, count: int) -> None:
+        """For so many devices in all; others are as quick as the last."""
+        more = count - len(self.paces)
+        self.paces += self.paces[-1:] * more
+        self.uses += [StageUse()] * more
+        self.busy_s += [0.0] * more
+
     def pace_of(self, worker: WorkerId) -> Pace:
         """Of a worker before it has a stage: that of the stage that it gets if nothing is chosen."""
         return self.paces[min(worker, len(self.paces)) - 1]

@@ -77,11 +77,6 @@ class Bulk:
         self._control = control
         self._look_for_breaks = look_for_breaks
 
-    @property
-    def has_carried(self) -> bool:
-        """Whether pieces went or came."""
-        return self.window.next_number > 0 or self.assembly.upto > 0
-
     def sent(self, num_bytes: int, num_parts: int, now: float, *, overhead_bytes: int = 0) -> None:
         """A piece is out: ``num_bytes`` of a frame and ``overhead_bytes`` of its own, in ``num_parts`` parts."""
         number = self.window.sent(num_bytes, now)
@@ -128,6 +123,7 @@ class Bulk:
         """The lane's connection ended, or another took its place."""
         self._breaks += 1
         self.window.lost()
+        self.assembly.parted()
         self.estimator.pieces_lost()
         self.prober.lost()
         self.wait_s = 0.0

@@ -241,7 +241,7 @@ class Outbox:
             assert bulk is not None
             if (control.accepted or control.up) and not control.queue:
                 self.acks_due.discard(link)
-                self._say_ack(control, PieceAck(bulk.assembly.upto, bulk.read_us))
+                self._say_ack(control, PieceAck(bulk.assembly.acknowledged, bulk.read_us))
 
     def _say_ack(self, control: LanePort, ack: PieceAck) -> None:
         header = encode_envelope(self.swarm, ack)
@@ -258,5 +258,5 @@ class Outbox:
     def say_again(self, port: LanePort) -> None:
         """A control lane is back: acknowledgements may have been lost with the connection before."""
         bulk = self.links[port.link][Lane.BULK].bulk if port.link in self.links else None
-        if port.bulk is None and bulk is not None and bulk.has_carried:
+        if port.bulk is None and bulk is not None and bulk.assembly.acknowledged:
             self.acks_due.add(port.link)

@@ -36,7 +36,9 @@ class Assembly:
 
     def __init__(self, may_break: Callable[[], bool]) -> None:
         self.upto = 0
-        """One more than the number of the last piece that came: what is to be acknowledged."""
+        """One more than the number of the last piece that came."""
+        self.acknowledged = 0
+        """What is to be acknowledged: likewise, of those that came over the connection that stands."""
         self._may_break = may_break
         self._envelope: Envelope | None = None
         self._buffer = memoryview(b"")
@@ -75,7 +77,7 @@ class Assembly:
             is_first = self._envelope is not None and self._filled == offset == 0
             self._break("Piece.number", number, f"the next one ({self.upto})", forget=not is_first)
         self._has_numbers = True
-        self.upto = number + 1
+        self.upto = self.acknowledged = number + 1
         if self._envelope is None:
             if not self._is_skipping:
                 self._break("Piece.number", number, "after the header of its frame")
@@ -106,7 +108,11 @@ class Assembly:
         elif self._has_numbers and number != self.upto:
             self._break("Probe.number", number, f"the next one ({self.upto})")
         self._has_numbers = True
-        self.upto = number + 1
+        self.upto = self.acknowledged = number + 1
+
+    def parted(self) -> None:
+        """The connection ended: the peer waits for no acknowledgement of what came over it, and numbers may begin again."""
+        self.acknowledged = 0
 
     def _forget(self) -> None:
         self._envelope = None

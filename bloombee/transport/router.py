@@ -185,6 +185,7 @@ class Router:
                     port.connection_lost()
                 port.fd, port.up, port.outage_told = fd, True, False
                 self._by_fd[fd] = port
+                self._drain_monitor()  # the other lane's connection may have ended with this one's
                 self._outbox.say_again(port)
                 self._outbox.tell(LinkEventKind.CONNECTED, port)
         return True

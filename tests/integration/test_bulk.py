@@ -97,6 +97,32 @@ def test_a_small_frame_behind_a_large_one_stays_behind() -> None:
     asyncio.run(main())
 
 
+def test_who_hangs_up_and_dials_again_is_told_nothing_of_what_it_sent_before() -> None:
+    """Its numbers begin anew, while the listener has had the link all the time."""
+
+    async def main() -> None:
+        async with sides({"bind": True}, {}) as (listener, dialler):
+            link = await linked(listener, dialler)
+            for number in range(3):
+                dialler.endpoint.send(link, Lane.CONTROL, Heartbeat(number))
+                message, tensors = forward(number, 1 << 20)
+                dialler.endpoint.send(link, Lane.BULK, message, tensors, (bytes(1 << 20),))
+                await listener.until(lambda: len(listener.messages) == 2, "both arrive")
+                await drained(dialler, link)
+                listener.messages.clear()
+                dialler.events.clear()
+                dialler.endpoint.hang_up(link)
+                dialler.endpoint.dial(link, listener.address, listener.keys.public)
+                await dialler.until(lambda: dialler.kinds(link).count(LinkEventKind.CONNECTED) == 2, "both lanes connect")
+            dialler.endpoint.send(link, Lane.CONTROL, Heartbeat(3))
+            await listener.until(lambda: listener.messages, "it arrives")
+            listener.endpoint.send(link, Lane.CONTROL, Heartbeat(4))
+            await dialler.until(lambda: dialler.messages, "and what is said after it was heard")
+            assert LinkEventKind.REFUSED not in dialler.kinds(link)
+
+    asyncio.run(main())
+
+
 def test_an_idle_link_is_probed_and_frames_follow() -> None:
     """Nobody above the endpoints sees a probe; pieces go on with its numbers; a link that is in use is left alone."""
 

@@ -7,10 +7,11 @@ import random
 import pytest
 
 from bloombee.control.events import Decision, Figures
-from bloombee.control.log import from_line, replay, to_line
+from bloombee.control.log import replay
 from bloombee.pace import Pace
 from bloombee.sim.cluster import SimCluster
 from bloombee.sim.network import Faults, LinkShape
+from tests.sim_kit import log_lines
 
 HARSH = Faults(lose=0.3, duplicate=0.1, delay=0.1, max_extra_delay_s=0.3)
 NEAR, FAR = LinkShape(0.005), LinkShape(0.4)
@@ -44,10 +45,10 @@ def test_a_run_with_a_loss_decides_the_same_again_from_its_log(lossy: bool) -> N
     assert cluster.clock.run(lambda: sum(len(one.tokens) for one in cluster.requests.values()) > 200, deadline_s=60.0)
     cluster.kill(2, at=cluster.clock.now)
     assert cluster.run()
-    lines = [to_line(record) for record in cluster.head.control_log]
-    decided = [line for line, record in zip(lines, cluster.head.control_log, strict=True) if isinstance(record, Decision)]
-    assert [to_line(decision) for decision in replay(map(from_line, lines))] == decided
-    assert {from_line(line).epoch for line in decided} == {1, 2}  # type: ignore[union-attr]
+    found = replay(log_lines(cluster))
+    assert (found.difference, found.is_cut) == (None, False)
+    assert found.decisions == [record for record in cluster.head.control_log if isinstance(record, Decision)]
+    assert {decision.epoch for decision in found.decisions} == {1, 2}
 
 
 @pytest.mark.parametrize("seed", range(3))

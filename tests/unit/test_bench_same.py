@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench.exact import Reference
-from bench.kills import Kill, KillLog, Series, tokens_for
+from bench.kills import KILLED, Kill, KillLog, Series, tokens_for
 from bench.profiles import load_profile
 from bench.same import MARGIN, Comparison, Request, compare, first_difference
 from bloombee.engine.sampler_reference import sample_row, score_row
@@ -93,10 +93,10 @@ def test_enough_tokens_are_asked_for_that_a_series_makes_a_claim() -> None:
 
 
 def test_kills_that_are_done_are_not_done_again_and_failed_ones_are(tmp_path: Path) -> None:
-    series = Series(3, 20, 48, load_profile("500M-10ms"), "cpu")
+    series = Series(3, len(KILLED) + 20, 48, load_profile("500M-10ms"), "cpu")
     path, facts = tmp_path / "kills.jsonl", {"commit": "a"}
     kills = series.kills()
-    assert {(kill.stage, kill.moment) for kill in kills} == {(s, m) for s in range(3) for m in ("prefill", "decode", "loading")}
+    assert {kill.cell for kill in kills[: len(KILLED)]} == set(KILLED)
     log = KillLog(path, series, facts)
     done = dataclasses.replace(kills[0], detect_s=0.1, same=Comparison(48))
     log.add(done)
@@ -106,4 +106,4 @@ def test_kills_that_are_done_are_not_done_again_and_failed_ones_are(tmp_path: Pa
     assert KillLog(path, series, facts).done == {0: done}
     assert not KillLog(path, series, {"commit": "b"}).done
     assert not KillLog(path, dataclasses.replace(series, seed=4), facts).done
-    assert [Kill(k.number, k.stage, k.moment, k.at) for k in kills] == series.kills()
+    assert [Kill(k.number, k.who, k.moment, k.way, k.at) for k in kills] == series.kills()

@@ -10,7 +10,7 @@ import pytest
 
 from bloombee.config import RuntimeConfig
 from bloombee.control.events import Decision, PlanRuns, StageMeasured
-from bloombee.control.log import from_line, replay, to_line
+from bloombee.control.log import Replayed, from_line, replay, to_line
 from bloombee.errors import ConfigError, LocalProtocolError, RuntimeClosed
 from bloombee.pipeline.events import Tune
 from bloombee.roles.helm import Helm
@@ -64,11 +64,12 @@ def test_the_file_holds_what_makes_the_same_decisions_again(tmp_path: Path) -> N
     shell = Shell(decisions=str(path))
     shell.helm.close(RuntimeClosed("closed"))
     shell.helm.tell(PLAN)  # after its end nothing is written
-    records = [from_line(line) for line in path.read_bytes().splitlines()]
+    lines = path.read_bytes().splitlines(keepends=True)
+    records = [from_line(line) for line in lines]
     assert records[0] == PLAN
     decided = [record for record in records if isinstance(record, Decision)]
     assert [decision.what for decision in decided] == ["codec", "run"]
-    assert replay(records) == decided
+    assert replay(lines) == Replayed(1, decided)
     assert [line for _, line in shell.told[:2]] == [to_line(decision).decode() for decision in decided]
     assert shell.tuned[0].num_microbatches == 2
 

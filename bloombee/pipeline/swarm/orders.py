@@ -101,11 +101,17 @@ class Orders:
         return Send(stage.worker, Lane.CONTROL, message)
 
     def move(self, plan: Plan, old: Plan, now: float) -> list[Command]:
-        """From ``old``, which is broken: whoever gets other layers lets go of those that it had first, for want of memory."""
+        """From ``old``, which is broken: whoever gets other layers lets go of those that it had first, for want of memory.
+
+        Where ``old`` itself was not wired yet a worker still has its seat of the epoch before."""
         numbers = {stage.load for stage in old.stages}
         moved = [stage for stage in plan.stages if stage.load not in numbers]
-        had = [stage.worker for stage in moved if old.stage_of(stage.worker) is not None]
-        retires = [Send(worker, Lane.CONTROL, Retire(plan.pipeline, old.epoch)) for worker in had]
+        had = [self._workers[stage.worker] for stage in moved if old.stage_of(stage.worker) is not None]
+        retires = [
+            Send(worker.id, Lane.CONTROL, Retire(plan.pipeline, epoch))
+            for worker in had
+            for epoch in sorted({worker.wired, old.epoch} - {0})
+        ]
         return [*retires, *(self.first_load(plan, stage, now) for stage in moved)]
 
     def press(self, plan: Plan, now: float, *, is_wiring: bool) -> list[Command]:
@@ -114,10 +120,12 @@ class Orders:
         return [command for stage in late for command in self.unanswered(plan, stage, now, is_wiring=is_wiring)]
 
     def unanswered(self, plan: Plan, stage: StagePlan, now: float, *, is_wiring: bool) -> list[Command]:
-        """Again, of the orders to a stage."""
+        """Again, of the orders to a stage. Who does not answer a Wire may have let go of what that is about: it is told to load
+        as well, which changes nothing where that is held."""
         worker = self._workers[stage.worker]
-        load = [] if worker.is_loaded else [self.load(plan, stage, now)]
-        return [*load, *([self.wire(plan, stage.index, now)] if is_wiring and worker.wired < plan.epoch else [])]
+        wire = [self.wire(plan, stage.index, now)] if is_wiring and worker.wired < plan.epoch else []
+        load = [self.load(plan, stage, now)] if wire or not worker.is_loaded else []
+        return [*load, *wire]
 
     def _schedule(self, plan: Plan) -> Schedule:
         peers = [self._peer(plan, 0, stage.index) for stage in plan.stages[1:]]
