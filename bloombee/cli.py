@@ -58,6 +58,7 @@ SWARM = (
     "dtype",
     "device",
     "device_memory",
+    "host_memory",
     "disk",
     "offload",
     "kv_tokens",
@@ -86,7 +87,7 @@ HEAD_ONLY = (
     "step_deadline_s",
     "load_deadline_s",
 )
-LOCAL_ONLY = ("device", "device_memory", "disk", "threads", "restarts")
+LOCAL_ONLY = ("device", "device_memory", "host_memory", "disk", "threads", "restarts")
 """Of workers that are started here."""
 SAMPLING = Options(
     SamplingParams,
@@ -222,7 +223,11 @@ def worker(given: Given, *, config: ConfigFile = None) -> int:
             "Swarm",
             (
                 "model",
-                *(name for name in SWARM if name not in ("device", "device_memory", "disk", "threads", "restarts")),
+                *(
+                    name
+                    for name in SWARM
+                    if name not in ("device", "device_memory", "host_memory", "disk", "threads", "restarts")
+                ),
                 *HEAD_ONLY,
             ),
             {"workers": "How many workers on other machines to wait for; a stage for each that pays, or as --split says."},

@@ -48,7 +48,11 @@ DISK_HELP = (
     " default: the cache directory, and what the disk has free."
 )
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
-SIZE_FIELDS = ("memory_bytes", "device_memory", "log_memory_bytes", "log_disk_bytes")
+HOST_MEMORY_HELP = (
+    "Memory of the machine, beside the device's, where KV pages wait that somebody will or may need again, as 8GiB; default: an"
+    " eighth of what the worker offers for weights and KV; 0: none."
+)
+SIZE_FIELDS = ("memory_bytes", "device_memory", "host_memory", "log_memory_bytes", "log_disk_bytes")
 """Which may be written as people do: :func:`parse_size`."""
 _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _NUM_LAYERS = re.compile(r"[0-9]{1,9}")
@@ -109,6 +113,7 @@ class RuntimeConfig:
     device_memory: int | None = option(
         None, "Memory that each worker started here has for weights and KV, as 4GiB; default: its share of what is free."
     )
+    host_memory: int | None = option(None, f"Of each worker started here: {HOST_MEMORY_HELP[0].lower()}{HOST_MEMORY_HELP[1:]}")
     disk: str | None = option(None, f"Of the workers started here: {DISK_HELP[0].lower()}{DISK_HELP[1:]}")
     offload: bool = option(
         True, "Layers that do not fit the memory of the worker that is to have them stream from its disk on every pass."
@@ -182,8 +187,9 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         if isinstance(self.split, list):
             object.__setattr__(self, "split", tuple(self.split))
-        if isinstance(self.device_memory, str):
-            object.__setattr__(self, "device_memory", parse_size(self.device_memory, "device_memory"))
+        for size in ("device_memory", "host_memory"):
+            if isinstance(getattr(self, size), str):
+                object.__setattr__(self, size, parse_size(getattr(self, size), size))
         _check(self, "model", _text(self.model) and len(self.model) <= 1024, "a directory or a hub id, at most 1024 characters")
         _check(self, "workers", _whole(self.workers, 1, 1000), "a whole number from 1 to 1000")
         _check_objective(self)
@@ -224,6 +230,7 @@ class RuntimeConfig:
         _check(self, "load_deadline_s", _seconds(self.load_deadline_s), "seconds > 0")
         _check(self, "curve", isinstance(self.curve, bool), "true or false")
         _check_memory(self, "device_memory")
+        _check_host_memory(self)
         _check_disk(self)
         _check(self, "offload", isinstance(self.offload, bool), "true or false")
         _check(self, "replan", isinstance(self.replan, bool), "true or false")
@@ -305,6 +312,7 @@ class WorkerConfig:
         "memory",
         "device-memory",
     )
+    host_memory: int | None = option(None, HOST_MEMORY_HELP)
     disk: str | None = option(None, DISK_HELP)
     model: str | None = option(None, "Where the checkpoint is on this machine, if not where the head says.")
     threads: int | None = option(None, "Compute threads; default: one a core.")
@@ -346,6 +354,7 @@ class WorkerConfig:
         )
         _check(self, "device", _text(self.device) and bool(_DEVICE.fullmatch(self.device)), "auto, cpu, cuda or cuda:N")
         _check_memory(self)
+        _check_host_memory(self)
         _check_disk(self)
         _check_log(self)
         _check(self, "log_dir", self.log_dir is None or _text(self.log_dir), "a directory")
@@ -374,6 +383,7 @@ class LocalWorker:
         pace: of this worker; None: the Runtime's.
         memory_bytes: that it offers for weights and KV; None: its share of this machine's, of a stand-in an accelerator's.
         load_bytes_per_s: how fast it loads weights, at most.
+        host_memory: for KV pages beyond those; None: as the Runtime says.
         disk: where it keeps layers that stream, and how much of that it may use; None: as the Runtime says.
         log_memory_bytes, log_disk_bytes: room for activations that have left it.
 
@@ -390,6 +400,7 @@ class LocalWorker:
     load_bytes_per_s: float | None = None
     log_memory_bytes: int | None = None
     log_disk_bytes: int = 1 << 30
+    host_memory: int | None = None
     disk: str | None = None
 
     def __post_init__(self) -> None:
@@ -399,6 +410,7 @@ class LocalWorker:
         _check_source(self)
         _check_pace(self)
         _check_memory(self)
+        _check_host_memory(self)
         _check_disk(self)
         _check_log(self)
         _check_rate(self, "load_bytes_per_s")
@@ -647,6 +659,11 @@ def _check_memory(config: RuntimeConfig | WorkerConfig | LocalWorker, field: str
     memory_bytes = getattr(config, field)
     allowed = "at least 1 MiB, as 8GiB or a number of bytes"
     _check(config, field, memory_bytes is None or _whole(memory_bytes, 2**20, 2**60), allowed)
+
+
+def _check_host_memory(config: RuntimeConfig | WorkerConfig | LocalWorker) -> None:
+    allowed = "bytes up to 1 EiB, as 8GiB or a number of bytes"
+    _check(config, "host_memory", config.host_memory is None or _whole(config.host_memory, 0, 2**60), allowed)
 
 
 def _check_disk(config: RuntimeConfig | WorkerConfig | LocalWorker) -> None:

@@ -103,6 +103,9 @@ class PagePool:
         """By how many ``page`` is held or kept; 0: it is unused."""
         return self._holders[page] + self._keepers[page]
 
+    def holders(self, page: int) -> int:
+        return self._holders[page]
+
     def is_idle(self, page: int) -> bool:
         """Whether ``page`` is kept, and held by nobody."""
         return not self._holders[page] and bool(self._keepers[page])

@@ -20,8 +20,8 @@ class KvStore:
 
     @property
     def pages_free(self) -> int:
-        """Of all groups; what is only kept is among them."""
-        return sum(pool.num_free for pool in self.pools)
+        """Of all groups; what is only kept, or being copied, is among them."""
+        return sum(pool.num_free for pool in self.pools) + self.prefixes.tiers.num_held
 
     @property
     def is_empty(self) -> bool:

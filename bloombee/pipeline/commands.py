@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from bloombee.errors import BloomBeeError
+from bloombee.kv.tiers import Copy
 from bloombee.pipeline.events import (
     Cancel,
     Emitted,
@@ -71,6 +72,12 @@ class Spill(Struct, frozen=True, gc=False):
 
     number: int
     frames: tuple[tuple[int, object], ...]
+
+
+class CopyPages(Struct, frozen=True, gc=False):
+    """Copy pages of KV memory, beside whatever the device does; answer with PagesCopied, in any order."""
+
+    copy: Copy
 
 
 class MeasureHere(Struct, frozen=True, gc=False):
@@ -204,6 +211,7 @@ Command = (
     | Compute
     | Gather
     | Spill
+    | CopyPages
     | MeasureHere
     | TellHead
     | TellSwarm

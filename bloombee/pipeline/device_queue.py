@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from bloombee.errors import LocalProtocolError
+from bloombee.pipeline.arrivals import has_room, is_here
 from bloombee.pipeline.seat import Seat
 from bloombee.pipeline.sequences import SequenceStore
 from bloombee.pipeline.trees import parts_after, some_rows
 from bloombee.pipeline.work import Work
-from bloombee.types import Phase
+from bloombee.types import Phase, SequenceId
 from bloombee.wire.messages import Cut, Item
 
 DEVICE_DEPTH = 2
@@ -26,7 +27,7 @@ MOST_OVERTAKES = 8
 """Decode works in a row that pass a waiting prefill work; then it has its turn, however much there is to decode."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
     """A work and what its outgoing frame must say. Before it goes to the device the work has no segments."""
 
@@ -85,6 +86,9 @@ class DeviceQueue:
         self._waiting: dict[Phase, deque[Job]] = {Phase.DECODE: deque(), Phase.PREFILL: deque()}
         self._running: deque[Job] = deque()
         self._num_overtakes = 0
+        self.num_started = 0
+        """Works that the device was given so far; ``num_ended``: that it was done with."""
+        self.num_ended = 0
 
     @property
     def is_idle(self) -> bool:
@@ -110,39 +114,57 @@ class DeviceQueue:
         Raises:
             PoolExhausted: the scheduler has admitted more than there is room for.
         """
-        if len(self._running) >= DEVICE_DEPTH or (queue := self._next_queue()) is None:
+        if len(self._running) >= DEVICE_DEPTH or (job := self._next()) is None or not self._finds_room(job):
             return None
-        job = self._waiting[queue].popleft()
-        waits = queue is Phase.DECODE and self._waiting[Phase.PREFILL]
+        self._waiting[job.queue].remove(job)
+        waits = job.queue is Phase.DECODE and self._waiting[Phase.PREFILL]
         self._num_overtakes = self._num_overtakes + 1 if waits else 0
         self._place(job)
         self._running.append(job)
+        self.num_started += 1
         return job
 
     def finish(self, number: int) -> Job:
         """The device is done with its oldest work, which must be ``number``. Raises LocalProtocolError if it is not."""
         if not self._running or self._running[0].work.number != number:
             raise LocalProtocolError(f"work {number} came back out of turn")
+        self.num_ended += 1
         return self._running.popleft()
 
-    def _next_queue(self) -> Phase | None:
+    def _next(self) -> Job | None:
         """Decode first, now and then prefill; each only where the next stage has room for what comes of it."""
-        can_prefill = self._can_go(Phase.PREFILL) and self._follows(self._waiting[Phase.PREFILL][0])
-        if self._can_go(Phase.DECODE) and not (can_prefill and self._num_overtakes >= MOST_OVERTAKES):
-            return Phase.DECODE
-        return Phase.PREFILL if can_prefill and self._may_prefill() else None
+        prefill, decode = self._first(Phase.PREFILL), self._first(Phase.DECODE)
+        if prefill is not None and not (self._can_go(prefill) and self._follows(prefill)):
+            prefill = None
+        if decode is not None and self._can_go(decode) and not (prefill is not None and self._num_overtakes >= MOST_OVERTAKES):
+            return decode
+        return prefill if prefill is not None and self._may_prefill() else None
+
+    def _first(self, queue: Phase) -> Job | None:
+        """The first job that waits for no rows which are on their way to the device; none passes another of its sequences."""
+        jobs = self._waiting[queue]
+        if not jobs or not self._store.kv.prefixes.tiers.has_arrivals:
+            return jobs[0] if jobs else None
+        late = set[SequenceId]()
+        for job in jobs:
+            sequences = {item.sequence for item in job.items}
+            if late.isdisjoint(sequences) and all(is_here(self._store, sequence) for sequence in sequences):
+                return job
+            late |= sequences
+        return None
+
+    def _finds_room(self, job: Job) -> bool:
+        return not self._store.kv.prefixes.tiers.is_busy or has_room(self._store, job.items)
 
     def _follows(self, job: Job) -> bool:
         """Whether all rows before the job's have been given to the device: some may wait with decode."""
         helds = ((item, self._store.get(item.sequence)) for item in job.items)
         return not self._waiting[Phase.DECODE] or all(held is None or item.position <= held.placed for item, held in helds)
 
-    def _can_go(self, queue: Phase) -> bool:
-        jobs = self._waiting[queue]
-        if not jobs:
-            return False
-        seat = jobs[0].seat
-        return seat.retired or (seat.is_open and not seat.downstream.lanes[seat.lane_out(jobs[0].work)].num_backlog)
+    @staticmethod
+    def _can_go(job: Job) -> bool:
+        seat = job.seat
+        return seat.retired or (seat.is_open and not seat.downstream.lanes[seat.lane_out(job.work)].num_backlog)
 
     def _may_prefill(self) -> bool:
         """A work that is on the device cannot be overtaken: while anything decodes, decode waits for one that runs at most."""

@@ -77,6 +77,19 @@ class Spilled(Struct, frozen=True, gc=False):
     stored: tuple[object, ...] | None
 
 
+class HostRoom(Struct, frozen=True, gc=False):
+    """Of a stage that is loaded: so many pages of each group of layers have room in the host's memory."""
+
+    num_pages: tuple[int, ...]
+
+
+class PagesCopied(Struct, frozen=True, gc=False):
+    """A copy of pages has ended; ``failed``: they are not there."""
+
+    number: int
+    failed: bool
+
+
 class Greeted(Struct, frozen=True, gc=False):
     """Both neighbours of the seat of ``epoch`` are there."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+from bloombee.kv.kept import Arrival
 from bloombee.kv.pool import PageTable
 from bloombee.kv.prefix import PrefixStore
 from bloombee.pipeline.trees import Nodes
@@ -40,6 +41,8 @@ class Held:
     """Rows of a draft, beyond ``have``."""
     moves: list[tuple[int, int]] = field(default_factory=list)
     """Of accepted rows; see Segment."""
+    arriving: Arrival | None = None
+    """Kept rows that it has begun on and that are not all on the device yet: until then it has no pages, and runs no work."""
 
     @property
     def begun_at(self) -> int:
@@ -56,7 +59,7 @@ class Held:
     def begin(self, generation: int, begun: Opening | Fork, parent: Held | None, prefixes: PrefixStore) -> None:
         """From now on this, whatever was held before. The first rows of a fork are those of its parent, those of a prefix are
         kept: pages are shared until one of both writes to them."""
-        self.let_go()
+        self.let_go(prefixes)
         self.generation, self.begun, self.opening = generation, begun, opening_of(begun)
         self.have = self.newest = self.placed = 0
         self.is_lost = False
@@ -71,10 +74,24 @@ class Held:
             self.newest = parent.newest
             self.tokens += parent.tokens[: 4 * begun.length]
         elif begun.prefix is not None:
-            kept, self.tables = prefixes.begin(begun.prefix.key, begun.prefix.length)
-            self.have = self.placed = begun.prefix.length
-            self.newest = kept.newest
-            self.tokens += kept.tokens[: 4 * begun.prefix.length]
+            self.arriving = prefixes.begin(begun.prefix.key, begun.prefix.length)
+            self.have = begun.prefix.length
+            self.newest = self.arriving.kept.newest
+            self.tokens += self.arriving.kept.tokens[: 4 * begun.prefix.length]
+            self.arrive(prefixes)
+
+    def arrive(self, prefixes: PrefixStore) -> bool:
+        """Have the pages of kept rows, once they are all on the device. Returns whether nothing is on its way any more."""
+        arrival = self.arriving
+        if arrival is None:
+            return True
+        if not arrival.is_here:
+            return False
+        self.arriving, self.tables = None, prefixes.tables(arrival)
+        self.placed = min(arrival.length, self.have)
+        for table in self.tables:
+            table.truncate(self.placed)
+        return True
 
     def can_hang(self, item: Item, tree: Tree, path: Sequence[int]) -> bool:
         """Whether a tree's item lacks nothing before it. Of the present generation nodes come in order; of an older one those
@@ -126,10 +143,19 @@ class Held:
             self.moves += nodes.moves(base, placed)
         self.have = base + len(path)
 
-    def let_go(self) -> None:
+    def never_came(self, prefixes: PrefixStore) -> None:
+        """What it has begun on cannot be had: it has nothing."""
+        self.let_go(prefixes)
+        self.begun, self.have, self.placed = self.opening, 0, 0
+        self.tokens.clear()
+
+    def let_go(self, prefixes: PrefixStore) -> None:
         """Of all pages."""
         for table in self.tables:
             table.truncate(0)
+        if self.arriving is not None:
+            prefixes.tiers.end(self.arriving)
+            self.arriving = None
 
 
 def opening_of(begun: Opening | Fork) -> Opening:

@@ -39,6 +39,7 @@ class SequenceStore:
         self._closed = Runs()
         """Of those from the floor on."""
         self._floor = 0
+        self.kv.prefixes.places.is_open = self._held.__contains__
 
     def __len__(self) -> int:
         return len(self._held)
@@ -196,6 +197,8 @@ class SequenceStore:
             if not self.kv.can_go_back(cut.length, held.newest):
                 held.is_lost, cut = True, replace(cut, length=0, path=())
             held.cut(cut)
+            if not held.have:
+                held.let_go(self.kv.prefixes)
             gone.append(cut)
         if gone:
             self._cuts.held(sequence, held.generation, held.have)
@@ -291,7 +294,7 @@ class SequenceStore:
 
     def _let_go(self, sequence: SequenceId) -> None:
         del self._numbers[bisect_left(self._numbers, sequence)]
-        self._held.pop(sequence).let_go()
+        self._held.pop(sequence).let_go(self.kv.prefixes)
 
 
 def begins_anew(held: Held, item: Item) -> bool:

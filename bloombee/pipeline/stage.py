@@ -25,8 +25,10 @@ from bloombee.pipeline.events import (
     Gathered,
     GatherFailed,
     Greeted,
+    HostRoom,
     LinkRestored,
     Moved,
+    PagesCopied,
     Port,
     Recoded,
     Spilled,
@@ -37,6 +39,7 @@ from bloombee.pipeline.events import (
 from bloombee.pipeline.frames import lane_of
 from bloombee.pipeline.intake import Intake
 from bloombee.pipeline.log import LOG_BYTES, BoundaryLog
+from bloombee.pipeline.paging import Paging
 from bloombee.pipeline.prefixes import gone, keep
 from bloombee.pipeline.seat import Seat
 from bloombee.pipeline.sequences import SequenceStore
@@ -67,11 +70,12 @@ _FOR_STAGES = (*_OF_A_SEAT, Close, Commit, Keep, Retire, Wire)
 _LANES = tuple(Lane)
 
 _OfSeat = Greeted | Recoded | Unsendable | LinkRestored
-Event = StageReceived | Computed | ComputeFailed | Gathered | GatherFailed | Spilled | Moved | Tick | _OfSeat
+_OfDevice = Computed | ComputeFailed | Gathered | GatherFailed | Spilled | PagesCopied | HostRoom
+Event = StageReceived | _OfDevice | Moved | Tick | _OfSeat
 
 
 class StageCore:
-    """events: see ``Event``. commands: Send, Compute, Gather, Spill.
+    """events: see ``Event``. commands: Send, Compute, Gather, Spill, CopyPages.
 
     Args:
         log_bytes, log_disk_bytes: of what left the stage and is kept, in memory and in a file; 0: there is no file.
@@ -87,6 +91,7 @@ class StageCore:
         self._resend_after_s = resend_after_s
         self._device = DeviceQueue(self.store)
         self._intake = Intake(load.pipeline, self.store, self.log, self._device)
+        self._paging = Paging(self.store, self.log, self._device, self._intake)
         self._num_gathers = 0
         self._newest_epoch = 0
         self._early: Resume | None = None
@@ -104,6 +109,12 @@ class StageCore:
                 return self._gathered(event)
             case Spilled(number=number, stored=stored):
                 return [*self.log.spilled(number, stored)]
+            case PagesCopied(number=number, failed=failed):
+                self.store.kv.prefixes.tiers.done(number, failed=failed)
+                return self._start()
+            case HostRoom(num_pages=num_pages):
+                self.store.kv.prefixes.places.open(num_pages)
+                return []
             case ComputeFailed(error=error):
                 self.failed = True
                 return [self._fail(error)]
@@ -162,7 +173,7 @@ class StageCore:
             case Commit():
                 return self._commit(message, now)
             case Keep():
-                return [*keep(self.store, message), *gone(self.store, message.pipeline, message.epoch)]
+                return [*keep(self.store, message), *self._start()]
             case Close():
                 return self._close(message)
         return [*self._retire([message.epoch], now), Send(Port.HEAD, Lane.CONTROL, Retired(message.pipeline, message.epoch))]
@@ -180,8 +191,8 @@ class StageCore:
 
     @property
     def is_idle(self) -> bool:
-        """Nothing queued, on the device, held back or unacknowledged."""
-        return self._device.is_idle and all(seat.is_idle for seat in self.seats.values())
+        """Nothing queued, on the device, being copied, held back or unacknowledged."""
+        return self._device.is_idle and self._paging.is_idle and all(seat.is_idle for seat in self.seats.values())
 
     # -- epochs ----------------------------------------------------------------------------
 
@@ -263,9 +274,13 @@ class StageCore:
     def _start(self) -> list[Command]:
         """Give the device its next works."""
         commands: list[Command] = []
+        may_go_on = True
         try:
-            while not self.failed and (job := self._device.start()) is not None:
-                commands.append(Compute(job.work))
+            while may_go_on:
+                while not self.failed and (job := self._device.start()) is not None:
+                    commands.append(Compute(job.work))
+                copies, may_go_on = self._paging.pump(next(reversed(self.seats.values()), None))
+                commands += copies
         except PoolExhausted as error:
             self.failed = True
             commands.append(self._fail(error))
@@ -341,12 +356,12 @@ class StageCore:
             floor=close.floor,
             pages_free=self.pages_free,
         )
-        return [Send(Port.SCHEDULER, Lane.CONTROL, answer)]
+        return [Send(Port.SCHEDULER, Lane.CONTROL, answer), *self._start()]
 
     def _commit(self, message: Commit, now: float) -> list[Command]:
         seats = [*self.seats.values()]
         commands = commit(self.store, self.log, seats, self._device.jobs, message, now)
-        return [*commands, *(one for seat in seats if seat.telling.is_behind for one in self._pump(seat, now))]
+        return [*commands, *(one for seat in seats if seat.telling.is_behind for one in self._pump(seat, now)), *self._start()]
 
     def _fail(self, error: BloomBeeError) -> Send:
         code, fields = to_wire(error)

@@ -23,6 +23,7 @@ from bloombee.pipeline.work import Outcome, Piece, Work
 from bloombee.plan.profile import Hardware, Profile
 from bloombee.roles.coding import RAW, Payload, Receiver, Sender
 from bloombee.roles.loading import LoadedSpan, Loader, say
+from bloombee.roles.paging import Pager
 from bloombee.roles.precise_sleep import sleep_until, wake_exactly
 from bloombee.roles.tracing import StageTrace
 from bloombee.roles.wave import Run, Wave
@@ -45,6 +46,8 @@ class SpanExecutor:
 
     def __init__(self, queue: WorkThread, loader: Loader) -> None:
         self._queue = queue
+        self.pager: Pager | None = None
+        """Once it is loaded; None: nothing is kept beyond the device."""
         self._loader = loader
         self._stopped = threading.Event()
         self._model: Any = None
@@ -119,15 +122,13 @@ class SpanExecutor:
 
     def recode(self, payload: Payload, *, on_done: Callable[[Payload], None], on_error: Callable[[BloomBeeError], None]) -> None:
         """The same frame coded with the default table."""
-        sender = self.sender
-        assert sender is not None
-        self._ask_after_runs(lambda: sender.recode(payload), on_done, on_error)
+        assert self.sender is not None
+        self._ask_after_runs(partial(self.sender.recode, payload), on_done, on_error)
 
     def unpack(self, body: bytes, *, on_done: Callable[[bytes], None], on_error: Callable[[BloomBeeError], None]) -> None:
         """Hold the table that came for the boundary before this stage; ``on_done`` gets its key."""
-        receiver = self.receiver
-        assert receiver is not None
-        self._queue.ask(lambda: receiver.take(body), on_done, on_error)
+        assert self.receiver is not None
+        self._queue.ask(partial(self.receiver.take, body), on_done, on_error)
 
     def run(self, work: Work, *, on_done: Callable[[Outcome], None], on_error: Callable[[BloomBeeError], None]) -> None:
         """Run ``work`` after everything asked before."""
@@ -211,7 +212,7 @@ class SpanExecutor:
             self._queue.put(wake_exactly)
         elif span.model.device.type != "cpu":
             self._results = _results_thread(self._queue, span.model)
-        self._model = span.model
+        self._model, self.pager = span.model, Pager.of(self._queue, span.model, self._loader.host_bytes)
         if self._stopped.is_set():
             self._queue.put(self._let_go)
 
@@ -219,8 +220,9 @@ class SpanExecutor:
         model, self._model, self._profiling = self._model, None, iter(())
         if model is not None:
             model.close()
-        if self._results is not None:
-            self._results.stop()
+        for part in (self._results, self.pager):
+            if part is not None:
+                part.stop()
 
     # -- on the device's thread ------------------------------------------------------------
 

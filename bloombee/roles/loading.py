@@ -55,6 +55,7 @@ class Loader:
         pace: of an emulated device.
         memory_bytes: of the device, for weights and KV; None: as much as there is.
         load_bytes_per_s: weights load no faster, of an emulated disk.
+        host_bytes: of the machine's memory, of each span for kept rows that the device has no room for.
         disk: where layers that stream are kept.
     """
 
@@ -67,9 +68,10 @@ class Loader:
         pace: Pace | None = None,
         memory_bytes: int | None = None,
         load_bytes_per_s: float | None = None,
+        host_bytes: int = 0,
         disk: Disk | None = None,
     ) -> None:
-        self.memory_bytes = memory_bytes
+        self.memory_bytes, self.host_bytes = memory_bytes, host_bytes
         self.store = SpanStore(memory_bytes)
         self.device = device
         self.threads = threads

@@ -143,6 +143,7 @@ class LocalSwarm:
                 device=self._config.device,
                 threads=self._threads(),
                 memory_bytes=place.memory_bytes or self._config.device_memory or shared_bytes,
+                host_memory=self._config.host_memory if place.host_memory is None else place.host_memory,
                 disk=place.disk or self._config.disk,
                 trace=self._config.trace or ".",
                 log_level="warning",

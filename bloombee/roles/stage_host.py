@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from bloombee.codec.table import Table
@@ -17,24 +17,21 @@ from bloombee.errors import (
     RemoteProtocolError,
 )
 from bloombee.links.frames import LinkMeter
-from bloombee.pipeline.commands import Command, Compute, Gather, Send, Spill
+from bloombee.pipeline.commands import Command, Compute, CopyPages, Gather, Send, Spill
 from bloombee.pipeline.events import (
     Computed,
     ComputeFailed,
-    Gathered,
-    GatherFailed,
     Greeted,
     LinkRestored,
     Moved,
     Port,
-    Spilled,
     StageReceived,
     Tick,
     Unsendable,
 )
 from bloombee.pipeline.log import LOG_BYTES
 from bloombee.pipeline.stage import StageCore
-from bloombee.pipeline.work import Outcome, Piece
+from bloombee.pipeline.work import Outcome
 from bloombee.roles.coding import Payload
 from bloombee.roles.courier import Courier
 from bloombee.roles.each import each
@@ -44,6 +41,7 @@ from bloombee.roles.neighbours import Neighbour, Neighbours
 from bloombee.roles.reporting import Reporter
 from bloombee.roles.scheduler_host import SchedulerHost
 from bloombee.roles.seat_host import Seating, Seatings
+from bloombee.roles.storing import Storing
 from bloombee.roles.tables import OF_CODEC, TableExchange
 from bloombee.roles.tracing import StageTrace
 from bloombee.transport.endpoint import Endpoint
@@ -128,7 +126,7 @@ class StageHost:
         self._head_link = head_link
         self._device = device
         self._neighbours = neighbours
-        self._log_file = log_file
+        self._storing = Storing(device, log_file, self.handle, now)
         self._open_trace = open_trace
         self._trace: StageTrace | None = None
         self._scheduler: SchedulerHost | None = None
@@ -150,7 +148,7 @@ class StageHost:
             self._neighbours.users.remove(self)
             self._neighbours.leave()
         self._device.stop()
-        self._log_file.close()
+        self._storing.close()
         self.core.log.clear()
         if self._trace is not None:
             self._trace.tracer.close()
@@ -215,6 +213,7 @@ class StageHost:
 
     def _loaded(self, weight_bytes: int, kv_bytes: int) -> None:
         self.reporter.loaded(weight_bytes, kv_bytes)
+        self._storing.loaded()
         self._look_who_is_here()
 
     def _look_who_is_here(self) -> None:
@@ -337,12 +336,9 @@ class StageHost:
                 self._device.run(command.work, on_done=self._computed, on_error=self._compute_failed)
             elif type(command) is Send and isinstance(command.to, Port):
                 self.courier.send(command.to, command.lane, command.message, command.payload)
-            elif type(command) is Gather:
+            elif isinstance(command, Gather | Spill | CopyPages):
                 self.reporter.works()
-                self._gather(command)
-            elif type(command) is Spill:
-                number = command.number
-                self._log_file.write(command.frames, lambda stored: self.handle(Spilled(number, stored)))
+                self._storing.do(command)
             else:
                 raise LocalProtocolError(f"a stage's core asks for {command!r}")
         except BloomBeeError as error:
@@ -364,19 +360,6 @@ class StageHost:
             self.fail(error)
 
     # -- what comes back -------------------------------------------------------------------
-
-    def _gather(self, gather: Gather) -> None:
-        def done(payload: Payload) -> None:
-            self.handle(Gathered(gather.number, payload, self.now()))
-
-        def fetched(pieces: Sequence[Piece]) -> None:
-            self._device.gather(pieces, on_done=done, on_error=self._compute_failed)
-
-        def unreadable(error: BloomBeeError) -> None:
-            log.warning("%s; what it held is computed again", error.message)
-            self.handle(GatherFailed(gather.number, self.now()))
-
-        self._log_file.fetch(gather.pieces, fetched, unreadable)
 
     def _computed(self, outcome: Outcome) -> None:
         self.handle(Computed(outcome, self.now()))

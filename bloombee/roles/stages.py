@@ -16,6 +16,7 @@ from typing import Any
 
 from bloombee.config import WorkerConfig, parse_disk
 from bloombee.errors import BloomBeeError, RemoteProtocolError, StalePlan
+from bloombee.kv.places import default_host_bytes
 from bloombee.pace import parse_pace
 from bloombee.pipeline.log import default_log_bytes
 from bloombee.plan.profile import Hardware
@@ -82,6 +83,7 @@ class Stages:
             pace=parse_pace(config.pace) if config.pace is not None else None,
             memory_bytes=config.memory_bytes,
             load_bytes_per_s=config.load_bytes_per_s,
+            host_bytes=default_host_bytes(memory_bytes) if config.host_memory is None else config.host_memory,
             disk=parse_disk(config.disk),
         )
         self._hosts: dict[PipelineId, list[StageHost]] = {}

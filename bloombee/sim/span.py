@@ -7,11 +7,24 @@ from functools import partial
 from typing import Protocol
 
 from bloombee.errors import RemoteProtocolError, StalePlan
-from bloombee.pipeline.commands import Command, Compute, Gather, Send, Spill
-from bloombee.pipeline.events import Computed, Gathered, Greeted, LinkRestored, Moved, Port, Spilled, StageReceived, Tick
+from bloombee.kv.tiers import Copy
+from bloombee.pipeline.commands import Command, Compute, CopyPages, Gather, Send, Spill
+from bloombee.pipeline.events import (
+    Computed,
+    Gathered,
+    Greeted,
+    LinkRestored,
+    Moved,
+    PagesCopied,
+    Port,
+    Spilled,
+    StageReceived,
+    Tick,
+)
 from bloombee.pipeline.stage import Event, StageCore
 from bloombee.pipeline.work import Piece, Work
 from bloombee.sim.device import Device
+from bloombee.sim.paged import PagedDevice
 from bloombee.types import Epoch
 from bloombee.wire.messages import AnyMessage, Load, Retired, StageFailed, Wire, Wired
 
@@ -101,6 +114,9 @@ class SimSpan:
                 case Spill(number=number, frames=frames):
                     stored = tuple(payload for _, payload in frames)
                     owner.call_later(DISK_S, partial(self.handle, Spilled(number, stored)))
+                case CopyPages(copy=copy):
+                    assert isinstance(self.device, PagedDevice)
+                    owner.call_later(self.device.begin_copy(copy), partial(self._copied, self.device, copy))
                 case Send(to=Port.HEAD, message=Wired() | StageFailed() | Retired() as message):
                     owner.to_head(message)
                 case Send(to=Port() as port, message=message):
@@ -111,6 +127,9 @@ class SimSpan:
     def computed(self, work: Work) -> None:
         """The device is done."""
         self.handle(Computed(self.device.run(work), self._owner.now))
+
+    def _copied(self, device: PagedDevice, copy: Copy) -> None:
+        self.handle(PagesCopied(copy.number, failed=device.end_copy(copy)))
 
     def _gather(self, number: int, pieces: Sequence[Piece]) -> None:
         self.handle(Gathered(number, self.device.gather(pieces), self._owner.now))

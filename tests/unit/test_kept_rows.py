@@ -153,7 +153,7 @@ def test_what_was_of_use_last_stays_longest() -> None:
         table = _placed(pool, 8)
         assert store.keep(bytes([number]), number, [table], 8, 8, b"")
         table.truncate(0)
-    (used,) = store.begin(bytes([0]), 8)[1]
+    (used,) = store.tables(store.begin(bytes([0]), 8))
     used.truncate(0)
     assert pool.num_free == 8
     _placed(pool, 9)

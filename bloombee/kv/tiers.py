@@ -1,0 +1,215 @@
+"""Kept rows beyond the device: what is copied where, and when. Pure bookkeeping; the copies are the shell's.
+
+Theory of operation. A page of kept rows is never written to again, so it may lie in several places. As soon as rows are kept
+their pages are copied to the host's memory, if there is room: from then on their places on the device can be had by whoever needs
+them, at once and at no loss. Rows that a sequence is to begin on, and that are not on the device, are copied back there
+(:class:`~bloombee.kv.kept.Arrival`); what needs them waits, everybody else goes on.
+
+Pins. Copies run beside the device's works, take their time, and end in any order. A page that a copy reads, on either side, or
+that one writes, has the copy as one more holder (``PagePool.share``): nobody is given it, so nobody writes there, until the copy
+has ended. What works that are on the device already read and write is safe the other way: a copy begins only when all works have
+ended that were given to the device before it was decided (``pipeline/paging.py``).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from msgspec import Struct
+
+from bloombee.kv.kept import Arrival, Kept, KeptPage
+from bloombee.kv.places import Places
+from bloombee.kv.pool import PagePool
+
+
+class Way(enum.Enum):
+    """From where to where a copy goes."""
+
+    OUT = enum.auto()
+    """From the device to the host's memory."""
+    IN = enum.auto()
+
+
+class Copy(Struct, frozen=True, gc=False):
+    """Pages to be copied.
+
+    Args:
+        pages: (group, from, to) of each.
+    """
+
+    number: int
+    way: Way
+    pages: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    copy: Copy
+    pages: Sequence[KeptPage]
+
+
+class Tiers:
+    """Of one span.
+
+    Args:
+        places: of its pages.
+    """
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self._leaving: list[Kept] = []
+        """That are to be copied to the host's memory."""
+        self._arrivals: dict[Arrival, None] = {}
+        self._failed: list[Arrival] = []
+        self._under_way: dict[int, _UnderWay] = {}
+        self._num_copies = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Copies are under way: pages that they hold will be free."""
+        return bool(self._under_way)
+
+    @property
+    def num_held(self) -> int:
+        """Pages of the device that nobody holds but a copy which reads them."""
+        device = self._places.device
+        out = [move for one in self._under_way.values() if one.copy.way is Way.OUT for move in one.copy.pages]
+        return sum(device[group].holders(page) == 1 for group, page, _ in out)
+
+    @property
+    def has_arrivals(self) -> bool:
+        """Somebody waits for rows, or has yet to be told that they cannot be had."""
+        return bool(self._arrivals or self._failed)
+
+    def kept(self, kept: Kept) -> None:
+        """It is a keeper of its pages from now on."""
+        if self._places.host:
+            self._leaving.append(kept)
+
+    # -- arrivals --------------------------------------------------------------------------
+
+    def bring(self, arrival: Arrival) -> Arrival:
+        """Hold its pages on the device, and have those that are not there brought."""
+        for page in arrival.pages():
+            page.keepers[arrival] = None
+            if page.device is not None:
+                self._places.device[page.group].share([page.device])
+            else:
+                arrival.missing[page] = None
+        if arrival.missing:
+            self._arrivals[arrival] = None
+        return arrival
+
+    def end(self, arrival: Arrival) -> None:
+        """Whoever it was for has begun, or will not."""
+        if arrival.has_failed:
+            return
+        self._arrivals.pop(arrival, None)
+        for page in arrival.pages():
+            if page not in arrival.missing:
+                assert page.device is not None
+                self._places.device[page.group].give([page.device])
+        self._places.forget(arrival)
+
+    def fail(self, arrival: Arrival) -> None:
+        """It cannot be had."""
+        self.end(arrival)
+        arrival.has_failed = True
+        self._failed.append(arrival)
+
+    def take_failed(self) -> list[Arrival]:
+        """Those that have, since this was last asked."""
+        failed, self._failed = self._failed, []
+        return failed
+
+    # -- copies ----------------------------------------------------------------------------
+
+    def copies(self) -> list[Copy]:
+        """To be begun, each as soon as all works of the device have ended that were given to it before."""
+        return [*self._coming(), *self._outgoing()]
+
+    def done(self, number: int, *, failed: bool) -> None:
+        """A copy has ended."""
+        ended = self._under_way.pop(number)
+        done = self._is_out if ended.copy.way is Way.OUT else self._is_in
+        for page, (group, source, target) in zip(ended.pages, ended.copy.pages, strict=True):
+            done(page, group, source, target, failed=failed)
+
+    def _outgoing(self) -> Iterator[Copy]:
+        leaving, self._leaving = self._leaving, []
+        for kept in leaving:
+            pages = [
+                page
+                for page in kept.pages()
+                if page.device is not None and page.host is None and not page.is_leaving and kept in page.keepers
+            ]
+            if pages and self._places.make_host_room(Counter([page.group for page in pages])):
+                yield self._copy_out(pages)
+
+    def _copy_out(self, pages: Sequence[KeptPage]) -> Copy:
+        moves = []
+        for page in pages:
+            assert page.device is not None
+            page.is_leaving = True
+            self._pin(self._places.device[page.group], page.device)
+            moves.append((page.group, page.device, self._places.host[page.group].take(1)[0]))
+        return self._begin(Way.OUT, moves, pages)
+
+    def _is_out(self, page: KeptPage, group: int, source: int, target: int, *, failed: bool) -> None:
+        page.is_leaving = False
+        self._unpin(self._places.device[group], source)
+        if failed or not page.keepers:
+            self._places.host[group].give([target])
+        else:
+            self._places.is_on_host(page, target)
+
+    def _coming(self) -> Iterator[Copy]:
+        for arrival in list(self._arrivals):
+            pages = [page for page in arrival.missing if not page.is_coming]
+            wanted = Counter([page.group for page in pages])
+            if all(self._places.device[group].can_take(count) for group, count in wanted.items()):
+                if pages:
+                    yield self._copy_in(pages)
+            elif not self._under_way:
+                self.fail(arrival)
+
+    def _copy_in(self, pages: Sequence[KeptPage]) -> Copy:
+        moves = []
+        for page in pages:
+            assert page.host is not None
+            page.is_coming = True
+            self._pin(self._places.host[page.group], page.host)
+            moves.append((page.group, page.host, self._places.device[page.group].take(1)[0]))
+        return self._begin(Way.IN, moves, pages)
+
+    def _is_in(self, page: KeptPage, group: int, source: int, target: int, *, failed: bool) -> None:
+        pool = self._places.device[group]
+        page.is_coming = False
+        self._unpin(self._places.host[group], source)
+        if failed:
+            self._places.lost(page)
+        elif page.keepers:
+            self._places.is_on_device(page, target)
+            for keeper in page.keepers:
+                if isinstance(keeper, Arrival) and page in keeper.missing:
+                    del keeper.missing[page]
+                    pool.share([target])
+        pool.give([target])
+
+    @staticmethod
+    def _pin(pool: PagePool, page: int) -> None:
+        """A copy reads it."""
+        pool.share([page])
+
+    @staticmethod
+    def _unpin(pool: PagePool, page: int) -> None:
+        pool.give([page])
+
+    def _begin(self, way: Way, moves: Sequence[tuple[int, int, int]], pages: Sequence[KeptPage]) -> Copy:
+        copy = Copy(self._num_copies, way, tuple(moves))
+        self._num_copies += 1
+        self._under_way[copy.number] = _UnderWay(copy, pages)
+        return copy

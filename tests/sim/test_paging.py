@@ -1,0 +1,125 @@
+"""Sequences that make way come back from the host's memory: no token changes, and no page is written while a copy reads it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from bloombee.kv.pool import PagePool
+from bloombee.kv.tiers import Tiers, Way
+from bloombee.sim.cluster import sim_card
+from bloombee.sim.device import oracle
+from bloombee.sim.network import Faults
+from bloombee.types import FinishReason, SchedulerPlace
+from tests.paging_kit import PagedCluster, assert_no_page_is_left
+from tests.sim_kit import assert_right
+
+HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
+SHORT_PROMPT = [1, 2, 3]
+
+
+def _see_short_answers(cluster: PagedCluster, num_stages: int, windows: list[tuple[int, ...]] | None = None) -> None:
+    """Answers that end long before they may: the scheduler admits more from then on."""
+    end = oracle(SHORT_PROMPT, 1, num_stages, 2, windows)[-1]
+    numbers = [cluster.submit(SHORT_PROMPT, max_new_tokens=90, seed=1, end_tokens=frozenset([end])) for _ in range(30)]
+    assert cluster.run()
+    for number in numbers:
+        assert cluster.requests.pop(number).finish is FinishReason.STOP
+
+
+def _long_answers(cluster: PagedCluster, seed: int, count: int = 20, *, cancels: bool = False) -> None:
+    """Each takes up to a third of the pages that there are."""
+    rng, start = random.Random(seed), cluster.clock.now
+    for _ in range(count):
+        prompt = [rng.randrange(50_000) for _ in range(rng.randint(1, 12))]
+        number = cluster.submit(prompt, max_new_tokens=rng.randint(40, 80), seed=rng.randrange(2**64), at=start)
+        if cancels and rng.random() < 0.3:
+            cluster.cancel(number, at=start + rng.uniform(0, 2))
+
+
+def _serve(cluster: PagedCluster, seed: int, num_stages: int, *, cancels: bool = False) -> None:
+    """More than there are pages for."""
+    _see_short_answers(cluster, num_stages)
+    _long_answers(cluster, seed, cancels=cancels)
+    assert cluster.run()
+
+
+@pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
+@pytest.mark.parametrize("num_stages", [1, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_all_end_with_their_own_tokens(seed: int, num_stages: int, faults: Faults | None) -> None:
+    cluster = PagedCluster(seed=seed, num_stages=num_stages, faults=faults)
+    _serve(cluster, seed, num_stages, cancels=bool(seed % 2))
+    assert_right(cluster, num_stages)
+    assert cluster.num_copies(Way.OUT)
+    assert cluster.num_copies(Way.IN) or faults is HARSH
+    assert_no_page_is_left(cluster)
+
+
+def test_who_comes_back_computes_less_again() -> None:
+    """Than where nothing is kept beyond the device: the rest of a page that was not full, and what was under way."""
+    again = {0: 0, 256: 0}
+    for host_pages in again:
+        for seed in range(3):
+            cluster = PagedCluster(seed=seed, num_stages=1, host_pages=host_pages)
+            _serve(cluster, seed, 1)
+            assert_right(cluster, 1)
+            least = sum(len(one.prompt) + one.max_new_tokens - 1 for one in cluster.requests.values())
+            again[host_pages] += cluster.paged[0].num_rows - least
+    assert again[256] < 0.6 * again[0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_small_host_and_copies_that_fail(seed: int) -> None:
+    cluster = PagedCluster(seed=seed, num_stages=2, host_pages=30, fails=0.3, late_s=0.5, faults=HARSH)
+    _serve(cluster, seed, 2, cancels=True)
+    assert_right(cluster, 2)
+    assert_no_page_is_left(cluster)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_windows(seed: int) -> None:
+    windows = [(0,), (24,)]
+    cluster = PagedCluster(seed=seed, num_stages=2, faults=HARSH, card=sim_card((0, 24)))
+    _see_short_answers(cluster, 2, windows)
+    _long_answers(cluster, seed)
+    assert cluster.run()
+    assert_right(cluster, 2, windows)
+    assert cluster.num_copies(Way.IN)
+    assert_no_page_is_left(cluster)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_lost_stage_meanwhile(seed: int) -> None:
+    cluster = PagedCluster(seed=seed, num_stages=3, num_spares=1, faults=HARSH, lossy_orders=True)
+    _see_short_answers(cluster, 3)
+    _long_answers(cluster, seed)
+    cluster.kill(1 + seed % 3, at=cluster.clock.now + 0.2 + 0.1 * seed)
+    assert cluster.run()
+    assert_right(cluster, 3)
+    assert_no_page_is_left(cluster)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_with_the_scheduler_beside_the_first_stage(seed: int) -> None:
+    cluster = PagedCluster(seed=seed, num_stages=2, faults=HARSH, scheduler=SchedulerPlace.STAGE0)
+    _serve(cluster, seed, 2)
+    assert_right(cluster, 2)
+    assert_no_page_is_left(cluster)
+
+
+def _unpinned(pool: PagePool, page: int) -> None:
+    """No copy holds what it reads."""
+
+
+def _serve_unpinned() -> None:
+    for seed in range(4):
+        _serve(PagedCluster(seed=seed, num_stages=1, late_s=0.5, host_pages=40), seed, 1)
+
+
+def test_a_page_that_a_copy_reads_would_be_written_were_it_not_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tiers, "_pin", staticmethod(_unpinned))
+    monkeypatch.setattr(Tiers, "_unpin", staticmethod(_unpinned))
+    with pytest.raises(AssertionError, match="a page is written that a copy reads"):
+        _serve_unpinned()
