@@ -27,6 +27,15 @@ class Swarm:
     def generate(self, prompt: Any, **fields: Any) -> bloombee.Generation:
         return self.run(self.runtime.generate(prompt, **fields))
 
+    def await_idle(self) -> None:
+        """Returns once no request runs and every page is free; the test's time-out is the limit."""
+        self.run(self._idle())
+
+    async def _idle(self) -> None:
+        all_free = tuple(stage.num_pages for stage in self.runtime.plan.stages)
+        while self.runtime.num_requests or await self.runtime.pages_free() != all_free:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
     def close(self) -> None:
         self.run(self.runtime.close())
         self.loop.call_soon_threadsafe(self.loop.stop)

@@ -58,7 +58,7 @@ class ChatCompletions:
         chat = conversation(messages, offer, arguments, body.reasoning_effort, is_bound=is_bound)
         params = sampling(body, max_tokens=body.max_completion_tokens or body.max_tokens, logprobs=logprobs)
         generations = Generations(self._service.runtime, [chat], params, body.n or 1, client, grammar, body.logit_bias)
-        return Replies(self._service, generations, may_call=bool(offer.tools), is_bound=is_bound)
+        return Replies(self._service, generations, offer, is_bound=is_bound)
 
 
 class _ChatAnswer:
@@ -118,7 +118,7 @@ class _ChatAnswer:
         index = said.index
         if index not in num_calls:
             num_calls[index] = 0
-            yield ChunkChoice(index=index, delta=Delta(role="assistant", content=""))
+            yield ChunkChoice(index=index, delta=Delta(role="assistant", content=None if self._replies.must_call else ""))
         logprobs = self._logprobs([said])
         for part in said.parts:
             yield ChunkChoice(index=index, delta=_delta(part, num_calls[index]), logprobs=logprobs)

@@ -37,13 +37,15 @@ class Replies:
     """To one request.
 
     Args:
-        may_call: functions were offered. is_bound: a grammar leaves no room for reasoning.
+        offer: functions that may be called. is_bound: a grammar leaves no room for reasoning.
     """
 
-    def __init__(self, service: Service, generations: Generations, *, may_call: bool, is_bound: bool) -> None:
+    def __init__(self, service: Service, generations: Generations, offer: Offer, *, is_bound: bool) -> None:
         self._service = service
         self._generations = generations
-        self._may_call = may_call
+        self._may_call = bool(offer.tools)
+        self.must_call = offer.must_call
+        """It is calls and nothing else."""
         self._is_bound = is_bound
         self._listeners: dict[int, Listener] = {}
         self._num_reasoning = 0

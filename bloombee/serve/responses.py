@@ -64,7 +64,7 @@ class Responses:
         sampled = Sampled(temperature=body.temperature, top_p=body.top_p)
         params = sampling(sampled, max_tokens=body.max_output_tokens, logprobs=body.top_logprobs)
         generations = Generations(self._service.runtime, [chat], params, 1, client, grammar)
-        return Replies(self._service, generations, may_call=bool(offer.tools), is_bound=is_bound)
+        return Replies(self._service, generations, offer, is_bound=is_bound)
 
 
 class _Answer:

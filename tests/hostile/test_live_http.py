@@ -44,19 +44,12 @@ def beside(server: Served, deed: Callable[[], Any]) -> Any:
         came = deed()
         text += "".join(chunk.choices[0].text for chunk in stream)
     assert text == alone
-    server.swarm.run(_until_idle(server.swarm.runtime))
+    server.swarm.await_idle()
     return came
 
 
 def _known(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name != "ignore_eos"}
-
-
-async def _until_idle(runtime: Any) -> None:
-    """Returns once no request runs and every page is free; the test's time-out is the limit."""
-    all_free = tuple(stage.num_pages for stage in runtime.plan.stages)
-    while runtime.num_requests or await runtime.pages_free() != all_free:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
 
 
 def test_prompts_of_ten_megabytes_are_refused_and_not_kept(server: Served) -> None:
@@ -126,7 +119,7 @@ def test_a_client_that_goes_without_a_word_frees_what_it_had(server: Served) -> 
 
     for stream in (False, True):
         asyncio.run(leave(ask(max_tokens=900, stream=stream)))
-        server.swarm.run(_until_idle(server.swarm.runtime))
+        server.swarm.await_idle()
 
 
 def test_a_thousand_connections_cost_the_others_nothing(server: Served) -> None:

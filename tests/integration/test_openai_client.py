@@ -217,14 +217,7 @@ def test_a_stream_that_is_left_ends_its_request(client: OpenAI, server: Served) 
     next(iter(stream))
     assert runtime.num_requests == 1
     stream.close()
-    server.swarm.run(_until_idle(runtime))
-
-
-async def _until_idle(runtime: Any) -> None:
-    """Returns once no request runs and every page is free; the test's time-out is the limit."""
-    all_free = tuple(stage.num_pages for stage in runtime.plan.stages)
-    while runtime.num_requests or await runtime.pages_free() != all_free:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    server.swarm.await_idle()
 
 
 @pytest.mark.parametrize("fields", [{"temperature": 0}, {"temperature": 1}])
