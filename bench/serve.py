@@ -98,7 +98,7 @@ async def served(arguments: argparse.Namespace) -> AsyncIterator[tuple[bloombee.
         control_socket=False,
     ) as runtime:
         app = make_app(runtime, model=MODEL)
-        server = uvicorn.Server(http_config(app, drain_s=1, most_connections=4 * arguments.streams))
+        server = uvicorn.Server(http_config(app, most_connections=4 * arguments.streams))
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
         serving = asyncio.create_task(server.serve([bound]))
         bound.listen()

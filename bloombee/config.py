@@ -439,7 +439,7 @@ class ServeConfig:
         try:
             address = self.address
         except ValueError as error:
-            _check(self, "http", False, f"{HTTP_RULE}; {error}")
+            _check(self, "http", False, f"{HTTP_RULE}; {str(error).replace('tcp://', '')}")
         _check(self, "api_key_file", self.api_key_file is None or _text(self.api_key_file), "a file name")
         _check(
             self, "model_name", self.model_name is None or (_text(self.model_name) and self.model_name.isprintable()), "a name"

@@ -34,7 +34,7 @@ class Served:
         (bound,) = listen(read_listen("tcp://127.0.0.1:0"))
         self.port: int = bound.getsockname()[1]
         self._app = make_app(swarm.runtime, model=MODEL, clients=clients)
-        self._server = uvicorn.Server(http_config(self._app, drain_s=10, most_connections=most_connections))
+        self._server = uvicorn.Server(http_config(self._app, most_connections=most_connections))
         self._serving = asyncio.run_coroutine_threadsafe(self._server.serve([bound]), swarm.loop)
         bound.listen()  # whoever dials before it accepts waits
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import math
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -21,7 +20,7 @@ from bloombee.serve.app import make_app
 from bloombee.serve.connections import Connection
 from bloombee.serve.entrance import Entrance
 from bloombee.serve.health import Start
-from bloombee.serve.keys import Clients, read_keys
+from bloombee.serve.keys import Clients, is_read_by_all, read_keys
 from bloombee.serve.listening import listen, url
 from bloombee.terminal import count, open_runtime, say, say_how_to_join, tell_of_losses
 from bloombee.transport.descriptors import spare_descriptors
@@ -36,6 +35,8 @@ def run(config: RuntimeConfig, serving: ServeConfig) -> int:
         AddressInUse, ConfigError: before anything is started. BloomBeeError: the swarm has ended, or never began.
     """
     clients = None if serving.api_key_file is None else read_keys(serving.api_key_file)
+    if serving.api_key_file is not None and is_read_by_all(serving.api_key_file):
+        say(f"warning: every user of this machine may read the keys in {serving.api_key_file}; chmod 600 keeps them out")
     with contextlib.ExitStack() as opened, asyncio.Runner(loop_factory=new_event_loop) as runner:
         sockets = [opened.enter_context(one) for one in listen(serving.address)]
         runner.run(_serve(config, serving, clients, sockets))
@@ -55,14 +56,14 @@ async def _serve(config: RuntimeConfig, serving: ServeConfig, clients: Clients |
         entrance.app = make_app(runtime, model=model, clients=clients, start=start)
 
     async with (
-        Server(http_config(entrance, drain_s=serving.drain_s, most_connections=most), entrance).listening(sockets) as server,
+        Server(http_config(entrance, most_connections=most), entrance).listening(sockets) as server,
         open_runtime(config, announce=announce, prepared=prepared) as runtime,
     ):
         await _let_go(runtime)
         start.is_over()
         place = url(sockets[0], serving.address)
         say(f"{model} is served at {place}/v1, and shown at {place} (Ctrl-C ends it)")
-        await server.until_asked(runtime)
+        await server.until_asked(runtime, serving.drain_s)
 
 
 async def _let_go(runtime: Runtime) -> None:
@@ -78,8 +79,8 @@ def model_name(model: str) -> str:
     return Path(model).expanduser().resolve().name if model.startswith((".", "/", "~")) else model
 
 
-def http_config(app: object, *, drain_s: float, most_connections: int) -> uvicorn.Config:
-    """How ``app`` is served."""
+def http_config(app: object, *, most_connections: int) -> uvicorn.Config:
+    """How ``app`` is served. Once it is to end, its requests may take as long as they do."""
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
         http=Connection.bounded(most_connections),
@@ -91,7 +92,6 @@ def http_config(app: object, *, drain_s: float, most_connections: int) -> uvicor
         server_header=False,
         proxy_headers=False,
         backlog=BACKLOG,
-        timeout_graceful_shutdown=math.ceil(drain_s),
     )
 
 
@@ -102,6 +102,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._entrance = entrance
         self._serving: asyncio.Task[None]
+        self._ending: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
     async def listening(self, sockets: list[socket.socket]) -> AsyncIterator[Server]:
@@ -112,20 +113,24 @@ class Server(uvicorn.Server):
         try:
             yield self
         finally:
-            self._stop()
+            self.should_exit = True
+            self._hang_up()
             await self._serving
 
-    async def until_asked(self, runtime: Runtime) -> None:
+    async def until_asked(self, runtime: Runtime, drain_s: float) -> None:
         """Serve.
+
+        Args:
+            drain_s: that requests may take to end, then.
 
         Raises:
             BloomBeeError: the swarm has ended.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._asked_to_stop, runtime)
+            loop.add_signal_handler(number, self._asked_to_stop, runtime, drain_s)
         losses = asyncio.create_task(tell_of_losses(runtime))
-        losses.add_done_callback(lambda _: self._stop())
+        losses.add_done_callback(lambda _: self._end_now(runtime))
         try:
             await asyncio.shield(self._serving)
         finally:
@@ -140,14 +145,25 @@ class Server(uvicorn.Server):
         """The loop has them."""
         yield
 
-    def _asked_to_stop(self, runtime: Runtime) -> None:
+    def _asked_to_stop(self, runtime: Runtime, drain_s: float) -> None:
         if self.should_exit:
-            self._stop()
+            self._end_now(runtime)
             return
         self.should_exit = True
         self._entrance.is_ending()
         if runtime.num_requests:
             say(f"no more requests are taken; {count(runtime.num_requests, 'request')} may end (Ctrl-C ends them now)")
+        asyncio.get_running_loop().call_later(drain_s, self._end_now, runtime)
 
-    def _stop(self) -> None:
-        self.should_exit = self.force_exit = True
+    def _end_now(self, runtime: Runtime) -> None:
+        self.should_exit = True
+        self._ending = self._ending or asyncio.create_task(self._end(runtime))
+
+    async def _end(self, runtime: Runtime) -> None:
+        """Programs whose requests still run are told that these have ended; those that do not take it are hung up on."""
+        await runtime.close()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()

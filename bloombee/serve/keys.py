@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def read_keys(path: str) -> Clients:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"api_key_file = {path}: cannot read it: {error}", field="api_key_file") from error
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigError(f"api_key_file = {path}: cannot read it: {why}", field="api_key_file") from error
     clients: dict[bytes, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
@@ -45,6 +47,11 @@ def read_keys(path: str) -> Clients:
     if not clients:
         raise ConfigError(f"api_key_file = {path}: there is no key in it", field="api_key_file")
     return clients
+
+
+def is_read_by_all(path: str) -> bool:
+    """Whether every user of this machine may read that file."""
+    return bool(Path(path).stat().st_mode & stat.S_IROTH)
 
 
 def _digest(key: bytes) -> bytes:

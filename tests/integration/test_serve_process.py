@@ -11,7 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +60,26 @@ def test_ctrl_c_lets_a_request_end_and_takes_no_other() -> None:
             http.client.HTTPConnection("127.0.0.1", port).connect()
 
 
-def test_a_second_one_ends_it_at_once() -> None:
-    with serving() as (process, port):
+@pytest.mark.parametrize("drain_s", ["0", "60"])
+def test_who_may_not_end_is_told_so(drain_s: str) -> None:
+    """At once, or when somebody asks a second time: a stream ends with an error, an answer that has not come is one."""
+    with serving("--drain", drain_s) as (process, port), ThreadPoolExecutor(1) as pool:
         answer = begun(port, 1900)
+        whole = pool.submit(asked, port, "/v1/completions", {"prompt": "x", "max_tokens": 1900, "ignore_eos": True})
+        while json.loads(asked(port, "/health")[2])["requests"] < 2:
+            time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
         assert next(line for line in process.stderr if "no more requests" in line)
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(http.client.IncompleteRead, ConnectionResetError):
-            assert not answer.read().endswith(b"data: [DONE]\n\n")
+        if drain_s != "0":
+            process.send_signal(signal.SIGTERM)
+        *_, last, nothing = answer.read().split(b"\n\n")
+        assert nothing == b""
+        assert json.loads(last.strip().removeprefix(b"data: "))["error"]["code"] == "overloaded"
+        status, again, _ = whole.result()
+        assert (status, 1 <= int(again or 0) <= 60) == (503, True)
         assert process.wait(60) == 0
+        assert "Traceback" not in process.stderr.read()
 
 
 def asked(port: int, path: str, body: Any = None) -> tuple[int, str | None, bytes]:

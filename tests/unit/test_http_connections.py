@@ -94,7 +94,7 @@ async def _gone(receive: Any, event: asyncio.Event) -> None:
 async def site(most: int = 64) -> AsyncIterator[Site]:
     state: dict[str, Any] = {"gone": asyncio.Event(), "sent": 0}
     (bound,) = listen(read_listen("tcp://127.0.0.1:0"))
-    server = uvicorn.Server(http_config(_app(state), drain_s=1, most_connections=most))
+    server = uvicorn.Server(http_config(_app(state), most_connections=most))
     serving = asyncio.create_task(server.serve([bound]))
     bound.listen()
     try:
