@@ -58,3 +58,30 @@ def total_ms(events: list[Event], cat: str, name: str = "", pid: int | None = No
         for event in events
         if event["ph"] == "X" and event["cat"] == cat and name in ("", event["name"]) and pid in (None, event["pid"])
     )
+
+
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "X": {"name": str, "cat": str, "ts": (int, float), "dur": (int, float), "pid": int, "tid": int, "args": dict},
+    "s": {"name": str, "cat": str, "id": str, "ts": (int, float), "pid": int, "tid": int},
+    "f": {"name": str, "cat": str, "id": str, "ts": (int, float), "pid": int, "tid": int, "bp": str},
+    "M": {"name": str, "pid": int, "args": dict},
+}
+"""Of each kind of event: what the Trace Event Format says that it must have."""
+_METADATA = {"process_name": "name", "process_sort_index": "sort_index", "thread_name": "name", "thread_sort_index": "sort_index"}
+
+
+def check_format(trace: dict[str, Any]) -> None:
+    """Every event is one of the Trace Event Format's, and every track has a name."""
+    assert set(trace) == {"traceEvents", "displayTimeUnit"}
+    assert trace["displayTimeUnit"] in ("ms", "ns")
+    named: set[tuple[int, int]] = set()
+    for event in trace["traceEvents"]:
+        fields = _FIELDS[event["ph"]]
+        assert all(isinstance(event[name], kind) for name, kind in fields.items()), event
+        assert set(event) - {"ph", *fields} <= ({"tid"} if event["ph"] == "M" else set()), event
+        if event["ph"] == "M":
+            assert set(event["args"]) == {_METADATA[event["name"]]}
+            if event["name"] == "thread_name":
+                named.add((event["pid"], event["tid"]))
+        assert event.get("bp", "e") == "e"
+    assert {(event["pid"], event["tid"]) for event in trace["traceEvents"] if event["ph"] != "M"} <= named

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from perfetto_kit import check_arrows, check_nesting, total_ms
+from perfetto_kit import check_arrows, check_format, check_nesting, total_ms
 
 import bloombee
 from bloombee import timeline
@@ -64,7 +64,9 @@ def test_the_command_prints_the_table_and_writes_what_perfetto_opens(tmp_path: P
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "stage 2" in done.stdout
     assert f"{2 * (NUM_TOKENS - 1)} of {2 * (NUM_TOKENS - 1)} tokens" in done.stdout
-    events = json.loads(out.read_text())["traceEvents"]
+    trace = json.loads(out.read_text())
+    check_format(trace)
+    events = trace["traceEvents"]
     assert {event["pid"] for event in events} == {0, 1, 2, 3}
     table = timeline.load([tmp_path / "traces"]).breakdown()
     assert check_nesting(events) >= 2

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from perfetto_kit import Event, check_arrows, check_nesting, total_ms
+from perfetto_kit import Event, check_arrows, check_format, check_nesting, total_ms
 
 from bloombee.errors import ConfigError
 from bloombee.perfetto import trace_events, write
@@ -42,7 +43,9 @@ def timeline(microbatches: list[tuple[int, list[int], list[int], list[int]]], of
 
 
 def events_of(known: Timeline) -> list[Event]:
-    events: list[Event] = trace_events(known)["traceEvents"]
+    trace = trace_events(known)
+    check_format(json.loads(json.dumps(trace)))
+    events: list[Event] = trace["traceEvents"]
     return events
 
 
