@@ -62,7 +62,8 @@ class Seatings:
 
     @property
     def newest(self) -> Seating | None:
-        return next(reversed(self._by_epoch.values()), None)
+        """Of those of a ring."""
+        return next((one for one in reversed(self._by_epoch.values()) if not one.wire.shadow), None)
 
     def epoch_with(self, peer: object) -> Epoch:
         """The oldest in which that worker is a neighbour: what runs, during a hand-over. 0: it is none."""
@@ -75,7 +76,7 @@ class Seatings:
 
     @property
     def epoch(self) -> Epoch:
-        """The newest; 0 before there is one."""
+        """The newest of a ring; 0 before there is one."""
         newest = self.newest
         return newest.wire.epoch if newest is not None else 0
 
@@ -113,10 +114,14 @@ class Seatings:
         return seating
 
     def retire_before(self, oldest: Epoch) -> None:
-        """Forget older epochs, and neighbours that only they had."""
-        for epoch in [epoch for epoch in self._by_epoch if epoch < oldest]:
-            del self._by_epoch[epoch]
+        """Forget older epochs of rings, and neighbours that only they had."""
+        for seating in self.older(oldest):
+            del self._by_epoch[seating.wire.epoch]
         self._neighbours.leave()
+
+    def older(self, oldest: Epoch) -> list[Seating]:
+        """Than that; a shadow's epoch ends by order alone."""
+        return [one for one in self._by_epoch.values() if one.wire.epoch < oldest and not one.wire.shadow]
 
     def retire(self, epoch: Epoch) -> None:
         """Forget an epoch, and neighbours that only it had; one that is not here changes nothing."""
