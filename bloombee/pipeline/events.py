@@ -30,9 +30,14 @@ class Port(enum.StrEnum):
 
 
 class Tick(Struct, frozen=True, gc=False):
-    """Comes every few tenths of a second; time-outs are looked at."""
+    """Comes every few tenths of a second; time-outs are looked at.
+
+    Args:
+        is_busy: what runs fills more than half of the link to the next stage: there is no room for copies.
+    """
 
     now: float
+    is_busy: bool = False
 
 
 class Moved(Struct, frozen=True, gc=False):

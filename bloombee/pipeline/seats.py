@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bloombee.errors import StalePlan
 from bloombee.pipeline.seat import Seat
-from bloombee.types import Epoch, PipelineId
+from bloombee.types import Epoch, Lane, PipelineId
 from bloombee.wire.messages import Resume, Retire, Wire
 
 FEEDS_AT_ONCE = 2
@@ -80,6 +80,12 @@ class Seats(dict[Epoch, Seat]):
         return [seat for seat in self.values() if seat.wire.shadow and not seat.follows]
 
     def may_feed(self, seat: Seat) -> bool:
-        """A shadow, now: nothing waits for the next stage, and the shadow has taken what it was sent before."""
+        """A shadow, now: nothing waits for the next stage, no prompt is on its way there, and the shadow has taken what it was
+        sent before."""
         is_free = seat.is_open and seat.downstream.num_kept < FEEDS_AT_ONCE
-        return is_free and not any(one.downstream.num_backlog or one.telling.is_behind for one in self.of_rings())
+        return is_free and not any(map(_is_busy, self.of_rings()))
+
+
+def _is_busy(seat: Seat) -> bool:
+    after = seat.downstream
+    return bool(after.num_backlog or after.lanes[Lane.BULK].num_kept or seat.telling.is_behind)

@@ -120,9 +120,9 @@ class StageCore:
             case ComputeFailed(error=error):
                 self.failed = True
                 return [self._fail(error)]
-            case Tick(now=now):
+            case Tick(now=now, is_busy=is_busy):
                 ticks = [command for seat in self.seats.values() for command in seat.tick(now)]
-                fed = [seat for seat in self.seats.of_feeds() if self.seats.may_feed(seat)]
+                fed = [seat for seat in self.seats.of_feeds() if not is_busy and self.seats.may_feed(seat)]
                 return [*ticks, *(command for seat in fed for command in self._say_again(seat, now))]
             case Moved(now=now):
                 for one in self.seats.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from bloombee.roles.neighbours import Neighbour, Neighbours
 from bloombee.types import Epoch
 from bloombee.wire.messages import Resume, Wire
 
+BUSY_S = 1.0
+BUSY_SHARE = 0.5
+"""Of a link's bandwidth, over so long: copies of what it carries would not fit beside that."""
 HERE = b"here"
 """Stands in for a link between a stage and a scheduler in one process; no link has such an id."""
 
@@ -50,6 +54,9 @@ class Seatings:
         self._head_link = head_link
         self._open_meter = open_meter
         self._by_epoch: dict[Epoch, Seating] = {}
+        self._looked = 0.0, 0
+        """When the newest link was last looked at, and bytes that it had carried by then."""
+        self._is_busy = False
 
     def __iter__(self) -> Iterator[Seating]:
         return iter(list(self._by_epoch.values()))
@@ -88,6 +95,18 @@ class Seatings:
     def _others(self, seatings: Iterable[Seating]) -> set[bytes]:
         """Links to other workers."""
         return {link for seating in seatings for link in seating.all_links} - {self._head_link, HERE}
+
+    def is_busy(self) -> bool:
+        """What runs has filled more than half of the link to the next stage of late, as far as its bandwidth is known."""
+        newest, now = self.newest, self.now()
+        since, before = self._looked
+        if newest is None or now - since < BUSY_S:
+            return self._is_busy
+        facts = newest.meter.facts()
+        room = (facts.bandwidth_bytes_per_s or math.inf) * (now - since)
+        self._is_busy = facts.num_bytes - before > BUSY_SHARE * room
+        self._looked = now, facts.num_bytes
+        return self._is_busy
 
     def seat(self, wire: Wire) -> Seating:
         """A new epoch's.
@@ -137,15 +156,19 @@ class Seatings:
         found = map(self._neighbours.get, self._others([seating]))
         return all(one is not None and one.is_open for one in found)
 
-    def of(self, message: Any) -> Seating:
+    def of(self, message: Any, link: bytes) -> Seating:
         """The one that a message speaks of; a neighbour may have been told of the next epoch before this worker is.
+
+        Args:
+            link: over which it came.
 
         Raises:
             StalePlan: its epoch is not served here.
         """
         seating = self._by_epoch.get(message.epoch)
         newest = self.newest
-        if seating is None and newest is not None and isinstance(message, Resume) and message.epoch > newest.wire.epoch:
+        is_early = newest is not None and isinstance(message, Resume) and message.epoch > newest.wire.epoch
+        if seating is None and newest is not None and is_early and newest.links[Port.DOWNSTREAM] == link:
             return newest
         if seating is None:
             raise StalePlan(

@@ -274,7 +274,7 @@ class StageHost:
         if expected is None:
             check_spoken(message)
             raise RemoteProtocolError(f"{kind.__name__} is not for a stage", path="message.tag")
-        seating = self.seatings.of(message)
+        seating = self.seatings.of(message, link)
         if seating.links[expected] != link:
             raise RemoteProtocolError(f"{kind.__name__} came over a link that may not say it", path="message.tag")
         if self._trace is not None and kind is Forward:
@@ -314,7 +314,7 @@ class StageHost:
     def tick(self) -> None:
         """Time has passed."""
         now = self.now()
-        self.handle(Tick(now))
+        self.handle(Tick(now, self.seatings.is_busy()))
         self.reporter.tick(now)
 
     # -- what the core asks for ------------------------------------------------------------

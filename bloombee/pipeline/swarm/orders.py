@@ -15,7 +15,7 @@ from bloombee.pipeline.swarm.planning import PlanRequest
 from bloombee.plan.placement import placement_of
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.types import Epoch, Lane, SchedulerPlace, Span, WorkerId
-from bloombee.wire.messages import Group, Load, Peer, Retire, Rules, Schedule, Watermark, Wire
+from bloombee.wire.messages import Group, Introduce, Load, Peer, Retire, Rules, Schedule, Watermark, Wire
 
 REPEAT_S = 2.0
 """An order that is not answered is said again after so long."""
@@ -125,6 +125,12 @@ class Orders:
             shadow=True,
         )
         return Send(stage.worker, Lane.CONTROL, message)
+
+    def introduce(self, dialler: WorkerId, listener: WorkerId) -> list[Command]:
+        """The two are to make a link, if they have none; said once, for they make it anyhow when it is needed."""
+        pair = self._pairs.of(dialler, listener)
+        ends = ((dialler, listener), (listener, dialler))
+        return [Send(one, Lane.CONTROL, Introduce(pair.peer(self._workers[other]))) for one, other in ends]
 
     def move(self, plan: Plan, old: Plan, now: float) -> list[Command]:
         """From ``old``, which is broken: whoever gets other layers lets go of those that it had first, for want of memory.

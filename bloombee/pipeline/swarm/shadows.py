@@ -41,6 +41,7 @@ class Shadow:
         loss_s: that the stage's loss would cost without it.
         waits: who has yet to say that it is wired; None: nobody has been told to be.
         rows: of open sequences that the worker has said to have.
+        met: the worker after the stage, which has been introduced to it: links take many round trips.
     """
 
     plan: Plan
@@ -51,6 +52,7 @@ class Shadow:
     is_loaded: bool = False
     waits: set[WorkerId] | None = None
     rows: int = 0
+    met: WorkerId | None = None
 
     @property
     def stage(self) -> StagePlan:
@@ -150,7 +152,16 @@ class Shadows:
         source = plan.stages[stage.index - 1].worker if stage.index else HEAD
         if (stage.index, source) != (shadow.index, shadow.feeder):
             return self._move(shadow, plan, stage, now)
-        return self._wire(shadow, now) if shadow.is_loaded and shadow.waits is None else []
+        wired = self._wire(shadow, now) if shadow.is_loaded and shadow.waits is None else []
+        return [*wired, *self._introduce(shadow, plan)]
+
+    def _introduce(self, shadow: Shadow, plan: Plan) -> list[Command]:
+        """To whoever has the next stage now, so that their link stands before it is needed."""
+        after = next((stage.worker for stage in plan.stages[shadow.index + 1 : shadow.index + 2]), None)
+        if after is None or after == shadow.met or not shadow.is_wired:
+            return []
+        shadow.met = after
+        return self._orders.introduce(shadow.worker, after)
 
     def _begin(self, plan: Plan, spare: Member, now: float) -> list[Command]:
         """The stage whose loss would cost most, of those that nobody follows and that it can."""
@@ -235,8 +246,8 @@ class Shadows:
         shadow.waits.discard(worker)
         if shadow.waits:
             return []
-        # Who feeds it may have been told after it had asked for what it lacks: it asks again.
-        again = [self._orders.follow(shadow.plan, shadow.index, now, feeds=False)] if shadow.feeder == worker else []
+        # Who feeds it may have been told after it had said what it holds: it says so again.
+        again = [] if shadow.feeder == HEAD else [self._orders.follow(shadow.plan, shadow.index, now, feeds=False)]
         return [*again, self._changed(shadow)]
 
     def _failed_at(self, worker: WorkerId, failed: StageFailed, now: float) -> list[Command] | None:
