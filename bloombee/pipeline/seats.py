@@ -75,6 +75,11 @@ class Seats(dict[Epoch, Seat]):
         """All but shadows', oldest first."""
         return [seat for seat in self.values() if not seat.wire.shadow]
 
+    @property
+    def of_ring(self) -> Seat | None:
+        """The newest that is no shadow's."""
+        return next((seat for seat in reversed(self.values()) if not seat.wire.shadow), None)
+
     def of_feeds(self) -> list[Seat]:
         """By which shadows are fed."""
         return [seat for seat in self.values() if seat.wire.shadow and not seat.follows]

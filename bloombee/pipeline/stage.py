@@ -263,7 +263,7 @@ class StageCore:
             while may_go_on:
                 while not self.failed and (job := self._device.start()) is not None:
                     commands.append(Compute(job.work))
-                copies, may_go_on = self._paging.pump(next(reversed(self.seats.values()), None))
+                copies, may_go_on = self._paging.pump(self.seats.of_ring)
                 commands += copies
         except PoolExhausted as error:
             self.failed = True
@@ -272,8 +272,8 @@ class StageCore:
 
     def _gone(self) -> list[Command]:
         """What was kept of prefixes and is here no more."""
-        rings = self.seats.of_rings()
-        return gone(self.store, self.load.pipeline, rings[-1].wire.epoch) if rings else []
+        seat = self.seats.of_ring
+        return [] if seat is None else gone(self.store, self.load.pipeline, seat.wire.epoch)
 
     def _computed(self, outcome: Outcome, now: float) -> list[Command]:
         job = self._device.finish(outcome.number)

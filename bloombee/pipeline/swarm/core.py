@@ -184,7 +184,7 @@ class SwarmCore:
 
     def plan_of(self, epoch: Epoch) -> Plan | None:
         """Of those that are wired, or are being."""
-        plans = (self.plan, *self.handovers.plans, *self.shadows.plans)
+        plans = (self.plan, *self.handovers.plans, *(shadow.plan for shadow in self.shadows.all))
         return next((plan for plan in plans if plan is not None and plan.epoch == epoch), None)
 
     @property

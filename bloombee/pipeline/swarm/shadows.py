@@ -104,11 +104,6 @@ class Shadows:
         """In the order in which they were begun."""
         return tuple(self._all.values())
 
-    @property
-    def plans(self) -> tuple[Plan, ...]:
-        """Of their epochs."""
-        return tuple(shadow.plan for shadow in self._all.values())
-
     def of(self, worker: WorkerId) -> list[Shadow]:
         """What it follows."""
         return [shadow for shadow in self._all.values() if shadow.worker == worker]
