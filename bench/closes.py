@@ -68,7 +68,7 @@ def _stage() -> Callable[[int], float]:
     core = StageCore(
         Load(1, 1, 0, 1, 2, "m", bytes(16), (), "float32", (Group(0, 256),), PAGE, 0, None, (), ()), resend_after_s=5.0
     )
-    core.handle(StageReceived(Wire(1, 1, 1, 0, 2, 8, 256, None, None, None, (), None, False, 1), 0.0))
+    core.handle(StageReceived(Wire(1, 1, 1, 0, 2, 8, 256, None, None, None, (), None, False, 1, False), 0.0))
     core.handle(Greeted(1, 0.0))
     core.handle(StageReceived(Resumed(1, 1), 0.0))
     core.handle(StageReceived(Resume(1, 1, ()), 0.0))

@@ -7,6 +7,7 @@
     python bench/faults.py --stalls 1
     python bench/faults.py --log-cost 20
     python bench/faults.py --kill-head 10
+    python bench/faults.py --shadow 3
 
 --kills: a Runtime of three workers of the demo model (fp32) behind emulated links answers 16 requests at once; workers are ended
 by SIGKILL, every cell of bench/fault_cells.py in turn (the head's apart, by --kill-head). Every answer
@@ -16,7 +17,8 @@ must be the oracle's, and where nobody can take a lost worker's place requests e
 of a recovery against their bounds (bench/recovery.py). --stalls: what must cost nothing, and a hop that stays dark, which
 must be found (bench/stalls.py). --log-cost: throughput and memory with the log of activations and without
 (bench/log_cost.py). --kill-head: the head is ended by SIGKILL while prompts are read or all decode, and another is started with
-its state; workers are from elsewhere (bench/heads.py).
+its state; workers are from elsewhere (bench/heads.py). --shadow: stages are lost that a spare follows, and others; what following
+costs (bench/shadow_rows.py).
 
 Exit status 1: something is beyond its bound, could not be measured, or is not done yet.
 """
@@ -53,6 +55,7 @@ from bench.profiles import load_profile
 from bench.program import BenchError, machine, program
 from bench.recovery import Recovery, measure_alone, recover, recovery_table, weights_on_disk
 from bench.same import TOKENS_A_FLIP, Comparison, Request
+from bench.shadow_rows import run_shadows
 from bench.stalls import DARK_LINKS, DEEDS, DarkHop, Stall, darken, disturb, expected_of, hops_table, stalls_table
 from bench.stalls import MODEL as STALLED_MODEL
 from bloombee.config import RuntimeConfig
@@ -233,10 +236,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of runs with the log and without; {PAIRS}, the least for a claim",
     )
     add("--kill-head", type=whole(0, 1000), metavar="N", help="times that the head is killed; by itself")
+    add("--shadow", type=whole(0, 1000), metavar="N", help="losses of stages that a spare follows, and as many others; by itself")
     add("--seed", type=whole(0, 2**31), default=0)
     add("--tokens", type=whole(8, MOST_TOKENS), help="of each answer beside a kill; default: so many that the kills make a claim")
     add("--links", default="500M-10ms", metavar="BANDWIDTH-RTT", help="between any two, of --kills; default 500M-10ms")
-    add("--recovery-links", default="100M-60ms", metavar="BANDWIDTH-RTT", help="of --recovery; default 100M-60ms")
+    add("--recovery-links", default="100M-60ms", metavar="BANDWIDTH-RTT", help="of --recovery and --shadow; default 100M-60ms")
     add("--budget", type=seconds(1, 1e6), metavar="SECONDS", help="begin no kill this long after the first")
     add("--device", default="cpu", help="of the workers that are killed: cpu (default), cuda, cuda:N")
     add(
@@ -251,20 +255,20 @@ def _parser() -> argparse.ArgumentParser:
 def _parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Raises OptionError, ConfigError or WanError for what cannot be run."""
     options = _parser().parse_args(words)
-    modes = ("kills", "simulate", "recovery", "stalls", "log_cost", "kill_head")
+    modes = ("kills", "simulate", "recovery", "stalls", "log_cost", "kill_head", "shadow")
     options.is_bare = all(getattr(options, mode) is None for mode in modes)
-    for mode, count in zip(modes, (KILLS, SIMULATED, RECOVERIES, STALLS, PAIRS, 0), strict=True):
+    for mode, count in zip(modes, (KILLS, SIMULATED, RECOVERIES, STALLS, PAIRS, 0, 0), strict=True):
         if getattr(options, mode) is None:
             setattr(options, mode, count if options.is_bare else 0)
     if not any(getattr(options, mode) for mode in modes):
-        asked = "--kills, --simulate, --recovery, --stalls, --log-cost or --kill-head"
+        asked = "--kills, --simulate, --recovery, --stalls, --log-cost, --kill-head or --shadow"
         raise OptionError(f"nothing is asked for: {asked} with a number above 0")
     for links in (options.links, options.recovery_links):
         require_steady(load_profile(links))
     RuntimeConfig(device=options.device)
     if options.json is not None:
         check_file(options.json)
-    if options.kills or options.recovery or options.stalls:
+    if options.kills or options.recovery or options.stalls or options.shadow:
         build()
     return options
 
@@ -299,6 +303,9 @@ def main() -> int:
             new = options.tokens or tokens_for(options.kill_head, TOKENS_A_FLIP)
             heads = Series(options.seed, options.kill_head, new, load_profile(options.links), options.device)
             verdicts.append(run_head_kills(heads, keep, progress, console))
+        if options.shadow:
+            profile = load_profile(options.recovery_links)
+            verdicts.append(run_shadows(options.shadow, profile, options.seed, keep, progress, console))
     return int(not all(verdicts))
 
 

@@ -50,6 +50,7 @@ SWARM = (
     "workers",
     "spares",
     "share_out",
+    "shadow",
     "wait_for_worker_s",
     "split",
     "objective",

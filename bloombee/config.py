@@ -104,6 +104,11 @@ class RuntimeConfig:
         False,
         "Where no spare can take the place of a lost worker, share its layers out over those that are left, if memory allows.",
     )
+    shadow: bool = option(
+        False,
+        "Have spares follow stages, as many as their memory holds and first those whose loss would cost most: they load the same"
+        " layers, get the same rows when nothing else waits, and take the place of a lost worker with little left to compute.",
+    )
     wait_for_worker_s: float = option(
         0.0,
         "Where nobody can take the layers of a lost worker, have requests wait so many seconds for another one to join.",
@@ -236,6 +241,7 @@ class RuntimeConfig:
         _check(self, "replan", isinstance(self.replan, bool), "true or false")
         _check(self, "prefix_cache", isinstance(self.prefix_cache, bool), "true or false")
         _check(self, "share_out", isinstance(self.share_out, bool), "true or false")
+        _check(self, "shadow", isinstance(self.shadow, bool), "true or false")
         _check(self, "wait_for_worker_s", self.wait_for_worker_s == 0 or _seconds(self.wait_for_worker_s), "seconds, 0 for none")
         _check(self, "control_socket", isinstance(self.control_socket, bool), "true or false")
         _check(self, "threads", self.threads is None or _whole(self.threads, 1, 4096), "a whole number from 1 to 4096")

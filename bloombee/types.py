@@ -406,6 +406,8 @@ class SwarmEventKind(enum.StrEnum):
     """Another plan is made ready beside the one that runs: its epoch, and why."""
     REPLANNED = "replanned"
     """Nothing is left of the plan before; or, with a reason, the other one could not be taken over."""
+    SHADOW = "shadow"
+    """A spare begins to follow a stage, follows it, or does so no more: the reason says which."""
     LOST = "lost"
     """A worker is gone."""
     LEFT = "left"
@@ -430,7 +432,7 @@ class SwarmEvent:
         at_s: when, by ``time.monotonic``.
         epoch: of the plan that it is about; 0: of none.
         worker, name: whom it is about, if one.
-        stage: that a worker has loaded, or that a lost one had; None: it was a spare, or there was no plan yet.
+        stage: that a worker has loaded or follows, or that a lost one had; None: it was a spare, or there was no plan yet.
         reason: of a loss, of an end, of a choice; of what is measured, how much is known; of a plan that was chosen: what is
             expected of it, and why others are spares.
         decision: of a choice, the line of the decision log: JSON with what was chosen, why and from which figures.

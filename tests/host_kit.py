@@ -175,7 +175,23 @@ class Ring:
                 else None
             )
             self.stages[worker].wire(
-                Wire(1, epoch, oldest, stage, len(workers), CREDIT, 64, before, after, None, (), None, False, self.orders[worker])
+                Wire(
+                    1,
+                    epoch,
+                    oldest,
+                    stage,
+                    len(workers),
+                    CREDIT,
+                    64,
+                    before,
+                    after,
+                    None,
+                    (),
+                    None,
+                    False,
+                    self.orders[worker],
+                    False,
+                )
             )
         await self.until(lambda: all(self.has_said(worker, Wired(1, epoch)) for worker in workers))
         known = tuple([Holding(sequence, 0, len(tokens)) for sequence, tokens in self.tokens.items()])

@@ -22,7 +22,7 @@ def a_stage(*, stage: int = 0, num_stages: int = 2, num_pages: int = 8, windows:
     core = StageCore(
         Load(1, 1, stage, stage + 1, num_stages, "m", bytes(16), (), "float32", groups, 4, 0, None, (), ()), resend_after_s=1.0
     )
-    core.handle(StageReceived(Wire(1, 1, 1, stage, num_stages, 99, 64, None, None, None, (), None, False, 1), 0.0))
+    core.handle(StageReceived(Wire(1, 1, 1, stage, num_stages, 99, 64, None, None, None, (), None, False, 1, False), 0.0))
     for event in (Greeted(1, 0.0), StageReceived(Resumed(1, 1), 0.0), StageReceived(Resume(1, 1, ()), 0.0)):
         core.handle(event)
     return core

@@ -53,8 +53,9 @@ MESSAGES: list[list[Any]] = [
     [18, 5, 0, [2**33], [2**32]],
     [19, 7, 0],
     [20, 7, 0],
-    [21, 0, 3, 2, 1, 3, 2, 512, DIALLING, PEER, None, [], None, True, 5],
-    [21, 0, 3, 2, 1, 2, 2, 512, DIALLING, None, PEER, [PEER, DIALLING], None, False, 70000],
+    [21, 0, 3, 2, 1, 3, 2, 512, DIALLING, PEER, None, [], None, True, 5, False],
+    [21, 0, 3, 2, 1, 2, 2, 512, DIALLING, None, PEER, [PEER, DIALLING], None, False, 70000, False],
+    [21, 0, 4, 1, 1, 3, 2, 512, None, PEER, None, [], None, False, 5, True],
     [
         21,
         0,
@@ -71,6 +72,7 @@ MESSAGES: list[list[Any]] = [
         [2, [[0, 1000], [512, 70]], 16, 600.0, True, [PEER, DIALLING], True],
         False,
         1,
+        False,
     ],
     [22, 0, 3],
     [23, 0, 1],
@@ -161,6 +163,7 @@ MESSAGES: list[list[Any]] = [
         [[4, "LinkDown", {"x": 1}]],
     ],
     [55, 0, 2, 24, 3, 0.0625, 2, 2**40, 0.5],
+    [56, 0, 4, 70000],
 ]
 HIDDEN: list[list[Any]] = [["hidden", "bfloat16", [6, 2], 0, 24, 24, 0xDEADBEEF]]
 KV: list[list[Any]] = [["keys", "float16", [6, 2, 2], 0, 48, 48, 0xDEADBEEF], ["values", "float16", [6, 1], 1, 12, 9, 1]]

@@ -29,6 +29,7 @@ from bloombee.control.events import (
     Price,
     Replan,
     Run,
+    ShadowSeen,
     StageBack,
     StageMeasured,
 )
@@ -40,7 +41,7 @@ from bloombee.errors import LocalProtocolError
 from bloombee.models.shape import ModelShape
 from bloombee.plan.plan import Prediction
 from bloombee.plan.topology import LOCAL, Device, Link
-from bloombee.types import WorkerId
+from bloombee.types import Epoch, WorkerId
 
 LOOK_EVERY_S = 0.5
 """Between two looks at what stages have done, while there is something to run."""
@@ -94,6 +95,8 @@ class ControlCore:
                 return self._ask(event)
             case PlansCompared():
                 return self._compare(event)
+            case ShadowSeen():
+                return [] if self._plan is None else [_shadow(event, self._plan.epoch)]
             case StageBack(stage=stage, now=now):
                 return [ask for ask in self._survey.again(now, older_than_s=0.0) if ask.stage == stage]
             case PlanRuns():
@@ -274,6 +277,11 @@ class ControlCore:
         links = [LOCAL if ends[0] == ends[1] else self._links.get(ends) for ends in itertools.pairwise(ring)]
         known = [link for link in links if link is not None]
         return known if len(known) == len(links) else None
+
+
+def _shadow(seen: ShadowSeen, epoch: Epoch) -> Decision:
+    why = f"its loss would cost {seen.loss_s:.3g} s without, with all KV memory held"
+    return Decision(seen.now, epoch, "shadow", f"stage {seen.stage} by {seen.name}: {seen.what}", why)
 
 
 def _planned(plan: PlanRuns, prediction: Prediction) -> Decision:

@@ -137,7 +137,34 @@ class PlansCompared(Struct, frozen=True, gc=False, tag=True):
     now: float
 
 
-Event = PlanRuns | PlanEnded | DeviceSeen | LinkSeen | CodecSeen | Looked | StageMeasured | StageBack | Asked | PlansCompared
+class ShadowSeen(Struct, frozen=True, gc=False, tag=True):
+    """A spare follows a stage in case that is lost, or no longer.
+
+    Args:
+        name: of the spare. what: has come of it, for people.
+        loss_s: that the stage's loss would cost without it: of those that nobody followed, the most.
+    """
+
+    stage: int
+    name: str
+    what: str
+    loss_s: float
+    now: float
+
+
+Event = (
+    PlanRuns
+    | PlanEnded
+    | DeviceSeen
+    | LinkSeen
+    | CodecSeen
+    | Looked
+    | StageMeasured
+    | StageBack
+    | Asked
+    | PlansCompared
+    | ShadowSeen
+)
 
 
 # -- commands ----------------------------------------------------------------------------------
@@ -202,7 +229,7 @@ class Decision(Struct, frozen=True, gc=False, tag=True):
     """A line of the decision log.
 
     Args:
-        what: is chosen, ``plan``, ``replan``, ``run`` or ``codec``. chosen, why: for people.
+        what: is chosen, ``plan``, ``replan``, ``run``, ``codec`` or ``shadow``. chosen, why: for people.
         figures: None where no figure was weighed.
     """
 

@@ -19,6 +19,7 @@ from bloombee.pipeline.events import (
     PlanDropped,
     PlanWired,
     Port,
+    ShadowBegan,
     StageRestored,
 )
 from bloombee.pipeline.work import Piece, Work
@@ -97,7 +98,7 @@ class TellSwarm(Struct, frozen=True, gc=False):
 
 
 class TellScheduler(Struct, frozen=True, gc=False):
-    message: Open | Cancel | PlanWired | PlanBroken | PlanBeside | PlanDropped | PipelineLost | StageRestored
+    message: Open | Cancel | PlanWired | PlanBroken | PlanBeside | PlanDropped | PipelineLost | StageRestored | ShadowBegan
 
 
 class PlanMade(Struct, frozen=True, gc=False):
@@ -133,6 +134,23 @@ class HandoverEnded(Struct, frozen=True, gc=False):
 
     plan: Plan
     error: BloomBeeError | None
+
+
+class ShadowChanged(Struct, frozen=True, gc=False):
+    """A worker follows a stage from now on, for it may be lost, or does so no more.
+
+    Args:
+        plan: with the worker at ``stage``.
+        is_fed: it has the weights, and gets the rows that the stage gets.
+        over: why it does not follow any more; empty: it does, or will.
+        loss_s: that the stage's loss would cost without it, as far as is known.
+    """
+
+    plan: Plan
+    stage: int
+    is_fed: bool
+    over: str
+    loss_s: float
 
 
 class PipelineDown(Struct, frozen=True, gc=False):
@@ -221,6 +239,7 @@ Command = (
     | PipelineBroken
     | HandoverBegan
     | HandoverEnded
+    | ShadowChanged
     | PipelineDown
     | Dismiss
     | Deliver

@@ -30,9 +30,14 @@ class Port(enum.StrEnum):
 
 
 class Tick(Struct, frozen=True, gc=False):
-    """Comes every few tenths of a second; time-outs are looked at."""
+    """Comes every few tenths of a second; time-outs are looked at.
+
+    Args:
+        is_busy: what runs fills more than half of the link to the next stage: there is no room for copies.
+    """
 
     now: float
+    is_busy: bool = False
 
 
 class Moved(Struct, frozen=True, gc=False):
@@ -158,8 +163,20 @@ class PlanBeside(Struct, frozen=True, gc=False):
     now: float
 
 
+class ShadowBegan(Struct, frozen=True, gc=False):
+    """A worker follows a stage, in an epoch of its own: it is told what becomes of sequences, and of the first stage all rows.
+
+    Args:
+        ring: with the worker at ``stage``.
+    """
+
+    ring: Ring
+    stage: int
+    now: float
+
+
 class PlanDropped(Struct, frozen=True, gc=False):
-    """An epoch beside the one that runs, before it or after it, is over as it stands."""
+    """An epoch beside the one that runs, before it or after it, or of a shadow, is over as it stands."""
 
     epoch: Epoch
     now: float

@@ -30,6 +30,7 @@ from bloombee.wire.messages import (
     Ack,
     AnyMessage,
     Cut,
+    Follows,
     Forward,
     Holding,
     Item,
@@ -45,6 +46,8 @@ REPLAY_ROWS = 256
 """Most rows of a frame that says rows again: the next stage computes one while another travels."""
 MOST_GATHERING = 2
 """Such frames that are being made at once."""
+FOLLOWS_EVERY_S = 0.5
+"""A shadow says how much it has."""
 
 
 class Seat:
@@ -56,16 +59,19 @@ class Seat:
         self.upstream = {lane: FrameReceiver(wire.num_microbatches, wire.max_rows) for lane in Lane}
         self.downstream = LinkSender(limit=wire.num_microbatches, resend_after_s=resend_after_s, max_rows=wire.max_rows)
         self.retired = False
-        self.is_open = False
+        self.follows = wire.shadow and wire.successor is None
+        """It is of a worker that follows the stage: what it computes is logged and goes nowhere."""
+        self.is_open = self.follows
         """The next stage has said what it holds."""
         self.wanted: dict[SequenceId, int] = {}
         """On the last stage: the first position of each sequence whose pick the scheduler lacked when this epoch began."""
-        self.telling = Telling(store, log)
+        self.telling = Telling(store, log, to_shadow=wire.shadow)
         self._store = store
         self._resend_after_s = resend_after_s
         self._asked_at: float | None = None
         """When Resume was last said to the stage before; None: not yet, or it has been answered."""
-        self._gathering: dict[int, tuple[Item, ...]] = {}
+        self.gathering: dict[int, tuple[Item, ...]] = {}
+        """Frames that are being made."""
         self._num_marks = 0
         """That wait until there is nothing to be said again."""
         self._lost: dict[SequenceId, Holding] = {}
@@ -75,6 +81,9 @@ class Seat:
         self._unsendable: dict[SequenceId, Holding] = {}
         """Reported as such, until they are closed."""
         self._lost_at = 0.0
+        self._priority = Priority.SHADOW if wire.shadow else Priority.REPLAY
+        self._said_at = -FOLLOWS_EVERY_S
+        """How much a shadow has."""
         self._replays: dict[int, tuple[Item, ...]] = {}
         """By number on the bulk lane, until they are acknowledged."""
 
@@ -82,11 +91,7 @@ class Seat:
     def is_idle(self) -> bool:
         """Nothing to say again, held back or unacknowledged."""
         return not (
-            self.telling.is_behind
-            or self._gathering
-            or self._num_marks
-            or self.downstream.num_backlog
-            or self.downstream.num_kept
+            self.telling.is_behind or self.gathering or self._num_marks or self.downstream.num_backlog or self.downstream.num_kept
         )
 
     def lane_out(self, work: Work) -> Lane:
@@ -100,7 +105,8 @@ class Seat:
 
     def greeted(self, now: float) -> list[Command]:
         """Both neighbours are there: say so, and to the one before what is held here."""
-        return [Send(Port.HEAD, Lane.CONTROL, Wired(self.wire.pipeline, self.wire.epoch)), self._ask(now)]
+        wired = Send(Port.HEAD, Lane.CONTROL, Wired(self.wire.pipeline, self.wire.epoch))
+        return [wired] if self.wire.shadow and not self.follows else [wired, self._ask(now)]
 
     def answered(self) -> None:
         """The stage before knows what is held here."""
@@ -150,6 +156,8 @@ class Seat:
             items: all of its rows, as they were computed.
             fresh, dead: those whose sequences were not closed, cut or begun anew meanwhile, and all others.
         """
+        if self.follows:
+            return []
         head = {"pipeline": self.wire.pipeline, "epoch": self.wire.epoch, "microbatch": work.microbatch}
         if self._lost or self._short:
             self._begun_anew(fresh)
@@ -186,13 +194,11 @@ class Seat:
         """Have frames made of what is to be said again, as many as may be; the first is gathering ``number``."""
         commands: list[Command] = []
         lost: list[Holding] = []
-        room = min(REPLAY_ROWS, self.wire.max_rows)
-        while (
-            self.telling.is_behind and len(self._gathering) < MOST_GATHERING and not self.downstream.lanes[Lane.BULK].num_backlog
-        ):
+        room, bulk = min(REPLAY_ROWS, self.wire.max_rows), self.downstream.lanes[Lane.BULK]
+        while self.telling.is_behind and len(self.gathering) < MOST_GATHERING and not bulk.num_backlog:
             items, pieces = self.telling.next_rows(room, lost)
             if items:
-                self._gathering[number] = items
+                self.gathering[number] = items
                 commands.append(Gather(number, tuple(pieces), sum(item.num_rows for item in items)))
                 number += 1
         commands += self._pass_marks(now)
@@ -200,7 +206,7 @@ class Seat:
 
     def _pass_marks(self, now: float) -> list[Command]:
         """Once nothing is left to be said: what was said goes before them, on the same lane."""
-        if self.telling.is_behind or self._gathering:
+        if self.telling.is_behind or self.gathering:
             return []
         count, self._num_marks = self._num_marks, 0
         wire = self.wire
@@ -211,7 +217,9 @@ class Seat:
         return [command for _ in range(count) for command in self._push(Lane.BULK, make, None, now)]
 
     def report_lost(self, lost: Sequence[Holding], now: float) -> list[Command]:
-        """To the scheduler, until these sequences come as another generation."""
+        """To the scheduler, until these sequences come as another generation. A shadow does without."""
+        if self.wire.shadow:
+            return []
         self._lost |= {one.sequence: one for one in lost}
         return self._say_lost(now)
 
@@ -249,12 +257,9 @@ class Seat:
                 self._unsendable[sequence] = Holding(sequence, held.generation, held.have)
         return self._say_lost(now)
 
-    def has_gathering(self, number: int) -> bool:
-        return number in self._gathering
-
     def gathered(self, event: Gathered | GatherFailed) -> list[Command]:
         """The rows of a frame that says rows again have been put together, or cannot be had. :meth:`pump` is to follow."""
-        items = self._gathering.pop(event.number)
+        items = self.gathering.pop(event.number)
         if isinstance(event, GatherFailed):
             self.telling.give_up(items)
             return []
@@ -262,7 +267,7 @@ class Seat:
 
         def make(frame: int) -> Forward:
             self._replays[frame] = items
-            return Forward(frame=frame, lane=Lane.BULK, priority=Priority.REPLAY, items=items, **head)
+            return Forward(frame=frame, lane=Lane.BULK, priority=self._priority, items=items, **head)
 
         return self._push(Lane.BULK, make, event.payload, event.now, sum([item.num_rows for item in items]))
 
@@ -292,8 +297,19 @@ class Seat:
         self._unsendable.pop(sequence, None)
         self.wanted.pop(sequence, None)
 
+    def lacks(self, sequence: SequenceId, generation: int, have: int, now: float) -> list[Command]:
+        """The next stage holds no more of a sequence than ``have`` rows, and asks for those that follow."""
+        if self.wire.shadow:
+            self.telling.lacks(sequence, generation, have)
+            return []
+        return [*self.downstream.resend_rows(sequence, have, now)]
+
     def tick(self, now: float) -> list[Command]:
         commands: list[Command] = [*self.downstream.tick(now)]
+        if self.follows and now - self._said_at >= FOLLOWS_EVERY_S:
+            self._said_at = now
+            rows = sum(held.have for _, held in self._store)
+            commands.append(Send(Port.HEAD, Lane.CONTROL, Follows(self.wire.pipeline, self.wire.epoch, rows)))
         if self._asked_at is not None and now - self._asked_at >= self._resend_after_s:
             commands.append(self._ask(now))
         if (self._lost or self._short or self._unsendable) and now - self._lost_at >= self._resend_after_s:

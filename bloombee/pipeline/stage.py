@@ -7,6 +7,10 @@ Every frame that is taken in becomes exactly one work and exactly one frame for 
 of its sequences, so that a microbatch always comes home. A frame is acknowledged when its work is done and what it gave is
 logged: from then on the next link is responsible for it. An illegal message leaves the state as it was.
 
+A seat may be there to feed a shadow, a worker that follows the next stage in case it is lost: that one is told the rows which the
+log has, a few frames with each tick of the clock, while nothing else waits. A shadow's own seat takes rows as any does, and sends
+nothing; what it cannot take it does without.
+
 A seat that is retired takes nothing in any more; what it had taken is computed all the same, logged, and said over the seats
 that are left. Source: docs/wire.md; the tests in tests/sim run this very code.
 """
@@ -15,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bloombee.errors import BloomBeeError, LocalProtocolError, PoolExhausted, RemoteProtocolError, StalePlan, to_wire
+from bloombee.errors import BloomBeeError, DeviceError, LocalProtocolError, PoolExhausted, RemoteProtocolError, to_wire
 from bloombee.pipeline.commands import Command, Compute, Gather, Send
 from bloombee.pipeline.commits import commit
 from bloombee.pipeline.device_queue import DeviceQueue, Job
@@ -42,6 +46,7 @@ from bloombee.pipeline.log import LOG_BYTES, BoundaryLog
 from bloombee.pipeline.paging import Paging
 from bloombee.pipeline.prefixes import gone, keep
 from bloombee.pipeline.seat import Seat
+from bloombee.pipeline.seats import Seats
 from bloombee.pipeline.sequences import SequenceStore
 from bloombee.pipeline.work import Outcome
 from bloombee.types import Epoch, Lane
@@ -85,16 +90,13 @@ class StageCore:
         self.load = load
         self.store = SequenceStore(load)
         self.log = BoundaryLog(log_bytes, log_disk_bytes)
-        self.seats: dict[Epoch, Seat] = {}
-        """Those that are not retired, oldest first."""
+        self.seats = Seats(load.pipeline)
         self.failed = False
         self._resend_after_s = resend_after_s
         self._device = DeviceQueue(self.store)
         self._intake = Intake(load.pipeline, self.store, self.log, self._device)
         self._paging = Paging(self.store, self.log, self._device, self._intake)
         self._num_gathers = 0
-        self._newest_epoch = 0
-        self._early: Resume | None = None
 
     # -- the one door ----------------------------------------------------------------------
 
@@ -118,8 +120,10 @@ class StageCore:
             case ComputeFailed(error=error):
                 self.failed = True
                 return [self._fail(error)]
-            case Tick(now=now):
-                return [command for seat in self.seats.values() for command in seat.tick(now)]
+            case Tick(now=now, is_busy=is_busy):
+                ticks = [command for seat in self.seats.values() for command in seat.tick(now)]
+                fed = [seat for seat in self.seats.of_feeds() if not is_busy and self.seats.may_feed(seat)]
+                return [*ticks, *(command for seat in fed for command in self._say_again(seat, now))]
             case Moved(now=now):
                 for one in self.seats.values():
                     one.downstream.lanes[Lane.BULK].moved(now)
@@ -151,20 +155,19 @@ class StageCore:
             raise RemoteProtocolError(f"{type(message).__name__} is not for a stage", message_type=type(message).__name__)
         if type(message) is Wire:
             return self._wire(message, now)
-        if type(message) is Retire and self._is_retired(message):
+        if type(message) is Retire and self.seats.is_retired(message):
             return [Send(Port.HEAD, Lane.CONTROL, Retired(message.pipeline, message.epoch))]
-        if type(message) is Resume and message.epoch > self._newest_epoch:
-            self._early = message  # the next stage was told of this epoch before this one is
+        if type(message) is Resume and self.seats.is_early(message):
             return []
-        seat = self._seat_of(message.pipeline, message.epoch)
+        seat = self.seats.find(message.pipeline, message.epoch)
         if type(message) is Forward:
             return self._forward(seat, message, event.payload, now)
         match message:
             case Ack():
                 sends = seat.acknowledged(message, now)
                 return [*sends, *(self._pump(seat, now) if seat.telling.is_behind else ()), *self._start()]
-            case Gap(sequence=sequence, have=have):
-                return list(seat.downstream.resend_rows(sequence, have, now))
+            case Gap(sequence=sequence, generation=generation, have=have):
+                return seat.lacks(sequence, generation, have, now)
             case Resume():
                 return self._resume(seat, message, now)
             case Resumed():
@@ -196,39 +199,15 @@ class StageCore:
 
     # -- epochs ----------------------------------------------------------------------------
 
-    def _seat_of(self, pipeline: int, epoch: int) -> Seat:
-        seat = self.seats.get(epoch) if pipeline == self.load.pipeline else None
-        if seat is None:
-            serves = ", ".join(map(str, self.seats)) or "none"
-            raise StalePlan(
-                f"pipeline {pipeline} epoch {epoch}: this stage serves pipeline {self.load.pipeline}, epoch {serves}",
-                pipeline=pipeline,
-                epoch=epoch,
-            )
-        return seat
-
-    def _is_retired(self, retire: Retire) -> bool:
-        """The order came again, or its epoch was never wired here: it will not be."""
-        if retire.pipeline != self.load.pipeline or retire.epoch in self.seats:
-            return False
-        self._newest_epoch = max(self._newest_epoch, retire.epoch)
-        return True
-
     def _wire(self, wire: Wire, now: float) -> list[Command]:
         """A seat beside those that there are. Said again it changes nothing."""
-        if wire.pipeline != self.load.pipeline or (wire.epoch <= self._newest_epoch and wire.epoch not in self.seats):
-            raise StalePlan(
-                f"pipeline {wire.pipeline} epoch {wire.epoch} is not newer than {self._newest_epoch}",
-                pipeline=wire.pipeline,
-                epoch=wire.epoch,
-            )
-        if wire.epoch not in self.seats:
-            self._newest_epoch = wire.epoch
-            self.seats[wire.epoch] = Seat(wire, self.store, self.log, resend_after_s=self._resend_after_s)
-        commands = self._retire([epoch for epoch in self.seats if epoch < wire.oldest], now)
-        if self._early is not None and self._early.epoch == wire.epoch:
-            commands += self._resume(self.seats[wire.epoch], self._early, now)
-            self._early = None
+        if self.seats.is_new(wire):
+            self.seats.add(Seat(wire, self.store, self.log, resend_after_s=self._resend_after_s))
+        commands = self._retire(self.seats.older(wire.oldest), now)
+        early = self.seats.early
+        if early is not None and early.epoch == wire.epoch:
+            commands += self._resume(self.seats[wire.epoch], early, now)
+            self.seats.early = None
         return commands
 
     def _resume(self, seat: Seat, message: Resume, now: float) -> list[Command]:
@@ -239,7 +218,7 @@ class StageCore:
         gone = [self.seats.pop(epoch) for epoch in epochs]
         for seat in gone:
             seat.retired = True
-        heirs = [seat for seat in self.seats.values() if seat.is_open]
+        heirs = [seat for seat in self.seats.of_rings() if seat.is_open]
         picks = heirs[-1].pick_again(now) if heirs and any(seat.is_last for seat in gone) else []
         return [*picks, *self._start()]  # what they had taken waits for no credit any more
 
@@ -256,17 +235,22 @@ class StageCore:
         num_rows = sum(counts)
         upstream.check(forward.frame, num_rows)
         live, lost, lacking = self._intake.live(forward.items)
+        reports: list[Command] = []
         if gaps := self.store.gaps(live, most_nodes=seat.wire.max_rows):
             head = {"pipeline": forward.pipeline, "epoch": forward.epoch}
-            return [
+            reports = [
                 Send(Port.UPSTREAM, Lane.CONTROL, Gap(sequence=gap.sequence, generation=gap.generation, have=gap.have, **head))
                 for gap in gaps
             ]
+            if not seat.follows:
+                return reports
+            lacks = {gap.sequence for gap in gaps}
+            live = [item for item in live if item.sequence not in lacks]
         upstream.hold(forward.frame, now, num_rows)
-        if lost or lacking:
+        if (lost or lacking) and not seat.follows:
             self._intake.refuse([*lost, *lacking])
+            reports = [*(seat.report_lost(lost, now) if lost else ()), *(seat.report_short(lacking, now) if lacking else ())]
         self._device.add(self._intake.take(seat, forward, counts, live, payload))
-        reports = [*(seat.report_lost(lost, now) if lost else ()), *(seat.report_short(lacking, now) if lacking else ())]
         return [*reports, *self._start()]
 
     # -- the device ------------------------------------------------------------------------
@@ -279,12 +263,17 @@ class StageCore:
             while may_go_on:
                 while not self.failed and (job := self._device.start()) is not None:
                     commands.append(Compute(job.work))
-                copies, may_go_on = self._paging.pump(next(reversed(self.seats.values()), None))
+                copies, may_go_on = self._paging.pump(self.seats.of_ring)
                 commands += copies
         except PoolExhausted as error:
             self.failed = True
             commands.append(self._fail(error))
-        return [*commands, *gone(self.store, self.load.pipeline, max(self.seats))] if self.seats else commands
+        return [*commands, *self._gone()]
+
+    def _gone(self) -> list[Command]:
+        """What was kept of prefixes and is here no more."""
+        seat = self.seats.of_ring
+        return [] if seat is None else gone(self.store, self.load.pipeline, seat.wire.epoch)
 
     def _computed(self, outcome: Outcome, now: float) -> list[Command]:
         job = self._device.finish(outcome.number)
@@ -297,15 +286,17 @@ class StageCore:
             return [*self._say_over_others(job, outcome, now), *ended, *self._start(), *spills]
         seat.upstream[lane_in].retire([job.frame])
         sends = seat.pass_on(job.work, job.said or job.items, fresh, dead, outcome, now)
-        if outcome.failed:
+        if outcome.failed and seat.follows:  # what it holds is not what was computed
+            sends.append(self._fail(DeviceError("rows that a shadow was sent could not be computed")))
+        elif outcome.failed:
             sends += self._end(job, now)
         if len(self.seats) > 1 or seat.telling.is_behind:
             sends += self._say_over_others(job, outcome, now)
         return [*sends, *self._start(), seat.acknowledge(lane_in, now), *spills]
 
     def _end(self, job: Job, now: float) -> list[Command]:
-        """Its rows are not to be had: told over its seat, or the newest if that is retired."""
-        seat = next(reversed(self.seats.values()), None) if job.seat.retired else job.seat
+        """Its rows are not to be had: told over its seat, or the newest of a ring if that is retired."""
+        seat = self.seats.of_ring if job.seat.retired else job.seat
         return [] if seat is None else seat.end((item.sequence for item in job.items), now)
 
     def _keep(self, job: Job, fresh: Sequence[Item], outcome: Outcome) -> list[Command]:
@@ -323,11 +314,11 @@ class StageCore:
 
     def _say_over_others(self, job: Job, outcome: Outcome, now: float) -> list[Command]:
         """Over every open seat but the job's own, which are behind then; picks over one, if the job's own is gone."""
-        others = [seat for seat in self.seats.values() if seat is not job.seat and seat.is_open]
         if job.seat.is_last:
+            others = [seat for seat in self.seats.of_rings() if seat is not job.seat and seat.is_open]
             return others[-1].pass_on(job.work, job.items, (), (), outcome, now) if others and job.seat.retired else []
         commands: list[Command] = []
-        for seat in others:
+        for seat in [seat for seat in self.seats.values() if seat is not job.seat and seat.is_open and not seat.follows]:
             for item in job.items:
                 seat.telling.catch_up(item.sequence)
             commands += self._pump(seat, now)
@@ -336,12 +327,15 @@ class StageCore:
         return commands
 
     def _pump(self, seat: Seat, now: float) -> list[Command]:
+        return [] if seat.wire.shadow else self._say_again(seat, now)
+
+    def _say_again(self, seat: Seat, now: float) -> list[Command]:
         commands = seat.pump(now, self._num_gathers)
         self._num_gathers += sum(isinstance(command, Gather) for command in commands)
         return commands
 
     def _gathered(self, event: Gathered | GatherFailed) -> list[Command]:
-        seat = next((seat for seat in self.seats.values() if seat.has_gathering(event.number)), None)
+        seat = next((seat for seat in self.seats.values() if event.number in seat.gathering), None)
         if seat is None:
             return []  # it was retired meanwhile
         return [*seat.gathered(event), *self._pump(seat, event.now)]
@@ -365,11 +359,12 @@ class StageCore:
         return [Send(Port.SCHEDULER, Lane.CONTROL, answer), *self._start()]
 
     def _commit(self, message: Commit, now: float) -> list[Command]:
-        seats = [*self.seats.values()]
+        seats = sorted(self.seats.values(), key=lambda seat: not seat.wire.shadow)  # the newest of a ring speaks for all
         commands = commit(self.store, self.log, seats, self._device.jobs, message, now)
         return [*commands, *(one for seat in seats if seat.telling.is_behind for one in self._pump(seat, now)), *self._start()]
 
     def _fail(self, error: BloomBeeError) -> Send:
         code, fields = to_wire(error)
-        failed = StageFailed(pipeline=self.load.pipeline, epoch=self._newest_epoch, code=code, fields=fields)
+        epoch = self.seats.newest or max(self.seats, default=0)
+        failed = StageFailed(pipeline=self.load.pipeline, epoch=epoch, code=code, fields=fields)
         return Send(Port.HEAD, Lane.CONTROL, failed)

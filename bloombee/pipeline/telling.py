@@ -43,11 +43,16 @@ class _Told:
 
 
 class Telling:
-    """Of one seat."""
+    """Of one seat.
 
-    def __init__(self, store: SequenceStore, log: BoundaryLog) -> None:
+    Args:
+        to_shadow: the next stage is a shadow: it is told rows alone, no drafts.
+    """
+
+    def __init__(self, store: SequenceStore, log: BoundaryLog, *, to_shadow: bool = False) -> None:
         self._store = store
         self._log = log
+        self._to_shadow = to_shadow
         self._of: dict[SequenceId, _Told] = {}
         self._behind: dict[SequenceId, _Told] = {}
         """In the order in which they are served."""
@@ -133,9 +138,20 @@ class Telling:
         if held is None:
             return
         told = self._told_of(sequence, held.generation, 0)
-        if self._log.bounds(sequence)[1] > told.upto or self._log.num_nodes(sequence) > told.num_nodes:
+        if self._log.bounds(sequence)[1] > told.upto or self._num_nodes(sequence) > told.num_nodes:
             told.is_behind = True
             self._behind.setdefault(sequence, told)
+
+    def _num_nodes(self, sequence: SequenceId) -> int:
+        """Of those that the next stage is to be told."""
+        return 0 if self._to_shadow else self._log.num_nodes(sequence)
+
+    def lacks(self, sequence: SequenceId, generation: int, have: int) -> None:
+        """The next stage holds no more of it than this, and could not take what followed."""
+        told = self._of.get(sequence)
+        if told is not None and told.generation == generation and have < told.upto:
+            told.upto = have
+            self.catch_up(sequence)
 
     def next_rows(self, room: int, lost: list[Holding]) -> tuple[tuple[Item, ...], list[Piece]]:
         """Up to ``room`` rows of those that are behind, in turn. ``lost`` gets those whose rows are kept no more."""
@@ -145,7 +161,7 @@ class Telling:
             sequence, told = next(iter(self._behind.items()))
             start, stop = self._log.bounds(sequence)
             held = self._store.get(sequence)
-            has_rows, has_nodes = start <= told.upto < stop, told.upto == stop and self._log.num_nodes(sequence) > told.num_nodes
+            has_rows, has_nodes = start <= told.upto < stop, told.upto == stop and self._num_nodes(sequence) > told.num_nodes
             if held is None or not (has_rows or has_nodes):
                 if held is not None and told.upto < start:
                     lost.append(Holding(sequence, told.generation, told.upto))

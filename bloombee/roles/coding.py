@@ -134,6 +134,10 @@ class Sender:
             self._table = table
             self._first_ratio = self._ratio = None
 
+    def table(self, key: bytes) -> Table | None:
+        """One that was fitted of late."""
+        return self._made.get(key)
+
     def unknown(self, key: bytes) -> None:
         """The receiver does not know it (it restarted, or the table was lost): back to the default, and fit anew."""
         if self._table.key == key:

@@ -45,6 +45,7 @@ from bloombee.pipeline.commands import (
     ReportMeasured,
     ReportProgress,
     Send,
+    ShadowChanged,
     StageLoaded,
     TellScheduler,
 )
@@ -125,7 +126,7 @@ class HeadRole:
         tune, served = lambda tune: self.dispatch.handle(tune), self.desk.served
         self.helm = Helm(config, ask=self._ask, tune=tune, decided=self.bulletin.decided, active_s=served.active_s)
         self._progress = Progress(on_progress, self.bulletin)
-        self.replanner = Replanner(self.bulletin, lambda: self._core, lambda commands: self._do(commands))
+        self.replanner = Replanner(self.bulletin, self.helm.tell, lambda: self._core, lambda commands: self._do(commands))
         self._endpoint = Endpoint(
             self.state.keys,
             swarm=int.from_bytes(secrets.token_bytes(8), "little"),
@@ -360,7 +361,7 @@ class HeadRole:
             case Dismiss(worker=worker, stage=stage, error=error):
                 self.bulletin.dismissed(worker, self.members.name(worker), stage, error)
                 self.members.dismiss(worker, error)
-            case HandoverBegan() | HandoverEnded():
+            case HandoverBegan() | HandoverEnded() | ShadowChanged():
                 self.replanner.told(command)
             case ReportLeft() | StageLoaded() | ReportMeasured() | ReportProgress():
                 self._progress.told(command, self.members.name)

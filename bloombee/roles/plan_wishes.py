@@ -52,6 +52,7 @@ def plan_request(config: RuntimeConfig, card: ModelCard, names: Sequence[str], m
         shares_out=config.share_out,
         draft=config.draft,
         waits_s=config.wait_for_worker_s,
+        shadows=config.shadow,
         streams=config.offload and not is_standin(card.model),
         step_deadline_s=config.step_deadline_s,
         prefix_cache=config.prefix_cache,

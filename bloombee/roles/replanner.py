@@ -1,4 +1,4 @@
-"""Another plan for a swarm that runs: made on a thread of its own, taken over while requests go on."""
+"""Another plan for a swarm that runs: made on a thread of its own, taken over while requests go on; and who follows stages."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import logging
 import time
 from collections.abc import Callable, Collection
 
+from bloombee.control.events import ShadowSeen
 from bloombee.errors import BloomBeeError, PlanError
-from bloombee.pipeline.commands import Command, HandoverBegan, HandoverEnded
+from bloombee.pipeline.commands import Command, HandoverBegan, HandoverEnded, ShadowChanged
 from bloombee.pipeline.events import EpochBegan, EpochOver, HandOver
 from bloombee.pipeline.swarm import SwarmCore
 from bloombee.pipeline.swarm.replanning import NextPlan, is_same
@@ -23,12 +24,19 @@ class Replanner:
     """Of one head; belongs to its loop.
 
     Args:
-        core: the swarm's.
+        tell: the control core. core: the swarm's.
         do: acts on what it asks for.
     """
 
-    def __init__(self, bulletin: Bulletin, core: Callable[[], SwarmCore], do: Callable[[list[Command]], None]) -> None:
+    def __init__(
+        self,
+        bulletin: Bulletin,
+        tell: Callable[[ShadowSeen], None],
+        core: Callable[[], SwarmCore],
+        do: Callable[[list[Command]], None],
+    ) -> None:
         self._bulletin = bulletin
+        self._tell = tell
         self._core = core
         self._do = do
         self._turn = asyncio.Lock()
@@ -84,8 +92,11 @@ class Replanner:
         """The scheduler, from one epoch to another."""
         self._do(self._core().handle(event))
 
-    def told(self, command: HandoverBegan | HandoverEnded) -> None:
+    def told(self, command: HandoverBegan | HandoverEnded | ShadowChanged) -> None:
         """By the swarm's core."""
+        if isinstance(command, ShadowChanged):
+            self._shadow(command)
+            return
         if isinstance(command, HandoverBegan):
             log.info("another plan is made ready: %s", command.reason)
             self._bulletin.tell(SwarmEventKind.REPLANNING, epoch=command.plan.epoch, reason=command.reason)
@@ -97,6 +108,20 @@ class Replanner:
         ended, self._ended = self._ended, None
         if ended is not None and not ended.done():
             ended.set_result(plan) if error is None else ended.set_exception(error)
+
+    def _shadow(self, changed: ShadowChanged) -> None:
+        worker = changed.plan.stages[changed.stage]
+        what = changed.over or ("follows it" if changed.is_fed else "loads its layers to follow it")
+        log.info("stage %d: worker %s %s", changed.stage, worker.name, what)
+        self._bulletin.tell(
+            SwarmEventKind.SHADOW,
+            epoch=changed.plan.epoch,
+            worker=worker.worker,
+            name=worker.name,
+            stage=changed.stage,
+            reason=what,
+        )
+        self._tell(ShadowSeen(changed.stage, worker.name, what, changed.loss_s, time.monotonic()))
 
     def close(self, error: BloomBeeError) -> None:
         """Whoever waits is told ``error``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from bloombee.roles.neighbours import Neighbour, Neighbours
 from bloombee.types import Epoch
 from bloombee.wire.messages import Resume, Wire
 
+BUSY_S = 1.0
+BUSY_SHARE = 0.5
+"""Of a link's bandwidth, over so long: copies of what it carries would not fit beside that."""
 HERE = b"here"
 """Stands in for a link between a stage and a scheduler in one process; no link has such an id."""
 
@@ -50,6 +54,9 @@ class Seatings:
         self._head_link = head_link
         self._open_meter = open_meter
         self._by_epoch: dict[Epoch, Seating] = {}
+        self._looked = 0.0, 0
+        """When the newest link was last looked at, and bytes that it had carried by then."""
+        self._is_busy = False
 
     def __iter__(self) -> Iterator[Seating]:
         return iter(list(self._by_epoch.values()))
@@ -62,7 +69,8 @@ class Seatings:
 
     @property
     def newest(self) -> Seating | None:
-        return next(reversed(self._by_epoch.values()), None)
+        """Of those of a ring."""
+        return next((one for one in reversed(self._by_epoch.values()) if not one.wire.shadow), None)
 
     def epoch_with(self, peer: object) -> Epoch:
         """The oldest in which that worker is a neighbour: what runs, during a hand-over. 0: it is none."""
@@ -75,7 +83,7 @@ class Seatings:
 
     @property
     def epoch(self) -> Epoch:
-        """The newest; 0 before there is one."""
+        """The newest of a ring; 0 before there is one."""
         newest = self.newest
         return newest.wire.epoch if newest is not None else 0
 
@@ -87,6 +95,18 @@ class Seatings:
     def _others(self, seatings: Iterable[Seating]) -> set[bytes]:
         """Links to other workers."""
         return {link for seating in seatings for link in seating.all_links} - {self._head_link, HERE}
+
+    def is_busy(self) -> bool:
+        """What runs has filled more than half of the link to the next stage of late, as far as its bandwidth is known."""
+        newest, now = self.newest, self.now()
+        since, before = self._looked
+        if newest is None or now - since < BUSY_S:
+            return self._is_busy
+        facts = newest.meter.facts()
+        room = (facts.bandwidth_bytes_per_s or math.inf) * (now - since)
+        self._is_busy = facts.num_bytes - before > BUSY_SHARE * room
+        self._looked = now, facts.num_bytes
+        return self._is_busy
 
     def seat(self, wire: Wire) -> Seating:
         """A new epoch's.
@@ -113,10 +133,14 @@ class Seatings:
         return seating
 
     def retire_before(self, oldest: Epoch) -> None:
-        """Forget older epochs, and neighbours that only they had."""
-        for epoch in [epoch for epoch in self._by_epoch if epoch < oldest]:
-            del self._by_epoch[epoch]
+        """Forget older epochs of rings, and neighbours that only they had."""
+        for seating in self.older(oldest):
+            del self._by_epoch[seating.wire.epoch]
         self._neighbours.leave()
+
+    def older(self, oldest: Epoch) -> list[Seating]:
+        """Than that; a shadow's epoch ends by order alone."""
+        return [one for one in self._by_epoch.values() if one.wire.epoch < oldest and not one.wire.shadow]
 
     def retire(self, epoch: Epoch) -> None:
         """Forget an epoch, and neighbours that only it had; one that is not here changes nothing."""
@@ -132,15 +156,19 @@ class Seatings:
         found = map(self._neighbours.get, self._others([seating]))
         return all(one is not None and one.is_open for one in found)
 
-    def of(self, message: Any) -> Seating:
+    def of(self, message: Any, link: bytes) -> Seating:
         """The one that a message speaks of; a neighbour may have been told of the next epoch before this worker is.
+
+        Args:
+            link: over which it came.
 
         Raises:
             StalePlan: its epoch is not served here.
         """
         seating = self._by_epoch.get(message.epoch)
         newest = self.newest
-        if seating is None and newest is not None and isinstance(message, Resume) and message.epoch > newest.wire.epoch:
+        is_early = newest is not None and isinstance(message, Resume) and message.epoch > newest.wire.epoch
+        if seating is None and newest is not None and is_early and newest.links[Port.DOWNSTREAM] == link:
             return newest
         if seating is None:
             raise StalePlan(

@@ -185,7 +185,7 @@ class StageHost:
         except LinkDown as error:
             self.complain(error, wire.epoch)
             return
-        if previous is not None and previous.links[Port.DOWNSTREAM] != seating.links[Port.DOWNSTREAM]:
+        if not wire.shadow and previous is not None and previous.links[Port.DOWNSTREAM] != seating.links[Port.DOWNSTREAM]:
             self._device.next_stage_changed()
         self.seatings.retire_before(wire.oldest)
         each(self._do, commands)
@@ -198,9 +198,8 @@ class StageHost:
 
     def retire_before(self, oldest: Epoch) -> None:
         """Leave the seats of older epochs, of which nobody says anything any more."""
-        for seating in self.seatings:
-            if seating.wire.epoch < oldest:
-                self.handle(StageReceived(Retire(self.load.pipeline, seating.wire.epoch), self.now()))
+        for seating in self.seatings.older(oldest):
+            self.handle(StageReceived(Retire(self.load.pipeline, seating.wire.epoch), self.now()))
         self.seatings.retire_before(oldest)
 
     # -- neighbours ------------------------------------------------------------------------
@@ -228,7 +227,7 @@ class StageHost:
             return
         seating.is_greeted = True
         following = self.seatings.following(seating)
-        if following is not None and following.lacks_codec:
+        if following is not None and following.lacks_codec and not seating.wire.shadow:
             self._device.forgo_codec()
         self.reporter.works()
         if self._scheduler is not None:
@@ -275,7 +274,7 @@ class StageHost:
         if expected is None:
             check_spoken(message)
             raise RemoteProtocolError(f"{kind.__name__} is not for a stage", path="message.tag")
-        seating = self.seatings.of(message)
+        seating = self.seatings.of(message, link)
         if seating.links[expected] != link:
             raise RemoteProtocolError(f"{kind.__name__} came over a link that may not say it", path="message.tag")
         if self._trace is not None and kind is Forward:
@@ -315,7 +314,7 @@ class StageHost:
     def tick(self) -> None:
         """Time has passed."""
         now = self.now()
-        self.handle(Tick(now))
+        self.handle(Tick(now, self.seatings.is_busy()))
         self.reporter.tick(now)
 
     # -- what the core asks for ------------------------------------------------------------

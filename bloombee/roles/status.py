@@ -44,6 +44,8 @@ class WorkerStatus(msgspec.Struct, frozen=True):
         silent_s: since its last word.
         reason: why it has no stage.
         figures: None: it has said nothing of a stage yet.
+        follows: stages that a spare follows in case they are lost; of each, how many rows of open requests it lacks yet, or None
+            while it loads.
     """
 
     id: int
@@ -58,6 +60,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     silent_s: float
     reason: str
     figures: StageStatus | None = None
+    follows: tuple[tuple[int, int | None], ...] = ()
 
 
 class LinkStatus(msgspec.Struct, frozen=True):

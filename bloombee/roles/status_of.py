@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from bloombee.errors import RuntimeClosed
+from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.pipeline.swarm.member import Member
 from bloombee.plan.plan import Plan, StagePlan
 from bloombee.roles.head import HeadRole
@@ -92,7 +93,7 @@ def _workers(head: HeadRole, plan: Plan | None) -> Iterator[WorkerStatus]:
 
 
 def _worker(head: HeadRole, plan: Plan | None, member: Member, stage: StagePlan | None) -> WorkerStatus:
-    profile = head.observatory.profiles.get(member.id)
+    profile, follows = head.observatory.profiles.get(member.id), tuple(_follows(head, member))
     layer = None if profile is None else profile.fit.layer
     return WorkerStatus(
         id=member.id,
@@ -105,9 +106,17 @@ def _worker(head: HeadRole, plan: Plan | None, member: Member, stage: StagePlan 
         used_bytes=0 if stage is None else stage.weight_bytes + stage.kv_bytes + stage.scratch_bytes,
         layer_s=None if layer is None else layer.fixed_s + layer.decode_row_s,
         silent_s=head.members.silent_s(member.id),
-        reason="" if stage is not None else _why_spare(plan, member),
+        reason="" if stage is not None else _why_spare(plan, member, follows),
         figures=None if stage is None else _figures(stage, head.helm.stages.get(stage.index)),
+        follows=follows if stage is None else (),
     )
+
+
+def _follows(head: HeadRole, member: Member) -> Iterator[tuple[int, int | None]]:
+    scheduler = head.dispatch.scheduler
+    num_rows = scheduler.num_rows if isinstance(scheduler, SchedulerCore) else 0
+    for shadow in head.core.shadows.of(member.id):
+        yield shadow.index, max(0, num_rows - shadow.rows) if shadow.is_wired else None
 
 
 def _figures(stage: StagePlan, record: StageRecord | None) -> StageStatus | None:
@@ -141,9 +150,12 @@ def state_of(plan: Plan | None, member: Member, stage: StagePlan | None) -> str:
     return "serving" if member.wired >= plan.epoch else "wiring"  # a hand-over wires the next epoch beside it
 
 
-def _why_spare(plan: Plan | None, member: Member) -> str:
+def _why_spare(plan: Plan | None, member: Member, follows: Sequence[tuple[int, int | None]]) -> str:
     if plan is None:
         return ""
+    if follows:
+        behind = [f"stage {stage}, " + ("loading" if rows is None else f"{rows} rows behind") for stage, rows in follows]
+        return f"follows {'; '.join(behind)}"
     expected = dict(plan.prediction.spares) if plan.prediction is not None else {}
     return expected.get(member.name, "takes the place of a worker that is lost")
 

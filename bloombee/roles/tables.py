@@ -70,10 +70,14 @@ class TableExchange:
                 self._waiting = seating, body
                 self._unpack()
             case TableHeld(key=key) if sender is not None:
-                sender.held(key)
+                if not seating.wire.shadow:  # what is used is what the next stage holds
+                    sender.held(key)
             case TableUnknown(key=key, frame=frame, lane=number) if sender is not None:
                 self._recode(seating.wire.epoch, Lane(number), frame, key)
-                sender.unknown(key)
+                if not seating.wire.shadow:
+                    sender.unknown(key)
+                elif (table := sender.table(key)) is not None:
+                    self.ship(seating, table)
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__}: this boundary carries no activations")
 

@@ -74,7 +74,8 @@ class SimCluster:
     shares_out: bool = False
     prefix_cache: bool = True
     waits_s: float = 0.0
-    """As of PlanRequest, all three."""
+    shadows: bool = False
+    """As of PlanRequest, all four."""
     layer_load_s: float = 0.0
     """That a worker takes to load a layer."""
     make_speculator: Callable[[], Speculator | None] = staticmethod(lambda: None)
@@ -117,8 +118,7 @@ class SimCluster:
         self.num_stale = 0
         """Messages to stages that came after their epoch had ended."""
         check_nodes(network, nodes, num_stages)
-        self._rng = random.Random(seed)
-        self._make_device, self._lossy_orders = make_device, lossy_orders
+        self._rng, self._make_device, self._lossy_orders = random.Random(seed), make_device, lossy_orders
         self._detect_s, self.shapes = detect_s, dict(shapes or {})
         self._resend_after_s, self._step_deadline_s, self._max_rows = resend_after_s, step_deadline_s, max_rows
         self._log_bytes, self._log_disk_bytes = log_bytes, log_disk_bytes
@@ -368,6 +368,7 @@ def _request(
         shares_out=cluster.shares_out,
         prefix_cache=cluster.prefix_cache,
         waits_s=cluster.waits_s,
+        shadows=cluster.shadows,
     )
 
 

@@ -25,6 +25,7 @@ from bloombee.pipeline.commands import (
     PlanMade,
     ReportMeasured,
     Send,
+    ShadowChanged,
     StageLoaded,
     TellHead,
     TellScheduler,
@@ -116,6 +117,8 @@ class SimHead:
         self.num_recoveries = 0
         self.handovers: list[HandoverEnded] = []
         """As they ended."""
+        self.shadows: list[ShadowChanged] = []
+        """Whoever began to follow a stage, and no longer does."""
         self.num_stale = 0
         """Verdicts and acknowledgements that came after their epoch had ended."""
         self.tunings: list[tuple[float, int]] = []
@@ -196,6 +199,8 @@ class SimHead:
                     self._planned(plan)
                 case StageLoaded() | ReportMeasured() | HandoverBegan():
                     pass
+                case ShadowChanged():
+                    self.shadows.append(command)
                 case HandoverEnded():
                     self.handovers.append(command)
                 case Send(to=int(worker), message=Drained() | Refused() as answer):

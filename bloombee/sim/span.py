@@ -26,7 +26,7 @@ from bloombee.pipeline.work import Piece, Work
 from bloombee.sim.device import Device
 from bloombee.sim.paged import PagedDevice
 from bloombee.types import Epoch
-from bloombee.wire.messages import AnyMessage, Load, Retired, StageFailed, Wire, Wired
+from bloombee.wire.messages import AnyMessage, Follows, Load, Retired, StageFailed, Wire, Wired
 
 DISK_S = 0.0005
 """What frames need to get to a log's file."""
@@ -64,7 +64,8 @@ class SimSpan:
     @property
     def newest(self) -> Wire | None:
         """Of the epochs that are not retired."""
-        return self._wires[max(self.core.seats)] if self.core.seats else None
+        newest = max((seat.wire.epoch for seat in self.core.seats.of_rings()), default=None)
+        return None if newest is None else self._wires[newest]
 
     def wire(self, wire: Wire) -> bool:
         """Take a seat, and greet; False: the order was overtaken."""
@@ -117,7 +118,7 @@ class SimSpan:
                 case CopyPages(copy=copy):
                     assert isinstance(self.device, PagedDevice)
                     owner.call_later(self.device.begin_copy(copy), partial(self._copied, self.device, copy))
-                case Send(to=Port.HEAD, message=Wired() | StageFailed() | Retired() as message):
+                case Send(to=Port.HEAD, message=Wired() | StageFailed() | Retired() | Follows() as message):
                     owner.to_head(message)
                 case Send(to=Port() as port, message=message):
                     owner.to_peer(self._wires[message.epoch], port, command)  # type: ignore[union-attr]

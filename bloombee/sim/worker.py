@@ -261,8 +261,8 @@ class SimWorker:
             case Profile():
                 self._profile(order)
             case Introduce() | MeasureLink():
-                assert self.introductions is not None
-                self.introductions.order(order)
+                if self.introductions is not None:  # else links are there
+                    self.introductions.order(order)
 
     def _load(self, load: Load) -> None:
         """As ``roles/stages.py`` does."""
@@ -286,10 +286,10 @@ class SimWorker:
         span = next((span for span in self.spans if span.load.number == wire.load), None)
         if span is None or not span.wire(wire):
             return
-        self.index = wire.stage
+        self.index = self.index if wire.shadow and wire.successor is not None else wire.stage
         for other in self.spans:
             if other is not span:
-                for epoch in [epoch for epoch in other.core.seats if epoch < wire.oldest]:
+                for epoch in other.core.seats.older(wire.oldest):
                     other.receive(Retire(wire.pipeline, epoch), None)
         at = self.spans.index(span)
         self.spans = [one for one in self.spans[:at] if one.core.seats] + self.spans[at:]

@@ -128,9 +128,10 @@ def _check_wire(wire: m.Wire) -> None:
         raise refuse("Wire.stage", wire.stage, f"< num_stages = {wire.num_stages}")
     if wire.num_microbatches < 1:
         raise refuse("Wire.num_microbatches", wire.num_microbatches, "at least 1")
+    feeds = wire.shadow and wire.successor is not None
     for name, peer, is_end in (
-        ("predecessor", wire.predecessor, wire.stage == 0),
-        ("successor", wire.successor, wire.stage == wire.num_stages - 1),
+        ("predecessor", wire.predecessor, wire.stage == 0 or feeds),
+        ("successor", wire.successor, wire.stage == wire.num_stages - 1 or (wire.shadow and not feeds)),
     ):
         if (peer is None) is not is_end:
             raise refuse(f"Wire.{name}", peer, f"absent on the {'first' if name == 'predecessor' else 'last'} stage and no other")
@@ -138,6 +139,8 @@ def _check_wire(wire: m.Wire) -> None:
             _check_peer(f"Wire.{name}", peer)
     if wire.scheduler is not None:
         _check_peer("Wire.scheduler", wire.scheduler)
+    if wire.shadow and (wire.scheduler is not None or wire.schedule is not None):
+        raise refuse("Wire.shadow", True, "only where the scheduler is with the head")
     if wire.schedule is not None:
         _check_schedule(wire, wire.schedule)
     if wire.listeners and wire.stage < wire.num_stages - 1:

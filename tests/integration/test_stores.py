@@ -58,7 +58,7 @@ def test_seats_of_two_epochs_with_other_neighbours_serve_side_by_side_on_the_sam
             await the.go(1, 3, 2, 4)
             assert the.tokens == await _undisturbed({1: 14, 2: 18})
             with pytest.raises(StalePlan):
-                the.stages[1].wire(Wire(1, 1, 1, 0, 2, 8, 64, None, None, None, (), None, False, the.orders[1]))
+                the.stages[1].wire(Wire(1, 1, 1, 0, 2, 8, 64, None, None, None, (), None, False, the.orders[1], False))
 
     asyncio.run(use())
 
@@ -136,7 +136,7 @@ def test_a_span_that_nobody_waits_for_any_more_is_not_loaded_to_its_end() -> Non
             the.stages[1].unload(1)
             assert not list(the.stages[1])
             with pytest.raises(StalePlan):
-                the.stages[1].wire(Wire(1, 1, 1, 0, 2, 8, 64, None, None, None, (), None, False, the.order(0, 4).number))
+                the.stages[1].wire(Wire(1, 1, 1, 0, 2, 8, 64, None, None, None, (), None, False, the.order(0, 4).number, False))
 
     asyncio.run(use())
 

@@ -173,13 +173,17 @@ def wires(draw: st.DrawFn) -> m.Wire:
     num_stages = draw(st.one_of(st.integers(1, 4), st.integers(1, 2**16 - 1)))
     stage = draw(st.integers(0, num_stages - 1))
     epoch = draw(st.integers(1, 2**32 - 1))
-    schedule = draw(st.none() | schedules(epoch, num_stages)) if stage == 0 and num_stages < 5 else None
+    shadow = draw(st.booleans())
+    feeds = shadow and stage < num_stages - 1 and draw(st.booleans())
+    is_first, is_last = stage == 0 or feeds, stage == num_stages - 1 or (shadow and not feeds)
+    schedule = draw(st.none() | schedules(epoch, num_stages)) if stage == 0 and num_stages < 5 and not shadow else None
     return m.Wire(
         pipeline=draw(u32), epoch=epoch, oldest=draw(st.integers(1, epoch)), stage=stage, num_stages=num_stages,
         num_microbatches=draw(st.integers(1, 2**16 - 1)), max_rows=draw(st.integers(1, m.MAX_ROWS)),
-        predecessor=draw(peer) if stage else None, successor=draw(peer) if stage < num_stages - 1 else None,
-        scheduler=draw(st.none() | peer) if schedule is None else None, schedule=schedule, trace=draw(st.booleans()),
-        listeners=tuple(draw(st.lists(peer, max_size=3))) if stage == num_stages - 1 else (), load=draw(u63),
+        predecessor=None if is_first else draw(peer), successor=None if is_last else draw(peer),
+        scheduler=draw(st.none() | peer) if schedule is None and not shadow else None, schedule=schedule,
+        listeners=tuple(draw(st.lists(peer, max_size=3))) if stage == num_stages - 1 else (), trace=draw(st.booleans()),
+        load=draw(u63), shadow=shadow,
     )  # fmt: skip
 
 

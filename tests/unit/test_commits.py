@@ -7,7 +7,6 @@ import itertools
 import pytest
 from stage_kit import PENALTY, a_commit, a_frame, a_stage, an_item, an_opening, done, messages, ran, works
 
-from bloombee.errors import RemoteProtocolError
 from bloombee.kv.pool import MAX_ROLLBACK
 from bloombee.pipeline.commands import Gather, Send
 from bloombee.pipeline.cuts import MOST_AHEAD
@@ -220,7 +219,7 @@ def test_a_new_neighbour_is_sent_no_dead_rows() -> None:
     core = a_stage()
     ran(core, a_frame(0, an_item(7, 0, 6)))
     core.handle(a_commit((7, 1, 4)))
-    core.handle(StageReceived(Wire(1, 2, 1, 0, 2, 9, 64, None, None, None, (), None, False, 1), 0.0))
+    core.handle(StageReceived(Wire(1, 2, 1, 0, 2, 9, 64, None, None, None, (), None, False, 1, False), 0.0))
     commands = core.handle(StageReceived(Resume(1, 2, (Holding(7, 0, 6),)), 0.0))
     (gather,) = [c for c in commands if isinstance(c, Gather)]
     assert gather.num_rows == 4
@@ -314,7 +313,7 @@ def test_a_fork_that_is_behind_is_said_again_as_a_fork() -> None:
     """Its first frame carries none of its rows while those of another in it have to wait their turn."""
     core = a_stage()
     ran(core, a_frame(0, an_item(7, 0, 6)))
-    core.handle(StageReceived(Wire(1, 2, 2, 0, 2, 9, 64, None, None, None, (), None, False, 1), 0.0))
+    core.handle(StageReceived(Wire(1, 2, 2, 0, 2, 9, 64, None, None, None, (), None, False, 1, False), 0.0))
     commands = core.handle(StageReceived(Resume(1, 2, ()), 0.0))
     (gather,) = [c for c in commands if isinstance(c, Gather)]
     commands = ran(core, a_frame(0, an_item(7, 6, 1), an_item(8, 4, 1, begins=_fork(7, 4)), epoch=2))
@@ -335,7 +334,7 @@ def test_a_frame_whose_dead_rows_follow_on_rows_that_are_still_being_said_goes_w
     """The next stage may take dead rows only from where the cut is on, and what lies below has yet to come to it."""
     core = a_stage()
     ran(core, a_frame(0, an_item(7, 0, 4)))
-    core.handle(StageReceived(Wire(1, 2, 1, 0, 2, 99, 64, None, None, None, (), None, False, 1), 0.0))
+    core.handle(StageReceived(Wire(1, 2, 1, 0, 2, 99, 64, None, None, None, (), None, False, 1, False), 0.0))
     (gather,) = [c for c in core.handle(StageReceived(Resume(1, 2, ()), 0.0)) if isinstance(c, Gather)]
     (work,) = works(core.handle(a_frame(0, an_item(7, 4, 3), an_item(8, 0, 2), epoch=2)))
     core.handle(a_commit((7, 1, 4)))
@@ -352,7 +351,7 @@ def test_a_fork_that_was_preempted_is_said_again_from_its_start() -> None:
     ran(core, a_frame(1, an_item(8, 4, 2, begins=Fork(7, 4, an_opening(6)))))
     core.handle(a_commit((8, 1, 0)))
     ran(core, a_frame(2, an_item(8, 0, 6, generation=1)))
-    core.handle(StageReceived(Wire(1, 2, 1, 0, 2, 99, 64, None, None, None, (), None, False, 1), 0.0))
+    core.handle(StageReceived(Wire(1, 2, 1, 0, 2, 99, 64, None, None, None, (), None, False, 1, False), 0.0))
     (gather,) = [c for c in core.handle(StageReceived(Resume(1, 2, (Holding(7, 0, 6),)), 0.0)) if isinstance(c, Gather)]
     (again,) = messages(core.handle(Gathered(gather.number, "rows", 0.0)), Forward)
     assert [(item.sequence, item.position, item.num_rows, item.opening) for item in again.items] == [(8, 0, 6, an_opening(6))]
@@ -362,7 +361,7 @@ def test_a_sequence_that_begins_anew_in_one_epoch_is_said_over_the_next_one_as_w
     """Also where it has fewer rows than the next stage was told of it before."""
     core = a_stage()
     ran(core, a_frame(0, an_item(7, 0, 6)))
-    core.handle(StageReceived(Wire(1, 2, 1, 0, 2, 99, 64, None, None, None, (), None, False, 1), 0.0))
+    core.handle(StageReceived(Wire(1, 2, 1, 0, 2, 99, 64, None, None, None, (), None, False, 1, False), 0.0))
     core.handle(StageReceived(Resume(1, 2, (Holding(7, 0, 6),)), 0.0))
     (gather,) = [c for c in ran(core, a_frame(1, an_item(7, 0, 2, generation=1))) if isinstance(c, Gather)]
     (again,) = messages(core.handle(Gathered(gather.number, "rows", 0.0)), Forward)

@@ -29,7 +29,7 @@ def _dispatch() -> Dispatch:
         trace=None,
         send=lambda worker, lane, message: 0,
         desk=Desk(1, lambda commands: None),
-        replanner=Replanner(Bulletin(), lambda: core, lambda commands: None),
+        replanner=Replanner(Bulletin(), lambda _: None, lambda: core, lambda commands: None),
     )
 
 

@@ -349,7 +349,7 @@ def test_parts_of_one_sequence_have_nothing_between_them() -> None:
 def test_its_ring_is_what_the_first_stages_wire_says() -> None:
     peer = m.Peer(2, "tcp://h:1", bytes(32), bytes(16), True, None)
     schedule = m.Schedule(1, (m.Group(0, 64),), 4, 600.0, False, (peer,), True)
-    wire = m.Wire(1, 1, 1, 0, 2, 2, 8, None, peer, None, (), schedule, False, 1)
+    wire = m.Wire(1, 1, 1, 0, 2, 2, 8, None, peer, None, (), schedule, False, 1, False)
     assert ring_of(wire, schedule) == RING
 
 

@@ -63,7 +63,7 @@ class _Worker:
 
 
 def _wire(epoch: int) -> m.Wire:
-    return m.Wire(1, epoch, epoch, 0, 2, 2, 8, None, PEER, None, (), SCHEDULE, False, 1)
+    return m.Wire(1, epoch, epoch, 0, 2, 2, 8, None, PEER, None, (), SCHEDULE, False, 1, False)
 
 
 def _on_a_loop(use: Callable[[_Worker], Coroutine[Any, Any, None]]) -> None:

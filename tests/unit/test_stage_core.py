@@ -58,7 +58,9 @@ def _seat(
     core: StageCore, epoch: int, stage: int, num_stages: int, credits_: int, holdings: tuple[Holding, ...] = ()
 ) -> list[Command]:
     """What opening the seat of ``epoch``, whose next stage holds ``holdings``, leads to."""
-    core.handle(StageReceived(Wire(1, epoch, epoch, stage, num_stages, credits_, 64, None, None, None, (), None, False, 1), 0.0))
+    core.handle(
+        StageReceived(Wire(1, epoch, epoch, stage, num_stages, credits_, 64, None, None, None, (), None, False, 1, False), 0.0)
+    )
     wired, resume = core.handle(Greeted(epoch, 0.0))
     assert wired == Send(Port.HEAD, Lane.CONTROL, Wired(1, epoch))
     assert isinstance(resume, Send)
@@ -483,7 +485,7 @@ def test_an_order_that_was_overtaken_is_stale() -> None:
     core = _core()
     _seat(core, 3, 0, 2, 4)
     with pytest.raises(StalePlan):
-        core.handle(StageReceived(Wire(1, 2, 2, 0, 2, 4, 64, None, None, None, (), None, False, 1), 0.0))
+        core.handle(StageReceived(Wire(1, 2, 2, 0, 2, 4, 64, None, None, None, (), None, False, 1, False), 0.0))
     assert list(core.seats) == [3]
 
 
@@ -491,7 +493,7 @@ def test_the_next_stage_may_know_of_an_epoch_first() -> None:
     core = _core(credits_=9)
     _ran(core, _forward(0, _item(7, 0, 2), phase=Phase.PREFILL), 2)
     assert core.handle(StageReceived(Resume(1, 2, ()), 0.0)) == []
-    commands = core.handle(StageReceived(Wire(1, 2, 2, 0, 2, 9, 64, None, None, None, (), None, False, 1), 0.0))
+    commands = core.handle(StageReceived(Wire(1, 2, 2, 0, 2, 9, 64, None, None, None, (), None, False, 1, False), 0.0))
     assert [type(command) for command in commands] == [Send, Gather]
 
 

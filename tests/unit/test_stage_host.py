@@ -128,6 +128,7 @@ class _Device:
     sender: Sender | None = None
     receiver: Receiver | None = None
     trace = None
+    pager = None
 
     def __init__(self) -> None:
         self.works: list[tuple[Work, Callable[[Outcome], None]]] = []
@@ -156,7 +157,7 @@ class _Stage:
     def __init__(self, *, is_loaded: bool = True) -> None:
         self._open(0, 1, is_loaded=is_loaded)
         peer = Peer(2, "tcp://127.0.0.1:1", bytes(32), HOP, True, None)
-        self.host.wire(Wire(1, 1, 1, 0, 2, 8, 64, None, peer, None, (), None, False, 1))
+        self.host.wire(Wire(1, 1, 1, 0, 2, 8, 64, None, peer, None, (), None, False, 1, False))
         for lane in Lane:
             self.welcome(lane)
         self.said(Lane.CONTROL, Resume(1, 1, ()))
@@ -240,7 +241,9 @@ class _Last(_Stage):
     def __init__(self) -> None:
         self._open(1, 2, worker=2)
         self.device.receiver = Receiver(Dtype.FLOAT32, 1)
-        self.host.wire(Wire(1, 1, 1, 1, 2, 8, 64, Peer(1, "", bytes(32), HOP, False, None), None, None, (), None, False, 1))
+        self.host.wire(
+            Wire(1, 1, 1, 1, 2, 8, 64, Peer(1, "", bytes(32), HOP, False, None), None, None, (), None, False, 1, False)
+        )
         for lane in Lane:
             self.said(lane, Hello(PROTOCOL_VERSION, 1, 1, "s", (0,), 0))
         self.host.received(HEAD_LINK, Resume(1, 1, ()), None)
@@ -447,7 +450,7 @@ def test_a_neighbour_is_complained_of_in_the_oldest_epoch_that_has_it(peer: int,
 
     def use(stage: _Stage) -> None:
         other = Peer(9, "tcp://127.0.0.1:2", bytes(32), b"x" * 16, True, None)
-        stage.host.wire(Wire(1, 2, 1, 0, 2, 8, 64, None, other, None, (), None, False, 1))
+        stage.host.wire(Wire(1, 2, 1, 0, 2, 8, 64, None, other, None, (), None, False, 1, False))
         stage.host.complain(LinkDown("it has ended", peer=peer))
         (failed,) = stage.endpoint.of(StageFailed)
         assert (failed.epoch, failed.fields["peer"]) == (epoch, peer)
@@ -461,7 +464,7 @@ def test_who_was_missing_once_is_never_told_of_a_later_epoch() -> None:
     def use(stage: _Stage) -> None:
         stage.host.complain(LinkDown("it has ended", peer=2))
         other = Peer(9, "tcp://127.0.0.1:2", bytes(32), b"x" * 16, True, None)
-        stage.host.wire(Wire(1, 2, 2, 0, 2, 8, 64, None, other, None, (), None, False, 1))
+        stage.host.wire(Wire(1, 2, 2, 0, 2, 8, 64, None, other, None, (), None, False, 1, False))
         stage.host.reporter.say_failed()  # the head's connection was away
         assert [failed.epoch for failed in stage.endpoint.of(StageFailed)] == [1, 1]
 
@@ -472,7 +475,7 @@ def test_a_stage_that_cannot_go_on_says_so_in_every_epoch_that_counts_on_it() ->
     def use(stage: _Stage) -> None:
         stage.host.fail(DeviceError("out of memory"))
         other = Peer(9, "tcp://127.0.0.1:2", bytes(32), b"x" * 16, True, None)
-        stage.host.wire(Wire(1, 2, 2, 0, 2, 8, 64, None, other, None, (), None, False, 1))
+        stage.host.wire(Wire(1, 2, 2, 0, 2, 8, 64, None, other, None, (), None, False, 1, False))
         assert [failed.epoch for failed in stage.endpoint.of(StageFailed)] == [1, 2]
         assert not any(wired.epoch == 2 for wired in stage.endpoint.of(Wired))
 
@@ -486,7 +489,9 @@ def test_an_address_that_nobody_can_dial_is_charged_to_who_told_it() -> None:
 
         stage.endpoint.dial = dial  # type: ignore[method-assign]
         stage.host.wire(
-            Wire(1, 2, 2, 0, 2, 8, 64, None, Peer(9, "tcp://x", bytes(32), b"x" * 16, True, None), None, (), None, False, 1)
+            Wire(
+                1, 2, 2, 0, 2, 8, 64, None, Peer(9, "tcp://x", bytes(32), b"x" * 16, True, None), None, (), None, False, 1, False
+            )
         )
         (failed,) = stage.endpoint.of(StageFailed)
         assert (failed.epoch, failed.fields["peer"]) == (2, 9)

@@ -196,7 +196,7 @@ def test_the_log_makes_rows_of_a_path_and_lets_go_of_the_rest() -> None:
 
 def _wire(core: StageCore, *held: Holding) -> list[Command]:
     """Another next stage in epoch 2, which holds this."""
-    core.handle(StageReceived(Wire(1, 2, 1, 0, 2, 99, 64, None, None, None, (), None, False, 1), 0.0))
+    core.handle(StageReceived(Wire(1, 2, 1, 0, 2, 99, 64, None, None, None, (), None, False, 1, False), 0.0))
     return core.handle(StageReceived(Resume(1, 2, held), 0.0))
 
 

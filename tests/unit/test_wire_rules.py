@@ -28,9 +28,9 @@ LOAD = m.Load(
     1, 0, 4, 8, 12, "demo", bytes(16), (bytes(8), b"", bytes(16), b""), "float32", (m.Group(0, 10), m.Group(512, 4)), 16, 2,
     None, (), (),
 )  # fmt: skip
-WIRE = m.Wire(0, 2, 1, 1, 3, 2, 64, PEER, PEER, None, (), None, False, 1)
+WIRE = m.Wire(0, 2, 1, 1, 3, 2, 64, PEER, PEER, None, (), None, False, 1, False)
 SCHEDULE = m.Schedule(1, (m.Group(0, 8), m.Group(16, 4)), 4, 600.0, False, (PEER, PEER), True)
-FIRST_WIRE = m.Wire(0, 2, 1, 0, 3, 2, 64, None, PEER, None, (), SCHEDULE, False, 1)
+FIRST_WIRE = m.Wire(0, 2, 1, 0, 3, 2, 64, None, PEER, None, (), SCHEDULE, False, 1, False)
 RULES = m.Rules((), (), 0, 0, 0, None, (), False, None, (), (), None, 1.0, 0.0, 0.0, None)
 LAST = msgspec.structs.replace(LOAD, start=8, stop=12, weight_digests=())
 MANY = tuple(range(20_000))

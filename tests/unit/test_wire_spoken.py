@@ -21,7 +21,7 @@ VECTORS = json.loads((Path(__file__).resolve().parents[1] / "golden" / "wire.jso
 PEER = m.Peer(2, "tcp://h:1", bytes(32), bytes(16), True, None)
 BACK = replace(PEER, dials=False)
 LOAD = m.Load(1, 1, 0, 1, 2, "m", bytes(16), (), "float32", (m.Group(0, 8),), 4, 0, None, (), ())
-WIRE = m.Wire(1, 1, 1, 1, 3, 2, 64, BACK, PEER, None, (), None, False, 1)
+WIRE = m.Wire(1, 1, 1, 1, 3, 2, 64, BACK, PEER, None, (), None, False, 1, False)
 SCHEDULE = m.Schedule(1, (m.Group(0, 8),), 4, 600.0, False, (PEER, PEER), True)
 FIRST = replace(WIRE, stage=0, predecessor=None)
 OPENING = an_opening(4)

@@ -29,6 +29,7 @@ from bloombee.pipeline.events import (
     PlanDropped,
     PlanWired,
     Priced,
+    ShadowBegan,
     StageRestored,
     Tick,
     Tune,
@@ -72,6 +73,7 @@ Event = (
     | PlanWired
     | PlanBroken
     | PlanBeside
+    | ShadowBegan
     | PlanDropped
     | PipelineLost
     | FromStage
@@ -146,8 +148,8 @@ class SchedulerCore:
             case PlanBeside(ring=ring):
                 self._prefixes.restart(None)  # until it is clear which stages there are
                 return self._succession.prepare(ring, event.feeds, event.now)
-            case PlanDropped(epoch=number, now=now):
-                return [*self._succession.drop(number, now), *self._schedule(now)]
+            case ShadowBegan(now=now) | PlanDropped(now=now):
+                return [*self._succession.changed(event), *self._schedule(now)]
             case Open():
                 return self._admit_later(event)
             case Cancel(sequence=sequence, now=now):
@@ -309,27 +311,27 @@ class SchedulerCore:
         if not isinstance(message, Verdict | Ack | Gap | Closed | Committed | Resume | Resumed | Lost | Have):
             raise RemoteProtocolError(f"{type(message).__name__} from stage {stage} is not expected")
         epoch = self._succession.find(message.pipeline, message.epoch)
-        _check_sender(type(message), stage, epoch.last)
+        _check_sender(type(message), stage, epoch)
         match message:
             case Verdict():
                 return self._verdict(epoch, message, now)
             case Ack():
                 epoch.moved(now)
                 return [*epoch.sender.acknowledge(message, now), *self._schedule(now)]
-            case Gap(sequence=sequence, have=have):
-                return [*epoch.sender.resend_rows(sequence, have, now)]
+            case Gap():
+                return self._succession.gap(epoch, message, now)
             case Closed():
                 return self._closed(epoch, stage, message, now)
             case Committed(cuts=cuts):
                 self._succession.commits.confirm((epoch.ring.epoch, stage), cuts)
                 return self._schedule(now) if self._room.is_short else []
-            case Have():
+            case Have() if not epoch.is_shadow:
                 return self._send_anew(self._prefixes.have(stage, message), now)
             case Resume():
                 return [*self._succession.resume(epoch, message, now), *self._schedule(now)]
             case Lost():
                 return [] if self._succession.lost_later(epoch, message) else self._lost(message, now)
-        epoch.answered()  # Resumed
+        epoch.answered()  # Resumed, or what is kept by who is no stage
         return []
 
     def _verdict(self, epoch: Epoch, verdict: Verdict, now: float) -> list[Command]:
@@ -390,8 +392,10 @@ def _seconds(loop: tuple[float, int] | None) -> float | None:
     return loop[0] if loop is not None else None
 
 
-def _check_sender(kind: type, stage: int, last: int) -> None:
-    places: dict[type, int] = {Verdict: last, Resumed: last, Ack: 0, Gap: 0, Resume: 0}
+def _check_sender(kind: type, stage: int, epoch: Epoch) -> None:
+    if epoch.is_shadow and kind in (Verdict, Lost):
+        raise RemoteProtocolError(f"{kind.__name__} comes from a stage, not from a worker that follows one")
+    places: dict[type, int] = {Verdict: epoch.last, Resumed: epoch.last, Ack: 0, Gap: 0, Resume: 0}
     allowed = places.get(kind, stage)
     if stage != allowed:
         raise RemoteProtocolError(f"{kind.__name__} comes from stage {allowed}, not {stage}")

@@ -45,12 +45,24 @@ class Epoch:
     Args:
         pages: that the sequences take, of whatever epoch.
         max_rows: of a microbatch.
+        only: of a shadow, the stage that it follows: no other is of this epoch.
         patience: of the pipeline; what steps have shown goes on from epoch to epoch.
         resend_after_s: silence after which a frame, or what is known here, is said again.
     """
 
-    def __init__(self, ring: Ring, pages: PageLedger, patience: Patience, *, max_rows: int, resend_after_s: float) -> None:
+    def __init__(
+        self,
+        ring: Ring,
+        pages: PageLedger,
+        patience: Patience,
+        *,
+        max_rows: int,
+        resend_after_s: float,
+        only: int | None = None,
+    ) -> None:
         self.ring = ring
+        self.stages = range(ring.num_stages) if only is None else range(only, only + 1)
+        self.is_shadow = only is not None
         self.pages = pages
         self.patience = patience
         self.sender = LinkSender(limit=ring.num_microbatches, resend_after_s=resend_after_s, max_rows=max_rows)
@@ -69,10 +81,6 @@ class Epoch:
         """Given up; they may come home yet, and show how long it took."""
         self._moved_at = -math.inf
         """When there last was a sign that anything comes on."""
-
-    @property
-    def stages(self) -> range:
-        return range(self.ring.num_stages)
 
     @property
     def places(self) -> list[Place]:

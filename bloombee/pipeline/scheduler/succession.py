@@ -6,6 +6,9 @@ comes home when every stage has been told all: then rows go over the new epoch (
 the old one may come home over either; when it has, or takes far longer than a loop, the old one is over.
 
 Picks count whichever epoch they come over: the same rows give the same tokens.
+
+Workers that follow a stage in case it is lost (shadows) have epochs of their own, which outlive those of rings: they are told
+what is cut and closed as stages are, and the one that follows the first stage is fed from here.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from functools import partial
 from bloombee.errors import LocalProtocolError, StalePlan
 from bloombee.pipeline.beginnings import has_room
 from bloombee.pipeline.commands import Command, Send, TellSwarm
-from bloombee.pipeline.events import EpochBegan, EpochOver, StageRestored
+from bloombee.pipeline.events import EpochBegan, EpochOver, PlanDropped, ShadowBegan, StageRestored
 from bloombee.pipeline.patience import Patience
 from bloombee.pipeline.scheduler.batching import Batcher
 from bloombee.pipeline.scheduler.closing import Closings, Place
@@ -28,7 +31,7 @@ from bloombee.pipeline.scheduler.sequence import SequenceState
 from bloombee.plan.plan import Ring
 from bloombee.types import Epoch as EpochNumber
 from bloombee.types import Kind, Lane, Priority, SequenceId
-from bloombee.wire.messages import MARK, MAX_ITEMS, REPLAY, Cut, Forward, Holding, Item, Lost, Resume
+from bloombee.wire.messages import MARK, MAX_ITEMS, REPLAY, Cut, Forward, Gap, Holding, Item, Lost, Resume
 
 LEAVES_LOOPS = 3.0
 """What has not come home after so many loops is asked for over the next epoch."""
@@ -51,6 +54,7 @@ class Coming:
     lost: list[Lost] = field(default_factory=list)
     """What logs do not reach back to; looked at when the epoch runs."""
     is_marked: bool = False
+    """It has been sent its mark, or, of a shadow, gets none."""
 
     def resume(self, holdings: Iterable[Holding], now: float) -> None:
         """The first stage holds this much."""
@@ -75,6 +79,12 @@ class Coming:
         """The first stage is told so too."""
         _, upto = self.upto.get(cut.sequence, (0, 0))
         self.upto[cut.sequence] = cut.generation, min(upto, cut.length)
+
+    def lacks(self, gap: Gap) -> None:
+        """A worker that follows the first stage could not take what followed on these rows."""
+        generation, upto = self.upto.get(gap.sequence, (0, 0))
+        if generation == gap.generation:
+            self.upto[gap.sequence] = generation, min(upto, gap.have)
 
     def _told(self, sequence: SequenceState) -> int:
         generation, upto = self.upto.get(sequence.id, (0, 0))
@@ -139,6 +149,7 @@ class Succession:
     ) -> None:
         self.running: Epoch | None = None
         self.coming: Coming | None = None
+        self._shadows: dict[EpochNumber, Coming] = {}
         self._leaving: _Leaving | None = None
         self._open = open_sequences
         self._closings = closings
@@ -156,6 +167,8 @@ class Succession:
             yield self.coming.epoch
         if self._leaving is not None:
             yield self._leaving.epoch
+        for shadow in self._shadows.values():
+            yield shadow.epoch
 
     def find(self, pipeline: int, number: EpochNumber) -> Epoch:
         """Raises StalePlan if it is none of these."""
@@ -209,6 +222,9 @@ class Succession:
         if self.coming is not None:
             for cut in cuts:
                 self.coming.cut(cut)
+        for shadow in self._shadows.values():
+            for cut in cuts:
+                shadow.cut(cut)
         return [send for epoch in self._epochs() for stage in epoch.stages for send in epoch.commit(stage, cuts)]
 
     def cut_again(self, now: float, *, older_than_s: float) -> list[Command]:
@@ -230,9 +246,11 @@ class Succession:
         for need in [*(one.num_pages for one in self._open.values()), *self._closings.pages(pages.all)]:
             pages.take(need)
         patience = old.patience if old is not None else Patience(self._step_deadline_s)
+        for shadow in self._shadows.values():
+            shadow.epoch.pages = pages
         self.running, self.coming, self._leaving = self._new_epoch(ring, pages, patience), None, None
-        self._closings.rewire(self.running.places)
-        self.commits.rewire(self.running.places)
+        self._closings.rewire(self._places)
+        self.commits.rewire(self._places)
         return [
             self.running.say_known(self._open.values(), now),
             *self.cut_again(now, older_than_s=0.0),
@@ -243,6 +261,25 @@ class Succession:
     def clear(self) -> None:
         self.commits.clear()
         self.running, self.coming, self._leaving = None, None, None
+        self._shadows.clear()
+
+    def changed(self, event: ShadowBegan | PlanDropped) -> list[Command]:
+        """A worker follows a stage from now on, in an epoch beside those of rings; or an epoch that does not run is over."""
+        if isinstance(event, PlanDropped):
+            return self.drop(event.epoch, event.now)
+        old, ring = self.running, event.ring
+        if old is None or ring.epoch in self._shadows:
+            return []
+        epoch = self._new_epoch(ring, old.pages, old.patience, only=event.stage)
+        self._shadows[ring.epoch] = Coming(epoch, feeds=event.stage == 0, is_marked=True)
+        return self._join(epoch, event.now)
+
+    def gap(self, epoch: Epoch, message: Gap, now: float) -> list[Command]:
+        """What a first stage lacks is sent again."""
+        if not epoch.is_shadow:
+            return [*epoch.sender.resend_rows(message.sequence, message.have, now)]
+        self._shadows[epoch.ring.epoch].lacks(message)
+        return []
 
     def prepare(self, ring: Ring, feeds: bool, now: float) -> list[Command]:
         """Beside the one that runs, with the same pages: each sequence has its own on the stages of both.
@@ -257,17 +294,20 @@ class Succession:
             raise LocalProtocolError(f"epoch {ring.epoch} has other KV memory than the one that runs")
         epoch = self._new_epoch(ring, old.pages, old.patience)
         self.coming = Coming(epoch, feeds)
+        return [epoch.say_known(self._open.values(), now), *self._join(epoch, now)]
+
+    def _join(self, epoch: Epoch, now: float) -> list[Command]:
+        """Its stages are to know what has ended, and what was cut."""
         self._closings.join(epoch.places)
         self.commits.join(epoch.places)
-        return [
-            epoch.say_known(self._open.values(), now),
-            *self.cut_again(now, older_than_s=0.0),
-            *self.close_again(epoch.places, now, older_than_s=0.0),
-        ]
+        return [*self.cut_again(now, older_than_s=0.0), *self.close_again(epoch.places, now, older_than_s=0.0)]
 
     def resume(self, epoch: Epoch, message: Resume, now: float) -> list[Command]:
         """Stage 0 says what it holds: the rest is sent again. Said again it changes nothing."""
         if epoch.is_open or epoch.is_broken:
+            return [epoch.resumed()]
+        if epoch.is_shadow:
+            self._shadows[epoch.ring.epoch].resume(message.holdings, now)
             return [epoch.resumed()]
         if self.coming is not None and self.coming.epoch is epoch:
             self.coming.resume(message.holdings, now)
@@ -300,7 +340,8 @@ class Succession:
     def tick(self, now: float) -> list[Command]:
         """What has not been answered, of every epoch, is said again."""
         known = [epoch.say_known(self._open.values(), now) for epoch in self._epochs() if epoch.is_unanswered(now)]
-        return [*known, *(send for epoch in self._epochs() for send in epoch.sender.tick(now)), *self.pump(now)]
+        fed = [send for shadow in self._shadows.values() for send in shadow.pump(self._open.values(), now)]
+        return [*known, *(send for epoch in self._epochs() for send in epoch.sender.tick(now)), *fed, *self.pump(now)]
 
     def pump(self, now: float) -> list[Command]:
         """Feed the epoch to come."""
@@ -329,7 +370,10 @@ class Succession:
     def drop(self, number: EpochNumber, now: float) -> list[Command]:
         """An epoch that does not run is over. What has not come home over it is sent again, which stages that hold it take for
         nothing."""
-        coming, leaving = self.coming, self._leaving
+        coming, leaving, shadow = self.coming, self._leaving, self._shadows.pop(number, None)
+        if shadow is not None:
+            self._let_go(shadow.epoch)
+            return []
         if coming is not None and coming.epoch.ring.epoch == number:
             self.coming = None
             self._let_go(coming.epoch)

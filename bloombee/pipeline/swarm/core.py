@@ -5,8 +5,9 @@ Life of a pipeline: workers join until the asked number is there; if a planner i
 greeted them the pipeline is up. Workers beyond the plan are spares. When a stage is lost a spare takes its place: while it loads
 all are wired anew in the next epoch; what the sequences had is still with the others, and stages say again to their new neighbour
 what it lacks. Without a spare the layers are split over all who are left, or requests wait for another worker, if that is
-wanted; else the loss ends the pipeline. Another plan is taken over beside the one that runs (handover.py). Load and Wire are
-idempotent and are said again until they have been answered.
+wanted; else the loss ends the pipeline. Another plan is taken over beside the one that runs (handover.py). Where that is wanted
+spares follow stages, and have what these have when they are lost (shadows.py). Load and Wire are idempotent and are said again
+until they have been answered.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from bloombee.errors import (
     BloomBeeError,
@@ -54,13 +56,15 @@ from bloombee.pipeline.events import (
     WorkersEnded,
 )
 from bloombee.pipeline.swarm.blame import blamed, told
+from bloombee.pipeline.swarm.building import loss_s
 from bloombee.pipeline.swarm.figures import Figures
 from bloombee.pipeline.swarm.handover import Handovers, can_hand_over
 from bloombee.pipeline.swarm.member import Member
 from bloombee.pipeline.swarm.orders import Orders
 from bloombee.pipeline.swarm.pairs import Pairs
-from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest, heir
+from bloombee.pipeline.swarm.planning import FirstPlan, PlanRequest
 from bloombee.pipeline.swarm.replanning import NextPlan, with_spare
+from bloombee.pipeline.swarm.shadows import Shadows
 from bloombee.pipeline.swarm.stuck import stuck
 from bloombee.pipeline.swarm.survey import Survey
 from bloombee.plan.plan import Plan, StagePlan
@@ -127,6 +131,7 @@ class SwarmCore:
     had: dict[bytes, Span] = field(default_factory=dict)
     """Layers of workers that are gone, by key: should it come back, it is the best spare for them."""
     handovers: Handovers = field(init=False)
+    shadows: Shadows = field(init=False)
     awaited_since: float = math.inf
     """Since when workers are."""
     _awaiting: Awaiting | None = None
@@ -136,7 +141,8 @@ class SwarmCore:
     def __post_init__(self) -> None:
         self._pairs = Pairs(self.links)
         self._orders = Orders(self.request, self._workers, self._pairs)
-        self.handovers = Handovers(self._workers, self._orders)
+        self.shadows = Shadows(self._workers, self._orders, partial(_loss_s, self))
+        self.handovers = Handovers(self._workers, self._orders, self.shadows)
 
     def handle(self, event: Event) -> list[Command]:
         """Raises RemoteProtocolError for a message that its sender must not send; the state is as it was."""
@@ -178,7 +184,7 @@ class SwarmCore:
 
     def plan_of(self, epoch: Epoch) -> Plan | None:
         """Of those that are wired, or are being."""
-        plans = (self.plan, *self.handovers.plans)
+        plans = (self.plan, *self.handovers.plans, *(shadow.plan for shadow in self.shadows.all))
         return next((plan for plan in plans if plan is not None and plan.epoch == epoch), None)
 
     @property
@@ -250,8 +256,9 @@ class SwarmCore:
         worker = self._workers.get(worker_id)
         if worker is None:
             raise RemoteProtocolError(f"worker {worker_id} is not in the swarm")
-        if (answered := self.handovers.said(worker, message, now)) is not None:
-            return answered
+        for part in (self.shadows, self.handovers):
+            if (answered := part.said(worker, message, now)) is not None:
+                return answered
         plan, stage = self.plan, self.plan.stage_of(worker_id) if self.plan is not None else None
         match message:
             case Profiled() | Introduced() | LinkReport() | Refused():
@@ -305,12 +312,13 @@ class SwarmCore:
                 why = f"worker {worker.name!r} is gone before all were there: {reason}"
                 looks = [*looks, *self._down(DeviceError(why, worker=worker.name), now)]
             return [*looks, *self._plan_if_complete(now)]
-        parted = [*looks, *self.handovers.lost(worker, reason, now, ends=stage is not None)]
+        parted = [*looks, *self.shadows.lost(worker_id, now), *self.handovers.lost(worker, reason, now, ends=stage is not None)]
         if stage is None:
             return parted
         error = LinkDown(f"worker {worker.name!r} is gone ({reason}); restart it and the Runtime", worker=worker.name)
         # Nothing is wired before whoever is awaited has come: then all places are taken at once.
-        spare = heir(stage, map(self._workers.__getitem__, self.spares)) if self._awaiting is None else None
+        spares = map(self._workers.__getitem__, self.spares)
+        spare = self.shadows.heir(stage, spares) if self._awaiting is None else None
         if spare is None:
             return [*parted, *self._share_out(self.plan, stage, error, reason, now)]
         return [*parted, *self._replace(self.plan, stage, spare, reason, now)]
@@ -321,9 +329,10 @@ class SwarmCore:
         other = NextPlan.of(self.request, plan, self._workers, self._workers, surveyed).shared_out()
         if other is None:
             return self._await_another(plan, lost, error, reason, now)
-        self._awaiting, other = None, self._orders.numbered(other, plan)
+        self._awaiting = None
+        room, other = self.shadows.make_room(other, now), self._orders.numbered(other, plan)
         broken = self._broken(other, lost, "a split over those that are left", reason, now)
-        return [*broken, *self._orders.move(other, plan, now), *self._go_on(other, now)]
+        return [*room, *broken, *self._orders.move(other, plan, now), *self._go_on(other, now)]
 
     def _await_another(self, plan: Plan, lost: StagePlan, error: BloomBeeError, reason: str, now: float) -> list[Command]:
         """Requests wait for a worker that takes the place of the one that is gone, if that is wanted; else it is over."""
@@ -339,8 +348,9 @@ class SwarmCore:
             return []
         if (other := _refilled(self, plan)) is None:
             return self._down(awaiting.error, now) if now >= awaiting.until else []
+        room = self.shadows.make_room(other, now)
         self._awaiting, self.plan = None, self._orders.numbered(other, plan)
-        return [PlanMade(self.plan), *self._orders.move(self.plan, plan, now), *self._wire_all(self.plan, now)]
+        return [*room, PlanMade(self.plan), *self._orders.move(self.plan, plan, now), *self._wire_all(self.plan, now)]
 
     def _broken(self, plan: Plan, lost: StagePlan, name: str, reason: str, now: float) -> list[Command]:
         """By the loss of a stage: ``plan`` is to run from now on."""
@@ -360,9 +370,10 @@ class SwarmCore:
 
     def _replace(self, plan: Plan, lost: StagePlan, spare: Member, reason: str, now: float) -> list[Command]:
         """Another worker takes over a stage, in the next epoch. Links are made while it loads: they take many round trips."""
-        plan = self._orders.numbered(with_spare(plan, lost, spare), plan)
+        other = with_spare(plan, lost, spare)
+        room, plan = self.shadows.make_room(other, now), self._orders.numbered(other, plan)
         broken = self._broken(plan, lost, spare.name, reason, now)
-        return [*broken, self._orders.first_load(plan, plan.stages[lost.index], now), *self._wire_all(plan, now)]
+        return [*room, *broken, self._orders.first_load(plan, plan.stages[lost.index], now), *self._wire_all(plan, now)]
 
     def _drain(self, plan: Plan, stage: StagePlan, event: WorkerDrains) -> list[Command]:
         """Its heir takes over beside it, or, where that cannot be, as after a loss."""
@@ -375,8 +386,8 @@ class SwarmCore:
     def _down(self, error: BloomBeeError, now: float) -> list[Command]:
         if self.error is not None:
             return []
-        self.error = error
-        self.is_up = False
+        self.error, self.is_up = error, False
+        self.shadows.clear()
         return [*self.handovers.end(error), PipelineDown(error), TellScheduler(PipelineLost(error, now))]
 
     # -- time ------------------------------------------------------------------------------
@@ -398,7 +409,24 @@ class SwarmCore:
         commands += self._go_on_with_others(now)
         if self.plan is not None and self.error is None and not self.is_up and self._awaiting is None:
             commands += self._orders.press(self.plan, now, is_wiring=self._is_wiring)
-        return [*commands, *self.handovers.tick(now, self.limits.load_deadline_s)]
+        return [*commands, *self.handovers.tick(now, self.limits.load_deadline_s), *_followed(self, now)]
+
+
+def _followed(core: SwarmCore, now: float) -> list[Command]:
+    """By spares, where that is wanted."""
+    plan = core.plan
+    if plan is None or core.error is not None or not core.request.shadows:
+        return []
+    is_calm = core.is_up and not core.handovers.plans
+    spares = [core.members[spare] for spare in core.spares]
+    begun = core.shadows.follow(plan, spares, now, core.limits.load_deadline_s) if is_calm else []
+    return [*begun, *core.shadows.tick(plan.pipeline, now)]
+
+
+def _loss_s(core: SwarmCore, running: Plan, plan: Plan) -> float:
+    """With all the KV memory that there is held."""
+    surveyed = None if core.survey is None else core.survey.topology()
+    return loss_s(core.request, running, plan, core.members.values(), surveyed, running.groups[0].num_pages * running.page_size)
 
 
 def _stuck(core: SwarmCore, now: float) -> BloomBeeError | None:
@@ -416,7 +444,7 @@ def _refilled(core: SwarmCore, plan: Plan) -> Plan | None:
     spares = [core.members[spare] for spare in core.spares]
     for stage in plan.stages:
         if stage.worker not in core.members:
-            spare = heir(stage, spares)
+            spare = core.shadows.heir(stage, spares)
             if spare is None:
                 return None
             spares.remove(spare)
@@ -448,7 +476,7 @@ def _is_past(core: SwarmCore, plan: Plan, failed: StageFailed) -> bool:
 def may_be_silent(core: SwarmCore, worker: WorkerId) -> bool:
     """A worker that loads, or imports what it needs to measure itself, may hold its interpreter's lock for long."""
     is_measuring = core.plan is None and core.survey is not None and core.survey.is_measuring(worker)
-    return is_measuring or is_loading(core, worker) or core.handovers.is_loading(worker)
+    return is_measuring or is_loading(core, worker) or core.handovers.is_loading(worker) or core.shadows.is_loading(worker)
 
 
 def is_loading(core: SwarmCore, worker_id: WorkerId) -> bool:

@@ -16,7 +16,6 @@ from bloombee.pipeline.events import HandOver, WorkerDrains, WorkerGone
 from bloombee.pipeline.swarm.core import SwarmCore
 from bloombee.pipeline.swarm.handover import check_handover
 from bloombee.pipeline.swarm.member import Member
-from bloombee.pipeline.swarm.planning import heir
 from bloombee.pipeline.swarm.replanning import NextPlan
 from bloombee.plan.plan import Plan
 from bloombee.quote import printable
@@ -110,7 +109,8 @@ class Drains:
             return None
         tried = self._leaving[member.id].tried if member.id in self._leaving else ()
         spares = [core.members[spare] for spare in core.spares]
-        if (found := heir(plan.stages[stage], [one for one in spares if (one.id, plan.epoch) not in tried])) is not None:
+        untried = [one for one in spares if (one.id, plan.epoch) not in tried]
+        if (found := core.shadows.heir(plan.stages[stage], untried)) is not None:
             return found
         why = f"{', '.join(spare.name for spare in spares)} cannot hold, load or reach them" if spares else "there is no spare"
         try:

@@ -27,6 +27,7 @@ from bloombee.pipeline.events import EpochBegan, EpochOver, PlanBeside, PlanDrop
 from bloombee.pipeline.swarm.member import Member
 from bloombee.pipeline.swarm.orders import REPEAT_S, Orders
 from bloombee.pipeline.swarm.planning import check_fit
+from bloombee.pipeline.swarm.shadows import Shadows
 from bloombee.pipeline.swarm.stuck import stuck
 from bloombee.plan.plan import Plan, StagePlan, check_memory
 from bloombee.types import Epoch, Lane, SchedulerPlace, WorkerId
@@ -213,11 +214,13 @@ class Handovers:
 
     Args:
         workers: that are in, kept by the owner.
+        shadows: of whom some may have to make room.
     """
 
-    def __init__(self, workers: Mapping[WorkerId, Member], orders: Orders) -> None:
+    def __init__(self, workers: Mapping[WorkerId, Member], orders: Orders, shadows: Shadows) -> None:
         self._workers = workers
         self._orders = orders
+        self._shadows = shadows
         self._now: Handover | None = None
 
     @property
@@ -233,9 +236,9 @@ class Handovers:
             check_handover(plan, running, self._workers)
         except BloomBeeError as error:
             return [HandoverEnded(plan, error)]
-        numbered = self._orders.numbered(plan, running)
+        room, numbered = self._shadows.make_room(plan, now), self._orders.numbered(plan, running)
         self._now = Handover(numbered, running, reason, self._workers, self._orders)
-        return self._now.begin(now)
+        return [*room, *self._now.begin(now)]
 
     def moved_over(self, event: EpochBegan | EpochOver, running: Plan | None) -> tuple[Plan | None, list[Command]]:
         """The scheduler has, or has left what it moved from. Returns the plan that runs now: the new one, or as before."""

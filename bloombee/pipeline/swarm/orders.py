@@ -14,8 +14,8 @@ from bloombee.pipeline.swarm.pairs import Pairs
 from bloombee.pipeline.swarm.planning import PlanRequest
 from bloombee.plan.placement import placement_of
 from bloombee.plan.plan import Plan, StagePlan
-from bloombee.types import Epoch, Lane, SchedulerPlace, WorkerId
-from bloombee.wire.messages import Group, Load, Peer, Retire, Rules, Schedule, Watermark, Wire
+from bloombee.types import Epoch, Lane, SchedulerPlace, Span, WorkerId
+from bloombee.wire.messages import Group, Introduce, Load, Peer, Retire, Rules, Schedule, Watermark, Wire
 
 REPEAT_S = 2.0
 """An order that is not answered is said again after so long."""
@@ -35,13 +35,15 @@ class Orders:
         self._pairs = pairs
         self._epochs = itertools.count(1)
         self._numbers = itertools.count(1)
+        self.loaded: dict[tuple[WorkerId, Span, tuple[int, ...]], int] = {}
+        """Orders to load that spares were given ahead of need: by worker, layers and those of them that stream."""
 
     def numbered(self, plan: Plan, before: Plan | None = None) -> Plan:
         """``plan`` as the next epoch, with a new order to load for each of its stages, but for those that are as ``before``.
 
         A scheduler that was beside another first stage than that of ``plan`` is gone with it, and begins anew."""
         epoch, kept = next(self._epochs), () if before is None else before.stages
-        orders = {(one.worker, one.span, one.streamed): one.load for one in kept}
+        orders = self.loaded | {(one.worker, one.span, one.streamed): one.load for one in kept}
         stages = [
             replace(one, load=orders.get((one.worker, one.span, one.streamed)) or next(self._numbers)) for one in plan.stages
         ]
@@ -97,8 +99,38 @@ class Orders:
             schedule=self._schedule(plan) if is_beside and not index else None,
             trace=self._request.trace,
             load=stage.load,
+            shadow=False,
         )
         return Send(stage.worker, Lane.CONTROL, message)
+
+    def follow(self, plan: Plan, index: int, now: float, *, feeds: bool) -> Send:
+        """Of the epoch of a worker that follows a stage: to that one, or (``feeds``) to the stage before, which feeds it."""
+        stage = plan.stages[index]
+        self._workers[stage.worker].asked_at = now
+        message = Wire(
+            pipeline=plan.pipeline,
+            epoch=plan.epoch,
+            oldest=1,
+            stage=index,
+            num_stages=len(plan.stages),
+            num_microbatches=plan.num_microbatches,
+            max_rows=self._request.max_rows,
+            predecessor=None if feeds else self._peer(plan, index, index - 1),
+            successor=self._peer(plan, index, index + 1) if feeds else None,
+            scheduler=None,
+            listeners=(),
+            schedule=None,
+            trace=False,
+            load=stage.load,
+            shadow=True,
+        )
+        return Send(stage.worker, Lane.CONTROL, message)
+
+    def introduce(self, dialler: WorkerId, listener: WorkerId) -> list[Command]:
+        """The two are to make a link, if they have none; said once, for they make it anyhow when it is needed."""
+        pair = self._pairs.of(dialler, listener)
+        ends = ((dialler, listener), (listener, dialler))
+        return [Send(one, Lane.CONTROL, Introduce(pair.peer(self._workers[other]))) for one, other in ends]
 
     def move(self, plan: Plan, old: Plan, now: float) -> list[Command]:
         """From ``old``, which is broken: whoever gets other layers lets go of those that it had first, for want of memory.

@@ -17,6 +17,7 @@ from bloombee.control.observed import Shown
 from bloombee.errors import BloomBeeError
 from bloombee.models.shape import ModelShape
 from bloombee.objective import Objective
+from bloombee.pipeline.swarm.building import build_s
 from bloombee.pipeline.swarm.core import SwarmCore
 from bloombee.pipeline.swarm.handover import can_hand_over
 from bloombee.pipeline.swarm.member import Member
@@ -25,10 +26,10 @@ from bloombee.pipeline.swarm.replanning import NextPlan, is_same
 from bloombee.plan.candidate import Candidate
 from bloombee.plan.choose import with_guesses, worth
 from bloombee.plan.memory import layer_bytes
-from bloombee.plan.plan import Plan, StagePlan
+from bloombee.plan.plan import Plan
 from bloombee.plan.solve import Space, alone
 from bloombee.plan.topology import Device, Link, RowTime, Topology
-from bloombee.types import HEAD, SchedulerPlace, WorkerId
+from bloombee.types import SchedulerPlace, WorkerId
 
 LOOK_EVERY_S = 0.5
 ASK_EVERY_S = 2.0
@@ -39,8 +40,6 @@ LEAST_S = 0.002
 """... unless it is of a latency and the difference is no more than this."""
 OFF = 2.0
 """Less is how devices differ from what they claim: other work on the machine, heat, what a profile has not seen."""
-LOAD_BYTES_PER_S = 1e9
-"""Weights come from a disk that is near."""
 LEAST_COST_S = 1.0
 """Of any change: links are made, and figures need time to be believed."""
 
@@ -89,8 +88,8 @@ class Question:
         objective = request.objective or Objective()
         worths = [worth(_candidate(one, model, space), topology, model, space, objective) for one in (running, plan)]
         pause_s = alone(_candidate(plan, model, space), topology, model, space.ratios).time_per_token_s
-        build_s = _build_s(running, plan, topology, model, self.num_rows)
-        return Found(plan, worths[0], worths[1], max(LEAST_COST_S, build_s + pause_s))
+        building_s = build_s(running, plan, topology, model, self.num_rows)
+        return Found(plan, worths[0], worths[1], max(LEAST_COST_S, building_s + pause_s))
 
 
 def _candidate(plan: Plan, model: ModelShape, space: Space) -> Candidate:
@@ -104,30 +103,6 @@ def _candidate(plan: Plan, model: ModelShape, space: Space) -> Candidate:
         scheduler=plan.scheduler,
         streamed_bytes=tuple(layer_bytes(model, stage.streamed) for stage in plan.stages),
     )
-
-
-def _build_s(running: Plan, plan: Plan, topology: Topology, model: ModelShape, rows: int) -> float:
-    """Until stages that have other layers than now have their weights, and then ``rows`` rows; all of them side by side."""
-    load_s = rows_s = 0.0
-    ring = [HEAD, *(stage.worker for stage in plan.stages)]
-    for source, stage in zip(ring, plan.stages, strict=False):
-        held = running.stage_of(stage.worker)
-        if held is not None and held.span == stage.span:
-            continue
-        load_s = max(load_s, stage.weight_bytes * _missing(stage, held) / LOAD_BYTES_PER_S)
-        device, row_bytes = topology.device(stage.worker), 4 if source == HEAD else model.hidden * model.activation_bytes
-        counts = enumerate(model.counts(stage.span.start, stage.span.stop))
-        row_s = device.stage.prefill_row_s + sum(count * device.layer_of(kind).prefill_row_s for kind, count in counts)
-        rows_s = max(rows_s, rows * row_s + topology.link(source, stage.worker).wire_s(rows * row_bytes))
-    return load_s + rows_s
-
-
-def _missing(stage: StagePlan, held: StagePlan | None) -> float:
-    """The share of its layers that its worker does not hold."""
-    if held is None:
-        return 1.0
-    shared = min(held.span.stop, stage.span.stop) - max(held.span.start, stage.span.start)
-    return 1 - max(0, shared) / len(stage.span)
 
 
 class Outlook:

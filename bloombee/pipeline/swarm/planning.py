@@ -92,6 +92,8 @@ class PlanRequest:
     """As :class:`~bloombee.pipeline.scheduler.SchedulerCore` takes it."""
     prefix_cache: bool = True
     """Likewise."""
+    shadows: bool = False
+    """Spares follow stages in case these are lost."""
 
     @property
     def drafts(self) -> bool:

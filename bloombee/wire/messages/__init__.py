@@ -8,7 +8,7 @@ never inside a message: they are frames of their own, described in the envelope 
 Who says what to whom (docs/wire.md has the rules of each; ``wire/spoken.py`` what nobody says yet)::
 
     worker -> head      Join Hello Leave Drain Introduced Heartbeat Refused
-                        Loading Loaded Unloaded Wired Retired StageFailed Measured Profiled LinkReport
+                        Loading Loaded Unloaded Wired Retired StageFailed Measured Profiled LinkReport Follows
     head -> worker      Joined Welcome Drained Introduce Heartbeat Goodbye Refused
                         Load Unload Wire Retire Measure MeasureLink Profile
     scheduler -> stage  Close Commit Keep Resume (to the last), Forward (to the first)
@@ -90,6 +90,7 @@ from bloombee.wire.messages.membership import (
     Peer,
 )
 from bloombee.wire.messages.plans import (
+    Follows,
     Group,
     Hardware,
     KindTimes,
@@ -165,6 +166,7 @@ AnyMessage = (
     Join | Joined | Refused | Hello | Welcome | Heartbeat | Goodbye | Piece | PieceAck | Probe
     | Leave | Drain | Drained | Introduce | Introduced
     | Load | Loading | Loaded | Unload | Unloaded | Wire | Wired | Retire | Retired | StageFailed
+    | Follows
     | Measure | Measured | MeasureLink | Profile | Profiled | LinkReport
     | Forward | Verdict | Ack | Gap | Resume | Resumed | Lost | Commit | Committed | Close | Closed
     | CodecTable | TableHeld | TableUnknown
@@ -213,6 +215,7 @@ __all__ = [
     "Drained",
     "Duration",
     "Facts",
+    "Follows",
     "Fork",
     "Forward",
     "Gap",

@@ -1,4 +1,4 @@
-"""Orders of the head to a worker and what it says of itself: loading, wiring, measuring. Tags 16 to 30."""
+"""Orders of the head to a worker and what it says of itself: loading, wiring, measuring. Tags 16 to 31, 56."""
 
 from __future__ import annotations
 
@@ -175,6 +175,9 @@ class Wire(Message, frozen=True, tag=21):
     trace: bool
     load: U63
     """The order to load whose span this is about."""
+    shadow: bool
+    """Of a worker that follows ``stage`` in case it is lost, and of the stage before it, which feeds it beside what runs: the one
+    has no successor, the other no predecessor. Such an epoch ends by Retire and by nothing else."""
 
 
 class Wired(Message, frozen=True, tag=22):
@@ -197,6 +200,14 @@ class Retired(Message, frozen=True, tag=24):
 
     pipeline: U32
     epoch: U32
+
+
+class Follows(Message, frozen=True, tag=56):
+    """A worker that follows a stage has so many rows of open sequences now. Nobody answers it; the next one says it anew."""
+
+    pipeline: U32
+    epoch: U32
+    rows: U63
 
 
 class StageFailed(Message, frozen=True, tag=25):
