@@ -55,6 +55,7 @@ from bloombee.wire.messages import (
     Gap,
     Have,
     Item,
+    Kept,
     Lost,
     Resume,
     Resumed,
@@ -306,7 +307,7 @@ class SchedulerCore:
     # -- from the stages -------------------------------------------------------------------
 
     def _from_stage(self, stage: int, message: object, now: float) -> list[Command]:
-        if not isinstance(message, Verdict | Ack | Gap | Closed | Committed | Resume | Resumed | Lost | Have):
+        if not isinstance(message, Verdict | Ack | Gap | Closed | Committed | Resume | Resumed | Lost | Have | Kept):
             raise RemoteProtocolError(f"{type(message).__name__} from stage {stage} is not expected")
         epoch = self._succession.find(message.pipeline, message.epoch)
         _check_sender(type(message), stage, epoch.last)
@@ -323,8 +324,8 @@ class SchedulerCore:
             case Committed(cuts=cuts):
                 self._succession.commits.confirm((epoch.ring.epoch, stage), cuts)
                 return self._schedule(now) if self._room.is_short else []
-            case Have():
-                return self._send_anew(self._prefixes.have(stage, message), now)
+            case Have() | Kept():
+                return self._send_anew(self._prefixes.heard(stage, message), now)
             case Resume():
                 return [*self._succession.resume(epoch, message, now), *self._schedule(now)]
             case Lost():
@@ -391,7 +392,7 @@ def _seconds(loop: tuple[float, int] | None) -> float | None:
 
 
 def _check_sender(kind: type, stage: int, last: int) -> None:
-    places: dict[type, int] = {Verdict: last, Resumed: last, Ack: 0, Gap: 0, Resume: 0}
+    places: dict[type, int] = {Verdict: last, Resumed: last, Kept: last, Ack: 0, Gap: 0, Resume: 0}
     allowed = places.get(kind, stage)
     if stage != allowed:
         raise RemoteProtocolError(f"{kind.__name__} comes from stage {allowed}, not {stage}")
