@@ -44,8 +44,9 @@ DEFAULT_NEW_TOKENS, SERVED_NEW_TOKENS = 128, 1024
 SILENCE_S, ENDING_SILENCE_S = 0.675, 1.6
 """Of a link, where another worker would take over, and where every request would end."""
 DISK_HELP = (
-    "A directory on a local disk for layers that stream, which are kept there, and how much it may hold, as DIR or DIR:50GiB;"
-    " default: the cache directory, and what the disk has free."
+    "A directory on a local disk for layers that stream and for kept rows of prompts and answers, which stay there for the next"
+    " run, and how much it may hold, as DIR or DIR:50GiB; default: the cache directory for layers, with what the disk has free,"
+    " and no rows."
 )
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 HOST_MEMORY_HELP = (

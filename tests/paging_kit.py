@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from bloombee.kv.kept import StoredPrefix
 from bloombee.kv.tiers import Way
 from bloombee.pipeline.events import HostRoom
 from bloombee.pipeline.stage import StageCore
@@ -12,11 +13,24 @@ from bloombee.sim.cluster import SimCluster
 from bloombee.sim.paged import PagedDevice
 from bloombee.wire.messages import Load
 
+Files = dict[bytes, tuple[StoredPrefix, list[list[bytes]]]]
+
 
 class PagedCluster(SimCluster):
-    """``host_pages``: of each group; ``late_s``, ``fails``: of copies, as :class:`~bloombee.sim.paged.PagedDevice`."""
+    """``host_pages``: of each group; ``late_s``, ``fails``: of copies, as :class:`~bloombee.sim.paged.PagedDevice`. ``files``: on
+    disk, of each stage by its first layer; None: there is no disk."""
 
-    def __init__(self, *, seed: int, host_pages: int = 256, late_s: float = 0.1, fails: float = 0.0, **arguments: Any) -> None:
+    def __init__(
+        self,
+        *,
+        seed: int,
+        host_pages: int = 256,
+        late_s: float = 0.1,
+        fails: float = 0.0,
+        files: dict[int, Files] | None = None,
+        **arguments: Any,
+    ) -> None:
+        self._files = files
         self._copies = random.Random(f"copies {seed}")
         self._host_pages, self._late_s, self._fails = host_pages, late_s, fails
         self.paged: list[PagedDevice] = []
@@ -24,8 +38,12 @@ class PagedCluster(SimCluster):
 
     def make_core(self, load: Load) -> StageCore:
         core = super().make_core(load)
-        core.handle(HostRoom((self._host_pages,) * len(load.groups)))
+        there = tuple(prefix for prefix, _ in self._files_of(load).values())
+        core.handle(HostRoom((self._host_pages,) * len(load.groups), self._files is not None, there))
         return core
+
+    def _files_of(self, load: Load) -> Files:
+        return {} if self._files is None else self._files.setdefault(load.start, {})
 
     def make_device(self, stage: int, load: Load) -> PagedDevice:
         device = PagedDevice(
@@ -36,6 +54,7 @@ class PagedCluster(SimCluster):
             rng=self._copies,
             late_s=self._late_s,
             fails=self._fails,
+            files=self._files_of(load),
         )
         self.paged.append(device)
         return device

@@ -164,6 +164,7 @@ MESSAGES: list[list[Any]] = [
     ],
     [55, 0, 2, 24, 3, 0.0625, 2, 2**40, 0.5],
     [56, 0, 4, 70000],
+    [57, 0, 1, ROWS, 300],
 ]
 HIDDEN: list[list[Any]] = [["hidden", "bfloat16", [6, 2], 0, 24, 24, 0xDEADBEEF]]
 KV: list[list[Any]] = [["keys", "float16", [6, 2, 2], 0, 48, 48, 0xDEADBEEF], ["values", "float16", [6, 1], 1, 12, 9, 1]]

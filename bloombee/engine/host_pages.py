@@ -64,7 +64,7 @@ class HostPages:
                     rows = part.held.index_select(1, index).transpose(0, 1).reshape(len(sources), -1)
                     self._pages[group][places, part.start : part.stop] = rows.view(torch.uint8).cpu()
                 for target in targets:
-                    self._checksums[group][target] = crc32c(self.read(group, target))
+                    self.note(group, target)
 
     def give(self, moves: Sequence[tuple[int, int, int]]) -> None:
         """Copy pages to the device: (group, the page here, its page) of each. Returns when they are there.
@@ -82,6 +82,10 @@ class HostPages:
                     rows = self._pages[group][places, part.start : part.stop].view(self._dtype)
                     shape = len(sources), part.held.shape[0], part.held.shape[2]
                     part.held[:, index] = rows.view(shape).transpose(0, 1).to(self._device)
+
+    def note(self, group: int, page: int) -> None:
+        """What it holds now is right."""
+        self._checksums[group][page] = crc32c(self.read(group, page))
 
     def read(self, group: int, page: int) -> memoryview:
         """The bytes of a page here."""

@@ -5,7 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from bloombee.types import SequenceId
+
+Place = tuple[bytes, int]
+"""On disk: whose file it is, by the key of what is kept, and the page's number in it."""
+
+
+class StoredPrefix(Struct, frozen=True, gc=False):
+    """What is kept, as a file names it.
+
+    Args:
+        parts: as of :class:`Kept`; pages may be in files of others, of which they are the first rows too.
+    """
+
+    key: bytes
+    length: int
+    newest: int
+    tokens: bytes
+    parts: tuple[tuple[int, tuple[Place, ...]], ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -13,16 +32,17 @@ class KeptPage:
     """A page of rows that nobody writes to any more.
 
     Args:
-        group: of layers. device, host: where it lies there; None: it does not.
+        group: of layers. device, host, disk: where it lies there; None: it does not.
     """
 
     group: int
     device: int | None = None
     host: int | None = None
+    disk: Place | None = None
     keepers: dict[Kept | Arrival, None] = field(default_factory=dict)
     """Who has it, in the order of coming; a page that nobody has is gone."""
     is_leaving: bool = False
-    """It is being copied to the host's memory; ``is_coming``: to the device's."""
+    """It is being copied to the host's memory; ``is_coming``: to the device's, or to the host's from disk."""
     is_coming: bool = False
 
 

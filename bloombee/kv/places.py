@@ -1,4 +1,4 @@
-"""Where each page of kept rows lies, and which of them make way where there is no room. Pure bookkeeping, as ``pool.py``.
+"""Where each page of kept rows lies - on the device, in the host's memory, on disk - and which make way for others. Pure.
 
 Pages that were of no use for the longest time go first; those of sequences that are open last: these come back for sure.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from bloombee.kv.kept import Arrival, Kept, KeptPage
+from bloombee.kv.kept import Arrival, Kept, KeptPage, Place
 from bloombee.kv.pool import PagePool
 from bloombee.types import SequenceId
 
@@ -41,6 +41,8 @@ class Places:
         self._on_device: list[dict[int, KeptPage]] = [{} for _ in pools]
         """By page; what was of use last at the end, here as there."""
         self._on_host: list[dict[int, KeptPage]] = [{} for _ in pools]
+        self._on_disk: dict[bytes, dict[KeptPage, None]] = {}
+        """By file."""
 
     def open(self, host_pages: Sequence[int]) -> None:
         """There is room for so many pages of each group in the host's memory; none at all if there is none of some group."""
@@ -71,6 +73,7 @@ class Places:
             if not page.keepers:
                 self._leave_device(page)
                 self._leave_host(page)
+                self._leave_disk(page)
 
     def lost(self, page: KeptPage) -> None:
         """Its rows are nowhere any more."""
@@ -87,6 +90,26 @@ class Places:
         """As :meth:`is_on_device`; whoever took the place has given it to the page."""
         page.host = place
         self._on_host[page.group][place] = page
+
+    def is_on_disk(self, page: KeptPage, place: Place) -> None:
+        """As :meth:`is_on_device`; the file is the shell's, which says when it is gone."""
+        page.disk = place
+        self._on_disk.setdefault(place[0], {})[page] = None
+
+    def gone_from_disk(self, file: bytes) -> None:
+        """A file is no more, or cannot be read."""
+        for page in list(self._on_disk.get(file, ())):
+            self._leave_disk(page)
+            if page.device is None and page.host is None:
+                self.lost(page)
+
+    def _leave_disk(self, page: KeptPage) -> None:
+        if page.disk is not None:
+            pages = self._on_disk[page.disk[0]]
+            del pages[page]
+            if not pages:
+                del self._on_disk[page.disk[0]]
+            page.disk = None
 
     def _leave_device(self, page: KeptPage) -> None:
         if page.device is not None:
@@ -106,7 +129,7 @@ class Places:
         """Have some idle pages of the device unused: those that lie elsewhere too, else rows are lost. False: there is none."""
         pool, there = self.device[group], self._on_device[group]
         idle = [page for place, page in there.items() if pool.is_idle(place)]
-        safe = [page for page in idle if page.host is not None][:AT_ONCE]
+        safe = [page for page in idle if page.host is not None or page.disk is not None][:AT_ONCE]
         for page in safe:
             self._leave_device(page)
         if safe or not idle:
@@ -119,18 +142,20 @@ class Places:
         for group, count in wanted.items():
             short = count - self.host[group].num_free
             for page in self._least_useful_on_host(group, short) if short > 0 else ():
-                if page.device is not None:
+                if page.device is not None or page.disk is not None:
                     self._leave_host(page)
                 else:
                     self.lost(page)
         return all(self.host[group].can_take(count) for group, count in wanted.items())
 
     def _least_useful_on_host(self, group: int, count: int) -> list[KeptPage]:
-        """As many as that, if there are: first of those that are on the device as well."""
+        """As many as that, if there are: first of those that lie elsewhere as well."""
         host = self.host[group]
-        quiet = [page for place, page in self._on_host[group].items() if host.sharers(place) == 1]
-        twice = [page for page in quiet if page.device is not None]
-        return [*twice, *(page for page in quiet if page.device is None and not self._comes_back(page))][:count]
+        there = [page for place, page in self._on_host[group].items() if host.sharers(place) == 1]
+        quiet = [page for page in there if not any(isinstance(keeper, Arrival) for keeper in page.keepers)]
+        twice = [page for page in quiet if page.device is not None or page.disk is not None]
+        once = [page for page in quiet if page.device is None and page.disk is None]
+        return [*twice, *(page for page in once if not self._comes_back(page))][:count]
 
     def _comes_back(self, page: KeptPage) -> bool:
         """Somebody will want it for sure."""

@@ -12,15 +12,17 @@ longest time makes way: never a page that is held, so no sequence is the worse f
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
-from bloombee.kv.kept import Arrival, Kept
+from bloombee.kv.kept import Arrival, Kept, KeptPage, Place, StoredPrefix
 from bloombee.kv.places import Places
 from bloombee.kv.pool import PagePool, PageTable, can_go_back
 from bloombee.kv.tiers import Tiers
 from bloombee.types import SequenceId
 
+NOBODY: SequenceId = -1
+"""Whose rows those are that another process has computed."""
 MOST_KEPT = 4096
 """Prefixes; one more lets the oldest go."""
 
@@ -69,6 +71,28 @@ class PrefixStore:
         while len(self._kept) > MOST_KEPT:
             self._let_go(next(iter(self._kept.values())))
         return True
+
+    def restore(self, prefixes: Sequence[StoredPrefix]) -> None:
+        """These are on disk, from before; what was of use last at the end."""
+        pages: dict[tuple[int, Place], KeptPage] = {}
+        for stored in prefixes:
+            if stored.key in self._kept:
+                continue
+            parts = []
+            for group, (start, places) in enumerate(stored.parts):
+                own = [pages.setdefault((group, place), KeptPage(group)) for place in places]
+                for page, place in zip(own, places, strict=True):
+                    if page.disk is None:
+                        self.places.is_on_disk(page, place)
+                parts.append((start, tuple(own)))
+            kept = self._kept[stored.key] = Kept(stored.key, NOBODY, stored.length, stored.newest, tuple(parts), stored.tokens)
+            for page in kept.pages():
+                page.keepers[kept] = None
+
+    @property
+    def latest(self) -> Iterator[Kept]:
+        """All that are kept, what was of use last first."""
+        return reversed(self._kept.values())
 
     def usable(self, key: bytes, length: int) -> int:
         """How many of rows [0, length) of the prefix a sequence can begin on: all that are kept, or none."""
@@ -122,4 +146,5 @@ class PrefixStore:
     def _let_go(self, kept: Kept) -> None:
         del self._kept[kept.key]
         self.places.forget(kept)
-        self._gone.append(kept.sequence)
+        if kept.sequence != NOBODY:
+            self._gone.append(kept.sequence)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from msgspec import Struct
 
-from bloombee.kv.kept import Arrival, Kept, KeptPage
+from bloombee.kv.kept import Arrival, Kept, KeptPage, StoredPrefix
 from bloombee.kv.places import Places
 from bloombee.kv.pool import PagePool
 
@@ -31,18 +31,25 @@ class Way(enum.Enum):
     OUT = enum.auto()
     """From the device to the host's memory."""
     IN = enum.auto()
+    STORE = enum.auto()
+    """From the host's memory to a file."""
+    FETCH = enum.auto()
+    """Back from one."""
 
 
 class Copy(Struct, frozen=True, gc=False):
     """Pages to be copied.
 
     Args:
-        pages: (group, from, to) of each.
+        pages: (group, from, to) of each; in a file they are counted.
+        file: FETCH: the key of what is kept there. prefix: STORE: all that the file is to say.
     """
 
     number: int
     way: Way
     pages: tuple[tuple[int, int, int], ...]
+    file: bytes = b""
+    prefix: StoredPrefix | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,10 @@ class Tiers:
         self._places = places
         self._leaving: list[Kept] = []
         """That are to be copied to the host's memory."""
+        self._to_store: dict[Kept, None] = {}
+        """That are to be written to disk."""
+        self.has_disk = False
+        self._is_storing = False
         self._arrivals: dict[Arrival, None] = {}
         self._failed: list[Arrival] = []
         self._under_way: dict[int, _UnderWay] = {}
@@ -88,6 +99,8 @@ class Tiers:
         """It is a keeper of its pages from now on."""
         if self._places.host:
             self._leaving.append(kept)
+            if self.has_disk:
+                self._to_store[kept] = None
 
     # -- arrivals --------------------------------------------------------------------------
 
@@ -129,14 +142,20 @@ class Tiers:
 
     def copies(self) -> list[Copy]:
         """To be begun, each as soon as all works of the device have ended that were given to it before."""
-        return [*self._coming(), *self._outgoing()]
+        return [*self._coming(), *self._outgoing(), *self._stores()]
 
     def done(self, number: int, *, failed: bool) -> None:
         """A copy has ended."""
         ended = self._under_way.pop(number)
-        done = self._is_out if ended.copy.way is Way.OUT else self._is_in
+        way = ended.copy.way
+        done = {Way.OUT: self._is_out, Way.IN: self._is_in, Way.FETCH: self._is_fetched}.get(way)
+        if done is None:
+            self._is_stored(ended, failed=failed)
+            return
         for page, (group, source, target) in zip(ended.pages, ended.copy.pages, strict=True):
             done(page, group, source, target, failed=failed)
+        if failed and way is Way.FETCH:
+            self._places.gone_from_disk(ended.copy.file)
 
     def _outgoing(self) -> Iterator[Copy]:
         leaving, self._leaving = self._leaving, []
@@ -169,12 +188,68 @@ class Tiers:
     def _coming(self) -> Iterator[Copy]:
         for arrival in list(self._arrivals):
             pages = [page for page in arrival.missing if not page.is_coming]
+            if far := [page for page in pages if page.host is None]:
+                yield from self._fetch(arrival, far)
+                pages = [page for page in pages if page.host is not None]
             wanted = Counter([page.group for page in pages])
             if all(self._places.device[group].can_take(count) for group, count in wanted.items()):
                 if pages:
                     yield self._copy_in(pages)
             elif not self._under_way:
                 self.fail(arrival)
+
+    def _fetch(self, arrival: Arrival, pages: Sequence[KeptPage]) -> Iterator[Copy]:
+        """Into the host's memory first."""
+        if not self._places.make_host_room(Counter([page.group for page in pages])):
+            if not self._under_way:
+                self.fail(arrival)
+            return
+        by_file: dict[bytes, list[KeptPage]] = {}
+        for page in pages:
+            assert page.disk is not None
+            page.is_coming = True
+            by_file.setdefault(page.disk[0], []).append(page)
+        for file, own in by_file.items():
+            moves = [(page.group, page.disk[1], self._places.host[page.group].take(1)[0]) for page in own if page.disk]
+            yield self._begin(Way.FETCH, moves, own, file=file)
+
+    def _is_fetched(self, page: KeptPage, group: int, source: int, target: int, *, failed: bool) -> None:
+        page.is_coming = False
+        if failed or not page.keepers or page.host is not None:
+            self._places.host[group].give([target])
+        else:
+            self._places.is_on_host(page, target)
+
+    def _stores(self) -> Iterator[Copy]:
+        """One at a time: what is kept, and is in the host's memory or on disk page by page."""
+        while self._to_store and not self._is_storing:
+            kept = next(iter(self._to_store))
+            pages = list(kept.pages())
+            if any(page.is_leaving for page in pages):
+                return
+            del self._to_store[kept]
+            if all(kept in page.keepers and (page.host is not None or page.disk is not None) for page in pages):
+                self._is_storing = True
+                yield self._store(kept)
+
+    def _store(self, kept: Kept) -> Copy:
+        own = [page for page in kept.pages() if page.disk is None]
+        at = {page: (kept.key, number) for number, page in enumerate(own)}
+        parts = tuple([(start, tuple([page.disk or at[page] for page in pages])) for start, pages in kept.parts])
+        moves = []
+        for number, page in enumerate(own):
+            assert page.host is not None
+            self._pin(self._places.host[page.group], page.host)
+            moves.append((page.group, page.host, number))
+        stored = StoredPrefix(kept.key, kept.length, kept.newest, kept.tokens, parts)
+        return self._begin(Way.STORE, moves, own, file=kept.key, prefix=stored)
+
+    def _is_stored(self, ended: _UnderWay, *, failed: bool) -> None:
+        self._is_storing = False
+        for page, (group, source, number) in zip(ended.pages, ended.copy.pages, strict=True):
+            self._unpin(self._places.host[group], source)
+            if not failed and page.keepers and page.disk is None:
+                self._places.is_on_disk(page, (ended.copy.file, number))
 
     def _copy_in(self, pages: Sequence[KeptPage]) -> Copy:
         moves = []
@@ -208,8 +283,16 @@ class Tiers:
     def _unpin(pool: PagePool, page: int) -> None:
         pool.give([page])
 
-    def _begin(self, way: Way, moves: Sequence[tuple[int, int, int]], pages: Sequence[KeptPage]) -> Copy:
-        copy = Copy(self._num_copies, way, tuple(moves))
+    def _begin(
+        self,
+        way: Way,
+        moves: Sequence[tuple[int, int, int]],
+        pages: Sequence[KeptPage],
+        *,
+        file: bytes = b"",
+        prefix: StoredPrefix | None = None,
+    ) -> Copy:
+        copy = Copy(self._num_copies, way, tuple(moves), file, prefix)
         self._num_copies += 1
         self._under_way[copy.number] = _UnderWay(copy, pages)
         return copy

@@ -9,6 +9,7 @@ from msgspec import Struct
 from bloombee.control.chunks import Chunks
 from bloombee.control.events import Run
 from bloombee.errors import BloomBeeError
+from bloombee.kv.kept import StoredPrefix
 from bloombee.pipeline.work import Outcome
 from bloombee.plan.plan import Plan, Ring
 from bloombee.spec.controller import Load
@@ -83,16 +84,20 @@ class Spilled(Struct, frozen=True, gc=False):
 
 
 class HostRoom(Struct, frozen=True, gc=False):
-    """Of a stage that is loaded: so many pages of each group of layers have room in the host's memory."""
+    """Of a stage that is loaded: so many pages of each group of layers have room in the host's memory; ``has_disk``: and on disk,
+    where ``stored`` are from before, what was of use last at the end."""
 
     num_pages: tuple[int, ...]
+    has_disk: bool = False
+    stored: tuple[StoredPrefix, ...] = ()
 
 
 class PagesCopied(Struct, frozen=True, gc=False):
-    """A copy of pages has ended; ``failed``: they are not there."""
+    """A copy of pages has ended; ``failed``: they are not there. ``gone``: files that had to make way."""
 
     number: int
     failed: bool
+    gone: tuple[bytes, ...] = ()
 
 
 class Greeted(Struct, frozen=True, gc=False):

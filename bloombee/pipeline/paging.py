@@ -14,6 +14,7 @@ from bloombee.kv.tiers import Copy
 from bloombee.pipeline.commands import Command, CopyPages
 from bloombee.pipeline.commits import drop
 from bloombee.pipeline.device_queue import DeviceQueue
+from bloombee.pipeline.events import HostRoom, PagesCopied
 from bloombee.pipeline.intake import Intake
 from bloombee.pipeline.log import BoundaryLog
 from bloombee.pipeline.seat import Seat
@@ -34,6 +35,19 @@ class Paging:
     def is_idle(self) -> bool:
         """Nothing is being copied, nor waits for that."""
         return not (self._tiers.is_busy or self._tiers.has_arrivals)
+
+    def opened(self, room: HostRoom) -> None:
+        """The span is loaded."""
+        prefixes = self._store.kv.prefixes
+        prefixes.places.open(room.num_pages)
+        self._tiers.has_disk = room.has_disk and bool(prefixes.places.host)
+        if self._tiers.has_disk:
+            prefixes.restore(room.stored)
+
+    def copied(self, ended: PagesCopied) -> None:
+        self._tiers.done(ended.number, failed=ended.failed)
+        for file in ended.gone:
+            self._store.kv.prefixes.places.gone_from_disk(file)
 
     def pump(self, seat: Seat | None) -> tuple[list[Command], bool]:
         """Copies to be begun, and what is said of rows that cannot be had. Also whether works may go on with that.

@@ -7,12 +7,17 @@ then (:func:`short`), again until the sequence comes in another way.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 from bloombee.pipeline.commands import Command, Send
 from bloombee.pipeline.events import Port
 from bloombee.pipeline.sequences import SequenceStore, begins_anew
 from bloombee.types import Lane
-from bloombee.wire.messages import Have, Holding, Item, Keep, Opening
+from bloombee.wire.messages import Have, Holding, Item, Keep, Kept, Opening
+from bloombee.wire.messages.base import MAX_ROWS
+
+MOST_SAID = 256
+"""Prefixes, to a scheduler that begins."""
 
 
 def short(store: SequenceStore, items: Iterable[Item]) -> list[Holding]:
@@ -45,6 +50,16 @@ def keep(store: SequenceStore, message: Keep) -> list[Command]:
 def gone(store: SequenceStore, pipeline: int, epoch: int) -> list[Command]:
     """What has been let go of since."""
     return [_have(pipeline, epoch, sequence, 0) for sequence in store.kv.prefixes.take_gone()]
+
+
+def say_kept(store: SequenceStore, pipeline: int, epoch: int) -> list[Command]:
+    """Of a last stage, to a scheduler that may not know: what is kept here, what was of use last first."""
+    latest = islice(store.kv.prefixes.latest, MOST_SAID)
+    return [
+        Send(Port.SCHEDULER, Lane.CONTROL, Kept(pipeline, epoch, kept.tokens, kept.newest))
+        for kept in latest
+        if 0 < kept.length <= MAX_ROWS
+    ]
 
 
 def say_short(pipeline: int, epoch: int, lacking: Iterable[Holding]) -> list[Command]:

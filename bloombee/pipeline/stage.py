@@ -44,7 +44,7 @@ from bloombee.pipeline.frames import lane_of
 from bloombee.pipeline.intake import Intake
 from bloombee.pipeline.log import LOG_BYTES, BoundaryLog
 from bloombee.pipeline.paging import Paging
-from bloombee.pipeline.prefixes import gone, keep
+from bloombee.pipeline.prefixes import gone, keep, say_kept
 from bloombee.pipeline.seat import Seat
 from bloombee.pipeline.seats import Seats
 from bloombee.pipeline.sequences import SequenceStore
@@ -111,11 +111,11 @@ class StageCore:
                 return self._gathered(event)
             case Spilled(number=number, stored=stored):
                 return [*self.log.spilled(number, stored)]
-            case PagesCopied(number=number, failed=failed):
-                self.store.kv.prefixes.tiers.done(number, failed=failed)
+            case PagesCopied():
+                self._paging.copied(event)
                 return self._start()
-            case HostRoom(num_pages=num_pages):
-                self.store.kv.prefixes.places.open(num_pages)
+            case HostRoom():
+                self._paging.opened(event)
                 return []
             case ComputeFailed(error=error):
                 self.failed = True
@@ -211,7 +211,8 @@ class StageCore:
         return commands
 
     def _resume(self, seat: Seat, message: Resume, now: float) -> list[Command]:
-        commands = seat.resume(message, now)
+        commands = [] if seat.is_open or not seat.is_last else say_kept(self.store, self.load.pipeline, message.epoch)
+        commands += seat.resume(message, now)
         return [*commands, *self._pump(seat, now), *self._start()]
 
     def _retire(self, epochs: list[Epoch], now: float) -> list[Command]:

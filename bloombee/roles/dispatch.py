@@ -32,6 +32,7 @@ from bloombee.wire.messages import (
     Forward,
     Gap,
     Have,
+    Kept,
     Lost,
     Resume,
     Resumed,
@@ -40,7 +41,7 @@ from bloombee.wire.messages import (
     Verdict,
 )
 
-OfTheRing = Verdict | Ack | Gap | Closed | Committed | Resume | Resumed | Lost | Have | Told | Standing
+OfTheRing = Verdict | Ack | Gap | Closed | Committed | Resume | Resumed | Lost | Have | Kept | Told | Standing
 
 
 class Dispatch:

@@ -212,7 +212,7 @@ class SpanExecutor:
             self._queue.put(wake_exactly)
         elif span.model.device.type != "cpu":
             self._results = _results_thread(self._queue, span.model)
-        self._model, self.pager = span.model, Pager.of(self._queue, span.model, self._loader.host_bytes)
+        self._model, self.pager = span.model, self._loader.pager(self._queue, span.model, load)
         if self._stopped.is_set():
             self._queue.put(self._let_go)
 

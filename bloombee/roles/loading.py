@@ -17,6 +17,8 @@ from bloombee.models.standin import is_standin
 from bloombee.pace import Pace
 from bloombee.plan.placement import streamed_of
 from bloombee.plan.profile import Profile
+from bloombee.roles.paging import Pager
+from bloombee.roles.work_thread import WorkThread
 from bloombee.types import Dtype, PageGroup, Span
 from bloombee.wire.messages import Load
 
@@ -56,7 +58,7 @@ class Loader:
         memory_bytes: of the device, for weights and KV; None: as much as there is.
         load_bytes_per_s: weights load no faster, of an emulated disk.
         host_bytes: of the machine's memory, of each span for kept rows that the device has no room for.
-        disk: where layers that stream are kept.
+        disk: where layers that stream are kept, and rows; None: only the former, in the cache directory.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class Loader:
         self.turn = threading.Lock()
         """Held by whoever loads or measures: one at a time."""
         self._override = model
-        self._disk = disk or Disk()
+        self._disk, self._keeps_rows = disk or Disk(), disk is not None
         self._files: Any = None
         """An engine.layer_files.LayerFiles, once a layer streams."""
         self._held: dict[ModelKey, list[int]] = {}
@@ -201,6 +203,10 @@ class Loader:
             files=self._layer_files() if streamed else None,
         )
         return LoadedSpan(model, dtype, self.pace)
+
+    def pager(self, queue: WorkThread, model: Any, load: Load) -> Pager | None:
+        """What keeps rows of a span beyond the device, if anything does."""
+        return Pager.of(queue, model, load, self.host_bytes, self._disk if self._keeps_rows else None)
 
     def _layer_files(self) -> Any:
         from bloombee.engine.layer_files import LayerFiles

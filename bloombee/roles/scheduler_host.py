@@ -18,11 +18,11 @@ from bloombee.roles.seat_host import HERE, Seating
 from bloombee.spec.speculator import Speculator
 from bloombee.transport.endpoint import Endpoint
 from bloombee.types import Lane
-from bloombee.wire.messages import Ack, AnyMessage, Ask, Closed, Committed, Have, Lost, Resumed, Schedule, Verdict, Wire
+from bloombee.wire.messages import Ack, AnyMessage, Ask, Closed, Committed, Have, Kept, Lost, Resumed, Schedule, Verdict, Wire
 
 log = logging.getLogger(__name__)
 _FROM_HEAD = (Ask, Ack)
-_FROM_STAGES = (Verdict, Resumed, Closed, Committed, Have, Lost)
+_FROM_STAGES = (Verdict, Resumed, Closed, Committed, Have, Kept, Lost)
 """Over links; the first stage says everything to it in this process."""
 
 

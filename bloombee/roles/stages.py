@@ -84,7 +84,7 @@ class Stages:
             memory_bytes=config.memory_bytes,
             load_bytes_per_s=config.load_bytes_per_s,
             host_bytes=default_host_bytes(memory_bytes) if config.host_memory is None else config.host_memory,
-            disk=parse_disk(config.disk),
+            disk=None if config.disk is None else parse_disk(config.disk),
         )
         self._hosts: dict[PipelineId, list[StageHost]] = {}
         """Of each pipeline, in the order in which they were ordered."""

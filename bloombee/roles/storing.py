@@ -8,7 +8,7 @@ from typing import Any
 
 from bloombee.errors import BloomBeeError
 from bloombee.pipeline.commands import CopyPages, Gather, Spill
-from bloombee.pipeline.events import ComputeFailed, Gathered, GatherFailed, HostRoom, PagesCopied, Spilled
+from bloombee.pipeline.events import ComputeFailed, Gathered, GatherFailed, Spilled
 from bloombee.pipeline.work import Piece
 from bloombee.roles.coding import Payload
 from bloombee.roles.executor import SpanExecutor
@@ -37,12 +37,12 @@ class Storing:
                 self._gather(command)
             case CopyPages(copy=copy):
                 assert self._device.pager is not None
-                self._device.pager.copy(copy, lambda failed: self._handle(PagesCopied(copy.number, failed)))
+                self._device.pager.copy(copy, self._handle)
 
     def loaded(self) -> None:
         """The span is there, and what the host's memory has room for is known."""
         if self._device.pager is not None:
-            self._handle(HostRoom(self._device.pager.num_pages))
+            self._handle(self._device.pager.room)
 
     def close(self) -> None:
         self._log_file.close()

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
+from bloombee.kv.kept import StoredPrefix
 from bloombee.kv.tiers import Copy, Way
 from bloombee.pipeline.work import Outcome, Work
 from bloombee.sim.device import SimDevice
@@ -20,7 +21,8 @@ Place = tuple[int, int]
 
 
 class PagedDevice(SimDevice):
-    """``late_s``: that a copy takes at most; ``fails``: the share of copies that come to nothing."""
+    """``late_s``: that a copy takes at most; ``fails``: the share of copies that come to nothing. ``files``: those that there
+    are, by key, which may be another device's later: what each says, and its pages."""
 
     def __init__(
         self,
@@ -32,10 +34,12 @@ class PagedDevice(SimDevice):
         rng: random.Random,
         late_s: float = 0.1,
         fails: float = 0.0,
+        files: dict[bytes, tuple[StoredPrefix, list[list[bytes]]]] | None = None,
     ) -> None:
         super().__init__(stage=stage, is_last=is_last, groups=groups, page_size=page_size)
         self._rng, self._late_s, self._fails = rng, late_s, fails
         self._host: dict[Place, list[bytes]] = {}
+        self._files = files if files is not None else {}
         self._read: Counter[Place] = Counter()
         self._written: Counter[Place] = Counter()
         """Pages of the device, by the copies that are under way."""
@@ -64,11 +68,16 @@ class PagedDevice(SimDevice):
         self.num_copies[copy.way] += 1
         if self._rng.random() < self._fails:
             return True
+        if copy.prefix is not None:
+            self._files[copy.file] = copy.prefix, [self._host[group, source] for group, source, _ in copy.pages]
+            return False
         for group, source, target in copy.pages:
             if copy.way is Way.OUT:
                 self._host[group, target] = self._kv[group][self._rows(source)]
-            else:
+            elif copy.way is Way.IN:
                 self._kv[group][self._rows(target)] = self._host[group, source]
+            else:
+                self._host[group, target] = self._files[copy.file][1][source]
         return False
 
     def _rows(self, page: int) -> slice:
@@ -78,5 +87,5 @@ class PagedDevice(SimDevice):
         for group, source, target in copy.pages:
             if copy.way is Way.OUT:
                 self._read[group, source] += more
-            else:
+            elif copy.way is Way.IN:
                 self._written[group, target] += more

@@ -12,7 +12,7 @@ from bloombee.sim.cluster import sim_card
 from bloombee.sim.device import oracle
 from bloombee.sim.network import Faults
 from bloombee.types import FinishReason, SchedulerPlace
-from tests.paging_kit import PagedCluster, assert_no_page_is_left
+from tests.paging_kit import Files, PagedCluster, assert_no_page_is_left
 from tests.sim_kit import assert_right
 
 HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
@@ -105,6 +105,43 @@ def test_a_lost_stage_meanwhile(seed: int) -> None:
 def test_with_the_scheduler_beside_the_first_stage(seed: int) -> None:
     cluster = PagedCluster(seed=seed, num_stages=2, faults=HARSH, scheduler=SchedulerPlace.STAGE0)
     _serve(cluster, seed, 2)
+    assert_right(cluster, 2)
+    assert_no_page_is_left(cluster)
+
+
+def _prompt(rng: random.Random, count: int) -> list[int]:
+    return [rng.randrange(50_000) for _ in range(count)]
+
+
+@pytest.mark.parametrize("windows", [(0,), (0, 24)])
+@pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
+def test_what_was_kept_is_found_again_by_another_process(faults: Faults | None, windows: tuple[int, ...]) -> None:
+    """Conversations go on, and where no layer has a window prompts that only begin alike, on what is on disk."""
+    files: dict[int, Files] = {}
+    rng = random.Random(1)
+    shared, num_stages = _prompt(rng, 100), len(windows)
+    before = PagedCluster(seed=1, num_stages=num_stages, num_pages=120, faults=faults, files=files, card=sim_card(windows))
+    numbers = [before.submit(shared + _prompt(rng, 10 * n), max_new_tokens=9, seed=n) for n in range(1, 5)]
+    assert before.run()
+    turns = [before.requests[number].prompt + before.requests[number].tokens + [7] for number in numbers]
+    assert files[0]
+
+    after = PagedCluster(seed=2, num_stages=num_stages, num_pages=120, faults=faults, files=files, card=sim_card(windows))
+    prompts = turns if len(windows) > 1 else [*turns, shared + _prompt(rng, 30)]
+    for n, prompt in enumerate(prompts):
+        after.submit(prompt, max_new_tokens=9, seed=n, at=1.0)
+    assert after.run()
+    assert_right(after, num_stages, [(window,) for window in windows])
+    assert after.num_copies(Way.FETCH)
+    computed = sum(len(prompt) + 8 for prompt in prompts) - after.paged[0].num_rows
+    assert computed > (0.6 if faults is None else 0.2) * sum(map(len, prompts))
+    assert_no_page_is_left(after)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_disk_that_fails_now_and_then(seed: int) -> None:
+    cluster = PagedCluster(seed=seed, num_stages=2, host_pages=30, fails=0.2, files={}, faults=HARSH)
+    _serve(cluster, seed, 2, cancels=True)
     assert_right(cluster, 2)
     assert_no_page_is_left(cluster)
 

@@ -56,6 +56,7 @@ from bloombee.wire.messages import (
     Gap,
     Have,
     Item,
+    Kept,
     Lost,
     Resume,
     Resumed,
@@ -308,7 +309,7 @@ class SchedulerCore:
     # -- from the stages -------------------------------------------------------------------
 
     def _from_stage(self, stage: int, message: object, now: float) -> list[Command]:
-        if not isinstance(message, Verdict | Ack | Gap | Closed | Committed | Resume | Resumed | Lost | Have):
+        if not isinstance(message, Verdict | Ack | Gap | Closed | Committed | Resume | Resumed | Lost | Have | Kept):
             raise RemoteProtocolError(f"{type(message).__name__} from stage {stage} is not expected")
         epoch = self._succession.find(message.pipeline, message.epoch)
         _check_sender(type(message), stage, epoch)
@@ -325,8 +326,8 @@ class SchedulerCore:
             case Committed(cuts=cuts):
                 self._succession.commits.confirm((epoch.ring.epoch, stage), cuts)
                 return self._schedule(now) if self._room.is_short else []
-            case Have() if not epoch.is_shadow:
-                return self._send_anew(self._prefixes.have(stage, message), now)
+            case Have() | Kept() if not epoch.is_shadow:
+                return self._send_anew(self._prefixes.heard(stage, message), now)
             case Resume():
                 return [*self._succession.resume(epoch, message, now), *self._schedule(now)]
             case Lost():
@@ -395,7 +396,7 @@ def _seconds(loop: tuple[float, int] | None) -> float | None:
 def _check_sender(kind: type, stage: int, epoch: Epoch) -> None:
     if epoch.is_shadow and kind in (Verdict, Lost):
         raise RemoteProtocolError(f"{kind.__name__} comes from a stage, not from a worker that follows one")
-    places: dict[type, int] = {Verdict: epoch.last, Resumed: epoch.last, Ack: 0, Gap: 0, Resume: 0}
+    places: dict[type, int] = {Verdict: epoch.last, Resumed: epoch.last, Kept: epoch.last, Ack: 0, Gap: 0, Resume: 0}
     allowed = places.get(kind, stage)
     if stage != allowed:
         raise RemoteProtocolError(f"{kind.__name__} comes from stage {allowed}, not {stage}")

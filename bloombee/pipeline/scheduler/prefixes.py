@@ -26,12 +26,14 @@ from bloombee.pipeline.scheduler.epoch import Epoch
 from bloombee.pipeline.scheduler.sequence import SequenceState
 from bloombee.plan.plan import Ring
 from bloombee.types import Lane, SequenceId
-from bloombee.wire.messages import Have, Keep, Prefix
+from bloombee.wire.messages import Have, Keep, Kept, Prefix
 
 WORTH_WAITING_ROWS = 256
 """So many more rows must be coming than are there for a sequence to wait for them."""
 MOST_KEPT = 4096
-KEPT_SHARE = 4
+FROM_BEFORE: SequenceId = 2**62
+"""In the place of sequences that nobody here has opened: from this number on."""
+KEPT_SHARE = 32
 """What is remembered as kept has no more than so many times the pages that there are: much of it is shared."""
 
 
@@ -99,7 +101,7 @@ class Prefixes:
         """By name; what was of use last at the end."""
         self._of: dict[SequenceId, dict[_Source, None]] = {}
         """What is kept of a sequence."""
-        self._num_kept_tokens = 0
+        self._num_kept_tokens = self._num_from_before = 0
         self._asked: dict[_Source, None] = {}
         """Of those that are kept: what some stage has not said yet that it has."""
         self._follows: dict[SequenceId, _Source] = {}
@@ -214,14 +216,18 @@ class Prefixes:
         if known is not None:
             self._touch(keys[-1])
             return known
-        ring, own = self._ring, self._open[sequence]
+        own = self._open[sequence]
+        return self._ask(_Source(sequence, keys, own.most_sent), own.generation)
+
+    def _ask(self, source: _Source, generation: int) -> _Source:
+        """Have all stages asked to keep it."""
+        ring, keys = self._ring, source.keys
         assert ring is not None
-        name = Prefix(keys[-1], len(keys) * ring.page_size)
-        stages = set(range(ring.num_stages))
-        source = _Source(sequence, keys, own.most_sent, name=name, generation=own.generation, waiting=stages)
+        name = source.name = Prefix(keys[-1], len(keys) * ring.page_size)
+        source.generation, source.waiting = generation, set(range(ring.num_stages))
         source.keys = [key for count, key in enumerate(keys, start=1) if self._can_follow(count, source)]
         self._kept[name.key] = source
-        self._of.setdefault(sequence, {})[source] = None
+        self._of.setdefault(source.sequence, {})[source] = None
         self._asked[source] = None
         self._num_kept_tokens += name.length
         self._add(source)
@@ -231,6 +237,24 @@ class Prefixes:
                 break
             self._forget(oldest)
         return source
+
+    def heard(self, stage: int, message: Have | Kept) -> list[SequenceState]:
+        """Returns whom that a stage says has to be sent anew."""
+        if isinstance(message, Have):
+            return self._have(stage, message)
+        self._from_before(message)
+        return []
+
+    def _from_before(self, there: Kept) -> None:
+        """The last stage has rows that nobody here knows of; all are asked for them."""
+        ring = self._ring
+        if ring is None:
+            return
+        hashes = _Hashes(4 * ring.page_size)
+        hashes.extend(bytearray(there.tokens), len(there.tokens) // (4 * ring.page_size))
+        if hashes.keys and hashes.keys[-1] not in self._kept:
+            self._num_from_before += 1
+            self._ask(_Source(FROM_BEFORE + self._num_from_before, hashes.keys, there.newest), 0)
 
     def asks(self, epoch: Epoch | None, now: float, *, older_than_s: float = math.inf) -> list[Send]:
         """What stages are to keep and have not said that they have, for so long since they were asked; inf: if they were not."""
@@ -245,7 +269,7 @@ class Prefixes:
                 sends += [Send(stage, Lane.CONTROL, keep) for stage in sorted(source.waiting)]
         return sends
 
-    def have(self, stage: int, have: Have) -> list[SequenceState]:
+    def _have(self, stage: int, have: Have) -> list[SequenceState]:
         """A stage has kept rows of a sequence; or has not, or no longer (length 0); or lacks what the sequence has begun on: then
         it is returned, to be sent anew."""
         for source in list(self._of.get(have.sequence, ())):

@@ -12,7 +12,7 @@ Who says what to whom (docs/wire.md has the rules of each; ``wire/spoken.py`` wh
     head -> worker      Joined Welcome Drained Introduce Heartbeat Goodbye Refused
                         Load Unload Wire Retire Measure MeasureLink Profile
     scheduler -> stage  Close Commit Keep Resume (to the last), Forward (to the first)
-    stage -> scheduler  Closed Committed Have Lost, Verdict Resumed (the last)
+    stage -> scheduler  Closed Committed Have Lost, Verdict Resumed Kept (the last)
     along the ring      Forward Resumed CodecTable
     against the ring    Ack Gap Resume TableHeld TableUnknown
     worker -> worker    Hello Welcome Refused KvPages KvHeld
@@ -134,6 +134,7 @@ from bloombee.wire.messages.ring import (
     Holding,
     Item,
     Keep,
+    Kept,
     Known,
     KvHeld,
     KvPages,
@@ -170,7 +171,7 @@ AnyMessage = (
     | Measure | Measured | MeasureLink | Profile | Profiled | LinkReport
     | Forward | Verdict | Ack | Gap | Resume | Resumed | Lost | Commit | Committed | Close | Closed
     | CodecTable | TableHeld | TableUnknown
-    | Keep | Have | KvPages | KvHeld | Draft | Snapshot | SnapshotHeld
+    | Keep | Have | Kept | KvPages | KvHeld | Draft | Snapshot | SnapshotHeld
     | Ask | Told | Standing
 )  # fmt: skip
 
@@ -234,6 +235,7 @@ __all__ = [
     "Join",
     "Joined",
     "Keep",
+    "Kept",
     "Key",
     "KindNumber",
     "KindTimes",

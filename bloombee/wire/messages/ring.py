@@ -323,6 +323,17 @@ class Have(Message, frozen=True, tag=47):
     length: U32
 
 
+class Kept(Message, frozen=True, tag=57):
+    """The last stage has kept these tokens' rows since before this epoch; whether the others have, Keep asks them. A hint."""
+
+    pipeline: U32
+    epoch: U32
+    tokens: PackedTokens
+    """Whole pages."""
+    newest: U32
+    """The most rows that the sequence had: how far back one can go depends on that."""
+
+
 class KvPages(Message, frozen=True, tag=48):
     """Keys and values of a sequence in layers [start, stop) at positions ``position ..``, from whoever has computed them to
     whoever takes these layers over. Carries tensors [num_rows, ...]."""
