@@ -293,4 +293,5 @@ def _told(run: Run) -> str:
     chunks = run.chunks[0]
     sizes = ", of different sizes" if run.sizes_apart else ""
     limit = "" if run.max_sequences is None else f", at most {run.max_sequences} sequences"
-    return f"{run.num_microbatches} microbatches{sizes}; prompts by {chunks.fast} rows, {chunks.gentle} beside decode{limit}"
+    count = f"{run.num_microbatches} microbatch{'es' * (run.num_microbatches != 1)}"
+    return f"{count}{sizes}; prompts by {chunks.fast} rows, {chunks.gentle} beside decode{limit}"

@@ -26,6 +26,8 @@ from bloombee.terminal import count, open_runtime, say, say_how_to_join, tell_of
 from bloombee.transport.descriptors import spare_descriptors
 
 MOST_CONNECTIONS, BACKLOG = 4096, 1024
+LAST_S = 2.0
+"""For a program to take its answer, the last that there is."""
 
 
 def run(config: RuntimeConfig, serving: ServeConfig) -> int:
@@ -130,7 +132,7 @@ class Server(uvicorn.Server):
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._asked_to_stop, runtime, drain_s)
         losses = asyncio.create_task(tell_of_losses(runtime))
-        losses.add_done_callback(lambda _: self._end_now(runtime))
+        losses.add_done_callback(lambda ended: None if ended.cancelled() else self._end_now(runtime))
         try:
             await asyncio.shield(self._serving)
         finally:
@@ -149,19 +151,24 @@ class Server(uvicorn.Server):
         if self.should_exit:
             self._end_now(runtime)
             return
-        self.should_exit = True
-        self._entrance.is_ending()
+        self._no_more()
         if runtime.num_requests:
             say(f"no more requests are taken; {count(runtime.num_requests, 'request')} may end (Ctrl-C ends them now)")
         asyncio.get_running_loop().call_later(drain_s, self._end_now, runtime)
 
-    def _end_now(self, runtime: Runtime) -> None:
+    def _no_more(self) -> None:
         self.should_exit = True
+        self._entrance.is_ending()
+
+    def _end_now(self, runtime: Runtime) -> None:
+        self._no_more()
         self._ending = self._ending or asyncio.create_task(self._end(runtime))
 
     async def _end(self, runtime: Runtime) -> None:
         """Programs whose requests still run are told that these have ended; those that do not take it are hung up on."""
         await runtime.close()
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=LAST_S)
         self._hang_up()
 
     def _hang_up(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from browser_kit import Shown, browser
+from process_kit import awaiting
 from serve_kit import Served, served
 from swarm_kit import Swarm
 
@@ -245,6 +246,21 @@ def test_a_server_with_keys_asks_for_one_and_then_shows_all(chromium: Any, swarm
         page.reload()  # it is kept while the tab is open
         page.locator("#state[data-state=up]").wait_for()
         context.close()
+
+
+def test_a_swarm_is_shown_while_it_waits_for_a_worker(chromium: Any) -> None:
+    with awaiting() as server:
+        one = Shown(chromium.new_context().new_page())
+        one.page.goto(f"http://127.0.0.1:{server.port}")
+        one.until("document.getElementById('state').textContent === 'waiting for 1 more'")
+        assert one.text("#plan-why") == "There is no plan yet."
+        worker = server.worker()
+        one.until("document.getElementById('state').dataset.state === 'up'")
+        assert one.page.locator("[data-node]").count() == 2
+        assert [said for said in one.complaints if "503" not in said] == []
+        one.page.context.close()
+        server.process.terminate()
+        assert (server.process.wait(60), worker.wait(60)) == (0, 0)
 
 
 def test_nothing_was_complained_of_and_nobody_else_was_asked(shown: Shown, server: Served) -> None:

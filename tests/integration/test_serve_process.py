@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import re
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from process_kit import BLOOMBEE, ENVIRONMENT, awaiting
 
-BLOOMBEE = [sys.executable, "-m", "bloombee"]
-ENVIRONMENT = {**{k: v for k, v in os.environ.items() if not k.startswith("BLOOMBEE_")}, "HF_HUB_OFFLINE": "1"}
 SERVED = re.compile(r"^demo is served at http://127\.0\.0\.1:(\d+)/v1")
 
 
@@ -96,13 +92,8 @@ def asked(port: int, path: str, body: Any = None) -> tuple[int, str | None, byte
 
 def test_it_answers_from_the_start_and_says_what_it_waits_for() -> None:
     """Programs are told to come again, people see the page, and both are served as soon as a worker has joined."""
-    port = free_port()
-    command = [*BLOOMBEE, "serve", "--workers", "1", "--listen", "tcp://127.0.0.1:0", "--http", f"127.0.0.1:{port}"]
-    with contextlib.ExitStack() as opened:
-        process = opened.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT))
-        opened.callback(process.kill)
-        assert process.stderr is not None
-        token = next(line.split()[-1] for line in process.stderr if "--join" in line)
+    with awaiting() as server:
+        process, port = server.process, server.port
         while json.loads((told := asked(port, "/health"))[2])["status"] == "starting":
             assert (told[0], 1 <= int(told[1] or 0) <= 60) == (503, True)
         status, again, body = told
@@ -114,8 +105,8 @@ def test_it_answers_from_the_start_and_says_what_it_waits_for() -> None:
             assert json.loads(body)["error"]["code"] == "waiting"
         assert asked(port, "/")[0] == 200
         assert b'bloombee_state{bloombee_state="waiting"} 1.0' in asked(port, "/metrics")[2]
-        worker = opened.enter_context(subprocess.Popen([*BLOOMBEE, "worker", "--join", token], env=ENVIRONMENT))
-        opened.callback(worker.kill)
+        worker = server.worker()
+        assert process.stderr is not None
         assert next(line for line in process.stderr if SERVED.match(line))
         assert (asked(port, "/health")[0], asked(port, "/v1/completions", {"prompt": "import ", "max_tokens": 1})[0]) == (
             200,
@@ -123,11 +114,6 @@ def test_it_answers_from_the_start_and_says_what_it_waits_for() -> None:
         )
         process.send_signal(signal.SIGTERM)
         assert (process.wait(60), worker.wait(60)) == (0, 0)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
 
 
 @pytest.mark.parametrize(
