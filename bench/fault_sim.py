@@ -272,8 +272,7 @@ def _journal(cluster: MovingCluster, until: float, rng: random.Random) -> dict[i
     told.sort(key=lambda one: one[:2])
     data = MAGIC + b"".join(pack(record) for at, _, record in told if at <= until)
     torn = b"".join(pack(record) for at, _, record in told if at > until)
-    journal, _ = read(data + torn[: rng.randint(0, len(torn))], "simulated")
-    return journal.requests
+    return read(data + torn[: rng.randint(0, len(torn))], "simulated").journal.requests
 
 
 def _asked(number: int, request: SimRequest) -> Asked:

@@ -3,6 +3,10 @@
 A journal is :data:`MAGIC` and then records. Each is the length of its body (u32, little-endian), the body's CRC-32C (u32) and
 the body: a msgpack array that begins with the record's tag. It only grows; now and then it is written anew, with the fewest
 records that come to the same. What a process that was killed had begun to write ends in the middle of a record: that tail is cut.
+
+Whole records behind one that is not are no tail: something between was damaged, a bit on a disk perhaps. They count, but for
+tokens of a request that was asked before the damage: what was lost may be tokens of it, and it is to generate all from there
+again, the same (ADR 58).
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from bloombee.wire.messages import Grammar, Sampling
 MAGIC = b"bloombee-journal-1\n"
 MOST_BYTES = 1 << 28
 """Of a record: a length beyond that is damage."""
+LEAST_FOUND = 3
+"""Bytes of the shortest body: an array of the tag and a number."""
 LEAST_TO_REWRITE = 1 << 20
 """A file of fewer bytes is left as it is."""
 _FRAME = struct.Struct("<II")
@@ -234,8 +240,23 @@ def whole(journal: Journal) -> bytes:
     return MAGIC + b"".join(map(pack, journal.records()))
 
 
-def read(data: bytes, place: str) -> tuple[Journal, int]:
-    """What a file comes to, and how many of its bytes count: the rest is a tail that was not written to its end.
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Of a file.
+
+    Args:
+        journal: what it comes to.
+        num_bytes: so many count; the rest is a tail that was not written to its end.
+        num_damaged: of those, so many bytes in the middle were damaged, and left out.
+    """
+
+    journal: Journal
+    num_bytes: int
+    num_damaged: int = 0
+
+
+def read(data: bytes, place: str) -> Reading:
+    """What was written to a file.
 
     Args:
         place: for people.
@@ -243,22 +264,49 @@ def read(data: bytes, place: str) -> tuple[Journal, int]:
     Raises:
         ConfigError: it is no journal, or another release's.
     """
-    journal, at = Journal(), len(MAGIC)
+    journal, at, num_damaged = Journal(), len(MAGIC), 0
     if not data.startswith(MAGIC):
         if not MAGIC.startswith(data):
             raise ConfigError(f"{place} is no journal of a head: name another directory with --state, or a new one", path=place)
-        return journal, 0
-    while (body := _body(data, at)) is not None:
-        try:
-            journal.take(_decode(body))
-        except msgspec.DecodeError as error:
-            raise ConfigError(
-                f"{place} is of another release of bloombee ({error} at byte {at}): go on with that one, or name a new directory"
-                " with --state",
-                path=place,
-            ) from error
-        at += _FRAME.size + len(body)
-    return journal, at
+        return Reading(journal, 0)
+    end = at
+    uncertain: frozenset[int] = frozenset()
+    while True:
+        body = _body(data, at)
+        if body is None:
+            following = _next_record(data, at + 1)
+            if following is None:
+                return Reading(journal, end, num_damaged)
+            num_damaged += following - at
+            at, uncertain = following, frozenset(journal.requests)
+            continue
+        record = _decoded(body, at, place)
+        if not (isinstance(record, Gave) and record.request in uncertain):
+            journal.take(record)
+        end = at = at + _FRAME.size + len(body)
+
+
+def _decoded(body: memoryview, at: int, place: str) -> Record:
+    try:
+        return _decode(body)
+    except msgspec.DecodeError as error:
+        raise ConfigError(
+            f"{place} is of another release of bloombee ({error} at byte {at}): go on with that one, or name a new directory"
+            " with --state",
+            path=place,
+        ) from error
+
+
+def _next_record(data: bytes, at: int) -> int | None:
+    """Where the first whole record from ``at`` on begins; None: there is none."""
+    for start in range(at, len(data) - _FRAME.size):
+        if (body := _body(data, start)) is not None and len(body) >= LEAST_FOUND:
+            try:
+                _decode(body)
+            except msgspec.DecodeError:
+                continue
+            return start
+    return None
 
 
 def _body(data: bytes, at: int) -> memoryview | None:

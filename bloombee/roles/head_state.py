@@ -75,6 +75,11 @@ class HeadState:
                     f"{self._directory.path}: the last {num_cut} bytes of the journal were not written to their end, or are"
                     " damaged: they are cut, and kept in journal.cut if there was room"
                 )
+            if num_damaged := self._directory.num_damaged:
+                tell(
+                    f"{self._directory.path}: {num_damaged} bytes within the journal are damaged, and it goes on without them: a"
+                    " request may be missing; the file as it was is kept in journal.cut if there was room"
+                )
         self.put(Listened(self._config.listen, bound))
 
     # -- what it serves --------------------------------------------------------------------

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bloombee.errors import ConfigError
-from bloombee.pipeline.journal import Gave, Journal, Record, pack, read, should_rewrite, whole
+from bloombee.pipeline.journal import Gave, Reading, Record, pack, read, should_rewrite, whole
 from bloombee.transport import keys
 from bloombee.transport.keys import KeyPair
 
@@ -47,15 +47,19 @@ class StateDir:
             try:
                 self._lock = _locked(self.path, opened)
                 self._folder = _opened(self.path, os.O_RDONLY | os.O_DIRECTORY, opened)
-                self.journal, self._descriptor, self._num_bytes, self.num_cut = _open_journal(self.path / JOURNAL, opened)
+                found, self._descriptor, self._num_bytes, self.num_cut = _open_journal(self.path / JOURNAL, opened)
                 self.keys = _key_in(self.path)
             except (OSError, ValueError) as error:
                 raise _unusable(self.path, error) from error
             opened.pop_all()
+        self.journal, self.num_damaged = found.journal, found.num_damaged
         written_anew = whole(self.journal)
         self._num_whole = len(written_anew)
-        self._mirror, _ = read(written_anew, str(self.path))
+        self._mirror = read(written_anew, str(self.path)).journal
         """What was put so far; the thread's own."""
+        if self.num_damaged:
+            with contextlib.suppress(OSError):  # it is read again as it was, then
+                self._rewrite()
         self._refused_at: float | None = None
         self._records: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
         self._trouble: Callable[[str], object] = log.warning
@@ -208,20 +212,22 @@ def _key_in(path: Path) -> KeyPair:
     return keys.load(file)
 
 
-def _open_journal(file: Path, opened: contextlib.ExitStack) -> tuple[Journal, int, int, int]:
-    """What it holds, where to write, how many bytes count, and how many were cut: those are kept beside it, where there is room,
-    for a damaged byte looks like an end and what follows it may be whole. Raises OSError, ConfigError."""
+def _open_journal(file: Path, opened: contextlib.ExitStack) -> tuple[Reading, int, int, int]:
+    """What it holds, where to write, how many bytes there are, and how many were cut: those, or all of a damaged file, are
+    kept beside it, where there is room. Raises OSError, ConfigError."""
     descriptor = _opened(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, opened)
     data = file.read_bytes()
-    journal, count = read(data, str(file))
-    if cut := data[count:]:
-        with contextlib.suppress(OSError), contextlib.ExitStack() as aside:
-            _write_all(_opened(file.with_name(CUT), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, aside), cut)
+    found = read(data, str(file))
+    count = found.num_bytes
+    cut = data[count:]
+    if aside := data if found.num_damaged else cut:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as kept:
+            _write_all(_opened(file.with_name(CUT), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, kept), aside)
     os.ftruncate(descriptor, count)
     if not count:
-        _write_all(descriptor, whole(journal))
+        _write_all(descriptor, whole(found.journal))
         count = os.fstat(descriptor).st_size
-    return journal, descriptor, count, len(cut)
+    return found, descriptor, count, len(cut)
 
 
 def _unusable(path: Path, error: OSError | ValueError) -> ConfigError:

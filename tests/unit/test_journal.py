@@ -17,6 +17,7 @@ from bloombee.pipeline.journal import (
     Noted,
     Numbered,
     Planned,
+    Reading,
     Record,
     Seat,
     Served,
@@ -70,8 +71,10 @@ def _fold(records: tuple[Record, ...]) -> Journal:
 
 
 def test_what_was_written_is_read() -> None:
-    journal, count = read(MAGIC + b"".join(map(pack, RECORDS)), "here")
-    assert count == len(MAGIC) + sum(len(pack(record)) for record in RECORDS)
+    found = read(MAGIC + b"".join(map(pack, RECORDS)), "here")
+    journal = found.journal
+    assert found.num_damaged == 0
+    assert found.num_bytes == len(MAGIC) + sum(len(pack(record)) for record in RECORDS)
     assert journal == _fold(RECORDS)
     assert journal.next_request == 4
     assert journal.secrets == [b"s" * 24, b"t" * 24]
@@ -91,10 +94,10 @@ def test_a_tail_that_is_torn_anywhere_is_cut_and_all_before_it_counts() -> None:
     for record in packed:
         ends.append(ends[-1] + len(record))
     for length in range(len(data) + 1):
-        journal, count = read(data[:length], "here")
+        found = read(data[:length], "here")
         num_whole = sum(end <= length for end in ends) - 1
-        assert count == (ends[num_whole] if num_whole >= 0 else 0)
-        assert journal == _fold(RECORDS[: max(0, num_whole)])
+        expected = ends[num_whole] if num_whole >= 0 else 0
+        assert found == Reading(_fold(RECORDS[: max(0, num_whole)]), expected)
 
 
 def test_a_tail_that_was_overwritten_is_cut() -> None:
@@ -103,21 +106,36 @@ def test_a_tail_that_was_overwritten_is_cut() -> None:
     for at in range(len(data) - last, len(data)):
         damaged = bytearray(data)
         damaged[at] ^= 0x55
-        journal, count = read(bytes(damaged), "here")
-        assert count == len(data) - last
-        assert journal == _fold(RECORDS[:-1])
+        assert read(bytes(damaged), "here") == Reading(_fold(RECORDS[:-1]), len(data) - last)
+
+
+def test_what_is_damaged_in_the_middle_costs_no_more_than_itself_and_no_token_comes_out_wrong() -> None:
+    """Tokens of a request behind the damage do not count unless it was asked there too: some between may be what was lost."""
+    packed = [pack(record) for record in RECORDS]
+    data = MAGIC + b"".join(packed)
+    start = len(MAGIC)
+    for index, (record, length) in enumerate(zip(RECORDS[:-1], map(len, packed), strict=False)):
+        before = {one.request for one in RECORDS[:index] if isinstance(one, Asked)}
+        left = [one for one in RECORDS[index + 1 :] if not (isinstance(one, Gave) and one.request in before)]
+        for at in range(start, start + length):
+            damaged = bytearray(data)
+            damaged[at] ^= 0x55
+            found = read(bytes(damaged), "here")
+            assert (found.num_bytes, found.num_damaged) == (len(data), length), record
+            assert found.journal == _fold((*RECORDS[:index], *left))
+        start += length
 
 
 def test_written_anew_it_comes_to_the_same_in_fewer_bytes() -> None:
     journal = _fold(RECORDS)
     data = whole(journal)
-    assert read(data, "here") == (journal, len(data))
+    assert read(data, "here") == Reading(journal, len(data))
     assert len(data) < len(MAGIC) + sum(len(pack(record)) for record in RECORDS)
 
 
 def test_numbers_of_requests_are_never_given_twice() -> None:
     journal = _fold((_asked(7), Taken(7)))
-    again, _ = read(whole(journal), "here")
+    again = read(whole(journal), "here").journal
     assert list(again.records()) == [Numbered(8)]
     assert again.next_request == 8
 

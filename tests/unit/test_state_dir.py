@@ -95,6 +95,25 @@ def test_a_torn_tail_is_cut_and_said_and_written_on(tmp_path: Path) -> None:
     assert (after.journal.notes, list(after.journal.requests), after.num_cut) == ({"c": b"d"}, [1], 0)
 
 
+def test_a_bit_that_flipped_in_the_middle_costs_what_it_hit_and_the_file_is_written_anew(tmp_path: Path) -> None:
+    _left(tmp_path, Noted("a", b"b"), _asked(1), Noted("c", b"d"))
+    file = tmp_path / "journal"
+    data = bytearray(file.read_bytes())
+    hit = len(journal.pack(Noted("a", b"b")))
+    data[data.index(journal.pack(Noted("a", b"b"))) + hit - 1] ^= 1
+    file.write_bytes(data)
+    state = StateDir(str(tmp_path))
+    assert (state.num_damaged, state.num_cut) == (hit, 0)
+    assert (state.journal.notes, list(state.journal.requests)) == ({"c": b"d"}, [1])
+    assert (tmp_path / "journal.cut").read_bytes() == data
+    state.put(Noted("e", b"f"))
+    state.close()
+    after = StateDir(str(tmp_path))
+    after.close()
+    assert after.num_damaged == 0
+    assert (after.journal.notes, list(after.journal.requests)) == ({"c": b"d", "e": b"f"}, [1])
+
+
 def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ConfigError, match=r"holds 'thesis.tex' and no state of a head: name a new directory"):
@@ -208,7 +227,7 @@ def test_a_journal_that_is_removed_is_written_anew_though_nothing_more_is_put(
     state.put(Noted("a", b"b"))
     assert "the journal was removed" in said.next()
     assert said.next() == "everything is kept again"
-    assert journal.read((tmp_path / "journal").read_bytes(), "")[0].notes == {"a": b"b"}
+    assert journal.read((tmp_path / "journal").read_bytes(), "").journal.notes == {"a": b"b"}
     state.close()
 
 
