@@ -165,7 +165,7 @@ class World:
         regions = [(rng.uniform(0, 0.06), rng.uniform(0, 0.04)) for _ in range(5)]
         for _ in range(num_workers):
             factor = rng.choice((1.0, 2.0, 4.0)) * rng.uniform(0.8, 1.2)
-            self.paces.append(Pace(PACE.fixed_s * factor, PACE.decode_row_s * factor, PACE.prefill_row_s * factor, layers=1))
+            self.paces.append(PACE.scaled(factor))
             self.rooms.append(rng.choice(ROOMS))
             x, y = rng.choice(regions)
             self._places.append((x + rng.uniform(-0.003, 0.003), y + rng.uniform(-0.003, 0.003)))

@@ -46,6 +46,10 @@ class Pace:
         share = num_layers / self.layers
         return Pace(self.fixed_s * share, self.decode_row_s * share, self.prefill_row_s * share)
 
+    def scaled(self, factor: float) -> Pace:
+        """The same of a device that takes ``factor`` times as long."""
+        return Pace(self.fixed_s * factor, self.decode_row_s * factor, self.prefill_row_s * factor, self.layers)
+
     def __str__(self) -> str:
         """As :func:`parse_pace` reads it."""
         times = ",".join(f"{seconds * 1e3:.6g}" for seconds in (self.fixed_s, self.decode_row_s, self.prefill_row_s))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 
 from bloombee.objective import Objective
 from bloombee.pace import Pace
 from bloombee.plan.topology import Device, Link, Topology
 from bloombee.sim.cluster import sim_card
 from bloombee.sim.moving import DriftingCluster
-from bloombee.types import HEAD
+from bloombee.types import HEAD, WorkerId
 
 LAYERS = 6
 WORKERS = (1, 2, 3, 4)
@@ -25,9 +26,13 @@ def topology() -> Topology:
     return Topology(devices, links)
 
 
-def drifting(topology: Topology, objective: str, *, replans: bool = True) -> DriftingCluster:
+def drifting(
+    topology: Topology, objective: str, *, replans: bool = True, slow: Mapping[WorkerId, float] | None = None
+) -> DriftingCluster:
+    """``slow``: workers whose device takes so many times as long as the topology says."""
+    paces = [PACE.scaled((slow or {}).get(worker, 1.0)) for worker in WORKERS]
     cluster = DriftingCluster(
-        topology, [PACE] * len(WORKERS), Objective.parse(objective), card=CARD, replans=replans, seed=1, num_pages=1024,
+        topology, paces, Objective.parse(objective), card=CARD, replans=replans, seed=1, num_pages=1024,
         page_size=16, max_rows=64, num_microbatches=8, tuned=True, layer_load_s=0.2,
     )  # fmt: skip
     for number in range(16):

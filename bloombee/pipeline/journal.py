@@ -288,13 +288,14 @@ def read(data: bytes, place: str) -> Reading:
 
 def _decoded(body: memoryview, at: int, place: str) -> Record:
     try:
-        return _decode(body)
+        record: Record = _decode(body)
     except msgspec.DecodeError as error:
         raise ConfigError(
             f"{place} is of another release of bloombee ({error} at byte {at}): go on with that one, or name a new directory"
             " with --state",
             path=place,
         ) from error
+    return record
 
 
 def _next_record(data: bytes, at: int) -> int | None:

@@ -176,6 +176,15 @@ class DriftingCluster(MovingCluster):
         link = self.carrier.link(self._name(source), self._name(target))
         self.clock.call_at(at, lambda: link.scale(factor))
 
+    def slow(self, worker: WorkerId, factor: float, *, at: float) -> None:
+        """The worker's device takes ``factor`` times as long as it does."""
+        paces, index = self.devices.paces, worker - 1
+
+        def act() -> None:
+            paces[index] = paces[index].scaled(factor)
+
+        self.clock.call_at(at, act)
+
     # -- another plan ----------------------------------------------------------------------
 
     def _look(self) -> None:

@@ -47,6 +47,29 @@ def test_a_link_that_drops_to_a_tenth_is_left_once_for_a_plan_as_good_as_a_new_o
     assert _tokens(stays, *WINDOW) < 0.7 * _tokens(fresh, *WINDOW)
 
 
+@pytest.mark.parametrize(("factor", "stage"), [(4.0, 1), (10.0, 0)])
+def test_a_device_that_becomes_slow_is_left_once_for_a_plan_as_good_as_a_new_one(factor: float, stage: int) -> None:
+    """Nobody is lost by it, however slow."""
+    drifts = drifting(topology(), "throughput")
+    assert drifts.plan is not None
+    worker = drifts.plan.stages[stage].worker
+    drifts.slow(worker, factor, at=DROP_AT)
+    assert drifts.run()
+    assert [ended.error for ended in drifts.head.handovers] == [None]
+    assert drifts.head.num_recoveries == 0
+    assert_right(drifts, LAYERS)
+
+    slowed = topology()
+    slowed = dataclasses.replace(slowed, devices={**slowed.devices, worker: slowed.device(worker).scaled(factor)})
+    fresh, stays = drifting(slowed, "throughput", slow={worker: factor}), drifting(topology(), "throughput", replans=False)
+    stays.slow(worker, factor, at=DROP_AT)
+    for other in (fresh, stays):
+        other.run_for(WINDOW[1])
+        assert other.head.handovers == []
+    assert _tokens(drifts, *WINDOW) >= 0.9 * _tokens(fresh, *WINDOW)
+    assert _tokens(stays, *WINDOW) < 0.7 * _tokens(fresh, *WINDOW)
+
+
 def test_what_was_decided_and_why_is_in_the_log_and_comes_of_it_again() -> None:
     cluster = drifting(topology(), "throughput")
     assert cluster.plan is not None
