@@ -30,7 +30,8 @@ from bench.program import BenchError
 from bench.same import Comparison, Request, compare
 
 WORKERS = 3
-MOMENTS = ("prefill", "decode")
+MOMENTS = ("prefill", "decode", "idle", "loading")
+"""Idle: requests come to the next head. Loading: that is killed as well, while its workers load, and another one follows."""
 SERVES_S = 5.0
 """The bound: a new head serves so long after its start."""
 LIMIT_S = 180.0
@@ -124,7 +125,7 @@ class Head:
 
 
 class HeadKiller:
-    """Kills the head ``count`` times, in prefill and in decode by turns, each time with all requests under way.
+    """Kills the head ``count`` times, at each moment by turns.
 
     Args:
         say: called with each kill that is done.
@@ -136,6 +137,8 @@ class HeadKiller:
         self._requests = series.requests()
         self._expected: list[list[int]] = []
         self._prefill_s = 0.0
+        self._up_s = 1.0
+        """What the last head took until it was up; a guess before that."""
 
     def run(self, reference: Reference) -> list[HeadKill]:
         """Raises BenchError: a head says nothing any more."""
@@ -150,7 +153,7 @@ class HeadKiller:
             self._undisturbed(head)
             kills = []
             for number in range(self._series.count):
-                kill = HeadKill(number, MOMENTS[number % 2], rng.uniform(0.1, 0.8))
+                kill = HeadKill(number, MOMENTS[number % len(MOMENTS)], rng.uniform(0.1, 0.8))
                 head = self._kill(head, state, kill, reference)
                 kills.append(kill)
                 self._say(kill)
@@ -169,28 +172,40 @@ class HeadKiller:
 
     def _kill(self, head: Head, state: str, kill: HeadKill, reference: Reference) -> Head:
         """The new one; it has come to its requests' ends."""
-        answers, began = _Answers(kill.number + 1), time.monotonic()
-        head.ask(self._asked(kill.number + 1))
-        if kill.moment == "prefill":
-            time.sleep(kill.at * self._prefill_s)
-        else:
-            wanted = kill.at * self._series.new * REQUESTS
-            for _, said in head.said():
-                answers.hear(said)
-                if sum(map(len, answers.tokens.values())) >= wanted or time.monotonic() > began + LIMIT_S:
-                    break
+        answers = _Answers(kill.number + 1)
+        if kill.moment != "idle":
+            head.ask(self._asked(kill.number + 1))
+            self._wait(head, kill, answers)
         for said in head.kill():
             answers.hear(said)
-        after = Head(state, {client: len(answers.tokens.get(client, ())) for client in answers.clients})
+        after = _after(state, answers)
+        if kill.moment == "loading":
+            time.sleep(kill.at * self._up_s)
+            for said in after.kill():
+                answers.hear(said)
+            after = _after(state, answers)
+        if kill.moment == "idle":
+            after.ask(self._asked(kill.number + 1))  # it reads that once it is up
         for at, said in after.said():
             if said[0] == "up":
-                kill.up_s = at - after.started_at
+                self._up_s = kill.up_s = at - after.started_at
             if answers.hear(said) and not kill.first_token_s:
                 kill.first_token_s = at - after.started_at
             if len(answers.ended) == REQUESTS and kill.up_s:
                 break
         self._judge(kill, answers, reference)
         return after
+
+    def _wait(self, head: Head, kill: HeadKill, answers: _Answers) -> None:
+        """Until it is time for it."""
+        if kill.moment == "prefill":
+            time.sleep(kill.at * self._prefill_s)
+            return
+        wanted, until = kill.at * self._series.new * REQUESTS, time.monotonic() + LIMIT_S
+        for _, said in head.said():
+            answers.hear(said)
+            if sum(map(len, answers.tokens.values())) >= wanted or time.monotonic() > until:
+                return
 
     def _judge(self, kill: HeadKill, answers: _Answers, reference: Reference) -> None:
         for client, request, expected in zip(answers.clients, self._requests, self._expected, strict=True):
@@ -205,6 +220,10 @@ class HeadKiller:
             (client, request.prompt, _fields(request, self._series.new))
             for client, request in zip(_Answers(number).clients, self._requests, strict=True)
         ]
+
+
+def _after(state: str, answers: _Answers) -> Head:
+    return Head(state, {client: len(answers.tokens.get(client, ())) for client in answers.clients})
 
 
 class _Answers:

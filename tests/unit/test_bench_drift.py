@@ -10,14 +10,14 @@ import pytest
 from bench.drift import Drift, Traffic, judged, told
 
 GOOD = Drift(
-    link=("a", "b"), before=300.0, at_once=60.0, after=280.0, bins=(40.0,) * 8 + (280.0,) * 32, calm_switches=0, switches=1,
-    switched_s=7.5, stays=45.0, fresh=290.0, changed=0,
+    what="a -> b to a tenth", before=300.0, at_once=60.0, after=280.0, bins=(40.0,) * 8 + (280.0,) * 32, calm_switches=0,
+    switches=1, switched_s=7.5, stays=45.0, fresh=290.0, changed=0,
 )  # fmt: skip
 
 
 def test_all_bounds_are_met_by_a_swarm_that_changes_its_plan_once() -> None:
     assert all(check.is_met for check in judged(GOOD))
-    assert "300 tokens/s before, 60 at once, 280 from second 10 on (another plan after 7.5 s)" in told(GOOD)
+    assert "a -> b to a tenth: 300 tokens/s before, 60 at once, 280 from second 10 on (another plan after 7.5 s)" in told(GOOD)
 
 
 @pytest.mark.parametrize(

@@ -476,7 +476,20 @@ def test_orders_are_said_again_until_they_are_answered() -> None:
     for worker in (2, 3):
         core.handle(WorkerSaid(worker, _loaded(worker), REPEAT_S))
     core.handle(WorkerSaid(2, Wired(1, 1), REPEAT_S))
-    assert [to for to, _ in _orders(core.handle(Tick(2 * REPEAT_S)), Wire)] == [1, 3]
+    again = core.handle(Tick(2 * REPEAT_S))
+    assert [to for to, _ in _orders(again, Wire)] == [1, 3]
+    assert [to for to, _ in _orders(again, Load)] == [1, 3], "they may have let go of it"
+
+
+def test_a_second_loss_before_the_first_is_mended_also_frees_what_is_still_served() -> None:
+    """The plan that it breaks was never wired; the seats are those of the plan before."""
+    core = _core(num_workers=4, join=4, memory=100_000, shares_out=True)
+    _load_and_wire(core, 1, 2, 3, 4)
+    assert core.is_up
+    first = _orders(core.handle(WorkerGone(1, "killed", 1.0)), Retire)
+    assert 4 not in {worker for worker, _ in first}, "it has the same layers as before"
+    second = _orders(core.handle(WorkerGone(2, "killed", 1.1)), Retire)
+    assert [retire.epoch for worker, retire in second if worker == 4] == [1, 2]  # type: ignore[attr-defined]
 
 
 def test_strangers_and_surprises_are_refused() -> None:
