@@ -104,13 +104,12 @@ class Sender:
 
     def encode(self, raw: memoryview, rows: int) -> Payload:
         """A frame of [rows, d] values, coded if that pays; the caller's own, whatever becomes of ``raw``."""
-        self.raw_bytes += raw.nbytes
         if not self.choice.pays(raw.nbytes):
-            self.sent_bytes += raw.nbytes
+            self._count(raw.nbytes, raw.nbytes)
             return self._payload(RAW, kept(raw), raw.nbytes, rows)
         table = self._table
         payload = self._encoded(raw, rows, table)
-        self.sent_bytes += payload[0].encoded_bytes
+        self._count(payload[0].encoded_bytes, raw.nbytes)
         self._learn(raw, rows, payload[0].encoded_bytes)
         return payload
 
@@ -122,10 +121,14 @@ class Sender:
         if message is None:
             return self.encode(values.raw(), rows)
         self.num_encoded += 1
-        self.raw_bytes += raw_bytes
-        self.sent_bytes += message.nbytes
+        self._count(message.nbytes, raw_bytes)
         self._follow(raw_bytes / message.nbytes)
         return self._payload(api.CODEC_ID, kept(message), raw_bytes, rows)
+
+    def _count(self, sent_bytes: int, raw_bytes: int) -> None:
+        """A frame; whoever asks from another thread in between sees no ratio that there cannot be."""
+        self.sent_bytes += sent_bytes
+        self.raw_bytes += raw_bytes
 
     def held(self, key: bytes) -> None:
         """The receiver holds the table: use it."""

@@ -6,10 +6,14 @@ import random
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from bloombee.errors import RemoteProtocolError
+from bloombee.pipeline.events import FromStage
 from bloombee.sim.cluster import SimCluster, sim_card
 from bloombee.sim.moving import MovingCluster
 from bloombee.sim.network import Faults
+from bloombee.wire.messages import Holding, Lost, StageFailed, Verdict
 from tests.sim_kit import assert_right, kill_once_it_moves
 
 HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
@@ -96,6 +100,53 @@ def test_a_spare_that_dies_costs_nothing(faults: Faults | None, seed: int) -> No
     assert cluster.run()
     assert cluster.head.num_recoveries == 0
     _all_right(cluster, 3)
+
+
+def _wait(cluster: SimCluster, seconds: float) -> None:
+    """Though nothing is asked."""
+    cluster.clock.run(lambda: False, deadline_s=cluster.clock.now + seconds)
+
+
+def test_the_stages_whose_loss_would_cost_most_are_followed_first_and_all_that_memory_holds() -> None:
+    cluster = Shadowed(seed=1, num_stages=4, num_spares=1, card=sim_card((0,) * 6))
+    _wait(cluster, 3.0)
+    begun = [one for one in cluster.head.shadows if not one.is_fed]
+    assert sorted(one.stage for one in begun[:2]) == [0, 1]  # two layers each
+    assert sorted(one.stage for one in begun) == [0, 1, 2, 3]
+    assert [one.loss_s for one in begun] == sorted((one.loss_s for one in begun), reverse=True)
+    assert all(shadow.is_wired for shadow in cluster.head.swarm.shadows.all)
+
+
+def test_a_spare_follows_no_more_than_its_memory_holds() -> None:
+    whole = SimCluster(seed=1, num_stages=3)
+    _wait(whole, 1.0)
+    assert whole.plan is not None
+    one = max(stage.weight_bytes + stage.kv_bytes + stage.scratch_bytes for stage in whole.plan.stages)
+    cluster = Shadowed(seed=1, num_stages=3, num_spares=2, memory_bytes=[1 << 40] * 3 + [one, one - 1])
+    _wait(cluster, 3.0)
+    (shadow,) = cluster.head.swarm.shadows.all
+    assert shadow.worker == 4
+    assert shadow.is_wired
+
+
+def test_what_a_spare_has_failed_at_is_not_tried_again() -> None:
+    cluster = Shadowed(seed=1, num_stages=2, num_spares=1)
+    _wait(cluster, 2.0)
+    failed = cluster.head.swarm.shadows.all[0]
+    cluster.head.hear(3, StageFailed(1, failed.plan.epoch, "DeviceError", {"message": "no memory"}))
+    _wait(cluster, 2.0)
+    assert [one.over for one in cluster.head.shadows if one.over] == ["no memory"]
+    assert failed.index not in [shadow.index for shadow in cluster.head.swarm.shadows.all]
+
+
+@pytest.mark.parametrize("said", [Verdict(0, 0, 0, 0, (), None), Lost(0, 0, (Holding(0, 0, 0),), False)], ids=["verdict", "lost"])
+def test_a_worker_that_follows_does_not_speak_as_the_stage(said: Verdict | Lost) -> None:
+    cluster = Shadowed(seed=1, num_stages=1, num_spares=1)
+    _wait(cluster, 2.0)
+    (shadow,) = cluster.head.swarm.shadows.all
+    wrong = replace(said, pipeline=shadow.plan.pipeline, epoch=shadow.plan.epoch)
+    with pytest.raises(RemoteProtocolError, match="not from a worker that follows"):
+        cluster.scheduler.handle(FromStage(0, wrong, cluster.clock.now))
 
 
 LAYERS = 6

@@ -365,7 +365,7 @@ class SwarmCore:
         worker.is_away = False
         self.handovers.restored(worker_id, now)
         if self.plan is None or self.error is not None or stage is None:
-            return self._plan_if_complete(now)
+            return [*self.shadows.restored(worker_id, now), *self._plan_if_complete(now)]
         return self._orders.unanswered(self.plan, stage, now, is_wiring=self._is_wiring)
 
     def _replace(self, plan: Plan, lost: StagePlan, spare: Member, reason: str, now: float) -> list[Command]:

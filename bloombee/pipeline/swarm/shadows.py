@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from bloombee.errors import BloomBeeError, from_wire
 from bloombee.pipeline.commands import Command, Send, ShadowChanged, TellScheduler
-from bloombee.pipeline.events import PlanDropped, ShadowBegan
+from bloombee.pipeline.events import PlanDropped, ShadowBegan, StageRestored
 from bloombee.pipeline.swarm.member import Member
 from bloombee.pipeline.swarm.orders import REPEAT_S, Orders
 from bloombee.pipeline.swarm.planning import check_fit, heir
@@ -266,6 +266,10 @@ class Shadows:
         """It is gone, which the swarm knows no more. Who is fed by it is fed by whoever takes its place."""
         self._retires = {one for one in self._retires if one[0] != worker}
         return [command for shadow in self.of(worker) for command in self._end(shadow, "it is gone", now)]
+
+    def restored(self, worker: WorkerId, now: float) -> list[Command]:
+        """Its connection is back: what the scheduler told it last may be lost."""
+        return [TellScheduler(StageRestored(shadow.index, now, shadow.plan.epoch)) for shadow in self.of(worker)]
 
     def clear(self) -> None:
         """Nothing runs any more."""
