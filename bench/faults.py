@@ -17,8 +17,8 @@ must be the oracle's, and where nobody can take a lost worker's place requests e
 of a recovery against their bounds (bench/recovery.py). --stalls: what must cost nothing, and a hop that stays dark, which
 must be found (bench/stalls.py). --log-cost: throughput and memory with the log of activations and without
 (bench/log_cost.py). --kill-head: the head is ended by SIGKILL while prompts are read, all decode, nothing runs, or its workers
-load, and another is started with its state; workers are from elsewhere (bench/heads.py). --shadow: stages are lost that a spare follows, and
-others; what following costs (bench/shadow_rows.py).
+load, and another is started with its state; workers are from elsewhere (bench/heads.py). --shadow: stages are lost that a
+spare follows, and others; what following costs (bench/shadow_rows.py).
 
 Exit status 1: something is beyond its bound, could not be measured, or is not done yet.
 """
