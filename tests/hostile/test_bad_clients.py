@@ -34,6 +34,8 @@ SERVED = re.compile(r"^demo is served at http://127\.0\.0\.1:(\d+)/v1")
 MANY, SLOW = 1000, 24
 MOST_GROWTH = 48 << 20
 HUGE = json.dumps({"prompt": "x" * 10_000_000}).encode()
+PATIENT = ("--silence-s", "20")
+"""With its workers: a machine at its limits is slow, not gone."""
 KEY = "0123456789abcdef"
 ASKING = """
 import sys, urllib.request
@@ -74,7 +76,7 @@ class Server:
 
     def __init__(self) -> None:
         options = ("serve", "--workers", "2", "--dtype", "float32", "--http", "127.0.0.1:0", "--max-waiting", "64")
-        command = [sys.executable, "-c", HASTY, *options, "--drain", "0"]
+        command = [sys.executable, "-c", HASTY, *options, "--drain", "0", *PATIENT]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
         assert self.process.stderr is not None
         self.port = served_at(self.process.stderr)
@@ -121,7 +123,13 @@ class Server:
 
 
 def served_at(said: IO[str]) -> int:
-    return next(int(found[1]) for line in said if (found := SERVED.match(line)))
+    """The port, once it is told."""
+    before = []
+    for line in said:
+        if found := SERVED.match(line):
+            return int(found[1])
+        before.append(line)
+    pytest.fail(f"it has ended: {''.join(before)}")
 
 
 def drained(said: IO[str]) -> list[str]:
@@ -271,7 +279,7 @@ def test_clients_that_vanish_without_a_word_are_noticed(alone: dict[str, str], t
     keys = tmp_path / "keys"
     keys.write_text(KEY)
     with network("server", "gone", "friend") as net:
-        options = ("serve", "--workers", "1", "--dtype", "float32", "--http", "*:8000", "--api-key-file", str(keys))
+        options = ("serve", "--workers", "1", "--dtype", "float32", "--http", "*:8000", "--api-key-file", str(keys), *PATIENT)
         process = net.start("server", sys.executable, "-c", HASTY, *options)
         assert process.stderr is not None
         port = served_at(process.stderr)

