@@ -44,7 +44,7 @@ class Flapping(DriftingCluster):
 
     def _replan(self, why: str) -> None:
         super()._replan(why)
-        (begun,) = self.head.swarm.handovers.plans
+        begun = max(self.head.swarm.handovers.plans, key=lambda plan: plan.epoch)
         self.runs.append((self.clock.now, begun))
 
     def worths(self, topology: Topology) -> list[float]:
