@@ -206,7 +206,12 @@ class Asked:
 
 
 class Deed:
-    """One kill, in a swarm that is up: all is asked, somebody is ended meanwhile, and ``kill`` is filled in."""
+    """One kill, in a swarm that is up: all is asked, somebody is ended meanwhile, and ``kill`` is filled in.
+
+    Args:
+        ask: asks everything at once.
+        num_tokens, prefill_s: of all answers together, and until each has its first token, undisturbed.
+    """
 
     def __init__(self, mesh: Mesh, kill: Kill, ask: Callable[[list[float]], Asked], *, num_tokens: int, prefill_s: float) -> None:
         self._mesh, self._kill, self._cell = mesh, kill, kill.cell
@@ -227,7 +232,7 @@ class Deed:
             if asked is None:
                 await asyncio.sleep(0.5 * kill.at)
                 asked = self._ask(self._times)
-            begun_at = max(self._killed_at, time.monotonic()) if is_idle else self._killed_at
+            begun_at = time.monotonic() if is_idle else self._killed_at
             up_at = None if self._cell.ends_typed or replanning is not None else await self._recovered()
             ends = await asked.ends(LIMIT_S)
         finally:
@@ -266,8 +271,8 @@ class Deed:
         runtime, began = self._mesh.runtime, time.monotonic()
         stages = [stage.worker for stage in runtime.plan.stages]
         successor = next(worker for worker in runtime.worker_pids if worker not in stages)
-        others = [worker for worker in stages if worker != self._rng.choice(stages)]
-        replanning = asyncio.ensure_future(runtime.replan([*others, successor]))
+        replaced = self._rng.choice(stages)
+        replanning = asyncio.ensure_future(runtime.replan([successor, *(set(stages) - {replaced})]))
         await self._mesh.after(SwarmEventKind.REPLANNING, began)
         if self._cell.moment is not Moment.LOADING:
             await self._mesh.after(SwarmEventKind.LOADED, began)

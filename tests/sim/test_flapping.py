@@ -12,7 +12,7 @@ import pytest
 from bloombee.control.events import PlansCompared
 from bloombee.objective import Objective
 from bloombee.pace import Pace
-from bloombee.pipeline.swarm.outlook import ASK_EVERY_S, LOOK_EVERY_S, Question
+from bloombee.pipeline.swarm.outlook import Question
 from bloombee.pipeline.swarm.replanning import NextPlan
 from bloombee.plan.plan import Plan
 from bloombee.plan.topology import Device, Link, Topology
@@ -44,7 +44,7 @@ class Flapping(DriftingCluster):
 
     def _replan(self, why: str) -> None:
         super()._replan(why)
-        (begun,) = self.head.swarm.handovers.plans
+        begun = max(self.head.swarm.handovers.plans, key=lambda plan: plan.epoch)
         self.runs.append((self.clock.now, begun))
 
     def worths(self, topology: Topology) -> list[float]:
@@ -82,7 +82,6 @@ def _best_offline(losses: Sequence[tuple[float, list[float]]], cost_s: float) ->
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("period_s", [2.0, 10.0, 60.0, 300.0])
 def test_half_an_hour_of_swings_costs_at_most_twice_what_who_knows_the_future_pays(period_s: float) -> None:
-    """And what is lost before a change has been looked at, for each change of plan."""
     cluster = Flapping(_topology())
     first = cluster.runs[0][1]
     ends = first.stages[0].worker, first.stages[1].worker
@@ -99,7 +98,7 @@ def test_half_an_hour_of_swings_costs_at_most_twice_what_who_knows_the_future_pa
     lost_s = sum(lost[sum(at <= now for at, _ in cluster.runs) - 1] for now, lost in losses)
     best_s = _best_offline(losses, cost_s)
     assert num_changes, "the link is worth leaving"
-    assert lost_s + num_changes * cost_s <= 2 * best_s + num_changes * (LOOK_EVERY_S + ASK_EVERY_S)
+    assert lost_s + num_changes * cost_s <= 2 * best_s
     assert cluster.head.num_recoveries == 0
     assert cluster.run()
     assert_right(cluster, LAYERS)
