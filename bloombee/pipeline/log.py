@@ -17,6 +17,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import dropwhile, takewhile
 
 from msgspec import Struct
 
@@ -328,17 +329,15 @@ class BoundaryLog:
                 continue
             frame.num_runs -= sum(branch.frame is frame for branch in rows.nodes)
             rows.nodes = [branch for branch in rows.nodes if branch.frame is not frame]
-            runs = rows.runs
-            if runs and runs[0].frame is frame:  # the oldest of all, as it mostly is
-                del runs[0]
-                frame.num_runs -= 1
-                continue
-            at = next((run.position for run in runs if run.frame is frame), None)
-            if at is not None:
-                self.lose(sequence, at)
-                del runs[0]
-                frame.num_runs -= 1
+            self.lose(sequence, _stop_in(rows.runs, frame))
         self._let_go(frame)
+
+
+def _stop_in(runs: Sequence[_Run], frame: _Frame) -> int:
+    """Where the rows of a sequence that are in ``frame`` end; 0: none are. There are several runs, which are neighbours, where a
+    path skips nodes."""
+    own = takewhile(lambda run: run.frame is frame, dropwhile(lambda run: run.frame is not frame, runs))
+    return max((run.stop for run in own), default=0)
 
 
 def _on_path(rows: _Rows, cut: Cut) -> Iterator[tuple[Part, _Branch]]:

@@ -12,7 +12,7 @@ from bloombee.pipeline.commands import Spill
 from bloombee.pipeline.extents import Extents
 from bloombee.pipeline.log import BoundaryLog
 from bloombee.types import Kind
-from bloombee.wire.messages import Cut, Item
+from bloombee.wire.messages import Cut, Item, Tree
 
 ROW_BYTES = 10
 
@@ -52,6 +52,12 @@ class _Disk:
         payload = b"".join(_row(sequence, position + row) for sequence, position, rows in parts for row in range(rows))
         self.do(self.log.append(items, items, payload, len(payload)))
         return len(payload)
+
+    def draft(self, sequence: int, generation: int, position: int, parents: tuple[int, ...], rows: Sequence[bytes]) -> None:
+        """A frame of a tree's nodes."""
+        tree = Tree(1, parents, bytes([(1 << len(parents)) - 1]))
+        item = Item(sequence, generation, Kind.DRAFT, position, bytes(4 * len(parents)), len(parents), None, tree)
+        self.do(self.log.append([item], [item], b"".join(rows), ROW_BYTES * len(rows)))
 
     def rows(self, sequence: int, start: int, stop: int) -> list[bytes]:
         found = []
@@ -99,6 +105,37 @@ def test_every_row_that_is_kept_reads_as_it_was_whatever_comes_and_goes(seed: in
     disk.answer()
     for sequence in length:
         log.forget(sequence)
+    assert (log.num_bytes, log.num_stored_bytes) == (0, 0)
+    assert not space or log._room.take(space) == 0, "all of the file can be used again"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_that_were_drafted_read_as_they_were_too(seed: int) -> None:
+    """A path may skip nodes: then a sequence has several runs in one frame."""
+    rng = random.Random(seed)
+    memory, space = rng.choice([200, 1000]), rng.choice([0, 200, 1000])
+    log = BoundaryLog(memory, space)
+    disk = _Disk(log, bytearray(space))
+    rows: dict[int, list[bytes]] = {1: [], 2: [], 3: []}
+    for step in range(400):
+        sequence = rng.choice(list(rows))
+        parents = tuple(rng.randrange(node + 1) for node in range(rng.randint(1, 6)))
+        nodes = [_row(step, node) for node in range(1, len(parents) + 1)]
+        disk.draft(sequence, step, len(rows[sequence]), parents, nodes)
+        path, node = list[int](), 0
+        while children := [child for child, parent in enumerate(parents, 1) if parent == node]:
+            path.append(node := rng.choice(children))
+        log.cut(Cut(sequence, step + 1, len(rows[sequence]), tuple(path)))
+        rows[sequence] += [nodes[node - 1] for node in path]
+        if rng.random() < 0.8:
+            disk.answer(takes_it=rng.random() < 0.9)
+        for number, known in rows.items():
+            start, stop = log.bounds(number)
+            assert start == stop or stop == len(known)
+            assert start == stop or disk.rows(number, start, stop) == known[start:stop]
+    disk.answer()
+    for number in rows:
+        log.forget(number)
     assert (log.num_bytes, log.num_stored_bytes) == (0, 0)
     assert not space or log._room.take(space) == 0, "all of the file can be used again"
 
