@@ -194,7 +194,7 @@ class FrameSender:
         if kept is None:
             return []
         message = kept.send.message
-        empty = replace(message, items=()) if isinstance(message, Forward) else replace(message, picks=())
+        empty = replace(message, items=()) if isinstance(message, Forward) else replace(message, picks=(), nodes=None)
         kept.send = Send(kept.send.to, kept.send.lane, empty)
         kept.sent_at = now
         return [kept.send]

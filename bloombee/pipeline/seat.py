@@ -154,7 +154,8 @@ class Seat:
         if self._lost or self._short:
             self._begun_anew(fresh)
         if self.is_last:
-            nodes = _nodes(work) if any(segment.tree is not None for segment in work.segments) else None
+            has_nodes = not outcome.failed and any(segment.tree is not None for segment in work.segments)
+            nodes = _nodes(work) if has_nodes else None
             return self._push(
                 Lane.CONTROL, lambda number: Verdict(frame=number, picks=outcome.picks, nodes=nodes, **head), None, now
             )

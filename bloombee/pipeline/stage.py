@@ -293,14 +293,20 @@ class StageCore:
         dead = () if fresh is job.items else [item for item in job.items if item not in fresh]
         spills = self._keep(job, fresh, outcome) if not outcome.failed else []
         if seat.retired:
-            return [*self._say_over_others(job, outcome, now), *self._start(), *spills]
+            ended = self._end(job, now) if outcome.failed else []
+            return [*self._say_over_others(job, outcome, now), *ended, *self._start(), *spills]
         seat.upstream[lane_in].retire([job.frame])
         sends = seat.pass_on(job.work, job.said or job.items, fresh, dead, outcome, now)
         if outcome.failed:
-            sends += seat.end((item.sequence for item in job.items), now)
+            sends += self._end(job, now)
         if len(self.seats) > 1 or seat.telling.is_behind:
             sends += self._say_over_others(job, outcome, now)
         return [*sends, *self._start(), seat.acknowledge(lane_in, now), *spills]
+
+    def _end(self, job: Job, now: float) -> list[Command]:
+        """Its rows are not to be had: told over its seat, or the newest if that is retired."""
+        seat = next(reversed(self.seats.values()), None) if job.seat.retired else job.seat
+        return [] if seat is None else seat.end((item.sequence for item in job.items), now)
 
     def _keep(self, job: Job, fresh: Sequence[Item], outcome: Outcome) -> list[Command]:
         """In the log; on the last stage picks with their sequence."""

@@ -11,7 +11,7 @@ from bloombee.errors import LocalProtocolError, RemoteProtocolError, StalePlan
 from bloombee.kv.pool import most_pages, pages_for
 from bloombee.pipeline.commands import Command, Compute, Gather, Send
 from bloombee.pipeline.device_queue import DEVICE_DEPTH, MOST_OVERTAKES
-from bloombee.pipeline.events import Computed, ComputeFailed, Gathered, Greeted, Port, StageReceived
+from bloombee.pipeline.events import Computed, ComputeFailed, Gathered, Greeted, Port, StageReceived, Unsendable
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Outcome, Pages, Work
 from bloombee.types import Kind, Lane, Phase, Priority
@@ -34,6 +34,7 @@ from bloombee.wire.messages import (
     Retire,
     Sampling,
     StageFailed,
+    Tree,
     Verdict,
     Wire,
     Wired,
@@ -135,6 +136,44 @@ def test_rows_that_could_not_be_computed_end_their_sequences_and_nothing_else(st
     (work,) = _works(core.handle(_forward(1, _item(9, 0, 2))))
     commands = _done(core, work)
     assert [message.items for message in _messages(commands, Forward)] == ([] if stage else [(_item(9, 0, 2),)])  # type: ignore[attr-defined]
+
+
+def _draft(sequence: int, position: int) -> Item:
+    """Two nodes."""
+    return Item(sequence, 0, Kind.DRAFT, position, bytes(8), 2, None, Tree(1, (0, 1), b"\x03"))
+
+
+def test_nodes_that_could_not_be_computed_end_their_sequences_and_nothing_else() -> None:
+    core = _core(stage=1)
+    (work,) = _works(core.handle(_forward(0, _item(7, 0, 3))))
+    core.handle(Computed(Outcome(work.number), now=0.0))
+    (work,) = _works(core.handle(_forward(1, _draft(7, 3))))
+    commands = core.handle(Computed(Outcome(work.number, failed=True), now=0.0))
+    assert _messages(commands, Verdict) == [Verdict(1, 1, 1, 101, (), None)]
+    assert _messages(commands, Lost) == [Lost(1, 1, (Holding(7, 0, 3),), is_final=True)]
+
+
+def test_a_verdict_on_nodes_that_cannot_be_sent_goes_without_both() -> None:
+    core = _core(stage=1)
+    (work,) = _works(core.handle(_forward(0, _item(7, 0, 3))))
+    core.handle(Computed(Outcome(work.number), now=0.0))
+    (work,) = _works(core.handle(_forward(1, _draft(7, 3))))
+    picks = tuple(Pick(7, 0, position, 5, None, ()) for position in (4, 5))
+    commands = core.handle(Computed(Outcome(work.number, picks=picks), now=0.0))
+    assert _messages(commands, Verdict) == [Verdict(1, 1, 1, 101, picks, (1, 2))]
+    commands = core.handle(Unsendable(1, Lane.CONTROL, 1, 0.0))
+    assert _messages(commands, Verdict) == [Verdict(1, 1, 1, 101, (), None)]
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_rows_that_could_not_be_computed_end_their_sequences_though_their_seat_is_retired(stage: int) -> None:
+    """Nobody would say them again: they are in no log."""
+    core = _core(stage=stage)
+    (work,) = _works(core.handle(_forward(0, _item(7, 0, 2))))
+    _seat(core, 2, stage, 2, 4)
+    core.handle(StageReceived(Retire(1, 1), 0.0))
+    commands = core.handle(Computed(Outcome(work.number, failed=True), now=0.0))
+    assert _messages(commands, Lost) == [Lost(1, 2, (Holding(7, 0, 2),), is_final=True)]
 
 
 def test_doubled_frame_is_only_acknowledged() -> None:
