@@ -76,7 +76,7 @@ class Intake:
     def refuse(self, refused: Sequence[Holding]) -> None:
         """Rows of these, of :meth:`live`, are dropped from now on, until they begin as another generation."""
         store = self._store
-        known = {one.sequence: one.generation for one in refused} | self._refused
+        known = self._refused | {one.sequence: one.generation for one in refused}
         self._refused = {number: generation for number, generation in known.items() if not store.is_closed(number)}
 
     def take(self, seat: Seat, forward: Forward, counts: Sequence[int], live: Sequence[Item], payload: object | None) -> Job:

@@ -188,3 +188,16 @@ def test_so_many_are_kept_and_no_more() -> None:
     assert store.take_gone() == [0]
     store.clear()
     assert pool.num_free == 7
+
+
+def test_what_cannot_begin_twice_is_dropped_by_its_newest_generation() -> None:
+    """It is preempted before it has begun in the other way that was asked for."""
+    core = a_stage()
+    for frame, generation in enumerate((1, 3)):
+        commands = core.handle(a_frame(frame, _on(2, 8, 2, generation=generation)))
+        assert messages(commands, Have) == [Have(1, 1, 2, 0)]
+    commands = core.handle(a_frame(2, an_item(2, 10, 1, generation=3)))
+    assert not messages(commands, Gap), "it would come again and again, and keep its credit"
+    assert core.num_sequences == 0
+    core.handle(a_frame(3, an_item(2, 0, 2, generation=4)))
+    assert core.num_sequences == 1
