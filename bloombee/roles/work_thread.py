@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from bloombee.errors import BloomBeeError
+from bloombee.errors import BloomBeeError, DeviceError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -64,13 +64,17 @@ class WorkThread:
             self._tasks.put(task)
 
     def ask(self, make: Callable[[], T], on_done: Callable[[T], None], on_error: Callable[[BloomBeeError], None]) -> None:
-        """Run ``make`` in its turn; one of the other two gets what came of it, on the event loop."""
+        """Run ``make`` in its turn; one of the other two gets what came of it, on the event loop: a DeviceError where it raises
+        what is none of ours."""
 
         def task() -> None:
             try:
                 self.post(on_done, make())
             except BloomBeeError as error:
                 self.post(on_error, error)
+            except Exception as error:  # of a library, or no memory
+                log.debug("a task failed", exc_info=True)
+                self.post(on_error, DeviceError(f"a task of the device or the disk failed: {type(error).__name__}: {error}"))
 
         self.put(task)
 
@@ -89,7 +93,11 @@ class WorkThread:
     def _main(self) -> None:
         while (task := self._tasks.get()) is not None:
             self._turn.acquire()
-            self._run_here(task)
+            try:
+                self._run_here(task)
+            except Exception as error:  # a bug: a thread that ended would leave everybody waiting
+                bug = {"message": f"a task of {threading.current_thread().name} raised", "exception": error}
+                self.post(self._loop.call_exception_handler, bug)
 
     def _run_here(self, task: Callable[[], None]) -> None:
         try:

@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any
 
+from bloombee.errors import BloomBeeError, DeviceError
 from bloombee.pipeline.work import Pages, Segment, Work
 from bloombee.roles.executor import BRIEF_NS, SpanExecutor
 from bloombee.roles.loading import Loader
@@ -80,6 +81,34 @@ def test_the_loop_goes_on_beside_a_task_that_is_not_brief() -> None:
         return bool(await done)
 
     assert run_on(use)
+
+
+def test_whatever_a_question_raises_is_told_and_the_thread_goes_on() -> None:
+    async def use(queue: WorkThread) -> BloomBeeError:
+        told: asyncio.Future[BloomBeeError] = asyncio.get_running_loop().create_future()
+        queue.ask(lambda: [][0], told.set_result, told.set_result)
+        return await told
+
+    error = run_on(use)
+    assert isinstance(error, DeviceError)
+    assert "IndexError" in error.message
+
+
+def test_a_task_that_raises_what_it_must_not_is_the_loops_to_tell_and_the_thread_goes_on() -> None:
+    async def use(queue: WorkThread) -> list[Any]:
+        loop, said = asyncio.get_running_loop(), list[Any]()
+        loop.set_exception_handler(lambda _, context: said.append(context["exception"]))
+        last = loop.create_future()
+
+        def wrong() -> None:
+            raise ZeroDivisionError
+
+        queue.put(wrong)
+        queue.put(lambda: queue.post(last.set_result, None))
+        await last
+        return said
+
+    assert list(map(type, run_on(use))) == [ZeroDivisionError]
 
 
 def test_only_short_decode_on_a_processor_that_mostly_idles_is_brief() -> None:
