@@ -73,10 +73,10 @@ def _walk(state: GrammarState, draw: random.Random) -> list[float]:
         token = int(allowed[draw.randrange(len(allowed))])
         if token == 0:
             break
-        began = time.perf_counter()
-        state.advance(token)
-        spent_ms.append(1e3 * (time.perf_counter() - began))
         output += token.to_bytes(4, "little")
+        began = time.perf_counter()
+        state.mask(output)
+        spent_ms.append(1e3 * (time.perf_counter() - began))
     return spent_ms
 
 

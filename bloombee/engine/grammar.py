@@ -54,7 +54,7 @@ def vocabulary(tokenizer_json: str, vocab_size: int, end_tokens: Sequence[int]) 
 
 
 class GrammarState:
-    """Where one sequence is in its grammar. One thread at a time.
+    """Where one sequence is in its grammar. Any thread may ask for :meth:`mask` and :meth:`masks`.
 
     Args:
         matcher: compiled, at the beginning; its own.
@@ -62,6 +62,7 @@ class GrammarState:
     """
 
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+        self._lock = threading.Lock()
         self._matcher = matcher
         self._vocab_size = vocab_size
         self._output = bytearray()
@@ -75,12 +76,13 @@ class GrammarState:
         Raises:
             GrammarFailed: it does not allow these tokens, or is too much to be followed.
 
-        Time: none where :meth:`advance` led here; else that of a mask, and of as many tokens as were not known before.
+        Time: none where it was asked for last; else that of a mask, and of as many tokens as were not known before.
         """
-        self._go_to(output)
-        if self._mask is None:
-            self._mask = self._computed()
-        return self._mask
+        with self._lock:
+            self._go_to(output)
+            if self._mask is None:
+                self._mask = self._computed()
+            return self._mask
 
     def mask_after(self, path: Sequence[int]) -> Mask:
         """As :meth:`mask`, after the output of before and then ``path``, as a draft goes on; the state stays as it is.
@@ -100,18 +102,12 @@ class GrammarState:
         Raises as :meth:`mask`."""
         tree, output = segment.tree, segment.history[4 * segment.num_prompt_tokens :]
         if tree is not None:
-            self._go_to(output)
-            nodes = [tree.first + row for row in segment.picked()]
-            return {node: self.mask_after(np.frombuffer(tree.tokens_on(node), "<u4").tolist()) for node in nodes}
+            with self._lock:
+                self._go_to(output)
+                nodes = [tree.first + row for row in segment.picked()]
+                return {node: self.mask_after(np.frombuffer(tree.tokens_on(node), "<u4").tolist()) for node in nodes}
         positions = [segment.position + row + 1 for row in segment.picked()]
         return {position: self.mask(output[: 4 * (position - segment.num_prompt_tokens)]) for position in positions}
-
-    def advance(self, token: int) -> None:
-        """One further, and know the mask there. Raises GrammarFailed as :meth:`mask`."""
-        self._mask = None
-        self._take([token])
-        self._output += token.to_bytes(4, "little")
-        self._mask = self._computed()
 
     def _go_to(self, output: bytes) -> None:
         if output == self._output:
@@ -142,6 +138,19 @@ class GrammarState:
         raise GrammarFailed(f"the grammar cannot be followed: {_said(self._matcher)}")
 
 
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """What a state was told to do.
+
+    Args:
+        of: whose ``masks`` there will be; None: there will be none, but the state is after the newest pick then, and knows the
+            mask there.
+    """
+
+    of: Segment | None
+    masks: Future[dict[int, Mask]]
+
+
 @dataclass(slots=True)
 class _Entry:
     """Of one sequence."""
@@ -150,12 +159,14 @@ class _Entry:
     end_tokens: tuple[int, ...]
     state: Future[GrammarState]
     asked_at: float
-    ahead: Future[dict[int, Mask]] = field(default_factory=Future)
-    """The newest that the state was told to do; before it is done nobody else touches the state."""
-    of: Segment | None = None
-    """Whose masks ``ahead`` has."""
-    is_led: bool = False
-    """``ahead`` has no masks, but the state is after the newest pick then, and knows the mask there."""
+    ahead: _Ahead | None = None
+    """The newest."""
+
+    def ahead_of(self, segment: Segment) -> _Ahead | None:
+        """After which its masks are there; None: the state was told something else."""
+        ahead = self.ahead
+        is_its = ahead is not None and (ahead.of is segment or (ahead.of is None and segment.tree is None))
+        return ahead if is_its else None
 
 
 @dataclass(slots=True)
@@ -196,7 +207,8 @@ class Grammars:
             if segment.grammar is None:
                 continue
             entry = self._entry(segment)
-            if segment.num_picks and entry.state.done() and (segment.tree is not None or not entry.is_led):
+            is_there = entry.state.done() and entry.state.exception() is None  # else :meth:`mask` says what is wrong
+            if segment.num_picks and is_there and entry.ahead_of(segment) is None:
                 self._look(entry, segment)
 
     def mask(self, segment: Segment, position: int, node: int = 0) -> Mask:
@@ -208,10 +220,9 @@ class Grammars:
         entry = self._entry(segment)
         try:
             state = entry.state.result(max(0.0, entry.asked_at + MOST_READY_S - time.monotonic()))
-            if not entry.is_led and entry.of is not segment:
-                self._look(entry, segment)
-            masks = entry.ahead.result(MOST_READY_S)
-            if entry.of is segment:
+            ahead = entry.ahead_of(segment) or self._look(entry, segment)  # the entry's may be of another segment any moment
+            masks = ahead.masks.result(MOST_READY_S)
+            if ahead.of is segment:
                 return masks[node or position]
             return state.mask(segment.history[4 * segment.num_prompt_tokens : 4 * position])
         except TimedOut:
@@ -225,8 +236,8 @@ class Grammars:
     def picked(self, picks: Iterable[tuple[Segment, int, int]]) -> None:
         """(segment, position, token) that were picked of chains, one of each sequence: the masks after them are made from now on,
         beside what comes."""
-        due: list[tuple[GrammarState, int]] = []
-        ahead: Future[dict[int, Mask]] = Future()
+        due: list[tuple[GrammarState, bytes]] = []
+        ahead = _Ahead(None, Future())
         for segment, position, token in picks:
             entry = self._entries.get(segment.sequence)
             if entry is None:
@@ -234,15 +245,16 @@ class Grammars:
             if token in segment.end_tokens or position + 1 - segment.num_prompt_tokens >= segment.max_new_tokens:
                 self._forget(segment.sequence)
                 continue
-            entry.ahead, entry.of, entry.is_led = ahead, None, True
-            due.append((entry.state.result(), token))
+            entry.ahead = ahead
+            output = segment.history[4 * segment.num_prompt_tokens : 4 * position]
+            due.append((entry.state.result(), output + token.to_bytes(4, "little")))
         if due:
-            self._following.submit(_advance, due, ahead)
+            self._following.submit(_lead, due, ahead.masks)
 
-    def _look(self, entry: _Entry, segment: Segment) -> None:
+    def _look(self, entry: _Entry, segment: Segment) -> _Ahead:
         """Have the segment's masks made."""
-        entry.of, entry.is_led = segment, False
-        entry.ahead = self._following.submit(entry.state.result().masks, segment)
+        ahead = entry.ahead = _Ahead(segment, self._following.submit(entry.state.result().masks, segment))
+        return ahead
 
     def _entry(self, segment: Segment) -> _Entry:
         assert segment.grammar is not None
@@ -287,10 +299,11 @@ class Grammars:
         return found
 
 
-def _advance(due: Sequence[tuple[GrammarState, int]], ahead: Future[dict[int, Mask]]) -> None:
-    for state, token in due:
+def _lead(due: Sequence[tuple[GrammarState, bytes]], ahead: Future[dict[int, Mask]]) -> None:
+    """Have each state know the mask after these tokens."""
+    for state, output in due:
         try:
-            state.advance(token)
+            state.mask(output)
         except BaseException as error:  # whoever needs the mask asks again, and is told
             log.debug("a mask ahead: %s", error)
     ahead.set_result({})

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 from llguidance import LLMatcher, LLTokenizer
+from msgspec.structs import replace
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from bloombee.engine.checkpoint import resolve
@@ -163,6 +167,69 @@ def test_a_grammar_that_fails_fails_alone(words: LLTokenizer) -> None:
     with pytest.raises(GrammarFailed, match="compiled"):
         stage.mask(bad, 2)
     assert allowed(stage.mask(good, 2)) == allowed(state_of(GRAMMARS["regex"], words).mask(b""))
+
+
+def test_a_prompt_that_comes_in_chunks_fails_with_its_grammar_and_no_sooner() -> None:
+    """By the time that the last chunk comes it is known that the grammar cannot be compiled."""
+    stage, segment = Grammars(lambda: None, V), a_segment([], GRAMMARS["regex"])
+    stage.begin([replace(segment, num_picks=0)])
+    stage._compiling.submit(int).result()  # what was asked of that thread is done
+    stage.begin([segment])
+    with pytest.raises(GrammarFailed, match="no tokenizer"):
+        stage.mask(segment, 2)
+
+
+class _Slow:
+    """A thread that does what it was given when it is told to; says when somebody waits for it."""
+
+    def __init__(self) -> None:
+        self.is_awaited = threading.Event()
+        self._tasks: list[Callable[[], None]] = []
+
+    def submit(self, call: Callable[..., Any], *args: Any) -> Future[Any]:
+        is_awaited = self.is_awaited
+
+        class Awaited(Future[Any]):
+            def result(self, timeout: float | None = None) -> Any:
+                is_awaited.set()
+                return super().result(timeout)
+
+        future = Awaited()
+        self._tasks.append(lambda: future.set_result(call(*args)))
+        return future
+
+    def work(self) -> None:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task()
+
+
+def test_a_draft_that_comes_in_parts_has_the_masks_of_each_while_the_next_begins(words: LLTokenizer) -> None:
+    """Where picks are made on another thread than forwards are begun on, as of a GPU."""
+    stage, grammar = a_stage(), GRAMMARS["schema"]
+    tokens = walks(grammar, words, 1)
+    rows = tokens[:4]
+    first, second = (
+        Segment(
+            1, 0, 2 + start, packed(rows[start:stop]), stop - start, (), SAMPLING, 2, packed([9, 9]), 100, (END,),
+            grammar=grammar.to_wire(),
+            tree=Branches(2, start + 1, tuple(range(stop)), packed(rows[:stop]), tuple(range(stop - start))),
+        )
+        for start, stop in ((0, 2), (2, 4))
+    )  # fmt: skip
+    stage.begin([replace(first, num_picks=0)])
+    stage._compiling.submit(int).result()
+    stage._following = slow = _Slow()  # type: ignore[assignment]
+    stage.begin([first])
+    with ThreadPoolExecutor(1) as picking:
+        mask = picking.submit(stage.mask, first, 4, 2)
+        assert slow.is_awaited.wait(30)
+        stage.begin([second])
+        slow.work()
+        assert allowed(mask.result(30)) == allowed(state_of(grammar, words).mask(packed(rows[:2])))
+        mask = picking.submit(stage.mask, second, 6, 4)
+        slow.work()
+        assert allowed(mask.result(30)) == allowed(state_of(grammar, words).mask(packed(rows)))
 
 
 def test_without_a_tokenizer_no_grammar_is_obeyed() -> None:
