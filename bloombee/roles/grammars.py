@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from bloombee.errors import ConfigError, RuntimeClosed
+from bloombee.errors import ConfigError, DeviceError, RuntimeClosed
 from bloombee.grammar import MOST_COMPILING_S
 from bloombee.models.card import ModelCard
 from bloombee.quote import printable
@@ -58,7 +58,7 @@ class GrammarCheck:
             return
         try:
             wrong = await asyncio.get_running_loop().run_in_executor(self._thread, self._compile, grammar)
-        except (asyncio.CancelledError, RuntimeError):
+        except (asyncio.CancelledError, RuntimeError, DeviceError):
             if self._is_closed:
                 raise RuntimeClosed("the Runtime was closed") from None
             raise
@@ -78,7 +78,7 @@ class GrammarCheck:
     # -- on the thread ---------------------------------------------------------------------
 
     def _compile(self, grammar: Grammar) -> str:
-        """What is wrong with it; empty: nothing."""
+        """What is wrong with it; empty: nothing. Raises DeviceError: no process can be started."""
         process = self._started()
         assert process.stdin is not None
         try:
@@ -100,6 +100,7 @@ class GrammarCheck:
         )
         if self._is_closed or _line(process, MOST_STARTING_S) is None:
             self._end(process)
+            raise DeviceError("the process that looks at grammars did not start; its stderr may say why")
         return process
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 import bloombee
 from bloombee import Grammar
-from bloombee.errors import ConfigError
+from bloombee.errors import ConfigError, DeviceError
 from bloombee.grammar import MOST_BIAS, Constraints
 from bloombee.roles.grammars import GrammarCheck
 from bloombee.sim.cluster import sim_card
@@ -79,6 +80,15 @@ def test_a_grammar_that_explodes_costs_its_request_alone() -> None:
     assert said[0] is not None
     assert "to compile it takes more than" in said[0]
     assert said[2] is not None
+
+
+def test_a_checker_that_cannot_start_is_no_fault_of_the_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*_: str, **how: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["false"], **how)
+
+    monkeypatch.setattr("bloombee.roles.grammars.start_child", started)
+    with pytest.raises(DeviceError, match="start"):
+        faults(SOUND)
 
 
 def test_a_text_that_could_not_end_is_refused() -> None:
