@@ -402,6 +402,20 @@ def test_a_spare_that_is_too_small_is_none() -> None:
     assert isinstance(down.error, LinkDown)
 
 
+def test_while_another_worker_is_awaited_a_second_that_is_lost_is_awaited_as_well() -> None:
+    """Though a spare is there that could take its place: nothing can be wired before all places are taken."""
+    core, _ = _joined(waits_s=30.0)
+    _load_and_wire(core, 1, 2, 3)
+    core.handle(WorkerGone(2, "gone", 1.0))
+    core.handle(WorkerJoined(4, "w4", "tcp://127.0.0.1:1", b"\4" * 32, 10_000, 1.0))
+    assert not _orders(core.handle(WorkerGone(3, "gone", 1.0)), Load)
+    assert not _orders(core.handle(Tick(1.1)), Load)
+    core.handle(WorkerJoined(5, "w5", "tcp://127.0.0.1:1", b"\5" * 32, 10_000, 1.1))
+    loads = _orders(core.handle(Tick(1.2)), Load)
+    assert [(worker, load.start, load.stop) for worker, load in loads] == [(4, 3, 6), (5, 6, 8)]  # type: ignore[attr-defined]
+    assert core.error is None
+
+
 def test_a_lost_spare_changes_nothing() -> None:
     core = _with_spare()
     assert core.handle(WorkerGone(4, "killed", 0.0)) == []

@@ -309,7 +309,8 @@ class SwarmCore:
         if stage is None:
             return parted
         error = LinkDown(f"worker {worker.name!r} is gone ({reason}); restart it and the Runtime", worker=worker.name)
-        spare = heir(stage, map(self._workers.__getitem__, self.spares))
+        # Nothing is wired before whoever is awaited has come: then all places are taken at once.
+        spare = heir(stage, map(self._workers.__getitem__, self.spares)) if self._awaiting is None else None
         if spare is None:
             return [*parted, *self._share_out(self.plan, stage, error, reason, now)]
         return [*parted, *self._replace(self.plan, stage, spare, reason, now)]
@@ -320,7 +321,7 @@ class SwarmCore:
         other = NextPlan.of(self.request, plan, self._workers, self._workers, surveyed).shared_out()
         if other is None:
             return self._await_another(plan, lost, error, reason, now)
-        other = self._orders.numbered(other, plan)
+        self._awaiting, other = None, self._orders.numbered(other, plan)
         broken = self._broken(other, lost, "a split over those that are left", reason, now)
         return [*broken, *self._orders.move(other, plan, now), *self._go_on(other, now)]
 
