@@ -87,8 +87,6 @@ HEAD_ONLY = (
     "step_deadline_s",
     "load_deadline_s",
 )
-LOCAL_ONLY = ("device", "device_memory", "host_memory", "disk", "threads", "restarts")
-"""Of workers that are started here."""
 SAMPLING = Options(
     SamplingParams,
     "Sampling",
