@@ -15,6 +15,7 @@ from bloombee.sim.cpu import CorePool, Crowd
 from bloombee.sim.network import Faults, LinkShape, SimLink, SimNetwork
 from bloombee.types import Lane, WorkerId
 from bloombee.wire.messages import AnyMessage, Ask, Forward, Told, Verdict
+from bloombee.wire.rules import check_message
 
 HEADER_BYTES = 160
 """What a frame costs besides its rows: envelope, ZeroMQ, CURVE, TCP/IP."""
@@ -104,7 +105,12 @@ class SimCarrier:
         reliable: bool,
         lane: Lane = Lane.CONTROL,
     ) -> None:
-        """Bring ``message`` over; ``deliver`` is called when it is there, unless it is lost on the way."""
+        """Bring ``message`` over; ``deliver`` is called when it is there, unless it is lost on the way.
+
+        Raises:
+            RemoteProtocolError: it breaks a rule between its fields, and could not be sent.
+        """
+        check_message(message)
 
         def arrive() -> None:
             self._trace.append(f"{self._clock.now:.9f} {source}->{target} {message!r}")
