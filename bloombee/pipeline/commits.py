@@ -18,15 +18,14 @@ from bloombee.wire.messages import Commit, Committed, Cut, Done, Holding
 def commit(
     store: SequenceStore, log: BoundaryLog, seats: Sequence[Seat], jobs: Jobs, message: Commit, now: float
 ) -> list[Command]:
-    """Lost, doubled and late ones are harmless: what is known already is answered again.
-
-    Raises:
-        RemoteProtocolError: more than can be remembered. Nothing has changed then.
-    """
-    for cut in message.cuts:
-        store.check_cut(cut)
+    """Lost, doubled and late ones are harmless: what is known already is answered again. What is more than can be remembered is
+    not answered: it is told again."""
     lost: list[Holding] = []
+    done: list[Done] = []
     for cut in message.cuts:
+        if not store.can_cut(cut):
+            continue
+        done.append(Done(cut.sequence, cut.generation))
         for gone in store.cut(cut):
             held = store.get(cut.sequence)
             assert held is not None
@@ -37,8 +36,7 @@ def commit(
                     seat.telling.recheck(cut.sequence)
             if held.is_lost:
                 lost.append(Holding(cut.sequence, held.generation, 0))
-    done = tuple([Done(cut.sequence, cut.generation) for cut in message.cuts])
-    answer = Committed(message.pipeline, message.epoch, done, store.kv.pages_free)
+    answer = Committed(message.pipeline, message.epoch, tuple(done), store.kv.pages_free)
     return [Send(Port.SCHEDULER, Lane.CONTROL, answer), *(seats[-1].report_lost(lost, now) if lost else ())]
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bloombee.errors import RemoteProtocolError
 from bloombee.types import SequenceId
 from bloombee.wire.messages import Cut, Item
 
@@ -33,14 +32,17 @@ class Cuts:
     of: dict[SequenceId, dict[int, Cut]] = field(default_factory=dict)
     """By the generation that each begins."""
 
-    def check(self, sequence: SequenceId) -> None:
-        """Raises RemoteProtocolError if one more of the sequence is more than anybody needs."""
-        known = self.of.get(sequence, {})
-        if len(known) >= MOST_AHEAD or (not known and len(self.of) >= MOST_SEQUENCES):
-            raise RemoteProtocolError(f"sequence {sequence}: too many cuts that wait for others", path="Commit.cuts")
+    def has_room(self, cut: Cut) -> bool:
+        """Whether it can be remembered, or is."""
+        known = self.of.get(cut.sequence)
+        if known is None:
+            return len(self.of) < MOST_SEQUENCES
+        return len(known) < MOST_AHEAD or not cut.length or cut.generation in known
 
     def note(self, cut: Cut) -> None:
         """Said again it changes nothing: a generation begins once."""
+        if not cut.length:
+            self.begin(cut.sequence, cut.generation)
         self.of.setdefault(cut.sequence, {}).setdefault(cut.generation, cut)
 
     def following(self, sequence: SequenceId, generation: int) -> list[Cut]:

@@ -78,6 +78,22 @@ def test_requests_go_on_over_another_plan_with_drafts_under_way(other: str, faul
 
 
 @pytest.mark.parametrize("other", ["spans", "first", "all"])
+@pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
+def test_rounds_that_a_new_stage_has_no_room_for_are_told_again(
+    other: str, faults: Faults | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sequence goes on from round to round while its rows are still on their way to who is to compute it."""
+    monkeypatch.setattr("bloombee.pipeline.cuts.MOST_AHEAD", 2)
+    rng = random.Random(other)
+    cluster = _Moving(1, IN_PARTS, faults=faults, lossy_orders=faults is not None)
+    cluster.ask(rng, 16)
+    cluster.hand_over(*OTHERS[other], at=0.3)
+    assert cluster.run()
+    assert not any(ended.error for ended in cluster.head.handovers)
+    assert_right(cluster, LAYERS)
+
+
+@pytest.mark.parametrize("other", ["spans", "first", "all"])
 @pytest.mark.parametrize("dies", [1, 2, 4])
 @pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
 def test_whoever_dies_in_the_middle_requests_go_on(other: str, dies: int, faults: Faults | None) -> None:

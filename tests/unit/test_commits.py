@@ -171,13 +171,35 @@ def test_what_is_remembered_of_cuts_goes_with_the_sequence() -> None:
     assert not core.store._cuts.of
 
 
-def test_cuts_that_wait_for_others_are_bounded() -> None:
+def test_cuts_that_are_more_than_can_be_remembered_are_not_confirmed_and_all_others_are() -> None:
+    """As of a sequence whose rows come over a slow link to a stage that is new, and goes on round after round meanwhile."""
     core = a_stage()
     for generation in range(2, MOST_AHEAD + 2):
         core.handle(a_commit((7, generation, 1)))
-    with pytest.raises(RemoteProtocolError):
-        core.handle(a_commit((8, 1, 0), (7, MOST_AHEAD + 2, 1)))
-    assert core.store._cuts.following(8, 0) == []
+
+    def confirmed(*cuts: tuple[int, int, int]) -> tuple[Done, ...]:
+        (answer,) = messages(core.handle(a_commit(*cuts)), Committed)
+        return answer.cuts
+
+    again, more = (7, MOST_AHEAD + 1, 1), (7, MOST_AHEAD + 2, 1)
+    assert confirmed((8, 1, 0), more, again) == (Done(8, 1), Done(7, MOST_AHEAD + 1))
+    ran(core, a_frame(0, an_item(7, 0, 3, generation=MOST_AHEAD)))
+    assert confirmed(more) == (Done(7, MOST_AHEAD + 2),)
+    held = core.store.get(7)
+    assert held is not None
+    assert (held.generation, held.have) == (MOST_AHEAD + 2, 1)
+
+
+def test_a_cut_of_length_0_needs_no_room_beside_others() -> None:
+    core = a_stage()
+    for generation in range(2, MOST_AHEAD + 2):
+        core.handle(a_commit((7, generation, 1)))
+    anew = MOST_AHEAD + 9
+    (answer,) = messages(core.handle(a_commit((7, anew, 0))), Committed)
+    assert answer.cuts == (Done(7, anew),)
+    assert not works(core.handle(a_frame(0, an_item(7, 0, 3, generation=5))))[0].segments
+    (work,) = works(core.handle(a_frame(1, an_item(7, 0, 3, generation=anew))))
+    assert work.segments[0].generation == anew
 
 
 def test_a_rollback_beyond_what_a_window_keeps_is_reported_as_lost_until_it_comes_again() -> None:

@@ -314,7 +314,9 @@ class Succession:
         rest = coming.pump(self._open.values(), now, at_once=True)
         self.running, self.coming, self._leaving = coming.epoch, None, _Leaving(running, now, coming.feeds)
         began = TellSwarm(EpochBegan(coming.epoch.ring.epoch, now))
-        return [began, *rest, *self.cut(self._batcher.abandon_rounds(), now)], coming.lost
+        # A stage to which rows were slow to come may have had no room for the cuts that it heard of before them.
+        again = self.cut_again(now, older_than_s=0.0)
+        return [began, *rest, *again, *self.cut(self._batcher.abandon_rounds(), now)], coming.lost
 
     def part(self, now: float, loop_s: float | None) -> list[Command]:
         """From the epoch before, if it is time: when nothing of it is under way, or far longer than a loop, ``loop_s``."""
