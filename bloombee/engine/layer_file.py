@@ -19,6 +19,7 @@ import ctypes
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,9 @@ WIDTH, SAMPLE_ROWS = 256, 256
 """Values of a row, for the codec; rows that its table is fitted to, of each large area."""
 ENTRY_BYTES = 96
 """Room in the header for what is said of a chunk."""
+ABANDONED_S = 300.0
+"""Nobody who writes a file leaves it for so long."""
+_DRAFT = re.compile(r"[0-9a-f]+\.[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,16 +143,28 @@ def write_layer(path: Path, key: str, areas: Sequence[Area], dtype: Dtype | None
     Raises:
         DeviceError: the disk is full or cannot be written; nothing is left behind. ``fields`` have its path.
     """
+    try:
+        _replace(path, key, areas, dtype)
+    except OSError as error:
+        what = "no room is left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"{error.strerror}"
+        raise DeviceError(f"cannot write weights to {path.parent}: {what}", path=str(path.parent)) from error
+
+
+def _replace(path: Path, key: str, areas: Sequence[Area], dtype: Dtype | None) -> None:
     draft = path.with_suffix(f".{os.getpid()}")
     try:
         with open(draft, "wb") as file:
             _write(file.fileno(), key, areas, dtype)
         draft.replace(path)
-    except OSError as error:
+    except BaseException:
         with contextlib.suppress(OSError):
             draft.unlink()
-        what = "no room is left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"{error.strerror}"
-        raise DeviceError(f"cannot write weights to {path.parent}: {what}", path=str(path.parent)) from error
+        raise
+
+
+def is_left(path: Path, now: float) -> bool:
+    """Whether it is what a process that has ended had begun to write; ``now``: as of time.time. Raises OSError: it is gone."""
+    return _DRAFT.fullmatch(path.name) is not None and now - path.stat().st_mtime > ABANDONED_S
 
 
 def _write(fd: int, key: str, areas: Sequence[Area], dtype: Dtype | None) -> None:

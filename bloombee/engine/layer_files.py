@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bloombee.engine.layer_file import LayerFile, padded, write_layer
+from bloombee.engine.layer_file import LayerFile, is_left, padded, write_layer
 from bloombee.engine.leaves import Area
 from bloombee.errors import CodecUnavailable, CorruptPayload, DeviceError, Infeasible
 from bloombee.types import Dtype
@@ -96,7 +96,15 @@ class LayerFiles:
             said = f"cannot keep weights in {self._directory}: {error.strerror}"
             raise DeviceError(said, path=str(self._directory)) from error
 
+    def _remove_left(self) -> None:
+        """What processes that were ended had begun to write counts for nobody."""
+        for path in self._directory.iterdir():
+            with contextlib.suppress(OSError):
+                if is_left(path, time.time()):
+                    path.unlink()
+
     def _make_room(self, num_bytes: int) -> None:
+        self._remove_left()
         sizes: dict[Path, tuple[float, int]] = {}
         for path in self._directory.glob(f"*{SUFFIX}"):
             with contextlib.suppress(OSError):

@@ -102,7 +102,10 @@ class LayerStream:
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._changed = threading.Condition()
         self._is_closed = False
-        self._readers = [threading.Thread(target=self._read, name="bloombee-stream", daemon=True) for _ in range(READS)]
+        stagings = [self._staging() for _ in range(READS)]  # what has no room fails here, and no thread
+        self._readers = [
+            threading.Thread(target=self._read, args=(staging,), name="bloombee-stream", daemon=True) for staging in stagings
+        ]
         for reader in self._readers:
             reader.start()
 
@@ -231,10 +234,13 @@ class LayerStream:
 
     # -- of readers ------------------------------------------------------------------------------
 
-    def _read(self) -> None:
+    def _staging(self) -> torch.Tensor:
+        """[n] uint8, whole blocks, aligned to one: room for any chunk."""
         largest = max(padded(chunk.stored_bytes) for file in self._files.values() for chunk in file.chunks)
         room = torch.empty(largest + BLOCK_BYTES, dtype=torch.uint8, pin_memory=self._copies is not None)
-        staging = room[-room.data_ptr() % BLOCK_BYTES :][:largest]
+        return room[-room.data_ptr() % BLOCK_BYTES :][:largest]
+
+    def _read(self, staging: torch.Tensor) -> None:
         while (job := self._job()) is not None:
             slot, number = job
             error: Exception | None = None

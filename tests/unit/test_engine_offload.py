@@ -20,6 +20,7 @@ from test_engine_model import rows, work
 from bloombee.cli import main
 from bloombee.engine.checkpoint import resolve
 from bloombee.engine.layer_files import SUFFIX, LayerFiles
+from bloombee.engine.leaves import Area
 from bloombee.engine.model import SpanModel
 from bloombee.engine.offload import pack_layers
 from bloombee.engine.spans import SpanStore
@@ -266,6 +267,30 @@ def test_a_full_disk_is_told_and_leaves_nothing(tiny: Path, tmp_path: Path, monk
     monkeypatch.setattr("bloombee.engine.layer_file.os.pwrite", full)
     with pytest.raises(DeviceError, match="no room is left"):
         load(tiny, tmp_path, range(4))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_process_that_was_ended_had_begun_to_write_is_removed(tmp_path: Path) -> None:
+    left, under_way, other = (tmp_path / name for name in (f"{'a' * 32}.7", f"{'b' * 32}.7", "notes.1"))
+    for path in (left, under_way, other):
+        path.write_bytes(bytes(1000))
+    for path in (left, other):
+        os.utime(path, (1e9, 1e9))
+    weights = torch.zeros(1000)
+    LayerFiles(tmp_path).write("a layer", [Area(weights.data_ptr(), weights.nbytes, weights)]).close()
+    assert not left.exists()
+    assert under_way.exists()
+    assert other.exists()
+
+
+def test_whatever_ends_the_writing_of_a_file_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bloombee.engine.layer_file.os.pwrite", stopped)
+    weights = torch.zeros(1000)
+    with pytest.raises(KeyboardInterrupt):
+        LayerFiles(tmp_path).write("a layer", [Area(weights.data_ptr(), weights.nbytes, weights)])
     assert not list(tmp_path.iterdir())
 
 
