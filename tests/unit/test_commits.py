@@ -7,7 +7,6 @@ import itertools
 import pytest
 from stage_kit import PENALTY, a_commit, a_frame, a_stage, an_item, an_opening, done, messages, ran, works
 
-from bloombee.errors import RemoteProtocolError
 from bloombee.kv.pool import MAX_ROLLBACK
 from bloombee.pipeline.commands import Gather, Send
 from bloombee.pipeline.cuts import MOST_AHEAD
