@@ -255,6 +255,8 @@ def _parts_of_gate(module: nn.Module) -> tuple[list[nn.Linear], nn.Linear] | Non
     linears = [child for child in children if type(child) is nn.Linear]
     if module._parameters or len(children) != len(linears) + 1 or len(linears) not in (2, 3):
         return None
+    if any(layer._parameters["weight"] is None for layer in linears):  # of a layer that streams there is nothing to compare
+        return None
     if any(True for child in children if child not in linears for _ in child.parameters()):
         return None
     *first, down = linears

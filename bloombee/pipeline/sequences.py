@@ -180,7 +180,7 @@ class SequenceStore:
             The cuts that the sequence has gone through with that, in order: rows from the length of each on are dead, here or
             elsewhere, but for those on its path.
         """
-        if self._is_past(cut):
+        if _is_past(self, cut):
             return []
         held = self._held.get(cut.sequence)
         self._cuts.note(cut)
@@ -188,12 +188,7 @@ class SequenceStore:
 
     def can_cut(self, cut: Cut) -> bool:
         """False: it would have to be remembered, and there is no room for that."""
-        return self._is_past(cut) or self._cuts.has_room(cut)
-
-    def _is_past(self, cut: Cut) -> bool:
-        """The sequence is closed, or has come further."""
-        held = self._held.get(cut.sequence)
-        return self.is_closed(cut.sequence) or (held is not None and cut.generation <= held.generation)
+        return _is_past(self, cut) or self._cuts.has_room(cut)
 
     def _advance(self, sequence: SequenceId, held: Held) -> list[Cut]:
         """To the newest generation whose cuts are all known. Returns as :meth:`cut`."""
@@ -300,6 +295,12 @@ class SequenceStore:
     def _let_go(self, sequence: SequenceId) -> None:
         del self._numbers[bisect_left(self._numbers, sequence)]
         self._held.pop(sequence).let_go(self.kv.prefixes)
+
+
+def _is_past(store: SequenceStore, cut: Cut) -> bool:
+    """Its sequence is closed, or has come further."""
+    held = store.get(cut.sequence)
+    return store.is_closed(cut.sequence) or (held is not None and cut.generation <= held.generation)
 
 
 def begins_anew(held: Held, item: Item) -> bool:

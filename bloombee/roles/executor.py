@@ -210,7 +210,7 @@ class SpanExecutor:
             hand(partial(torch.set_num_threads, torch.get_num_threads()))
         if span.pace is not None:
             self._queue.put(wake_exactly)
-        elif span.model.device.type != "cpu":
+        elif span.model.device.type != "cpu" and self._wave is None:  # a wave waits for all of it, on the device's thread
             self._results = _results_thread(self._queue, span.model)
         self._model, self.pager = span.model, self._loader.pager(self._queue, span.model, load)
         if self._stopped.is_set():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from engine_kit import FAMILIES, generate, load_chain, make_checkpoint, ragged_prompts, reference_tokens
 from kernel_kit import restore_rotary
+from transformers import LlamaConfig
 from transformers.activations import ACT2FN
 
 from bloombee import _native
@@ -67,6 +68,15 @@ def test_a_rows_norm_is_the_same_bits_in_any_batch() -> None:
     whole = fused.norm(x, weight, 1e-6, 0)
     for row in (0, 31, 64):
         assert torch.equal(whole[:, row], fused.norm(x[:, row : row + 1].clone(), weight, 1e-6, 0)[:, 0])
+
+
+def test_a_layer_whose_weights_are_on_disk_is_left_alone() -> None:
+    config = LlamaConfig(hidden_size=16, intermediate_size=32, num_attention_heads=4)
+    layer = torch.nn.Sequential(modelling("llama").LlamaRMSNorm(16), modelling("llama").LlamaMLP(config))
+    for module in layer.modules():
+        for name in module._parameters:
+            module._parameters[name] = None
+    assert fused.install(layer, torch.device("cpu")) == 1, "the function of its file"
 
 
 def test_a_norm_takes_rows_that_lie_apart() -> None:

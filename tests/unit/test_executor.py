@@ -6,13 +6,16 @@ import asyncio
 import threading
 from typing import Any
 
+import torch
+
 from bloombee.engine.device_clock import HostClock
 from bloombee.errors import BloomBeeError, DeviceError
 from bloombee.pipeline.work import Outcome, Pages, Segment, Work
 from bloombee.roles.executor import SpanExecutor
-from bloombee.roles.loading import Loader
+from bloombee.roles.loading import LoadedSpan, Loader
 from bloombee.roles.work_thread import WorkThread
-from bloombee.types import Phase
+from bloombee.types import Dtype, Phase, Span
+from bloombee.wire.messages import Load
 
 
 class Later:
@@ -74,3 +77,28 @@ def test_works_are_launched_beside_others_and_told_in_order() -> None:
     assert (first.number, second.number) == (0, 1)
     assert isinstance(third, DeviceError)
     assert "the device is gone" in str(third)
+
+
+class Streaming:
+    """Layers that stream, on a device that is not this machine's processor."""
+
+    stream, device, hidden_size, span = object(), torch.device("meta"), 8, Span(0, 2)
+
+    def warm_up(self) -> list[Any]:
+        return []
+
+
+def test_what_comes_of_layers_that_stream_is_waited_for_and_encoded_on_one_thread() -> None:
+    """A sender is one thread's: a wave tells what came of it on the device's, and rows are gathered there too."""
+
+    async def run() -> SpanExecutor:
+        queue = WorkThread(asyncio.get_running_loop())
+        span = SpanExecutor(queue, Loader())
+        load = Load(1, 1, 0, 2, 2, "m", bytes(16), (), "float32", (), 4, 0, None, (), ())
+        span._take(LoadedSpan(Streaming(), Dtype.FLOAT32, None), load, lambda _: None)
+        queue.stop()
+        return span
+
+    span = asyncio.run(run())
+    assert span._wave is not None
+    assert span._results is None
