@@ -362,7 +362,8 @@ app.command(
     help_epilogue="""Examples:
   bloombee plan topology.json
   bloombee plan topology.json --objective target:0.2 --pipelines 2 --json
-  bloombee plan topology.json --what-if -office --what-if 'flat->office bandwidth=0.1x'
+  bloombee plan topology.json --what-if -office \\
+      --what-if 'flat->office bandwidth=0.1x'
   bloombee plan --objective latency --explain --picture plan.svg
   bloombee plan --replay decisions.jsonl""",
 )

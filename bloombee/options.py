@@ -76,10 +76,16 @@ def command(app: App, options: Iterable[Options] = ()) -> Callable[[Callable[...
 
         call.__signature__ = inspect.Signature([*own, *generated])  # type: ignore[attr-defined]
         text, _, examples = (inspect.getdoc(function) or "").partition("\nExamples:\n")
-        app.command(call, name=function.__name__, help=text, help_epilogue=f"Examples:\n{examples}" if examples else None)
+        epilogue = f"Examples:\n{examples}" if examples else None
+        app.command(call, name=function.__name__, help=_paragraphs(text), help_epilogue=epilogue)
         return function
 
     return register
+
+
+def _paragraphs(text: str) -> str:
+    """Each on one line: the terminal breaks lines where it ends, not where the source does."""
+    return re.sub(r"(?<=\S)\n(?=\S)", " ", text)
 
 
 def documented_args(kind: type) -> dict[str, str]:

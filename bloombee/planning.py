@@ -55,6 +55,7 @@ def plan(
         list[str] | None,
         Parameter(
             name="--what-if",
+            negative=(),
             allow_leading_hyphen=True,
             consume_multiple=False,
             help="Plan anew with a change, and say what comes of it; may be repeated. As -NAME, +NEW=LIKE, 'A->B bandwidth=0.1x',"

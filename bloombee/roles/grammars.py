@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import select
+import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from bloombee.errors import ConfigError, RuntimeClosed
+from bloombee.errors import ConfigError, DeviceError, RuntimeClosed
 from bloombee.grammar import MOST_COMPILING_S
 from bloombee.models.card import ModelCard
 from bloombee.quote import printable
@@ -20,6 +21,9 @@ from bloombee.wire.messages import Grammar
 MOST_WAITING_S = 10.0
 """For what must have come by then: :data:`MOST_COMPILING_S` ends the process."""
 MOST_STARTING_S = 30.0
+TRIES = 2
+ENDED_BY_OTHERS = (-signal.SIGKILL, -signal.SIGTERM)
+"""By a person, by a system that is short of memory, or by us because it did not answer: no grammar ends its compiler so."""
 MOST_KNOWN = 256
 """Grammars that are remembered as sound."""
 MOST_SAID = 500
@@ -78,37 +82,49 @@ class GrammarCheck:
     # -- on the thread ---------------------------------------------------------------------
 
     def _compile(self, grammar: Grammar) -> str:
-        """What is wrong with it; empty: nothing."""
-        process = self._started()
-        assert process.stdin is not None
-        try:
-            process.stdin.write(msgspec.json.encode([grammar.kind, grammar.text]) + b"\n")
-            process.stdin.flush()
-            answer = _line(process, MOST_WAITING_S)
-        except OSError:
-            answer = None
-        if answer is not None:
-            return _short(str(msgspec.json.decode(answer)))
-        self._end(process)
+        """What is wrong with it; empty: nothing. Tried again where somebody else ended the process, or it stood still."""
+        for _ in range(TRIES):
+            process = self._started()
+            answer = _asked(process, grammar)
+            if answer is not None:
+                return _short(str(msgspec.json.decode(answer)))
+            if self._end(process) not in ENDED_BY_OTHERS:
+                break
         return f"to compile it takes more than {MOST_COMPILING_S:g} s of a processor, or more memory than a thread has"
 
     def _started(self) -> subprocess.Popen[bytes]:
+        """Raises DeviceError, RuntimeClosed."""
         if self._process is not None and self._process.poll() is None:
             return self._process
+        if self._is_closed:
+            raise RuntimeClosed("the Runtime was closed")
         self._process = process = start_child(
             "bloombee.roles.grammar_checker", stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0
         )
         if self._is_closed or _line(process, MOST_STARTING_S) is None:
-            self._end(process)
+            ended = self._end(process)
+            raise DeviceError(f"the process that compiles grammars cannot be started: it ended with {ended}")
         return process
 
-    def _end(self, process: subprocess.Popen[bytes]) -> None:
+    def _end(self, process: subprocess.Popen[bytes]) -> int:
+        """How it ended: by itself, if it had."""
         self._process = None
         process.kill()
-        process.wait()
         for stream in (process.stdin, process.stdout):
             if stream is not None:
                 stream.close()
+        return process.wait()
+
+
+def _asked(process: subprocess.Popen[bytes], grammar: Grammar) -> bytes | None:
+    """As :func:`_line`."""
+    assert process.stdin is not None
+    try:
+        process.stdin.write(msgspec.json.encode([grammar.kind, grammar.text]) + b"\n")
+        process.stdin.flush()
+        return _line(process, MOST_WAITING_S)
+    except OSError:
+        return None
 
 
 def _short(said: str) -> str:

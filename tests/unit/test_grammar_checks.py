@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +14,7 @@ import bloombee
 from bloombee import Grammar
 from bloombee.errors import ConfigError
 from bloombee.grammar import MOST_BIAS, Constraints
+from bloombee.roles import grammars
 from bloombee.roles.grammars import GrammarCheck
 from bloombee.sim.cluster import sim_card
 from bloombee.wire.messages import MAX_BIASES, MAX_GRAMMAR_BYTES
@@ -67,6 +70,23 @@ def test_what_is_wrong_is_said(grammar: Grammar, said: str) -> None:
     assert len(message) < 700
     assert message.startswith("grammar: ")
     assert said in message
+
+
+@pytest.mark.parametrize(("kills", "is_taken"), [(1, True), (2, False)])
+def test_a_compiler_that_somebody_ends_is_started_again(kills: int, is_taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, ended = grammars._asked, []
+
+    def ended_first(process: subprocess.Popen[bytes], grammar: Any) -> bytes | None:
+        if len(ended) < kills:
+            ended.append(process.pid)
+            process.send_signal(signal.SIGKILL)
+        return asked(process, grammar)
+
+    monkeypatch.setattr(grammars, "_asked", ended_first)
+    first, second = faults(SOUND, Grammar.json())
+    assert (first is None) is is_taken
+    assert second is None
+    assert len(set(ended)) == kills
 
 
 def test_a_grammar_that_explodes_costs_its_request_alone() -> None:
