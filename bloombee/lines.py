@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from bloombee.errors import ConfigError
 from bloombee.runtime import Runtime
 
 _NAME = "line "
@@ -43,7 +44,7 @@ class Lines:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._keeps = runtime.config.state is not None
-        self._queue = asyncio.Queue[Line | None]()
+        self._queue = asyncio.Queue[Line | OSError | None]()
         self._position = 0
         notes = runtime.notes
         self._id = int(notes.get("lines", b"0"))
@@ -58,14 +59,22 @@ class Lines:
 
         A daemon thread reads, with a file object of its own: a read that nobody ends must hold up neither the loop nor
         the interpreter's exit, which takes the lock of sys.stdin.
+
+        Raises:
+            ConfigError: it cannot be read, as under nohup at a terminal.
         """
         loop = asyncio.get_running_loop()
 
         def read() -> None:
-            with open(sys.stdin.fileno(), "rb", closefd=False) as source, contextlib.suppress(RuntimeError):  # the loop has ended
-                for line in source:
-                    loop.call_soon_threadsafe(self._take, line.rstrip(b"\r\n"))
-                loop.call_soon_threadsafe(self._queue.put_nowait, None)
+            end: OSError | None = None
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                try:
+                    with open(sys.stdin.fileno(), "rb", closefd=False) as source:
+                        for line in source:
+                            loop.call_soon_threadsafe(self._take, line.rstrip(b"\r\n"))
+                except OSError as error:
+                    end = error
+                loop.call_soon_threadsafe(self._queue.put_nowait, end)
 
         threading.Thread(target=read, name="stdin", daemon=True).start()
         while True:
@@ -74,6 +83,8 @@ class Lines:
             line = await self._queue.get()
             if line is None:
                 return
+            if isinstance(line, OSError):
+                raise ConfigError(f"stdin cannot be read: {line.strerror}", field="prompt") from line
             yield line
 
     def _take(self, text: bytes) -> None:

@@ -26,6 +26,7 @@ from bloombee.errors import (
     StalePlan,
     to_wire,
 )
+from bloombee.models.standin import is_standin
 from bloombee.roles.event_loop import new_event_loop
 from bloombee.roles.greeting import Greeter
 from bloombee.roles.head_search import Found, HeadSearch
@@ -232,6 +233,9 @@ class WorkerRole:
 
     async def _join(self, head: Found) -> None:
         config = self._config
+        if config.model is not None and not is_standin(config.model):
+            log.info("reached the head at %s; looking for %s", head.endpoint, config.model)
+            await asyncio.to_thread(_require_model, config.model)
         if self._memory_bytes is None:
             log.info("reached the head at %s; starting torch, to see how much memory there is", head.endpoint)
             self._memory_bytes = await asyncio.to_thread(_offered_bytes, config.device, config.log_memory_bytes)
@@ -398,6 +402,17 @@ class WorkerRole:
 
     def _awake_s(self) -> float:
         return self._pulse.clock.awake_s(time.monotonic())
+
+
+def _require_model(model: str) -> None:
+    """Before it joins: a worker that cannot load what it is told to is the end of a swarm that has waited for it.
+
+    Raises:
+        ConfigError, ModelUnsupported: as :func:`~bloombee.engine.checkpoint.resolve`.
+    """
+    from bloombee.engine.checkpoint import resolve
+
+    resolve(model)
 
 
 def _offered_bytes(device: str, log_bytes: int | None = None) -> int:

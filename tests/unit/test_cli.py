@@ -450,6 +450,16 @@ def test_head_says_from_where_workers_can_join(
     assert says in capsys.readouterr().err
 
 
+def test_a_stdin_that_cannot_be_read_is_exit_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fake: type[FakeRuntime]
+) -> None:
+    with open(os.devnull, "w", encoding="utf-8") as stdin:  # as nohup leaves it at a terminal
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main(["head", "--workers", "1"]) == 2
+    assert "bloombee: stdin cannot be read: Bad file descriptor\n" in capsys.readouterr().err
+    assert fake.made[0].closed
+
+
 @pytest.mark.parametrize("kind", [ConfigError, Infeasible, QueueFull])
 def test_head_goes_on_after_a_line_it_cannot_answer(
     kind: type[BloomBeeError],

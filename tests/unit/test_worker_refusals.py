@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from bloombee.address import read_listen
 from bloombee.config import WorkerConfig
 from bloombee.errors import BloomBeeError, ConfigError, RemoteProtocolError, StalePlan, to_wire
+from bloombee.roles.head_search import Found
 from bloombee.roles.worker import WorkerRole
 from bloombee.types import Lane
 from bloombee.wire.messages import Refused
@@ -34,3 +36,12 @@ def test_a_log_directory_that_is_none_is_refused_at_the_start(tmp_path: Path) ->
         with pytest.raises(ConfigError, match=r"log_dir = .*: no file can be made there: (No such file|Not a directory)"):
             asyncio.run(WorkerRole(WorkerConfig(join=TOKEN, log_dir=str(wrong))).serve())
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("model", "says"), [("/none", "it is no directory"), (".", "it has no config.json")])
+def test_a_worker_without_its_model_does_not_join(model: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it could not load would end the swarm that it has joined."""
+    monkeypatch.chdir(tmp_path)
+    head = Found(b"link", "tcp://127.0.0.1:1", read_listen("tcp://127.0.0.1:1"))
+    with pytest.raises(ConfigError, match=says):
+        asyncio.run(WorkerRole(WorkerConfig(join=TOKEN, model=model))._join(head))
