@@ -70,8 +70,14 @@ class Connection(H11Protocol):
         self._found_reader()
 
     def send_400_response(self, msg: str) -> None:
-        """Of what is no HTTP."""
-        self._refuse(Refusal(400, msg))
+        """Of what is no HTTP. Whoever was to answer the request that it belongs to finds nobody there any more."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._refuse(Refusal(400, msg))
+        else:  # an answer has begun: nothing else can be said
+            self.transport.close()
 
     def _await_head(self) -> None:
         self._stop_waiting()

@@ -148,6 +148,28 @@ def test_what_is_no_http_is_refused_in_openais_shape() -> None:
     run(test)
 
 
+def test_a_body_that_is_no_http_ends_its_answer_without_a_word_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    """Before the answer has begun, and while it is given."""
+
+    async def test() -> None:
+        async with site() as at:
+            ask = "{} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+            answer = await at.ask(ask.format("POST /take").encode() + b"ZZZ\r\n")
+            assert answer.startswith(b"HTTP/1.1 400")
+            assert answer.count(b"HTTP/1.1") == 1
+            reader, writer = await at.dial()
+            writer.write(ask.format("GET /flood").encode())
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"ZZZ\r\n")
+            await at.state["gone"].wait()
+            with contextlib.suppress(ConnectionResetError):
+                while await reader.read(1 << 20):
+                    pass
+
+    run(test)
+    assert [record.message for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
+
+
 def test_one_connection_too_many_is_told_to_come_again() -> None:
     async def test() -> None:
         async with site(most=2) as at:
