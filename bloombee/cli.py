@@ -315,8 +315,8 @@ def doctor(
     """
     from bloombee.doctor import examine, healthy, profile_table, table
 
+    WorkerConfig(device=device, threads=threads)  # refuses what no worker could be given
     if profile is not None:
-        WorkerConfig(device=device, threads=threads)  # refuses what no worker could be given
         from bloombee.engine.profiling.full import profile as measured
 
         found = measured(profile, device=device, threads=threads)
@@ -528,7 +528,8 @@ def _grammar(json_schema: str | None, regex: str | None) -> Grammar | None:
     try:
         return Grammar.json_schema(Path(json_schema).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {json_schema}: {error}", field="json_schema", path=json_schema) from error
+        said = (error.strerror if isinstance(error, OSError) else None) or error
+        raise ConfigError(f"cannot read {printable(json_schema)}: {said}", field="json_schema", path=json_schema) from error
 
 
 def _decoded(data: bytes, what: str) -> str:

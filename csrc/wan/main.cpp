@@ -123,6 +123,7 @@ class Loop {
 
 int main() {
     std::signal(SIGPIPE, SIG_IGN);
-    std::signal(SIGINT, SIG_IGN);  // a terminal's ^C is the parent's to handle; it then closes our input
+    std::signal(SIGINT, SIG_IGN);  // what a terminal or a supervisor sends to the whole group is for the parent: it closes our input
+    std::signal(SIGTERM, SIG_IGN);
     return Loop().run();
 }
