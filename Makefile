@@ -63,14 +63,14 @@ $(VENV)/.made:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.made constraints.txt
-	@echo "setup 2/4: torch (the largest part)"
+	@echo "setup 2/4: torch (the largest part; nothing is said meanwhile)"
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@echo "setup 3/4: build tools"
 	@$(PIP) setuptools pybind11 cmake ninja
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.installed pyproject.toml $(NATIVE)
-	@echo "setup 4/4: the native extension, file by file (minutes the first time, most of all with CUDA)"
+	@echo "setup 4/4: the native extension, file by file (minutes the first time, most of all with CUDA, which BLOOMBEE_CUDA=off leaves out)"
 	@$(BIN)/python setup.py -q build_ext --inplace
 	@echo "setup 4/4: bloombee and the other dependencies (a minute or two, nothing is said meanwhile)"
 	@$(PIP) --no-build-isolation --editable '.[dev,bench]'

@@ -18,7 +18,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Coroutine, Sequence
-from pathlib import Path
+from json import loads
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
@@ -40,7 +40,7 @@ from bloombee.grammar import Grammar
 from bloombee.options import Given, Options, command, whole_number
 from bloombee.quote import printable, quoted
 from bloombee.types import SamplingParams
-from bloombee.utf8 import surrogate_at
+from bloombee.utf8 import read_file, surrogate_at
 
 if TYPE_CHECKING:
     from bloombee.lines import Line
@@ -525,10 +525,11 @@ def _grammar(json_schema: str | None, regex: str | None) -> Grammar | None:
     if json_schema is None:
         return None
     try:
-        return Grammar.json_schema(Path(json_schema).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        said = (error.strerror if isinstance(error, OSError) else None) or error
-        raise ConfigError(f"cannot read {printable(json_schema)}: {said}", field="json_schema", path=json_schema) from error
+        text = read_file(json_schema)
+        loads(text)  # what is no JSON at all is found before anything starts
+    except ValueError as error:
+        raise ConfigError(f"cannot read {printable(json_schema)}: {error}", field="json_schema", path=json_schema) from error
+    return Grammar.json_schema(text)
 
 
 def _decoded(data: bytes, what: str) -> str:

@@ -36,7 +36,7 @@ from bloombee.pace import RULE as PACE_RULE
 from bloombee.pace import parse_pace
 from bloombee.quote import quoted
 from bloombee.types import Dtype, SchedulerPlace
-from bloombee.utf8 import surrogate_at
+from bloombee.utf8 import read_file, surrogate_at
 
 HTTP_RULE = "HOST:PORT (port 0: any free one)"
 DEFAULT_NEW_TOKENS, SERVED_NEW_TOKENS = 128, 1024
@@ -563,10 +563,12 @@ def load_config(path: str | os.PathLike[str] | None) -> Config:
     if path is None:
         return Config()
     try:
-        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read this config file: {error.strerror}", path=str(path)) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        text = read_file(path)
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot read this config file: {error}", path=str(path)) from error
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not a TOML file: {error}", path=str(path)) from error
     for name, table in tables.items():
         if name not in ("runtime", "worker", "serve") or not isinstance(table, dict):

@@ -123,10 +123,10 @@ class LayerFiles:
                 path.unlink()  # who reads it has it open
                 short -= sizes[path][1]
         if short > 0:
-            left = f", of which {SPARED_BYTES >> 30} GiB stays free for others" if self._budget_bytes is None else ""
+            spared = f", of which {SPARED_BYTES >> 30} GiB stays free for others" if self._budget_bytes is None else ""
+            needed = f"{math.ceil(short / 1e6)} MB more in {self._directory} than there is room for{spared}"
             raise Infeasible(
-                f"weights that stream need {math.ceil(short / 1e6)} MB more in {self._directory} than there is room for{left}; give"
-                " --disk more room, or the worker more memory",
+                f"weights that stream need {needed}; give --disk more room, or the worker more memory",
                 constraint="disk",
                 short_bytes=short,
             )

@@ -12,7 +12,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -23,7 +22,7 @@ from bloombee.errors import ConfigError
 from bloombee.objective import Objective
 from bloombee.plan.network import HEAD_NODE, DirectedLink, Network, Node
 from bloombee.quote import quoted
-from bloombee.utf8 import surrogate_at
+from bloombee.utf8 import read_file, surrogate_at
 
 VERSION = 1
 MAX_NODES = 1000
@@ -47,10 +46,6 @@ DtypeName = Literal["bfloat16", "float16", "float32"]
 
 ZERO = 0.0
 """A default is known by its identity: this one is left out, another 0.0 is written."""
-
-
-MAX_FILE_CHARS = 1 << 26
-"""Of a file; 1,000 workers and all their links have about 12 million."""
 
 
 class _Struct(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -211,13 +206,9 @@ def read(path: str | os.PathLike[str]) -> Document:
         ConfigError: the file cannot be read, or see :func:`parse`; the message starts with the file's name.
     """
     try:
-        with Path(path).open(encoding="utf-8") as file:
-            text = file.read(MAX_FILE_CHARS + 1)
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"{path}: cannot read this file: {why}", path=str(path)) from error
-    if len(text) > MAX_FILE_CHARS:
-        raise ConfigError(f"{path}: more than {MAX_FILE_CHARS} characters: no topology is so large", path=str(path))
+        text = read_file(path)
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot read this file: {error}", path=str(path)) from error
     try:
         return from_json(text)
     except ConfigError as error:

@@ -122,7 +122,7 @@ class WorkerRole:
         self._hello_at = 0.0
         self._told = ""
         """Where others dial this worker."""
-        self._memory_bytes = config.memory_bytes
+        self._memory_bytes = config.memory_bytes or 0
         """That it offers."""
         self._traces: StageTraces | None = None
         self._returning = Returning(config.head_wait_s)
@@ -233,12 +233,8 @@ class WorkerRole:
 
     async def _join(self, head: Found) -> None:
         config = self._config
-        if config.model is not None and not is_standin(config.model):
-            log.info("reached the head at %s; looking for %s", head.endpoint, config.model)
-            await asyncio.to_thread(_require_model, config.model)
-        if self._memory_bytes is None:
-            log.info("reached the head at %s; starting torch, to see how much memory there is", head.endpoint)
-            self._memory_bytes = await asyncio.to_thread(_offered_bytes, config.device, config.log_memory_bytes)
+        if self._stages is None:
+            self._memory_bytes = await asyncio.to_thread(_offer, config, head.endpoint)
         join = join_of(config, secret=self._token.secret, name=self._name, endpoint=self._told, memory_bytes=self._memory_bytes)
         self._joining = Joining(self._endpoint, head, join, config.join_deadline_s)
         self._joined = joined = await self._joining.run(self._over)
@@ -404,15 +400,18 @@ class WorkerRole:
         return self._pulse.clock.awake_s(time.monotonic())
 
 
-def _require_model(model: str) -> None:
-    """Before it joins: a worker that cannot load what it is told to is the end of a swarm that has waited for it.
+def _offer(config: WorkerConfig, head: str) -> int:
+    """The memory that it offers, of a worker that has the model of its own that it was told of.
 
     Raises:
-        ConfigError, ModelUnsupported: as :func:`~bloombee.engine.checkpoint.resolve`.
+        ConfigError, ModelUnsupported: it has not. If it joined, its swarm would end with it once it cannot load.
     """
-    from bloombee.engine.checkpoint import resolve
+    log.info("reached the head at %s; starting torch, to see what this machine has", head)
+    if config.model is not None and not is_standin(config.model):
+        from bloombee.engine.checkpoint import resolve
 
-    resolve(model)
+        resolve(config.model)
+    return _offered_bytes(config.device, config.log_memory_bytes) if config.memory_bytes is None else config.memory_bytes
 
 
 def _offered_bytes(device: str, log_bytes: int | None = None) -> int:

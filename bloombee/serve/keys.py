@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import stat
 from collections.abc import Mapping
-from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bloombee.address import read_listen
 from bloombee.errors import ConfigError
 from bloombee.serve.refusals import Refusal
+from bloombee.utf8 import read_file
 
 OPEN = ("/", "/health")
 """What everybody may see, and what is below STATIC: nothing of a swarm is in there."""
@@ -28,10 +28,9 @@ def read_keys(path: str) -> Clients:
         ConfigError: it cannot be read, has none, or one that is too short or twice there.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ConfigError(f"api_key_file = {path}: cannot read it: {why}", field="api_key_file") from error
+        text = read_file(path)
+    except ValueError as error:
+        raise ConfigError(f"api_key_file = {path}: cannot read it: {error}", field="api_key_file") from error
     clients: dict[bytes, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()

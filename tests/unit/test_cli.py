@@ -157,7 +157,12 @@ def test_what_the_text_must_be_is_an_option(json: list[str], tmp_path: Path, fak
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [(["--json-schema", "no/such"], "cannot read no/such"), (["--json-schema", "a", "--regex", "b"], "both given")],
+    [
+        (["--json-schema", "no/such"], "cannot read no/such: No such file"),
+        (["--json-schema", "/dev/zero"], "cannot read /dev/zero: it has more than"),
+        (["--json-schema", __file__], "Extra data"),
+        (["--json-schema", "a", "--regex", "b"], "both given"),
+    ],
 )
 def test_what_no_text_can_be_is_exit_2(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--prompt", "x", *options]) == 2

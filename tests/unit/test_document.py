@@ -335,5 +335,5 @@ def test_the_schema_is_of_the_format() -> None:
 
 
 def test_a_file_without_end_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no topology is so large"):
+    with pytest.raises(ConfigError, match="it has more than"):
         read("/dev/zero")
