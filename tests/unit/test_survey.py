@@ -19,7 +19,8 @@ from bloombee.pipeline.swarm import Figure, Figures, PlanRequest, SwarmCore, Swa
 from bloombee.pipeline.swarm.figures import party
 from bloombee.pipeline.swarm.lines import NEAR_S, Lines
 from bloombee.pipeline.swarm.pairing import MOST_OF_ALL
-from bloombee.pipeline.swarm.survey import MEASURE_S, MEET_S, PROFILE_S, Survey
+from bloombee.pipeline.swarm.meetings import MEET_S, SOON_S, SOON_TRIPS
+from bloombee.pipeline.swarm.survey import MEASURE_S, PROFILE_S, Survey
 from bloombee.plan.profile import Hardware
 from bloombee.plan.profile import Profile as WorkerProfile
 from bloombee.plan.topology import Cores
@@ -230,6 +231,32 @@ def test_if_one_end_does_not_get_through_the_other_tries() -> None:
     wires = [command.message for command in world.of(Send) if isinstance(command.message, Introduce)]
     last = {frozenset((command.peer.worker, 1)): command.peer for command in wires if command.peer.link[-1] > 3}
     assert len(last) >= 1
+
+
+def test_who_can_only_dial_out_is_found_out_within_some_round_trips() -> None:
+    world = _World(deaf=(1,))
+    world.answer()
+    world.pass_s(SOON_S + SOON_TRIPS * 2 * 0.05 + 0.2)
+    assert set(world.survey.topology().links) == set(itertools.permutations(range(4), 2))
+
+
+def test_two_that_can_only_dial_out_cost_no_more_than_a_turn_of_each() -> None:
+    world = _World(4, deaf=(1, 2))
+    world.answer()
+    world.pass_s(2 * (SOON_S + SOON_TRIPS * 2 * 0.05 + 0.2))
+    missing = set(itertools.permutations(range(5), 2)) - set(world.survey.topology().links)
+    assert missing == {(1, 2), (2, 1)}
+    assert world.core.plan is not None
+
+
+def test_a_link_that_takes_long_to_make_is_made_with_patience() -> None:
+    world = _World(2, deaf=(1, 2))
+    world.answer()
+    world.pass_s(2 * (SOON_S + SOON_TRIPS * 2 * 0.05 + 0.2))
+    assert world.core.plan is None
+    world.deaf = ()
+    world.pass_s(2.0)
+    assert set(world.survey.topology().links) == set(itertools.permutations(range(3), 2))
 
 
 def test_an_end_that_says_that_it_cannot_saves_the_wait() -> None:

@@ -25,6 +25,7 @@ from bloombee.pipeline.profiles import from_message, shared_cores
 from bloombee.pipeline.swarm.estimates import Estimates
 from bloombee.pipeline.swarm.figures import Figure, Figures, party
 from bloombee.pipeline.swarm.lines import Lines
+from bloombee.pipeline.swarm.meetings import MEET_S, SOON_TURNS, Meeting
 from bloombee.pipeline.swarm.member import Member
 from bloombee.pipeline.swarm.pairing import MOST_OF_ALL, first_pairs, promising
 from bloombee.pipeline.swarm.pairs import Pair, Pairs
@@ -38,17 +39,7 @@ from bloombee.wire.messages import AnyMessage, Introduce, Introduced, LinkReport
 
 PROFILE_S = 60.0
 """To import what a device needs, to read a model's configuration and to measure a layer."""
-MEET_S = 4.0
-"""To make a link from one end."""
 MEASURE_S = LIMIT_S + 2.5
-
-
-@dataclass(slots=True)
-class _Meeting:
-    pair: Pair
-    is_last: bool
-    """The other end cannot be dialled, or has been."""
-    greeted: set[WorkerId] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -71,14 +62,15 @@ class Survey:
     profiles: dict[WorkerId, Profile] = field(default_factory=dict)
     found: dict[Link, Figure] = field(default_factory=dict)
     _questions: Questions = field(default_factory=Questions)
-    _meetings: dict[bytes, _Meeting] = field(default_factory=dict)
+    _meetings: dict[bytes, Meeting] = field(default_factory=dict)
     """By link id."""
     _orders: dict[int, tuple[Topic, Link]] = field(default_factory=dict)
     """To measure, by number."""
     _tried: set[frozenset[WorkerId]] = field(default_factory=set)
     _closed: set[WorkerId] = field(default_factory=set)
-    """Workers that somebody did not get through to; those that anybody did are ``_reached``."""
+    """Workers that somebody did not get through to; those that anybody did are ``_reached``, and who did ``_dialled``."""
     _reached: set[WorkerId] = field(default_factory=set)
+    _dialled: set[WorkerId] = field(default_factory=set)
     _chosen: set[frozenset[WorkerId]] | None = None
     """Pairs whose links are to be measured; None: it is not known yet which are worth it."""
     _to_fill: list[Link] | None = None
@@ -143,12 +135,14 @@ class Survey:
         self.found = {link: figure for link, figure in self.found.items() if worker not in link}
         self._to_fill = None if self._to_fill is None else [link for link in self._to_fill if worker not in link]
         self._questions.forget(worker)
+        self._meetings = {link: one for link, one in self._meetings.items() if worker not in one.pair.ends}
         return self._go_on(now)
 
     def tick(self, now: float) -> list[Command]:
         """Time has passed: say again, or give up."""
         commands = self._questions.again(now)
         missed = dict.fromkeys(tuple(sorted(link)) for topic, link in self._questions.given_up(now) if topic is Topic.MEETING)
+        missed |= dict.fromkeys(tuple(sorted(one.pair.ends)) for one in self._meetings.values() if self._is_vain(one, now))
         for one, other in missed:
             commands += self._missed((one, other), now)
         return [*commands, *self._go_on(now)]
@@ -167,10 +161,10 @@ class Survey:
         self._tried.add(frozenset((one, other)))
         ways = [(a, b) for a, b in ((other, one), (one, other)) if self.members[b].endpoint]
         ways.sort(key=lambda way: self.figures.is_closed(party(self.members[way[1]])))
-        return self._meet(self.pairs.of(*ways[0]), now, is_last=len(ways) == 1) if ways else []
+        return self._meet(self.pairs.of(*ways[0]), now, is_only=len(ways) == 1) if ways else []
 
-    def _meet(self, pair: Pair, now: float, *, is_last: bool) -> list[Command]:
-        self._meetings[pair.link] = _Meeting(pair, is_last)
+    def _meet(self, pair: Pair, now: float, *, turn: int = 0, is_only: bool = False) -> list[Command]:
+        self._meetings[pair.link] = Meeting(pair, now, turn, is_only)
         return [
             self._questions.ask(Topic.MEETING, (end, peer), Introduce(pair.peer(self.members[peer])), now, patience_s=MEET_S)
             for end, peer in (pair.ends, pair.ends[::-1])
@@ -185,6 +179,7 @@ class Survey:
             return self._missed((worker, peer), now)
         meeting.greeted.add(worker)
         self._reached.add(meeting.pair.listener)
+        self._dialled.add(meeting.pair.dialler)
         return self._measure_both_ways(meeting.pair.ends, now) if len(meeting.greeted) == 2 else []
 
     def _missed(self, link: Link, now: float) -> list[Command]:
@@ -196,10 +191,19 @@ class Survey:
         if meeting is None:
             return []
         self._closed.add(pair.listener)
-        if not meeting.is_last:
-            return self._meet(self.pairs.anew(pair.listener, pair.dialler), now, is_last=True)
+        for turn, dialler, listener in meeting.next():
+            if turn < SOON_TURNS or not self._only_dials(listener):
+                return self._meet(self.pairs.anew(dialler, listener), now, turn=turn)
         self.pairs.part(pair)
         return []
+
+    def _is_vain(self, meeting: Meeting, now: float) -> bool:
+        to_head = [self.found.get((HEAD, end)) for end in meeting.pair.ends]
+        return meeting.is_vain(now, sum(MEET_S if figure is None else figure.rtt_s for figure in to_head))
+
+    def _only_dials(self, worker: WorkerId) -> bool:
+        """It gets through to others, and others do not get through to it."""
+        return worker in self._dialled and worker in self._closed and worker not in self._reached
 
     # -- measurements ----------------------------------------------------------------------
 
