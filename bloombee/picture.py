@@ -197,6 +197,8 @@ def _draw(axes: Axes, found: Account, where: dict[str, tuple[float, float]]) -> 
     taken = [_box(found, name, place) for name, place in where.items()]
     for ring in found.pipelines:
         for link in ring.links:
+            if link.source == link.target:
+                continue  # (the scheduler beside the first stage)
             ends = (shapes[link.source], shapes[link.target])
             _draw_link(axes, where[link.source], where[link.target], ends, link.busy, scale, taken)
     (left, bottom), (right, top) = _extent(where)

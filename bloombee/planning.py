@@ -22,13 +22,14 @@ from bloombee.plan.account import Account, account
 from bloombee.plan.cost import evaluate
 from bloombee.plan.document import Document, read
 from bloombee.plan.problem import Problem, named_model, problem_of, readable
-from bloombee.plan.report import Outcome, helps, outcomes, ratio, text
-from bloombee.plan.solve import Solution, solve
+from bloombee.plan.report import Outcome, helps, outcomes, ratio, scheduler_line, text
+from bloombee.plan.solve import Solution, solve_places
 from bloombee.plan.whatif import Scenario, improvements, parse_scenario
 from bloombee.replaying import replay_log
 from bloombee.roles.running_heads import running_head
 from bloombee.roles.spawner_client import SpawnerClient
 from bloombee.terminal import write, write_line_of_json
+from bloombee.types import SchedulerPlace
 
 MOST_IMPROVEMENTS = 8
 """That --explain plans anew."""
@@ -47,6 +48,9 @@ def plan(
     objective: Annotated[
         str | None, Parameter(help="latency, throughput, target:SECONDS or balance; default: the file's, else balance.")
     ] = None,
+    scheduler: Annotated[
+        str, Parameter(help="Where steps are made up: head, or stage0: beside the first stage; auto: where a step is quicker.")
+    ] = "auto",
     pipelines: Annotated[int | None, Parameter(help="How many there may be.", converter=whole_number)] = None,
     context: Annotated[
         int | None, Parameter(help="Tokens that each sequence has cached, on average.", converter=whole_number)
@@ -83,6 +87,7 @@ def plan(
         raise ConfigError("a file and --head: both say what to plan for; give one of them", field="head")
     if not 0 < time < 1e6:
         raise ConfigError(f"time = {time:g}: must be seconds > 0", field="time")
+    place = _place(scheduler)
     scenarios = [parse_scenario(change) for change in what_if or ()]
     if picture is not None:
         check_picture(picture)
@@ -92,7 +97,7 @@ def plan(
     problem = _asked(load(document, file), objective, pipelines, context)
     if not json:
         problem = readable(problem)
-    search = Search(problem, time)
+    search = Search(problem, time, place)
     changes = [search.outcome(scenario) for scenario in scenarios]
     improvements = search.improvements() if explain else []
     if picture is not None:
@@ -110,18 +115,20 @@ class Search:
 
     Args:
         budget_s: that each search may take.
+        scheduler: its place; None: the best one.
 
     Raises:
-        Infeasible, PlanError, ConfigError: as :func:`solve`.
+        Infeasible, PlanError, ConfigError: as :func:`solve_places`.
     """
 
-    def __init__(self, problem: Problem, budget_s: float) -> None:
-        self._problem, self._budget_s = problem, budget_s
+    def __init__(self, problem: Problem, budget_s: float, scheduler: SchedulerPlace | None = None) -> None:
+        self._problem, self._budget_s, self._scheduler = problem, budget_s, scheduler
         self._solution, self.found = self._planned(problem)
 
     def _planned(self, problem: Problem) -> tuple[Solution, Account]:
         start = time.perf_counter()
-        solution = solve(problem.topology, problem.model, problem.space, problem.objective, budget_s=self._budget_s)
+        asked = (problem.topology, problem.model, problem.space, problem.objective)
+        solution = solve_places(*asked, place=self._scheduler, budget_s=self._budget_s)
         return solution, account(solution, problem, time.perf_counter() - start)
 
     def outcome(self, scenario: Scenario) -> Outcome:
@@ -153,7 +160,8 @@ class Search:
         if changes:
             parts.append(outcomes(self.found, changes))
         if explain:
-            parts += [cost.explain() for cost in self._solution.pipelines]
+            explained = zip(self._solution.pipelines, self.found.pipelines, strict=True)
+            parts += [f"{cost.explain()}\n{scheduler_line(pipeline)}" for cost, pipeline in explained]
             parts.append(helps(self.found, improvements))
         return "\n\n".join(parts)
 
@@ -200,6 +208,16 @@ def write_file(path: str, data: bytes) -> None:
         Path(path).write_bytes(data)
     except OSError as error:
         raise ConfigError(f"{path}: cannot write this file: {error.strerror}", path=path) from error
+
+
+def _place(text: str) -> SchedulerPlace | None:
+    """None: the best one."""
+    if text == "auto":
+        return None
+    try:
+        return SchedulerPlace(text)
+    except ValueError:
+        raise ConfigError(f"scheduler = {text!r}: must be auto, head or stage0", field="scheduler") from None
 
 
 def _asked(problem: Problem, objective: str | None, pipelines: int | None, context: int | None) -> Problem:

@@ -11,9 +11,10 @@ from bloombee.models.shape import ModelShape
 from bloombee.plan.cost import Cost, LinkCost, StageCost
 from bloombee.plan.explain import spare_reasons
 from bloombee.plan.problem import Problem
-from bloombee.plan.solve import Solution
+from bloombee.plan.solve import Solution, elsewhere
 from bloombee.plan.solve.instance import streamed_bytes
 from bloombee.plan.topology import Topology
+from bloombee.types import SchedulerPlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,8 @@ class PipelineAccount:
 
     Args:
         set_by: what a step is as long as: the loop, or M times this bottleneck.
+        scheduler: its place, and ``scheduler_name`` who has it: the head, or the first stage's worker.
+        step_elsewhere_s: of the same plan with the scheduler in the other place; None: a link for it is missing.
     """
 
     sequences: int
@@ -82,6 +85,9 @@ class PipelineAccount:
     bottleneck_s: float
     bottleneck: str
     set_by: str
+    scheduler: SchedulerPlace
+    scheduler_name: str
+    step_elsewhere_s: float | None
     stages: tuple[StageAccount, ...]
     links: tuple[LinkAccount, ...]
 
@@ -135,6 +141,7 @@ def is_bound_by_bottleneck(cost: Cost) -> bool:
 
 def _pipeline(cost: Cost, problem: Problem) -> PipelineAccount:
     candidate = cost.candidate
+    other = elsewhere(cost, problem.topology, problem.model)
     return PipelineAccount(
         sequences=candidate.microbatch_sequences,
         microbatches=candidate.num_microbatches,
@@ -145,6 +152,9 @@ def _pipeline(cost: Cost, problem: Problem) -> PipelineAccount:
         bottleneck_s=cost.bottleneck_s,
         bottleneck=cost.bottleneck,
         set_by=f"{candidate.num_microbatches} x {cost.bottleneck}" if is_bound_by_bottleneck(cost) else "the loop",
+        scheduler=candidate.scheduler,
+        scheduler_name=problem.topology.name(candidate.scheduler_worker),
+        step_elsewhere_s=None if other is None else other.step_s,
         stages=tuple(_stage(cost, problem, index) for index in range(len(cost.stages))),
         links=tuple(_link(cost, problem.topology, index) for index in range(len(cost.links))),
     )

@@ -16,11 +16,11 @@ from bloombee.models.card import ModelCard
 from bloombee.models.shape import ModelShape
 from bloombee.objective import Goal, Objective
 from bloombee.plan.candidate import Candidate
-from bloombee.plan.cost import Cost, evaluate
+from bloombee.plan.cost import Cost
 from bloombee.plan.explain import spare_reasons
 from bloombee.plan.memory import model_shape, stage_memory
 from bloombee.plan.plan import Prediction
-from bloombee.plan.solve import Solution, Space, alone, coded, solve, solve_places
+from bloombee.plan.solve import Solution, Space, alone, coded, solve_places
 from bloombee.plan.topology import Device, RowTime, Topology
 from bloombee.types import Dtype, SchedulerPlace, WorkerId
 
@@ -172,7 +172,8 @@ def _attempt(
     """Where memory is tight a search may end with nothing, and it is as good as none."""
     model, space = wish.shape(card, num_pages), wish.space(card, num_pages, streams=streams)
     try:
-        return _solve(topology, model, space, objective, wish.scheduler, steps), None
+        place = wish.scheduler
+        return solve_places(topology, model, space, objective, place=place, budget_s=math.inf, max_steps=steps), None
     except PlanError as error:
         return None, error
 
@@ -182,17 +183,6 @@ def _is_better(one: Solution, other: Solution) -> bool:
     if one.objective.goal in (Goal.LATENCY, Goal.BALANCE):
         return other.value > one.value * (1 + CLOSE)
     return one.value > other.value * (1 + CLOSE)
-
-
-def _solve(
-    topology: Topology, model: ModelShape, space: Space, objective: Objective, scheduler: SchedulerPlace | None, steps: int
-) -> Solution:
-    search = solve_places if scheduler is None else solve
-    solution = search(topology, model, space, objective, budget_s=math.inf, max_steps=steps)
-    if scheduler is not SchedulerPlace.STAGE0:
-        return solution
-    moved = [dataclasses.replace(cost.candidate, scheduler=scheduler) for cost in solution.pipelines]
-    return dataclasses.replace(solution, pipelines=tuple(evaluate(one, topology, model) for one in moved), proven=False)
 
 
 def worth(candidate: Candidate, topology: Topology, model: ModelShape, space: Space, objective: Objective) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 from bloombee.errors import PlanError
@@ -12,6 +13,9 @@ from bloombee.plan.cost import Cost, evaluate
 from bloombee.plan.solve.solver import Solution
 from bloombee.plan.topology import Topology
 from bloombee.types import WorkerId
+
+MOST_TRIES = 20_000
+"""Places at which spares are tried, all of them together: some seconds."""
 
 
 def explain(solution: Solution, topology: Topology, model: ModelShape) -> str:
@@ -40,7 +44,8 @@ def spare_reasons(solution: Solution, topology: Topology, model: ModelShape) -> 
 
 
 def _why_spare(solution: Solution, topology: Topology, model: ModelShape, worker: WorkerId) -> str:
-    tries = [(cost, other) for cost in solution.pipelines for other in _with(cost, topology, model, worker)]
+    places = ((cost, other) for cost in solution.pipelines for other in _with(cost, topology, model, worker))
+    tries = list(itertools.islice(places, max(1, MOST_TRIES // len(solution.spares))))
     if not tries:
         return "its links reach no place in the ring"
     fitting = [pair for pair in tries if not any(stage.short_bytes for stage in pair[1].stages if stage.worker == worker)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ from bloombee.plan.memory import model_shape
 from bloombee.plan.network import HEAD_NODE, Network
 from bloombee.plan.solve import Space
 from bloombee.plan.topology import Cores, Device, Link, RowTime, Site, Topology
-from bloombee.quote import printable
+from bloombee.quote import printable, quoted
 from bloombee.types import HEAD, Dtype, WorkerId
 
 LEAST_LINK_RATE, MOST_LINK_RATE = 125.0, 12.5e9
@@ -190,6 +191,9 @@ def _cores(part: CoresPart | None) -> Cores | None:
 def _space(part: SpacePart, names: Mapping[str, WorkerId]) -> Space:
     given: dict[str, Any] = {name: value for name in part.__struct_fields__ if (value := getattr(part, name)) is not None}
     if part.order is not None:
+        twice = next((name for name, times in Counter(part.order).items() if times > 1), None)
+        if twice is not None:
+            raise ConfigError(f"space.order: {quoted(twice)} stands twice in it", field="space.order")
         given["order"] = tuple(names[name] for name in part.order)
     try:
         return Space(**given)

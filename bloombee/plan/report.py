@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from bloombee.plan.account import Account, LinkAccount, PipelineAccount, StageAccount
 from bloombee.plan.network import HEAD_NODE
+from bloombee.types import SchedulerPlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,11 @@ def headline(found: Account) -> str:
 
 
 def _ring(pipeline: PipelineAccount) -> list[str]:
-    """A row for the head and each stage with the link to the next."""
+    """A row for the scheduler's place and each stage, with the link to the next."""
     header = ("worker", "layers", "compute", "stream", "memory", "of", "busy", "to", "wire", "latency", "codec", "busy", "binds")
-    rows: list[Sequence[str]] = [header, (HEAD_NODE, "", "", "", "", "", "", *_link_cells(pipeline.links[0]), "")]
+    rows: list[Sequence[str]] = [header]
+    if pipeline.scheduler is SchedulerPlace.HEAD:
+        rows.append((HEAD_NODE, "", "", "", "", "", "", *_link_cells(pipeline.links[0]), ""))
     for stage, link in zip(pipeline.stages, pipeline.links[1:], strict=True):
         binds = [*stage.binds, *(["link"] if link.binds else [])]
         rows.append((*_stage_cells(stage), *_link_cells(link), ", ".join(binds)))
@@ -85,7 +88,18 @@ def _summary(pipeline: PipelineAccount) -> list[str]:
         f" {milliseconds(pipeline.time_per_token_s)} a token",
         f"loop {milliseconds(pipeline.loop_s)}, bottleneck {milliseconds(pipeline.bottleneck_s)} ({pipeline.bottleneck});"
         f" step {milliseconds(pipeline.step_s)}, set by {pipeline.set_by}",
+        scheduler_line(pipeline),
     ]
+
+
+def scheduler_line(pipeline: PipelineAccount) -> str:
+    """Where it is, and what a step would take if it were in the other place."""
+    beside, head = "beside the first stage", "with the head"
+    is_head = pipeline.scheduler is SchedulerPlace.HEAD
+    where, other = (head, beside) if is_head else (f"{beside}, on {pipeline.scheduler_name}", head)
+    if pipeline.step_elsewhere_s is None:
+        return f"scheduler {where}; {other} it cannot be: a link for that is missing"
+    return f"scheduler {where}; {other} a step would take {milliseconds(pipeline.step_elsewhere_s)}"
 
 
 def stream_line(stage: StageAccount) -> str:

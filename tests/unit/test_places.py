@@ -15,7 +15,8 @@ from bloombee.objective import Goal, Objective
 from bloombee.plan.candidate import Candidate
 from bloombee.plan.cost import evaluate
 from bloombee.plan.solve import Space, best_place, solve, solve_places
-from bloombee.plan.topology import LOCAL, Cores, Device, Link, RowTime, Topology
+from bloombee.plan.solve.places import _with_head_at
+from bloombee.plan.topology import LOCAL, Cores, Device, Link, RowTime, Site, Topology
 from bloombee.types import HEAD, SchedulerPlace
 
 MODEL = ModelShape(hidden=1024, num_layers=8)
@@ -103,3 +104,30 @@ def test_it_is_never_worse_than_with_the_head_alone_and_never_beyond_its_bound(f
             assert found.value <= plain.value * (1 + 1e-9)
             assert found.bound <= plain.value * (1 + 1e-9)
         assert is_beside or found.pipelines == plain.pipelines
+
+
+@pytest.mark.parametrize("first", range(0, 40, 10))
+def test_a_ring_that_closes_at_its_first_stage_is_one_whose_head_is_there(first: int) -> None:
+    """So what such rings are searched as is worth what they are."""
+    for seed in range(first, first + 10):
+        case = small(seed)
+        topology = replace(case.topology, sites={1: Site("a", 2e6, 3e6), 2: Site("b", 1e6, 1e6), HEAD: Site("b", 1e6, 1e6)})
+        for workers in itertools.permutations(topology.devices, min(3, case.model.num_layers)):
+            layers = (*(1 for _ in workers[1:]), case.model.num_layers - len(workers) + 1)
+            plan = Candidate(workers, layers, num_microbatches=2, microbatch_sequences=3)
+            try:
+                beside = evaluate(replace(plan, scheduler=STAGE0), topology, case.model)
+            except PlanError:
+                continue
+            as_head = evaluate(plan, _with_head_at(topology, workers[0]), case.model)
+            assert (beside.step_s, beside.loop_s) == (as_head.step_s, as_head.loop_s)
+
+
+@pytest.mark.parametrize("goal", [Goal.LATENCY, Goal.THROUGHPUT, Goal.BALANCE])
+def test_with_few_workers_the_place_is_proven_too(goal: Goal) -> None:
+    far = solve_places(FAR, MODEL, SPACE, Objective(goal))
+    assert far.proven
+    assert far.gap == 0
+    assert solve_places(FAR, MODEL, SPACE, Objective(goal), place=STAGE0).pipelines == far.pipelines
+    head = solve_places(FAR, MODEL, SPACE, Objective(goal), place=SchedulerPlace.HEAD)
+    assert head.pipelines == solve(FAR, MODEL, SPACE, Objective(goal)).pipelines

@@ -66,8 +66,28 @@ def test_json_is_one_line_with_everything(capsys: pytest.CaptureFixture[str]) ->
     )
 
 
+def test_the_place_of_the_scheduler_is_searched_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    ring = json.loads(run(capsys, GOLDEN, "--objective", "latency", "--json")[1])["pipelines"][0]
+    assert (ring["scheduler"], ring["scheduler_name"]) == ("stage0", "rented")
+    assert [(link["from"], link["to"]) for link in ring["links"]] == [("rented", "rented")] * 2
+    fixed = json.loads(run(capsys, GOLDEN, "--objective", "latency", "--scheduler", "head", "--json")[1])["pipelines"][0]
+    assert (fixed["scheduler"], fixed["scheduler_name"]) == ("head", "head")
+    assert ring["step_s"] < fixed["step_s"]
+    assert ring["step_elsewhere_s"] >= fixed["step_s"]
+    code, out, _ = run(capsys, GOLDEN, "--objective", "latency", "--explain")
+    assert code == 0
+    assert out.count("\nscheduler beside the first stage, on rented; with the head a step would take") == 2
+    assert run(capsys, GOLDEN, "--scheduler", "moon")[2] == "bloombee: scheduler = 'moon': must be auto, head or stage0\n"
+
+
+def test_a_scheduler_is_beside_no_stage_that_the_head_does_not_reach(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, err = run(capsys, saved(tmp_path, pairs="listed", links=[]))
+    assert (code, out) == (1, "")
+    assert "the workers' links allow no ring" in err
+
+
 def test_who_is_left_out_is_said_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, GOLDEN, "--objective", "latency")
+    code, out, _ = run(capsys, GOLDEN, "--objective", "latency", "--scheduler", "head")
     assert code == 0
     assert "left as spares:\n  flat: with one layer on it a token would take" in out
 

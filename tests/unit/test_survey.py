@@ -18,8 +18,8 @@ from bloombee.pipeline.profiles import paced, shared_cores, to_message
 from bloombee.pipeline.swarm import Figure, Figures, PlanRequest, SwarmCore, SwarmLimits, is_loading, may_be_silent
 from bloombee.pipeline.swarm.figures import party
 from bloombee.pipeline.swarm.lines import NEAR_S, Lines
-from bloombee.pipeline.swarm.pairing import MOST_OF_ALL
 from bloombee.pipeline.swarm.meetings import MEET_S, SOON_S, SOON_TRIPS
+from bloombee.pipeline.swarm.pairing import MOST_OF_ALL
 from bloombee.pipeline.swarm.survey import MEASURE_S, PROFILE_S, Survey
 from bloombee.plan.profile import Hardware
 from bloombee.plan.profile import Profile as WorkerProfile

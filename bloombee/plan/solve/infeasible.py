@@ -46,8 +46,8 @@ def _memory(
 def _unreachable(topology: Topology, usable: Sequence[WorkerId]) -> Infeasible:
     """Names a worker that the ring would need and cannot get to, or away from."""
     known = set(usable)
-    out = _closure([target for source, target in topology.links if source == HEAD], topology, known, forwards=True)
-    back = _closure([source for source, target in topology.links if target == HEAD], topology, known, forwards=False)
+    out = closure([target for source, target in topology.links if source == HEAD], topology, known, forwards=True)
+    back = closure([source for source, target in topology.links if target == HEAD], topology, known, forwards=False)
     for reached, what in ((out, "reached from the head"), (back, "left for the head")):
         for worker in usable:
             if worker not in reached:
@@ -60,7 +60,8 @@ def _link(topology: Topology, worker: WorkerId, why: str) -> Infeasible:
     return Infeasible(f"the workers' links allow no ring; worker {name!r}: {why}", constraint="link", worker=name)
 
 
-def _closure(start: Sequence[WorkerId], topology: Topology, known: set[WorkerId], *, forwards: bool) -> set[WorkerId]:
+def closure(start: Sequence[WorkerId], topology: Topology, known: set[WorkerId], *, forwards: bool) -> set[WorkerId]:
+    """Those of ``known`` that can be got to from ``start``, or from which one of it can."""
     pairs = [pair if forwards else (pair[1], pair[0]) for pair in topology.links]
     reached: set[WorkerId] = set()
     waiting = [worker for worker in start if worker in known]

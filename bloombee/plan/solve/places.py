@@ -1,8 +1,9 @@
 """Where the scheduler goes: with the head, or beside the first stage.
 
-The search knows rings that close at the head. One that closes at its first stage is one whose head costs nothing, but for its
-last link. So both topologies are searched, and what is found is evaluated as it would run, in both places. No ring is quicker
-than one whose head costs nothing, so that search's bound holds for both kinds.
+The search knows rings that close at the head. One that closes at its first stage is one whose head is that stage's worker. So
+where workers are few each of them is taken for the head in turn, and the worst of the bounds holds for all. Where they are
+many, or there are several pipelines, one more topology is searched, whose head costs nothing; what is found is evaluated as it
+would run, in both places. No ring is quicker than one whose head costs nothing, so that search's bound holds for both kinds.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from bloombee.errors import Infeasible, PlanError
 from bloombee.models.shape import ModelShape
 from bloombee.objective import Goal, Objective
 from bloombee.plan.cost import Cost, evaluate
+from bloombee.plan.solve.infeasible import closure
 from bloombee.plan.solve.solver import MAX_STEPS, SLACK, Solution, alone, solve
 from bloombee.plan.solve.space import Space
 from bloombee.plan.topology import LOCAL, Topology
-from bloombee.types import HEAD, SchedulerPlace
+from bloombee.types import HEAD, SchedulerPlace, WorkerId
 
 WORTH = 0.03
 """By how much a plan has to be better with the scheduler beside the first stage: with the head nothing is lost with a worker."""
+
+FEW = 8
+"""Workers each of which is taken for the head."""
 
 
 def solve_places(
@@ -30,18 +35,24 @@ def solve_places(
     space: Space | None = None,
     objective: Objective | None = None,
     *,
+    place: SchedulerPlace | None = None,
     budget_s: float = 1.0,
     max_steps: int = MAX_STEPS,
 ) -> Solution:
-    """As :func:`~bloombee.plan.solve.solve`, with the scheduler where it is best (``Candidate.scheduler``). Where all share the
-    cores of one machine that is with the head, which is as near as anybody.
+    """As :func:`~bloombee.plan.solve.solve`, with the scheduler at ``place`` (``Candidate.scheduler``); None: where it is
+    best. Where all share the cores of one machine that is with the head, which is as near as anybody.
 
     Raises:
         Infeasible, PlanError, ConfigError: likewise.
     """
     space, objective = space or Space(), objective or Objective()
-    if topology.cores is not None:
+    if place is SchedulerPlace.HEAD or (place is None and topology.cores is not None):
         return solve(topology, model, space, objective, budget_s=budget_s, max_steps=max_steps)
+    firsts = space.order or tuple(sorted(topology.devices))
+    if space.pipelines == 1 and len(firsts) <= FEW:
+        heads = [_with_head_at(topology, first) for first in firsts if _can_ask(topology, first)]
+        tries = [topology, *heads] if place is None else heads or [topology]
+        return _best_of_all(topology, tries, model, space, objective, budget_s / len(tries), max_steps // len(tries))
     budget_s, max_steps = budget_s / 2, max_steps // 2
     free = solve(_without_head(topology), model, space, objective, budget_s=budget_s, max_steps=max_steps)
     found: list[Solution] = []
@@ -50,7 +61,7 @@ def solve_places(
         found.append(solve(topology, model, space, objective, budget_s=budget_s, max_steps=max_steps))
     except Infeasible as error:
         failed = error
-    with_head = [_Option(one.pipelines, topology, model, space) for one in found]
+    with_head = [_Option(one.pipelines, topology, model, space) for one in found if place is None]
     beside = [
         _Option(costs, topology, model, space) for one in (*found, free) for costs in _moved(one.pipelines, topology, model)
     ]
@@ -65,12 +76,85 @@ def solve_places(
     return _solution(chosen, options, free, bound, objective)
 
 
+def _best_of_all(
+    topology: Topology,
+    tries: Sequence[Topology],
+    model: ModelShape,
+    space: Space,
+    objective: Objective,
+    budget_s: float,
+    max_steps: int,
+) -> Solution:
+    """The best of what each of ``tries`` has, each of them for so long; ``topology`` is the one as it is."""
+    solutions: list[Solution] = []
+    failed: list[PlanError] = []
+    options: list[_Option] = []
+    for one in tries:
+        order = None if space.order is None else tuple(worker for worker in space.order if worker in one.devices)
+        try:
+            solution = solve(one, model, replace(space, order=order), objective, budget_s=budget_s, max_steps=max_steps)
+        except PlanError as error:
+            failed.append(error)
+            continue
+        solutions.append(solution)
+        costs = [solution.pipelines] if one is topology else list(_moved(solution.pipelines, topology, model))
+        options += [_Option(some, topology, model, space) for some in costs]
+    if not options:
+        raise failed[0]
+    is_open = any(not isinstance(error, Infeasible) for error in failed)
+    bounds = [solution.bound for solution in solutions]
+    if _is_time(objective):
+        bound = 0.0 if is_open else min(bounds)
+    else:
+        bound = math.inf if is_open else max(bounds)
+    chosen = _best(options, objective)
+    widest = max(solutions, key=lambda solution: solution.most_tokens_bound or 0.0)
+    proven = all(solution.proven for solution in solutions)
+    return _solution(chosen, options, replace(widest, proven=proven), bound, objective)
+
+
+def _with_head_at(topology: Topology, first: WorkerId) -> Topology:
+    """As if the head were there, and nowhere else could a ring begin: what a scheduler beside that worker's stage is. Only workers
+    that such a ring could go through are left."""
+    links = {ends: link for ends, link in topology.links.items() if HEAD not in ends}
+    among = replace(topology, links=links), set(topology.devices)
+    ring = closure([first], *among, forwards=True) & closure([first], *among, forwards=False)
+    links |= {(source, HEAD): link for (source, target), link in links.items() if target == first}
+    links[HEAD, first] = links[first, HEAD] = LOCAL
+    sites = {worker: site for worker, site in topology.sites.items() if worker != HEAD}
+    return replace(
+        topology,
+        devices={worker: device for worker, device in topology.devices.items() if worker in ring},
+        links={ends: link for ends, link in links.items() if ring.issuperset(set(ends) - {HEAD})},
+        sites=sites | ({HEAD: sites[first]} if first in sites else {}),
+    )
+
+
 def best_place(cost: Cost, topology: Topology, model: ModelShape) -> Cost:
     """The same plan with the scheduler beside its first stage, if its steps are quicker by enough so."""
-    for (moved,) in _moved((cost,), topology, model):
-        if moved.step_s < (1 - WORTH) * cost.step_s:
-            return moved
-    return cost
+    moved = elsewhere(cost, topology, model)
+    return moved if moved is not None and moved.step_s < (1 - WORTH) * cost.step_s else cost
+
+
+def elsewhere(cost: Cost, topology: Topology, model: ModelShape) -> Cost | None:
+    """The same plan with its scheduler in the other place; None: a link for it is missing."""
+    (other,) = (place for place in SchedulerPlace if place is not cost.candidate.scheduler)
+    return _placed(cost, other, topology, model)
+
+
+def _placed(cost: Cost, place: SchedulerPlace, topology: Topology, model: ModelShape) -> Cost | None:
+    candidate = replace(cost.candidate, scheduler=place)
+    if place is SchedulerPlace.STAGE0 and not _can_ask(topology, candidate.scheduler_worker):
+        return None
+    try:
+        return evaluate(candidate, topology, model)
+    except PlanError:
+        return None
+
+
+def _can_ask(topology: Topology, first: WorkerId) -> bool:
+    """Whether requests get there, and tokens from there to the head."""
+    return {(HEAD, first), (first, HEAD)} <= topology.links.keys()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +206,10 @@ def _without_head(topology: Topology) -> Topology:
 
 
 def _moved(costs: Sequence[Cost], topology: Topology, model: ModelShape) -> Iterator[tuple[Cost, ...]]:
-    """The same plans with their schedulers beside their first stages; nothing if a last stage does not reach a first."""
-    try:
-        yield tuple(evaluate(replace(cost.candidate, scheduler=SchedulerPlace.STAGE0), topology, model) for cost in costs)
-    except PlanError:
-        return
+    """The same plans with their schedulers beside their first stages; nothing if one of those is out of reach."""
+    moved = [_placed(cost, SchedulerPlace.STAGE0, topology, model) for cost in costs]
+    if None not in moved:
+        yield tuple(cost for cost in moved if cost is not None)
 
 
 def _solution(chosen: _Option, options: Sequence[_Option], free: Solution, bound: float, objective: Objective) -> Solution:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from bloombee._native import PlanSolver
-from bloombee.errors import PlanError
+from bloombee.errors import Infeasible, PlanError
 from bloombee.models.shape import ModelShape
 from bloombee.objective import Goal, Objective
 from bloombee.plan.candidate import Candidate
@@ -119,6 +119,7 @@ class _Search:
         self, topology: Topology, model: ModelShape, space: Space, objective: Objective, budget_s: float, max_steps: int
     ) -> None:
         self.topology, self.model, self.space, self.objective = topology, model, space, objective
+        self.budget_s, self.max_steps = budget_s, max_steps
         self.instance = make_instance(topology, model, space)
         self.solver = PlanSolver(self.instance.fields, budget_s, max_steps)
         self.pipelines = Pipelines(self.solver, self.instance, self._step_limit(), space.pipelines)
@@ -171,8 +172,21 @@ class _Search:
         assert least is not None
         return value, min(value, least.at_least_s / self.space.tokens_per_round)
 
+    def _why_not_even_one(self) -> Infeasible | None:
+        """Why there is no plan for one sequence, which needs the least; None: there is one, or it is not known."""
+        budget_s, max_steps = self.budget_s / 4, self.max_steps // 4
+        try:
+            solve(self.topology, self.model, self.space, Objective(Goal.LATENCY), budget_s=budget_s, max_steps=max_steps)
+        except Infeasible as error:
+            return error
+        except PlanError:
+            pass
+        return None
+
     def _nothing(self, most: Share) -> PlanError:
         if not most.proven:
+            if self.objective.goal is not Goal.LATENCY and (why := self._why_not_even_one()) is not None:
+                return why
             return PlanError(
                 "no plan was found within the search's budget; a longer one (bloombee plan --time) may find one",
                 steps=self.solver.steps,
