@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import stat
 from collections.abc import Mapping
+from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from bloombee.pipeline.swarm.figures import Figure
 from bloombee.pipeline.swarm.pairs import Pair
-from bloombee.types import WorkerId
+from bloombee.types import HEAD, WorkerId
 
 MEET_S = 4.0
 """To make a link from one end, at most."""
@@ -32,14 +33,16 @@ class Meeting:
     is_only: bool
     greeted: set[WorkerId] = field(default_factory=set)
 
-    def is_vain(self, now: float, trips_s: float) -> bool:
+    def is_vain(self, now: float, found: Mapping[tuple[WorkerId, WorkerId], Figure]) -> bool:
         """Nobody has been greeted so far, and the other end may try.
 
         Args:
-            trips_s: round trips of both to the head.
+            found: what is known of links, those of both from the head too.
         """
         if self.greeted or self.is_only or self.turn >= SOON_TURNS:
             return False
+        to_head = [found.get((HEAD, end)) for end in self.pair.ends]
+        trips_s = sum(MEET_S if figure is None else figure.rtt_s for figure in to_head)
         return now - self.began >= min(MEET_S, SOON_S + SOON_TRIPS * trips_s)
 
     def next(self) -> Iterator[tuple[int, WorkerId, WorkerId]]:

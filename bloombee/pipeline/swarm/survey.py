@@ -142,7 +142,7 @@ class Survey:
         """Time has passed: say again, or give up."""
         commands = self._questions.again(now)
         missed = dict.fromkeys(tuple(sorted(link)) for topic, link in self._questions.given_up(now) if topic is Topic.MEETING)
-        missed |= dict.fromkeys(tuple(sorted(one.pair.ends)) for one in self._meetings.values() if self._is_vain(one, now))
+        missed |= dict.fromkeys(tuple(sorted(one.pair.ends)) for one in self._meetings.values() if one.is_vain(now, self.found))
         for one, other in missed:
             commands += self._missed((one, other), now)
         return [*commands, *self._go_on(now)]
@@ -191,8 +191,9 @@ class Survey:
         if meeting is None:
             return []
         self._closed.add(pair.listener)
+        only_dial = self._dialled & self._closed - self._reached
         for turn, dialler, listener in meeting.next():
-            if turn < SOON_TURNS or not self._only_dials(listener):
+            if turn < SOON_TURNS or listener not in only_dial:
                 return self._meet(self.pairs.anew(dialler, listener), now, turn=turn)
         self.pairs.part(pair)
         return []

@@ -114,8 +114,8 @@ def _best_of_all(
 
 
 def _with_head_at(topology: Topology, first: WorkerId) -> Topology:
-    """As if the head were there, and nowhere else could a ring begin: what a scheduler beside that worker's stage is. Only workers
-    that such a ring could go through are left."""
+    """As if the head were there, and nowhere else could a ring begin: what a scheduler beside that worker's stage is. Only
+    workers that such a ring could go through are left."""
     links = {ends: link for ends, link in topology.links.items() if HEAD not in ends}
     among = replace(topology, links=links), set(topology.devices)
     ring = closure([first], *among, forwards=True) & closure([first], *among, forwards=False)
