@@ -11,7 +11,8 @@ replay      until the first token after that: what the spare lacks is said again
 With a spare that follows: detect + one loop (the time between two tokens of a sequence before) + 0.5 s at most.
 
 What following costs: two swarms of the same stand-in, one with ``shadow`` and one without, stand side by side and are loaded in
-turn (as bench/log_cost.py does); the throughput of the one over that of the other is 0.98 at least.
+turn (as bench/log_cost.py does); the throughput of the one over that of the other is 0.98 at least. The same in virtual time,
+where only wires and devices count and whatever else the machine does changes nothing.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from bench.recovery import BEFORE, DTYPE, SEQUENCES, STAGES, weights_on_disk
 from bench.spread import interval
 from bloombee.errors import BloomBeeError
 from bloombee.runtime import Runtime
+from bloombee.sim.cluster import SimCluster
+from bloombee.sim.network import LinkShape
 from bloombee.types import SwarmEventKind
 from tools.wan_native import WanError
 
@@ -51,6 +54,12 @@ FOLLOWS_S = 60.0
 NO_TOKEN_S = 60.0
 LOOPS = 8
 """The last ones before, of which the median is taken."""
+ROW_BYTES = 8192
+SETTLES_S = 3.0
+"""Until the spare follows what it can, in virtual time."""
+SIMULATED_TOKENS = 150
+SIMULATED = ((100e6, 0.03, 1), (100e6, 0.03, 8), (100e6, 0.03, 32), (1000e6, 0.005, 32), (10e6, 0.03, 8))
+"""Bandwidth, delay, sequences."""
 FAILURES = (BenchError, BloomBeeError, WanError, OSError)
 Keep = Callable[[dict[str, Any]], None]
 
@@ -164,6 +173,44 @@ async def cost(pairs: int, on_pair: Callable[[], None]) -> list[float]:
     return ratios
 
 
+class _Followed(SimCluster):
+    shadows = True
+
+
+def simulated_cost(bits_per_s: float, delay_s: float, sequences: int) -> tuple[float, float]:
+    """As :func:`cost`, in virtual time: three stages that one spare follows; also the bytes on all links, over those without."""
+    found = []
+    for kind in (_Followed, SimCluster):
+        shape = LinkShape(latency_s=delay_s, bandwidth_bytes_per_s=bits_per_s / 8)
+        swarm = kind(
+            seed=3, num_stages=STAGES, num_spares=1, num_pages=4096, page_size=16, num_microbatches=4, max_rows=64,
+            row_bytes=ROW_BYTES, shape=shape,
+        )  # fmt: skip
+        swarm.clock.run(lambda: False, deadline_s=SETTLES_S)
+        for number in range(sequences):
+            swarm.submit([number] * 16, max_new_tokens=SIMULATED_TOKENS, seed=number, at=SETTLES_S)
+        swarm.run()
+        took_s = max(request.token_times[-1] for request in swarm.requests.values()) - SETTLES_S
+        found.append((took_s, sum(link.num_bytes for link in swarm.carrier.links.values())))
+    (followed_s, followed_bytes), (alone_s, alone_bytes) = found
+    return alone_s / followed_s, followed_bytes / alone_bytes
+
+
+def _run_simulated(keep: Keep, console: Console) -> bool:
+    table = Table(title="followed / not, in virtual time")
+    for column in ("Mbit/s", "delay", "sequences", "throughput", "bytes"):
+        table.add_column(column, justify="right")
+    ratios = []
+    for bits_per_s, delay_s, sequences in SIMULATED:
+        ratio, num_bytes = simulated_cost(bits_per_s, delay_s, sequences)
+        ratios.append(ratio)
+        keep({"mode": "shadow-simulated", "bits_per_s": bits_per_s, "delay_s": delay_s, "sequences": sequences, "ratio": ratio})
+        cells = f"{bits_per_s / 1e6:.0f}", f"{1e3 * delay_s:.0f} ms", str(sequences), f"{ratio:.4f}", f"{num_bytes:.2f}"
+        table.add_row(*cells)
+    console.print(table)
+    return min(ratios) >= LEAST_RATIO
+
+
 def run_shadows(count: int, profile: Profile, seed: int, keep: Keep, progress: Progress, console: Console) -> bool:
     """``count`` losses with a spare that follows and as many without, stages in turn; as many pairs of loads. Whether all went
     well."""
@@ -182,6 +229,7 @@ def run_shadows(count: int, profile: Profile, seed: int, keep: Keep, progress: P
                 keep({"mode": "shadow", "links": profile.name, **asdict(found[-1]), "total_s": found[-1].total_s})
             progress.advance(task)
     console.print(_table(found, profile))
+    is_whole = _run_simulated(keep, console) and is_whole
     return _run_cost(count, keep, lambda: progress.advance(task), console) and is_whole and all(one.is_good for one in found)
 
 

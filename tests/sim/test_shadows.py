@@ -12,7 +12,7 @@ from bloombee.errors import RemoteProtocolError
 from bloombee.pipeline.events import FromStage
 from bloombee.sim.cluster import SimCluster, sim_card
 from bloombee.sim.moving import MovingCluster
-from bloombee.sim.network import Faults
+from bloombee.sim.network import Faults, LinkShape
 from bloombee.wire.messages import Holding, Lost, StageFailed, Verdict
 from tests.sim_kit import assert_right, kill_once_it_moves
 
@@ -147,6 +147,24 @@ def test_a_worker_that_follows_does_not_speak_as_the_stage(said: Verdict | Lost)
     wrong = replace(said, pipeline=shadow.plan.pipeline, epoch=shadow.plan.epoch)
     with pytest.raises(RemoteProtocolError, match="not from a worker that follows"):
         cluster.scheduler.handle(FromStage(0, wrong, cluster.clock.now))
+
+
+def test_being_followed_takes_no_more_than_a_fiftieth_of_the_throughput() -> None:
+    """Of links that have room; all three stages are followed."""
+    ended = []
+    for kind in (SimCluster, Shadowed):
+        cluster = kind(
+            seed=3, num_stages=3, num_spares=1, num_pages=256, page_size=16, num_microbatches=4, max_rows=64,
+            shape=LinkShape(latency_s=0.03, bandwidth_bytes_per_s=12.5e6),
+        )  # fmt: skip
+        _wait(cluster, 3.0)
+        for number in range(8):
+            cluster.submit([number] * 16, max_new_tokens=40, seed=number, at=3.0)
+        assert cluster.run()
+        assert_right(cluster, 3)
+        ended.append(max(request.token_times[-1] for request in cluster.requests.values()) - 3.0)
+    assert len(cluster.head.swarm.shadows.all) == 3
+    assert ended[0] >= 0.98 * ended[1]
 
 
 LAYERS = 6

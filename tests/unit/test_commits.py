@@ -319,7 +319,7 @@ def test_a_fork_that_is_behind_is_said_again_as_a_fork() -> None:
     commands = ran(core, a_frame(0, an_item(7, 6, 1), an_item(8, 4, 1, begins=_fork(7, 4)), epoch=2))
     (second,) = [c for c in commands if isinstance(c, Gather)]
     assert second.num_rows == 2
-    assert core.seats[2]._gathering[second.number][1].opening == _fork(7, 4)
+    assert core.seats[2].gathering[second.number][1].opening == _fork(7, 4)
     assert gather.num_rows == 6
 
 

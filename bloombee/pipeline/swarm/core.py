@@ -256,7 +256,7 @@ class SwarmCore:
         worker = self._workers.get(worker_id)
         if worker is None:
             raise RemoteProtocolError(f"worker {worker_id} is not in the swarm")
-        for part in (self.shadows, self.handovers):
+        for part in (self.handovers, self.shadows):
             if (answered := part.said(worker, message, now)) is not None:
                 return answered
         plan, stage = self.plan, self.plan.stage_of(worker_id) if self.plan is not None else None

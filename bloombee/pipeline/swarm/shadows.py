@@ -169,7 +169,7 @@ class Shadows:
         shadow = Shadow(self._plan(plan, stage, spare), stage.index, losses[stage.index], now, now)
         self._all[shadow.plan.epoch] = shadow
         self._orders.loaded[shadow.worker, shadow.stage.span, shadow.stage.streamed] = shadow.stage.load
-        return [self._changed(shadow), self._orders.load(shadow.plan, shadow.stage, now)]
+        return [_changed(shadow), self._orders.load(shadow.plan, shadow.stage, now)]
 
     def _can(self, spare: Member, stage: StagePlan) -> bool:
         """Whether it has the memory for that besides what it follows already, and has not failed at it."""
@@ -243,7 +243,7 @@ class Shadows:
             return []
         # Who feeds it may have been told after it had said what it holds: it says so again.
         again = [] if shadow.feeder == HEAD else [self._orders.follow(shadow.plan, shadow.index, now, feeds=False)]
-        return [*again, self._changed(shadow)]
+        return [*again, _changed(shadow)]
 
     def _failed_at(self, worker: WorkerId, failed: StageFailed, now: float) -> list[Command] | None:
         """A worker cannot load or compute what it is to follow, or cannot reach it. That it does not reach who feeds it is said
@@ -282,7 +282,7 @@ class Shadows:
 
     def _end(self, shadow: Shadow, why: str, now: float) -> list[Command]:
         self._orders.loaded.pop((shadow.worker, shadow.stage.span, shadow.stage.streamed), None)
-        return [*self._leave(shadow, now), self._changed(shadow, why or "over")]
+        return [*self._leave(shadow, now), _changed(shadow, why or "over")]
 
     def _leave(self, shadow: Shadow, now: float) -> list[Command]:
         """Its epoch."""
@@ -291,9 +291,6 @@ class Shadows:
         self._retires |= ends
         self._said_at = now
         return [*_say_retire(shadow.plan.pipeline, ends), TellScheduler(PlanDropped(shadow.plan.epoch, now))]
-
-    def _changed(self, shadow: Shadow, over: str = "") -> ShadowChanged:
-        return ShadowChanged(shadow.plan, shadow.index, shadow.is_wired, over, shadow.loss_s)
 
     # -- time ------------------------------------------------------------------------------
 
@@ -309,6 +306,10 @@ class Shadows:
             self._said_at = now
             commands += _say_retire(pipeline, self._retires)
         return commands
+
+
+def _changed(shadow: Shadow, over: str = "") -> ShadowChanged:
+    return ShadowChanged(shadow.plan, shadow.index, shadow.is_wired, over, shadow.loss_s)
 
 
 def _is_same(stage: StagePlan, other: StagePlan) -> bool:
