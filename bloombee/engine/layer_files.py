@@ -17,6 +17,8 @@ from bloombee.errors import CodecUnavailable, CorruptPayload, DeviceError, Infea
 from bloombee.types import Dtype
 
 SUFFIX = ".layer"
+ROWS = "kv/*/*.rows"
+"""Kept rows beside them, within the same budget; whoever has some on disk alone computes them again."""
 CODED = " compressed"
 """Of the key of a file that is."""
 HEADER_BYTES = 64 << 10
@@ -98,7 +100,8 @@ class LayerFiles:
 
     def _make_room(self, num_bytes: int) -> None:
         sizes: dict[Path, tuple[float, int]] = {}
-        for path in self._directory.glob(f"*{SUFFIX}"):
+        rows = self._directory.parent.glob(ROWS)
+        for path in (*self._directory.glob(f"*{SUFFIX}"), *rows):
             with contextlib.suppress(OSError):
                 status = path.stat()
                 sizes[path] = (status.st_mtime, status.st_size)

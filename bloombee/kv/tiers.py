@@ -42,7 +42,7 @@ class Copy(Struct, frozen=True, gc=False):
 
     Args:
         pages: (group, from, to) of each; in a file they are counted.
-        file: FETCH: the key of what is kept there. prefix: STORE: all that the file is to say.
+        file: STORE, FETCH: its name. prefix: STORE: all that it is to say.
     """
 
     number: int
@@ -72,6 +72,8 @@ class Tiers:
         self._to_store: dict[Kept, None] = {}
         """That are to be written to disk."""
         self.has_disk = False
+        self.run = b""
+        """Part of the names of this process's files: no two files ever have one."""
         self._is_storing = False
         self._arrivals: dict[Arrival, None] = {}
         self._failed: list[Arrival] = []
@@ -187,10 +189,11 @@ class Tiers:
 
     def _coming(self) -> Iterator[Copy]:
         for arrival in list(self._arrivals):
-            pages = [page for page in arrival.missing if not page.is_coming]
-            if far := [page for page in pages if page.host is None]:
+            if far := [page for page in arrival.missing if not page.is_coming and page.host is None]:
                 yield from self._fetch(arrival, far)
-                pages = [page for page in pages if page.host is not None]
+            if arrival not in self._arrivals:
+                continue  # it has failed
+            pages = [page for page in arrival.missing if not page.is_coming]
             wanted = Counter([page.group for page in pages])
             if all(self._places.device[group].can_take(count) for group, count in wanted.items()):
                 if pages:
@@ -234,7 +237,8 @@ class Tiers:
 
     def _store(self, kept: Kept) -> Copy:
         own = [page for page in kept.pages() if page.disk is None]
-        at = {page: (kept.key, number) for number, page in enumerate(own)}
+        file = kept.key + self.run + self._num_copies.to_bytes(8, "little")
+        at = {page: (file, number) for number, page in enumerate(own)}
         parts = tuple([(start, tuple([page.disk or at[page] for page in pages])) for start, pages in kept.parts])
         moves = []
         for number, page in enumerate(own):
@@ -242,7 +246,7 @@ class Tiers:
             self._pin(self._places.host[page.group], page.host)
             moves.append((page.group, page.host, number))
         stored = StoredPrefix(kept.key, kept.length, kept.newest, kept.tokens, parts)
-        return self._begin(Way.STORE, moves, own, file=kept.key, prefix=stored)
+        return self._begin(Way.STORE, moves, own, file=file, prefix=stored)
 
     def _is_stored(self, ended: _UnderWay, *, failed: bool) -> None:
         self._is_storing = False

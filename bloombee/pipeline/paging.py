@@ -40,6 +40,7 @@ class Paging:
         """The span is loaded."""
         prefixes = self._store.kv.prefixes
         prefixes.places.open(room.num_pages)
+        self._tiers.run = room.run
         self._tiers.has_disk = room.has_disk and bool(prefixes.places.host)
         if self._tiers.has_disk:
             prefixes.restore(room.stored)
