@@ -33,7 +33,8 @@ class Pager:
 
     def __init__(self, queue: WorkThread, pages: Any, num_pages: tuple[int, ...], files: KvFiles | None) -> None:
         self._pages, self._files = pages, files
-        self._queues = {way: queue.beside(f"bloombee-pages-{way.name.lower()}") for way in Way}
+        ways = Way if files is not None else (Way.OUT, Way.IN)
+        self._queues = {way: queue.beside(f"bloombee-pages-{way.name.lower()}") for way in ways}
         self.room = HostRoom(num_pages, files is not None, files.find() if files is not None else (), os.urandom(8))
         self._has_complained = False
 
