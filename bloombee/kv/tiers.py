@@ -86,6 +86,11 @@ class Tiers:
         return bool(self._under_way)
 
     @property
+    def is_quiet(self) -> bool:
+        """There is nothing to be copied, and nothing to be told."""
+        return not (self._leaving or self._to_store or self._arrivals or self._failed)
+
+    @property
     def num_held(self) -> int:
         """Pages of the device that nobody holds but a copy which reads them."""
         device = self._places.device
@@ -175,13 +180,13 @@ class Tiers:
         for page in pages:
             assert page.device is not None
             page.is_leaving = True
-            self._pin(self._places.device[page.group], page.device)
+            _pin(self._places.device[page.group], page.device)
             moves.append((page.group, page.device, self._places.host[page.group].take(1)[0]))
         return self._begin(Way.OUT, moves, pages)
 
     def _is_out(self, page: KeptPage, group: int, source: int, target: int, *, failed: bool) -> None:
         page.is_leaving = False
-        self._unpin(self._places.device[group], source)
+        _unpin(self._places.device[group], source)
         if failed or not page.keepers:
             self._places.host[group].give([target])
         else:
@@ -243,7 +248,7 @@ class Tiers:
         moves = []
         for number, page in enumerate(own):
             assert page.host is not None
-            self._pin(self._places.host[page.group], page.host)
+            _pin(self._places.host[page.group], page.host)
             moves.append((page.group, page.host, number))
         stored = StoredPrefix(kept.key, kept.length, kept.newest, kept.tokens, parts)
         return self._begin(Way.STORE, moves, own, file=file, prefix=stored)
@@ -251,7 +256,7 @@ class Tiers:
     def _is_stored(self, ended: _UnderWay, *, failed: bool) -> None:
         self._is_storing = False
         for page, (group, source, number) in zip(ended.pages, ended.copy.pages, strict=True):
-            self._unpin(self._places.host[group], source)
+            _unpin(self._places.host[group], source)
             if not failed and page.keepers and page.disk is None:
                 self._places.is_on_disk(page, (ended.copy.file, number))
 
@@ -260,14 +265,14 @@ class Tiers:
         for page in pages:
             assert page.host is not None
             page.is_coming = True
-            self._pin(self._places.host[page.group], page.host)
+            _pin(self._places.host[page.group], page.host)
             moves.append((page.group, page.host, self._places.device[page.group].take(1)[0]))
         return self._begin(Way.IN, moves, pages)
 
     def _is_in(self, page: KeptPage, group: int, source: int, target: int, *, failed: bool) -> None:
         pool = self._places.device[group]
         page.is_coming = False
-        self._unpin(self._places.host[group], source)
+        _unpin(self._places.host[group], source)
         if failed:
             self._places.lost(page)
         elif page.keepers:
@@ -277,15 +282,6 @@ class Tiers:
                     del keeper.missing[page]
                     pool.share([target])
         pool.give([target])
-
-    @staticmethod
-    def _pin(pool: PagePool, page: int) -> None:
-        """A copy reads it."""
-        pool.share([page])
-
-    @staticmethod
-    def _unpin(pool: PagePool, page: int) -> None:
-        pool.give([page])
 
     def _begin(
         self,
@@ -300,3 +296,12 @@ class Tiers:
         self._num_copies += 1
         self._under_way[copy.number] = _UnderWay(copy, pages)
         return copy
+
+
+def _pin(pool: PagePool, page: int) -> None:
+    """A copy reads it."""
+    pool.share([page])
+
+
+def _unpin(pool: PagePool, page: int) -> None:
+    pool.give([page])

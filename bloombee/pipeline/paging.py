@@ -56,6 +56,8 @@ class Paging:
         Args:
             seat: whose scheduler is told; None: there is none to be told.
         """
+        if self._tiers.is_quiet and not self._waiting:
+            return [], False
         self._waiting += [(self._device.num_started, copy) for copy in self._tiers.copies()]
         commands: list[Command] = []
         while self._waiting and self._may_begin(self._waiting[0][0]):
