@@ -128,6 +128,7 @@ class _Device:
     sender: Sender | None = None
     receiver: Receiver | None = None
     trace = None
+    pager = None
 
     def __init__(self) -> None:
         self.works: list[tuple[Work, Callable[[Outcome], None]]] = []
