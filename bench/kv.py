@@ -76,6 +76,7 @@ async def _serve(
         dtype=options.dtype,
         device=options.device,
         threads=1,
+        silence_s=20.0,
         kv_tokens=options.fit * (options.prompt + options.new),
         host_memory=host_memory,
     ) as swarm:

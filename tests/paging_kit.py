@@ -30,7 +30,7 @@ class PagedCluster(SimCluster):
         files: dict[int, Files] | None = None,
         **arguments: Any,
     ) -> None:
-        self._files = files
+        self._files, self._run = files, seed.to_bytes(8, "little")
         self._copies = random.Random(f"copies {seed}")
         self._host_pages, self._late_s, self._fails = host_pages, late_s, fails
         self.paged: list[PagedDevice] = []
@@ -39,7 +39,7 @@ class PagedCluster(SimCluster):
     def make_core(self, load: Load) -> StageCore:
         core = super().make_core(load)
         there = tuple(prefix for prefix, _ in self._files_of(load).values())
-        core.handle(HostRoom((self._host_pages,) * len(load.groups), self._files is not None, there))
+        core.handle(HostRoom((self._host_pages,) * len(load.groups), self._files is not None, there, self._run))
         return core
 
     def _files_of(self, load: Load) -> Files:

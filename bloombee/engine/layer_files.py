@@ -18,6 +18,8 @@ from bloombee.errors import CodecUnavailable, CorruptPayload, DeviceError, Infea
 from bloombee.types import Dtype
 
 SUFFIX = ".layer"
+ROWS = "kv/*/*.rows"
+"""Kept rows beside them, within the same budget; whoever has some on disk alone computes them again."""
 CODED = " compressed"
 """Of the key of a file that is."""
 HEADER_BYTES = 64 << 10
@@ -107,7 +109,8 @@ class LayerFiles:
     def _make_room(self, num_bytes: int) -> None:
         self._remove_left()
         sizes: dict[Path, tuple[float, int]] = {}
-        for path in self._directory.glob(f"*{SUFFIX}"):
+        rows = self._directory.parent.glob(ROWS)
+        for path in (*self._directory.glob(f"*{SUFFIX}"), *rows):
             with contextlib.suppress(OSError):
                 status = path.stat()
                 sizes[path] = (status.st_mtime, status.st_size)

@@ -10,7 +10,7 @@ from msgspec import Struct
 from bloombee.types import SequenceId
 
 Place = tuple[bytes, int]
-"""On disk: whose file it is, by the key of what is kept, and the page's number in it."""
+"""On disk: the file, by its name, and the page's number in it."""
 
 
 class StoredPrefix(Struct, frozen=True, gc=False):

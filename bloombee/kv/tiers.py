@@ -42,7 +42,7 @@ class Copy(Struct, frozen=True, gc=False):
 
     Args:
         pages: (group, from, to) of each; in a file they are counted.
-        file: FETCH: the key of what is kept there. prefix: STORE: all that the file is to say.
+        file: STORE, FETCH: its name. prefix: STORE: all that it is to say.
     """
 
     number: int
@@ -72,6 +72,8 @@ class Tiers:
         self._to_store: dict[Kept, None] = {}
         """That are to be written to disk."""
         self.has_disk = False
+        self.run = b""
+        """Part of the names of this process's files: no two files ever have one."""
         self._is_storing = False
         self._arrivals: dict[Arrival, None] = {}
         self._failed: list[Arrival] = []
@@ -82,6 +84,11 @@ class Tiers:
     def is_busy(self) -> bool:
         """Copies are under way: pages that they hold will be free."""
         return bool(self._under_way)
+
+    @property
+    def is_quiet(self) -> bool:
+        """There is nothing to be copied, and nothing to be told."""
+        return not (self._leaving or self._to_store or self._arrivals or self._failed)
 
     @property
     def num_held(self) -> int:
@@ -173,13 +180,13 @@ class Tiers:
         for page in pages:
             assert page.device is not None
             page.is_leaving = True
-            self._pin(self._places.device[page.group], page.device)
+            _pin(self._places.device[page.group], page.device)
             moves.append((page.group, page.device, self._places.host[page.group].take(1)[0]))
         return self._begin(Way.OUT, moves, pages)
 
     def _is_out(self, page: KeptPage, group: int, source: int, target: int, *, failed: bool) -> None:
         page.is_leaving = False
-        self._unpin(self._places.device[group], source)
+        _unpin(self._places.device[group], source)
         if failed or not page.keepers:
             self._places.host[group].give([target])
         else:
@@ -187,10 +194,11 @@ class Tiers:
 
     def _coming(self) -> Iterator[Copy]:
         for arrival in list(self._arrivals):
-            pages = [page for page in arrival.missing if not page.is_coming]
-            if far := [page for page in pages if page.host is None]:
+            if far := [page for page in arrival.missing if not page.is_coming and page.host is None]:
                 yield from self._fetch(arrival, far)
-                pages = [page for page in pages if page.host is not None]
+            if arrival not in self._arrivals:
+                continue  # it has failed
+            pages = [page for page in arrival.missing if not page.is_coming]
             wanted = Counter([page.group for page in pages])
             if all(self._places.device[group].can_take(count) for group, count in wanted.items()):
                 if pages:
@@ -234,20 +242,21 @@ class Tiers:
 
     def _store(self, kept: Kept) -> Copy:
         own = [page for page in kept.pages() if page.disk is None]
-        at = {page: (kept.key, number) for number, page in enumerate(own)}
+        file = kept.key + self.run + self._num_copies.to_bytes(8, "little")
+        at = {page: (file, number) for number, page in enumerate(own)}
         parts = tuple([(start, tuple([page.disk or at[page] for page in pages])) for start, pages in kept.parts])
         moves = []
         for number, page in enumerate(own):
             assert page.host is not None
-            self._pin(self._places.host[page.group], page.host)
+            _pin(self._places.host[page.group], page.host)
             moves.append((page.group, page.host, number))
         stored = StoredPrefix(kept.key, kept.length, kept.newest, kept.tokens, parts)
-        return self._begin(Way.STORE, moves, own, file=kept.key, prefix=stored)
+        return self._begin(Way.STORE, moves, own, file=file, prefix=stored)
 
     def _is_stored(self, ended: _UnderWay, *, failed: bool) -> None:
         self._is_storing = False
         for page, (group, source, number) in zip(ended.pages, ended.copy.pages, strict=True):
-            self._unpin(self._places.host[group], source)
+            _unpin(self._places.host[group], source)
             if not failed and page.keepers and page.disk is None:
                 self._places.is_on_disk(page, (ended.copy.file, number))
 
@@ -256,14 +265,14 @@ class Tiers:
         for page in pages:
             assert page.host is not None
             page.is_coming = True
-            self._pin(self._places.host[page.group], page.host)
+            _pin(self._places.host[page.group], page.host)
             moves.append((page.group, page.host, self._places.device[page.group].take(1)[0]))
         return self._begin(Way.IN, moves, pages)
 
     def _is_in(self, page: KeptPage, group: int, source: int, target: int, *, failed: bool) -> None:
         pool = self._places.device[group]
         page.is_coming = False
-        self._unpin(self._places.host[group], source)
+        _unpin(self._places.host[group], source)
         if failed:
             self._places.lost(page)
         elif page.keepers:
@@ -273,15 +282,6 @@ class Tiers:
                     del keeper.missing[page]
                     pool.share([target])
         pool.give([target])
-
-    @staticmethod
-    def _pin(pool: PagePool, page: int) -> None:
-        """A copy reads it."""
-        pool.share([page])
-
-    @staticmethod
-    def _unpin(pool: PagePool, page: int) -> None:
-        pool.give([page])
 
     def _begin(
         self,
@@ -296,3 +296,12 @@ class Tiers:
         self._num_copies += 1
         self._under_way[copy.number] = _UnderWay(copy, pages)
         return copy
+
+
+def _pin(pool: PagePool, page: int) -> None:
+    """A copy reads it."""
+    pool.share([page])
+
+
+def _unpin(pool: PagePool, page: int) -> None:
+    pool.give([page])

@@ -85,15 +85,16 @@ class Spilled(Struct, frozen=True, gc=False):
 
 class HostRoom(Struct, frozen=True, gc=False):
     """Of a stage that is loaded: so many pages of each group of layers have room in the host's memory; ``has_disk``: and on disk,
-    where ``stored`` are from before, what was of use last at the end."""
+    where ``stored`` are from before, what was of use last at the end. ``run``: like no other's, for the names of files."""
 
     num_pages: tuple[int, ...]
     has_disk: bool = False
     stored: tuple[StoredPrefix, ...] = ()
+    run: bytes = b""
 
 
 class PagesCopied(Struct, frozen=True, gc=False):
-    """A copy of pages has ended; ``failed``: they are not there. ``gone``: files that had to make way."""
+    """A copy of pages has ended; ``failed``: they are not there. ``gone``: names of files that had to make way."""
 
     number: int
     failed: bool

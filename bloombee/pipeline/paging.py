@@ -40,6 +40,7 @@ class Paging:
         """The span is loaded."""
         prefixes = self._store.kv.prefixes
         prefixes.places.open(room.num_pages)
+        self._tiers.run = room.run
         self._tiers.has_disk = room.has_disk and bool(prefixes.places.host)
         if self._tiers.has_disk:
             prefixes.restore(room.stored)
@@ -55,6 +56,8 @@ class Paging:
         Args:
             seat: whose scheduler is told; None: there is none to be told.
         """
+        if self._tiers.is_quiet and not self._waiting:
+            return [], False
         self._waiting += [(self._device.num_started, copy) for copy in self._tiers.copies()]
         commands: list[Command] = []
         while self._waiting and self._may_begin(self._waiting[0][0]):

@@ -60,23 +60,24 @@ class KvFiles:
     def find(self) -> tuple[StoredPrefix, ...]:
         """What is here, what was of use last at the end; what cannot be read, or lacks pages, is removed."""
         found: dict[bytes, tuple[StoredPrefix, int]] = {}
+        """By name; with the number of its pages."""
         for path in self._by_use()[-MOST_FILES:]:
             try:
                 header = self._header(path)[0]
-                found[header.prefix.key] = header.prefix, len(header.pages)
+                found[bytes.fromhex(path.stem)] = header.prefix, len(header.pages)
             except (OSError, CorruptPayload):
                 path.unlink(missing_ok=True)
         return tuple([prefix for prefix, _ in found.values() if _has_all(prefix, found)])
 
-    def write(self, prefix: StoredPrefix, pages: Sequence[memoryview]) -> tuple[bytes, ...]:
-        """Returns the keys of files that had to make way.
+    def write(self, name: bytes, prefix: StoredPrefix, pages: Sequence[memoryview]) -> tuple[bytes, ...]:
+        """Returns the names of files that had to make way.
 
         Raises:
             DeviceError: the disk is full or cannot be written, or the file is more than there may be; nothing is left behind.
         """
         header = _Header(self._made_of, prefix, tuple([(len(page), crc32c(page)) for page in pages]))
         text = msgspec.json.encode(header)
-        path = self._path(prefix.key)
+        path = self._path(name)
         draft = path.with_suffix(f".{os.getpid()}")
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -92,18 +93,18 @@ class KvFiles:
             raise DeviceError(f"cannot keep rows in {where}: {error.strerror or error}", path=where) from error
         return gone
 
-    def read(self, key: bytes, into: Sequence[tuple[int, memoryview]]) -> None:
+    def read(self, name: bytes, into: Sequence[tuple[int, memoryview]]) -> None:
         """Pages of a file, by their numbers there, each into memory of its size.
 
         Raises:
             CorruptPayload: the file is short or holds something else than was written. DeviceError: it cannot be read.
         """
-        path = self._path(key)
+        path = self._path(name)
         try:
             header, start = self._header(path)
             with open(path, "rb", buffering=0) as file:
                 for number, target in into:
-                    size, checksum = header.pages[number]
+                    size, checksum = header.pages[number] if number < len(header.pages) else (0, 0)
                     offset = start + sum(size for size, _ in header.pages[:number])
                     if size != len(target) or os.preadv(file.fileno(), [target], offset) != size:
                         raise CorruptPayload(f"{path} is shorter than what was written to it")
@@ -124,12 +125,12 @@ class KvFiles:
             header = msgspec.json.decode(text, type=_Header)
         except msgspec.DecodeError as error:
             raise CorruptPayload(f"{path} has no sound header: {error}") from error
-        if header.made_of != self._made_of or self._path(header.prefix.key) != path:
+        if header.made_of != self._made_of or not path.stem.startswith(header.prefix.key.hex()):
             raise CorruptPayload(f"{path} is of another span or prefix")
         return header, 24 + length
 
-    def _path(self, key: bytes) -> Path:
-        return self._directory / (key.hex() + SUFFIX)
+    def _path(self, name: bytes) -> Path:
+        return self._directory / (name.hex() + SUFFIX)
 
     def _by_use(self) -> list[Path]:
         times: dict[Path, float] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -32,8 +33,9 @@ class Pager:
 
     def __init__(self, queue: WorkThread, pages: Any, num_pages: tuple[int, ...], files: KvFiles | None) -> None:
         self._pages, self._files = pages, files
-        self._queues = {way: queue.beside(f"bloombee-pages-{way.name.lower()}") for way in Way}
-        self.room = HostRoom(num_pages, files is not None, files.find() if files is not None else ())
+        ways = Way if files is not None else (Way.OUT, Way.IN)
+        self._queues = {way: queue.beside(f"bloombee-pages-{way.name.lower()}") for way in ways}
+        self.room = HostRoom(num_pages, files is not None, files.find() if files is not None else (), os.urandom(8))
         self._has_complained = False
 
     @classmethod
@@ -75,7 +77,7 @@ class Pager:
             pages.give(copy.pages)
         elif copy.prefix is not None:
             assert self._files is not None
-            return self._files.write(copy.prefix, [pages.read(group, place) for group, place, _ in copy.pages])
+            return self._files.write(copy.file, copy.prefix, [pages.read(group, place) for group, place, _ in copy.pages])
         else:
             assert self._files is not None
             self._files.read(copy.file, [(number, pages.read(group, place)) for group, number, place in copy.pages])

@@ -6,8 +6,9 @@ import random
 
 import pytest
 
+from bloombee.kv import tiers
 from bloombee.kv.pool import PagePool
-from bloombee.kv.tiers import Tiers, Way
+from bloombee.kv.tiers import Way
 from bloombee.sim.cluster import sim_card
 from bloombee.sim.device import oracle
 from bloombee.sim.network import Faults
@@ -156,7 +157,7 @@ def _serve_unpinned() -> None:
 
 
 def test_a_page_that_a_copy_reads_would_be_written_were_it_not_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Tiers, "_pin", staticmethod(_unpinned))
-    monkeypatch.setattr(Tiers, "_unpin", staticmethod(_unpinned))
+    monkeypatch.setattr(tiers, "_pin", _unpinned)
+    monkeypatch.setattr(tiers, "_unpin", _unpinned)
     with pytest.raises(AssertionError, match="a page is written that a copy reads"):
         _serve_unpinned()

@@ -109,6 +109,38 @@ def test_with_the_scheduler_beside_the_first_stage(seed: int, preempted: list[in
     assert preempted
 
 
+def _waits_of_newcomers(seed: int) -> float:
+    """Of clients with nothing open, on the average, while another client has asked for more than there is room for; all end."""
+    cluster = SimCluster(seed=seed, num_stages=2)
+    _see_short_answers(cluster, 2)
+    start = cluster.clock.now
+    for n in range(12):
+        cluster.submit([n, 5, 6], max_new_tokens=80, seed=n, at=start, client="many")
+    asked = [start + 0.3 + 0.05 * n for n in range(20)]
+    few = [cluster.submit([n, 7], max_new_tokens=6, seed=n, at=at, client=f"few {n}") for n, at in enumerate(asked)]
+    ends: dict[int, float] = {}
+
+    def look() -> None:
+        ends.update({number: cluster.clock.now for number in few if number not in ends and cluster.requests[number].ended})
+        cluster.clock.call_later(0.02, look)
+
+    look()
+    assert cluster.run()
+    look()
+    assert_right(cluster, 2)
+    return sum(ends[number] - at for number, at in zip(few, asked, strict=True)) / len(few)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_who_has_nothing_open_passes_those_that_wait_to_come_back(
+    seed: int, preempted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passing = _waits_of_newcomers(seed)
+    assert preempted
+    monkeypatch.setattr(Room, "lets_pass", lambda self, *_: not self.is_short)
+    assert passing < 0.7 * _waits_of_newcomers(seed)
+
+
 def test_where_answers_are_as_long_as_they_may_be_nobody_makes_way(preempted: list[int]) -> None:
     cluster = SimCluster(seed=1, num_stages=2)
     _long_answers(cluster, 1)

@@ -39,9 +39,9 @@ def _file(tmp_path: Path) -> Path:
 
 
 def test_another_process_finds_what_was_written_and_nobody_else_reads_it(tmp_path: Path) -> None:
-    KvFiles(Disk(tmp_path), LOAD).write(FIRST, PAGES)
+    KvFiles(Disk(tmp_path), LOAD).write(KEY, FIRST, PAGES)
     os.utime(_file(tmp_path), (1, 1))
-    KvFiles(Disk(tmp_path), LOAD).write(SECOND, PAGES[:1])
+    KvFiles(Disk(tmp_path), LOAD).write(OTHER, SECOND, PAGES[:1])
     files = KvFiles(Disk(tmp_path), LOAD)
     assert files.find() == (FIRST, SECOND)
     assert _read(files, KEY, 2, 0) == [bytes(PAGES[2]), bytes(PAGES[0])]
@@ -61,7 +61,7 @@ def test_another_process_finds_what_was_written_and_nobody_else_reads_it(tmp_pat
     ],
 )
 def test_what_another_model_type_or_page_size_has_kept_is_not_looked_at(tmp_path: Path, other: dict[str, object]) -> None:
-    KvFiles(Disk(tmp_path), LOAD).write(FIRST, PAGES)
+    KvFiles(Disk(tmp_path), LOAD).write(KEY, FIRST, PAGES)
     files = KvFiles(Disk(tmp_path), replace(LOAD, **other))
     assert files.find() == ()
     with pytest.raises(DeviceError):
@@ -70,7 +70,7 @@ def test_what_another_model_type_or_page_size_has_kept_is_not_looked_at(tmp_path
 
 def test_what_is_torn_or_changed_is_not_taken(tmp_path: Path) -> None:
     files = KvFiles(Disk(tmp_path), LOAD)
-    files.write(FIRST, PAGES)
+    files.write(KEY, FIRST, PAGES)
     whole = _file(tmp_path).read_bytes()
     for at in (5, 12, 20, 40, len(whole) - 100):
         _file(tmp_path).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
@@ -88,26 +88,26 @@ def test_what_is_torn_or_changed_is_not_taken(tmp_path: Path) -> None:
 
 def test_a_prefix_whose_pages_went_with_another_file_is_not_found(tmp_path: Path) -> None:
     files = KvFiles(Disk(tmp_path), LOAD)
-    files.write(FIRST, PAGES)
-    files.write(SECOND, PAGES[:1])
+    files.write(KEY, FIRST, PAGES)
+    files.write(OTHER, SECOND, PAGES[:1])
     _file(tmp_path).unlink()
     assert files.find() == ()
 
 
 def test_the_least_recently_used_make_way_but_nothing_that_is_needed(tmp_path: Path) -> None:
     probe = KvFiles(Disk(tmp_path / "probe"), LOAD)
-    probe.write(FIRST, PAGES)
+    probe.write(KEY, FIRST, PAGES)
     size = sum(path.stat().st_size for path in (tmp_path / "probe").rglob("*.rows"))
     disk = Disk(tmp_path / "own", 2 * size + 100)
     files = KvFiles(disk, LOAD)
     keys = [bytes([n]) * 32 for n in range(4)]
     for number, key in enumerate(keys[:2]):
-        assert files.write(_prefix(key, (key, 0), (key, 1), (key, 2)), PAGES) == ()
+        assert files.write(key, _prefix(key, (key, 0), (key, 1), (key, 2)), PAGES) == ()
         os.utime(next(disk.directory.rglob(f"{key.hex()}.rows")), (number, number))
-    assert files.write(_prefix(keys[2], (keys[2], 0), (keys[2], 1), (keys[2], 2)), PAGES) == (keys[0],)
+    assert files.write(keys[2], _prefix(keys[2], (keys[2], 0), (keys[2], 1), (keys[2], 2)), PAGES) == (keys[0],)
     needs = _prefix(keys[3], *((key, n) for key in keys[1:3] for n in range(3)), *((keys[3], n) for n in range(3)))
     with pytest.raises(DeviceError):
-        files.write(needs, PAGES)
+        files.write(keys[3], needs, PAGES)
     assert sum(path.stat().st_size for path in disk.directory.rglob("*") if path.is_file()) <= 2 * size + 100
 
 
@@ -117,6 +117,6 @@ def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path: Path, monkeypatch: 
     opened = os.open
     monkeypatch.setattr(os, "open", lambda path, *rest: opened("/dev/full", os.O_WRONLY) if rest else opened(path))
     with pytest.raises(DeviceError, match="No space left"):
-        files.write(FIRST, [memoryview(bytes(1 << 20))] * 3)
+        files.write(KEY, FIRST, [memoryview(bytes(1 << 20))] * 3)
     monkeypatch.undo()
     assert files.find() == ()

@@ -69,14 +69,15 @@ class Admission:
         """Those that come in now, one after the other, with pages taken for as many tokens as each probably has; it begins on
         what others have computed."""
         full: set[str] = set()
-        while not room.is_short and (sequence := self._waiting.first(without=full)) is not None:
+        while not room.is_changing and (sequence := self._waiting.first(without=full)) is not None:
             if not pages.can_ever(pages.need(sequence.num_slots)):
                 self.withdraw(sequence.id)
                 yield sequence, Way.REFUSED
                 continue
             covered = room.expected(sequence)
             need = pages.need(covered)
-            if not self._leaves_room(pages, sequence.client, need):
+            passes = not room.is_short or (not self._num_open_of[sequence.client] and room.lets_pass(need, pages))
+            if not passes or not self._leaves_room(pages, sequence.client, need):
                 full.add(sequence.client)
                 continue
             if not pages.can_take(need):

@@ -3,16 +3,17 @@
 Theory of operation. Most answers end long before they may, so a sequence is admitted with pages for what it has and for as much
 more as answers of late have had, and takes further ones while it grows. If none is free the youngest sequence makes way: it gives
 up all of its rows on every stage (a Commit of length 0), and once all have confirmed that its pages are free. It comes back,
-before anybody new, when there is room again: from its tokens, or from those of its rows that stages have kept meanwhile
-(``prefixes.py``). Tokens depend on position and seed alone, so nobody notices but by the time that it takes.
+before anybody new of its client, when there is room again: from its tokens, or from those of its rows that stages have kept
+meanwhile (``prefixes.py``). Tokens depend on position and seed alone, so nobody notices but by the time that it takes.
 
-The oldest never makes way for another, and every sequence fits in by itself, so all of them end.
+The oldest never makes way for another, and every sequence fits in by itself, so all of them end. Clients that have nothing open
+may pass those that wait to come back, as far as that never keeps the first of these from fitting in.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from bloombee.pipeline.commands import Command
 from bloombee.pipeline.scheduler.batching import Batcher
@@ -65,6 +66,24 @@ class Room:
         """Somebody waits for pages who was here before."""
         return bool(self._batcher.hungry or self._going or self._away)
 
+    @property
+    def is_changing(self) -> bool:
+        """Somebody who runs waits for pages, or makes way for one who does."""
+        return bool(self._batcher.hungry or self._going)
+
+    def lets_pass(self, need: Sequence[int], pages: PageLedger) -> bool:
+        """Whether one more may have ``need`` pages though somebody has made way and waits: if the one that comes back first fits
+        in beside it and all that are younger and run, however long they do."""
+        if not self._away:
+            return True
+        first = self._first_back()
+        younger = [one.num_pages for one in self._open.values() if one.id > first.id and one.id not in self._away]
+        wanted = [sum(counts) for counts in zip(need, pages.need(first.num_slots), *younger, strict=True)]
+        return pages.can_ever(wanted)
+
+    def _first_back(self) -> SequenceState:
+        return min(self._away.values(), key=lambda one: one.id)
+
     def expected(self, sequence: SequenceState) -> int:
         """Slots of KV that it will probably need, no fewer than for what it has."""
         rest = sequence.max_new_tokens - sequence.num_output
@@ -99,7 +118,7 @@ class Room:
             else:
                 commands += self._preempt(self._youngest(), epoch, now)
         while self._away and not (self._batcher.hungry or self._going):
-            oldest = min(self._away.values(), key=lambda one: one.id)
+            oldest = self._first_back()
             if not self._take(oldest, self.expected(oldest), epoch.pages):
                 break
             del self._away[oldest.id]
