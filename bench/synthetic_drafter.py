@@ -1,7 +1,8 @@
 """A drafter for benchmarks that is right as often as it is told, by rank: ``bench.synthetic_drafter TRUTH ACCEPTANCE SECONDS``.
 
-    TRUTH        standin, whose tokens follow from seed and position, or a file: {"vocabulary": digest, "tokens": how many,
-                 "texts": [[ids], ...]}, where a text is a prompt and what the model makes of it
+    TRUTH        standin, whose tokens follow from seed and position; nothing, of which it says the same and is never right; or a
+                 file: {"vocabulary": digest, "tokens": how many, "texts": [[ids], ...]}, where a text is a prompt and what the
+                 model makes of it
     ACCEPTANCE   such as 0.8,0.08,0.04: how often the model's token is its first, second, third choice, at any depth
     SECONDS      that it takes for each level of a tree
 
@@ -24,13 +25,15 @@ from bloombee.roles.drafter import waiting_lines
 from bloombee.spec.drafter import MODEL
 from bloombee.spec.tree import Draft, Growing
 
+_OF_STANDINS: dict[str, Any] = {"vocabulary": None, "tokens": VOCAB, "texts": []}
+
 
 class Truth:
     """What the model says."""
 
     def __init__(self, name: str) -> None:
         is_standin = name == "standin"
-        known = {"vocabulary": None, "tokens": VOCAB, "texts": []} if is_standin else json.loads(Path(name).read_text("utf-8"))
+        known = _OF_STANDINS if name in ("standin", "nothing") else json.loads(Path(name).read_text("utf-8"))
         self.vocabulary: str | None = known["vocabulary"]
         self.num_tokens: int = known["tokens"]
         self._texts: list[list[int]] = known["texts"]

@@ -3,6 +3,7 @@ stages and hear from them, with their times."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ from bloombee.errors import RemoteProtocolError
 from bloombee.links.frames import LinkMeter
 from bloombee.models.card import ModelCard
 from bloombee.pipeline.commands import AskDraft, Command, DraftClosed, Send, TellHead, TellSwarm
-from bloombee.pipeline.events import Drafted, DrafterSeen, FromStage
+from bloombee.pipeline.events import Drafted, DrafterSeen, FromStage, Tick
 from bloombee.pipeline.scheduler import Event, SchedulerCore, SchedulerProxy
 from bloombee.pipeline.swarm import PlanRequest
 from bloombee.plan.plan import Plan
@@ -85,13 +86,15 @@ class Dispatch:
 
     async def close(self) -> None:
         """Nothing drafts any more."""
-        if self._drafter is not None:
-            await self._drafter.close()
+        drafter, self._drafter = self._drafter, None
+        if drafter is not None:
+            await drafter.close()
 
     def _start(self, program: Program, card: ModelCard) -> DrafterClient:
         def told(event: Callable[..., Drafted | DrafterSeen]) -> Callable[..., None]:
             return lambda *said: self.handle(event(*said, time.monotonic()))
 
+        self._loop = asyncio.get_running_loop()
         drafter = DrafterClient(
             program,
             tokenizer_json=card.tokenizer_json,
@@ -139,12 +142,19 @@ class Dispatch:
                 self._desk.told(told)
             case AskDraft(query=query, temperature=temperature, seed=seed) if self._drafter is not None:
                 self._drafter.ask(query, temperature=temperature, seed=seed)
+                if (wait_s := query.until_s - time.monotonic()) > 0:
+                    self._loop.call_later(wait_s, self._waited)
             case DraftClosed(sequence=sequence) if self._drafter is not None:
                 self._drafter.closed(sequence)
             case TellSwarm(message=moved):
                 self._replanner.moved(moved)
             case _:
                 raise AssertionError(f"the scheduler asks for {command!r}")
+
+    def _waited(self) -> None:
+        """For a draft, for long enough: no tick is as prompt."""
+        if self._drafter is not None:
+            self.handle(Tick(time.monotonic()))
 
     def _send_to(self, worker: WorkerId, lane: Lane, message: AnyMessage) -> None:
         if not isinstance(message, Forward) or self._plan is None or message.epoch != self._plan.epoch:

@@ -12,10 +12,12 @@ from bloombee.control.core import ControlCore
 from bloombee.control.seen import link_seen, plan_runs, stage_measured
 from bloombee.errors import BloomBeeError, RemoteProtocolError, StalePlan
 from bloombee.pipeline.commands import (
+    AskDraft,
     Command,
     Conclude,
     Deliver,
     Dismiss,
+    DraftClosed,
     HandoverBegan,
     HandoverEnded,
     MeasureHere,
@@ -49,6 +51,7 @@ from bloombee.pipeline.swarm import Drains, PlanRequest, SwarmCore, SwarmLimits
 from bloombee.plan.plan import Plan
 from bloombee.sim.carrier import HEAD, SCHEDULER, SimCarrier, stage_name
 from bloombee.sim.clock import VirtualClock
+from bloombee.sim.drafter import SimDrafter
 from bloombee.sim.surveying import SimGauges
 from bloombee.types import FinishReason, SchedulerPlace, WorkerId
 from bloombee.wire.messages import (
@@ -126,6 +129,8 @@ class SimHead:
         self.answers: list[tuple[WorkerId, Drained | Refused]] = []
         """What workers that want to leave were told."""
         self.on_dismissed: Callable[[WorkerId], None] = lambda _: None
+        self.drafter: SimDrafter | None = None
+        """In a process of its own."""
         self._clock = clock
         self._carrier = carrier
         self._hidden = hidden
@@ -251,8 +256,17 @@ class SimHead:
                     self.do(self.request_core.handle(SchedulerSaid(message, self._clock.now)))
                 case TellSwarm(message=moved):
                     self.do(self.swarm.handle(moved))
+                case AskDraft() if self.drafter is not None:
+                    self.drafter.ask(command)
+                    self._clock.call_at(command.query.until_s, self._waited)
+                case DraftClosed(sequence=sequence) if self.drafter is not None:
+                    self.drafter.closed(sequence)
                 case _:
                     raise AssertionError(f"the scheduler asks for {command!r}")
+
+    def _waited(self) -> None:
+        """For a draft, for long enough."""
+        self.schedule(self.scheduler.handle(Tick(self._clock.now)))
 
     # -- control ---------------------------------------------------------------------------
 

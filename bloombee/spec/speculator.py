@@ -4,7 +4,8 @@ It learns how good drafters are from the tokens alone: what was proposed is kept
 and held against what has come. So drafting that does not pay costs no rows, and is on again as soon as it would pay.
 
 A drafter elsewhere takes time, which is only worth waiting for if a round becomes better by more than that. What its drafts are
-like is known from earlier ones; where it would not pay it is asked now and then, and nobody waits (``elsewhere.py``).
+like is known from earlier ones; where it would not pay it is asked now and then, for a small share of the time
+(``elsewhere.py``).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ NODE_S = 50e-6
 """What proposing a node costs the process of the scheduler."""
 SHARE = 0.01
 """Of a round, that may go to that, whether or not anything is sent."""
-RARELY = 64
-"""Of so many rounds in which a drafter elsewhere does not pay, one asks it."""
+SKILL = 0.3
+"""Of what is known of the drafter elsewhere with one sequence, that its latest draft makes out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +67,16 @@ class _Known:
     """Tokens that drafter knows."""
     is_read: bool = False
     """It has answered once."""
+    is_sent: bool = False
+    """Whatever goes behind these has been sent."""
     is_fresh: bool = False
-    """Nothing was sent since its last answer came."""
+    """Its last answer came in time for what is proposed."""
     asked_s: float | None = None
     """When it was asked what it has not answered yet."""
-    rounds_without: int = 0
-    """Since that drafter was last worth waiting for."""
+    skill: float = 1.0
+    """How much more than usual that drafter's drafts of this sequence are worth."""
+    tried_s: float = 0.0
+    """Of the wait for that, what was only to know more."""
 
 
 class Speculator:
@@ -107,14 +112,14 @@ class Speculator:
         known = self._catch_up(sequence, tokens, load)
         if other is None or known.asked_s is not None:
             return None
+        other.began(load)
         own = self.calibration.apply(sequence, known.own)
-        worth = ALWAYS if self.shape else other.worth(own, load, is_new=not known.is_read)
-        known.rounds_without = 0 if worth.wait_s else known.rounds_without + 1
-        if not worth.wait_s and known.rounds_without % RARELY != 1:
+        worth = ALWAYS if self.shape else other.worth(own, load, is_new=not known.is_read, skill=known.skill)
+        if worth is None:
             return None
         new = tuple(tokens[known.told :])
         query = Query(sequence, known.told, new, self._most_nodes, worth.least, worth.rate, now + worth.wait_s)
-        known.told, known.asked_s = len(tokens), now
+        known.told, known.asked_s, known.tried_s = len(tokens), now, worth.tried_s
         return query
 
     def offered(self, sequence: int, at_length: int, draft: Draft, now: float) -> None:
@@ -122,8 +127,9 @@ class Speculator:
         (:meth:`Draft.check`)."""
         known = self._known.get(sequence)
         if known is not None and known.asked_s is not None and self._elsewhere is not None and at_length == known.told:
-            self._elsewhere.took(now - known.asked_s, is_new=not known.is_read)
-            known.offered, known.asked_s, known.is_read, known.is_fresh = draft, None, True, True
+            self._elsewhere.took(now - known.asked_s, is_new=not known.is_read, tried_s=known.tried_s)
+            known.offered, known.asked_s, known.is_read = draft, None, True
+            known.is_fresh = at_length == known.length and not known.is_sent
 
     def draft(self, sequence: int, tokens: Sequence[int], load: Load) -> Draft | None:
         """What to send behind ``tokens``, all the confirmed ones; None: the row of the last alone. Called once in every round.
@@ -131,12 +137,10 @@ class Speculator:
         Time: in the length of the draft, and of what is new.
         """
         known = self._catch_up(sequence, tokens, load)
+        known.is_sent = True
         offered = _still_good(known, tokens)
         known.proposed = merge([known.own, offered], self._most_nodes)
         calibrated = self.calibration.apply(sequence, known.proposed)
-        if known.is_fresh and self._elsewhere is not None:
-            known.is_fresh = False
-            self._elsewhere.saw(calibrated, without=self.calibration.apply(sequence, known.own))
         return (self.shape.cut(calibrated) if self.shape else worth_sending(calibrated, load)) or None
 
     def closed(self, sequence: int) -> None:
@@ -152,9 +156,13 @@ class Speculator:
             return known
         if known.proposed:
             self.calibration.learn(sequence, known.proposed, tokens[known.length :])
+        if known.is_fresh and self._elsewhere is not None:
+            known.is_fresh = False
+            proposed, own = (self.calibration.apply(sequence, draft) for draft in (known.proposed, known.own))
+            known.skill += SKILL * (self._elsewhere.saw(proposed, without=own) - known.skill)
         budget = min(self._most_nodes, max(1, int(SHARE * load.round_s(0) / (NODE_S * load.sequences))))
         known.own = merge([drafter.propose(sequence, tokens, budget) for drafter in self.drafters], budget)
-        known.proposed, known.length = known.own, len(tokens)
+        known.proposed, known.length, known.is_sent = known.own, len(tokens), False
         return known
 
 

@@ -1,7 +1,7 @@
 """Sequences whose next rows wait for a drafter in another process. Pure.
 
-What comes home together is asked for together and goes on together: with the last answer, or once waiting for it has lasted too
-long."""
+What comes home together is asked for together. Where microbatches are better large it goes on together: with the last answer, or
+once waiting for it has lasted too long."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ class Awaited:
     _groups: list[_Group] = field(default_factory=list)
 
     def hold(self, sequences: Sequence[SequenceState], until_s: Mapping[SequenceId, float]) -> None:
-        """They have come home; ``until_s``: how long the answer for one is worth waiting for, if it was asked for."""
-        self._groups.append(_Group(list(sequences), set(until_s), max(until_s.values(), default=0.0)))
+        """They have come home, and go on together; ``until_s``: how long the answer for one is worth waiting for, if it was asked
+        for."""
+        missing = {sequence.id for sequence in sequences} & until_s.keys()
+        self._groups.append(_Group(list(sequences), missing, max([until_s[one] for one in missing], default=0.0)))
 
     def answered(self, sequence: SequenceId) -> None:
         for group in self._groups:

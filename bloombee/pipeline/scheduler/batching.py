@@ -89,12 +89,16 @@ class Batcher:
         if isinstance(event, Drafted):
             self._awaited.answered(event.sequence)
 
-    def ask_for_drafts(self, now: float) -> None:
+    def ask_for_drafts(self, epoch: Epoch, now: float) -> None:
         """For who has come home; who has waited for an answer for long enough goes on."""
         home, self._home = self._home, []
+        self._rounds.num_flights = epoch.num_decoding + 1
         if home:
             asked = {sequence.id: self._rounds.ask(sequence, len(home) - 1, now) for sequence in home}
-            self._awaited.hold(home, {one: until_s for one, until_s in asked.items() if until_s is not None})
+            until_s = {one: moment for one, moment in asked.items() if moment is not None}
+            may_part = self._rounds.may_part(epoch.num_decoding + len(home))
+            for group in [[one] for one in home] if may_part else [home]:
+                self._awaited.hold(group, until_s)
         self._decode += self._awaited.ready(now)
 
     def send_again(self, sequence: SequenceState, position: int) -> None:
@@ -134,10 +138,13 @@ class Batcher:
     # -- decode ----------------------------------------------------------------------------
 
     def may_decode(self, epoch: Epoch) -> bool:
-        """When fewer are to be under way than are, small ones come home: they go on as soon as they make a large one."""
+        """When fewer are to be under way than are, small ones come home: they go on as soon as they make a large one. Rounds of
+        drafts part those that went together, as some take longer: where the ring idles nobody waits for that."""
         if not self._decode or not epoch.can_send(Phase.DECODE):
             return False
-        return epoch.num_decoding < self._most_flights(epoch) or len(self._decode) >= self._largest(epoch)
+        if epoch.num_decoding < self._most_flights(epoch) or len(self._decode) >= self._largest(epoch):
+            return True
+        return self._rounds.may_part(epoch.num_decoding + 1)
 
     def decode_items(self, epoch: Epoch) -> list[Item]:
         """About an even share of the decoding sequences for each microbatch that may be in flight.
@@ -155,6 +162,7 @@ class Batcher:
         count = min(count, self._max_rows, MOST_ITEMS)
         chosen = [self._decode.popleft() for _ in range(count)]
         if self._rounds.speculator is not None:
+            self._rounds.num_flights = epoch.num_decoding + 1
             return _with_drafts(chosen, self._rounds, self._max_rows - count)
         return [_item(sequence, 1) for sequence in chosen]
 
@@ -180,6 +188,11 @@ class Batcher:
         return sum([not sequence.in_prefill for sequence in self._open.values()])
 
     # -- prompts ---------------------------------------------------------------------------
+
+    @property
+    def has_prompts(self) -> bool:
+        """Some wait for their turn."""
+        return bool(self._prefill)
 
     def may_prefill(self, epoch: Epoch, now: float) -> bool:
         if not self._prefill or not epoch.can_send(Phase.PREFILL):

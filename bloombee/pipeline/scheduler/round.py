@@ -61,6 +61,11 @@ class Round:
         packed = struct.pack(f"<{num_rows}I", *tokens)
         return Item(sequence, generation, _DRAFT, self.base, packed, num_rows, None, tree)
 
+    def stop(self) -> None:
+        """Nothing more is sent, unless it has been accepted before."""
+        if self.path[-1] <= self.num_sent:
+            self.tokens, self.parents = self.tokens[: self.num_sent], self.parents[: self.num_sent]
+
     # -- and back --------------------------------------------------------------------------
 
     def note(self, node: int, pick: Pick) -> None:

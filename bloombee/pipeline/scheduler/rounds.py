@@ -42,13 +42,15 @@ class Rounds:
 
     Args:
         speculator: asked for a draft with each row that decodes. None: nothing is drafted.
-        parts: what is left of drafts that go in several frames. page_size: of KV memory. load: what a round costs.
+        parts: what is left of drafts that go in several frames. page_size: of KV memory.
+        load: what a round costs. num_flights: microbatches that decode under way, with the next one.
     """
 
     speculator: Speculator | None
     parts: Parts
     page_size: int = 1
     load: Load = UNKNOWN_LOAD
+    num_flights: int = 1
     _said: list[AskDraft | DraftClosed] = field(default_factory=list)
     """To the drafter in another process, and not sent yet."""
     _tokens: dict[SequenceId, array[int]] = field(default_factory=dict)
@@ -118,8 +120,12 @@ class Rounds:
             self.speculator = None
             return None
 
+    def may_part(self, num_flights: int) -> bool:
+        """Whether so many may be under way, of however few sequences, and nobody has to wait for another."""
+        return self.speculator is not None and replace(self.load, num_microbatches=num_flights, rows=self._rows - 1).is_idle
+
     def _load(self, others: int) -> Load:
-        return replace(self.load, rows=others * self._rows, tokens=others * self._promised)
+        return replace(self.load, num_microbatches=self.num_flights, rows=others * self._rows, tokens=others * self._promised)
 
     def _room(self, sequence: SequenceState) -> int:
         """Rows beyond those that are confirmed, and the next, for which the sequence has KV memory."""
