@@ -5,16 +5,17 @@
     python bench/spec.py --acceptance FILE                 a drafter that is right as often as FILE says, by rank: 0.8,0.08,0.04
     python bench/spec.py --texts DIR                       the demo pair, on prompts from the files in DIR
 
-Two rings run side by side, of which one never drafts: rows are measured by turns on one or the other. A row is how trees are
-chosen: none; a chain or a tree of always the same shape, N tokens deep with W choices each; ``adaptive``, as the runtime does it.
-Each run is as long as it is asked for; what counts is whole rounds. The cost of a round is the control core's own figure,
-measured live.
+Two rings run side by side, of which one never drafts: rows are measured by turns on one or the other, those of ``hopeless`` on
+both at once. A row is how trees are chosen: none; a chain or a tree of always the same shape, N tokens deep with W choices
+each; ``adaptive``, as the runtime does it. Each run is as long as it is asked for; what counts is whole rounds, and of several
+sequences the time while all of them decode. The cost of a round is the control core's own figure, measured live.
 
-``a80`` to ``a2x97`` have a stand-in for LLaMA-30B and a drafter that takes a millisecond a level and is right as often as it is
-told (synthetic_drafter.py); ``demo`` and ``ngrams`` the packaged models, their texts and, for ``demo``, their draft model.
+``a80`` to ``a97-near`` have a stand-in for LLaMA-30B and a drafter that takes a millisecond a level and is right as often as
+it is told (synthetic_drafter.py), or in ``hopeless`` sure of itself and never right; ``ngrams`` and ``demo`` to ``demo-t08`` the
+packaged models, their texts and, but for ``ngrams``, their draft model.
 
-Exits 1 if a ratio to ``none`` is below its bound, if the adaptive trees are behind the best fixed shape by more than FIXED, or
-behind what whoever knows the acceptance could have by more than ORACLE.
+A case that fails costs no other its rows. Exits 1 if one did, if a ratio to ``none`` is below its bound, if the adaptive trees
+are behind the best fixed shape by more than FIXED, or behind what whoever knows the acceptance could have by more than ORACLE.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from bench.ring import Ring, RingSpec
 from bench.rounds import best_rate
 from bench.spread import interval
 from bench.texts import prompts
+from bloombee.errors import BloomBeeError
 from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.spec.controller import Shape
 from bloombee.spec.ngram import NgramDrafter
@@ -52,7 +54,7 @@ from bloombee.spec.speculator import Speculator
 
 NONE, ADAPTIVE = "none", "adaptive"
 LEVEL_S = 0.001
-WARM_S = 15.0
+WARM_S = 10.0
 PROMPT_TOKENS = 64
 MOST_TOKENS = 1900
 FIXED, ORACLE = 0.97, 0.9
@@ -79,6 +81,9 @@ class Case:
     profile: str = "100M-250ms"
     pace: str | None = "4,0.05,0.1"
     batch: int = 1
+    temperature: float = 0.0
+    beside: bool = False
+    """Both rings run at once, so that whatever else the machine does is in both; for rings that hardly compute."""
     shapes: tuple[Shape, ...] = ()
 
     @property
@@ -107,13 +112,16 @@ CASES = (
     Case("a74", 4.2, (0.74, 0.09, 0.04, 0.02)),
     Case("a97", 20.0, (0.97, 0.01), shapes=(Shape(16),)),
     Case("a80-10M", 2.5, A80, profile="10M-250ms", shapes=(Shape(4), Shape(8), Shape(8, 2))),
-    Case("hopeless", 0.98, (0.0,)),
+    Case("hopeless", 0.98, draft=f"module:bench.synthetic_drafter:nothing:0.8,0.08,0.04:{LEVEL_S}", beside=True),
     Case("b4", 2.2, A80, batch=4, profile="20M-100ms", pace="13,0.05,0.5"),
     Case("b8", 1.35, A80, batch=8, profile="20M-100ms", pace="13,0.05,0.5"),
     Case("b32", 0.98, A80, batch=32, profile="20M-100ms", pace="13,0.05,0.5"),
+    Case("full", 0.98, A80, batch=32, profile="5M-100ms", pace="13,0.05,0.5"),
     Case("a97-near", 6.0, (0.97, 0.01), workers=2, profile="1G-22ms", pace="1,0.05,0.1"),
     Case("ngrams", 3.0, draft="ngrams", model="demo", pace=None),
     Case("demo", 5.0, draft="auto", model="demo", pace=None, shapes=(Shape(8), Shape(8, 2))),
+    Case("demo-near", 4.0, draft="auto", model="demo", pace=None, profile="100M-50ms"),
+    Case("demo-t08", 0.98, draft="auto", model="demo", pace=None, temperature=0.8),
 )
 
 
@@ -139,6 +147,11 @@ class Outcome:
     """Tokens per second for whoever knows the acceptance, by the live cost of a round; None where nobody does."""
     seen: dict[tuple[int, int, int], tuple[float, float]] = field(default_factory=dict)
     sent: dict[str, Count] = field(default_factory=dict)
+
+    def add(self, row: str, rate: float, count: Count) -> None:
+        """Of a run."""
+        self.rates.setdefault(row, []).append(rate)
+        self.sent[row] = self.sent.get(row, Count()) + count
 
     def median(self, row: str) -> float:
         return statistics.median(self.rates[row])
@@ -182,13 +195,16 @@ async def measure_case(case: Case, texts: Sequence[list[int]], run_s: float, rep
         await _run(drafting, case, texts, WARM_S, 0)
         await _run(plain, case, texts, WARM_S / 4, 0)
         rows: dict[str, Shape | None] = {ADAPTIVE: None, **{row_of(shape): shape for shape in case.shapes}}
-        for repeat in range(repeats):
+        for repeat in range(repeats if case.beside else 0):
+            both = await asyncio.gather(*(_run(ring, case, texts, run_s, 1 + repeat) for ring in (plain, drafting)))
+            for row, (rate, count) in zip((NONE, ADAPTIVE), both, strict=True):
+                outcome.add(row, rate, count)
+        for repeat in range(0 if case.beside else repeats):
             for row in [NONE, *rows] if repeat % 2 == 0 else [*reversed(rows), NONE]:
                 speculator.shape = rows.get(row)
                 speculator.drafters = (NgramDrafter(),)  # who has heard the same text before knows it by heart
                 rate, count = await _run(plain if row == NONE else drafting, case, texts, run_s, 1 + repeat)
-                outcome.rates.setdefault(row, []).append(rate)
-                outcome.sent[row] = outcome.sent.get(row, Count()) + count
+                outcome.add(row, rate, count)
         outcome.seen = speculator.calibration.seen()
         if case.acceptance and case.batch == 1:
             load = drafting.runtime._head.dispatch.scheduler._rounds.load  # type: ignore[union-attr]
@@ -202,34 +218,56 @@ async def _drafter_is_up(case: Case, speculator: Speculator) -> None:
             await asyncio.sleep(0.1)
 
 
+@dataclass(slots=True)
+class _Heard:
+    """Of one sequence: when its tokens came, and what of them had been drafted."""
+
+    times: list[float] = field(default_factory=list)
+    drafted: int = 0
+    right: int = 0
+
+
 async def _run(ring: Ring, case: Case, texts: Sequence[list[int]], run_s: float, number: int) -> tuple[float, Count]:
-    """(tokens per second of all sequences, what was drafted)."""
-    streams = [
-        _stream(ring, texts[(number * case.batch + one) % len(texts)], run_s, 1000 * number + one) for one in range(case.batch)
-    ]
-    found = await asyncio.gather(*streams)
-    await ring.until_idle()
-    return sum(rate for rate, _ in found), sum((count for _, count in found), Count())
+    """(tokens per second of all sequences, what was drafted), from when the last of them has its first token."""
+    heard = [_Heard() for _ in range(case.batch)]
 
+    def is_enough(now: float) -> bool:
+        return all(one.times for one in heard) and now > max(one.times[0] for one in heard) + run_s
 
-async def _stream(ring: Ring, prompt: list[int], run_s: float, seed: int) -> tuple[float, Count]:
-    """Of one sequence, counted over whole rounds: from the first token to the last that begins a round."""
-    pause_s = 0.25 * sum(link.forward.delay_s for link in ring.links())
-    began: list[tuple[float, int]] = []
-    count = drafted = right = 0
-    last_s = -1.0
-    stream = ring.runtime.stream(prompt, max_new_tokens=MOST_TOKENS, ignore_eos=True, seed=seed)
-    async with aclosing(stream) as tokens:
-        async for token in tokens:
-            now = time.monotonic()
-            if now - last_s > pause_s:
-                began.append((now, count))
-                if now > began[0][0] + run_s:
+    async def hear(one: _Heard, place: int) -> None:
+        stream = ring.runtime.stream(
+            texts[(number * case.batch + place) % len(texts)],
+            max_new_tokens=MOST_TOKENS,
+            ignore_eos=True,
+            seed=1000 * number + place,
+            temperature=case.temperature,
+        )
+        async with aclosing(stream) as tokens:
+            async for token in tokens:
+                one.times.append(time.monotonic())
+                one.drafted, one.right = one.drafted + token.drafted, one.right + token.was_drafted
+                if is_enough(one.times[-1]):
                     break
-            last_s = now
-            count, drafted, right = count + 1, drafted + token.drafted, right + token.was_drafted
-    (first_s, first), (stop_s, stop) = began[0], began[-1]
-    return (stop - first) / (stop_s - first_s), Count(count, drafted, right)
+
+    await asyncio.gather(*(hear(one, place) for place, one in enumerate(heard)))
+    await ring.until_idle()
+    count = Count(sum(len(one.times) for one in heard), sum(one.drafted for one in heard), sum(one.right for one in heard))
+    pause_s = 0.25 * sum(link.forward.delay_s for link in ring.links())
+    times = [one.times for one in heard]
+    return (by_rounds(times[0], pause_s) if case.batch == 1 else by_window(times)), count
+
+
+def by_rounds(times: Sequence[float], pause_s: float) -> float:
+    """Tokens per second of one sequence over whole rounds, which are ``pause_s`` apart: from the first token to the last that
+    begins one."""
+    begins = [0, *(at for at in range(1, len(times)) if times[at] - times[at - 1] > pause_s)]
+    return begins[-1] / (times[begins[-1]] - times[0])
+
+
+def by_window(times: Sequence[Sequence[float]]) -> float:
+    """Tokens per second of all sequences while all of them decode."""
+    start, stop = max(one[0] for one in times), min(one[-1] for one in times)
+    return sum(start < moment <= stop for one in times for moment in one) / (stop - start)
 
 
 def show(outcome: Outcome, console: Console) -> None:
@@ -280,7 +318,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--acceptance", type=Path, help="a file with the acceptance of the first case's drafter by rank, with commas"
     )
     parser.add_argument("--texts", type=Path, help="a folder of texts for the demo pair's prompts")
-    parser.add_argument("--seconds", type=seconds(1, 600), default=12.0, help="of a run")
+    parser.add_argument("--seconds", type=seconds(1, 600), default=8.0, help="of a run")
     parser.add_argument("--repeats", type=whole(1, 100), default=2)
     parser.add_argument("--json", type=out_file, help="where lines of JSON go")
     return parser.parse_args(arguments)
@@ -324,7 +362,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, faults, lines = Console(), list[str](), list[dict[str, Any]]()
     console.print(headline())
     for case, prompts_of_it in zip(cases, texts, strict=True):
-        outcome = asyncio.run(measure_case(case, prompts_of_it, options.seconds, options.repeats))
+        try:
+            outcome = asyncio.run(measure_case(case, prompts_of_it, options.seconds, options.repeats))
+        except (BloomBeeError, OSError, TimeoutError) as error:
+            faults.append(f"{case.name}: {type(error).__name__}: {error}")
+            continue
         show(outcome, console)
         faults += outcome.faults()
         lines.append(_line(outcome))

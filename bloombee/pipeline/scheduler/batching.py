@@ -42,7 +42,8 @@ class Batcher:
         self._open = open_sequences
         self._rounds = rounds
         self._max_rows = max_rows
-        self._prefill: FairQueue[SequenceState] = FairQueue()
+        self.prompts: FairQueue[SequenceState] = FairQueue()
+        """Those whose rows wait for their turn as a prompt's do."""
         self._decode: deque[SequenceState] = deque()
         self._home: list[SequenceState] = []
         """That have one more token, for which no draft was asked yet."""
@@ -65,7 +66,7 @@ class Batcher:
     def go_on(self, sequence: SequenceState) -> None:
         """It has rows to be sent, and pages for them."""
         if sequence.in_prefill:
-            self._prefill.push(sequence)
+            self.prompts.push(sequence)
         elif self._rounds.asks:
             self._home.append(sequence)
         else:
@@ -78,7 +79,7 @@ class Batcher:
             sequence.num_to_fill = sequence.num_tokens
         if sequence.num_tokens > sequence.num_covered:
             if was_filling:
-                self._prefill.remove(sequence)
+                self.prompts.remove(sequence)
             self.hungry[sequence.id] = sequence
         elif not was_filling:
             self.go_on(sequence)
@@ -105,7 +106,7 @@ class Batcher:
         """Rows from ``position`` on, in turn with prompts."""
         if not sequence.in_prefill and sequence.id not in self.hungry:
             self._take_out(sequence)
-            self._prefill.push(sequence)
+            self.prompts.push(sequence)
         sequence.go_back(position)
 
     def abandon_rounds(self) -> list[Cut]:
@@ -120,7 +121,7 @@ class Batcher:
     def remove(self, sequence: SequenceState) -> None:
         """It has ended, or makes way."""
         self.hungry.pop(sequence.id, None)
-        if not self._prefill.remove(sequence):
+        if not self.prompts.remove(sequence):
             self._take_out(sequence)
 
     def _take_out(self, sequence: SequenceState) -> None:
@@ -131,7 +132,7 @@ class Batcher:
         self._awaited.remove(sequence)
 
     def clear(self) -> None:
-        self._prefill.clear()
+        self.prompts.clear()
         for waiting in (self._decode, self._home, self._awaited, self.hungry):
             waiting.clear()
 
@@ -189,13 +190,8 @@ class Batcher:
 
     # -- prompts ---------------------------------------------------------------------------
 
-    @property
-    def has_prompts(self) -> bool:
-        """Some wait for their turn."""
-        return bool(self._prefill)
-
     def may_prefill(self, epoch: Epoch, now: float) -> bool:
-        if not self._prefill or not epoch.can_send(Phase.PREFILL):
+        if not self.prompts or not epoch.can_send(Phase.PREFILL):
             return False
         # What makes sure that no wire runs dry also makes decode wait.
         is_gentle = self._is_gentle
@@ -206,8 +202,8 @@ class Batcher:
         """A chunk of the prompt whose turn it is, filled up with others where their position allows that many rows."""
         items: list[Item] = []
         rows, is_gentle = 0, self._is_gentle
-        while self._prefill and len(items) < MOST_ITEMS:
-            sequence = self._prefill.peek()
+        while self.prompts and len(items) < MOST_ITEMS:
+            sequence = self.prompts.peek()
             room = self._rows_at(sequence.num_sent, is_gentle=is_gentle) - rows
             if room <= 0 or not has_room(items, sequence.opening_at(sequence.num_sent)):
                 break
@@ -215,9 +211,9 @@ class Batcher:
             items.append(_item(sequence, count))
             rows += count
             if sequence.in_prefill:
-                self._prefill.charge(sequence, count)
+                self.prompts.charge(sequence, count)
             else:
-                self._prefill.pop(count)
+                self.prompts.pop(count)
         return items
 
     def whole_prompt(self, sequence: SequenceState) -> list[Item]:
@@ -244,7 +240,7 @@ class Batcher:
         """Whether prompts make way for decode: at full speed they would hold up each sequence that decodes, gently each of them
         takes longer itself. So those of a burst do not while they are more than what decodes."""
         num_started = sum(sequence.num_output > 0 for sequence in self._open.values())
-        return num_started > 0 and num_started >= len(self._prefill)
+        return num_started > 0 and num_started >= len(self.prompts)
 
     def _rows_at(self, position: int, *, is_gentle: bool) -> int:
         """Most rows of a chunk that begins at ``position``."""

@@ -279,16 +279,14 @@ class SchedulerCore:
 
     def _schedule(self, now: float) -> list[Command]:
         """Admit what fits, then send microbatches while there are rows and credit."""
-        epoch, batcher = self._epoch, self._batcher
+        epoch, batcher, parts = self._epoch, self._batcher, self._rounds.parts
         if epoch is None or not epoch.is_open:
             return []
         commands = [*self._room.make(epoch, now), *self._admit(epoch, now), *self._prefixes.asks(epoch, now)]
         batcher.ask_for_drafts(epoch, now)
         while batcher.may_decode(epoch):
             commands += self._send(epoch, Phase.DECODE, batcher.decode_items(epoch), Phase.DECODE, now)
-        if batcher.has_prompts or epoch.prefill_share:
-            self._rounds.parts.stop()  # it would hold up somebody's first token
-        while epoch.can_send(Phase.DECODE) and (part := self._rounds.parts.next()) is not None:
+        while epoch.can_send(Phase.DECODE) and (part := parts.next(len(batcher.prompts), epoch.prefill_share)) is not None:
             commands += self._send(epoch, Phase.DECODE, [part], Phase.DECODE, now, is_more=True)
         while not self._succession.holds_prompts and batcher.may_prefill(epoch, now):
             items = batcher.prefill_items()

@@ -33,11 +33,14 @@ class Parts:
             self._left[sequence.id] = sequence, size
         return item
 
-    def next(self) -> Item | None:
-        """The next part of any."""
+    def next(self, num_prompts: int = 0, prompts_under_way: float = 0.0) -> Item | None:
+        """The next part of any. While prompts wait or are under way what has been sent is all there is of each: more would hold
+        up somebody's first token."""
         while self._left:
             number, (sequence, size) = next(iter(self._left.items()))
             current = sequence.round
+            if current is not None and (num_prompts or prompts_under_way):
+                current.stop()
             if current is None or current.is_over or current.num_sent >= len(current):
                 del self._left[number]
                 continue

@@ -198,14 +198,6 @@ class Survey:
         self.pairs.part(pair)
         return []
 
-    def _is_vain(self, meeting: Meeting, now: float) -> bool:
-        to_head = [self.found.get((HEAD, end)) for end in meeting.pair.ends]
-        return meeting.is_vain(now, sum(MEET_S if figure is None else figure.rtt_s for figure in to_head))
-
-    def _only_dials(self, worker: WorkerId) -> bool:
-        """It gets through to others, and others do not get through to it."""
-        return worker in self._dialled and worker in self._closed and worker not in self._reached
-
     # -- measurements ----------------------------------------------------------------------
 
     def _measure_both_ways(self, link: Link, now: float) -> list[Command]:
