@@ -93,8 +93,8 @@ class Batcher:
     def ask_for_drafts(self, epoch: Epoch, now: float) -> None:
         """For who has come home; who has waited for an answer for long enough goes on."""
         home, self._home = self._home, []
-        self._rounds.num_flights = epoch.num_decoding + 1
         if home:
+            self._rounds.num_flights = epoch.num_decoding + 1
             asked = {sequence.id: self._rounds.ask(sequence, len(home) - 1, now) for sequence in home}
             until_s = {one: moment for one, moment in asked.items() if moment is not None}
             may_part = self._rounds.may_part(epoch.num_decoding + len(home))

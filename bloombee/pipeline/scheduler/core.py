@@ -286,7 +286,7 @@ class SchedulerCore:
         batcher.ask_for_drafts(epoch, now)
         while batcher.may_decode(epoch):
             commands += self._send(epoch, Phase.DECODE, batcher.decode_items(epoch), Phase.DECODE, now)
-        while epoch.can_send(Phase.DECODE) and (part := parts.next(len(batcher.prompts), epoch.prefill_share)) is not None:
+        while epoch.can_send(Phase.DECODE) and (part := parts.next(batcher.prompts, epoch)) is not None:
             commands += self._send(epoch, Phase.DECODE, [part], Phase.DECODE, now, is_more=True)
         while not self._succession.holds_prompts and batcher.may_prefill(epoch, now):
             items = batcher.prefill_items()

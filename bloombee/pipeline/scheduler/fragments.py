@@ -9,8 +9,10 @@ overtakes what is left of this one.
 from __future__ import annotations
 
 import math
+from collections.abc import Sized
 from dataclasses import dataclass, field
 
+from bloombee.pipeline.scheduler.epoch import Epoch
 from bloombee.pipeline.scheduler.round import Round
 from bloombee.pipeline.scheduler.sequence import SequenceState
 from bloombee.spec.controller import Load
@@ -33,13 +35,13 @@ class Parts:
             self._left[sequence.id] = sequence, size
         return item
 
-    def next(self, num_prompts: int = 0, prompts_under_way: float = 0.0) -> Item | None:
+    def next(self, prompts: Sized = (), epoch: Epoch | None = None) -> Item | None:
         """The next part of any. While prompts wait or are under way what has been sent is all there is of each: more would hold
         up somebody's first token."""
         while self._left:
             number, (sequence, size) = next(iter(self._left.items()))
             current = sequence.round
-            if current is not None and (num_prompts or prompts_under_way):
+            if current is not None and (prompts or (epoch is not None and epoch.prefill_share)):
                 current.stop()
             if current is None or current.is_over or current.num_sent >= len(current):
                 del self._left[number]
