@@ -317,9 +317,7 @@ class SwarmCore:
             return parted
         error = LinkDown(f"worker {worker.name!r} is gone ({reason}); restart it and the Runtime", worker=worker.name)
         # Nothing is wired before whoever is awaited has come: then all places are taken at once.
-        spares = map(self._workers.__getitem__, self.spares)
-        spare = self.shadows.heir(stage, spares) if self._awaiting is None else None
-        if spare is None:
+        if self._awaiting is not None or (spare := _heir(self, stage)) is None:
             return [*parted, *self._share_out(self.plan, stage, error, reason, now)]
         return [*parted, *self._replace(self.plan, stage, spare, reason, now)]
 
@@ -329,8 +327,7 @@ class SwarmCore:
         other = NextPlan.of(self.request, plan, self._workers, self._workers, surveyed).shared_out()
         if other is None:
             return self._await_another(plan, lost, error, reason, now)
-        self._awaiting = None
-        room, other = self.shadows.make_room(other, now), self._orders.numbered(other, plan)
+        self._awaiting, room, other = None, self.shadows.make_room(other, now), self._orders.numbered(other, plan)
         broken = self._broken(other, lost, "a split over those that are left", reason, now)
         return [*room, *broken, *self._orders.move(other, plan, now), *self._go_on(other, now)]
 
@@ -421,6 +418,11 @@ def _followed(core: SwarmCore, now: float) -> list[Command]:
     spares = [core.members[spare] for spare in core.spares]
     begun = core.shadows.follow(plan, spares, now, core.limits.load_deadline_s) if is_calm else []
     return [*begun, *core.shadows.tick(plan.pipeline, now)]
+
+
+def _heir(core: SwarmCore, stage: StagePlan) -> Member | None:
+    """The spare that takes a stage."""
+    return core.shadows.heir(stage, [core.members[spare] for spare in core.spares])
 
 
 def _loss_s(core: SwarmCore, running: Plan, plan: Plan) -> float:
