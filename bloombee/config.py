@@ -140,7 +140,7 @@ class RuntimeConfig:
         "off",
         "Draft tokens ahead, to get several of them each time round, where that pays: auto (from what was said before; for demo"
         " also with its draft model), ngrams (that alone), off, or a small model of the same tokenizer, which gets a process of"
-        " its own: its directory or hub id. No token depends on it.",
+        " its own: its directory or hub id. The text stays the same, in bfloat16 but for near ties.",
     )
     codec: str = option("auto", "Lossless compression of activations: auto (on a link where it pays), on or off.")
     max_microbatch_rows: int = option(512, "Most tokens in one microbatch; longer prompts go in chunks.")

@@ -273,6 +273,8 @@ class Prefixes:
         """A stage has kept rows of a sequence; or has not, or no longer (length 0); or lacks what the sequence has begun on: then
         it is returned, to be sent anew."""
         for source in list(self._of.get(have.sequence, ())):
+            if source not in self._of.get(have.sequence, ()):
+                continue  # let go of for what began meanwhile, which waited for the one before
             if not have.length:
                 self._forget(source)
             elif source in self._asked and source.name is not None and have.length == source.name.length:
