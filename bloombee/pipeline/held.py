@@ -39,6 +39,8 @@ class Held:
     """Works in the prefill queue: decode of the same sequence must not overtake them."""
     nodes: Nodes = field(default_factory=Nodes)
     """Rows of a draft, beyond ``have``."""
+    least: int = 1 << 32
+    """Rows that were left by the cut that left the fewest."""
     moves: list[tuple[int, int]] = field(default_factory=list)
     """Of accepted rows; see Segment."""
     arriving: Arrival | None = None
@@ -109,6 +111,7 @@ class Held:
     def cut(self, cut: Cut) -> None:
         """Go on as the cut's generation; ``cut.length`` is one that it can go back to. Rows that are not held are to come."""
         self.generation = cut.generation
+        self.least = min(self.least, cut.length)
         self.picks = ()
         if len(self.nodes) or cut.length < self.have:
             self._go_back(cut)

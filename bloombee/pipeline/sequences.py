@@ -129,7 +129,9 @@ class SequenceStore:
             return False  # it has begun
         if parent is None:
             return self.is_closed(fork.sequence)
-        return parent.settled >= fork.length and not self.kv.can_go_back(fork.length, parent.newest)
+        if parent.settled < fork.length:  # on their way, or cut off before they came
+            return parent.least < fork.length
+        return not self.kv.can_go_back(fork.length, parent.newest)
 
     def open(self, item: Item) -> Held:
         """The sequence of an item that begins one, which was not held before."""

@@ -186,9 +186,10 @@ def test_an_error_is_one_of_the_clients(endpoint: str, stream: bool, client: Ope
 def test_a_client_that_goes_ends_its_request(endpoint: str, stream: bool, server: Served) -> None:
     """Streamed: by closing it; whole: by giving up."""
     hasty = server.client().with_options(timeout=openai.Timeout(60.0, read=1.0))
+    on: Any = {"model": MODEL, "extra_body": {"ignore_eos": True}}  # of which responses know nothing
     ask: Any = {
-        "chat": lambda **more: hasty.chat.completions.create(model=MODEL, messages=USER, max_tokens=1900, **more),
-        "completions": lambda **more: hasty.completions.create(model=MODEL, prompt=PROMPT, max_tokens=1900, **more),
+        "chat": lambda **more: hasty.chat.completions.create(messages=USER, max_tokens=1900, **on, **more),
+        "completions": lambda **more: hasty.completions.create(prompt=PROMPT, max_tokens=1900, **on, **more),
         "responses": lambda **more: hasty.responses.create(model=MODEL, input=PROMPT, max_output_tokens=1900, **more),
     }[endpoint]
     if stream:
