@@ -8,6 +8,8 @@ from collections.abc import Coroutine
 from typing import Any
 
 import bloombee
+from bloombee.errors import LinkDown
+from bloombee.types import SwarmEventKind
 
 
 class Swarm:
@@ -19,10 +21,24 @@ class Swarm:
         self._thread.start()
         # A machine at its limits is slow, not gone; a process that has ended is known at once.
         self.runtime = bloombee.Runtime(**{"silence_s": 20.0, **arguments})
+        self.is_down = False
+        self._losses: list[str] = []
         self.run(self.runtime.__aenter__())
+        asyncio.run_coroutine_threadsafe(self._listen(), self.loop)
+
+    async def _listen(self) -> None:
+        async for event in self.runtime.events():
+            self.is_down |= event.kind is SwarmEventKind.DOWN
+            if event.kind in (SwarmEventKind.LOST, SwarmEventKind.RESTARTED, SwarmEventKind.DOWN):
+                self._losses.append(f"{event.at_s:.3f} {event.kind} {event.name} {event.reason}")
 
     def run(self, coroutine: Coroutine[Any, Any, Any], timeout: float = 120) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
+        except LinkDown as error:
+            for loss in self._losses:  # perhaps long before this test
+                error.add_note(loss)
+            raise
 
     def generate(self, prompt: Any, **fields: Any) -> bloombee.Generation:
         return self.run(self.runtime.generate(prompt, **fields))

@@ -11,11 +11,13 @@ from swarm_kit import Swarm
 
 @pytest.fixture(scope="session")
 def make_swarm() -> Iterator[Callable[..., Swarm]]:
-    """Swarms by their arguments, each started once a session."""
+    """Swarms by their arguments, each started once a session, and again once it is down: one test has failed by then."""
     swarms: dict[str, Swarm] = {}
 
     def make(**arguments: Any) -> Swarm:
         key = repr(sorted(arguments.items()))
+        if key in swarms and swarms[key].is_down:
+            swarms.pop(key).close()
         if key not in swarms:
             swarms[key] = Swarm(**arguments)
         return swarms[key]

@@ -6,6 +6,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -64,7 +65,7 @@ def test_random_weights_are_ones_or_normal_and_no_two_rows_are_alike() -> None:
 
 def test_progress_is_told_now_and_then_and_when_all_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(loading.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(loading, "time", SimpleNamespace(monotonic=lambda: now[0]))
     told: list[tuple[int, int]] = []
     progress = Loader()._paced(lambda loaded, total: told.append((loaded, total)), threading.Event())
     for loaded in (1, 2, 3, 4, 4, 4):

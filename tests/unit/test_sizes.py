@@ -49,10 +49,3 @@ def test_what_is_too_large_is_named() -> None:
     assert _all_too_large(long_function.format("long")) == ["long has 81 lines, at most 80"]
     assert _all_too_large("async " + long_function.format("late")) == ["late has 81 lines, at most 80"]
     assert _all_too_large("class Long:\n" + "    x = 1\n" * MOST_LINES_OF_CLASS) == ["Long has 301 lines, at most 300"]
-
-
-def test_no_two_files_of_tests_have_one_name() -> None:
-    """pytest imports them by it, and refuses the second."""
-    names = [path.name for path in Path(__file__).parents[1].rglob("test_*.py")]
-    assert len(names) > 100
-    assert sorted(names) == sorted(set(names))
