@@ -37,7 +37,8 @@ def commit(
             if held.is_lost:
                 lost.append(Holding(cut.sequence, held.generation, 0))
     answer = Committed(message.pipeline, message.epoch, tuple(done), store.kv.pages_free)
-    return [Send(Port.SCHEDULER, Lane.CONTROL, answer), *(seats[-1].report_lost(lost, now) if lost else ())]
+    told = [Send(Port.SCHEDULER, Lane.CONTROL, answer)] if done else []
+    return [*told, *(seats[-1].report_lost(lost, now) if lost else ())]
 
 
 def drop(log: BoundaryLog, jobs: Jobs, held: Held, cut: Cut) -> None:

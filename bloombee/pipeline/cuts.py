@@ -9,7 +9,10 @@ needs none before it. A node of generation h is alive in g > h iff it is on the 
 place there, and that is below the lengths of h + 2 .. g.
 
 A cut is remembered as long as rows below its length, or on its path, are not held: from then on older rows bring nothing that is
-alive.
+alive. What lacks some cut before it cannot be taken yet, and of such cuts there is room for a few. What can be taken always has
+room: the rows that cuts before it wait for may be said as rows of its own generation, by who has taken it already, and until it
+is taken here none of them can be. Each accepts rows, but for the few of rounds that were given up: so there are no more of those
+than the sequence lacks rows.
 """
 
 from __future__ import annotations
@@ -20,9 +23,9 @@ from bloombee.types import SequenceId
 from bloombee.wire.messages import Cut, Item
 
 MOST_AHEAD = 256
-"""Cuts of a sequence that are known and cannot be taken yet, or still matter."""
+"""Cuts of a sequence that are known and cannot be taken yet."""
 MOST_SEQUENCES = 1 << 16
-"""With cuts that are remembered."""
+"""With cuts that are remembered, if they are not held."""
 
 
 @dataclass(slots=True)
@@ -32,12 +35,15 @@ class Cuts:
     of: dict[SequenceId, dict[int, Cut]] = field(default_factory=dict)
     """By the generation that each begins."""
 
-    def has_room(self, cut: Cut) -> bool:
-        """Whether it can be remembered, or is."""
+    def has_room(self, cut: Cut, generation: int | None) -> bool:
+        """Whether it can be remembered, or is. ``generation``: that of the sequence; None: it is not held."""
         known = self.of.get(cut.sequence)
         if known is None:
-            return len(self.of) < MOST_SEQUENCES
-        return len(known) < MOST_AHEAD or not cut.length or cut.generation in known
+            return generation is not None or len(self.of) < MOST_SEQUENCES
+        is_next = generation is not None and cut.generation == generation + 1
+        if is_next or not cut.length or cut.generation in known:
+            return True
+        return sum(generation is None or ahead > generation for ahead in known) < MOST_AHEAD
 
     def note(self, cut: Cut) -> None:
         """Said again it changes nothing: a generation begins once."""

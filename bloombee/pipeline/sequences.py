@@ -190,7 +190,8 @@ class SequenceStore:
 
     def can_cut(self, cut: Cut) -> bool:
         """False: it would have to be remembered, and there is no room for that."""
-        return _is_past(self, cut) or self._cuts.has_room(cut)
+        held = self._held.get(cut.sequence)
+        return _is_past(self, cut) or self._cuts.has_room(cut, None if held is None else held.generation)
 
     def _advance(self, sequence: SequenceId, held: Held) -> list[Cut]:
         """To the newest generation whose cuts are all known. Returns as :meth:`cut`."""

@@ -80,12 +80,9 @@ def test_requests_go_on_over_another_plan_with_drafts_under_way(other: str, faul
 @pytest.mark.parametrize("other", ["spans", "first", "all"])
 @pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
 def test_rounds_that_a_new_stage_has_no_room_for_are_told_again(
-    other: str, faults: Faults | None, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    other: str, faults: Faults | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sequence goes on from round to round while its rows are still on their way to who is to compute it."""
-    if other == "first" and faults is not None:
-        why = "known: with room for two cuts (256 in use) a new first stage that is fed may wait for cuts it has no room for"
-        request.applymarker(pytest.mark.xfail(reason=why, strict=True))
     monkeypatch.setattr("bloombee.pipeline.cuts.MOST_AHEAD", 2)
     rng = random.Random(other)
     cluster = _Moving(1, IN_PARTS, faults=faults, lossy_orders=faults is not None)

@@ -11,6 +11,7 @@ from bloombee.kv.pool import MAX_ROLLBACK
 from bloombee.pipeline.commands import Gather, Send
 from bloombee.pipeline.cuts import MOST_AHEAD
 from bloombee.pipeline.events import Gathered, Port, StageReceived, Tick
+from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Pages
 from bloombee.types import Lane
 from bloombee.wire.messages import Ack, Close, Committed, Done, Fork, Forward, Gap, Holding, Lost, Resume, Wire
@@ -176,17 +177,50 @@ def test_cuts_that_are_more_than_can_be_remembered_are_not_confirmed_and_all_oth
     for generation in range(2, MOST_AHEAD + 2):
         core.handle(a_commit((7, generation, 1)))
 
-    def confirmed(*cuts: tuple[int, int, int]) -> tuple[Done, ...]:
-        (answer,) = messages(core.handle(a_commit(*cuts)), Committed)
-        return answer.cuts
-
     again, more = (7, MOST_AHEAD + 1, 1), (7, MOST_AHEAD + 2, 1)
-    assert confirmed((8, 1, 0), more, again) == (Done(8, 1), Done(7, MOST_AHEAD + 1))
+    assert _confirmed(core, (8, 1, 0), more, again) == (Done(8, 1), Done(7, MOST_AHEAD + 1))
+    assert core.handle(a_commit(more)) == []
     ran(core, a_frame(0, an_item(7, 0, 3, generation=MOST_AHEAD)))
-    assert confirmed(more) == (Done(7, MOST_AHEAD + 2),)
+    assert _confirmed(core, more) == (Done(7, MOST_AHEAD + 2),)
+    assert _held(core) == (MOST_AHEAD + 2, 1)
+
+
+def _confirmed(core: StageCore, *cuts: tuple[int, int, int]) -> tuple[Done, ...]:
+    (answer,) = messages(core.handle(a_commit(*cuts)), Committed)
+    return answer.cuts
+
+
+def _held(core: StageCore) -> tuple[int, int]:
+    """Generation of sequence 7, and the rows that are held."""
     held = core.store.get(7)
     assert held is not None
-    assert (held.generation, held.have) == (MOST_AHEAD + 2, 1)
+    return held.generation, held.have
+
+
+def test_a_cut_that_can_be_taken_has_room_however_many_rows_have_yet_to_come() -> None:
+    """Those rows may come as rows of the generation that the cut begins, so they wait for it."""
+    core = a_stage()
+    ran(core, a_frame(0, an_item(7, 0, 3)))
+    newest = MOST_AHEAD + 9
+    for generation in range(1, newest + 1):
+        assert _confirmed(core, (7, generation, 10)) == (Done(7, generation),)
+    assert _held(core) == (newest, 3)
+    ran(core, a_frame(1, an_item(7, 3, 2)))
+    ran(core, a_frame(2, an_item(7, 5, 9, generation=newest)))
+    assert _held(core) == (newest, 14)
+    assert not core.store._cuts.of
+
+
+def test_of_cuts_that_lack_one_before_them_there_may_be_only_so_many_and_that_one_has_room() -> None:
+    core = a_stage()
+    ran(core, a_frame(0, an_item(7, 0, 3)))
+    newest = MOST_AHEAD + 1
+    for generation in range(2, newest + 1):
+        assert _confirmed(core, (7, generation, 3)) == (Done(7, generation),)
+    assert core.handle(a_commit((7, newest + 1, 3))) == []
+    assert _held(core) == (0, 3)
+    assert _confirmed(core, (7, 1, 3), (7, newest + 1, 3)) == (Done(7, 1), Done(7, newest + 1))
+    assert _held(core) == (newest + 1, 3)
 
 
 def test_a_cut_of_length_0_needs_no_room_beside_others() -> None:
