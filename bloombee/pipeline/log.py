@@ -235,8 +235,8 @@ class BoundaryLog:
             self._let_go_of_nodes(rows)
 
     def cut(self, cut: Cut) -> None:
-        """Rows from its length on are dead, but for those of nodes on its path, which come to be rows; where one of these is kept no
-        more, neither are the rows before it."""
+        """Rows from its length on are dead, but for those of nodes on its path, which come to be rows. Where one of these is kept
+        no more, nothing is."""
         rows = self._rows.get(cut.sequence)
         if rows is None:
             return
