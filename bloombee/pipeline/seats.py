@@ -10,14 +10,14 @@ from bloombee.wire.messages import Resume, Retire, Wire
 FEEDS_AT_ONCE = 2
 """Frames that may be on their way to a shadow."""
 MOST_OVER = 64
-"""Retired epochs that are remembered: an order to wire one may be late, though never by nearly as many."""
+"""Retired epochs that are remembered: an order to wire one may come late, but not by nearly so many."""
 
 
 class Seats(dict[Epoch, Seat]):
     """By epoch, oldest first, of one pipeline.
 
     Attributes:
-        newest: epoch of a ring that was wired here. over: the last epochs that were to be retired, which are not wired any more.
+        newest: epoch of a ring that was wired here. over: the last epochs that were to be retired: these are not wired any more.
     """
 
     def __init__(self, pipeline: PipelineId) -> None:
