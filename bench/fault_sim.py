@@ -14,18 +14,16 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from bench.fault_cells import CELLS, TYPED_S, Cell, Moment, Way, Who
-from bench.several import simulate_several
+from bench.several import FAULTS, simulate_several
 from bloombee.pipeline.events import Submit
 from bloombee.pipeline.journal import MAGIC, Asked, Gave, Kept, Record, given, pack, read
 from bloombee.sim.cluster import sim_card
 from bloombee.sim.device import oracle
 from bloombee.sim.head import SimRequest
 from bloombee.sim.moving import MovingCluster
-from bloombee.sim.network import Faults
 from bloombee.types import WorkerId
 from bloombee.wire.messages import Sampling
 
-FAULTS = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
 STAGES, LAYERS = 4, 8
 LAYER_LOAD_S = 0.05
 SPARES = 3

@@ -18,10 +18,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -30,9 +29,9 @@ from rich.table import Table
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.arguments import Parser, whole, writable
-from bench.prefix import Prompts
-from bench.program import machine, program
+from bench.arguments import whole
+from bench.prefix import Prompts, reported, settings, swarm_parser
+from bench.program import program
 from bloombee.grammar import Grammar
 from bloombee.runtime import Runtime
 
@@ -71,11 +70,7 @@ async def _serve(
     options: argparse.Namespace, prompts: list[list[int]], is_short: bool, host_memory: str | int | None
 ) -> tuple[float, list[tuple[int, ...]]]:
     async with Runtime(
-        options.model,
-        workers=options.workers,
-        dtype=options.dtype,
-        device=options.device,
-        threads=1,
+        **settings(options),
         silence_s=20.0,
         kv_tokens=options.fit * (options.prompt + options.new),
         host_memory=host_memory,
@@ -100,27 +95,15 @@ def show(found: Found, options: argparse.Namespace, console: Console) -> None:
 
 @program("kv")
 def main() -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo", help="a checkpoint's directory or hub id")
-    parser.add_argument("--vocab", type=whole(2, 1 << 20), default=256, help="token ids are drawn below this")
-    parser.add_argument("--workers", type=whole(1, 1 << 20), default=2)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", default="cpu")
+    parser = swarm_parser(__doc__, workers=2)
     parser.add_argument("--sequences", type=whole(1, 1 << 20), default=64)
     parser.add_argument("--prompt", type=whole(1, 1 << 20), default=1536, help="tokens of each prompt")
     parser.add_argument("--new", type=whole(1, 1 << 20), default=512, help="tokens of each answer")
     parser.add_argument("--fit", type=whole(1, 1 << 20), default=8, help="sequences that KV memory holds")
     parser.add_argument("--host-memory", default="1GiB", help="of each worker")
-    parser.add_argument("--json", type=writable, help="write what was found there")
     options = parser.parse_args()
     found = asyncio.run(measure(options))
-    console = Console(width=120)
-    console.print(", ".join(machine().values()), highlight=False)
-    show(found, options, console)
-    if options.json:
-        Path(options.json).write_text(
-            json.dumps(machine() | {"options": vars(options) | {"json": None}, "found": asdict(found)}, default=str)
-        )
+    show(found, options, reported(found, options))
     return 0 if found.is_good else 1
 
 

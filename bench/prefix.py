@@ -24,6 +24,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -81,17 +82,7 @@ async def measure(options: argparse.Namespace) -> Found:
     """Raises BloomBeeError: a swarm cannot be started or does not answer."""
     async with contextlib.AsyncExitStack() as stack:
         swarms = [
-            await stack.enter_async_context(
-                Runtime(
-                    options.model,
-                    workers=options.workers,
-                    dtype=options.dtype,
-                    device=options.device,
-                    threads=1,
-                    page_size=options.page_size,
-                    prefix_cache=keeps,
-                )
-            )
+            await stack.enter_async_context(Runtime(**settings(options), page_size=options.page_size, prefix_cache=keeps))
             for keeps in (True, False)
         ]
         prompts = Prompts(options.vocab)
@@ -144,29 +135,44 @@ def show(found: Found, console: Console) -> None:
     console.print(f"{begun_on} of {len(found.burst_cached)} of the burst began on kept rows; tokens equal: {found.are_equal}")
 
 
-@program("prefix")
-def main() -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def swarm_parser(text: str | None, *, workers: int) -> Parser:
+    """Of what is asked of a swarm of the demo, or of any model."""
+    parser = Parser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", help="a checkpoint's directory or hub id")
     parser.add_argument("--vocab", type=whole(2, 1 << 20), default=256, help="token ids are drawn below this")
-    parser.add_argument("--workers", type=whole(1, 1 << 20), default=3)
+    parser.add_argument("--workers", type=whole(1, 1 << 20), default=workers)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=writable, help="write what was found there")
+    return parser
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Of the Runtime, as :func:`swarm_parser` was told."""
+    return {name: getattr(options, name) for name in ("model", "workers", "dtype", "device")} | {"threads": 1}
+
+
+def reported(found: Any, options: argparse.Namespace) -> Console:
+    """Write ``found`` where ``--json`` says. Returns where to show it, headed by the machine."""
+    if options.json:
+        told = machine() | {"options": vars(options) | {"json": None}, "found": asdict(found)}
+        options.json.write_text(json.dumps(told, default=str))
+    console = Console(width=120)
+    console.print(", ".join(machine().values()), highlight=False)
+    return console
+
+
+@program("prefix")
+def main() -> int:
+    parser = swarm_parser(__doc__, workers=3)
     parser.add_argument("--page-size", type=whole(1, 1 << 20), default=16)
     parser.add_argument("--shared", type=whole(1, 1 << 20), default=1000, help="tokens that all prompts have")
     parser.add_argument("--own", type=whole(1, 1 << 20), default=9, help="tokens that no other has")
     parser.add_argument("--rounds", type=whole(1, 1 << 20), default=12)
     parser.add_argument("--burst", type=whole(2, 1 << 20), default=16)
-    parser.add_argument("--json", type=writable, help="write what was found there")
     options = parser.parse_args()
     found = asyncio.run(measure(options))
-    console = Console(width=120)
-    console.print(", ".join(machine().values()), highlight=False)
-    show(found, console)
-    if options.json:
-        Path(options.json).write_text(
-            json.dumps(machine() | {"options": vars(options) | {"json": None}, "found": asdict(found)}, default=str)
-        )
+    show(found, reported(found, options))
     return 0 if found.is_good(options.page_size, options.shared) else 1
 
 

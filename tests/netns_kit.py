@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from process_kit import ENVIRONMENT
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**{k: v for k, v in os.environ.items() if not k.startswith("BLOOMBEE_")}, "HF_HUB_OFFLINE": "1"}
 RELAY = """
 import asyncio, sys
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+
+from tools.ports import free_ports
 
 BLOOMBEE = [sys.executable, "-m", "bloombee"]
 ENVIRONMENT = {**{k: v for k, v in os.environ.items() if not k.startswith("BLOOMBEE_")}, "HF_HUB_OFFLINE": "1"}
@@ -28,7 +29,7 @@ class Awaiting:
 
 @contextlib.contextmanager
 def awaiting() -> Iterator[Awaiting]:
-    port = _free_port()
+    (port,) = free_ports(1)
     command = [*BLOOMBEE, "serve", "--workers", "1", "--listen", "tcp://127.0.0.1:0", "--http", f"127.0.0.1:{port}"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     try:
@@ -37,8 +38,3 @@ def awaiting() -> Iterator[Awaiting]:
     finally:
         process.kill()
         process.communicate()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])

@@ -63,9 +63,7 @@ class PrefixStore:
         for group, table in enumerate(tables):
             start, pages = table.part(length)
             parts.append((start, tuple([self.places.page(group, page) for page in pages])))
-        self._kept[key] = kept = Kept(key, sequence, length, newest, tuple(parts), tokens)
-        for page in kept.pages():
-            page.keepers[kept] = None
+        kept = self._add(Kept(key, sequence, length, newest, tuple(parts), tokens))
         self._touch(key)
         self.tiers.kept(kept)
         while len(self._kept) > MOST_KEPT:
@@ -85,9 +83,13 @@ class PrefixStore:
                     if page.disk is None:
                         self.places.is_on_disk(page, place)
                 parts.append((start, tuple(own)))
-            kept = self._kept[stored.key] = Kept(stored.key, NOBODY, stored.length, stored.newest, tuple(parts), stored.tokens)
-            for page in kept.pages():
-                page.keepers[kept] = None
+            self._add(Kept(stored.key, NOBODY, stored.length, stored.newest, tuple(parts), stored.tokens))
+
+    def _add(self, kept: Kept) -> Kept:
+        self._kept[kept.key] = kept
+        for page in kept.pages():
+            page.keepers[kept] = None
+        return kept
 
     @property
     def latest(self) -> Iterator[Kept]:

@@ -173,16 +173,22 @@ class Tiers:
                 if page.device is not None and page.host is None and not page.is_leaving and kept in page.keepers
             ]
             if pages and self._places.make_host_room(Counter([page.group for page in pages])):
-                yield self._copy_out(pages)
+                for page in pages:
+                    page.is_leaving = True
+                yield self._copy(Way.OUT, pages)
 
-    def _copy_out(self, pages: Sequence[KeptPage]) -> Copy:
+    def _copy(self, way: Way, pages: Sequence[KeptPage]) -> Copy:
+        """Between the device and the host's memory."""
+        source, target = self._places.host, self._places.device
+        if way is Way.OUT:
+            source, target = target, source
         moves = []
         for page in pages:
-            assert page.device is not None
-            page.is_leaving = True
-            _pin(self._places.device[page.group], page.device)
-            moves.append((page.group, page.device, self._places.host[page.group].take(1)[0]))
-        return self._begin(Way.OUT, moves, pages)
+            place = page.device if way is Way.OUT else page.host
+            assert place is not None
+            _pin(source[page.group], place)
+            moves.append((page.group, place, target[page.group].take(1)[0]))
+        return self._begin(way, moves, pages)
 
     def _is_out(self, page: KeptPage, group: int, source: int, target: int, *, failed: bool) -> None:
         page.is_leaving = False
@@ -201,8 +207,10 @@ class Tiers:
             pages = [page for page in arrival.missing if not page.is_coming]
             wanted = Counter([page.group for page in pages])
             if all(self._places.device[group].can_take(count) for group, count in wanted.items()):
+                for page in pages:
+                    page.is_coming = True
                 if pages:
-                    yield self._copy_in(pages)
+                    yield self._copy(Way.IN, pages)
             elif not self._under_way:
                 self.fail(arrival)
 
@@ -259,15 +267,6 @@ class Tiers:
             _unpin(self._places.host[group], source)
             if not failed and page.keepers and page.disk is None:
                 self._places.is_on_disk(page, (ended.copy.file, number))
-
-    def _copy_in(self, pages: Sequence[KeptPage]) -> Copy:
-        moves = []
-        for page in pages:
-            assert page.host is not None
-            page.is_coming = True
-            _pin(self._places.host[page.group], page.host)
-            moves.append((page.group, page.host, self._places.device[page.group].take(1)[0]))
-        return self._begin(Way.IN, moves, pages)
 
     def _is_in(self, page: KeptPage, group: int, source: int, target: int, *, failed: bool) -> None:
         pool = self._places.device[group]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from msgspec import Struct
 
 from bloombee.errors import BloomBeeError
@@ -99,6 +101,13 @@ class TellSwarm(Struct, frozen=True, gc=False):
 
 class TellScheduler(Struct, frozen=True, gc=False):
     message: Open | Cancel | PlanWired | PlanBroken | PlanBeside | PlanDropped | PipelineLost | StageRestored | ShadowBegan
+
+
+class FindPlan(Struct, frozen=True, gc=False):
+    """Call ``find``, on any thread: it may take long; answer with PlanFound."""
+
+    number: int
+    find: Callable[[], Plan | None]
 
 
 class PlanMade(Struct, frozen=True, gc=False):
@@ -234,6 +243,7 @@ Command = (
     | TellHead
     | TellSwarm
     | TellScheduler
+    | FindPlan
     | PlanMade
     | PipelineUp
     | PipelineBroken

@@ -401,6 +401,14 @@ class HandOver(Struct, frozen=True, gc=False):
     now: float
 
 
+class PlanFound(Struct, frozen=True, gc=False):
+    """``plan`` None: there is none."""
+
+    number: int
+    plan: Plan | None
+    now: float
+
+
 class SwarmLost(Struct, frozen=True, gc=False):
     """No pipeline will run any more."""
 

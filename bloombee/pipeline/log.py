@@ -103,6 +103,8 @@ class _Rows:
     stop: int = 0
     nodes: list[_Branch] = field(default_factory=list)
     """Of the present generation, in order; they hang on row ``stop - 1``."""
+    num_nodes: int = 0
+    """Of those that have left, kept or not."""
 
     @property
     def start(self) -> int:
@@ -153,7 +155,7 @@ class BoundaryLog:
                 if item.tree is None:
                     self._note(item.sequence, item.position, item.tokens, item.num_picks, frame, row)
                 else:
-                    self._rows.setdefault(item.sequence, _Rows()).nodes.append(_Branch(item, item.tree, frame, row))
+                    self._note_nodes(_Branch(item, item.tree, frame, row))
                 following = next(wanted, None)
             row += num_rows
         while self.num_bytes > self._memory_bytes and len(self._frames) > 1:
@@ -220,6 +222,11 @@ class BoundaryLog:
         rows.runs.append(_Run(position, tokens, num_picks, frame, row))
         rows.stop = position + len(tokens) // 4
 
+    def _note_nodes(self, branch: _Branch) -> None:
+        rows = self._rows.setdefault(branch.item.sequence, _Rows())
+        rows.nodes.append(branch)
+        rows.num_nodes = branch.stop - 1
+
     def forget(self, sequence: SequenceId) -> None:
         """It is closed: nobody asks for its rows any more."""
         rows = self._rows.pop(sequence, None)
@@ -228,18 +235,28 @@ class BoundaryLog:
             self._let_go_of_nodes(rows)
 
     def cut(self, cut: Cut) -> None:
-        """Rows from its length on are dead, but for those of nodes on its path, which come to be rows."""
+        """Rows from its length on are dead, but for those of nodes on its path, which come to be rows. Where one of these is kept
+        no more, nothing is."""
         rows = self._rows.get(cut.sequence)
         if rows is None:
             return
-        if rows.nodes and cut.length == rows.stop:
-            for part, branch in _on_path(rows, cut):
-                branch.frame.num_runs += 1
-                assert part.item is not None
-                self._note(cut.sequence, part.item.position, part.item.tokens, 0, branch.frame, branch.row + part.start)
+        if cut.length == rows.stop:
+            self._accept(rows, cut)
         elif cut.length < rows.stop:
             self._cut(rows, cut.length)
         self._let_go_of_nodes(rows)
+        rows.num_nodes = 0
+
+    def _accept(self, rows: _Rows, cut: Cut) -> None:
+        """Nodes that have left, on its path."""
+        stop = cut.length + sum(node <= rows.num_nodes for node in cut.path)
+        for part, branch in _on_path(rows, cut):
+            branch.frame.num_runs += 1
+            assert part.item is not None
+            self._note(cut.sequence, part.item.position, part.item.tokens, 0, branch.frame, branch.row + part.start)
+        if rows.stop < stop:
+            self._cut(rows, 0)
+            rows.stop = stop
 
     def bounds(self, sequence: SequenceId) -> tuple[int, int]:
         """[start, stop) of the positions that are kept; (0, 0) if nothing of it ever left."""

@@ -9,19 +9,21 @@ from bloombee.wire.messages import Resume, Retire, Wire
 
 FEEDS_AT_ONCE = 2
 """Frames that may be on their way to a shadow."""
+MOST_OVER = 64
+"""Retired epochs that are remembered: an order to wire one may come late, but not by nearly so many."""
 
 
 class Seats(dict[Epoch, Seat]):
     """By epoch, oldest first, of one pipeline.
 
     Attributes:
-        newest: epoch of a ring that was wired here. over: epochs that were to be retired, which are not wired any more.
+        newest: epoch of a ring that was wired here. over: the last epochs that were to be retired: these are not wired any more.
     """
 
     def __init__(self, pipeline: PipelineId) -> None:
         super().__init__()
         self.newest: Epoch = 0
-        self.over: set[Epoch] = set()
+        self.over: dict[Epoch, None] = {}
         self.early: Resume | None = None
         """The next stage was told of an epoch before this one is."""
         self._pipeline = pipeline
@@ -57,7 +59,10 @@ class Seats(dict[Epoch, Seat]):
 
     def is_retired(self, retire: Retire) -> bool:
         """The order came again, or its epoch was never wired here: it will not be."""
-        self.over.add(retire.epoch)
+        self.over.pop(retire.epoch, None)
+        self.over[retire.epoch] = None
+        if len(self.over) > MOST_OVER:
+            del self.over[next(iter(self.over))]
         return retire.pipeline == self._pipeline and retire.epoch not in self
 
     def is_early(self, resume: Resume) -> bool:

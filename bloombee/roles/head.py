@@ -34,6 +34,7 @@ from bloombee.pipeline.commands import (
     Conclude,
     Deliver,
     Dismiss,
+    FindPlan,
     HandoverBegan,
     HandoverEnded,
     MeasureHere,
@@ -361,7 +362,7 @@ class HeadRole:
             case Dismiss(worker=worker, stage=stage, error=error):
                 self.bulletin.dismissed(worker, self.members.name(worker), stage, error)
                 self.members.dismiss(worker, error)
-            case HandoverBegan() | HandoverEnded() | ShadowChanged():
+            case FindPlan() | HandoverBegan() | HandoverEnded() | ShadowChanged():
                 self.replanner.told(command)
             case ReportLeft() | StageLoaded() | ReportMeasured() | ReportProgress():
                 self._progress.told(command, self.members.name)

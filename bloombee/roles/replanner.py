@@ -6,12 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 
 from bloombee.control.events import ShadowSeen
 from bloombee.errors import BloomBeeError, PlanError
-from bloombee.pipeline.commands import Command, HandoverBegan, HandoverEnded, ShadowChanged
-from bloombee.pipeline.events import EpochBegan, EpochOver, HandOver
-from bloombee.pipeline.swarm import SwarmCore
+from bloombee.pipeline.commands import Command, FindPlan, HandoverBegan, HandoverEnded, ShadowChanged
+from bloombee.pipeline.events import EpochBegan, EpochOver, HandOver, PlanFound
+from bloombee.pipeline.swarm import SwarmCore, surveyed
 from bloombee.pipeline.swarm.replanning import NextPlan, is_same
 from bloombee.plan.plan import Plan
 from bloombee.roles.bulletin import Bulletin
@@ -41,6 +42,7 @@ class Replanner:
         self._do = do
         self._turn = asyncio.Lock()
         self._ended: asyncio.Future[Plan] | None = None
+        self._is_closed = False
 
     async def replan(self, workers: Collection[WorkerId] | None, reason: str) -> Plan:
         """Have the best plan of ``workers`` run (None: of all that are there and are to stay). Waits for its turn, and until
@@ -62,8 +64,7 @@ class Replanner:
             running = core.plan
             if running is None or not core.is_up:
                 raise PlanError("no plan runs")
-            surveyed = None if core.survey is None else core.survey.topology()
-            wanted = NextPlan.of(core.request, running, core.members, workers, surveyed)
+            wanted = NextPlan.of(core.request, running, core.members, workers, surveyed(core))
             plan = await asyncio.get_running_loop().run_in_executor(None, wanted.best)
             return running if is_same(plan, running) else await self._hand_over(plan, reason)
 
@@ -92,8 +93,12 @@ class Replanner:
         """The scheduler, from one epoch to another."""
         self._do(self._core().handle(event))
 
-    def told(self, command: HandoverBegan | HandoverEnded | ShadowChanged) -> None:
+    def told(self, command: FindPlan | HandoverBegan | HandoverEnded | ShadowChanged) -> None:
         """By the swarm's core."""
+        if isinstance(command, FindPlan):
+            found = asyncio.get_running_loop().run_in_executor(None, command.find)
+            found.add_done_callback(partial(self._found, command.number))
+            return
         if isinstance(command, ShadowChanged):
             self._shadow(command)
             return
@@ -108,6 +113,14 @@ class Replanner:
         ended, self._ended = self._ended, None
         if ended is not None and not ended.done():
             ended.set_result(plan) if error is None else ended.set_exception(error)
+
+    def _found(self, number: int, found: asyncio.Future[Plan | None]) -> None:
+        if self._is_closed or found.cancelled():
+            return
+        if (error := found.exception()) is not None:
+            log.error("no other plan can be made: %s", error, exc_info=error)
+        plan = None if error is not None else found.result()
+        self._do(self._core().handle(PlanFound(number, plan, time.monotonic())))
 
     def _shadow(self, changed: ShadowChanged) -> None:
         worker = changed.plan.stages[changed.stage]
@@ -124,7 +137,8 @@ class Replanner:
         self._tell(ShadowSeen(changed.stage, worker.name, what, changed.loss_s, time.monotonic()))
 
     def close(self, error: BloomBeeError) -> None:
-        """Whoever waits is told ``error``."""
+        """Whoever waits is told ``error``; what is looked for counts no more."""
+        self._is_closed = True
         ended, self._ended = self._ended, None
         if ended is not None and not ended.done():
             ended.set_exception(error)

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from bloombee.control import events as control
 from bloombee.control.core import ControlCore
@@ -18,6 +19,7 @@ from bloombee.pipeline.commands import (
     Deliver,
     Dismiss,
     DraftClosed,
+    FindPlan,
     HandoverBegan,
     HandoverEnded,
     MeasureHere,
@@ -37,6 +39,7 @@ from bloombee.pipeline.events import (
     FromStage,
     MeasuredHere,
     Moved,
+    PlanFound,
     Priced,
     SchedulerBegan,
     SchedulerSaid,
@@ -69,6 +72,9 @@ from bloombee.wire.messages import (
     Retire,
     Wire,
 )
+
+PLAN_S = 0.05
+"""Until another plan is made."""
 
 
 @dataclass(slots=True)
@@ -200,6 +206,8 @@ class SimHead:
                     self.schedule(self.scheduler.handle(message))
                 case MeasureHere(order=order):
                     self._gauges.measure(order)
+                case FindPlan():
+                    self._clock.call_at(self._clock.now + PLAN_S, partial(self._find, command))
                 case PlanMade(plan=plan):
                     self._planned(plan)
                 case StageLoaded() | ReportMeasured() | HandoverBegan():
@@ -230,6 +238,9 @@ class SimHead:
                     self.requests[number].error = error
                 case _:
                     raise AssertionError(f"the head asks for {command!r}")
+
+    def _find(self, asked: FindPlan) -> None:
+        self.do(self.swarm.handle(PlanFound(asked.number, asked.find(), self._clock.now)))
 
     def _planned(self, plan: Plan) -> None:
         self.plan = plan

@@ -84,12 +84,10 @@ class Speculator:
 
     Args:
         drafters: asked at every call. None: n-grams.
-        most_nodes: of one draft.
     """
 
-    def __init__(self, drafters: Sequence[Drafter] | None = None, *, most_nodes: int = MOST_NODES) -> None:
+    def __init__(self, drafters: Sequence[Drafter] | None = None) -> None:
         self.drafters = (NgramDrafter(),) if drafters is None else tuple(drafters)
-        self._most_nodes = most_nodes
         self.shape: Shape | None = None
         """Always send that, whatever it is worth, for comparison; None: what pays."""
         self._known: dict[int, _Known] = {}
@@ -118,7 +116,7 @@ class Speculator:
         if worth is None:
             return None
         new = tuple(tokens[known.told :])
-        query = Query(sequence, known.told, new, self._most_nodes, worth.least, worth.rate, now + worth.wait_s)
+        query = Query(sequence, known.told, new, MOST_NODES, worth.least, worth.rate, now + worth.wait_s)
         known.told, known.asked_s, known.tried_s = len(tokens), now, worth.tried_s
         return query
 
@@ -139,7 +137,7 @@ class Speculator:
         known = self._catch_up(sequence, tokens, load)
         known.is_sent = True
         offered = _still_good(known, tokens)
-        known.proposed = merge([known.own, offered], self._most_nodes)
+        known.proposed = merge([known.own, offered], MOST_NODES)
         calibrated = self.calibration.apply(sequence, known.proposed)
         return (self.shape.cut(calibrated) if self.shape else worth_sending(calibrated, load)) or None
 
@@ -160,7 +158,7 @@ class Speculator:
             known.is_fresh = False
             proposed, own = (self.calibration.apply(sequence, draft) for draft in (known.proposed, known.own))
             known.skill += SKILL * (self._elsewhere.saw(proposed, without=own) - known.skill)
-        budget = min(self._most_nodes, max(1, int(SHARE * load.round_s(0) / (NODE_S * load.sequences))))
+        budget = min(MOST_NODES, max(1, int(SHARE * load.round_s(0) / (NODE_S * load.sequences))))
         known.own = merge([drafter.propose(sequence, tokens, budget) for drafter in self.drafters], budget)
         known.proposed, known.length, known.is_sent = known.own, len(tokens), False
         return known

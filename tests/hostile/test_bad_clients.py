@@ -20,7 +20,8 @@ from typing import IO, Any
 
 import psutil
 import pytest
-from netns_kit import ENVIRONMENT, Network, needs_namespaces, network
+from netns_kit import Network, needs_namespaces, network
+from process_kit import ENVIRONMENT
 
 HASTY = """
 import sys

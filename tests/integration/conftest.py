@@ -1,4 +1,4 @@
-"""Swarms that many tests share."""
+"""Swarms that many tests share, and servers over them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from openai import OpenAI
+from serve_kit import Served, served
 from swarm_kit import Swarm
 
 
@@ -31,3 +33,15 @@ def make_swarm() -> Iterator[Callable[..., Swarm]]:
 def demo(make_swarm: Callable[..., Swarm]) -> Swarm:
     """The packaged model over three workers, fp32."""
     return make_swarm(model="demo", workers=3, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def server(make_swarm: Callable[..., Swarm]) -> Iterator[Served]:
+    """Over the same swarm."""
+    with served(make_swarm(model="demo", workers=3, dtype="float32")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Served) -> OpenAI:
+    return server.client()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,14 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from process_kit import BLOOMBEE, ENVIRONMENT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bloombee.demo import PARAMS, PROMPT
 
 MODEL = Path(__file__).parents[2] / "bloombee" / "demo_model" / "target"
 DRAFT = str(MODEL.parent / "draft")
-BLOOMBEE = [sys.executable, "-m", "bloombee"]
-ENVIRONMENT = {**{k: v for k, v in os.environ.items() if not k.startswith("BLOOMBEE_")}, "HF_HUB_OFFLINE": "1"}
 JSON_FIELDS = {"text", "token_ids", "prompt_token_ids", "finish_reason", "time_to_first_token_s", "tokens_per_s", "plan"}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -14,17 +14,6 @@ from swarm_kit import Swarm
 
 PROMPT = "def add(a, b):"
 USER: Any = [{"role": "user", "content": PROMPT}]
-
-
-@pytest.fixture(scope="module")
-def server(make_swarm: Callable[..., Swarm]) -> Iterator[Served]:
-    with served(make_swarm(model="demo", workers=3, dtype="float32")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server: Served) -> OpenAI:
-    return server.client()
 
 
 def chat(client: OpenAI, messages: Any = USER, **fields: Any) -> Any:

@@ -6,15 +6,13 @@ Streams are added up by the client's own helpers, as programs do it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import openai
 import pytest
 from openai import OpenAI
 from pydantic import BaseModel, ConfigDict
-from serve_kit import MODEL, Served, served
-from swarm_kit import Swarm
+from serve_kit import MODEL, Served
 
 PROMPT = "def add(a, b):"
 USER: Any = [{"role": "user", "content": PROMPT}]
@@ -73,17 +71,6 @@ RESPONDED: dict[str, dict[str, Any]] = {
     "tools": {"tools": FLAT},
     "tool_choice required": {"tools": FLAT, "tool_choice": "required", "parallel_tool_calls": False},
 }
-
-
-@pytest.fixture(scope="module")
-def server(make_swarm: Callable[..., Swarm]) -> Iterator[Served]:
-    with served(make_swarm(model="demo", workers=3, dtype="float32")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server: Served) -> OpenAI:
-    return server.client()
 
 
 def alike(answer: Any) -> Any:

@@ -67,6 +67,26 @@ def test_requests_go_on_with_the_same_tokens_when_a_stage_is_killed(stage: int) 
     asyncio.run(asyncio.wait_for(use(), 120))
 
 
+def test_without_a_spare_the_others_share_out_what_a_lost_worker_had() -> None:
+    async def use() -> None:
+        async with bloombee.Runtime(
+            "demo", workers=3, share_out=True, restarts=0, dtype="float32", threads=1, silence_s=5.0
+        ) as runtime:
+            undisturbed = await asyncio.gather(*(ask(runtime, number) for number in range(len(PROMPTS))))
+            came: asyncio.Queue[int] = asyncio.Queue()
+            asked = [asyncio.ensure_future(ask(runtime, number, came)) for number in range(len(PROMPTS))]
+            for _ in range(20):
+                await came.get()
+            lost = runtime.plan.stages[1]
+            os.kill(runtime.worker_pids[lost.worker], signal.SIGKILL)
+            assert await asyncio.gather(*asked) == undisturbed
+            assert runtime.plan.stage_of(lost.worker) is None
+            assert len(runtime.plan.stages) == 2
+            assert await runtime.pages_free() == tuple(one.num_pages for one in runtime.plan.stages)
+
+    asyncio.run(asyncio.wait_for(use(), 120))
+
+
 def test_a_lost_spare_costs_nothing_and_without_one_the_next_loss_ends_requests_typed() -> None:
     async def use() -> None:
         async with bloombee.Runtime("demo", workers=2, spares=1, dtype="float32", threads=1, restarts=0) as runtime:

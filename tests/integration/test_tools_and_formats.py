@@ -31,17 +31,6 @@ TOOLS: Any = [
 FLAT: Any = [{"type": "function", "name": "weather", "parameters": SCHEMA, "strict": True}]
 
 
-@pytest.fixture(scope="module")
-def server(make_swarm: Callable[..., Swarm]) -> Iterator[Served]:
-    with served(make_swarm(model="demo", workers=3, dtype="float32")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server: Served) -> OpenAI:
-    return server.client()
-
-
 def chat(client: OpenAI, **fields: Any) -> Any:
     given = {"model": MODEL, "messages": USER, "max_tokens": 200, "temperature": 1, "seed": 5, **fields}
     return client.chat.completions.create(**given)

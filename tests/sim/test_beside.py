@@ -12,18 +12,9 @@ from bloombee.pace import Pace
 from bloombee.sim.cluster import SimCluster
 from bloombee.sim.network import Faults, LinkShape
 from bloombee.types import SchedulerPlace
-from tests.sim_kit import assert_right
+from tests.sim_kit import HARSH, assert_right, submit
 
-HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
 STAGE0 = SchedulerPlace.STAGE0
-
-
-def _submit(cluster: SimCluster, rng: random.Random, count: int, until: float = 1.0) -> None:
-    for number in range(count):
-        prompt = [rng.randrange(50_000) for _ in range(rng.randint(1, 60))]
-        cluster.submit(prompt, max_new_tokens=rng.randint(1, 40), seed=rng.randrange(2**64), at=rng.uniform(0, until))
-        if rng.random() < 0.1:
-            cluster.cancel(number, at=rng.uniform(0, 2 * until))
 
 
 @pytest.mark.parametrize("num_stages", [1, 2, 3, 4])
@@ -35,7 +26,7 @@ def test_tokens_are_those_of_the_model_whatever_becomes_of_messages(num_stages: 
         seed=seed, num_stages=num_stages, num_microbatches=rng.choice([1, 3]), faults=faults, lossy_orders=faults is not None,
         scheduler=STAGE0,
     )  # fmt: skip
-    _submit(cluster, rng, 24)
+    submit(cluster, rng, 24, most_new=40)
     assert cluster.run()
     assert_right(cluster, num_stages)
 
@@ -50,7 +41,7 @@ def test_requests_live_through_the_loss_of_any_stage(num_stages: int, faults: Fa
         seed=seed, num_stages=num_stages, num_spares=2, num_microbatches=rng.choice([1, 3]), faults=faults,
         lossy_orders=faults is not None, scheduler=STAGE0,
     )  # fmt: skip
-    _submit(cluster, rng, 16)
+    submit(cluster, rng, 16, most_new=40)
     at = rng.uniform(0.0, 0.9)
     cluster.kill(1, at=at)
     cluster.kill(rng.randint(2, num_stages + 1), at=at + rng.choice([0.0, 0.001, 0.3]))
@@ -61,7 +52,7 @@ def test_requests_live_through_the_loss_of_any_stage(num_stages: int, faults: Fa
 
 def test_the_loss_of_another_stage_leaves_the_scheduler_what_it_has() -> None:
     cluster = SimCluster(seed=3, num_stages=3, num_spares=1, scheduler=STAGE0)
-    _submit(cluster, random.Random(3), 16)
+    submit(cluster, random.Random(3), 16, most_new=40)
     cluster.kill(2, at=0.4)
     assert cluster.run()
     assert cluster.plan is not None
@@ -71,7 +62,7 @@ def test_the_loss_of_another_stage_leaves_the_scheduler_what_it_has() -> None:
 
 def test_without_a_spare_every_request_ends_with_a_typed_error() -> None:
     cluster = SimCluster(seed=1, num_stages=3, scheduler=STAGE0)
-    _submit(cluster, random.Random(1), 8, until=0.2)
+    submit(cluster, random.Random(1), 8, until=0.2, most_new=40)
     cluster.kill(1, at=0.1)
     cluster.run_for(2.0)
     assert isinstance(cluster.head.down, LinkDown)
@@ -103,7 +94,7 @@ def test_same_seed_same_trace() -> None:
     traces = []
     for _ in range(2):
         cluster = SimCluster(seed=5, num_stages=3, num_spares=1, faults=HARSH, lossy_orders=True, scheduler=STAGE0)
-        _submit(cluster, random.Random(5), 10)
+        submit(cluster, random.Random(5), 10, most_new=40)
         cluster.kill(1, at=0.5)
         assert cluster.run()
         traces.append(cluster.trace)

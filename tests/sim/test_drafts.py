@@ -20,9 +20,8 @@ from bloombee.spec.ngram import NgramDrafter
 from bloombee.types import SchedulerPlace
 from bloombee.wire import messages as wire
 from tests.draft_kit import Crashing, Drawn, Eager
-from tests.sim_kit import assert_right
+from tests.sim_kit import HARSH, assert_right
 
-HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
 IN_PARTS = Load(Line(1.0, 0.01), (Line(0.001, 0.001),))
 """A long loop whose stages and wires idle: drafts go in parts, and grow while verdicts are under way."""
 DRAFTERS = ("right", "mixed", "wrong", "ngram", "crashing")

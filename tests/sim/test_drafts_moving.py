@@ -16,9 +16,8 @@ from bloombee.sim.moving import MovingCluster
 from bloombee.sim.network import Faults
 from bloombee.spec.controller import Line, Load
 from tests.draft_kit import Drawn, Eager
-from tests.sim_kit import assert_right, kill_once_it_moves
+from tests.sim_kit import HARSH, assert_right, kill_once_it_moves
 
-HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
 IN_PARTS = Load(Line(1.0, 0.01), (Line(0.001, 0.001),))
 LAYERS = 6
 OTHERS = {

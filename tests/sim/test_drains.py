@@ -14,9 +14,7 @@ from bloombee.sim.network import Faults
 from bloombee.sim.worker import Order
 from bloombee.types import SchedulerPlace, WorkerId
 from bloombee.wire.messages import Drain, Drained, Load, Refused, StageFailed
-from tests.sim_kit import assert_right
-
-HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
+from tests.sim_kit import HARSH, assert_right
 
 
 def cluster_of(seed: int, num_stages: int, num_spares: int, faults: Faults | None = None) -> SimCluster:

@@ -10,12 +10,12 @@ import pytest
 from bloombee.errors import DeviceError, LinkDown
 from bloombee.pipeline.events import WorkersEnded
 from bloombee.sim.cluster import sim_card
+from bloombee.sim.head import PLAN_S
 from bloombee.sim.moving import MovingCluster
 from bloombee.sim.network import Faults
 from bloombee.types import SchedulerPlace
-from tests.sim_kit import assert_right, kill_once_it_moves
+from tests.sim_kit import HARSH, assert_right, kill_once_it_moves, submit
 
-HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
 LAYERS = 6
 FIRST = ((1, 2, 3), (2, 2, 2))
 OTHERS = {
@@ -38,14 +38,6 @@ def _cluster(seed: int, faults: Faults | None = None, **arguments: Any) -> Movin
     )  # fmt: skip
 
 
-def _submit(cluster: MovingCluster, rng: random.Random, count: int, until: float = 1.0) -> None:
-    for _ in range(count):
-        prompt = [rng.randrange(50_000) for _ in range(rng.randint(1, 60))]
-        number = cluster.submit(prompt, max_new_tokens=rng.randint(1, 60), seed=rng.randrange(2**64), at=rng.uniform(0, until))
-        if rng.random() < 0.1:
-            cluster.cancel(number, at=rng.uniform(0, 2 * until))
-
-
 def _handed_over(cluster: MovingCluster, count: int = 1) -> None:
     assert [ended.error for ended in cluster.head.handovers] == [None] * count
     assert cluster.head.num_recoveries == 0
@@ -57,7 +49,7 @@ def _handed_over(cluster: MovingCluster, count: int = 1) -> None:
 def test_requests_go_on_over_another_plan(other: str, faults: Faults | None, seed: int) -> None:
     rng = random.Random(seed)
     cluster = _cluster(seed, faults)
-    _submit(cluster, rng, 16)
+    submit(cluster, rng, 16)
     workers, layers = OTHERS[other]
     cluster.hand_over(workers, layers, at=rng.uniform(0.05, 0.6))
     assert cluster.run()
@@ -75,7 +67,7 @@ def test_whoever_dies_in_the_middle_requests_go_on(other: str, dies: int, faults
     """A worker of the new plan alone ends the hand-over; one of the ring that runs is replaced, and that ends it too."""
     rng = random.Random(dies)
     cluster = _cluster(dies, faults)
-    _submit(cluster, rng, 16)
+    submit(cluster, rng, 16)
     workers, layers = OTHERS[other]
     cluster.hand_over(workers, layers, at=0.3)
     began = kill_once_it_moves(cluster, dies, rng)
@@ -94,12 +86,31 @@ def test_without_a_spare_layers_are_shared_out_over_those_that_are_left(lost: in
         seed=seed, card=sim_card((0,) * LAYERS), num_stages=3, num_workers=3, num_pages=128, num_microbatches=3, faults=faults,
         lossy_orders=faults is not None, layer_load_s=0.05, shares_out=True,
     )  # fmt: skip
-    _submit(cluster, rng, 16)
+    submit(cluster, rng, 16)
     cluster.kill(lost, at=rng.uniform(0.1, 0.9))
     assert cluster.run()
     assert cluster.plan is not None
     assert [len(stage.span) for stage in cluster.plan.stages] == [3, 3]
     assert cluster.head.num_recoveries == 1
+    assert_right(cluster, LAYERS)
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (3, 1), (4, 2)])
+@pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
+def test_a_second_worker_that_is_lost_while_a_split_is_looked_for_is_left_out_of_it(
+    first: int, second: int, faults: Faults | None
+) -> None:
+    """Or is the only other one left; whoever is lost last has the last word."""
+    cluster = MovingCluster(
+        seed=first, card=sim_card((0,) * LAYERS), num_stages=4, num_workers=4, num_pages=128, num_microbatches=3, faults=faults,
+        lossy_orders=faults is not None, layer_load_s=0.05, shares_out=True,
+    )  # fmt: skip
+    submit(cluster, random.Random(first), 8)
+    cluster.kill(first, at=0.4)
+    cluster.kill(second, at=0.4 + PLAN_S / 2)
+    assert cluster.run()
+    assert cluster.plan is not None
+    assert {stage.worker for stage in cluster.plan.stages} == {1, 2, 3, 4} - {first, second}
     assert_right(cluster, LAYERS)
 
 
@@ -110,7 +121,7 @@ def test_layers_are_shared_out_where_the_scheduler_is_beside_the_first_stage_too
         seed=lost, card=sim_card((0,) * LAYERS), num_stages=3, num_workers=3, num_pages=128, num_microbatches=3,
         layer_load_s=0.05, shares_out=True, scheduler=SchedulerPlace.STAGE0,
     )  # fmt: skip
-    _submit(cluster, random.Random(lost), 6)
+    submit(cluster, random.Random(lost), 6)
     cluster.kill(lost, at=0.4)
     assert cluster.run()
     assert cluster.plan is not None
@@ -122,7 +133,7 @@ def test_without_the_memory_for_that_requests_end_typed() -> None:
     cluster = MovingCluster(
         seed=1, card=sim_card((0,) * LAYERS), num_stages=3, num_workers=3, num_pages=128, memory_bytes=[5000] * 3, shares_out=True
     )
-    _submit(cluster, random.Random(1), 8, until=0.2)
+    submit(cluster, random.Random(1), 8, until=0.2)
     cluster.kill(2, at=0.1)
     cluster.run_for(2.0)
     assert isinstance(cluster.head.down, LinkDown)
@@ -131,7 +142,7 @@ def test_without_the_memory_for_that_requests_end_typed() -> None:
 
 def test_a_swarm_that_ends_in_the_middle_leaves_nobody_waiting_for_the_other_plan() -> None:
     cluster = _cluster(1)
-    _submit(cluster, random.Random(1), 4)
+    submit(cluster, random.Random(1), 4)
     workers, layers = OTHERS["all"]
     cluster.hand_over(workers, layers, at=0.3)
 

@@ -10,39 +10,16 @@ from bloombee.kv import tiers
 from bloombee.kv.pool import PagePool
 from bloombee.kv.tiers import Way
 from bloombee.sim.cluster import sim_card
-from bloombee.sim.device import oracle
 from bloombee.sim.network import Faults
-from bloombee.types import FinishReason, SchedulerPlace
+from bloombee.types import SchedulerPlace
 from tests.paging_kit import Files, PagedCluster, assert_no_page_is_left
-from tests.sim_kit import assert_right
-
-HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
-SHORT_PROMPT = [1, 2, 3]
-
-
-def _see_short_answers(cluster: PagedCluster, num_stages: int, windows: list[tuple[int, ...]] | None = None) -> None:
-    """Answers that end long before they may: the scheduler admits more from then on."""
-    end = oracle(SHORT_PROMPT, 1, num_stages, 2, windows)[-1]
-    numbers = [cluster.submit(SHORT_PROMPT, max_new_tokens=90, seed=1, end_tokens=frozenset([end])) for _ in range(30)]
-    assert cluster.run()
-    for number in numbers:
-        assert cluster.requests.pop(number).finish is FinishReason.STOP
-
-
-def _long_answers(cluster: PagedCluster, seed: int, count: int = 20, *, cancels: bool = False) -> None:
-    """Each takes up to a third of the pages that there are."""
-    rng, start = random.Random(seed), cluster.clock.now
-    for _ in range(count):
-        prompt = [rng.randrange(50_000) for _ in range(rng.randint(1, 12))]
-        number = cluster.submit(prompt, max_new_tokens=rng.randint(40, 80), seed=rng.randrange(2**64), at=start)
-        if cancels and rng.random() < 0.3:
-            cluster.cancel(number, at=start + rng.uniform(0, 2))
+from tests.sim_kit import HARSH, ask_long_answers, assert_right, draw_prompt, see_short_answers
 
 
 def _serve(cluster: PagedCluster, seed: int, num_stages: int, *, cancels: bool = False) -> None:
     """More than there are pages for."""
-    _see_short_answers(cluster, num_stages)
-    _long_answers(cluster, seed, cancels=cancels)
+    see_short_answers(cluster, num_stages)
+    ask_long_answers(cluster, seed, cancels=cancels)
     assert cluster.run()
 
 
@@ -83,8 +60,8 @@ def test_a_small_host_and_copies_that_fail(seed: int) -> None:
 def test_with_windows(seed: int) -> None:
     windows = [(0,), (24,)]
     cluster = PagedCluster(seed=seed, num_stages=2, faults=HARSH, card=sim_card((0, 24)))
-    _see_short_answers(cluster, 2, windows)
-    _long_answers(cluster, seed)
+    see_short_answers(cluster, 2, windows)
+    ask_long_answers(cluster, seed)
     assert cluster.run()
     assert_right(cluster, 2, windows)
     assert cluster.num_copies(Way.IN)
@@ -94,8 +71,8 @@ def test_with_windows(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_a_lost_stage_meanwhile(seed: int) -> None:
     cluster = PagedCluster(seed=seed, num_stages=3, num_spares=1, faults=HARSH, lossy_orders=True)
-    _see_short_answers(cluster, 3)
-    _long_answers(cluster, seed)
+    see_short_answers(cluster, 3)
+    ask_long_answers(cluster, seed)
     cluster.kill(1 + seed % 3, at=cluster.clock.now + 0.2 + 0.1 * seed)
     assert cluster.run()
     assert_right(cluster, 3)
@@ -110,25 +87,21 @@ def test_with_the_scheduler_beside_the_first_stage(seed: int) -> None:
     assert_no_page_is_left(cluster)
 
 
-def _prompt(rng: random.Random, count: int) -> list[int]:
-    return [rng.randrange(50_000) for _ in range(count)]
-
-
 @pytest.mark.parametrize("windows", [(0,), (0, 24)])
 @pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
 def test_what_was_kept_is_found_again_by_another_process(faults: Faults | None, windows: tuple[int, ...]) -> None:
     """Conversations go on, and where no layer has a window prompts that only begin alike, on what is on disk."""
     files: dict[int, Files] = {}
     rng = random.Random(1)
-    shared, num_stages = _prompt(rng, 100), len(windows)
+    shared, num_stages = draw_prompt(rng, 100), len(windows)
     before = PagedCluster(seed=1, num_stages=num_stages, num_pages=120, faults=faults, files=files, card=sim_card(windows))
-    numbers = [before.submit(shared + _prompt(rng, 10 * n), max_new_tokens=9, seed=n) for n in range(1, 5)]
+    numbers = [before.submit(shared + draw_prompt(rng, 10 * n), max_new_tokens=9, seed=n) for n in range(1, 5)]
     assert before.run()
     turns = [before.requests[number].prompt + before.requests[number].tokens + [7] for number in numbers]
     assert files[0]
 
     after = PagedCluster(seed=2, num_stages=num_stages, num_pages=120, faults=faults, files=files, card=sim_card(windows))
-    prompts = turns if len(windows) > 1 else [*turns, shared + _prompt(rng, 30)]
+    prompts = turns if len(windows) > 1 else [*turns, shared + draw_prompt(rng, 30)]
     for n, prompt in enumerate(prompts):
         after.submit(prompt, max_new_tokens=9, seed=n, at=1.0)
     assert after.run()

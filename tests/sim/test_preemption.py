@@ -13,12 +13,9 @@ from bloombee.pipeline.scheduler.room import Room
 from bloombee.sim.cluster import SimCluster, sim_card
 from bloombee.sim.device import oracle
 from bloombee.sim.network import Faults
-from bloombee.types import FinishReason, SchedulerPlace
+from bloombee.types import SchedulerPlace
 from tests.draft_kit import Drawn, Eager
-from tests.sim_kit import assert_right
-
-HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
-SHORT_PROMPT = [1, 2, 3]
+from tests.sim_kit import HARSH, ask_long_answers, assert_right, see_short_answers
 
 
 @pytest.fixture
@@ -35,33 +32,13 @@ def preempted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return numbers
 
 
-def _see_short_answers(cluster: SimCluster, num_stages: int, windows: list[tuple[int, ...]] | None = None) -> None:
-    """Answers that end long before they may: the scheduler admits more from then on."""
-    end = oracle(SHORT_PROMPT, 1, num_stages, 2, windows)[-1]
-    numbers = [cluster.submit(SHORT_PROMPT, max_new_tokens=90, seed=1, end_tokens=frozenset([end])) for _ in range(30)]
-    assert cluster.run()
-    for number in numbers:
-        request = cluster.requests.pop(number)
-        assert request.finish is FinishReason.STOP
-
-
-def _long_answers(cluster: SimCluster, seed: int, count: int = 20, *, cancels: bool = False) -> None:
-    """Each takes up to a third of the pages that there are."""
-    rng, start = random.Random(seed), cluster.clock.now
-    for _ in range(count):
-        prompt = [rng.randrange(50_000) for _ in range(rng.randint(1, 12))]
-        number = cluster.submit(prompt, max_new_tokens=rng.randint(40, 80), seed=rng.randrange(2**64), at=start)
-        if cancels and rng.random() < 0.3:
-            cluster.cancel(number, at=start + rng.uniform(0, 2))
-
-
 @pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
 @pytest.mark.parametrize("num_stages", [1, 3])
 @pytest.mark.parametrize("seed", range(4))
 def test_all_end_with_their_own_tokens(seed: int, num_stages: int, faults: Faults | None, preempted: list[int]) -> None:
     cluster = SimCluster(seed=seed, num_stages=num_stages, faults=faults)
-    _see_short_answers(cluster, num_stages)
-    _long_answers(cluster, seed, cancels=bool(seed % 2))
+    see_short_answers(cluster, num_stages)
+    ask_long_answers(cluster, seed, cancels=bool(seed % 2))
     assert cluster.run()
     assert_right(cluster, num_stages)
     assert preempted
@@ -70,8 +47,8 @@ def test_all_end_with_their_own_tokens(seed: int, num_stages: int, faults: Fault
 @pytest.mark.parametrize("seed", range(4))
 def test_the_oldest_never_makes_way(seed: int, preempted: list[int]) -> None:
     cluster = SimCluster(seed=seed, num_stages=2)
-    _see_short_answers(cluster, 2)
-    _long_answers(cluster, seed)
+    see_short_answers(cluster, 2)
+    ask_long_answers(cluster, seed)
     assert cluster.run()
     assert preempted
     assert min(preempted) > 31
@@ -81,8 +58,8 @@ def test_the_oldest_never_makes_way(seed: int, preempted: list[int]) -> None:
 def test_with_windows(seed: int, preempted: list[int]) -> None:
     windows = [(0,), (24,)]
     cluster = SimCluster(seed=seed, num_stages=2, faults=HARSH, card=sim_card((0, 24)))
-    _see_short_answers(cluster, 2, windows)
-    _long_answers(cluster, seed)
+    see_short_answers(cluster, 2, windows)
+    ask_long_answers(cluster, seed)
     assert cluster.run()
     assert_right(cluster, 2, windows)
     assert preempted
@@ -91,8 +68,8 @@ def test_with_windows(seed: int, preempted: list[int]) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_a_lost_stage_meanwhile(seed: int, preempted: list[int]) -> None:
     cluster = SimCluster(seed=seed, num_stages=3, num_spares=1, faults=HARSH, lossy_orders=True)
-    _see_short_answers(cluster, 3)
-    _long_answers(cluster, seed)
+    see_short_answers(cluster, 3)
+    ask_long_answers(cluster, seed)
     cluster.kill(1 + seed % 3, at=cluster.clock.now + 0.2 + 0.1 * seed)
     assert cluster.run()
     assert_right(cluster, 3)
@@ -102,8 +79,8 @@ def test_a_lost_stage_meanwhile(seed: int, preempted: list[int]) -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_with_the_scheduler_beside_the_first_stage(seed: int, preempted: list[int]) -> None:
     cluster = SimCluster(seed=seed, num_stages=2, faults=HARSH, scheduler=SchedulerPlace.STAGE0)
-    _see_short_answers(cluster, 2)
-    _long_answers(cluster, seed)
+    see_short_answers(cluster, 2)
+    ask_long_answers(cluster, seed)
     assert cluster.run()
     assert_right(cluster, 2)
     assert preempted
@@ -112,7 +89,7 @@ def test_with_the_scheduler_beside_the_first_stage(seed: int, preempted: list[in
 def _waits_of_newcomers(seed: int) -> float:
     """Of clients with nothing open, on the average, while another client has asked for more than there is room for; all end."""
     cluster = SimCluster(seed=seed, num_stages=2)
-    _see_short_answers(cluster, 2)
+    see_short_answers(cluster, 2)
     start = cluster.clock.now
     for n in range(12):
         cluster.submit([n, 5, 6], max_new_tokens=80, seed=n, at=start, client="many")
@@ -143,7 +120,7 @@ def test_who_has_nothing_open_passes_those_that_wait_to_come_back(
 
 def test_where_answers_are_as_long_as_they_may_be_nobody_makes_way(preempted: list[int]) -> None:
     cluster = SimCluster(seed=1, num_stages=2)
-    _long_answers(cluster, 1)
+    ask_long_answers(cluster, 1)
     assert cluster.run()
     assert_right(cluster, 2)
     assert preempted == []
@@ -167,7 +144,7 @@ class _Drafting(SimCluster):
 def test_drafts_under_way_and_what_is_kept_of_them(seed: int, preempted: list[int]) -> None:
     """Prompts that others have begun with, too, and conversations that go on from answers that were drafted."""
     cluster, rng = _Drafting(seed, 2, faults=HARSH), random.Random(seed)
-    _see_short_answers(cluster, 2)
+    see_short_answers(cluster, 2)
     beginning = [rng.randrange(50_000) for _ in range(16)]
     for turn in range(2):
         start, said = cluster.clock.now, list(cluster.requests.values())

@@ -9,12 +9,9 @@ import pytest
 from bloombee.pipeline.work import Outcome, Work
 from bloombee.sim.cluster import SimCluster, sim_card
 from bloombee.sim.device import SimDevice
-from bloombee.sim.network import Faults
 from bloombee.types import SchedulerPlace
 from bloombee.wire.messages import Load
-from tests.sim_kit import assert_right
-
-HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
+from tests.sim_kit import HARSH, assert_right, draw_prompt
 
 
 class CountingDevice(SimDevice):
@@ -41,16 +38,12 @@ class Counted:
         return device
 
 
-def _prompt(rng: random.Random, count: int) -> list[int]:
-    return [rng.randrange(50_000) for _ in range(count)]
-
-
 def test_what_a_hundred_prompts_share_is_computed_once_a_stage() -> None:
     counted, rng = Counted(), random.Random(1)
     cluster = SimCluster(seed=1, num_stages=3, num_pages=4096, max_rows=256, make_device=counted)
-    shared = _prompt(rng, 1000)
+    shared = draw_prompt(rng, 1000)
     for number in range(100):
-        cluster.submit(shared + _prompt(rng, 9), max_new_tokens=3, seed=number, at=0.001 * number)
+        cluster.submit(shared + draw_prompt(rng, 9), max_new_tokens=3, seed=number, at=0.001 * number)
     assert cluster.run()
     assert_right(cluster, 3)
     for device in counted.devices:
@@ -60,11 +53,11 @@ def test_what_a_hundred_prompts_share_is_computed_once_a_stage() -> None:
 def test_a_conversation_goes_on_from_its_last_answer() -> None:
     counted, rng = Counted(), random.Random(2)
     cluster = SimCluster(seed=2, num_stages=2, num_pages=256, max_rows=64, make_device=counted)
-    said = _prompt(rng, 100)
+    said = draw_prompt(rng, 100)
     for turn in range(4):
         number = cluster.submit(list(said), max_new_tokens=20, seed=turn, at=cluster.clock.now)
         assert cluster.run()
-        said += cluster.requests[number].tokens + _prompt(rng, 8)
+        said += cluster.requests[number].tokens + draw_prompt(rng, 8)
     assert_right(cluster, 2)
     rows = 100 + 19 + 3 * (9 + 19)  # of each turn what is new: what was said since, and the last token of the answer before
     for device in counted.devices:
@@ -74,9 +67,9 @@ def test_a_conversation_goes_on_from_its_last_answer() -> None:
 def _load(cluster: SimCluster, seed: int, count: int, until: float = 4.0) -> None:
     """Prompts that begin as one of three do, or as another one up to some place; some are cancelled."""
     rng = random.Random(seed)
-    beginnings = [_prompt(rng, rng.randint(20, 400)) for _ in range(3)]
+    beginnings = [draw_prompt(rng, rng.randint(20, 400)) for _ in range(3)]
     for number in range(count):
-        prompt = rng.choice(beginnings)[: rng.randint(1, 400)] + _prompt(rng, rng.randint(0, 9))
+        prompt = rng.choice(beginnings)[: rng.randint(1, 400)] + draw_prompt(rng, rng.randint(0, 9))
         beginnings.append(prompt)
         cluster.submit(
             prompt, max_new_tokens=rng.randint(1, 20), seed=rng.randrange(2**64), at=rng.uniform(0, until), client=f"{number % 3}"
@@ -104,11 +97,11 @@ def test_windows_are_reused_as_far_as_they_are_held(seed: int) -> None:
     )
     _load(cluster, seed, 30)
     rng = random.Random(seed)
-    said = _prompt(rng, 50)
+    said = draw_prompt(rng, 50)
     for turn in range(3):
         number = cluster.submit(list(said), max_new_tokens=20, seed=turn, at=cluster.clock.now)
         assert cluster.run()
-        said += cluster.requests[number].tokens + _prompt(rng, 8)
+        said += cluster.requests[number].tokens + draw_prompt(rng, 8)
     assert_right(cluster, 3, [(window,) for window in windows])
 
 

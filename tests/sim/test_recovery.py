@@ -11,17 +11,7 @@ from bloombee.errors import LinkDown
 from bloombee.sim.cluster import SimCluster, sim_card
 from bloombee.sim.device import ROW_BYTES
 from bloombee.sim.network import Faults
-from tests.sim_kit import assert_right
-
-HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
-
-
-def _submit(cluster: SimCluster, rng: random.Random, count: int, until: float = 1.0) -> None:
-    for number in range(count):
-        prompt = [rng.randrange(50_000) for _ in range(rng.randint(1, 60))]
-        cluster.submit(prompt, max_new_tokens=rng.randint(1, 40), seed=rng.randrange(2**64), at=rng.uniform(0, until))
-        if rng.random() < 0.1:
-            cluster.cancel(number, at=rng.uniform(0, 2 * until))
+from tests.sim_kit import HARSH, assert_right, submit
 
 
 @pytest.mark.parametrize("num_stages", [1, 2, 3, 4])
@@ -33,7 +23,7 @@ def test_requests_live_through_the_loss_of_any_stage(num_stages: int, faults: Fa
         seed=seed, num_stages=num_stages, num_spares=1, num_microbatches=rng.choice([1, 3]), faults=faults,
         lossy_orders=faults is not None,
     )  # fmt: skip
-    _submit(cluster, rng, 16)
+    submit(cluster, rng, 16, most_new=40)
     cluster.kill(rng.randint(1, num_stages), at=rng.uniform(0.0, 0.9))
     assert cluster.run()
     assert cluster.head.num_recoveries == 1
@@ -49,7 +39,7 @@ def test_requests_live_through_several_losses_the_new_worker_s_among_them(faults
     cluster = SimCluster(
         seed=seed, num_stages=3, num_spares=kills, num_microbatches=3, faults=faults, lossy_orders=faults is not None
     )
-    _submit(cluster, rng, 16, until=2.0)
+    submit(cluster, rng, 16, until=2.0, most_new=40)
     at = rng.choice([0.0001, 0.3, 0.8])
     for worker in rng.sample([1, 2, 3, 4, 5][: 2 + kills], kills):
         cluster.kill(worker, at=at)
@@ -63,7 +53,7 @@ def test_requests_live_through_several_losses_the_new_worker_s_among_them(faults
 def test_what_the_log_has_dropped_is_sent_again_from_the_tokens(seed: int) -> None:
     rng = random.Random(seed)
     cluster = SimCluster(seed=seed, num_stages=3, num_spares=1, faults=rng.choice([None, HARSH]), log_bytes=8 * ROW_BYTES)
-    _submit(cluster, rng, 16)
+    submit(cluster, rng, 16, most_new=40)
     cluster.kill(rng.choice([2, 3]), at=rng.uniform(0.5, 0.9))
     assert cluster.run()
     assert any(" Lost(" in line for line in cluster.trace)
@@ -76,7 +66,7 @@ def test_what_has_no_room_in_memory_comes_from_the_logs_file(seed: int) -> None:
     cluster = SimCluster(
         seed=seed, num_stages=3, num_spares=1, faults=rng.choice([None, HARSH]), log_bytes=128 * ROW_BYTES, log_disk_bytes=1 << 20
     )
-    _submit(cluster, rng, 16)
+    submit(cluster, rng, 16, most_new=40)
     cluster.kill(rng.choice([2, 3]), at=rng.uniform(0.5, 0.9))
     assert cluster.run()
     assert any(stage.log._num_spills for stage in cluster.stages.values())
@@ -121,7 +111,7 @@ def test_layers_with_windows_are_filled_again(lost: int) -> None:
 
 def test_without_a_spare_every_request_ends_with_a_typed_error() -> None:
     cluster = SimCluster(seed=1, num_stages=3)
-    _submit(cluster, random.Random(1), 8, until=0.2)
+    submit(cluster, random.Random(1), 8, until=0.2, most_new=40)
     cluster.kill(2, at=0.1)
     cluster.run_for(2.0)
     assert isinstance(cluster.head.down, LinkDown)
@@ -133,7 +123,7 @@ def test_same_seed_same_trace_through_a_recovery() -> None:
     traces = []
     for _ in range(2):
         cluster = SimCluster(seed=5, num_stages=3, num_spares=1, faults=HARSH, lossy_orders=True)
-        _submit(cluster, random.Random(5), 12)
+        submit(cluster, random.Random(5), 12, most_new=40)
         cluster.kill(2, at=0.5)
         assert cluster.run()
         traces.append(cluster.trace)
@@ -161,7 +151,7 @@ def _swarm(seed: int, faults: Faults | None, num_spares: int) -> tuple[SimCluste
         seed=seed, num_stages=3, num_spares=num_spares, num_microbatches=rng.choice([1, 3]), faults=faults,
         lossy_orders=faults is not None, log_bytes=rng.choice([256, 1 << 20]),
     )  # fmt: skip
-    _submit(cluster, rng, 12)
+    submit(cluster, rng, 12, most_new=40)
     return cluster, rng
 
 

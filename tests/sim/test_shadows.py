@@ -15,9 +15,7 @@ from bloombee.sim.cluster import SimCluster, sim_card
 from bloombee.sim.moving import MovingCluster
 from bloombee.sim.network import Faults, LinkShape
 from bloombee.wire.messages import Holding, Lost, StageFailed, Verdict
-from tests.sim_kit import assert_right, kill_once_it_moves
-
-HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
+from tests.sim_kit import HARSH, assert_right, kill_once_it_moves, submit
 
 
 class Shadowed(SimCluster):
@@ -41,16 +39,8 @@ def _swarm(
         seed=seed, num_stages=num_stages, num_spares=num_spares, num_microbatches=rng.choice([1, 3]), faults=faults,
         lossy_orders=faults is not None, **arguments,
     )  # fmt: skip
-    _submit(cluster, rng, 16)
+    submit(cluster, rng, 16)
     return cluster, rng
-
-
-def _submit(cluster: SimCluster, rng: random.Random, count: int, until: float = 1.0) -> None:
-    for _ in range(count):
-        prompt = [rng.randrange(50_000) for _ in range(rng.randint(1, 60))]
-        number = cluster.submit(prompt, max_new_tokens=rng.randint(1, 60), seed=rng.randrange(2**64), at=rng.uniform(0, until))
-        if rng.random() < 0.1:
-            cluster.cancel(number, at=rng.uniform(0, 2 * until))
 
 
 def _all_right(cluster: SimCluster, num_stages: int) -> None:
@@ -208,7 +198,7 @@ def _moving(seed: int, faults: Faults | None) -> tuple[MovingShadowed, random.Ra
         seed=seed, card=sim_card((0,) * LAYERS), num_stages=3, num_workers=5, num_pages=128, num_microbatches=3, faults=faults,
         lossy_orders=faults is not None, layer_load_s=0.03,
     )  # fmt: skip
-    _submit(cluster, rng, 16)
+    submit(cluster, rng, 16)
     return cluster, rng
 
 

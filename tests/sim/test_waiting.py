@@ -9,9 +9,8 @@ import pytest
 from bloombee.errors import LinkDown
 from bloombee.sim.cluster import SimCluster
 from bloombee.sim.network import Faults
-from tests.sim_kit import assert_right
+from tests.sim_kit import HARSH, assert_right
 
-HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
 WAITS_S = 10.0
 STAGES = 3
 

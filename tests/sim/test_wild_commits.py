@@ -10,9 +10,7 @@ from wild_scheduler import WildScheduler
 
 from bloombee.sim.cluster import SimCluster, sim_card
 from bloombee.sim.network import Faults
-from tests.sim_kit import assert_right
-
-HARSH = Faults(lose=0.1, duplicate=0.1, delay=0.3, max_extra_delay_s=0.3)
+from tests.sim_kit import HARSH, assert_right
 
 
 def _cluster(seed: int, num_stages: int, *, wildness: float = 0.3, **arguments: object) -> tuple[SimCluster, WildScheduler]:

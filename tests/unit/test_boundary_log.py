@@ -131,13 +131,30 @@ def test_rows_that_were_drafted_read_as_they_were_too(seed: int) -> None:
             disk.answer(takes_it=rng.random() < 0.9)
         for number, known in rows.items():
             start, stop = log.bounds(number)
-            assert start == stop or stop == len(known)
+            assert stop == len(known)
             assert start == stop or disk.rows(number, start, stop) == known[start:stop]
     disk.answer()
     for number in rows:
         log.forget(number)
     assert (log.num_bytes, log.num_stored_bytes) == (0, 0)
     assert not space or log._room.take(space) == 0, "all of the file can be used again"
+
+
+@pytest.mark.parametrize("path", [(1, 2), (1,), (1, 3)])
+def test_once_a_node_on_the_path_is_kept_no_more_the_rows_end_where_they_ended_and_none_is_kept(path: tuple[int, ...]) -> None:
+    """Of (1, 3) only the first has left: the other one comes as a row."""
+    log = BoundaryLog(1000)
+    disk = _Disk(log, bytearray())
+    disk.append((1, 0, 4))
+    disk.draft(1, 0, 4, (0, 1), [_row(1, 4), _row(1, 5)])
+    log.lose_nodes(1)
+    log.cut(Cut(1, 1, 4, path))
+    stop = 4 + sum(node <= 2 for node in path)
+    assert log.bounds(1) == (stop, stop)
+    disk.append((1, stop, 2))
+    assert log.bounds(1) == (stop, stop + 2)
+    log.forget(1)
+    assert log.num_bytes == 0
 
 
 def test_what_has_no_room_in_memory_is_on_disk_and_nothing_is_lost() -> None:

@@ -157,6 +157,19 @@ def test_nodes_that_could_not_be_computed_end_their_sequences_and_nothing_else()
     assert _messages(commands, Lost) == [Lost(1, 1, (Holding(7, 0, 3),), is_final=True)]
 
 
+def test_accepted_nodes_that_the_log_has_no_more_are_lost_to_a_stage_that_lacks_them() -> None:
+    """It would be taken to be level with them otherwise, and to hang more nodes on rows that it does not have."""
+    load = Load(1, 1, 0, 1, 2, "m", bytes(16), (), "float32", (Group(0, 8),), 4, 0, None, (), ())
+    core = StageCore(load, resend_after_s=1.0, log_bytes=100)
+    _seat(core, 1, 0, 2, 4)
+    for frame, (item, num_bytes) in enumerate(((_item(7, 0, 3), 40), (_draft(7, 3), 40), (_item(8, 0, 3), 90))):
+        (work,) = _works(core.handle(_forward(frame, item)))
+        core.handle(Computed(Outcome(work.number, hidden=b"rows", num_bytes=num_bytes), now=0.0))
+    core.handle(StageReceived(Commit(1, 1, (Cut(7, 1, 3, (1, 2)),)), 0.0))
+    commands = _seat(core, 2, 0, 2, 4, (Holding(7, 1, 3), Holding(8, 0, 3)))
+    assert _messages(commands, Lost) == [Lost(1, 2, (Holding(7, 1, 3),), is_final=False)]
+
+
 def test_a_verdict_on_nodes_that_cannot_be_sent_goes_without_both() -> None:
     core = _core(stage=1)
     (work,) = _works(core.handle(_forward(0, _item(7, 0, 3))))

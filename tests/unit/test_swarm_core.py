@@ -10,6 +10,7 @@ from bloombee.objective import Goal, Objective
 from bloombee.pipeline.commands import (
     Command,
     Dismiss,
+    FindPlan,
     HandoverEnded,
     PipelineBroken,
     PipelineDown,
@@ -28,6 +29,7 @@ from bloombee.pipeline.events import (
     PipelineLost,
     PlanBroken,
     PlanDropped,
+    PlanFound,
     PlanWired,
     Tick,
     WorkerAway,
@@ -416,6 +418,77 @@ def test_while_another_worker_is_awaited_a_second_that_is_lost_is_awaited_as_wel
     assert core.error is None
 
 
+def _shares_out(**request: object) -> SwarmCore:
+    core, _ = _joined(shares_out=True, **request)
+    _load_and_wire(core, 1, 2, 3)
+    assert core.is_up
+    return core
+
+
+def _asked(commands: list[Command]) -> FindPlan:
+    (asked,) = (one for one in commands if isinstance(one, FindPlan))
+    return asked
+
+
+def _split_found(core: SwarmCore, commands: list[Command]) -> list[Command]:
+    """What follows on what ``commands`` have looked for."""
+    asked = _asked(commands)
+    return core.handle(PlanFound(asked.number, asked.find(), 1.0))
+
+
+def test_a_split_over_those_that_are_left_is_looked_for_elsewhere_and_nothing_is_done_until_it_is_found() -> None:
+    core = _shares_out()
+    broken, asked = core.handle(WorkerGone(2, "killed", 1.0))
+    assert broken == TellScheduler(PlanBroken(1.0))
+    assert isinstance(asked, FindPlan)
+    assert not core.is_up
+    assert core.handle(WorkerSaid(1, StageFailed(1, 1, "LinkDown", {"message": "m", "peer": 2}), 1.0)) == []
+    assert core.handle(WorkerRestored(3, 1.0)) == []
+    assert core.handle(Tick(1.0 + REPEAT_S)) == []
+    found = core.handle(PlanFound(asked.number, asked.find(), 4.0))
+    assert PipelineBroken(2, "w2", "a split over those that are left", "killed") in found
+    assert [(to, load.start, load.stop) for to, load in _orders(found, Load)] == [(1, 0, 4), (3, 4, 8)]  # type: ignore[attr-defined]
+    assert core.handle(PlanFound(asked.number, asked.find(), 4.0)) == []
+
+
+def test_an_answer_from_before_another_loss_is_past() -> None:
+    core = _shares_out(memory=20_000)
+    first = _asked(core.handle(WorkerGone(2, "killed", 1.0)))
+    second = core.handle(WorkerGone(3, "killed", 1.0))
+    assert core.handle(PlanFound(first.number, first.find(), 1.0)) == []
+    found = _split_found(core, second)
+    assert [(to, load.start, load.stop) for to, load in _orders(found, Load)] == [(1, 0, 8)]  # type: ignore[attr-defined]
+
+
+def test_a_split_in_which_a_spare_has_a_part_that_is_gone_is_looked_for_again() -> None:
+    core = _shares_out()
+    core.handle(WorkerJoined(4, "w4", "tcp://127.0.0.1:4", b"\4" * 32, 3500, 0.0))
+    asked = _asked(core.handle(WorkerGone(2, "killed", 1.0)))
+    plan = asked.find()
+    assert plan is not None
+    assert plan.stage_of(4) is not None
+    assert core.handle(WorkerGone(4, "killed", 1.0)) == []
+    again = _asked(core.handle(PlanFound(asked.number, plan, 1.0)))
+    plan = again.find()
+    assert plan is not None
+    assert [stage.worker for stage in plan.stages] == [1, 3]
+
+
+@pytest.mark.parametrize("waits_s", [0.0, 30.0])
+def test_where_there_is_no_split_another_worker_is_awaited_or_it_is_over(waits_s: float) -> None:
+    core = _shares_out(memory=4700, waits_s=waits_s)
+    asked = _asked(core.handle(WorkerGone(2, "killed", 1.0)))
+    core.handle(WorkerJoined(4, "w4", "tcp://127.0.0.1:4", b"\4" * 32, 4700, 1.0))
+    assert core.handle(Tick(1.5)) == []
+    assert asked.find() is None
+    commands = core.handle(PlanFound(asked.number, None, 2.0))
+    if not waits_s:
+        assert isinstance(commands[0], PipelineDown)
+        return
+    assert PipelineBroken(2, "w2", "whoever joins next", "killed") in commands
+    assert [to for to, _ in _orders(core.handle(Tick(2.5)), Load)] == [4]
+
+
 def test_a_lost_spare_changes_nothing() -> None:
     core = _with_spare()
     assert core.handle(WorkerGone(4, "killed", 0.0)) == []
@@ -486,9 +559,9 @@ def test_a_second_loss_before_the_first_is_mended_also_frees_what_is_still_serve
     core = _core(num_workers=4, join=4, memory=100_000, shares_out=True)
     _load_and_wire(core, 1, 2, 3, 4)
     assert core.is_up
-    first = _orders(core.handle(WorkerGone(1, "killed", 1.0)), Retire)
+    first = _orders(_split_found(core, core.handle(WorkerGone(1, "killed", 1.0))), Retire)
     assert 4 not in {worker for worker, _ in first}, "it has the same layers as before"
-    second = _orders(core.handle(WorkerGone(2, "killed", 1.1)), Retire)
+    second = _orders(_split_found(core, core.handle(WorkerGone(2, "killed", 1.1))), Retire)
     assert [retire.epoch for worker, retire in second if worker == 4] == [1, 2]  # type: ignore[attr-defined]
 
 

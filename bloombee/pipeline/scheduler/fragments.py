@@ -49,12 +49,6 @@ class Parts:
             return current.part(number, sequence.generation, size)
         return None
 
-    def stop(self) -> None:
-        """What has been sent is all there is of each, as others wait for the ring."""
-        for sequence, _ in self._left.values():
-            if sequence.round is not None:
-                sequence.round.stop()
-
     def drop(self, sequence: SequenceId) -> None:
         """It has ended."""
         self._left.pop(sequence, None)

@@ -29,6 +29,7 @@ from bloombee.errors import (
 from bloombee.pipeline.commands import (
     Command,
     Dismiss,
+    FindPlan,
     PipelineBroken,
     PipelineDown,
     PipelineUp,
@@ -45,6 +46,7 @@ from bloombee.pipeline.events import (
     MeasuredHere,
     PipelineLost,
     PlanBroken,
+    PlanFound,
     PlanWired,
     Tick,
     WorkerAway,
@@ -68,6 +70,7 @@ from bloombee.pipeline.swarm.shadows import Shadows
 from bloombee.pipeline.swarm.stuck import stuck
 from bloombee.pipeline.swarm.survey import Survey
 from bloombee.plan.plan import Plan, StagePlan
+from bloombee.plan.topology import Topology
 from bloombee.types import HEAD, Epoch, Span, WorkerId
 from bloombee.wire.messages import (
     AnyMessage,
@@ -89,13 +92,27 @@ RETURN_S = 5.0
 STALL_S = 1.0
 """Between two ticks: time that was not this process's."""
 _OfWorkers = WorkerJoined | WorkerSaid | WorkerAway | WorkerRestored | WorkerDrains | WorkerGone | WorkersEnded
-Event = _OfWorkers | MeasuredHere | Tick | HandOver | EpochBegan | EpochOver
+Event = _OfWorkers | MeasuredHere | Tick | HandOver | PlanFound | EpochBegan | EpochOver
 
 
 @dataclass(frozen=True, slots=True)
 class SwarmLimits:
     load_deadline_s: float
     """Without any progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Of a stage of the ring."""
+
+    stage: StagePlan
+    reason: str
+
+    @property
+    def error(self) -> BloomBeeError:
+        """If nothing takes its place."""
+        name = self.stage.name
+        return LinkDown(f"worker {name!r} is gone ({self.reason}); restart it and the Runtime", worker=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +153,10 @@ class SwarmCore:
     """Since when workers are."""
     _awaiting: Awaiting | None = None
     """Whoever takes the place of one that is gone."""
+    _split_after: Loss | None = None
+    """A split over those that are left is looked for; until it is found nothing else is done about that."""
+    _num_splits: int = 0
+    """That were looked for."""
     _ticked_at: float = 0.0
 
     def __post_init__(self) -> None:
@@ -169,6 +190,8 @@ class SwarmCore:
                 return self._tick(now)
             case HandOver(plan=plan, reason=reason, now=now):
                 return self.handovers.begin(plan, self.plan if self.is_up else None, reason, now)
+            case PlanFound():
+                return _split(self, event)
             case EpochBegan() | EpochOver():
                 self.plan, commands = self.handovers.moved_over(event, self.plan)
                 return commands
@@ -237,7 +260,7 @@ class SwarmCore:
     def _make_plan(self, workers: Sequence[Member], now: float) -> list[Command]:
         first = FirstPlan(self.request)
         try:
-            plan = first.decide(workers, None if self.survey is None else self.survey.topology())
+            plan = first.decide(workers, surveyed(self))
         except BloomBeeError as error:
             return self._down(error, now)
         self.plan = self._orders.numbered(plan)
@@ -315,44 +338,41 @@ class SwarmCore:
         parted = [*looks, *self.shadows.lost(worker_id, now), *self.handovers.lost(worker, reason, now, ends=stage is not None)]
         if stage is None:
             return parted
-        error = LinkDown(f"worker {worker.name!r} is gone ({reason}); restart it and the Runtime", worker=worker.name)
+        loss = Loss(stage, reason)
         # Nothing is wired before whoever is awaited has come: then all places are taken at once.
-        if self._awaiting is not None or (spare := _heir(self, stage)) is None:
-            return [*parted, *self._share_out(self.plan, stage, error, reason, now)]
-        return [*parted, *self._replace(self.plan, stage, spare, reason, now)]
+        if self._awaiting or self._split_after or (spare := _heir(self, stage)) is None:
+            return [*parted, *self._share_out(self.plan, loss, now)]
+        return [*parted, *self._replace(self.plan, loss, spare, now)]
 
-    def _share_out(self, plan: Plan, lost: StagePlan, error: BloomBeeError, reason: str, now: float) -> list[Command]:
+    def _share_out(self, plan: Plan, loss: Loss, now: float) -> list[Command]:
         """The layers are split over all who are left, if they have the memory and that is wanted; else it is over."""
-        surveyed = None if self.survey is None else self.survey.topology()
-        other = NextPlan.of(self.request, plan, self._workers, self._workers, surveyed).shared_out()
-        if other is None:
-            return self._await_another(plan, lost, error, reason, now)
-        self._awaiting, room, other = None, self.shadows.make_room(other, now), self._orders.numbered(other, plan)
-        broken = self._broken(other, lost, "a split over those that are left", reason, now)
-        return [*room, *broken, *self._orders.move(other, plan, now), *self._go_on(other, now)]
+        if not self.request.shares_out:
+            return self._await_another(plan, loss, now)
+        wanted = NextPlan.of(self.request, plan, self._workers, self._workers, surveyed(self))
+        self._split_after, self._num_splits = loss, self._num_splits + 1
+        return [self._break(plan, now), FindPlan(self._num_splits, wanted.shared_out)]
 
-    def _await_another(self, plan: Plan, lost: StagePlan, error: BloomBeeError, reason: str, now: float) -> list[Command]:
+    def _await_another(self, plan: Plan, loss: Loss, now: float) -> list[Command]:
         """Requests wait for a worker that takes the place of the one that is gone, if that is wanted; else it is over."""
         if not self.request.waits_s:
-            return self._down(error, now)
-        self._awaiting = self._awaiting or Awaiting(now + self.request.waits_s, error)
-        return self._broken(self._orders.numbered(plan, plan), lost, "whoever joins next", reason, now)[:-1]
+            return self._down(loss.error, now)
+        self._awaiting = self._awaiting or Awaiting(now + self.request.waits_s, loss.error)
+        return [self._break(self._orders.numbered(plan, plan), now), *_told(loss, "whoever joins next")]
 
-    def _go_on_with_others(self, now: float) -> list[Command]:
-        """When all places can be taken, or nobody is waited for any longer."""
-        plan, awaiting = self.plan, self._awaiting
-        if plan is None or awaiting is None or self.error is not None:
-            return []
-        if (other := _refilled(self, plan)) is None:
-            return self._down(awaiting.error, now) if now >= awaiting.until else []
-        room = self.shadows.make_room(other, now)
-        self._awaiting, self.plan = None, self._orders.numbered(other, plan)
-        return [*room, PlanMade(self.plan), *self._orders.move(self.plan, plan, now), *self._wire_all(self.plan, now)]
+    def _replace(self, plan: Plan, loss: Loss, spare: Member, now: float) -> list[Command]:
+        """Another worker takes over a stage, in the next epoch. Links are made while it loads: they take many round trips."""
+        plan, taken = self._take(with_spare(plan, loss.stage, spare), plan, now, _told(loss, spare.name))
+        return [*taken, *self._wire_all(plan, now)]
 
-    def _broken(self, plan: Plan, lost: StagePlan, name: str, reason: str, now: float) -> list[Command]:
-        """By the loss of a stage: ``plan`` is to run from now on."""
+    def _take(self, other: Plan, old: Plan, now: float, told: Sequence[Command] = ()) -> tuple[Plan, list[Command]]:
+        """Returns ``other`` as it runs from now on, once it is wired; ``told``: that ``old`` is broken, if nobody knows."""
+        self._awaiting, room, plan = None, self.shadows.make_room(other, now), self._orders.numbered(other, old)
+        return plan, [*room, self._break(plan, now), *told, PlanMade(plan), *self._orders.move(plan, old, now)]
+
+    def _break(self, plan: Plan, now: float) -> Command:
+        """What ran runs no more; ``plan`` is what there is of it until all is wired again."""
         self.plan, self.is_up, self._is_wiring = plan, False, False
-        return [TellScheduler(PlanBroken(now)), PipelineBroken(lost.worker, lost.name, name, reason), PlanMade(plan)]
+        return TellScheduler(PlanBroken(now))
 
     def _restored(self, worker_id: WorkerId, now: float) -> list[Command]:
         """What was told once and may be lost is told again: a worker that has done it changes nothing."""
@@ -365,20 +385,13 @@ class SwarmCore:
             return [*self.shadows.restored(worker_id, now), *self._plan_if_complete(now)]
         return self._orders.unanswered(self.plan, stage, now, is_wiring=self._is_wiring)
 
-    def _replace(self, plan: Plan, lost: StagePlan, spare: Member, reason: str, now: float) -> list[Command]:
-        """Another worker takes over a stage, in the next epoch. Links are made while it loads: they take many round trips."""
-        other = with_spare(plan, lost, spare)
-        room, plan = self.shadows.make_room(other, now), self._orders.numbered(other, plan)
-        broken = self._broken(plan, lost, spare.name, reason, now)
-        return [*room, *broken, self._orders.first_load(plan, plan.stages[lost.index], now), *self._wire_all(plan, now)]
-
     def _drain(self, plan: Plan, stage: StagePlan, event: WorkerDrains) -> list[Command]:
         """Its heir takes over beside it, or, where that cannot be, as after a loss."""
         heir = self._workers[event.heir]
         other = with_spare(plan, stage, heir)
         if self.is_up and can_hand_over(other, plan, self._workers):
             return self.handovers.begin(other, plan, event.reason, event.now)
-        return self._replace(plan, stage, heir, event.reason, event.now)
+        return self._replace(plan, Loss(stage, event.reason), heir, event.now)
 
     def _down(self, error: BloomBeeError, now: float) -> list[Command]:
         if self.error is not None:
@@ -403,10 +416,45 @@ class SwarmCore:
             commands += [*self.survey.tick(now), *self.survey.reports()]
         if self.plan is None and self.error is None:
             commands += self._plan_if_complete(now)
-        commands += self._go_on_with_others(now)
-        if self.plan is not None and self.error is None and not self.is_up and self._awaiting is None:
+        commands += _go_on_with_others(self, now)
+        if self.plan is not None and self.error is None and not self.is_up and not (self._awaiting or self._split_after):
             commands += self._orders.press(self.plan, now, is_wiring=self._is_wiring)
         return [*commands, *self.handovers.tick(now, self.limits.load_deadline_s), *_followed(self, now)]
+
+
+def _split(core: SwarmCore, found: PlanFound) -> list[Command]:
+    """What was asked for at the loss of a stage, unless another one has been lost since."""
+    plan, loss, other, now = core.plan, core._split_after, found.plan, found.now
+    if plan is None or loss is None or found.number != core._num_splits or core.error is not None:
+        return []
+    core._split_after = None
+    if other is None:
+        return core._await_another(plan, loss, now)
+    if any(stage.worker not in core._workers for stage in other.stages):
+        return core._share_out(plan, loss, now)
+    plan, taken = core._take(other, plan, now, _told(loss, "a split over those that are left"))
+    return [*taken, *core._go_on(plan, now)]
+
+
+def _go_on_with_others(core: SwarmCore, now: float) -> list[Command]:
+    """When all places can be taken, or nobody is waited for any longer."""
+    plan, awaiting = core.plan, core._awaiting
+    if plan is None or awaiting is None or core._split_after or core.error is not None:
+        return []
+    if (other := _refilled(core, plan)) is None:
+        return core._down(awaiting.error, now) if now >= awaiting.until else []
+    plan, taken = core._take(other, plan, now)
+    return [*taken, *core._wire_all(plan, now)]
+
+
+def _told(loss: Loss, name: str) -> list[Command]:
+    """``name`` is who, or what, takes the place of the stage."""
+    return [PipelineBroken(loss.stage.worker, loss.stage.name, name, loss.reason)]
+
+
+def surveyed(core: SwarmCore) -> Topology | None:
+    """What is known of workers and links; None: no more than the request says."""
+    return None if core.survey is None else core.survey.topology()
 
 
 def _followed(core: SwarmCore, now: float) -> list[Command]:
@@ -427,8 +475,8 @@ def _heir(core: SwarmCore, stage: StagePlan) -> Member | None:
 
 def _loss_s(core: SwarmCore, running: Plan, plan: Plan) -> float:
     """With all the KV memory that there is held."""
-    surveyed = None if core.survey is None else core.survey.topology()
-    return loss_s(core.request, running, plan, core.members.values(), surveyed, running.groups[0].num_pages * running.page_size)
+    rows = running.groups[0].num_pages * running.page_size
+    return loss_s(core.request, running, plan, core.members.values(), surveyed(core), rows)
 
 
 def _stuck(core: SwarmCore, now: float) -> BloomBeeError | None:
@@ -470,9 +518,11 @@ def _failed(core: SwarmCore, worker: Member, failed: StageFailed, now: float) ->
 
 
 def _is_past(core: SwarmCore, plan: Plan, failed: StageFailed) -> bool:
-    """It is about an epoch that is over, or about a neighbour in one that was given up."""
+    """It is about an epoch that is over, or about a neighbour in one that was given up or is broken."""
     epoch = failed.epoch
-    return bool(epoch) and (epoch < plan.epoch or ("peer" in failed.fields and core.plan_of(epoch) is None))
+    return bool(epoch) and (
+        epoch < plan.epoch or ("peer" in failed.fields and (core._split_after is not None or core.plan_of(epoch) is None))
+    )
 
 
 def may_be_silent(core: SwarmCore, worker: WorkerId) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from bloombee.errors import BloomBeeError, Infeasible, PlanError, to_wire
 from bloombee.pipeline.commands import Command, Dismiss, Send
 from bloombee.pipeline.events import HandOver, WorkerDrains, WorkerGone
-from bloombee.pipeline.swarm.core import SwarmCore
+from bloombee.pipeline.swarm.core import SwarmCore, surveyed
 from bloombee.pipeline.swarm.handover import check_handover
 from bloombee.pipeline.swarm.member import Member
 from bloombee.pipeline.swarm.replanning import NextPlan
@@ -130,8 +130,7 @@ class Drains:
         """The best plan of all others. Raises BloomBeeError: there is none, or it cannot be taken over beside ``plan``."""
         core = self._core
         others = [one.id for one in core.members.values() if one.id not in without and not one.is_draining]
-        surveyed = None if core.survey is None else core.survey.topology()
-        other = NextPlan.of(core.request, plan, core.members, others, surveyed).best()
+        other = NextPlan.of(core.request, plan, core.members, others, surveyed(core)).best()
         check_handover(other, plan, core.members)
         return other
 
