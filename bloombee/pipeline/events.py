@@ -372,11 +372,12 @@ class WorkerRestored(Struct, frozen=True, gc=False):
 
 
 class WorkerGone(Struct, frozen=True, gc=False):
-    """Its process ended or its connection broke for good."""
+    """Its process ended or its connection broke for good; or it cannot load what it was to, which is ``cause``."""
 
     worker: WorkerId
     reason: str
     now: float
+    cause: BloomBeeError | None = None
 
 
 class WorkerDrains(Struct, frozen=True, gc=False):

@@ -234,8 +234,7 @@ class SchedulerCore:
         if self._admission.withdraw(event.sequence):
             self._closings.never_began(event.sequence)
             return [TellHead(Ended(event.sequence, None))]
-        sequence = self._open.get(event.sequence)
-        if sequence is None:
+        if (sequence := self._open.get(event.sequence)) is None:
             return []  # it ended by itself meanwhile
         sequence.met_stop = event.is_finished
         return [TellHead(Ended(sequence.id, None)), *self._close(sequence, event.now), *self._schedule(event.now)]
@@ -360,8 +359,7 @@ class SchedulerCore:
 
     def _closed(self, epoch: Epoch, stage: int, message: Closed, now: float) -> list[Command]:
         for sequence_id in message.sequences:
-            freed = self._closings.confirm((epoch.ring.epoch, stage), sequence_id, epoch.pages.all)
-            if freed is not None:
+            if (freed := self._closings.confirm((epoch.ring.epoch, stage), sequence_id, epoch.pages.all)) is not None:
                 epoch.pages.give(freed)
         return self._schedule(now)
 

@@ -153,8 +153,8 @@ class SwarmCore:
                 return self._said(worker, message, now)
             case MeasuredHere(report=report, now=now):
                 return self._found(HEAD, report, now)
-            case WorkerGone(worker=worker, reason=reason, now=now):
-                return self._gone(worker, reason, now)
+            case WorkerGone():
+                return self._gone(event.worker, event.reason, event.cause, event.now)
             case WorkerDrains() if self.plan is not None and (stage := self.plan.stage_of(event.worker)) is not None:
                 return self._drain(self.plan, stage, event)
             case WorkersEnded(error=error, now=now):
@@ -296,7 +296,7 @@ class SwarmCore:
 
     # -- workers that go -------------------------------------------------------------------
 
-    def _gone(self, worker_id: WorkerId, reason: str, now: float) -> list[Command]:
+    def _gone(self, worker_id: WorkerId, reason: str, cause: BloomBeeError | None, now: float) -> list[Command]:
         stage = self.plan.stage_of(worker_id) if self.plan is not None else None
         worker = self._workers.pop(worker_id, None)
         if worker is not None and (had := worker.had if stage is None else stage.span) is not None:
@@ -315,17 +315,15 @@ class SwarmCore:
         parted = [*looks, *self.shadows.lost(worker_id, now), *self.handovers.lost(worker, reason, now, ends=stage is not None)]
         if stage is None:
             return parted
-        error = LinkDown(f"worker {worker.name!r} is gone ({reason}); restart it and the Runtime", worker=worker.name)
+        gone = LinkDown(f"worker {worker.name!r} is gone ({reason}); restart it and the Runtime", worker=worker.name)
         # Nothing is wired before whoever is awaited has come: then all places are taken at once.
         if self._awaiting is not None or (spare := _heir(self, stage)) is None:
-            return [*parted, *self._share_out(self.plan, stage, error, reason, now)]
+            return [*parted, *self._share_out(self.plan, stage, cause or gone, reason, now)]
         return [*parted, *self._replace(self.plan, stage, spare, reason, now)]
 
     def _share_out(self, plan: Plan, lost: StagePlan, error: BloomBeeError, reason: str, now: float) -> list[Command]:
         """The layers are split over all who are left, if they have the memory and that is wanted; else it is over."""
-        surveyed = None if self.survey is None else self.survey.topology()
-        other = NextPlan.of(self.request, plan, self._workers, self._workers, surveyed).shared_out()
-        if other is None:
+        if (other := _over_others(self, plan)) is None:
             return self._await_another(plan, lost, error, reason, now)
         self._awaiting, room, other = None, self.shadows.make_room(other, now), self._orders.numbered(other, plan)
         broken = self._broken(other, lost, "a split over those that are left", reason, now)
@@ -454,16 +452,30 @@ def _refilled(core: SwarmCore, plan: Plan) -> Plan | None:
     return plan
 
 
+def _over_others(core: SwarmCore, plan: Plan) -> Plan | None:
+    """Another plan, of those that are left, if they have the memory and that is wanted. Before the first has run it always is
+    where a planner decides about workers from elsewhere: no request waits, and it leaves out who does not pay as well."""
+    request, surveyed = core.request, None if core.survey is None else core.survey.topology()
+    if core.was_up or request.objective is None or not request.takes_others:
+        return NextPlan.of(request, plan, core.members, core.members, surveyed).shared_out()
+    try:
+        return FirstPlan(request).decide([one for one in core.members.values() if not one.is_away], surveyed)
+    except BloomBeeError:
+        return None
+
+
 def _failed(core: SwarmCore, worker: Member, failed: StageFailed, now: float) -> list[Command]:
-    """A stage cannot go on. One that has served is replaced like a lost one; at the start it is the user's to mend."""
+    """A stage cannot go on. One that has served is replaced like a lost one, and so is a worker from elsewhere that cannot load;
+    all else that happens at the start is the user's to mend."""
     cause = from_wire(failed.code, failed.fields)
     error, plan = told(core.members, worker, cause), core.plan
     if plan is None or core.stage_of(worker.id) is None or _is_past(core, plan, failed):
         return []  # it has no part in this, or what it had in mind has been replaced already
-    if not core.was_up:
+    if not core.was_up and (failed.epoch or not core.request.takes_others):
         return core.handle(WorkersEnded(error, now))
     guilty = blamed(core.members, plan, worker, cause)
-    commands = [Dismiss(guilty.id, core.stage_of(guilty.id), error), *core.handle(WorkerGone(guilty.id, error.message, now))]
+    gone = WorkerGone(guilty.id, error.message, now, None if core.was_up else error)
+    commands = [Dismiss(guilty.id, core.stage_of(guilty.id), error), *core.handle(gone)]
     if not isinstance(cause, LinkDown):
         core.had.pop(guilty.key, None)  # it is not the best spare for what it has failed at
     return commands
