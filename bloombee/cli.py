@@ -518,6 +518,17 @@ def _prompt(text: str) -> str:
 
 
 def _grammar(json_schema: str | None, regex: str | None) -> Grammar | None:
+    """What is wrong with it is found before anything starts. Raises ConfigError."""
+    grammar = _read_grammar(json_schema, regex)
+    if grammar is not None:
+        from bloombee.roles.grammars import Compiler
+
+        with contextlib.closing(Compiler()) as compiler:
+            compiler.check(grammar.to_wire())
+    return grammar
+
+
+def _read_grammar(json_schema: str | None, regex: str | None) -> Grammar | None:
     if json_schema is not None and regex is not None:
         raise ConfigError("json-schema and regex are both given: a text obeys one of them", field="json_schema")
     if regex is not None:
@@ -526,8 +537,8 @@ def _grammar(json_schema: str | None, regex: str | None) -> Grammar | None:
         return None
     try:
         text = read_file(json_schema)
-        loads(text)  # what is no JSON at all is found before anything starts
-    except ValueError as error:
+        loads(text)  # where it is no JSON at all, the file is named
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {printable(json_schema)}: {error}", field="json_schema", path=json_schema) from error
     return Grammar.json_schema(text)
 

@@ -60,6 +60,7 @@ _NUM_LAYERS = re.compile(r"[0-9]{1,9}")
 _DTYPES = ("auto", *(str(dtype) for dtype in Dtype))
 _CODEC_MODES = ("auto", "on", "off")
 _DRAFTS = ("auto", "ngrams", "off")
+DRAFT_RULE = f"{', '.join(_DRAFTS)}, or a small model of the same tokenizer: its directory or hub id"
 _SCHEDULER_PLACES = ("auto", *(str(place) for place in SchedulerPlace))
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -211,7 +212,7 @@ class RuntimeConfig:
         )
         _check(self, "target_s", self.target_s is None or _seconds(self.target_s), "seconds > 0")
         _check(self, "scheduler", _is_one_of(self.scheduler, _SCHEDULER_PLACES), _one_of(_SCHEDULER_PLACES))
-        _check(self, "draft", _is_draft(self.draft), f"{', '.join(_DRAFTS)}, or a model: a directory or a hub id")
+        _check(self, "draft", _is_draft(self.draft), DRAFT_RULE)
         _check(self, "codec", _is_one_of(self.codec, _CODEC_MODES), _one_of(_CODEC_MODES))
         _check(self, "max_microbatch_rows", _whole(self.max_microbatch_rows, 1, 2**16), "a whole number from 1 to 65536")
         _check(self, "page_size", _whole(self.page_size, 1, 1024), "a whole number from 1 to 1024")
@@ -738,7 +739,12 @@ def _is_one_of(value: object, names: tuple[str, ...]) -> bool:
 
 def _is_draft(value: object) -> bool:
     """A word, a model, or ``module:NAME:ARGUMENT...`` of a program that drafts (roles/drafter.py)."""
-    return isinstance(value, str) and (value in (*_DRAFTS, "demo:draft") or "/" in value or value.startswith(("module:", ".")))
+    return isinstance(value, str) and (value in _DRAFTS or value.startswith("module:") or is_draft_model(value))
+
+
+def is_draft_model(draft: str) -> bool:
+    """Whether the option ``draft`` names a model."""
+    return draft == "demo:draft" or (("/" in draft or draft.startswith(".")) and not draft.startswith("module:"))
 
 
 def _one_of(names: tuple[str, ...]) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,10 @@ def trace_events(timeline: Timeline) -> dict[str, Any]:
     processes = [_Process(pid, one) for pid, one in enumerate((timeline.head, *timeline.stages))]
     origin_ns = min((chain.start_ns for chain in timeline.head.chains), default=0)
     _Drawing(timeline, processes, origin_ns).draw()
-    return {"traceEvents": [event for process in processes for event in process.all_events()], "displayTimeUnit": "ms"}
+    events = [event for process in processes for event in process.all_events()]
+    # An arrow that takes no time begins before it ends, else whoever reads in this order drops it.
+    events.sort(key=lambda event: (event.get("ts", -math.inf), event["ph"] == "f"))
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
 @dataclass(slots=True)

@@ -24,6 +24,9 @@ from bloombee.types import HEAD, Phase
 
 STAGE_PARTS = ("receive", "queue", "decode", "compute", "encode", "wait", "send", "wire")
 SUFFIX = ".jsonl"
+HEADER = ("process", "worker", "stage", "num_stages", "clock")
+"""Of a trace's first line, as :class:`ProcessTrace` takes them."""
+MOST_HEADER_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,17 +292,29 @@ def align(processes: Iterable[ProcessTrace]) -> dict[int, tuple[int, int]]:
 
 
 def load(paths: Iterable[str | Path]) -> Timeline:
-    """Read trace files; of a directory, every file in it whose name ends in .jsonl.
+    """Read trace files; of a directory, every one in it whose name ends in .jsonl. What has another beginning there is no trace.
 
     Raises:
         ConfigError: no such file, or one that is no trace; names file and line.
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        files += sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+        files += filter(_begins_as_trace, sorted(path.glob(f"*{SUFFIX}"))) if path.is_dir() else [path]
     if not files:
         raise ConfigError(f"no trace files ({SUFFIX}) there: run with --trace DIRECTORY first")
     return Timeline([read(path) for path in files])
+
+
+def _begins_as_trace(path: Path) -> bool:
+    """Whether its first line is a trace's: a directory may have decisions (``--decisions``) beside the traces of a run."""
+    try:
+        with path.open("rb") as file:
+            record = json.loads(file.readline(MOST_HEADER_BYTES))
+    except OSError:
+        return True  # to be refused by name
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and record.keys() >= set(HEADER)
 
 
 def read(path: Path) -> ProcessTrace:
@@ -313,15 +328,14 @@ def read(path: Path) -> ProcessTrace:
         try:
             record = json.loads(line)
             if process is None:
-                fields = ("process", "worker", "stage", "num_stages", "clock")
-                process = ProcessTrace(*(record[name] for name in fields))
+                process = ProcessTrace(*(record[name] for name in HEADER))
             elif "peer" in record:
                 peer, estimate = record["peer"], (int(record["offset_ns"]), int(record["error_ns"]))
                 if peer not in process.clocks or estimate[1] <= process.clocks[peer][1]:
                     process.clocks[peer] = estimate
             else:
                 process.chains.append(_chain(record))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(f"{path}, line {number}: not a line of a trace", path=str(path), line=number) from error
     if process is None:
         raise ConfigError(f"{path}: an empty trace", path=str(path))

@@ -35,7 +35,8 @@ def _by_track(events: list[Event]) -> dict[tuple[int, int], list[Event]]:
 
 
 def check_arrows(events: list[Event]) -> int:
-    """Each begins once, ends once at another process, and both ends lie at a slice; how many there are."""
+    """Each begins once, ends once at another process, the one before the other where clocks say so too, and both ends lie at a
+    slice; how many there are."""
     ends: dict[str, list[Event]] = defaultdict(list)
     for event in events:
         if event["ph"] in "sf":
@@ -44,6 +45,7 @@ def check_arrows(events: list[Event]) -> int:
     for both in ends.values():
         start, finish = sorted(both, key=lambda end: end["ph"], reverse=True)
         assert (start["ph"], finish["ph"]) == ("s", "f")
+        assert both == [start, finish] or start["ts"] > finish["ts"]
         assert start["pid"] != finish["pid"]
         for end in both:
             slices = tracks[end["pid"], end["tid"]]

@@ -210,8 +210,11 @@ class Open(Struct, frozen=True, gc=False):
 
 
 class Cancel(Struct, frozen=True, gc=False):
+    """Nobody wants more of a sequence: it was given up, or its text has ended by a stop string (``is_finished``)."""
+
     sequence: SequenceId
     now: float
+    is_finished: bool = False
 
 
 class Tune(Struct, frozen=True, gc=False):
@@ -369,11 +372,12 @@ class WorkerRestored(Struct, frozen=True, gc=False):
 
 
 class WorkerGone(Struct, frozen=True, gc=False):
-    """Its process ended or its connection broke for good."""
+    """Its process ended or its connection broke for good; or it cannot load what it was to, which is ``cause``."""
 
     worker: WorkerId
     reason: str
     now: float
+    cause: BloomBeeError | None = None
 
 
 class WorkerDrains(Struct, frozen=True, gc=False):
@@ -434,8 +438,11 @@ class Submit(Struct, frozen=True, gc=False):
 
 
 class CancelRequest(Struct, frozen=True, gc=False):
+    """As Cancel."""
+
     request: int
     now: float
+    is_finished: bool = False
 
 
 class SchedulerSaid(Struct, frozen=True, gc=False):

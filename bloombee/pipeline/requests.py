@@ -94,12 +94,12 @@ class RequestCore:
         match event:
             case Submit():
                 return self._submit(event)
-            case CancelRequest(request=number, now=now):
+            case CancelRequest(request=number, now=now, is_finished=is_finished):
                 request = self._requests.get(number)
                 if request is None:
                     return []
                 request.is_cancelled = True
-                return [TellScheduler(Cancel(request.sequence, now))]
+                return [TellScheduler(Cancel(request.sequence, now, is_finished))]
             case SchedulerSaid(message=Emitted() as emitted, now=now):
                 return self._emitted(emitted, now)
             case SchedulerSaid(message=Ended(sequence=sequence, error=error), now=now):

@@ -262,10 +262,10 @@ class Desk:
         backlog.read(sink, from_token)
         return unpacked(backlog.asked.prompt)
 
-    def _free(self, number: int) -> None:
+    def _free(self, number: int, is_finished: bool) -> None:
         """A request's KV on every stage, where there still is a pipeline."""
         if not self._is_closed and self._core.error is None:
-            self._do(self._core.handle(CancelRequest(number, time.monotonic())))
+            self._do(self._core.handle(CancelRequest(number, time.monotonic(), is_finished)))
 
     # -- what becomes of them --------------------------------------------------------------
 

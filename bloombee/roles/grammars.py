@@ -37,8 +37,7 @@ class GrammarCheck:
         self._card = card
         self._sound: dict[Grammar, None] = {}
         self._thread = ThreadPoolExecutor(1, "bloombee-grammar-check")
-        self._process: subprocess.Popen[bytes] | None = None
-        self._is_closed = False
+        self._compiler = Compiler()
 
     async def check(self, grammar: Grammar, *, can_end: bool) -> None:
         """Cancelled: the compiler goes on for its time.
@@ -61,25 +60,39 @@ class GrammarCheck:
         if grammar in self._sound:
             return
         try:
-            wrong = await asyncio.get_running_loop().run_in_executor(self._thread, self._compile, grammar)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._compiler.check, grammar)
         except (asyncio.CancelledError, RuntimeError, DeviceError):
-            if self._is_closed:
+            if self._compiler.is_closed:
                 raise RuntimeClosed("the Runtime was closed") from None
             raise
-        if wrong:
-            raise ConfigError(f"the grammar ({grammar.kind}) cannot be obeyed: {wrong}", field="grammar")
         self._sound[grammar] = None
         if len(self._sound) > MOST_KNOWN:
             del self._sound[next(iter(self._sound))]
 
     def close(self) -> None:
         """Ends the process; whoever waits gets RuntimeClosed, or ConfigError."""
-        self._is_closed = True
-        if (process := self._process) is not None:
-            process.kill()
+        self._compiler.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    # -- on the thread ---------------------------------------------------------------------
+
+class Compiler:
+    """A process that compiles grammars, which starts with the first and stays. For one thread, but for :meth:`close`."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self.is_closed = False
+
+    def check(self, grammar: Grammar) -> None:
+        """Raises ConfigError: it is not sound, or takes too long to compile. DeviceError, RuntimeClosed: as GrammarCheck."""
+        if wrong := self._compile(grammar):
+            raise ConfigError(f"the grammar ({grammar.kind}) cannot be obeyed: {wrong}", field="grammar")
+
+    def close(self) -> None:
+        """Ends the process. Callable from any thread."""
+        self.is_closed = True
+        if (process := self._process) is not None:
+            process.kill()
+            process.wait()
 
     def _compile(self, grammar: Grammar) -> str:
         """What is wrong with it; empty: nothing. Tried again where somebody else ended the process, or it stood still."""
@@ -96,12 +109,12 @@ class GrammarCheck:
         """Raises DeviceError, RuntimeClosed."""
         if self._process is not None and self._process.poll() is None:
             return self._process
-        if self._is_closed:
+        if self.is_closed:
             raise RuntimeClosed("the Runtime was closed")
         self._process = process = start_child(
             "bloombee.roles.grammar_checker", stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0
         )
-        if self._is_closed or _line(process, MOST_STARTING_S) is None:
+        if self.is_closed or _line(process, MOST_STARTING_S) is None:
             ended = self._end(process)
             raise DeviceError(f"the process that compiles grammars cannot be started: it ended with {ended}")
         return process

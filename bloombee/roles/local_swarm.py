@@ -11,8 +11,8 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 
-from bloombee.config import LocalWorker, RuntimeConfig, WorkerConfig
-from bloombee.errors import BloomBeeError, ConfigError, DeviceError
+from bloombee.config import DRAFT_RULE, LocalWorker, RuntimeConfig, WorkerConfig, is_draft_model
+from bloombee.errors import BloomBeeError, ConfigError, DeviceError, ModelUnsupported
 from bloombee.machine import cores
 from bloombee.models.card import ModelCard
 from bloombee.models.standin import default_pace, is_standin, standin_memory_bytes
@@ -107,8 +107,15 @@ class LocalSwarm:
         self._spawner.start()
 
     async def describe(self) -> ModelCard:
-        """Raises ConfigError or ModelUnsupported for a model that cannot be served."""
-        return ModelCard.from_json(await self._spawner.ask("describe", model=self._config.model))
+        """Raises ConfigError or ModelUnsupported for a model that cannot be served, or that cannot draft for it."""
+        card = ModelCard.from_json(await self._spawner.ask("describe", model=self._config.model))
+        draft = self._config.draft
+        if is_draft_model(draft):
+            try:
+                await self._spawner.ask("describe", model=draft)
+            except (ConfigError, ModelUnsupported) as error:
+                raise ConfigError(f"draft = {draft}: {error.message}; it must be {DRAFT_RULE}", field="draft") from error
+        return card
 
     async def profile(self, dtype: Dtype) -> Profile:
         """Of one worker's share of this machine, while nothing else of ours runs."""

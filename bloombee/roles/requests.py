@@ -49,11 +49,12 @@ class Requests:
     """By number.
 
     Args:
-        free: called with the number of each request that has ended, however it did: its sequence must end, if it has not.
+        free: called with the number of each request that has ended, however it did, and whether its text is whole: its sequence
+            must end, if it has not.
         keep: told of each token.
     """
 
-    def __init__(self, free: Callable[[int], None], keep: Callable[[Gave], None] = lambda gave: None) -> None:
+    def __init__(self, free: Callable[[int, bool], None], keep: Callable[[Gave], None] = lambda gave: None) -> None:
         self._free = free
         self._keep = keep
         self.served = ServedCount()
@@ -90,7 +91,7 @@ class Requests:
         """Tell its sink, unless the request has ended before; ``reason``: where there is no error."""
         if number in self._running:
             self._tell(number, error, reason)
-            self._free(number)
+            self._free(number, error is None and reason is not FinishReason.CANCELLED)
 
     def end_all(self, error: BloomBeeError) -> None:
         """Each is told, whatever comes of freeing it."""
@@ -99,7 +100,7 @@ class Requests:
             self._tell(number, error, FinishReason.CANCELLED)
         for number in numbers:
             try:
-                self._free(number)
+                self._free(number, False)
             except Exception:
                 log.exception("request %d could not be freed", number)
 
@@ -115,7 +116,7 @@ class Requests:
         """End it; nothing more goes to its sink."""
         if self._running.pop(number, None) is not None:
             self.served.ended(number, str(FinishReason.CANCELLED), time.monotonic())
-            self._free(number)
+            self._free(number, False)
 
 
 def shown(

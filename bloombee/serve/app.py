@@ -22,7 +22,7 @@ from bloombee.serve.completions import Completions
 from bloombee.serve.document import document
 from bloombee.serve.health import OnceUp, Pulse, Start
 from bloombee.serve.keys import Clients, Guard
-from bloombee.serve.refusals import Refusal, refusal_of
+from bloombee.serve.refusals import CHAT, COMPLETIONS, RESPONSES, Refusal, refusal_of
 from bloombee.serve.responses import Responses
 from bloombee.serve.service import Service
 
@@ -43,7 +43,7 @@ def make_app(runtime: Runtime, *, model: str, clients: Clients | None = None, st
 
     async def failed(request: Request, error: Exception) -> Response:
         assert isinstance(error, BloomBeeError)
-        return _response(refusal_of(error, pulse.again_s))
+        return _response(refusal_of(error, request.url.path, pulse.again_s))
 
     app = Starlette(
         routes=[*_routes(service, pulse), *metrics.routes(runtime), *page.routes(runtime)],
@@ -63,9 +63,9 @@ def make_app(runtime: Runtime, *, model: str, clients: Clients | None = None, st
 def _routes(service: Service, pulse: Pulse) -> list[BaseRoute]:
     about = _About(service)
     return [
-        Route("/v1/chat/completions", ChatCompletions(service).create, methods=["POST"]),
-        Route("/v1/completions", Completions(service).create, methods=["POST"]),
-        Route("/v1/responses", Responses(service).create, methods=["POST"]),
+        Route(CHAT, ChatCompletions(service).create, methods=["POST"]),
+        Route(COMPLETIONS, Completions(service).create, methods=["POST"]),
+        Route(RESPONSES, Responses(service).create, methods=["POST"]),
         Route("/v1/models", about.models, methods=["GET"]),
         Route("/v1/models/{model:path}", about.model, methods=["GET"]),
         Route("/health", pulse.answer, methods=["GET"]),

@@ -28,6 +28,8 @@ from bloombee.transport.descriptors import spare_descriptors
 MOST_CONNECTIONS, BACKLOG = 4096, 1024
 LAST_S = 2.0
 """For a program to take its answer, the last that there is."""
+SOON_S = 1.0
+"""By then connections that nobody uses are closed."""
 
 
 def run(config: RuntimeConfig, serving: ServeConfig) -> int:
@@ -152,9 +154,17 @@ class Server(uvicorn.Server):
             self._end_now(runtime)
             return
         self._no_more()
-        if runtime.num_requests:
-            say(f"no more requests are taken; {count(runtime.num_requests, 'request')} may end (Ctrl-C ends them now)")
-        asyncio.get_running_loop().call_later(drain_s, self._end_now, runtime)
+        loop = asyncio.get_running_loop()
+        if num_requests := runtime.num_requests:
+            _say_who_may_end(count(num_requests, "request"), drain_s)
+        else:
+            loop.call_later(SOON_S, self._say_who_is_left, drain_s)
+        loop.call_later(drain_s, self._end_now, runtime)
+
+    def _say_who_is_left(self, drain_s: float) -> None:
+        """Half a request, or an answer that nobody takes, keeps a connection open."""
+        if self.server_state.connections and self._ending is None:
+            _say_who_may_end(count(len(self.server_state.connections), "connection"), drain_s)
 
     def _no_more(self) -> None:
         self.should_exit = True
@@ -166,11 +176,19 @@ class Server(uvicorn.Server):
 
     async def _end(self, runtime: Runtime) -> None:
         """Programs whose requests still run are told that these have ended; those that do not take it are hung up on."""
+        if runtime.num_requests:
+            say(f"{count(runtime.num_requests, 'request')} that still ran had to end")
         await runtime.close()
         if self.server_state.tasks:
             await asyncio.wait(self.server_state.tasks, timeout=LAST_S)
+        if self.server_state.tasks:
+            say(f"{count(len(self.server_state.tasks), 'connection')} had to be cut: nothing comes, or nothing is taken")
         self._hang_up()
 
     def _hang_up(self) -> None:
         for connection in list(self.server_state.connections):
             connection.transport.abort()
+
+
+def _say_who_may_end(who: str, drain_s: float) -> None:
+    say(f"no more requests are taken; {who} may end, for {drain_s:g} s (Ctrl-C ends that now)")

@@ -40,7 +40,7 @@ def events(make: AsyncGenerator[bytes, None]) -> Deliver:
     """What ``make`` gives, as it comes; closed when the program goes. What it raises before its first event has a status."""
 
     async def deliver(scope: Scope, receive: Receive, send: Send) -> None:
-        await _while_there(receive, _send_events(make, send))
+        await _while_there(receive, _send_events(make, scope["path"], send))
 
     return deliver
 
@@ -51,7 +51,7 @@ async def _send_whole(make: Coroutine[Any, Any, Any], send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _send_events(make: AsyncGenerator[bytes, None], send: Send) -> None:
+async def _send_events(make: AsyncGenerator[bytes, None], path: str, send: Send) -> None:
     has_begun = False
     async with aclosing(make):
         try:
@@ -64,7 +64,7 @@ async def _send_events(make: AsyncGenerator[bytes, None], send: Send) -> None:
         except (Refusal, BloomBeeError) as error:
             if not has_begun:
                 raise
-            refusal = refusal_of(error) if isinstance(error, BloomBeeError) else error
+            refusal = refusal_of(error, path) if isinstance(error, BloomBeeError) else error
             await send({"type": "http.response.body", "body": event(ErrorBody(error=refusal.fault)), "more_body": True})
     await send({"type": "http.response.body", "body": b""})
 

@@ -8,7 +8,7 @@ import msgspec
 
 from bloombee.serve.answers import ChatChunk, ChatCompletion, Health, Model, ModelList, TextCompletion
 from bloombee.serve.bodies import ChatBody, CompletionBody
-from bloombee.serve.refusals import ErrorBody
+from bloombee.serve.refusals import CHAT, COMPLETIONS, RESPONSES, ErrorBody
 from bloombee.serve.response_bodies import ResponseBody
 from bloombee.serve.response_objects import ResponseObject, StreamEvent
 from bloombee.types import VERSION
@@ -51,9 +51,9 @@ def document(model: str) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "BloomBee", "version": VERSION, "description": "OpenAI's API over a swarm of workers."},
         "paths": {
-            "/v1/chat/completions": {"post": _post("createChatCompletion", ChatBody, ChatCompletion, ChatChunk)},
-            "/v1/completions": {"post": _post("createCompletion", CompletionBody, TextCompletion, TextCompletion)},
-            "/v1/responses": {"post": _post("createResponse", ResponseBody, ResponseObject, StreamEvent)},
+            CHAT: {"post": _post("createChatCompletion", ChatBody, ChatCompletion, ChatChunk)},
+            COMPLETIONS: {"post": _post("createCompletion", CompletionBody, TextCompletion, TextCompletion)},
+            RESPONSES: {"post": _post("createResponse", ResponseBody, ResponseObject, StreamEvent)},
             "/v1/models": {"get": _get("listModels", ModelList)},
             "/v1/models/{model}": {
                 "get": {

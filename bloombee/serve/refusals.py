@@ -13,8 +13,13 @@ from bloombee.quote import printable
 
 LEAST_RETRY_S, MOST_RETRY_S = 1, 60
 """That anybody is told to wait."""
-PARAMETERS = {"max_new_tokens": "max_tokens", "prompt": "messages", "grammar": "response_format"}
-"""What the Runtime's fields are called by programs."""
+CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+PARAMETERS = {
+    CHAT: {"max_new_tokens": "max_tokens", "prompt": "messages", "grammar": "response_format"},
+    COMPLETIONS: {"max_new_tokens": "max_tokens"},
+    RESPONSES: {"max_new_tokens": "max_output_tokens", "prompt": "input", "grammar": "text.format"},
+}
+"""What the Runtime's fields are called by programs, where that is otherwise, by the path that they ask at."""
 
 
 class Fault(msgspec.Struct, kw_only=True):
@@ -69,25 +74,26 @@ def not_now(message: str, again_s: float, *, code: str = "overloaded") -> Refusa
     return Refusal(503, message, kind="overloaded_error", code=code, headers=retry_after(again_s))
 
 
-def refusal_of(error: BloomBeeError, again_s: float = LEAST_RETRY_S) -> Refusal:
+def refusal_of(error: BloomBeeError, path: str, again_s: float = LEAST_RETRY_S) -> Refusal:
     """What a program is told about ``error``: whose fault it is, and whether it is of use to ask again.
 
     Args:
+        path: at which it asked.
         again_s: when that is, if the error does not say so.
     """
     if isinstance(error, ConfigError):
-        return _of_config(error)
+        code = "context_length_exceeded" if "max_positions" in error.fields else None
+        return Refusal(400, error.message, param=_named(error.fields.get("field"), path), code=code)
     if isinstance(error, Infeasible):
-        return Refusal(400, error.message, param="messages", code="context_length_exceeded")
+        return Refusal(400, error.message, param=_named("prompt", path), code="context_length_exceeded")
     if isinstance(error, GrammarFailed):
-        return Refusal(400, error.message, param="response_format")
+        return Refusal(400, error.message, param=_named("grammar", path))
     if error.retryable or isinstance(error, (CapacityError, RuntimeClosed)):
         told = error.fields.get("retry_after_s")
         return not_now(error.message, told if isinstance(told, float) else again_s)
     return Refusal(500, error.message, kind="server_error", code=error.code)
 
 
-def _of_config(error: ConfigError) -> Refusal:
-    code = "context_length_exceeded" if "max_positions" in error.fields else None
-    field: Any = error.fields.get("field")
-    return Refusal(400, error.message, param=PARAMETERS.get(field, field), code=code)
+def _named(field: Any, path: str) -> Any:
+    """As programs that ask at ``path`` call it."""
+    return PARAMETERS.get(path, {}).get(field, field)

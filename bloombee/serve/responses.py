@@ -15,7 +15,7 @@ from bloombee.serve.bodies import Sampled
 from bloombee.serve.delivery import Deliver, event, events, whole
 from bloombee.serve.generations import Generations, sampling
 from bloombee.serve.intake import refuse_if
-from bloombee.serve.refusals import refusal_of
+from bloombee.serve.refusals import RESPONSES, refusal_of
 from bloombee.serve.replies import Replies, Said, conversation
 from bloombee.serve.response_bodies import ResponseBody, TextSettings, messages_of
 from bloombee.serve.response_objects import (
@@ -100,7 +100,7 @@ class _Answer:
         except BloomBeeError as error:
             if not has_begun:
                 raise
-            fault = refusal_of(error).fault
+            fault = refusal_of(error, RESPONSES).fault
             failed = self._object("failed", error=ResponseError(code=fault.code or fault.type, message=fault.message))
             yield self._numbered(StreamEvent(type="response.failed", sequence_number=0, response=failed))
             return

@@ -220,3 +220,39 @@ sys.exit(main())
 def test_a_worker_that_ends_while_it_computes_is_not_aborted() -> None:
     done = subprocess.run([sys.executable, "-c", COMPUTES], capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+INTERRUPTED = """
+import os, signal, sys
+
+class CtrlC:
+    def find_spec(name, path, target=None):
+        if name == "cyclopts":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, CtrlC)
+sys.argv = ["bloombee", "--version"]
+from bloombee.__main__ import run
+sys.exit(run())
+"""
+
+
+@pytest.mark.parametrize(("heeded", "code"), [(signal.SIG_DFL, -signal.SIGINT), (signal.SIG_IGN, 0)])
+def test_ctrl_c_while_the_command_is_imported_ends_it_without_a_word(heeded: signal.Handlers, code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=ENVIRONMENT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, heeded),
+    )
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_a_draft_that_is_no_model_is_said_before_anything_starts(tmp_path: Path) -> None:
+    done = bloombee("generate", "--prompt", "x", "--draft", str(tmp_path))
+    assert done.returncode == 2
+    assert f"draft = {tmp_path}: no model in {tmp_path}" in done.stderr
+    assert "its directory or hub id" in done.stderr
+    assert "local-0" not in done.stderr

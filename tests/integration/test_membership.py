@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from bloombee.config import WorkerConfig
 from bloombee.errors import AuthenticationError, DeviceError, LinkDown, LocalProtocolError
 from bloombee.roles.worker import WorkerRole
 from bloombee.transport.keys import generate, save
-from bloombee.types import LoadProgress
+from bloombee.types import LoadProgress, SwarmEventKind
 
 
 class _Heard:
@@ -144,6 +145,39 @@ def test_a_token_issued_while_it_runs_lets_a_spare_in_and_another_once_that_is_l
                 await asyncio.gather(*workers, return_exceptions=True)
 
     asyncio.run(asyncio.wait_for(use(), 120))
+
+
+def test_who_cannot_load_before_the_first_plan_runs_is_said_why_and_another_is_awaited(tmp_path: Path) -> None:
+    """Its copy of the model has no weights."""
+    copy = tmp_path / "model"
+    shutil.copytree(Path(bloombee.__file__).parent / "demo_model" / "target", copy)
+    (copy / "model.safetensors").write_bytes(b"")
+
+    async def use() -> None:
+        workers: list[asyncio.Task[None]] = []
+
+        def start(token: str, name: str, model: str | None = None) -> None:
+            config = WorkerConfig(join=token, name=name, model=model, threads=1)
+            workers.append(asyncio.ensure_future(WorkerRole(config).serve()))
+
+        runtime = bloombee.Runtime("demo", remote_workers=2, split=(4, 4), wait_for_worker_s=60.0, dtype="float32")
+        try:
+            await runtime.prepare()
+            start(runtime.join_tokens[0], "broken", str(copy))
+            start(runtime.join_tokens[1], "whole")
+            ready = asyncio.ensure_future(runtime.ready())
+            lost = await anext(event async for event in runtime.events() if event.kind is SwarmEventKind.LOST)
+            assert lost.name == "broken"
+            assert "model.safetensors" in lost.reason
+            start(await runtime.issue_token(), "another")
+            await asyncio.wait_for(ready, 100)
+            assert {stage.name for stage in runtime.plan.stages} == {"whole", "another"}
+            assert len((await runtime.generate("import os\n", max_new_tokens=4)).token_ids) == 4
+        finally:
+            await runtime.close()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    asyncio.run(use())
 
 
 @pytest.mark.parametrize("place", ["loop", "tick", "choice"])

@@ -166,6 +166,14 @@ def test_an_error_is_one_of_the_clients(endpoint: str, stream: bool, client: Ope
     with pytest.raises(openai.BadRequestError) as caught:
         ask()
     assert caught.value.code == "context_length_exceeded"
+    assert caught.value.param == {"chat": "messages", "completions": "prompt", "responses": "input"}[endpoint]
+
+
+@pytest.mark.parametrize("prompt", ["", [""]])
+def test_an_empty_prompt_is_refused_by_its_name(prompt: Any, client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="empty") as caught:
+        client.completions.create(model=MODEL, prompt=prompt)
+    assert caught.value.param == "prompt"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -7,6 +7,7 @@ import http.client
 import json
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -69,6 +70,7 @@ def test_who_may_not_end_is_told_so(drain_s: str) -> None:
         assert next(line for line in process.stderr if "no more requests" in line)
         if drain_s != "0":
             process.send_signal(signal.SIGTERM)
+            assert "2 requests that still ran had to end" in process.stderr.readline()
         *_, last, nothing = answer.read().split(b"\n\n")
         assert nothing == b""
         assert json.loads(last.strip().removeprefix(b"data: "))["error"]["code"] == "overloaded"
@@ -76,6 +78,45 @@ def test_who_may_not_end_is_told_so(drain_s: str) -> None:
         assert (status, 1 <= int(again or 0) <= 60) == (503, True)
         assert process.wait(60) == 0
         assert "Traceback" not in process.stderr.read()
+
+
+def deaf(port: int, path: str, body: bytes, length: int) -> socket.socket:
+    """Asks, and takes nothing of the answer."""
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    one.connect(("127.0.0.1", port))
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    one.sendall(head.encode() + body)
+    return one
+
+
+def test_whoever_takes_nothing_holds_up_the_end_no_longer_than_others_may() -> None:
+    """A request that is never whole, and a stream that nobody reads: the server ends, and says why it took so long."""
+    asks = {"prompt": "import ", "max_tokens": 1900, "stream": True, "ignore_eos": True, "logprobs": 20}
+    stream = json.dumps(asks).encode()
+    with serving("--drain", "2") as (process, port):
+        with deaf(port, "/v1/completions", b"{", 100), deaf(port, "/v1/completions", stream, len(stream)):
+            while not json.loads(asked(port, "/health")[2])["requests"]:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert "no more requests are taken; 1 request may end, for 2 s" in said
+    assert "1 request that still ran had to end" in said
+    assert "had to be cut: nothing comes, or nothing is taken" in said
+    assert "Traceback" not in said
+
+
+def test_half_a_request_holds_up_the_end_no_longer_than_others_may() -> None:
+    with serving("--drain", "2") as (process, port), deaf(port, "/v1/completions", b"{", 100):
+        asked(port, "/health")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert "no more requests are taken; 1 connection may end, for 2 s" in said
+    assert "1 connection had to be cut" in said
 
 
 def asked(port: int, path: str, body: Any = None) -> tuple[int, str | None, bytes]:

@@ -162,6 +162,8 @@ def test_what_the_text_must_be_is_an_option(json: list[str], tmp_path: Path, fak
         (["--json-schema", "/dev/zero"], "cannot read /dev/zero: it has more than"),
         (["--json-schema", __file__], "Extra data"),
         (["--json-schema", "a", "--regex", "b"], "both given"),
+        (["--regex", "a(b"], "the grammar (regex) cannot be obeyed"),
+        (["--regex", "(?=a)"], "look-around"),
     ],
 )
 def test_what_no_text_can_be_is_exit_2(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

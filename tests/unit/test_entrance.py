@@ -17,7 +17,7 @@ from bloombee.errors import LinkDown, QueueFull, RuntimeClosed
 from bloombee.serve.entrance import Entrance
 from bloombee.serve.health import Start
 from bloombee.serve.keys import Clients, _digest
-from bloombee.serve.refusals import not_now, refusal_of
+from bloombee.serve.refusals import CHAT, not_now, refusal_of
 
 KEY = "0123456789abcdef"
 
@@ -75,7 +75,7 @@ def test_times_are_whole_seconds_within_bounds(seconds: float, header: str) -> N
     ],
 )
 def test_an_error_that_knows_when_says_so_and_others_take_what_a_start_takes(error: Any, header: str) -> None:
-    refusal = refusal_of(error, 8.2)
+    refusal = refusal_of(error, CHAT, 8.2)
     headers: Mapping[str, str] = refusal.headers
     assert (refusal.status, headers["Retry-After"]) == (503, header)
     assert json.loads(refusal.body)["error"]["code"] == "overloaded"

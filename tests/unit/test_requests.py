@@ -53,7 +53,7 @@ def freed() -> list[int]:
 
 @pytest.fixture
 def requests(freed: list[int]) -> Requests:
-    return Requests(freed.append)
+    return Requests(lambda number, is_finished: freed.append(number))
 
 
 NO_TEXT = TextCodec(None)
@@ -88,7 +88,7 @@ def test_a_sink_that_raises_ends_its_own_request(requests: Requests, freed: list
 
 
 def test_everybody_is_told_of_an_end_though_one_sink_raises_and_freeing_fails() -> None:
-    def free(number: int) -> None:
+    def free(number: int, is_finished: bool) -> None:
         raise RuntimeError("the core is broken")
 
     requests = Requests(free)
@@ -108,6 +108,24 @@ def test_the_last_token_ends_a_request_once(requests: Requests, freed: list[int]
     requests.deliver(Deliver(1, _pick(6), None))
     requests.end(1, LinkDown("x"))
     assert (sink.tokens, sink.ends, freed) == ([5], [None], [1])
+
+
+def test_only_a_text_that_is_whole_is_freed_as_one() -> None:
+    """Its length tells how long answers are, also where a stop string has ended it."""
+    whole: dict[int, bool] = {}
+    requests = Requests(whole.__setitem__)
+    for number in range(5):
+        requests.add(number, Collected(), NO_TEXT.stream())
+    stopped = NO_TEXT.stream()
+    stopped.stopped = True
+    requests.add(5, Collected(), stopped)
+    requests.deliver(Deliver(0, _pick(5), FinishReason.LENGTH))
+    requests.deliver(Deliver(5, _pick(5), None))
+    requests.cancel(1)
+    requests.end(2, None)
+    requests.end(3, LinkDown("x"))
+    requests.end_all(LinkDown("x"))
+    assert whole == {0: True, 1: False, 2: False, 3: False, 4: False, 5: True}
 
 
 def test_nothing_goes_to_the_sink_of_a_cancelled_request(requests: Requests, freed: list[int]) -> None:

@@ -299,6 +299,22 @@ def test_admission_waits_for_pages_and_closing_gives_them_back() -> None:
     assert first.microbatch != second.microbatch
 
 
+@pytest.mark.parametrize(("is_finished", "num_admitted"), [(True, 3), (False, 1)])
+def test_answers_that_stop_strings_end_tell_how_long_answers_are(is_finished: bool, num_admitted: int) -> None:
+    """Others are admitted beside one that may have more than it will; of those that are given up nothing is learnt."""
+    core = _core(num_pages=4)
+    ring = _Ring(core)
+    for number in range(1, 31):
+        (forward,) = _forwards(core.handle(_open(number, num_prompt=2, max_new=14)))
+        ring.home(forward)
+        core.handle(Cancel(number, 0.0, is_finished))
+        for stage in range(2):
+            core.handle(FromStage(stage, Closed(1, 1, (number,), number, 4), 0.0))
+    for number in range(31, 34):
+        core.handle(_open(number, num_prompt=2, max_new=14))
+    assert core.num_open == num_admitted
+
+
 def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
     core = _core(num_pages=2)
     (ended,) = _told(core.handle(_open(1, num_prompt=6, max_new=4)))

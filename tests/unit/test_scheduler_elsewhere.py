@@ -206,7 +206,7 @@ def test_movement_on_other_links_is_passed_on_now_and_then() -> None:
     assert proxy.handle(Moved(0.0)) == []  # nobody waits
     proxy.handle(_open(1))
     (ask,) = _asks(proxy.handle(Moved(1.0)))
-    assert (ask.requests, ask.cancelled, ask.tuning) == ((), (), None)
+    assert (ask.requests, ask.cancelled, ask.finished, ask.tuning) == ((), (), (), None)
     assert proxy.handle(Moved(1.1)) == []
     assert len(_asks(proxy.handle(Moved(1.6)))) == 1
 
@@ -251,10 +251,12 @@ def test_tokens_go_to_the_head_as_messages_and_are_kept() -> None:
     assert service.handle(HeadRestored(0.5)) == []
 
 
-def test_a_cancel_is_confirmed_and_so_is_what_can_never_fit() -> None:
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_a_cancel_is_confirmed_and_so_is_what_can_never_fit(is_finished: bool) -> None:
     service, proxy = _service(), _proxy()
     (ask,) = _asks(proxy.handle(_open(1)))
-    (cancel,) = _asks(proxy.handle(Cancel(1, 0.0)))
+    (cancel,) = _asks(proxy.handle(Cancel(1, 0.0, is_finished)))
+    assert (cancel.cancelled, cancel.finished) == (((), (1,)) if is_finished else ((1,), ()))
     service.handle(FromHead(ask, 0.0))
     said = _to_head(service.handle(FromHead(cancel, 0.0)))
     assert m.Told(1, 1, 0, (), (m.Over(1, "", {}),)) in said
@@ -263,12 +265,24 @@ def test_a_cancel_is_confirmed_and_so_is_what_can_never_fit() -> None:
     assert (over.over[0].sequence, over.over[0].code) == (2, "Infeasible")
 
 
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_whether_a_text_is_whole_reaches_the_scheduler(is_finished: bool) -> None:
+    service, proxy = _service(), _proxy()
+    for ask in [*_asks(proxy.handle(_open(1))), *_asks(proxy.handle(_open(2)))]:
+        service.handle(FromHead(ask, 0.0))
+    handled: list[object] = []
+    service.core.handle = lambda event: handled.append(event) or []  # type: ignore[method-assign, func-returns-value]
+    (cancel,) = _asks(proxy.handle(Cancel(2, 0.0, is_finished)))
+    service.handle(FromHead(cancel, 3.0))
+    assert handled == [Cancel(2, 3.0, is_finished)]
+
+
 def test_many_ends_at_once_fit_their_messages() -> None:
     service = _service()
     requests = tuple(_request(sequence).requests[0] for sequence in range(1, 1500))
-    service.handle(FromHead(m.Ask(1, 1, 0, requests, (), None), 0.0))
+    service.handle(FromHead(m.Ask(1, 1, 0, requests, (), (), None), 0.0))
     assert service.core.num_sequences == 1499
-    said = _to_head(service.handle(FromHead(m.Ask(1, 1, 1, (), tuple(range(1, 1500)), None), 0.0)))
+    said = _to_head(service.handle(FromHead(m.Ask(1, 1, 1, (), tuple(range(1, 1500)), (), None), 0.0)))
     told = [message for message in said if isinstance(message, m.Told)]
     assert [over.sequence for one in told for over in one.over] == list(range(1, 1500))
     assert len(told) > 1
@@ -292,17 +306,17 @@ def test_it_says_how_it_stands_twice_a_second() -> None:
 
 def _request(sequence: int, position: int = 0, tokens: int = 2, total: int = 2) -> m.Ask:
     opening = m.Opening(total, SAMPLING, 4, (), (), None, None)
-    return m.Ask(1, 1, 0, (m.Request(sequence, total, position, bytes(4 * tokens), opening, "", 0, None),), (), None)
+    return m.Ask(1, 1, 0, (m.Request(sequence, total, position, bytes(4 * tokens), opening, "", 0, None),), (), (), None)
 
 
 @pytest.mark.parametrize(
     ("message", "error"),
     [
-        (m.Ask(1, 2, 0, (), (), None), StalePlan),
-        (m.Ask(2, 1, 0, (), (), None), StalePlan),
+        (m.Ask(1, 2, 0, (), (), (), None), StalePlan),
+        (m.Ask(2, 1, 0, (), (), (), None), StalePlan),
         (m.Ack(1, 2, 0, 0, (), 0, 9, 0), StalePlan),
         (m.Ack(1, 1, 0, 1, (), 1, 9, 0), RemoteProtocolError),
-        (m.Ask(1, 1, STREAM_WINDOW + 1, (), (), None), RemoteProtocolError),
+        (m.Ask(1, 1, STREAM_WINDOW + 1, (), (), (), None), RemoteProtocolError),
         (m.Told(1, 1, 0, (), ()), RemoteProtocolError),
         (m.Close(1, 1, (), 0), RemoteProtocolError),
         (_request(4), RemoteProtocolError),
@@ -326,12 +340,14 @@ def test_what_the_head_must_not_say_is_refused(message: m.AnyMessage, error: typ
     service = _service()
     service.handle(FromHead(_request(5), 0.0))
     if isinstance(message, m.Ask) and message.requests:
-        message = m.Ask(1, 1, 1, message.requests, (), None)
+        message = m.Ask(1, 1, 1, message.requests, (), (), None)
     with pytest.raises(error):
         service.handle(FromHead(message, 0.0))
     assert service.core.num_sequences == 1
     service.handle(
-        FromHead(m.Ask(1, 1, 2 if isinstance(message, m.Ask) and message.requests else 1, _request(9).requests, (), None), 0.0)
+        FromHead(
+            m.Ask(1, 1, 2 if isinstance(message, m.Ask) and message.requests else 1, _request(9).requests, (), (), None), 0.0
+        )
     )
     assert service.core.num_sequences == 2
 
@@ -341,8 +357,8 @@ def test_parts_of_one_sequence_have_nothing_between_them() -> None:
     service.handle(FromHead(_request(5, tokens=1), 0.0))
     for number, wrong in enumerate((_request(6), _request(5), _request(5, position=2, tokens=1, total=4)), 1):
         with pytest.raises(RemoteProtocolError):
-            service.handle(FromHead(m.Ask(1, 1, number, wrong.requests, (), None), 0.0))
-    service.handle(FromHead(m.Ask(1, 1, 4, _request(5, position=1, tokens=1).requests, (), None), 0.0))
+            service.handle(FromHead(m.Ask(1, 1, number, wrong.requests, (), (), None), 0.0))
+    service.handle(FromHead(m.Ask(1, 1, 4, _request(5, position=1, tokens=1).requests, (), (), None), 0.0))
     assert service.core.num_sequences == 1
 
 

@@ -82,7 +82,7 @@ async def _turns() -> None:
 def test_requests_become_rows_for_the_stage_beside_it_and_tokens_for_the_head() -> None:
     async def use(worker: _Worker) -> None:
         host = worker.host
-        assert host.hears(HEAD, m.Ask(1, 1, 0, (REQUEST,), (), None))
+        assert host.hears(HEAD, m.Ask(1, 1, 0, (REQUEST,), (), (), None))
         assert [type(message) for _, message in worker.take()] == [m.Ack]
         worker.wired()
         worker.wired()
@@ -134,7 +134,7 @@ def test_who_has_no_business_with_it_is_refused() -> None:
             with pytest.raises(RemoteProtocolError):
                 worker.host.hears(b"stranger" * 2, message)
         with pytest.raises(StalePlan):
-            worker.host.hears(HEAD, m.Ask(1, 7, 0, (), (), None))
+            worker.host.hears(HEAD, m.Ask(1, 7, 0, (), (), (), None))
         with pytest.raises(RemoteProtocolError):
             worker.host.hears(HEAD, m.Ack(1, 1, 0, 3, (), 0, 9, 0))
         worker.host.said_here(m.Resume(1, 5, ()))  # of an epoch that is over here: nobody's fault
@@ -148,7 +148,7 @@ def test_a_link_that_is_down_costs_nothing_but_the_wait() -> None:
     async def use(worker: _Worker) -> None:
         worker.is_down = True
         worker.wired()
-        assert worker.host.hears(HEAD, m.Ask(1, 1, 0, (REQUEST,), (), None))
+        assert worker.host.hears(HEAD, m.Ask(1, 1, 0, (REQUEST,), (), (), None))
         worker.host.tick(0.0)
         worker.is_down = False
         worker.host.said_here(m.Resume(1, 1, ()))

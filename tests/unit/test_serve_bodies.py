@@ -13,6 +13,7 @@ from bloombee.errors import (
     ConfigError,
     DeadlineExceeded,
     DeviceError,
+    GrammarFailed,
     Infeasible,
     LinkDown,
     QueueFull,
@@ -28,7 +29,7 @@ from bloombee.serve.completions import read_prompts
 from bloombee.serve.document import document
 from bloombee.serve.generations import sampling
 from bloombee.serve.intake import decoded
-from bloombee.serve.refusals import Refusal, refusal_of
+from bloombee.serve.refusals import CHAT, COMPLETIONS, RESPONSES, Refusal, refusal_of
 from bloombee.serve.replies import conversation
 from bloombee.serve.response_bodies import ResponseBody, messages_of
 from bloombee.serve.speech import Speech
@@ -233,10 +234,29 @@ def test_items_of_a_conversation_are_the_messages_of_its_turns() -> None:
     ],
 )
 def test_errors_say_whose_fault_it_was(error: Any, status: int, code: str | None) -> None:
-    refusal = refusal_of(error)
+    refusal = refusal_of(error, CHAT)
     assert (refusal.status, refusal.fault.code) == (status, code)
     assert ("Retry-After" in refusal.headers) == (status == 503)
     assert json.loads(refusal.body)["error"]["message"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        (CHAT, ("messages", "max_tokens", "response_format")),
+        (COMPLETIONS, ("prompt", "max_tokens", None)),
+        (RESPONSES, ("input", "max_output_tokens", "text.format")),
+    ],
+)
+def test_an_error_names_the_field_as_the_program_does(path: str, names: tuple[str, str, str | None]) -> None:
+    prompt, length, form = names
+    assert [refusal_of(ConfigError("x", field=one), path).fault.param for one in ("prompt", "max_new_tokens")] == [prompt, length]
+    assert refusal_of(Infeasible("x"), path).fault.param == prompt
+    if form is not None:
+        assert refusal_of(ConfigError("x", field="grammar"), path).fault.param == form
+        assert refusal_of(GrammarFailed("x"), path).fault.param == form
+    assert refusal_of(ConfigError("x", field="logit_bias"), path).fault.param == "logit_bias"
+    assert refusal_of(ConfigError("x"), path).fault.param is None
 
 
 def test_the_document_has_every_schema_that_it_names() -> None:

@@ -71,7 +71,7 @@ class _Sink:
 
 
 def test_however_a_request_ends_it_is_counted_by_that_once() -> None:
-    requests = Requests(lambda number: requests.end(number, None))
+    requests = Requests(lambda number, is_finished: requests.end(number, None))
     for number in range(5):
         requests.add(number, _Sink(), TextCodec(None).stream(), 2, 0.0)
     requests.deliver(Deliver(0, Pick(1, 0, 2, 5, None, ()), FinishReason.LENGTH))

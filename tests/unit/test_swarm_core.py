@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 
 import pytest
+from msgspec.structs import replace
 
 from bloombee.errors import ConfigError, DeadlineExceeded, DeviceError, Infeasible, LinkDown, RemoteProtocolError
 from bloombee.objective import Goal, Objective
@@ -301,12 +302,43 @@ def test_a_broken_hop_is_named_by_both_its_ends() -> None:
     assert "worker 'w2' cannot reach worker 'w3': its link is broken" in str(down.error)
 
 
-def test_a_stage_that_cannot_load_is_named() -> None:
-    core, _ = _joined()
-    (down, _) = core.handle(WorkerSaid(2, StageFailed(1, 0, "DeviceError", {"message": "out of memory"}), 0.0))
-    assert isinstance(down, PipelineDown)
+CANNOT_LOAD = StageFailed(1, 0, "DeviceError", {"message": "out of memory"})
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize("takes_others", [True, False])
+def test_a_stage_that_cannot_begin_and_that_nobody_takes_is_named(takes_others: bool, epoch: int) -> None:
+    core, _ = _joined(takes_others=takes_others)
+    commands = core.handle(WorkerSaid(2, replace(CANNOT_LOAD, epoch=epoch), 0.0))
+    (down,) = [one for one in commands if isinstance(one, PipelineDown)]
     assert isinstance(down.error, DeviceError)
     assert str(down.error) == "worker 'w2': out of memory"
+
+
+def test_a_worker_that_cannot_load_before_the_first_plan_runs_is_left_out_where_a_spare_is_there() -> None:
+    """Of workers from elsewhere; those that are started here are alike."""
+    core, _ = _joined()
+    core.handle(WorkerJoined(4, "w4", "tcp://127.0.0.1:4", b"\4" * 32, 10_000, 0.0))
+    dismiss, _, broken, _, load, *_ = core.handle(WorkerSaid(2, CANNOT_LOAD, 0.0))
+    assert isinstance(dismiss, Dismiss)
+    assert (dismiss.worker, dismiss.stage, str(dismiss.error)) == (2, 1, "worker 'w2': out of memory")
+    assert broken == PipelineBroken(2, "w2", "w4", "worker 'w2': out of memory")
+    assert isinstance(load, Send)
+    assert load.to == 4
+    assert isinstance(_load_and_wire(core, 1, 3, 4, epoch=2)[-1], PipelineUp)
+    assert [stage.worker for stage in core.plan.stages] == [1, 4, 3]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("is_dead", [False, True])
+def test_before_the_first_plan_runs_a_planner_makes_another_of_those_that_are_left(is_dead: bool) -> None:
+    core = _core(objective=Objective(Goal.THROUGHPUT), topology=SLOW, num_workers=2, join=2, memory=20_000)
+    assert core.plan is not None
+    lost, left = (stage.worker for stage in core.plan.stages)
+    commands = core.handle(WorkerGone(lost, "killed", 0.0) if is_dead else WorkerSaid(lost, CANNOT_LOAD, 0.0))
+    assert not [one for one in commands if isinstance(one, PipelineDown)]
+    found = _split_found(core, commands)
+    assert [(to, load.start, load.stop) for to, load in _orders(found, Load)] == [(left, 0, 8)]  # type: ignore[attr-defined]
+    assert core.plan.prediction is not None
 
 
 def test_a_stage_that_fails_in_service_is_a_lost_worker() -> None:
@@ -578,6 +610,9 @@ NEAR = Topology(
     {pair: Link(1e8, 0.1 if 1 in pair else 0.001) for pair in itertools.permutations((HEAD, 1, 2, 3), 2)},
 )
 """One far from the others, all alike."""
+SLOW = Topology(
+    {worker: Device(f"w{worker}", layer=RowTime(0.1)) for worker in (1, 2, 3)}, dict.fromkeys(NEAR.links, Link(1e8, 0.001))
+)
 
 
 def test_with_an_objective_the_planner_decides_and_the_others_are_spares() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bloombee import timeline
 from bloombee.errors import ConfigError
 from bloombee.timeline import Chain, ProcessTrace, Timeline, align
+from bloombee.types import HEAD
 
 MS = 1_000_000
 STAGE = {"receive": 1, "queue": 2, "decode": 3, "compute": 40, "encode": 4, "wait": 5, "send": 6}
@@ -164,6 +165,26 @@ def test_what_is_no_trace_is_refused(tmp_path: Path) -> None:
         timeline.read(tmp_path / "b.jsonl")
     with pytest.raises(ConfigError, match="cannot read"):
         timeline.load([tmp_path / "none"])
+
+
+def test_of_a_directory_only_traces_are_read(tmp_path: Path) -> None:
+    """Decisions of the same run, other programs' lines, and what is no text may lie beside them."""
+    write(tmp_path / "decisions.jsonl", {"type": "Planned", "worker": 1})
+    write(tmp_path / "list.jsonl", [1, 2])
+    (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe\n")
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ConfigError, match="no trace files"):
+        timeline.load([tmp_path])
+    head, stage = HEADER | {"worker": HEAD, "stage": None}, HEADER | {"clock": "box"}
+    write(tmp_path / "head.jsonl", head | {"clock": "box"})
+    write(tmp_path / "stage.jsonl", stage)
+    assert timeline.load([tmp_path]).clocks == {HEAD: (0, 0), 4: (0, 0)}
+    with pytest.raises(ConfigError, match=r"decisions\.jsonl, line 1"):
+        timeline.load([tmp_path, tmp_path / "decisions.jsonl"])
+    write(tmp_path / "stage.jsonl", stage, {"peer": 1})
+    with pytest.raises(ConfigError, match=r"stage\.jsonl, line 2"):
+        timeline.load([tmp_path])
 
 
 def test_stages_without_a_file_are_named_with_what_to_do() -> None:

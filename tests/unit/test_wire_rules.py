@@ -41,7 +41,7 @@ PROFILED = m.Profiled(bytes(16), "float32", "cpu", 2, TIMES, TIMES, TIMES, 0.1, 
 
 def an_ask(**fields: Any) -> m.Ask:
     """For a sequence of a prompt of two tokens and one of its answer, with ``fields``."""
-    return m.Ask(0, 1, 0, (replace(m.Request(1, 3, 1, bytes(8), OPENING, "", 0, None), **fields),), (), None)
+    return m.Ask(0, 1, 0, (replace(m.Request(1, 3, 1, bytes(8), OPENING, "", 0, None), **fields),), (), (), None)
 
 
 UNDIALLABLE = (
@@ -172,12 +172,12 @@ BROKEN: list[tuple[str, Any]] = [
     *(
         (
             "Ask.tuning.chunks",
-            m.Ask(0, 1, 0, (), (), m.Tuning(1, tuple(m.ChunkSizes(at, 8, 8, None) for at in positions), None, True)),
+            m.Ask(0, 1, 0, (), (), (), m.Tuning(1, tuple(m.ChunkSizes(at, 8, 8, None) for at in positions), None, True)),
         )
         for positions in ((), (1,), (0, 5, 5))
     ),
-    ("Ask.tuning.num_microbatches", m.Ask(0, 1, 0, (), (), m.Tuning(0, (m.ChunkSizes(0, 8, 8, None),), None, True))),
-    ("Ask.tuning.chunks[0].fast", m.Ask(0, 1, 0, (), (), m.Tuning(1, (m.ChunkSizes(0, 0, 8, None),), None, True))),
+    ("Ask.tuning.num_microbatches", m.Ask(0, 1, 0, (), (), (), m.Tuning(0, (m.ChunkSizes(0, 8, 8, None),), None, True))),
+    ("Ask.tuning.chunks[0].fast", m.Ask(0, 1, 0, (), (), (), m.Tuning(1, (m.ChunkSizes(0, 0, 8, None),), None, True))),
     ("Told.given[0].finish", m.Told(0, 1, 0, (m.Given(m.Pick(1, 0, 1, 1, None, ()), "bored", 0, False, 0),), ())),
     ("Told.over[0].fields", m.Told(0, 1, 0, (), (m.Over(1, "LinkDown", {"x": math.inf}),))),
     ("Standing.decoded_ago_s", m.Standing(0, 1, 0, 0, None, 0, 0, -1.0)),

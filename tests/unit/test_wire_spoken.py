@@ -61,7 +61,7 @@ def test_fields_that_are_not_spoken_yet_are_refused_by_their_name(path: str, mes
 
 
 def test_what_is_spoken_passes() -> None:
-    ring = (replace(WIRE, scheduler=BACK), replace(FIRST, schedule=SCHEDULE), m.Ask(1, 1, 0, (REQUEST,), (), None))
+    ring = (replace(WIRE, scheduler=BACK), replace(FIRST, schedule=SCHEDULE), m.Ask(1, 1, 0, (REQUEST,), (), (), None))
     turned = replace(WIRE, predecessor=PEER, successor=BACK)
     for message in (
         LOAD,

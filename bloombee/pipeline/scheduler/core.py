@@ -153,8 +153,8 @@ class SchedulerCore:
                 return [*self._succession.changed(event), *self._schedule(now)]
             case Open():
                 return self._admit_later(event)
-            case Cancel(sequence=sequence, now=now):
-                return self._cancel(sequence, now)
+            case Cancel():
+                return self._cancel(event)
             case Tune():
                 self._batcher.tune(event)
                 self._admission.max_open = event.max_sequences
@@ -230,13 +230,14 @@ class SchedulerCore:
                 commands += self._send(epoch, Phase.PREFILL, [item], Phase.DECODE, now)
         return commands
 
-    def _cancel(self, sequence_id: SequenceId, now: float) -> list[Command]:
-        if self._admission.withdraw(sequence_id):
-            self._closings.never_began(sequence_id)
-            return [TellHead(Ended(sequence_id, None))]
-        if sequence_id not in self._open:
+    def _cancel(self, event: Cancel) -> list[Command]:
+        if self._admission.withdraw(event.sequence):
+            self._closings.never_began(event.sequence)
+            return [TellHead(Ended(event.sequence, None))]
+        if (sequence := self._open.get(event.sequence)) is None:
             return []  # it ended by itself meanwhile
-        return [TellHead(Ended(sequence_id, None)), *self._close(self._open[sequence_id], now), *self._schedule(now)]
+        sequence.met_stop = event.is_finished
+        return [TellHead(Ended(sequence.id, None)), *self._close(sequence, event.now), *self._schedule(event.now)]
 
     def _end(self, sequence: SequenceState, error: BloomBeeError, now: float) -> list[Command]:
         """Of one that cannot go on."""
@@ -358,8 +359,7 @@ class SchedulerCore:
 
     def _closed(self, epoch: Epoch, stage: int, message: Closed, now: float) -> list[Command]:
         for sequence_id in message.sequences:
-            freed = self._closings.confirm((epoch.ring.epoch, stage), sequence_id, epoch.pages.all)
-            if freed is not None:
+            if (freed := self._closings.confirm((epoch.ring.epoch, stage), sequence_id, epoch.pages.all)) is not None:
                 epoch.pages.give(freed)
         return self._schedule(now)
 

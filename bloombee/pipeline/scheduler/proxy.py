@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from bloombee.control.chunks import Chunks
 from bloombee.errors import LocalProtocolError, RemoteProtocolError, StalePlan, from_wire
 from bloombee.pipeline.commands import Command, Send, TellHead
@@ -79,8 +81,8 @@ class SchedulerProxy:
                 return self._from_stage(stage, message, now)
             case Open():
                 return self._open(event)
-            case Cancel(sequence=sequence, now=now):
-                return self._cancel(sequence, now)
+            case Cancel():
+                return self._cancel(event)
             case Tune(now=now):
                 return self._ask(self._new_ask(tuning=_tuning(event)), now)
             case PlanWired(now=now):
@@ -139,17 +141,22 @@ class SchedulerProxy:
         )
         return [command for part in _requests(event) for command in self._ask(self._new_ask(requests=(part,)), event.now)]
 
-    def _cancel(self, sequence: SequenceId, now: float) -> list[Command]:
-        asked = self._sequences.get(sequence)
+    def _cancel(self, event: Cancel) -> list[Command]:
+        asked = self._sequences.get(event.sequence)
         if asked is None:
             return []
         asked.is_cancelled = True
-        return self._ask(self._new_ask(cancelled=(sequence,)), now)
+        meant = (event.sequence,)
+        return self._ask(self._new_ask(finished=meant) if event.is_finished else self._new_ask(cancelled=meant), event.now)
 
     def _new_ask(
-        self, requests: tuple[Request, ...] = (), cancelled: tuple[SequenceId, ...] = (), tuning: Tuning | None = None
+        self,
+        requests: tuple[Request, ...] = (),
+        cancelled: tuple[SequenceId, ...] = (),
+        finished: tuple[SequenceId, ...] = (),
+        tuning: Tuning | None = None,
     ) -> Ask:
-        return Ask(self._pipeline, self._since, 0, requests, cancelled, tuning)
+        return Ask(self._pipeline, self._since, 0, requests, cancelled, finished, tuning)
 
     def _ask(self, ask: Ask, now: float) -> list[Command]:
         """Numbered when it goes."""
@@ -158,7 +165,7 @@ class SchedulerProxy:
             return []
 
         def make(number: int) -> Send:
-            return Send(0, Lane.CONTROL, Ask(ask.pipeline, ask.epoch, number, ask.requests, ask.cancelled, ask.tuning))
+            return Send(0, Lane.CONTROL, replace(ask, frame=number))
 
         return [*self._asks.push(make, now)]
 

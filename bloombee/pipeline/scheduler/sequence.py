@@ -52,6 +52,8 @@ class SequenceState:
     """When it last was admitted, sent on or given a token."""
     round: Round | None = None
     """Its rows are not among ``num_sent`` before they are accepted."""
+    met_stop: bool = False
+    """Its text has ended: the head has found a stop string in it."""
     cuts: dict[int, int] = field(default_factory=dict)
     """Of its newest generations: how much of the one before each goes on as it is."""
 
@@ -83,9 +85,10 @@ class SequenceState:
 
     @property
     def has_finished(self) -> bool:
-        """By an end token or its length."""
+        """By an end token, its length or a stop string."""
         last = int.from_bytes(self.tokens[-4:], "little")
-        return self.num_output > 0 and (self.num_output >= self.max_new_tokens or last in self.end_tokens)
+        is_last = self.num_output >= self.max_new_tokens or last in self.end_tokens or self.met_stop
+        return self.num_output > 0 and is_last
 
     @property
     def num_slots(self) -> int:

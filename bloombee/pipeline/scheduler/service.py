@@ -114,9 +114,11 @@ class SchedulerService:
             commands += self._request(request, now)
         for sequence in ask.cancelled:
             commands += self.core.handle(Cancel(sequence, now))
+        for sequence in ask.finished:
+            commands += self.core.handle(Cancel(sequence, now, is_finished=True))
         if ask.tuning is not None:
             commands += self.core.handle(_tune(ask.tuning, now))
-        elif not (ask.requests or ask.cancelled):
+        elif not (ask.requests or ask.cancelled or ask.finished):
             commands += self.core.handle(Moved(now))
         return commands
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from bloombee.errors import (
@@ -107,12 +107,14 @@ class Loss:
 
     stage: StagePlan
     reason: str
+    cause: BloomBeeError | None = None
+    """That it could not load; None: it is gone."""
 
     @property
     def error(self) -> BloomBeeError:
         """If nothing takes its place."""
         name = self.stage.name
-        return LinkDown(f"worker {name!r} is gone ({self.reason}); restart it and the Runtime", worker=name)
+        return self.cause or LinkDown(f"worker {name!r} is gone ({self.reason}); restart it and the Runtime", worker=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +176,8 @@ class SwarmCore:
                 return self._said(worker, message, now)
             case MeasuredHere(report=report, now=now):
                 return self._found(HEAD, report, now)
-            case WorkerGone(worker=worker, reason=reason, now=now):
-                return self._gone(worker, reason, now)
+            case WorkerGone():
+                return self._gone(event.worker, event.reason, event.cause, event.now)
             case WorkerDrains() if self.plan is not None and (stage := self.plan.stage_of(event.worker)) is not None:
                 return self._drain(self.plan, stage, event)
             case WorkersEnded(error=error, now=now):
@@ -319,7 +321,7 @@ class SwarmCore:
 
     # -- workers that go -------------------------------------------------------------------
 
-    def _gone(self, worker_id: WorkerId, reason: str, now: float) -> list[Command]:
+    def _gone(self, worker_id: WorkerId, reason: str, cause: BloomBeeError | None, now: float) -> list[Command]:
         stage = self.plan.stage_of(worker_id) if self.plan is not None else None
         worker = self._workers.pop(worker_id, None)
         if worker is not None and (had := worker.had if stage is None else stage.span) is not None:
@@ -338,7 +340,7 @@ class SwarmCore:
         parted = [*looks, *self.shadows.lost(worker_id, now), *self.handovers.lost(worker, reason, now, ends=stage is not None)]
         if stage is None:
             return parted
-        loss = Loss(stage, reason)
+        loss = Loss(stage, reason, cause)
         # Nothing is wired before whoever is awaited has come: then all places are taken at once.
         if self._awaiting or self._split_after or (spare := _heir(self, stage)) is None:
             return [*parted, *self._share_out(self.plan, loss, now)]
@@ -346,11 +348,10 @@ class SwarmCore:
 
     def _share_out(self, plan: Plan, loss: Loss, now: float) -> list[Command]:
         """The layers are split over all who are left, if they have the memory and that is wanted; else it is over."""
-        if not self.request.shares_out:
+        if (find := _over_others(self, plan)) is None:
             return self._await_another(plan, loss, now)
-        wanted = NextPlan.of(self.request, plan, self._workers, self._workers, surveyed(self))
         self._split_after, self._num_splits = loss, self._num_splits + 1
-        return [self._break(plan, now), FindPlan(self._num_splits, wanted.shared_out)]
+        return [self._break(plan, now), FindPlan(self._num_splits, find)]
 
     def _await_another(self, plan: Plan, loss: Loss, now: float) -> list[Command]:
         """Requests wait for a worker that takes the place of the one that is gone, if that is wanted; else it is over."""
@@ -502,16 +503,35 @@ def _refilled(core: SwarmCore, plan: Plan) -> Plan | None:
     return plan
 
 
+def _over_others(core: SwarmCore, plan: Plan) -> Callable[[], Plan | None] | None:
+    """What finds another plan, of those that are left; None: that is not wanted. Before the first has run it always is where a
+    planner decides about workers from elsewhere: no request waits, and it leaves out who does not pay as well."""
+    request, known = core.request, surveyed(core)
+    if not core.was_up and request.objective is not None and request.takes_others:
+        return partial(_first, request, [replace(one) for one in core.members.values() if not one.is_away], known)
+    return NextPlan.of(request, plan, core.members, core.members, known).shared_out if request.shares_out else None
+
+
+def _first(request: PlanRequest, workers: list[Member], known: Topology | None) -> Plan | None:
+    """A first plan of ``workers``; None: they lack the memory."""
+    try:
+        return FirstPlan(request).decide(workers, known)
+    except BloomBeeError:
+        return None
+
+
 def _failed(core: SwarmCore, worker: Member, failed: StageFailed, now: float) -> list[Command]:
-    """A stage cannot go on. One that has served is replaced like a lost one; at the start it is the user's to mend."""
+    """A stage cannot go on. One that has served is replaced like a lost one, and so is a worker from elsewhere that cannot load;
+    all else that happens at the start is the user's to mend."""
     cause = from_wire(failed.code, failed.fields)
     error, plan = told(core.members, worker, cause), core.plan
     if plan is None or core.stage_of(worker.id) is None or _is_past(core, plan, failed):
         return []  # it has no part in this, or what it had in mind has been replaced already
-    if not core.was_up:
+    if not core.was_up and (failed.epoch or not core.request.takes_others):
         return core.handle(WorkersEnded(error, now))
     guilty = blamed(core.members, plan, worker, cause)
-    commands = [Dismiss(guilty.id, core.stage_of(guilty.id), error), *core.handle(WorkerGone(guilty.id, error.message, now))]
+    gone = WorkerGone(guilty.id, error.message, now, None if core.was_up else error)
+    commands = [Dismiss(guilty.id, core.stage_of(guilty.id), error), *core.handle(gone)]
     if not isinstance(cause, LinkDown):
         core.had.pop(guilty.key, None)  # it is not the best spare for what it has failed at
     return commands

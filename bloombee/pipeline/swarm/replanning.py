@@ -62,9 +62,7 @@ class NextPlan:
         return self._with_spares() or self._decide(self.members)
 
     def shared_out(self) -> Plan | None:
-        """A split over all; None: that is not wanted, or they lack the memory."""
-        if not self.request.shares_out:
-            return None
+        """A split over all; None: they lack the memory."""
         try:
             return self._decide(self.members)
         except BloomBeeError:

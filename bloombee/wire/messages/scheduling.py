@@ -72,6 +72,8 @@ class Ask(Message, frozen=True, tag=53):
     """Counts those of the epoch from 0."""
     requests: Annotated[tuple[Request, ...], Meta(max_length=MAX_ITEMS)]
     cancelled: Annotated[tuple[U63, ...], Meta(max_length=MAX_ITEMS)]
+    finished: Annotated[tuple[U63, ...], Meta(max_length=MAX_ITEMS)]
+    """Their text has ended, by a stop string."""
     tuning: Tuning | None
 
 
