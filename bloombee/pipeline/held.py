@@ -33,8 +33,9 @@ class Held:
     """Rows that the device has been given: a fork may share their pages."""
     tokens: bytearray = field(default_factory=bytearray)
     """All token ids that the device has been given, kept on the last stage for penalties and grammars."""
-    picks: tuple[Pick, ...] = ()
-    """On the last stage, what its newest work gave: the scheduler may have to be told again."""
+    picks: tuple[tuple[Pick, int], ...] = ()
+    """On the last stage, what its newest work gave, and each since a draft began, with the node that it is picked after (0: a
+    row): the scheduler may have to be told again."""
     num_prefill: int = 0
     """Works in the prefill queue: decode of the same sequence must not overtake them."""
     nodes: Nodes = field(default_factory=Nodes)

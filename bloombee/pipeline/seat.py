@@ -35,6 +35,7 @@ from bloombee.wire.messages import (
     Holding,
     Item,
     Lost,
+    Pick,
     Resume,
     Resumed,
     Verdict,
@@ -46,6 +47,8 @@ REPLAY_ROWS = 256
 """Most rows of a frame that says rows again: the next stage computes one while another travels."""
 MOST_GATHERING = 2
 """Such frames that are being made at once."""
+MOST_PICKS = 2048
+"""Of a Verdict that says picks again: with twenty likely tokens each they must fit it."""
 FOLLOWS_EVERY_S = 0.5
 """A shadow says how much it has."""
 
@@ -131,13 +134,9 @@ class Seat:
     def pick_again(self, now: float) -> list[Command]:
         """What the scheduler lacks of the newest picks, or may lack: those said over a seat that is retired may be lost."""
         wanted = [(held.picks, self.wanted.get(sequence, 0)) for sequence, held in self._store]
-        picks = tuple([pick for newest, have in wanted for pick in newest if pick.position >= have])
-        head = {"pipeline": self.wire.pipeline, "epoch": self.wire.epoch, "microbatch": REPLAY}
-        return (
-            [*self._push(Lane.CONTROL, lambda number: Verdict(frame=number, picks=picks, nodes=None, **head), None, now)]
-            if picks
-            else []
-        )
+        found = [(pick, node) for newest, have in wanted for pick, node in newest if pick.position >= have]
+        parts = [found[at : at + MOST_PICKS] for at in range(0, len(found), MOST_PICKS)]
+        return [send for part in parts for send in self._push(Lane.CONTROL, _verdict_of(self.wire, part), None, now)]
 
     # -- rows out --------------------------------------------------------------------------
 
@@ -162,8 +161,7 @@ class Seat:
         if self._lost or self._short:
             self._begun_anew(fresh)
         if self.is_last:
-            has_nodes = not outcome.failed and any(segment.tree is not None for segment in work.segments)
-            nodes = _nodes(work) if has_nodes else None
+            nodes = None if outcome.failed else work.nodes
             return self._push(
                 Lane.CONTROL, lambda number: Verdict(frame=number, picks=outcome.picks, nodes=nodes, **head), None, now
             )
@@ -325,6 +323,7 @@ class Seat:
         return list(self.downstream.lanes[lane].push(frame, now, num_rows=num_rows))
 
 
-def _nodes(work: Work) -> tuple[int, ...]:
-    """Of each pick: the node that it is sampled after."""
-    return tuple([node for segment in work.segments for node in segment.nodes()])
+def _verdict_of(wire: Wire, said: Sequence[tuple[Pick, int]]) -> Callable[[int], Verdict]:
+    """What makes the frame that says picks, with their nodes, again."""
+    picks, nodes = tuple([pick for pick, _ in said]), tuple([node for _, node in said])
+    return lambda number: Verdict(wire.pipeline, wire.epoch, number, REPLAY, picks, nodes if any(nodes) else None)

@@ -18,6 +18,7 @@ that are left. Source: docs/wire.md; the tests in tests/sim run this very code.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 
 from bloombee.errors import BloomBeeError, DeviceError, LocalProtocolError, PoolExhausted, RemoteProtocolError, to_wire
 from bloombee.pipeline.commands import Command, Compute, Gather, Send
@@ -305,11 +306,11 @@ class StageCore:
         if not job.seat.is_last:
             return [*self.log.append(job.items, fresh, outcome.hidden, outcome.num_bytes)]
         last: Pick | None = None
-        for pick in outcome.picks:  # those of one sequence are neighbours
+        for pick, node in zip(outcome.picks, job.work.nodes or repeat(0), strict=False):  # those of one sequence are neighbours
             one = self.store.get(pick.sequence)
-            if one is not None and one.generation == pick.generation and not one.nodes.placed:
-                is_more = last is not None and last.sequence == pick.sequence
-                one.picks = (*one.picks, pick) if is_more else (pick,)
+            if one is not None and one.generation == pick.generation:
+                is_more = node or (last is not None and last.sequence == pick.sequence)
+                one.picks = (*one.picks, (pick, node)) if is_more else ((pick, node),)
             last = pick
         return []
 

@@ -160,6 +160,13 @@ class Work(Struct, frozen=True, gc=False):
         return sum(s.num_rows * s.position + s.num_rows * s.num_rows // 2 for s in self.segments)
 
     @property
+    def nodes(self) -> tuple[int, ...] | None:
+        """Of each pick that it gives: the node that it is sampled after, 0 for a chain's. None: all are of chains."""
+        if all(segment.tree is None for segment in self.segments):
+            return None
+        return tuple([node for segment in self.segments for node in segment.nodes()])
+
+    @property
     def computes(self) -> Phase:
         """What it is to the device: a short prompt may have the phase of decode, to overtake others."""
         is_prompt = any(segment.position < segment.num_prompt_tokens for segment in self.segments)

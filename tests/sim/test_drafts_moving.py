@@ -79,13 +79,14 @@ def test_requests_go_on_over_another_plan_with_drafts_under_way(other: str, faul
 
 @pytest.mark.parametrize("other", ["spans", "first", "all"])
 @pytest.mark.parametrize("faults", [None, HARSH], ids=["calm", "harsh"])
+@pytest.mark.parametrize("seed", range(1, 4))
 def test_rounds_that_a_new_stage_has_no_room_for_are_told_again(
-    other: str, faults: Faults | None, monkeypatch: pytest.MonkeyPatch
+    seed: int, other: str, faults: Faults | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sequence goes on from round to round while its rows are still on their way to who is to compute it."""
     monkeypatch.setattr("bloombee.pipeline.cuts.MOST_AHEAD", 2)
-    rng = random.Random(other)
-    cluster = _Moving(1, IN_PARTS, faults=faults, lossy_orders=faults is not None)
+    rng = random.Random(other if seed == 1 else f"{other} {seed}")
+    cluster = _Moving(seed, IN_PARTS, faults=faults, lossy_orders=faults is not None)
     cluster.ask(rng, 16)
     cluster.hand_over(*OTHERS[other], at=0.3)
     assert cluster.run()

@@ -20,6 +20,8 @@ from bloombee.wire.messages import (
     Ack,
     Close,
     Closed,
+    Commit,
+    Cut,
     Forward,
     Gap,
     Group,
@@ -472,6 +474,23 @@ def test_the_last_stage_says_a_pick_again_that_the_scheduler_lacks() -> None:
     assert isinstance(send, Send)
     assert send.message == Verdict(1, 2, 0, REPLAY, picks, None)
     assert _seat(core, 3, 1, 2, 9, (Holding(7, 0, 4),)) == []
+
+
+def test_the_last_stage_says_again_what_it_has_picked_after_nodes_of_a_draft_until_that_ends() -> None:
+    """Of all parts that the draft came in: what was said of any over an epoch that ends may be lost."""
+    core = _core(stage=1, credits_=9)
+    _ran(core, _forward(0, _item(7, 0, 3), phase=Phase.PREFILL), 3)
+    picks = (Pick(7, 0, 4, 41, None, ()), Pick(7, 0, 5, 42, None, ()), Pick(7, 0, 5, 43, None, ()))
+    for frame, (first, some) in enumerate([(1, picks[:2]), (3, picks[2:])]):
+        tree = Tree(first, (0, 1, 1)[first - 1 : first - 1 + len(some)], bytes([2 ** len(some) - 1]))
+        item = Item(7, 0, Kind.DRAFT, 3, bytes(4 * len(some)), len(some), None, tree)
+        (work,) = _works(core.handle(_forward(frame, item)))
+        core.handle(Computed(Outcome(work.number, picks=some), 0.0))
+    (send,) = _seat(core, 2, 1, 2, 9, (Holding(7, 0, 4),))
+    assert isinstance(send, Send)
+    assert send.message == Verdict(1, 2, 0, REPLAY, picks, (1, 2, 3))
+    core.handle(StageReceived(Commit(1, 2, (Cut(7, 1, 3, (1, 3)),)), 0.0))
+    assert _seat(core, 3, 1, 2, 9, (Holding(7, 1, 4),)) == []
 
 
 def test_a_new_last_stage_picks_only_what_the_scheduler_lacks() -> None:
