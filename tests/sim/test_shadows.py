@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from bloombee.errors import RemoteProtocolError
 from bloombee.pipeline.events import FromStage
+from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.sim.cluster import SimCluster, sim_card
 from bloombee.sim.moving import MovingCluster
 from bloombee.sim.network import Faults, LinkShape
@@ -100,6 +101,27 @@ def test_a_spare_that_dies_costs_nothing(faults: Faults | None, seed: int) -> No
     assert cluster.run()
     assert cluster.head.num_recoveries == 0
     _all_right(cluster, 3)
+
+
+def test_what_begins_on_a_kept_prefix_is_followed_where_the_scheduler_feeds() -> None:
+    """Whoever follows the first stage is told token ids, from the first on; what it has kept does not matter."""
+    cluster = Shadowed(seed=1, num_stages=2, num_spares=1, num_pages=256)
+    _wait(cluster, 3.0)
+    cluster.submit([7] * 64, max_new_tokens=4, seed=1, at=3.0)
+    assert cluster.run()
+    number = cluster.submit([7] * 64 + [8], max_new_tokens=100, seed=2, at=cluster.clock.now)
+    cluster.clock.run(lambda: len(cluster.requests[number].tokens) >= 60, deadline_s=cluster.clock.now + 60.0)
+    assert isinstance(cluster.scheduler, SchedulerCore)
+    ((sequence, state),) = cluster.scheduler._open.items()
+    (shadow,) = [one for one in cluster.head.swarm.shadows.all if not one.index]
+    core = cluster.workers[shadow.worker].core_of(shadow.stage.load)
+    assert core is not None
+    held = core.store.get(sequence)
+    assert held is not None
+    assert 0 < state.num_cached < held.have <= state.num_sent
+    cluster.kill(1, at=cluster.clock.now)
+    assert cluster.run()
+    _all_right(cluster, 2)
 
 
 def _wait(cluster: SimCluster, seconds: float) -> None:
