@@ -11,7 +11,7 @@ from bloombee.errors import LocalProtocolError, RemoteProtocolError, StalePlan
 from bloombee.kv.pool import most_pages, pages_for
 from bloombee.pipeline.commands import Command, Compute, Gather, Send
 from bloombee.pipeline.device_queue import DEVICE_DEPTH, MOST_OVERTAKES
-from bloombee.pipeline.events import Computed, ComputeFailed, Gathered, Greeted, Port, StageReceived, Unsendable
+from bloombee.pipeline.events import Computed, ComputeFailed, Gathered, GatherFailed, Greeted, Port, StageReceived, Unsendable
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Outcome, Pages, Work
 from bloombee.types import Kind, Lane, Phase, Priority
@@ -440,6 +440,33 @@ def test_rows_that_are_said_again_are_not_overtaken_by_newer_ones() -> None:
     core.handle(StageReceived(Ack(1, 2, Lane.BULK, 2, (), 2, 12, 0), 0.0))
     (straight,) = _messages(_ran(core, _forward(1, _item(7, 3, 1), epoch=2), 1), Forward)
     assert [item.position for item in straight.items] == [3]  # type: ignore[attr-defined]
+
+
+def test_rows_that_are_said_again_go_in_their_order_however_long_each_frame_takes_to_be_made() -> None:
+    """The log may have the older ones on disk, and the newer ones in memory. With credit for one frame the newer ones, refused
+    for what they follow on, would keep the older ones from ever being sent."""
+    core = _core(credits_=9, num_pages=99)
+    for frame in range(2):
+        _ran(core, _forward(frame, _item(7, 64 * frame, 64), phase=Phase.PREFILL), 64)
+    first, second = _seat(core, 2, 0, 2, 1)
+    assert isinstance(first, Gather)
+    assert isinstance(second, Gather)
+    assert core.handle(Gathered(second.number, "newer", 0.0)) == []
+    assert _rows_said(core.handle(Gathered(first.number, "older", 0.0))) == [(7, 0, 0, 64)]
+    assert _rows_said(core.handle(StageReceived(Ack(1, 2, Lane.BULK, 1, (), 1, 2, 0), 0.0))) == [(7, 0, 64, 64)]
+
+
+def test_a_frame_that_cannot_be_made_keeps_none_behind_it_waiting() -> None:
+    core = _core(credits_=9, num_pages=99)
+    _ran(core, _forward(0, _item(7, 0, 64), phase=Phase.PREFILL), 64)
+    _ran(core, _forward(1, _item(8, 0, 5), phase=Phase.PREFILL), 5)
+    first, second = _seat(core, 2, 0, 2, 9)
+    assert isinstance(first, Gather)
+    assert isinstance(second, Gather)
+    core.handle(Gathered(second.number, "rows of another", 0.0))
+    commands = core.handle(GatherFailed(first.number, 0.0))
+    assert _rows_said(commands) == [(8, 0, 0, 5)]
+    assert _messages(commands, Lost) == [Lost(1, 2, (Holding(7, 0, 0),), False)]
 
 
 def test_what_waited_in_a_retired_seat_is_computed_and_said_over_the_next() -> None:
