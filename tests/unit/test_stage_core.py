@@ -16,6 +16,7 @@ from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Outcome, Pages, Work
 from bloombee.types import Kind, Lane, Phase, Priority
 from bloombee.wire.messages import (
+    MARK,
     REPLAY,
     Ack,
     Close,
@@ -467,6 +468,21 @@ def test_a_frame_that_cannot_be_made_keeps_none_behind_it_waiting() -> None:
     commands = core.handle(GatherFailed(first.number, 0.0))
     assert _rows_said(commands) == [(8, 0, 0, 5)]
     assert _messages(commands, Lost) == [Lost(1, 2, (Holding(7, 0, 0),), False)]
+
+
+def test_a_mark_goes_on_once_what_was_still_to_be_said_before_it_is_closed() -> None:
+    """Nobody may say anything after that, and the hand-over would wait for the mark for ever."""
+    core = _core(credits_=9, num_pages=99)
+    for frame in range(4):
+        _ran(core, _forward(frame, _item(7, 64 * frame, 64), phase=Phase.PREFILL), 64)
+    gathers = [one for one in _seat(core, 2, 0, 2, 1) if isinstance(one, Gather)]
+    _ran(core, StageReceived(Forward(1, 2, 0, MARK, Lane.BULK, Priority.REPLAY, ()), 0.0), 0)
+    for gather in gathers:  # the fourth is not asked for while others wait for credit
+        gathers += [one for one in core.handle(Gathered(gather.number, "rows", 0.0)) if isinstance(one, Gather)]
+    core.handle(StageReceived(Close(1, 2, (7,), 0), 0.0))
+    acks = [Ack(1, 2, Lane.BULK, number, (), number, number + 1, 0) for number in (1, 2, 3)]
+    said = [message for ack in acks for message in _messages(core.handle(StageReceived(ack, 0.0)), Forward)]
+    assert [message.microbatch for message in said] == [REPLAY, REPLAY, MARK]  # type: ignore[attr-defined]
 
 
 def test_what_waited_in_a_retired_seat_is_computed_and_said_over_the_next() -> None:
