@@ -49,6 +49,8 @@ MOST_GATHERING = 2
 """Such frames that are being made at once."""
 FOLLOWS_EVERY_S = 0.5
 """A shadow says how much it has."""
+ASK_AGAIN_S = 2.0
+"""Who has yet to be wired in an epoch may take no Resume of it."""
 
 
 class Seat:
@@ -313,7 +315,7 @@ class Seat:
             self._said_at = now
             rows = sum(held.have for _, held in self._store)
             commands.append(Send(Port.HEAD, Lane.CONTROL, Follows(self.wire.pipeline, self.wire.epoch, rows)))
-        if self._asked_at is not None and now - self._asked_at >= self._resend_after_s:
+        if self._asked_at is not None and now - self._asked_at >= min(self._resend_after_s, ASK_AGAIN_S):
             commands.append(self._ask(now))
         if (self._lost or self._short or self._unsendable) and now - self._lost_at >= self._resend_after_s:
             commands += self._say_lost(now)

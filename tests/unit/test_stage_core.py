@@ -11,7 +11,17 @@ from bloombee.errors import LocalProtocolError, RemoteProtocolError, StalePlan
 from bloombee.kv.pool import most_pages, pages_for
 from bloombee.pipeline.commands import Command, Compute, Gather, Send
 from bloombee.pipeline.device_queue import DEVICE_DEPTH, MOST_OVERTAKES
-from bloombee.pipeline.events import Computed, ComputeFailed, Gathered, GatherFailed, Greeted, Port, StageReceived, Unsendable
+from bloombee.pipeline.events import (
+    Computed,
+    ComputeFailed,
+    Gathered,
+    GatherFailed,
+    Greeted,
+    Port,
+    StageReceived,
+    Tick,
+    Unsendable,
+)
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Outcome, Pages, Work
 from bloombee.types import Kind, Lane, Phase, Priority
@@ -483,6 +493,17 @@ def test_a_mark_goes_on_once_what_was_still_to_be_said_before_it_is_closed() -> 
     acks = [Ack(1, 2, Lane.BULK, number, (), number, number + 1, 0) for number in (1, 2, 3)]
     said = [message for ack in acks for message in _messages(core.handle(StageReceived(ack, 0.0)), Forward)]
     assert [message.microbatch for message in said] == [REPLAY, REPLAY, MARK]  # type: ignore[attr-defined]
+
+
+def test_who_may_not_have_been_wired_yet_is_soon_told_again_what_is_held() -> None:
+    load = Load(1, 1, 1, 2, 3, "m", bytes(16), (), "float32", (Group(0, 8),), 4, 0, None, (), ())
+    core = StageCore(load, resend_after_s=30.0)
+    core.handle(StageReceived(Wire(1, 1, 1, 1, 3, 9, 64, None, None, None, (), None, False, 1, False), 0.0))
+    core.handle(Greeted(1, 0.0))
+    assert core.handle(Tick(1.0)) == []
+    assert _messages(core.handle(Tick(2.0)), Resume) == [Resume(1, 1, ())]
+    core.handle(StageReceived(Resumed(1, 1), 2.1))
+    assert core.handle(Tick(9.0)) == []
 
 
 def test_what_waited_in_a_retired_seat_is_computed_and_said_over_the_next() -> None:
