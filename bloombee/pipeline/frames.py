@@ -211,12 +211,14 @@ class FrameSender:
         return [*(self._hurry(now) if self._missing else ()), *self.resend(now, is_overdue)]
 
     def resend_rows(self, sequence: int, have: int, now: float) -> list[Send]:
-        """Kept frames with rows of ``sequence`` at positions >= ``have`` are missing."""
+        """Kept frames with rows of ``sequence`` at positions >= ``have`` are missing, and so are those with nodes of a draft, as
+        only their path says where these come to lie."""
 
         def has_rows(send: Send) -> bool:
             message = send.message
             return isinstance(message, Forward) and any(
-                item.sequence == sequence and item.position + item.num_rows > have for item in message.items
+                item.sequence == sequence and (item.tree is not None or item.position + item.num_rows > have)
+                for item in message.items
             )
 
         lacking = [number for number, kept in self._kept.items() if has_rows(kept.send)]

@@ -7,7 +7,7 @@ A frame addresses rows by (sequence, generation, position), and each of its item
     generation newer, from position 0      the sequence begins anew, or as a fork of another
     generation newer, on a prefix          the sequence begins anew with rows that are kept here; if they are not, it is dropped
                                            and Have says how many there are, until it begins in another way
-    generation newer, from further on      Gap(have): no Commit has said yet how it began; the frame will come again
+    generation newer, from further on      Gap(0): no Commit has said yet how it began; the frame will come again
     ends at or before ``have``             held already, ignored
     starts at or before ``have``           its rows from ``have`` on are taken
     starts beyond ``have``                 Gap(have): the frame is not taken as held and will come again

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from bloombee.pipeline.commands import Command, Gather, Send
 from bloombee.pipeline.events import Gathered, GatherFailed, Port
 from bloombee.pipeline.frames import FrameReceiver, LinkSender, lane_of
+from bloombee.pipeline.gathering import Gathering
 from bloombee.pipeline.log import BoundaryLog
 from bloombee.pipeline.prefixes import say_short
 from bloombee.pipeline.sequences import SequenceStore
@@ -51,6 +52,8 @@ MOST_PICKS = 2048
 """Of a Verdict that says picks again: with twenty likely tokens each they must fit it."""
 FOLLOWS_EVERY_S = 0.5
 """A shadow says how much it has."""
+ASK_AGAIN_S = 2.0
+"""Who has yet to be wired in an epoch may take no Resume of it."""
 
 
 class Seat:
@@ -73,8 +76,7 @@ class Seat:
         self._resend_after_s = resend_after_s
         self._asked_at: float | None = None
         """When Resume was last said to the stage before; None: not yet, or it has been answered."""
-        self.gathering: dict[int, tuple[Item, ...]] = {}
-        """Frames that are being made."""
+        self.gathering = Gathering()
         self._num_marks = 0
         """That wait until there is nothing to be said again."""
         self._lost: dict[SequenceId, Holding] = {}
@@ -257,17 +259,20 @@ class Seat:
 
     def gathered(self, event: Gathered | GatherFailed) -> list[Command]:
         """The rows of a frame that says rows again have been put together, or cannot be had. :meth:`pump` is to follow."""
-        items = self.gathering.pop(event.number)
-        if isinstance(event, GatherFailed):
-            self.telling.give_up(items)
-            return []
         head = {"pipeline": self.wire.pipeline, "epoch": self.wire.epoch, "microbatch": REPLAY}
 
-        def make(frame: int) -> Forward:
-            self._replays[frame] = items
-            return Forward(frame=frame, lane=Lane.BULK, priority=self._priority, items=items, **head)
+        def say(made: Gathered | GatherFailed, items: tuple[Item, ...]) -> list[Command]:
+            if isinstance(made, GatherFailed):
+                self.telling.give_up(items)
+                return []
 
-        return self._push(Lane.BULK, make, event.payload, event.now, sum([item.num_rows for item in items]))
+            def make(frame: int) -> Forward:
+                self._replays[frame] = items
+                return Forward(frame=frame, lane=Lane.BULK, priority=self._priority, items=items, **head)
+
+            return self._push(Lane.BULK, make, made.payload, made.now, sum([item.num_rows for item in items]))
+
+        return [command for made, items in self.gathering.made(event) for command in say(made, items)]
 
     def acknowledged(self, ack: Ack, now: float) -> list[Command]:
         """Raises RemoteProtocolError if it acknowledges what was never sent."""
@@ -308,7 +313,7 @@ class Seat:
             self._said_at = now
             rows = sum(held.have for _, held in self._store)
             commands.append(Send(Port.HEAD, Lane.CONTROL, Follows(self.wire.pipeline, self.wire.epoch, rows)))
-        if self._asked_at is not None and now - self._asked_at >= self._resend_after_s:
+        if self._asked_at is not None and now - self._asked_at >= min(self._resend_after_s, ASK_AGAIN_S):
             commands.append(self._ask(now))
         if (self._lost or self._short or self._unsendable) and now - self._lost_at >= self._resend_after_s:
             commands += self._say_lost(now)

@@ -104,7 +104,7 @@ class SequenceStore:
         return found
 
     def _gap(self, held: Held | None, item: Item) -> Holding | None:
-        """Also of a generation that is not known yet."""
+        """Also of a generation that is not known yet: of that no row is known to be held, whatever is of those before."""
         generation = -1 if held is None else held.generation
         have = 0 if held is None else held.have
         if item.generation > generation:
@@ -112,7 +112,7 @@ class SequenceStore:
                 begins = _has_rows_of(self._held, item.opening)
             else:
                 begins = item.position == 0 or _on_prefix(item)
-            return None if begins else Holding(item.sequence, item.generation, have)
+            return None if begins else Holding(item.sequence, item.generation, 0)
         if held is not None and item.tree is not None:
             path = self._cuts.path(item, generation)
             return None if held.can_hang(item, item.tree, path) else Holding(item.sequence, item.generation, have)

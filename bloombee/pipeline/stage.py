@@ -179,7 +179,7 @@ class StageCore:
             case Keep():
                 return [*keep(self.store, message), *self._start()]
             case Close():
-                return self._close(message)
+                return self._close(message, now)
         return [*self._retire([message.epoch], now), Send(Port.HEAD, Lane.CONTROL, Retired(message.pipeline, message.epoch))]
 
     # -- what people ask -------------------------------------------------------------------
@@ -344,7 +344,7 @@ class StageCore:
 
     # -- scheduler and head ----------------------------------------------------------------
 
-    def _close(self, close: Close) -> list[Command]:
+    def _close(self, close: Close, now: float) -> list[Command]:
         closed = self.store.close(close.sequences, close.floor)
         for sequence in closed:
             self.log.forget(sequence)
@@ -358,7 +358,8 @@ class StageCore:
             floor=close.floor,
             pages_free=self.pages_free,
         )
-        return [Send(Port.SCHEDULER, Lane.CONTROL, answer), *self._start()]
+        marks = [command for seat in self.seats.values() for command in self._pump(seat, now)]  # nothing may be left to be said
+        return [Send(Port.SCHEDULER, Lane.CONTROL, answer), *marks, *self._start()]
 
     def _commit(self, message: Commit, now: float) -> list[Command]:
         seats = sorted(self.seats.values(), key=lambda seat: not seat.wire.shadow)  # the newest of a ring speaks for all

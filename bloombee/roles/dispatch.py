@@ -10,6 +10,7 @@ from collections.abc import Callable
 from bloombee.errors import RemoteProtocolError
 from bloombee.links.frames import LinkMeter
 from bloombee.models.card import ModelCard
+from bloombee.pipeline.acting import InTurn
 from bloombee.pipeline.commands import AskDraft, Command, DraftClosed, Send, TellHead, TellSwarm
 from bloombee.pipeline.events import Drafted, DrafterSeen, FromStage, Tick
 from bloombee.pipeline.scheduler import Event, SchedulerCore, SchedulerProxy
@@ -17,7 +18,6 @@ from bloombee.pipeline.swarm import PlanRequest
 from bloombee.plan.plan import Plan
 from bloombee.roles.desk import Desk
 from bloombee.roles.drafter_client import DrafterClient, Program, program_for
-from bloombee.roles.each import each
 from bloombee.roles.replanner import Replanner
 from bloombee.roles.stage_host import RESEND_AFTER_S
 from bloombee.roles.tracing import HeadTrace
@@ -73,6 +73,8 @@ class Dispatch:
             speculator=Speculator() if request.drafts else None,
             prefix_cache=request.prefix_cache,
         )
+        self._act = InTurn(self._do)
+        """What is told to the head and the swarm may come back as the next event."""
         self._plan: Plan | None = None
         """Whose stages are meant."""
         self._place = SchedulerPlace.HEAD, 1
@@ -118,7 +120,7 @@ class Dispatch:
 
     def handle(self, event: Event) -> None:
         """Anything but what comes from a stage. Raises as the core does."""
-        each(self._do, self.scheduler.handle(event))
+        self._act(self.scheduler.handle(event))
 
     def heard(self, stage: int, message: OfTheRing, taken_ns: int, now: float) -> None:
         """A stage says something; ``taken_ns``: when the transport took it in, where that is traced.
@@ -128,7 +130,7 @@ class Dispatch:
         """
         _check_tokens(message, self._vocab_size)
         took = self._trace.now() if self._trace is not None else 0
-        each(self._do, self.scheduler.handle(FromStage(stage, message, now)))
+        self._act(self.scheduler.handle(FromStage(stage, message, now)))
         if isinstance(message, Ack) and self._plan is not None and message.epoch == self._plan.epoch:
             self._meter.acked(message, now)
         elif self._trace is not None and isinstance(message, Verdict):

@@ -29,6 +29,7 @@ from bloombee.errors import (
     from_wire,
 )
 from bloombee.models.card import ModelCard
+from bloombee.pipeline.acting import each
 from bloombee.pipeline.commands import (
     Command,
     Conclude,
@@ -70,7 +71,6 @@ from bloombee.quote import printable
 from bloombee.roles.bulletin import Bulletin
 from bloombee.roles.desk import Desk
 from bloombee.roles.dispatch import Dispatch, OfTheRing
-from bloombee.roles.each import each
 from bloombee.roles.front_door import FrontDoor
 from bloombee.roles.head_state import HeadState
 from bloombee.roles.helm import Helm

@@ -28,12 +28,12 @@ from bloombee.control.events import (
 from bloombee.control.log import to_line
 from bloombee.control.seen import plan_runs
 from bloombee.errors import BloomBeeError, LocalProtocolError, RuntimeClosed
+from bloombee.pipeline.acting import each
 from bloombee.pipeline.events import Priced, Tune, tune_event
 from bloombee.pipeline.scheduler import SchedulerCore, SchedulerProxy
 from bloombee.pipeline.swarm import PlanRequest
 from bloombee.plan.plan import Plan
 from bloombee.roles.decision_file import DecisionFile
-from bloombee.roles.each import each
 from bloombee.roles.speed import Speed
 from bloombee.roles.stage_record import StageRecord
 

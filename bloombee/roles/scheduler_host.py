@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from bloombee.errors import LinkDown, LocalProtocolError, QueueFull, RemoteProtocolError, StalePlan
+from bloombee.pipeline.acting import each
 from bloombee.pipeline.commands import Command, Send
 from bloombee.pipeline.events import FromHead, FromStage, HeadRestored, Moved, PlanWired, Port, StageRestored, Tick
 from bloombee.pipeline.scheduler import SchedulerService, ring_of
 from bloombee.pipeline.scheduler.service import Event
-from bloombee.roles.each import each
 from bloombee.roles.seat_host import HERE, Seating
 from bloombee.spec.speculator import Speculator
 from bloombee.transport.endpoint import Endpoint

@@ -17,6 +17,7 @@ from bloombee.errors import (
     RemoteProtocolError,
 )
 from bloombee.links.frames import LinkMeter
+from bloombee.pipeline.acting import each
 from bloombee.pipeline.commands import Command, Compute, CopyPages, Gather, Send, Spill
 from bloombee.pipeline.events import (
     Computed,
@@ -34,7 +35,6 @@ from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Outcome
 from bloombee.roles.coding import Payload
 from bloombee.roles.courier import Courier
-from bloombee.roles.each import each
 from bloombee.roles.executor import SpanExecutor
 from bloombee.roles.log_file import LogFile
 from bloombee.roles.neighbours import Neighbour, Neighbours

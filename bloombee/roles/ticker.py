@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-from bloombee.roles.each import each
+from bloombee.pipeline.acting import each
 
 TICK_S = 0.1
 

@@ -12,6 +12,7 @@ from bloombee.control import events as control
 from bloombee.control.core import ControlCore
 from bloombee.control.seen import link_seen, plan_runs, stage_measured
 from bloombee.errors import BloomBeeError, RemoteProtocolError, StalePlan
+from bloombee.pipeline.acting import InTurn
 from bloombee.pipeline.commands import (
     AskDraft,
     Command,
@@ -118,6 +119,8 @@ class SimHead:
         self.swarm = SwarmCore(request, limits, links)
         self.request_core = RequestCore(max_waiting=10_000)
         self.scheduler = make_scheduler(None)
+        self._act = InTurn(self._do_of_scheduler)
+        """What is told to the swarm and the head may come back as the next event."""
         self.control = ControlCore()
         self.requests: dict[int, SimRequest] = {}
         self.plan: Plan | None = None
@@ -264,21 +267,23 @@ class SimHead:
 
     def schedule(self, commands: list[Command]) -> None:
         """Of the scheduler's core."""
-        for command in commands:
-            match command:
-                case Send(to=int(stage)):
-                    self._to_stage(stage, command)
-                case TellHead(message=message):
-                    self.do(self.request_core.handle(SchedulerSaid(message, self._clock.now)))
-                case TellSwarm(message=moved):
-                    self.do(self.swarm.handle(moved))
-                case AskDraft() if self.drafter is not None:
-                    self.drafter.ask(command)
-                    self._clock.call_at(command.query.until_s, self._waited)
-                case DraftClosed(sequence=sequence) if self.drafter is not None:
-                    self.drafter.closed(sequence)
-                case _:
-                    raise AssertionError(f"the scheduler asks for {command!r}")
+        self._act(commands)
+
+    def _do_of_scheduler(self, command: Command) -> None:
+        match command:
+            case Send(to=int(stage)):
+                self._to_stage(stage, command)
+            case TellHead(message=message):
+                self.do(self.request_core.handle(SchedulerSaid(message, self._clock.now)))
+            case TellSwarm(message=moved):
+                self.do(self.swarm.handle(moved))
+            case AskDraft() if self.drafter is not None:
+                self.drafter.ask(command)
+                self._clock.call_at(command.query.until_s, self._waited)
+            case DraftClosed(sequence=sequence) if self.drafter is not None:
+                self.drafter.closed(sequence)
+            case _:
+                raise AssertionError(f"the scheduler asks for {command!r}")
 
     def _waited(self) -> None:
         """For a draft, for long enough."""

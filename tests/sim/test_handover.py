@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import Any
 
 import pytest
 
+from bloombee.control.chunks import Chunks
 from bloombee.errors import DeviceError, LinkDown
-from bloombee.pipeline.events import WorkersEnded
+from bloombee.pipeline.events import Tune, WorkersEnded
+from bloombee.pipeline.scheduler import SchedulerCore
 from bloombee.sim.cluster import sim_card
 from bloombee.sim.head import PLAN_S
 from bloombee.sim.moving import MovingCluster
-from bloombee.sim.network import Faults
+from bloombee.sim.network import Faults, LinkShape
 from bloombee.types import SchedulerPlace
 from tests.sim_kit import HARSH, assert_right, kill_once_it_moves, submit
 
@@ -29,6 +32,7 @@ OTHERS = {
     "all": ((4, 5), (3, 3)),
 }
 """Workers and their layers."""
+_HEAD_AND_FIRST = (("scheduler", "stage0"), ("stage0", "scheduler"))
 
 
 def _cluster(seed: int, faults: Faults | None = None, **arguments: Any) -> MovingCluster:
@@ -155,3 +159,32 @@ def test_a_swarm_that_ends_in_the_middle_leaves_nobody_waiting_for_the_other_pla
     cluster.run()
     assert [str(ended.error) for ended in cluster.head.handovers] == ["nobody is left"]
     assert cluster.head.swarm.handovers.plans == ()
+
+
+def test_sequences_that_begin_anew_at_the_switch_wait_for_nothing_whatever_else_comes_of_it() -> None:
+    """Rows that they began on are in no log, so they are sent from the start as another generation; and with the new plan more
+    rows of prompts may be under way. No message is lost here, so nothing may have to be said again after a long silence."""
+    near, far = LinkShape(), LinkShape(latency_s=0.02)  # so that the first stage has all that was sent over the plan before
+    cluster = _cluster(1, resend_after_s=30.0, step_deadline_s=5.0, shape=far, shapes=dict.fromkeys(_HEAD_AND_FIRST, near))
+    prompts = [[number, *range(40, 79)] for number in range(4)]
+    for at in (0.0, 5.0):
+        for number, prompt in enumerate(prompts):
+            cluster.submit(prompt, max_new_tokens=40, seed=number, at=at)
+
+    def tune(under_way: int, after_s: float) -> None:
+        scheduler, chunks = cluster.head.scheduler, (Chunks(0, 16, 16, under_way),)
+        assert isinstance(scheduler, SchedulerCore)
+        cluster.head.schedule(scheduler.handle(Tune(3, chunks, None, cluster.clock.now + after_s)))
+
+    cluster.clock.call_at(5.5, lambda: tune(192, 0.0))
+    cluster.head.on_plan = lambda plan: tune(4096, 0.2) if plan.epoch == 2 else None  # on a machine that is busy
+    cluster.hand_over((1, 4, 3), (2, 2, 2), at=5.5)
+    assert cluster.run()
+    _handed_over(cluster)
+    assert any(" Lost(" in line for line in cluster.trace)
+    arrived = re.findall(
+        r"scheduler->stage0 Forward\(pipeline=1, epoch=2, frame=(\d+), .*?lane=<Lane.BULK", "\n".join(cluster.trace)
+    )
+    assert [int(number) for number in arrived] == sorted(map(int, arrived))
+    assert not any(" Gap(" in line for line in cluster.trace)
+    assert_right(cluster, LAYERS)

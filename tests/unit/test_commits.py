@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from msgspec.structs import replace
 from stage_kit import PENALTY, a_commit, a_frame, a_stage, an_item, an_opening, done, messages, ran, works
 
 from bloombee.kv.pool import MAX_ROLLBACK
 from bloombee.pipeline.commands import Gather, Send
 from bloombee.pipeline.cuts import MOST_AHEAD
 from bloombee.pipeline.events import Gathered, Port, StageReceived, Tick
+from bloombee.pipeline.frames import FrameSender
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Pages
 from bloombee.types import Lane
@@ -123,12 +125,25 @@ def test_rows_of_a_generation_that_no_commit_has_told_of_wait_for_it() -> None:
     core = a_stage()
     ran(core, a_frame(0, an_item(7, 0, 6)))
     early = a_frame(1, an_item(7, 4, 1, generation=1))
-    assert messages(core.handle(early), Gap) == [Gap(1, 1, 7, 1, 6)]
+    assert messages(core.handle(early), Gap) == [Gap(1, 1, 7, 1, 0)]
     core.handle(a_commit((7, 1, 3)))
     assert messages(core.handle(early), Gap) == [Gap(1, 1, 7, 1, 3)]
     (work,) = works(core.handle(a_frame(2, an_item(7, 3, 1, generation=1))))
     assert work.segments[0].position == 3
     assert works(core.handle(early))
+
+
+def test_a_frame_of_a_generation_that_is_not_known_is_asked_for_again_whatever_is_held_of_the_one_before() -> None:
+    """A sequence begins anew, with rows on two frames of which the second is first: the sender must not take what is held of the
+    old generation for what is held of the new one."""
+    sender, core = FrameSender(limit=9, resend_after_s=30.0), a_stage()
+    ran(core, a_frame(0, an_item(7, 0, 6)))
+    begins, follows = (a_frame(number, an_item(7, 3 * number, 3, generation=1)).message for number in range(2))
+    for message in (begins, follows):
+        sender.push(lambda _, message=message: Send(Port.DOWNSTREAM, Lane.CONTROL, message), 0.0)
+    (gap,) = messages(core.handle(StageReceived(replace(follows, frame=2), 0.0)), Gap)
+    again = [send.message for send in sender.resend_rows(gap.sequence, gap.have, 0.1)]
+    assert again == [begins, follows]
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))

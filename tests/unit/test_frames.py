@@ -10,7 +10,7 @@ from bloombee.errors import RemoteProtocolError
 from bloombee.pipeline.commands import Send
 from bloombee.pipeline.frames import FrameReceiver, FrameSender, LinkSender
 from bloombee.types import Kind, Lane
-from bloombee.wire.messages import Ack, Forward, Item, Opening, Sampling
+from bloombee.wire.messages import Ack, Forward, Item, Opening, Sampling, Tree
 
 SAMPLING = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, -1)
 
@@ -180,6 +180,14 @@ def test_however_often_rows_are_asked_for_they_go_once_a_round_trip() -> None:
     assert sent == [list(range(1, 17)), *[[]] * 15]
     sent = [_numbers(sender.resend_rows(1, 1, now=1.35 + 0.001 * gap)) for gap in range(16)]
     assert sent == [[1, 2, 3, 4], *[[]] * 15]
+
+
+def test_nodes_that_are_refused_go_again_wherever_the_rows_before_them_end() -> None:
+    """The third node of a chain is three positions further on than its tree, which its frame does not say in rows."""
+    sender = FrameSender(limit=64, resend_after_s=30.0)
+    item = Item(1, 0, Kind.DRAFT, 5, bytes(4), 1, None, Tree(3, (2,), b"\1"))
+    sender.push(lambda number: Send(0, Lane.CONTROL, Forward(1, 1, number, number, 0, 0, (item,))), now=0.0)
+    assert _numbers(sender.resend_rows(1, 6, now=0.2)) == [0]
 
 
 def test_a_first_frame_that_is_refused_again_and_again_goes_once_a_round_trip() -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from bloombee.pipeline.acting import each
 from bloombee.pipeline.commands import ReportProgress
-from bloombee.roles.each import each
 
 
 def test_a_command_that_fails_does_not_lose_those_after_it() -> None:

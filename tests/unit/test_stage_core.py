@@ -11,11 +11,22 @@ from bloombee.errors import LocalProtocolError, RemoteProtocolError, StalePlan
 from bloombee.kv.pool import most_pages, pages_for
 from bloombee.pipeline.commands import Command, Compute, Gather, Send
 from bloombee.pipeline.device_queue import DEVICE_DEPTH, MOST_OVERTAKES
-from bloombee.pipeline.events import Computed, ComputeFailed, Gathered, Greeted, Port, StageReceived, Unsendable
+from bloombee.pipeline.events import (
+    Computed,
+    ComputeFailed,
+    Gathered,
+    GatherFailed,
+    Greeted,
+    Port,
+    StageReceived,
+    Tick,
+    Unsendable,
+)
 from bloombee.pipeline.stage import StageCore
 from bloombee.pipeline.work import Outcome, Pages, Work
 from bloombee.types import Kind, Lane, Phase, Priority
 from bloombee.wire.messages import (
+    MARK,
     REPLAY,
     Ack,
     Close,
@@ -455,6 +466,59 @@ def test_rows_that_are_said_again_are_not_overtaken_by_newer_ones() -> None:
     core.handle(StageReceived(Ack(1, 2, Lane.BULK, 2, (), 2, 12, 0), 0.0))
     (straight,) = _messages(_ran(core, _forward(1, _item(7, 3, 1), epoch=2), 1), Forward)
     assert [item.position for item in straight.items] == [3]  # type: ignore[attr-defined]
+
+
+def test_rows_that_are_said_again_go_in_their_order_however_long_each_frame_takes_to_be_made() -> None:
+    """The log may have the older ones on disk, and the newer ones in memory. With credit for one frame the newer ones, refused
+    for what they follow on, would keep the older ones from ever being sent."""
+    core = _core(credits_=9, num_pages=99)
+    for frame in range(2):
+        _ran(core, _forward(frame, _item(7, 64 * frame, 64), phase=Phase.PREFILL), 64)
+    first, second = _seat(core, 2, 0, 2, 1)
+    assert isinstance(first, Gather)
+    assert isinstance(second, Gather)
+    assert core.handle(Gathered(second.number, "newer", 0.0)) == []
+    assert _rows_said(core.handle(Gathered(first.number, "older", 0.0))) == [(7, 0, 0, 64)]
+    assert _rows_said(core.handle(StageReceived(Ack(1, 2, Lane.BULK, 1, (), 1, 2, 0), 0.0))) == [(7, 0, 64, 64)]
+
+
+def test_a_frame_that_cannot_be_made_keeps_none_behind_it_waiting() -> None:
+    core = _core(credits_=9, num_pages=99)
+    _ran(core, _forward(0, _item(7, 0, 64), phase=Phase.PREFILL), 64)
+    _ran(core, _forward(1, _item(8, 0, 5), phase=Phase.PREFILL), 5)
+    first, second = _seat(core, 2, 0, 2, 9)
+    assert isinstance(first, Gather)
+    assert isinstance(second, Gather)
+    core.handle(Gathered(second.number, "rows of another", 0.0))
+    commands = core.handle(GatherFailed(first.number, 0.0))
+    assert _rows_said(commands) == [(8, 0, 0, 5)]
+    assert _messages(commands, Lost) == [Lost(1, 2, (Holding(7, 0, 0),), False)]
+
+
+def test_a_mark_goes_on_once_what_was_still_to_be_said_before_it_is_closed() -> None:
+    """Nobody may say anything after that, and the hand-over would wait for the mark for ever."""
+    core = _core(credits_=9, num_pages=99)
+    for frame in range(4):
+        _ran(core, _forward(frame, _item(7, 64 * frame, 64), phase=Phase.PREFILL), 64)
+    gathers = [one for one in _seat(core, 2, 0, 2, 1) if isinstance(one, Gather)]
+    _ran(core, StageReceived(Forward(1, 2, 0, MARK, Lane.BULK, Priority.REPLAY, ()), 0.0), 0)
+    for gather in gathers:  # the fourth is not asked for while others wait for credit
+        gathers += [one for one in core.handle(Gathered(gather.number, "rows", 0.0)) if isinstance(one, Gather)]
+    core.handle(StageReceived(Close(1, 2, (7,), 0), 0.0))
+    acks = [Ack(1, 2, Lane.BULK, number, (), number, number + 1, 0) for number in (1, 2, 3)]
+    said = [message for ack in acks for message in _messages(core.handle(StageReceived(ack, 0.0)), Forward)]
+    assert [message.microbatch for message in said] == [REPLAY, REPLAY, MARK]  # type: ignore[attr-defined]
+
+
+def test_who_may_not_have_been_wired_yet_is_soon_told_again_what_is_held() -> None:
+    load = Load(1, 1, 1, 2, 3, "m", bytes(16), (), "float32", (Group(0, 8),), 4, 0, None, (), ())
+    core = StageCore(load, resend_after_s=30.0)
+    core.handle(StageReceived(Wire(1, 1, 1, 1, 3, 9, 64, None, None, None, (), None, False, 1, False), 0.0))
+    core.handle(Greeted(1, 0.0))
+    assert core.handle(Tick(1.0)) == []
+    assert _messages(core.handle(Tick(2.0)), Resume) == [Resume(1, 1, ())]
+    core.handle(StageReceived(Resumed(1, 1), 2.1))
+    assert core.handle(Tick(9.0)) == []
 
 
 def test_what_waited_in_a_retired_seat_is_computed_and_said_over_the_next() -> None:

@@ -175,7 +175,8 @@ class Ack(Message, frozen=True, tag=34):
 
 
 class Gap(Message, frozen=True, tag=35):
-    """Rows came that start beyond what is held, or are of a generation that is not known yet; send again from ``have``."""
+    """Rows came that start beyond what is held, or are of a generation of which nothing is known yet (``have`` is 0 then); send
+    again from ``have``."""
 
     pipeline: U32
     epoch: U32
