@@ -10,7 +10,7 @@ import pytest
 
 import bloombee
 from bloombee.types import SchedulerPlace
-from tests.ask_kit import PROMPTS, ask
+from tests.ask_kit import PROMPTS, ask, lose
 
 LONG = [5 + n % 400 for n in range(600)]
 
@@ -62,14 +62,7 @@ def test_requests_go_on_with_the_same_tokens_when_a_stage_is_killed(stage: int) 
         async with bloombee.Runtime(
             "demo", workers=3, spares=1, dtype="float32", threads=1, scheduler="stage0", silence_s=5.0
         ) as runtime:
-            undisturbed = await asyncio.gather(*(ask(runtime, number) for number in range(len(PROMPTS))))
-            came: asyncio.Queue[int] = asyncio.Queue()
-            asked = [asyncio.ensure_future(ask(runtime, number, came)) for number in range(len(PROMPTS))]
-            for _ in range(20):
-                await came.get()
-            lost = runtime.plan.stages[stage]
-            os.kill(runtime.worker_pids[lost.worker], signal.SIGKILL)
-            assert await asyncio.gather(*asked) == undisturbed
+            (lost,), undisturbed = await lose(runtime, [stage])
             assert (runtime.plan.epoch, runtime.plan.scheduler_since) == (2, 1 if stage else 2)
             assert runtime.plan.stages[stage].worker != lost.worker
             await asyncio.wait_for(_pages_are_free(runtime), 20)

@@ -14,7 +14,7 @@ from bloombee import SwarmEventKind
 from bloombee.config import WorkerConfig
 from bloombee.errors import DeviceError
 from bloombee.roles.worker import WorkerRole
-from tests.ask_kit import NEW, PROMPTS, ask
+from tests.ask_kit import NEW, ask, lose
 
 
 class _Events:
@@ -43,14 +43,7 @@ def test_requests_go_on_with_the_same_tokens_when_a_stage_is_killed(stage: int) 
     async def use() -> None:
         async with bloombee.Runtime("demo", workers=3, spares=1, dtype="float32", threads=1, silence_s=5.0) as runtime:
             events = _Events(runtime)
-            undisturbed = await asyncio.gather(*(ask(runtime, number) for number in range(len(PROMPTS))))
-            came: asyncio.Queue[int] = asyncio.Queue()
-            asked = [asyncio.ensure_future(ask(runtime, number, came)) for number in range(len(PROMPTS))]
-            for _ in range(20):
-                await came.get()
-            lost = runtime.plan.stages[stage]
-            os.kill(runtime.worker_pids[lost.worker], signal.SIGKILL)
-            assert await asyncio.gather(*asked) == undisturbed
+            (lost,), _ = await lose(runtime, [stage])
             assert runtime.plan.epoch == 2
             assert runtime.plan.stages[stage].worker != lost.worker
             assert await runtime.pages_free() == tuple(one.num_pages for one in runtime.plan.stages)
@@ -72,14 +65,7 @@ def test_without_a_spare_the_others_share_out_what_a_lost_worker_had() -> None:
         async with bloombee.Runtime(
             "demo", workers=3, share_out=True, restarts=0, dtype="float32", threads=1, silence_s=5.0
         ) as runtime:
-            undisturbed = await asyncio.gather(*(ask(runtime, number) for number in range(len(PROMPTS))))
-            came: asyncio.Queue[int] = asyncio.Queue()
-            asked = [asyncio.ensure_future(ask(runtime, number, came)) for number in range(len(PROMPTS))]
-            for _ in range(20):
-                await came.get()
-            lost = runtime.plan.stages[1]
-            os.kill(runtime.worker_pids[lost.worker], signal.SIGKILL)
-            assert await asyncio.gather(*asked) == undisturbed
+            (lost,), _ = await lose(runtime, [1])
             assert runtime.plan.stage_of(lost.worker) is None
             assert len(runtime.plan.stages) == 2
             assert await runtime.pages_free() == tuple(one.num_pages for one in runtime.plan.stages)
@@ -134,14 +120,7 @@ def test_workers_found_lost_cost_nothing_when_their_processes_end_after_that() -
         async with bloombee.Runtime("demo", workers=3, spares=3, dtype="float32", threads=1) as runtime:
             events = _Events(runtime)
             await events.until(SwarmEventKind.JOINED, 6)
-            undisturbed = await asyncio.gather(*(ask(runtime, number) for number in range(len(PROMPTS))))
-            came: asyncio.Queue[int] = asyncio.Queue()
-            asked = [asyncio.ensure_future(ask(runtime, number, came)) for number in range(len(PROMPTS))]
-            for _ in range(20):
-                await came.get()
-            for stage in (0, 2):
-                os.kill(runtime.worker_pids[runtime.plan.stages[stage].worker], signal.SIGKILL)
-            assert await asyncio.gather(*asked) == undisturbed
+            _, undisturbed = await lose(runtime, [0, 2])
 
             hung = runtime.plan.stages[1]
             pid = runtime.worker_pids[hung.worker]
