@@ -27,6 +27,8 @@ SUFFIX = ".jsonl"
 HEADER = ("process", "worker", "stage", "num_stages", "clock")
 """Of a trace's first line, as :class:`ProcessTrace` takes them."""
 MOST_HEADER_BYTES = 1 << 16
+MOST_LINE_CHARACTERS = 1 << 20
+"""What has a longer line is no trace, and may have no end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,11 +322,11 @@ def _begins_as_trace(path: Path) -> bool:
 def read(path: Path) -> ProcessTrace:
     """One file. A last line that was cut off (its process was killed) is left out. Raises ConfigError as :func:`load`."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = list(_whole_lines(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot read this trace: {error}", path=str(path)) from error
     process: ProcessTrace | None = None
-    for number, line in enumerate(lines[:-1], start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
             if process is None:
@@ -340,6 +342,14 @@ def read(path: Path) -> ProcessTrace:
     if process is None:
         raise ConfigError(f"{path}: an empty trace", path=str(path))
     return process
+
+
+def _whole_lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        while (line := file.readline(MOST_LINE_CHARACTERS)).endswith("\n") or len(line) == MOST_LINE_CHARACTERS:
+            yield line
+            if not line.endswith("\n"):
+                return
 
 
 def _chain(record: dict[str, Any]) -> Chain:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("any clock", deadline=None)
+settings.load_profile("any clock")  # how long an example takes is the machine's affair
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

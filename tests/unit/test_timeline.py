@@ -165,6 +165,8 @@ def test_what_is_no_trace_is_refused(tmp_path: Path) -> None:
         timeline.read(tmp_path / "b.jsonl")
     with pytest.raises(ConfigError, match="cannot read"):
         timeline.load([tmp_path / "none"])
+    with pytest.raises(ConfigError, match="/dev/zero, line 1"):
+        timeline.load(["/dev/zero"])
 
 
 def test_of_a_directory_only_traces_are_read(tmp_path: Path) -> None:
