@@ -39,7 +39,7 @@ class Lengths:
             raise ConfigError(
                 f"the prompt has {least}{num_tokens} tokens and max_new_tokens = {max_new_tokens}:"
                 f" {least}{total} positions, but the model has {card.max_positions}; shorten one of them",
-                field="max_new_tokens",
+                field="max_new_tokens" if num_tokens < card.max_positions else "prompt",
                 prompt_tokens=num_tokens,
                 max_positions=card.max_positions,
             )
