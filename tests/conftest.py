@@ -18,10 +18,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of real processes and clocks share two cores with others: one that fails is run again, and the report says so."""
+    """Tests of real processes and clocks share two cores with others: one that fails is run once more, and the report says so."""
     for item in items:
         if item.path.parent.name in ("integration", "hostile"):
-            item.add_marker(pytest.mark.flaky(reruns=2))
+            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 @pytest.fixture

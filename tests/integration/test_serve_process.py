@@ -90,18 +90,26 @@ def deaf(port: int, path: str, body: bytes, length: int) -> socket.socket:
     return one
 
 
+def said_at_its_end(process: subprocess.Popen[str]) -> str:
+    """On stderr; it is asked to end, and does."""
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert process.stderr is not None
+    return process.stderr.read()
+
+
 def test_whoever_takes_nothing_holds_up_the_end_no_longer_than_others_may() -> None:
     """A request that is never whole, and a stream that nobody reads: the server ends, and says why it took so long."""
     asks = {"prompt": "import ", "max_tokens": 1900, "stream": True, "ignore_eos": True, "logprobs": 20}
     stream = json.dumps(asks).encode()
-    with serving("--drain", "2") as (process, port):
-        with deaf(port, "/v1/completions", b"{", 100), deaf(port, "/v1/completions", stream, len(stream)):
-            while not json.loads(asked(port, "/health")[2])["requests"]:
-                time.sleep(0.01)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
-        assert process.stderr is not None
-        said = process.stderr.read()
+    with (
+        serving("--drain", "2") as (process, port),
+        deaf(port, "/v1/completions", b"{", 100),
+        deaf(port, "/v1/completions", stream, len(stream)),
+    ):
+        while not json.loads(asked(port, "/health")[2])["requests"]:
+            time.sleep(0.01)
+        said = said_at_its_end(process)
     assert "no more requests are taken; 1 request may end, for 2 s" in said
     assert "1 request that still ran had to end" in said
     assert "had to be cut: nothing comes, or nothing is taken" in said
@@ -111,10 +119,7 @@ def test_whoever_takes_nothing_holds_up_the_end_no_longer_than_others_may() -> N
 def test_half_a_request_holds_up_the_end_no_longer_than_others_may() -> None:
     with serving("--drain", "2") as (process, port), deaf(port, "/v1/completions", b"{", 100):
         asked(port, "/health")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-        assert process.stderr is not None
-        said = process.stderr.read()
+        said = said_at_its_end(process)
     assert "no more requests are taken; 1 connection may end, for 2 s" in said
     assert "1 connection had to be cut" in said
 
